@@ -1,0 +1,77 @@
+# The whole path, from a bare machine (Python 3.11, gcc, make) to a served bundle.
+# Every step is idempotent; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ADDRESS ?= 127.0.0.1:50051
+DATA ?= ../shared/data/mmlu_pro_cot
+CHECKPOINT := artifacts/checkpoint/manifest.json
+BUNDLE := artifacts/bundle/manifest.json
+
+.DEFAULT_GOAL := help
+.PHONY: help install model export serve demo test lint train evaluate bench proto lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.serve ## virtual environment, locked dependencies (no torch), kernel
+
+model: $(CHECKPOINT) ## base weights, merged with the shipped adapter
+
+export: $(BUNDLE) ## ONNX bundle from the checkpoint
+
+serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:50051)
+	@$(BIN)/modelsat serve --address $(ADDRESS)
+
+demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
+	@$(BIN)/python -m bench.demo
+
+test: $(BUNDLE) $(VENV)/.dev ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## style, types, import rules, proto drift
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd proto && ../$(BIN)/buf lint
+	$(BIN)/python -m engine.pb.generate --check
+
+train: $(VENV)/.dev ## train on DATA; resumes where it stopped
+	$(BIN)/python -m training.train --data $(DATA) --out artifacts/train $(TRAIN)
+
+evaluate: $(BUNDLE) $(VENV)/.dev ## score the held-out rows of DATA through the bundle
+	$(BIN)/python -m training.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation
+
+bench: $(BUNDLE) ## latency of the server and of its phases
+	$(BIN)/python -m bench.latency
+
+proto: $(VENV)/.dev ## generate engine/pb from proto/
+	$(BIN)/python -m engine.pb.generate
+
+lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
+	$(BIN)/python requirements/lock.py
+
+clean: ## remove what was built; keeps the virtual environment and the base weights
+	rm -rf artifacts/checkpoint artifacts/bundle build *.egg-info cpp_ext/_score*.so
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h
+	@sh .ci/compiler
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/export.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+$(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/*) training/merge.py training/base.py training/gguf_llama.py engine/contract/prompt.py
+	$(BIN)/python -m training.base
+	$(BIN)/python -m training.merge --pretrained pretrained --out artifacts/checkpoint
+
+$(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py)
+	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle

@@ -1,0 +1,55 @@
+"""Resolve the extras of setup.py into exact versions, one resolution for all of them.
+
+    make lock
+
+dev.txt holds everything; serve, export and train are the parts of it that they need, so that no
+two environments of one commit disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LOCKS = {
+    "dev": "cpu,export,train,dev",
+    "train": "cpu,export,train",
+    "export": "cpu,export",
+    "serve": "cpu",
+}
+HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
+
+
+def resolve(extras: str, constraint: Path | None) -> list[str]:
+    """name==version of everything that `.[extras]` needs, by pip's own resolver."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-q"]
+    if constraint:
+        command += ["-c", str(constraint)]
+    with tempfile.NamedTemporaryFile(suffix=".json") as report:
+        command += ["--report", report.name, f"{HERE.parent}[{extras}]"]
+        subprocess.run(command, check=True)
+        found = json.loads(Path(report.name).read_text(encoding="utf-8"))
+    pins = {
+        item["metadata"]["name"].lower(): item["metadata"]["version"].partition("+")[0]
+        for item in found["install"]
+    }
+    pins.pop("modelsat")
+    return [f"{name}=={version}" for name, version in sorted(pins.items())]
+
+
+def main() -> None:
+    """Write every lock; the first constrains the others."""
+    everything = HERE / "dev.txt"
+    for name, extras in LOCKS.items():
+        pins = resolve(extras, None if name == "dev" else everything)
+        target = HERE / f"{name}.txt"
+        target.write_text(HEADER.format(extras=extras) + "\n".join(pins) + "\n", encoding="utf-8")
+        print(f"{target.name}: {len(pins)} packages")
+
+
+if __name__ == "__main__":
+    main()

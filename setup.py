@@ -1,0 +1,64 @@
+"""Build file: flat packages and the scoring kernel; versions are locked in requirements/."""
+
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+EXTRAS = {
+    "cpu": ["onnxruntime>=1.31"],
+    "gpu": ["onnxruntime-gpu>=1.31"],
+    "export": ["onnx>=1.23", "onnxruntime>=1.31", "gguf>=0.19", "safetensors>=0.8", "tqdm>=4.70"],
+    "train": ["torch==2.13.0", "transformers>=5.23,<6", "peft>=0.21", "matplotlib>=3.11", "scikit-learn>=1.9"],
+    "trt": ["tensorrt-rtx>=1.7"],
+    "dev": [
+        "pytest>=9.2",
+        "pytest-asyncio>=1.5",
+        "hypothesis>=6.170",
+        "mypy>=2.4",
+        "ruff>=0.17",
+        "import-linter>=2.16",
+        "buf-bin>=1.75",
+        "grpcio-tools>=1.85",
+        "types-grpcio>=1.85",
+        "types-protobuf>=7",
+        "types-tqdm",
+    ],
+}
+
+setup(
+    name="modelsat",
+    version="0.1.0",
+    description="Routes each instruction to the LLM that will handle it best, in milliseconds",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["engine*", "export*", "training*", "cpp_ext*", "bench*"]),
+    package_dir={"": "."},
+    package_data={"cpp_ext": ["*.h", "*.cc"], "engine.pb": ["*.pyi"], "training": ["*.json"]},
+    # A plain shared library behind a C ABI, found by cpp_ext/__init__.py through ctypes. Optional:
+    # without a C++ compiler the NumPy path serves, and the server says so.
+    ext_modules=[
+        Extension(
+            "cpp_ext._score",
+            ["cpp_ext/score_cpu.cc"],
+            depends=["cpp_ext/score.h"],
+            extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wextra"],
+            language="c++",
+            optional=True,
+        )
+    ],
+    install_requires=[
+        "numpy>=2.0",
+        "tokenizers>=0.22",
+        "grpcio>=1.85",
+        "grpcio-health-checking>=1.85",
+        "grpcio-reflection>=1.85",
+        "grpcio-status>=1.85",
+        "googleapis-common-protos>=1.76",
+        "protobuf>=7.36",
+        "rich>=15",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["modelsat=engine.cli:main"]},
+)
