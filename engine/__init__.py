@@ -1,0 +1,1 @@
+"""The serving engine: contract > registry > scoring > policy > router > serving, one way."""

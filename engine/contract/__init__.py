@@ -1,0 +1,1 @@
+"""What the files and the words mean; standard library and numpy only."""

@@ -1,0 +1,82 @@
+"""The small arrays of a bundle, scoring.npz: what surrounds the two graphs.
+
+Letters: T tasks, E encoder width, C representation width, D backbone width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.errors import BundleError
+
+Floats = NDArray[np.float32]
+FILE = "scoring.npz"
+
+
+@dataclass(frozen=True)
+class TaskNorms:
+    """What accuracies are compared with, measured on the training candidates.
+
+    center: (E,) mean keyword embedding. means: task -> mean accuracy. default_mean: for a task
+    that the training candidates never sat.
+    """
+
+    center: Floats
+    means: Mapping[str, float]
+    default_mean: float
+
+
+@dataclass(frozen=True)
+class Connector:
+    """e_c = W c + b. weight: (D, C), bias: (D,)."""
+
+    weight: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class ScoringArrays:
+    """readout: (D,) = the final norm's gain times (w_yes - w_no)."""
+
+    readout: Floats
+    connector: Connector
+    norms: TaskNorms
+
+
+def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
+    """Write scoring.npz; no pickle."""
+    norms = arrays.norms
+    np.savez(
+        folder / FILE,
+        readout=arrays.readout,
+        connector_weight=arrays.connector.weight,
+        connector_bias=arrays.connector.bias,
+        center=norms.center,
+        tasks=np.array(list(norms.means)),
+        task_means=np.array(list(norms.means.values()), dtype=np.float64),
+        default_mean=np.float64(norms.default_mean),
+    )
+
+
+def load_arrays(folder: Path) -> ScoringArrays:
+    """Read scoring.npz; raises BundleError where it is not finite or not of its shape."""
+    with np.load(folder / FILE) as file:
+        arrays = {name: file[name] for name in file.files}
+    readout, weight = arrays["readout"], arrays["connector_weight"]
+    if weight.shape[0] != len(readout) or arrays["connector_bias"].shape != readout.shape:
+        raise BundleError(
+            f"{folder / FILE}: connector_weight is {weight.shape}, readout {readout.shape};"
+            " both must have the backbone's width. `make export` builds it anew."
+        )
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BundleError(f"{folder / FILE}: {name} holds values that are not finite.")
+    tasks = [str(t) for t in arrays["tasks"]]
+    means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
+    norms = TaskNorms(arrays["center"], means, float(arrays["default_mean"]))
+    return ScoringArrays(readout, Connector(weight, arrays["connector_bias"]), norms)

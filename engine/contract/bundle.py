@@ -1,0 +1,159 @@
+"""The manifest that makes a folder a checkpoint or a bundle: written last, checked on reading.
+
+A folder without a manifest is unfinished. The manifest holds the sha256 of every other file, so
+that a flipped byte is found before it is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from engine.contract.errors import BundleError
+from engine.contract.prompt import PROMPT_VERSION
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+Kind = Literal["checkpoint", "bundle"]
+Layout = Literal["candidate_last", "capability_first"]
+Representation = Literal["accuracy_weighted", "text"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p = sigmoid(scale * logit + offset), fitted on held-out rows."""
+
+    scale: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint or bundle is.
+
+    width: D, of the backbone's input and residual stream. encoder_width: of psi.
+    encoder_id: hash of encoder, connector and representation; tables made by another are refused.
+    files: relative path -> sha256. parity: format -> largest difference seen in p.
+    """
+
+    kind: Kind
+    layout: Layout
+    representation: Representation
+    width: int
+    encoder_width: int
+    depth: int
+    vocab_size: int
+    yes_id: int
+    no_id: int
+    norm_eps: float
+    calibration: Calibration
+    encoder_id: str
+    files: Mapping[str, str]
+    made_by: Mapping[str, Any]
+    parity: Mapping[str, float]
+    schema: int = SCHEMA
+    prompt_version: str = PROMPT_VERSION
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in 1 MB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file under `folder` but the manifest, sorted."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in paths}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest` into `folder`, whole or not at all; call it last."""
+    temporary = folder / (MANIFEST + ".tmp")
+    temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path, kind: Kind) -> Manifest:
+    """The manifest of `folder`, its schema, prompt version and every file's hash checked.
+
+    Raises BundleError in one sentence that names the field, what was found and what was expected.
+    """
+    path = folder / MANIFEST
+    remedy = "`make model` builds it" if kind == "checkpoint" else "`make export` builds it"
+    if not path.is_file():
+        raise BundleError(f"{folder} holds no {MANIFEST}, so it is no finished {kind}; {remedy}.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} is not readable JSON ({error}); {remedy} anew.") from error
+    manifest = _parse(raw, path, kind, remedy)
+    _check_hashes(folder, manifest.files, remedy)
+    return manifest
+
+
+def _parse(raw: Any, path: Path, kind: Kind, remedy: str) -> Manifest:
+    expected = {"schema": SCHEMA, "kind": kind, "prompt_version": PROMPT_VERSION}
+    if not isinstance(raw, dict):
+        raise BundleError(f"{path} holds {type(raw).__name__}, expected an object; {remedy} anew.")
+    for name, want in expected.items():
+        if raw.get(name) != want:
+            raise BundleError(
+                f"{path}: {name} is {raw.get(name)!r}, this engine expects {want!r}; {remedy} anew"
+                " with this version, or serve it with the version that made it."
+            )
+    names = {f.name for f in fields(Manifest)}
+    if set(raw) != names:
+        raise BundleError(
+            f"{path}: fields missing {sorted(names - set(raw))}, unknown"
+            f" {sorted(set(raw) - names)}; {remedy} anew."
+        )
+    for name, allowed in (("layout", Layout), ("representation", Representation)):
+        if raw[name] not in get_args(allowed):
+            raise BundleError(
+                f"{path}: {name} is {raw[name]!r}, expected one of {get_args(allowed)}."
+            )
+    return Manifest(**{**raw, "calibration": Calibration(**raw["calibration"])})
+
+
+def _check_hashes(folder: Path, files: Mapping[str, str], remedy: str) -> None:
+    for name, want in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing, though the manifest lists it; {remedy} anew.")
+        if (found := sha256_of(path)) != want:
+            raise BundleError(
+                f"{path}: sha256 is {found[:12]}..., the manifest says {want[:12]}...: the file was"
+                f" changed or damaged; {remedy} anew."
+            )
+
+
+def made_by(command: str, arguments: Iterable[str], version: str) -> dict[str, Any]:
+    """Who made a folder: version, command line, and git commit where one is known."""
+    return {
+        "version": version,
+        "command": command,
+        "arguments": list(arguments),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str:
+    """HEAD of the checkout this file is in, read without git; empty outside of one."""
+    git = Path(__file__).resolve().parents[2] / ".git"
+    head = git / "HEAD"
+    if not head.is_file():
+        return os.environ.get("MODELSAT_COMMIT", "")
+    text = head.read_text().strip()
+    reference = git / text.removeprefix("ref: ")
+    if text.startswith("ref: "):
+        return reference.read_text().strip() if reference.is_file() else ""
+    return text

@@ -1,0 +1,200 @@
+"""A candidate LLM and its aptitude test, as plain immutable values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.contract.errors import InvalidInputError, Violation
+
+ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+PREFIX = "candidates/"
+TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
+MAX_TASK_CHARS = 300
+MAX_NAME_CHARS = 200
+MAX_CONTEXT_WINDOW = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """task: the keywords that name it; accuracy: share of its questions answered right, [0, 1]."""
+
+    task: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One LLM that can be chosen. None means unknown: it is never guessed.
+
+    Prices are US dollars per million tokens, the context window and the mean answer are tokens.
+    """
+
+    id: str
+    aptitude: tuple[TaskResult, ...]
+    display_name: str = ""
+    context_window: int | None = None
+    input_usd_per_million: float | None = None
+    output_usd_per_million: float | None = None
+    price_source: str = ""
+    mean_answer_tokens: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The resource name, `candidates/{id}`."""
+        return PREFIX + self.id
+
+    @property
+    def etag(self) -> str:
+        """A hash of everything above; changes when and only when the candidate does."""
+        payload = json.dumps(to_json(self), sort_keys=True)
+        return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+    def mean_accuracy(self) -> float:
+        """Mean of the aptitude figures, [0, 1]."""
+        return math.fsum(r.accuracy for r in self.aptitude) / len(self.aptitude)
+
+    def expected_cost_usd(self, input_tokens: int, default_answer_tokens: float) -> float | None:
+        """Price of reading `input_tokens` and of a mean answer; None where no price is known."""
+        if self.input_usd_per_million is None or self.output_usd_per_million is None:
+            return None
+        answer = self.mean_answer_tokens
+        answer = default_answer_tokens if answer is None else answer
+        million_usd = (
+            input_tokens * self.input_usd_per_million + answer * self.output_usd_per_million
+        )
+        return million_usd / 1e6
+
+
+def id_of(name: str, field: str = "name") -> str:
+    """The id in the resource name `candidates/{id}`; raises InvalidInputError otherwise."""
+    identifier = name.removeprefix(PREFIX)
+    if not name.startswith(PREFIX) or not ID_PATTERN.fullmatch(identifier):
+        raise InvalidInputError(
+            Violation(field, f"is {name[:80]!r}; expected candidates/{{id}}, {_ID_RULE}.")
+        )
+    return identifier
+
+
+def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
+    """Everything wrong with `candidate`, all at once; an empty list where nothing is."""
+    return [
+        *_check_words(candidate, field),
+        *_check_aptitude(candidate.aptitude, f"{field}.aptitude"),
+        *_check_numbers(candidate, field),
+    ]
+
+
+def require_valid(candidates: Sequence[Candidate], field: str = "candidates") -> None:
+    """Raise one InvalidInputError that lists every problem of `candidates`, duplicates too."""
+    single = len(candidates) == 1
+    problems = [
+        problem
+        for i, candidate in enumerate(candidates)
+        for problem in validate(candidate, field if single else f"{field}[{i}]")
+    ]
+    seen: dict[str, int] = {}
+    for i, candidate in enumerate(candidates):
+        if candidate.id in seen:
+            problems.append(
+                Violation(
+                    f"{field}[{i}].name",
+                    f"is {candidate.name}, which {field}[{seen[candidate.id]}] has already;"
+                    " names are unique.",
+                )
+            )
+        seen.setdefault(candidate.id, i)
+    if problems:
+        raise InvalidInputError(*problems)
+
+
+def to_json(candidate: Candidate) -> dict[str, Any]:
+    """A JSON object; unknown values are left out."""
+    fields = {k: v for k, v in vars(candidate).items() if v is not None and v != ""}
+    fields["aptitude"] = [{"task": r.task, "accuracy": r.accuracy} for r in candidate.aptitude]
+    return fields
+
+
+def from_json(value: Mapping[str, Any]) -> Candidate:
+    """The inverse of to_json, for files this project wrote; values are not validated."""
+    fields = dict(value)
+    results = fields.pop("aptitude")
+    aptitude = tuple(TaskResult(r["task"], float(r["accuracy"])) for r in results)
+    return Candidate(aptitude=aptitude, **fields)
+
+
+_ID_RULE = "an id is 1 to 63 of a-z 0-9 . _ - and begins and ends with a letter or digit"
+
+
+def _check_words(candidate: Candidate, field: str) -> list[Violation]:
+    problems = []
+    if not ID_PATTERN.fullmatch(candidate.id):
+        problems.append(Violation(f"{field}.name", f"has id {candidate.id[:80]!r}; {_ID_RULE}."))
+    for label in ("display_name", "price_source"):
+        size = len(getattr(candidate, label))
+        if size > MAX_NAME_CHARS:
+            problems.append(
+                Violation(
+                    f"{field}.{label}", f"is {size} characters, the limit is {MAX_NAME_CHARS}."
+                )
+            )
+    return problems
+
+
+def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation]:
+    problems = []
+    if len(results) != TEST_TASKS:
+        problems.append(
+            Violation(
+                field,
+                f"has {len(results)} figures, expected {TEST_TASKS}: one for each task of the"
+                " aptitude test.",
+            )
+        )
+    seen: set[str] = set()
+    for i, result in enumerate(results):
+        at = f"{field}[{i}]"
+        if not 0.0 <= result.accuracy <= 1.0:  # false for NaN too
+            problems.append(
+                Violation(f"{at}.accuracy", f"is {result.accuracy}, expected a share in [0, 1].")
+            )
+        if not result.task.strip() or len(result.task) > MAX_TASK_CHARS:
+            problems.append(
+                Violation(
+                    f"{at}.task",
+                    f"is {len(result.task)} characters; expected 1 to {MAX_TASK_CHARS} that name"
+                    " the task by keywords.",
+                )
+            )
+        if result.task in seen:
+            problems.append(Violation(f"{at}.task", f"repeats {result.task[:80]!r}."))
+        seen.add(result.task)
+    return problems
+
+
+def _check_numbers(candidate: Candidate, field: str) -> list[Violation]:
+    problems = []
+    for label in ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens"):
+        value = getattr(candidate, label)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            problems.append(
+                Violation(
+                    f"{field}.{label}",
+                    f"is {value}; expected a finite number of at least 0, or leave it out if it"
+                    " is unknown.",
+                )
+            )
+    window = candidate.context_window
+    if window is not None and not 0 < window <= MAX_CONTEXT_WINDOW:
+        problems.append(
+            Violation(
+                f"{field}.context_window",
+                f"is {window} tokens; expected 1 to {MAX_CONTEXT_WINDOW}, or leave it out.",
+            )
+        )
+    return problems
