@@ -1,0 +1,37 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Candidate(_message.Message):
+    __slots__ = ("name", "display_name", "aptitude", "context_window", "input_usd_per_million", "output_usd_per_million", "price_source", "mean_answer_tokens", "etag")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    APTITUDE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    INPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
+    PRICE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    display_name: str
+    aptitude: _containers.RepeatedCompositeFieldContainer[TaskResult]
+    context_window: int
+    input_usd_per_million: float
+    output_usd_per_million: float
+    price_source: str
+    mean_answer_tokens: float
+    etag: str
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., aptitude: _Optional[_Iterable[_Union[TaskResult, _Mapping]]] = ..., context_window: _Optional[int] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., price_source: _Optional[str] = ..., mean_answer_tokens: _Optional[float] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class TaskResult(_message.Message):
+    __slots__ = ("task", "accuracy")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    accuracy: float
+    def __init__(self, task: _Optional[str] = ..., accuracy: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,154 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_SYSTEM: _ClassVar[Role]
+    ROLE_USER: _ClassVar[Role]
+    ROLE_ASSISTANT: _ClassVar[Role]
+    ROLE_TOOL: _ClassVar[Role]
+ROLE_UNSPECIFIED: Role
+ROLE_SYSTEM: Role
+ROLE_USER: Role
+ROLE_ASSISTANT: Role
+ROLE_TOOL: Role
+
+class RouteRequest(_message.Message):
+    __slots__ = ("text", "conversation", "policy")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    conversation: Conversation
+    policy: Policy
+    def __init__(self, text: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ...) -> None: ...
+
+class Conversation(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
+
+class Message(_message.Message):
+    __slots__ = ("role", "text")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    text: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., text: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("cost_sensitivity", "min_probability", "max_cost_usd", "allow", "deny", "expected_output_tokens", "ranking_size")
+    COST_SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
+    MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_USD_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FIELD_NUMBER: _ClassVar[int]
+    DENY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RANKING_SIZE_FIELD_NUMBER: _ClassVar[int]
+    cost_sensitivity: float
+    min_probability: float
+    max_cost_usd: float
+    allow: _containers.RepeatedScalarFieldContainer[str]
+    deny: _containers.RepeatedScalarFieldContainer[str]
+    expected_output_tokens: int
+    ranking_size: int
+    def __init__(self, cost_sensitivity: _Optional[float] = ..., min_probability: _Optional[float] = ..., max_cost_usd: _Optional[float] = ..., allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ...) -> None: ...
+
+class RouteResponse(_message.Message):
+    __slots__ = ("selected", "reason", "ranking", "exclusions", "revision", "timing", "input_tokens", "truncated")
+    SELECTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIONS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    selected: str
+    reason: str
+    ranking: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
+    exclusions: _containers.RepeatedCompositeFieldContainer[Exclusion]
+    revision: int
+    timing: Timing
+    input_tokens: int
+    truncated: bool
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...
+
+class RankedCandidate(_message.Message):
+    __slots__ = ("candidate", "probability", "expected_cost_usd", "utility")
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_COST_USD_FIELD_NUMBER: _ClassVar[int]
+    UTILITY_FIELD_NUMBER: _ClassVar[int]
+    candidate: str
+    probability: float
+    expected_cost_usd: float
+    utility: float
+    def __init__(self, candidate: _Optional[str] = ..., probability: _Optional[float] = ..., expected_cost_usd: _Optional[float] = ..., utility: _Optional[float] = ...) -> None: ...
+
+class Exclusion(_message.Message):
+    __slots__ = ("candidate", "reason")
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    candidate: str
+    reason: str
+    def __init__(self, candidate: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("prepare", "queue", "forward", "score", "choose", "total")
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    CHOOSE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    prepare: _duration_pb2.Duration
+    queue: _duration_pb2.Duration
+    forward: _duration_pb2.Duration
+    score: _duration_pb2.Duration
+    choose: _duration_pb2.Duration
+    total: _duration_pb2.Duration
+    def __init__(self, prepare: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., forward: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., score: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., choose: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "backend", "kernel", "layout", "representation", "depth", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    REPRESENTATION_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    MAX_INSTRUCTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    backend: str
+    kernel: str
+    layout: str
+    representation: str
+    depth: int
+    prompt_version: str
+    encoder_id: str
+    revision: int
+    candidates: int
+    max_instruction_tokens: int
+    max_text_bytes: int
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., kernel: _Optional[str] = ..., layout: _Optional[str] = ..., representation: _Optional[str] = ..., depth: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ...) -> None: ...
