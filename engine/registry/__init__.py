@@ -1,0 +1,1 @@
+"""Who can be chosen: aptitude -> embedding -> immutable table, persisted."""

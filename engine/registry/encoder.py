@@ -1,0 +1,151 @@
+"""Aptitude figures -> capability representation c -> embedding e_c = W c + b.
+
+Runs when a candidate is registered, never on the request path. Two representations:
+
+accuracy_weighted  c = [sum_t (acc_t - mean of the training candidates on t) k_t, mean_t acc_t],
+    k_t the centred, normalised keyword embedding of task t. It keeps every figure, needs no fixed
+    task list, and does not depend on the order of the tasks: one variant.
+text  the paper's sentences ("The model achieves accuracy 85% on the task of '...'"), packed into
+    pieces the encoder can read whole, their embeddings averaged; one variant per task order
+    (Model-SAT shuffles twice and averages the scores).
+
+Letters: T tasks, E encoder width, C representation width, V variants, D backbone width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.arrays import Connector, TaskNorms
+from engine.contract.bundle import Representation
+from engine.contract.candidate import Candidate, TaskResult
+from engine.contract.errors import InvalidInputError, Violation
+
+Floats = NDArray[np.float32]
+Embed = Callable[[Sequence[str]], Floats]
+TEXT_VARIANTS = 2
+MAX_KNOWN_TASKS = 10_000  # 15 MB at E = 384
+
+
+def keyword_vectors(embeddings: Floats, center: Floats) -> Floats:
+    """(T, E) keyword embeddings -> centred and normalised, as the formula's k_t."""
+    centred = embeddings - center
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(centred / np.maximum(length, 1e-6), dtype=np.float32)
+
+
+def accuracy_weighted(
+    accuracies: NDArray[np.floating[Any]], means: NDArray[np.floating[Any]], vectors: Floats
+) -> Floats:
+    """(..., T) accuracies, (T,) means, (T, E) vectors -> (..., E + 1), see the module."""
+    figures = np.asarray(accuracies, dtype=np.float64)
+    weighted = (figures - means) @ vectors.astype(np.float64)
+    mean = figures.mean(axis=-1, keepdims=True)
+    return np.concatenate([weighted, mean], axis=-1).astype(np.float32)
+
+
+def capability_sentences(aptitude: Sequence[TaskResult]) -> list[str]:
+    """The paper's capability representation, a sentence per task."""
+    return [
+        f"The model achieves accuracy {r.accuracy:.0%} on the task of '{r.task}'." for r in aptitude
+    ]
+
+
+def pack(sentences: Sequence[str], count: Callable[[str], int], limit: int) -> list[str]:
+    """Join sentences into as few pieces of at most `limit` tokens as their order allows.
+
+    Raises InvalidInputError where one sentence alone is longer: nothing is cut silently.
+    """
+    pieces: list[str] = []
+    for sentence in sentences:
+        if count(sentence) > limit:
+            raise InvalidInputError(
+                Violation(
+                    "aptitude",
+                    f"a task's sentence is {count(sentence)} tokens, the encoder reads {limit};"
+                    " shorten its keywords.",
+                )
+            )
+        joined = f"{pieces[-1]} {sentence}" if pieces else sentence
+        if pieces and count(joined) <= limit:
+            pieces[-1] = joined
+        else:
+            pieces.append(sentence)
+    return pieces
+
+
+def text_representation(
+    aptitude: Sequence[TaskResult], embed: Embed, count: Callable[[str], int], limit: int
+) -> Floats:
+    """(V, E): the mean embedding of the pieces, for V = TEXT_VARIANTS orders of the tasks."""
+    ordered = capability_sentences(sorted(aptitude, key=lambda r: r.task))
+    variants = []
+    for seed in range(TEXT_VARIANTS):
+        order = np.random.default_rng(seed).permutation(len(ordered))
+        pieces = pack([ordered[i] for i in order], count, limit)
+        variants.append(embed(pieces).mean(axis=0))
+    return np.stack(variants).astype(np.float32)
+
+
+class CapabilityEncoder:
+    """Candidate -> (V, D) embedding. Keyword embeddings are computed once per task and kept.
+
+    embed: texts -> (N, E); count: text -> tokens; limit: tokens the encoder reads.
+    """
+
+    def __init__(
+        self,
+        embed: Embed,
+        count: Callable[[str], int],
+        limit: int,
+        representation: Representation,
+        norms: TaskNorms,
+        connector: Connector,
+    ) -> None:
+        self._embed = embed
+        self._count = count
+        self._limit = limit
+        self._representation = representation
+        self._norms = norms
+        self._connector = connector
+        self._known: dict[str, Floats] = {}
+
+    @property
+    def variants(self) -> int:
+        """V: embeddings per candidate, whose probabilities are averaged."""
+        return 1 if self._representation == "accuracy_weighted" else TEXT_VARIANTS
+
+    def encode(self, candidate: Candidate) -> Floats:
+        """(V, D) float32; equal aptitude gives an equal embedding, in whatever order it came."""
+        if self._representation == "text":
+            c = text_representation(candidate.aptitude, self._embed, self._count, self._limit)
+        else:
+            c = self._weighted(sorted(candidate.aptitude, key=lambda r: r.task))[None]
+        return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
+
+    def _weighted(self, results: Sequence[TaskResult]) -> Floats:
+        vectors = self._vectors([r.task for r in results])
+        means = [self._norms.means.get(r.task, self._norms.default_mean) for r in results]
+        return accuracy_weighted(np.array([r.accuracy for r in results]), np.array(means), vectors)
+
+    def _vectors(self, tasks: Sequence[str]) -> Floats:
+        new = [t for t in tasks if t not in self._known]
+        for task in new:
+            if self._count(task) > self._limit:
+                raise InvalidInputError(
+                    Violation(
+                        "aptitude",
+                        f"a task's keywords are {self._count(task)} tokens, the encoder reads"
+                        f" {self._limit}; shorten them.",
+                    )
+                )
+        if new:
+            vectors = keyword_vectors(self._embed(new), self._norms.center)
+            if len(self._known) > MAX_KNOWN_TASKS:
+                self._known = {t: v for t, v in self._known.items() if t in self._norms.means}
+            self._known.update(zip(new, vectors, strict=True))
+        return np.stack([self._known[t] for t in tasks])

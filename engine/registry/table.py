@@ -1,0 +1,47 @@
+"""The immutable table that a request reads once; a swap is one reference assignment.
+
+Letters: M candidates, V variants, D backbone width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.candidate import Candidate
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All candidates of one revision, in order of their ids.
+
+    embeddings: (M, V, D) float32, read-only. rows: id -> row number.
+    """
+
+    revision: int
+    candidates: tuple[Candidate, ...]
+    embeddings: Floats
+    rows: Mapping[str, int] = field(repr=False)
+
+    def get(self, identifier: str) -> Candidate | None:
+        """The candidate of that id, or None."""
+        row = self.rows.get(identifier)
+        return None if row is None else self.candidates[row]
+
+
+def make_table(
+    revision: int, entries: Sequence[tuple[Candidate, Floats]], shape: tuple[int, int]
+) -> Table:
+    """entries: candidates with their (V, D) embeddings, in any order. shape: (V, D)."""
+    ordered = sorted(entries, key=lambda entry: entry[0].id)
+    embeddings = np.empty((len(ordered), *shape), dtype=np.float32)
+    for i, (_, embedding) in enumerate(ordered):
+        embeddings[i] = embedding
+    embeddings.flags.writeable = False
+    candidates = tuple(candidate for candidate, _ in ordered)
+    return Table(revision, candidates, embeddings, {c.id: i for i, c in enumerate(candidates)})

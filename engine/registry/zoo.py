@@ -1,0 +1,69 @@
+"""Reading candidates from JSON files: the zoo that ships, and what users add or replace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.contract.candidate import PREFIX, Candidate, TaskResult, require_valid
+from engine.contract.errors import InvalidInputError, Violation
+
+NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens")
+WORDS = ("display_name", "price_source")
+
+
+def read_zoo(path: Path) -> list[Candidate]:
+    """The candidates of a JSON file: one object, a list, or {"candidates": [...]}.
+
+    Raises InvalidInputError that lists every problem, duplicates and unknown fields included.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            Violation(str(path), f"is no readable JSON file ({error}).")
+        ) from error
+    if isinstance(raw, dict) and "candidates" in raw:
+        raw = raw["candidates"]
+    items = raw if isinstance(raw, list) else [raw]
+    candidates = [_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
+    require_valid(candidates)
+    return candidates
+
+
+def _candidate(item: Any, field: str) -> Candidate:
+    known = {"name", "id", "aptitude", "context_window", *NUMBERS, *WORDS}
+    if not isinstance(item, dict):
+        raise InvalidInputError(
+            Violation(field, f"is a {type(item).__name__}, expected an object.")
+        )
+    if unknown := sorted(set(item) - known):
+        raise InvalidInputError(
+            Violation(field, f"has unknown fields {unknown}; known are {sorted(known)}.")
+        )
+    window = item.get("context_window")
+    try:
+        words = {k: str(item.get(k, "")) for k in WORDS}
+        numbers = {k: None if item.get(k) is None else float(item[k]) for k in NUMBERS}
+        return Candidate(
+            id=str(item.get("id") or item.get("name", "")).removeprefix(PREFIX),
+            aptitude=_aptitude(item.get("aptitude", [])),
+            display_name=words["display_name"],
+            context_window=None if window is None else int(window),
+            input_usd_per_million=numbers["input_usd_per_million"],
+            output_usd_per_million=numbers["output_usd_per_million"],
+            price_source=words["price_source"],
+            mean_answer_tokens=numbers["mean_answer_tokens"],
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise InvalidInputError(
+            Violation(field, f"has a value of the wrong type ({error}).")
+        ) from error
+
+
+def _aptitude(value: Any) -> tuple[TaskResult, ...]:
+    """A list of {"task", "accuracy"}, or the short form {task: accuracy}."""
+    if isinstance(value, dict):
+        return tuple(TaskResult(str(t), float(a)) for t, a in value.items())
+    return tuple(TaskResult(str(r["task"]), float(r["accuracy"])) for r in value)
