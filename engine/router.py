@@ -1,0 +1,124 @@
+"""One request from end to end: constraints, tokens, forward, kernel, choice."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from engine import policy as policies
+from engine.contract.candidate import Candidate
+from engine.contract.errors import NoEligibleCandidateError
+from engine.contract.prompt import Prompt, Tokenizer, check_text, render
+from engine.policy import Eligible, Policy
+from engine.registry.registry import Registry
+from engine.registry.table import Table
+from engine.scoring.batcher import Batcher, Scored
+
+# Answer length where a candidate's own was never measured; about what instruct models write.
+DEFAULT_ANSWER_TOKENS = 400.0
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """An eligible candidate. expected_cost_usd is None where no price is known."""
+
+    candidate: Candidate
+    probability: float
+    expected_cost_usd: float | None
+    utility: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The choice and what it rests on; all of one revision. timing: phase -> seconds."""
+
+    selected: Candidate
+    reason: str
+    ranking: tuple[Ranked, ...]
+    exclusions: dict[str, str]
+    revision: int
+    input_tokens: int
+    truncated: bool
+    timing: dict[str, float]
+
+
+class Router:
+    """Stateless but for what it is given."""
+
+    def __init__(
+        self, registry: Registry, batcher: Batcher, tokenizer: Tokenizer, max_text_bytes: int
+    ) -> None:
+        self._registry = registry
+        self._batcher = batcher
+        self._tokenizer = tokenizer
+        self._max_text_bytes = max_text_bytes
+
+    async def route(
+        self,
+        text: str,
+        policy: Policy,
+        *,
+        context_chars: int = 0,
+        deadline: float = float("inf"),
+    ) -> Decision:
+        """Choose for `text`. context_chars: what else the candidate will read, counted only.
+
+        deadline: of time.monotonic(). Raises InvalidInputError, NoEligibleCandidateError, and what
+        Batcher.submit raises.
+        """
+        begun = time.monotonic()
+        ready = self._prepare(text, policy, context_chars)
+        prepared = time.monotonic()
+        rows = ready.able.rows
+        scored = await self._batcher.submit(ready.prompt.tokens, ready.table, rows, deadline)
+        scored_at = time.monotonic()
+        decision = _decide(ready, policy, scored)
+        ended = time.monotonic()
+        timing = {
+            "prepare": prepared - begun,
+            "queue": scored.queue_s,
+            "forward": scored.forward_s,
+            "score": scored.score_s,
+            "choose": ended - scored_at,
+            "total": ended - begun,
+        }
+        return replace(decision, timing=timing)
+
+    def _prepare(self, text: str, policy: Policy, context_chars: int) -> _Ready:
+        check_text(text, self._max_text_bytes)
+        table = self._registry.table()  # once: the whole request sees one revision
+        policies.check(policy, table)
+        prompt = render(text, self._tokenizer)
+        # What is only counted is taken to have as many tokens a character as what is read.
+        input_tokens = round(prompt.input_tokens * (1 + context_chars / len(text)))
+        able = policies.eligible(table, policy, input_tokens, DEFAULT_ANSWER_TOKENS)
+        if not len(able.rows):
+            raise NoEligibleCandidateError(able.excluded)
+        return _Ready(table, prompt, input_tokens, able)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    table: Table
+    prompt: Prompt
+    input_tokens: int
+    able: Eligible
+
+
+def _decide(ready: _Ready, policy: Policy, scored: Scored) -> Decision:
+    candidates = [ready.table.candidates[row] for row in ready.able.rows]
+    costs = ready.able.costs
+    choice = policies.choose([c.id for c in candidates], scored.p, costs, policy)
+    ranking = tuple(
+        Ranked(candidates[i], float(scored.p[i]), costs[i], choice.utility[i]) for i in choice.order
+    )
+    return Decision(
+        selected=ranking[0].candidate,
+        reason=choice.reason,
+        ranking=ranking[: policy.ranking_size or None],
+        exclusions=ready.able.excluded,
+        revision=ready.table.revision,
+        input_tokens=ready.input_tokens,
+        truncated=ready.prompt.truncated,
+        timing={},
+    )

@@ -1,0 +1,55 @@
+"""The backbone through ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from engine.contract.errors import BundleError, UnavailableError
+from engine.scoring.backend import Hidden
+
+
+class OnnxBackend:
+    """Runs one backbone graph on the CPU; see export/llama.py for its inputs and output."""
+
+    def __init__(self, graph: Path, threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        self._threads = threads or os.cpu_count() or 1
+        options.intra_op_num_threads = self._threads
+        # Idle workers must not spin: the gateway beside us wants the cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own kinds for every cause
+            raise BundleError(
+                f"{graph} does not load in ONNX Runtime ({type(error).__name__}: {error});"
+                " `make export` builds it anew."
+            ) from error
+        self._graph = graph
+
+    def hidden(
+        self, tokens: Sequence[NDArray[np.int64]], embeddings: NDArray[np.float32]
+    ) -> Hidden:
+        """See Backend."""
+        lengths = np.array([len(t) for t in tokens], dtype=np.int64)
+        padded = np.zeros((len(tokens), int(lengths.max())), dtype=np.int64)
+        for i, row in enumerate(tokens):
+            padded[i, : len(row)] = row
+        feeds = {"tokens": padded, "lengths": lengths, "embeddings": embeddings}
+        try:
+            (rows,) = self._session.run(None, feeds)
+        except Exception as error:  # as above; the batch fails, the server does not
+            raise UnavailableError(
+                f"the forward pass failed for {padded.shape} tokens and {len(embeddings)}"
+                f" candidate rows ({type(error).__name__}); try again, and look at the log."
+            ) from error
+        return np.asarray(rows)
+
+    def describe(self) -> str:
+        """See Backend."""
+        return f"onnxruntime {ort.__version__} CPU, {self._threads} threads, {self._graph.name}"
