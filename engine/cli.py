@@ -1,0 +1,230 @@
+"""The `modelsat` command: serve, route, candidates.
+
+modelsat serve
+modelsat route "If 3x + 7 = 22, what is x?"
+modelsat candidates list
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from engine.client import Client
+from engine.contract.candidate import PREFIX, to_json
+from engine.contract.errors import InvalidInputError, ModelsatError, Violation
+from engine.pb.router_service_pb2 import RouteResponse
+from engine.policy import Policy
+from engine.registry.zoo import read_zoo
+from engine.serving.settings import Settings
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+PHASES = ("prepare", "queue", "forward", "score", "choose", "total")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 1 for an error that the user can mend."""
+    parsed = parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except ModelsatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="modelsat", description="Routes each instruction to the LLM that will do it best."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="serve a bundle"))
+    _add_route(commands.add_parser("route", help="choose a candidate for an instruction"))
+    _add_candidates(commands.add_parser("candidates", help="show or change the candidates"))
+    return top
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    d = Settings()
+    add = command.add_argument
+    add("--bundle", type=Path, default=d.bundle, help="folder that `make export` wrote")
+    add("--address", default=d.address, help="HOST:PORT to listen on; port 0 takes a free one")
+    add("--store", type=Path, default=d.store, help="SQLite file of the candidates")
+    add("--threads", type=int, default=d.threads, help="of the forward pass; 0 = one per core")
+    add("--max-waiting", type=int, default=d.max_waiting, help="requests in the queue")
+    add("--max-text-bytes", type=int, default=d.max_text_bytes, help="of one instruction")
+    add("--reembed", action="store_true", help="bring a store of another encoder to this one")
+    command.set_defaults(run=_serve)
+
+
+def _serve(parsed: argparse.Namespace) -> None:
+    from engine.serving.server import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = Settings(**{f.name: getattr(parsed, f.name) for f in fields(Settings)})
+    for name in ("max_waiting", "max_text_bytes"):
+        if getattr(settings, name) < 1:
+            raise InvalidInputError(
+                Violation(
+                    f"--{name.replace('_', '-')}",
+                    f"is {getattr(settings, name)}; expected at least 1.",
+                )
+            )
+    asyncio.run(serve(settings))
+
+
+def _add_route(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("text", help="the instruction")
+    add("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+    add("--json", action="store_true", help="one JSON object in place of the table")
+    goal = command.add_mutually_exclusive_group()
+    goal.add_argument("--cost-sensitivity", type=float, metavar="X", help="0 = quality alone")
+    goal.add_argument("--min-probability", type=float, metavar="P", help="cheapest of at least P")
+    goal.add_argument("--max-cost-usd", type=float, metavar="USD", help="best of at most USD")
+    add("--allow", action="append", default=[], metavar="ID", help="only these (repeatable)")
+    add("--deny", action="append", default=[], metavar="ID", help="not these (repeatable)")
+    command.set_defaults(run=_route)
+
+
+def _route(parsed: argparse.Namespace) -> None:
+    with Client(parsed.server) as client:
+        response = client.route(parsed.text, _policy(parsed))
+    if parsed.json:
+        print(json.dumps(as_json(response), ensure_ascii=False))
+    else:
+        _print_decision(response)
+
+
+def _policy(parsed: argparse.Namespace) -> Policy:
+    allow = tuple(i.removeprefix(PREFIX) for i in parsed.allow)
+    deny = tuple(i.removeprefix(PREFIX) for i in parsed.deny)
+    if parsed.min_probability is not None:
+        return Policy("min_probability", parsed.min_probability, allow, deny)
+    if parsed.max_cost_usd is not None:
+        return Policy("max_cost_usd", parsed.max_cost_usd, allow, deny)
+    return Policy("cost_sensitivity", parsed.cost_sensitivity or 0.0, allow, deny)
+
+
+def as_json(response: RouteResponse) -> dict[str, Any]:
+    """A decision as --json prints it; costs in US dollars, null where unknown; times in ms."""
+    return {
+        "selected": response.selected,
+        "reason": response.reason,
+        "revision": response.revision,
+        "ranking": [
+            {
+                "candidate": r.candidate,
+                "probability": r.probability,
+                "expected_cost_usd": r.expected_cost_usd
+                if r.HasField("expected_cost_usd")
+                else None,
+            }
+            for r in response.ranking
+        ],
+        "exclusions": {e.candidate: e.reason for e in response.exclusions},
+        "input_tokens": response.input_tokens,
+        "truncated": response.truncated,
+        "timing_ms": {
+            phase: getattr(response.timing, phase).ToNanoseconds() / 1e6 for phase in PHASES
+        },
+    }
+
+
+def _print_decision(response: RouteResponse) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = as_json(response)
+    table = Table()
+    for heading in ("", "candidate"):
+        table.add_column(heading)
+    for heading in ("probability", "expected cost"):
+        table.add_column(heading, justify="right")
+    for row in shown["ranking"]:
+        cost = row["expected_cost_usd"]
+        table.add_row(
+            "->" if row["candidate"] == shown["selected"] else "",
+            row["candidate"].removeprefix(PREFIX),
+            f"{row['probability']:.3f}",
+            "unknown" if cost is None else f"${cost:.6f}",
+        )
+    for name, why in shown["exclusions"].items():
+        table.add_row("", name.removeprefix(PREFIX), "excluded", why, style="dim")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{shown['selected']}: {shown['reason']}")
+    times = ", ".join(f"{phase} {ms:.2f}" for phase, ms in shown["timing_ms"].items())
+    console.print(
+        f"revision {shown['revision']}; {shown['input_tokens']} tokens"
+        f"{', middle unread' if shown['truncated'] else ''}; ms: {times}"
+    )
+
+
+def _add_candidates(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    actions.add_parser("list", help="all candidates").set_defaults(run=_list)
+    show = actions.add_parser("show", help="one candidate as JSON")
+    add = actions.add_parser("add", help="register the candidates of a JSON file")
+    remove = actions.add_parser("remove", help="remove a candidate")
+    replace = actions.add_parser("replace", help="make a JSON file the whole table")
+    for action, run in ((show, _show), (remove, _remove)):
+        action.add_argument("id")
+        action.set_defaults(run=run)
+    for action, run in ((add, _add), (replace, _replace)):
+        action.add_argument("file", type=Path)
+        action.set_defaults(run=run)
+
+
+def _list(parsed: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("id", "mean accuracy", "context", "$ in/M", "$ out/M", "prices from"):
+        table.add_column(heading, no_wrap=heading == "id")
+    with Client(parsed.server) as client:
+        for c in client.candidates():
+            numbers = (c.context_window, c.input_usd_per_million, c.output_usd_per_million)
+            shown = ["unknown" if n is None else f"{n:g}" for n in numbers]
+            table.add_row(c.id, f"{c.mean_accuracy():.3f}", *shown, c.price_source)
+    Console(highlight=False).print(table)
+
+
+def _show(parsed: argparse.Namespace) -> None:
+    with Client(parsed.server) as client:
+        print(json.dumps(to_json(client.candidate(parsed.id)), indent=1, ensure_ascii=False))
+
+
+def _add(parsed: argparse.Namespace) -> None:
+    candidates = read_zoo(parsed.file)
+    with Client(parsed.server) as client:
+        for candidate in candidates:
+            print(f"registered {client.add(candidate).name}")
+
+
+def _remove(parsed: argparse.Namespace) -> None:
+    with Client(parsed.server) as client:
+        client.remove(parsed.id)
+    print(f"removed {parsed.id}")
+
+
+def _replace(parsed: argparse.Namespace) -> None:
+    with Client(parsed.server) as client:
+        revision = client.replace(read_zoo(parsed.file))
+    print(f"replaced all, revision {revision}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The gRPC surface; it translates, the router decides."""

@@ -1,0 +1,164 @@
+"""CandidateService: from proto to Registry and back; field masks, paging, repeated requests."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import grpc
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+
+from engine.contract.candidate import PREFIX, Candidate, id_of
+from engine.contract.errors import InvalidInputError, NotFoundError, Violation
+from engine.pb import candidate_pb2, candidate_service_pb2_grpc
+from engine.pb import candidate_service_pb2 as pb
+from engine.registry.registry import Registry
+from engine.serving.convert import OPTIONAL, candidate_from, candidate_to
+
+DEFAULT_PAGE, MAX_PAGE = 100, 1000
+MAX_REMEMBERED = 1024  # request ids
+MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL)
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Message, Message]
+
+log = logging.getLogger(__name__)
+
+
+class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
+    """See proto/modelsat/v1/candidate_service.proto; errors are mapped by StatusInterceptor."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._answered: OrderedDict[str, tuple[bytes, candidate_pb2.Candidate]] = OrderedDict()
+
+    async def CreateCandidate(
+        self, request: pb.CreateCandidateRequest, context: Context
+    ) -> candidate_pb2.Candidate:
+        """Register a new candidate."""
+        content = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        if known := self._answered.get(request.request_id if not request.validate_only else ""):
+            if known[0] != content:
+                raise InvalidInputError(
+                    Violation("request_id", "was used before for another request; take a new one.")
+                )
+            return known[1]
+        candidate = await self._registry.create(
+            _new_candidate(request), validate_only=request.validate_only
+        )
+        answer = candidate_to(candidate)
+        if request.request_id and not request.validate_only:
+            self._answered[request.request_id] = (content, answer)
+            if len(self._answered) > MAX_REMEMBERED:
+                self._answered.popitem(last=False)
+        self._log("created", candidate.name)
+        return answer
+
+    async def GetCandidate(
+        self, request: pb.GetCandidateRequest, context: Context
+    ) -> candidate_pb2.Candidate:
+        """Return one candidate."""
+        candidate = self._registry.table().get(id_of(request.name))
+        if candidate is None:
+            raise NotFoundError(request.name)
+        return candidate_to(candidate)
+
+    async def ListCandidates(
+        self, request: pb.ListCandidatesRequest, context: Context
+    ) -> pb.ListCandidatesResponse:
+        """Return a page. The token is the last id of the page before, so that candidates added or
+        removed in between neither repeat nor hide others."""
+        if request.page_size < 0:
+            raise InvalidInputError(
+                Violation("page_size", f"is {request.page_size}; expected 0 or more.")
+            )
+        table = self._registry.table()
+        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        rest = [c for c in table.candidates if c.id > request.page_token]
+        page = rest[:size]
+        return pb.ListCandidatesResponse(
+            candidates=[candidate_to(c) for c in page],
+            next_page_token=page[-1].id if len(rest) > size else "",
+            revision=table.revision,
+        )
+
+    async def UpdateCandidate(
+        self, request: pb.UpdateCandidateRequest, context: Context
+    ) -> candidate_pb2.Candidate:
+        """Change the fields that the mask names."""
+        given = candidate_from(request.candidate, "candidate")
+        fields = _masked(request)
+
+        def merge(present: Candidate | None) -> Candidate:
+            if present is None:
+                return given
+            return replace(present, **{name: getattr(given, name) for name in fields})
+
+        candidate = await self._registry.update(
+            given.id,
+            merge,
+            etag=request.candidate.etag,
+            allow_missing=request.allow_missing,
+            validate_only=request.validate_only,
+        )
+        self._log("updated", candidate.name)
+        return candidate_to(candidate)
+
+    async def DeleteCandidate(
+        self, request: pb.DeleteCandidateRequest, context: Context
+    ) -> empty_pb2.Empty:
+        """Remove a candidate."""
+        await self._registry.delete(
+            id_of(request.name),
+            etag=request.etag,
+            allow_missing=request.allow_missing,
+            validate_only=request.validate_only,
+        )
+        self._log("deleted", request.name)
+        return empty_pb2.Empty()
+
+    async def BatchReplaceCandidates(
+        self, request: pb.BatchReplaceCandidatesRequest, context: Context
+    ) -> pb.BatchReplaceCandidatesResponse:
+        """Make the given list the whole table."""
+        given = [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(request.candidates)]
+        table = await self._registry.replace(given, validate_only=request.validate_only)
+        self._log("replaced all", f"{len(given)} candidates")
+        answer = given if request.validate_only else table.candidates
+        return pb.BatchReplaceCandidatesResponse(
+            candidates=[candidate_to(c) for c in answer], revision=table.revision
+        )
+
+    def _log(self, what: str, name: str) -> None:
+        log.info("%s %s, revision %d", what, name, self._registry.table().revision)
+
+
+def _new_candidate(request: pb.CreateCandidateRequest) -> Candidate:
+    message = candidate_pb2.Candidate()
+    message.CopyFrom(request.candidate)
+    given = PREFIX + request.candidate_id
+    if request.candidate_id and message.name not in ("", given):
+        raise InvalidInputError(
+            Violation("candidate_id", f"says {given[:80]!r}, candidate.name another; give one.")
+        )
+    if request.candidate_id:
+        message.name = given
+    return candidate_from(message, "candidate")
+
+
+def _masked(request: pb.UpdateCandidateRequest) -> tuple[str, ...]:
+    """The fields to change, as google.aip.dev/134 reads a mask."""
+    paths = tuple(request.update_mask.paths)
+    if not paths:
+        present = {descriptor.name for descriptor, _ in request.candidate.ListFields()}
+        return tuple(name for name in MUTABLE if name in present)
+    if paths == ("*",):
+        return MUTABLE
+    if unknown := [path for path in paths if path not in MUTABLE]:
+        raise InvalidInputError(
+            Violation("update_mask", f"names {unknown}; can be changed: {list(MUTABLE)}, or '*'.")
+        )
+    return paths

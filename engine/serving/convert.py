@@ -1,0 +1,135 @@
+"""Between proto messages and the project's own values; nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.duration_pb2 import Duration
+
+from engine.contract.candidate import PREFIX, Candidate, TaskResult, id_of
+from engine.contract.errors import InvalidInputError, Violation
+from engine.pb import candidate_pb2, router_service_pb2
+from engine.policy import Policy
+from engine.router import Decision
+
+OPTIONAL = (
+    "context_window",
+    "input_usd_per_million",
+    "output_usd_per_million",
+    "mean_answer_tokens",
+)
+
+
+def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
+    """Raises InvalidInputError where the name is no resource name; the rest is not validated."""
+    optional = {k: getattr(message, k) for k in OPTIONAL if message.HasField(k)}
+    return Candidate(
+        id=id_of(message.name, f"{field}.name"),
+        aptitude=tuple(TaskResult(r.task, r.accuracy) for r in message.aptitude),
+        display_name=message.display_name,
+        price_source=message.price_source,
+        **optional,
+    )
+
+
+def candidate_to(candidate: Candidate) -> candidate_pb2.Candidate:
+    """With its etag."""
+    return candidate_pb2.Candidate(
+        name=candidate.name,
+        display_name=candidate.display_name,
+        aptitude=[
+            candidate_pb2.TaskResult(task=r.task, accuracy=r.accuracy) for r in candidate.aptitude
+        ],
+        price_source=candidate.price_source,
+        etag=candidate.etag,
+        **{k: getattr(candidate, k) for k in OPTIONAL if getattr(candidate, k) is not None},
+    )
+
+
+def policy_from(message: router_service_pb2.Policy) -> Policy:
+    """Raises InvalidInputError where a list holds no resource names; values are not checked."""
+    objective = message.WhichOneof("objective")
+    return Policy(
+        objective=objective or "cost_sensitivity",
+        value=getattr(message, objective) if objective else 0.0,
+        allow=_ids(message.allow, "policy.allow"),
+        deny=_ids(message.deny, "policy.deny"),
+        expected_output_tokens=message.expected_output_tokens,
+        ranking_size=message.ranking_size,
+    )
+
+
+def policy_to(policy: Policy) -> router_service_pb2.Policy:
+    """The inverse of policy_from."""
+    message = router_service_pb2.Policy(
+        allow=[PREFIX + i for i in policy.allow],
+        deny=[PREFIX + i for i in policy.deny],
+        expected_output_tokens=policy.expected_output_tokens,
+        ranking_size=policy.ranking_size,
+    )
+    setattr(message, policy.objective, policy.value)
+    return message
+
+
+def instruction_from(request: router_service_pb2.RouteRequest) -> tuple[str, int]:
+    """(the text to read, characters that are only counted); see Conversation in the proto."""
+    form = request.WhichOneof("instruction")
+    if form == "text":
+        return request.text, 0
+    if form is None:
+        raise InvalidInputError(
+            Violation("instruction", "is not set; send text or a conversation.")
+        )
+    turns = request.conversation.messages
+    for i, turn in enumerate(turns):
+        if turn.role == router_service_pb2.ROLE_UNSPECIFIED:
+            raise InvalidInputError(
+                Violation(
+                    f"instruction.conversation.messages[{i}].role",
+                    "is not set; expected SYSTEM, USER, ASSISTANT or TOOL.",
+                )
+            )
+    texts = ["\n".join(turn.text) for turn in turns]
+    spoken = [i for i, turn in enumerate(turns) if turn.role == router_service_pb2.ROLE_USER]
+    if not spoken:
+        raise InvalidInputError(
+            Violation("instruction.conversation", "has no user turn; the last one is what is read.")
+        )
+    text = texts[spoken[-1]]
+    return text, sum(map(len, texts)) - len(text)
+
+
+def response_from(decision: Decision) -> router_service_pb2.RouteResponse:
+    """The answer of Route."""
+    return router_service_pb2.RouteResponse(
+        selected=decision.selected.name,
+        reason=decision.reason,
+        ranking=[
+            router_service_pb2.RankedCandidate(
+                candidate=r.candidate.name,
+                probability=r.probability,
+                expected_cost_usd=r.expected_cost_usd,
+                utility=r.utility,
+            )
+            for r in decision.ranking
+        ],
+        exclusions=[
+            router_service_pb2.Exclusion(candidate=f"candidates/{name}", reason=why)
+            for name, why in decision.exclusions.items()
+        ],
+        revision=decision.revision,
+        timing=router_service_pb2.Timing(
+            **{phase: _duration(seconds) for phase, seconds in decision.timing.items()}
+        ),
+        input_tokens=decision.input_tokens,
+        truncated=decision.truncated,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    nanos = int(seconds * 1e9)
+    return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
+
+
+def _ids(names: Iterable[str], field: str) -> tuple[str, ...]:
+    return tuple(id_of(name, f"{field}[{i}]") for i, name in enumerate(names))

@@ -1,0 +1,177 @@
+"""Errors on the wire: every failure is a google.rpc.Status with ErrorInfo and what fits beside it.
+
+Never a stack trace, never the text of an instruction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from engine.contract.errors import (
+    AlreadyExistsError,
+    DeadlineError,
+    EtagMismatchError,
+    InvalidInputError,
+    ModelsatError,
+    NoEligibleCandidateError,
+    NotFoundError,
+    OverloadedError,
+    StoreError,
+    UnavailableError,
+)
+
+DOMAIN = "modelsat"
+CODES: dict[type[ModelsatError], tuple[int, str]] = {
+    InvalidInputError: (code_pb2.INVALID_ARGUMENT, "INVALID_INPUT"),
+    NotFoundError: (code_pb2.NOT_FOUND, "NOT_FOUND"),
+    AlreadyExistsError: (code_pb2.ALREADY_EXISTS, "ALREADY_EXISTS"),
+    EtagMismatchError: (code_pb2.ABORTED, "ETAG_MISMATCH"),
+    NoEligibleCandidateError: (code_pb2.FAILED_PRECONDITION, "NO_ELIGIBLE_CANDIDATE"),
+    OverloadedError: (code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    DeadlineError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    UnavailableError: (code_pb2.UNAVAILABLE, "UNAVAILABLE"),
+    StoreError: (code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE"),
+}
+MAX_MESSAGE_CHARS = 1500  # a status travels in a trailer, which peers limit to about 8 KB
+MAX_DETAILS = 20
+log = logging.getLogger(__name__)
+
+
+def to_status(error: ModelsatError) -> status_pb2.Status:
+    """The google.rpc.Status of `error`."""
+    code, reason = CODES.get(type(error), (code_pb2.INTERNAL, "INTERNAL"))
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    return status_pb2.Status(
+        code=code,
+        message=_cut(str(error), MAX_MESSAGE_CHARS),
+        details=[_packed(info), *(_packed(detail) for detail in _details(error))],
+    )
+
+
+def _details(error: ModelsatError) -> list[Message]:
+    if isinstance(error, InvalidInputError):
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_cut(v.field, 100), description=_cut(v.description, 200)
+            )
+            for v in error.violations[:MAX_DETAILS]
+        ]
+        return [error_details_pb2.BadRequest(field_violations=violations)]
+    if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
+        return [
+            error_details_pb2.ResourceInfo(
+                resource_type="modelsat.v1.Candidate", resource_name=error.name
+            )
+        ]
+    if isinstance(error, NoEligibleCandidateError):
+        failures = [
+            error_details_pb2.PreconditionFailure.Violation(
+                type="ELIGIBILITY", subject=f"candidates/{name}", description=why
+            )
+            for name, why in list(error.reasons.items())[:MAX_DETAILS]
+        ]
+        return [error_details_pb2.PreconditionFailure(violations=failures)]
+    if isinstance(error, OverloadedError | UnavailableError | StoreError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(1000 * getattr(error, "retry_after_s", 1.0)))
+        return [retry]
+    return []
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class Unreadable:
+    """Stands for a request whose bytes are no message of its type."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Around every unary method of the project: unreadable requests become INVALID_ARGUMENT,
+    the project's errors their status, anything else INTERNAL without its text."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or handler.unary_unary is None or "/modelsat." not in method:
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            _guarded(handler.unary_unary, method),
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | Unreadable]:
+    def deserialize(raw: bytes) -> Message | Unreadable:
+        try:
+            return parse(raw)
+        except (DecodeError, UnicodeDecodeError, ValueError) as error:
+            return Unreadable(type(error).__name__)
+
+    return deserialize
+
+
+def _guarded(
+    behaviour: Callable[[Any, Any], Awaitable[Message]], method: str
+) -> Callable[[Any, Any], Awaitable[Message]]:
+    async def call(request: Message | Unreadable, context: Any) -> Message:
+        if isinstance(request, Unreadable):
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"The request of {method} cannot be read ({request.why}): its bytes are no valid"
+                " message, or a text in it is not UTF-8. Send text as UTF-8.",
+            )
+        try:
+            return await behaviour(request, context)
+        except ModelsatError as error:
+            await _abort(context, to_status(error))
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
+            # The text of an exception may hold what a caller sent; its kind and place do not.
+            place = _innermost(error)
+            log.error("%s failed: %s at %s", method, type(error).__name__, place)
+            status = status_pb2.Status(
+                code=code_pb2.INTERNAL,
+                message=f"{method} failed inside the server ({type(error).__name__}); see its log.",
+                details=[_packed(error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN))],
+            )
+            await _abort(context, status)
+
+    return call
+
+
+def _innermost(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "unknown" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+
+
+async def _abort(context: Any, status: status_pb2.Status) -> NoReturn:
+    found = rpc_status.to_status(status)
+    await context.abort(found.code, found.details, found.trailing_metadata)
+    raise AssertionError("abort() raises")
