@@ -1,0 +1,1 @@
+"""From base weights and outcomes to a merged Model-SAT checkpoint."""

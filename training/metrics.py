@@ -1,0 +1,69 @@
+"""How good predicted probabilities are. p, outcomes: (B, M); NaN outcomes are left out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+Floats = NDArray[np.floating]
+
+
+def pooled_auc(p: Floats, outcomes: Floats) -> float:
+    """AUC over all measured (instruction, candidate) pairs; outcomes above 0.5 count as good."""
+    known = ~np.isnan(outcomes)
+    return float(roc_auc_score(outcomes[known] > 0.5, p[known]))
+
+
+def within_auc(p: Floats, outcomes: Floats) -> float:
+    """Mean AUC of the candidates' order within an instruction, where some did well, some not."""
+    values = []
+    for row, truth in zip(p, outcomes, strict=True):
+        known = ~np.isnan(truth)
+        good = truth[known] > 0.5
+        if good.any() and not good.all():
+            values.append(roc_auc_score(good, row[known]))
+    return float(np.mean(values))
+
+
+def candidate_mean(train: Floats, rows: int) -> Floats:
+    """(rows, M): what the constant predictor says, each candidate's mean outcome in training."""
+    return np.tile(np.nanmean(train, axis=0), (rows, 1))
+
+
+def routed(p: Floats, outcomes: Floats) -> tuple[float, float]:
+    """(mean outcome of the highest p, of the best single candidate), where all were measured."""
+    full = ~np.isnan(outcomes).any(axis=1)
+    chosen = outcomes[full][np.arange(full.sum()), p[full].argmax(axis=1)]
+    return float(chosen.mean()), float(outcomes[full].mean(axis=0).max())
+
+
+def top_share(p: Floats) -> float:
+    """Share of instructions whose highest p goes to the most often chosen candidate."""
+    return float(np.bincount(p.argmax(axis=1)).max() / len(p))
+
+
+def ece(p: Floats, outcomes: Floats, bins: int = 15) -> float:
+    """Expected calibration error over `bins` equal-width bins (Guo et al., ICML 2017)."""
+    known = ~np.isnan(outcomes)
+    values, truth = p[known], outcomes[known]
+    index = np.minimum((values * bins).astype(int), bins - 1)
+    gaps = [
+        abs(values[index == i].mean() - truth[index == i].mean()) * (index == i).mean()
+        for i in np.unique(index)
+    ]
+    return float(sum(gaps))
+
+
+def platt(margins: Floats, outcomes: Floats, steps: int = 50) -> tuple[float, float]:
+    """(scale, offset) of p = sigmoid(scale * margin + offset) by Newton's method (Platt 1999)."""
+    known = ~np.isnan(outcomes)
+    x = np.stack([margins[known], np.ones(known.sum())]).astype(np.float64)
+    y = outcomes[known].astype(np.float64)
+    theta = np.zeros(2)
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-(theta @ x)))
+        gradient = x @ (y - p)
+        hessian = (x * (p * (1 - p))) @ x.T + 1e-9 * np.eye(2)
+        theta = theta + np.linalg.solve(hessian, gradient)
+    return float(theta[0]), float(theta[1])

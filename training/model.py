@@ -1,0 +1,160 @@
+"""Model-SAT in torch: capability encoder + connector + backbone, both layouts, one scoring.
+
+    candidate_last    z = [x, p, e_c1 .. e_cM]: the prefix is read once; every candidate is one
+                      more token at the same position, sees the prefix and itself. |x|+|p|+M rows.
+    capability_first  z = [e_c, x, p], the paper's: M sequences of 1+|x|+|p| rows.
+
+Letters: B instructions, L prompt tokens, M candidates, D backbone width, E encoder width,
+C representation width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from engine.contract.bundle import Layout
+from engine.contract.prompt import NO, YES
+from training.base import Base
+
+
+def build(base: Base, *, causal: bool) -> Any:
+    """A transformers model with `base`'s arrays; a causal LM, or a plain encoder."""
+    settings = dict(base.config)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = (AutoModelForCausalLM if causal else AutoModel).from_config(
+        config, attn_implementation="sdpa"
+    )
+    state = {name: torch.from_numpy(array) for name, array in base.arrays.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    # Tied heads, BERT's unused pooler and constant position ids may be absent; nothing else.
+    lost = [
+        m for m in missing if not m.startswith(("lm_head", "pooler")) and "position_ids" not in m
+    ]
+    odd = [u for u in unexpected if not u.startswith("pooler") and "position_ids" not in u]
+    if lost or odd:
+        raise ValueError(f"the base weights miss {lost[:3]} and have unknown {odd[:3]}")
+    if causal:
+        model.tie_weights()
+    return model.eval()
+
+
+class TextEncoder:
+    """psi: texts -> mean-pooled, normalised (N, E), as the exported encoder computes it."""
+
+    def __init__(self, base: Base) -> None:
+        self.model = build(base, causal=False)
+        self.tokenizer = base.tokenizer
+        self.tokenizer.no_truncation()
+        self.tokenizer.enable_padding()
+        self.limit = int(base.config["max_position_embeddings"])
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, the encoder's special ones included."""
+        self.tokenizer.no_padding()
+        count = len(self.tokenizer.encode(text).ids)
+        self.tokenizer.enable_padding()
+        return count
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Any:
+        """(N, E) float32 NumPy array."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([e.ids for e in encoded])
+        mask = torch.tensor([e.attention_mask for e in encoded])
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return nn.functional.normalize(pooled, dim=-1).numpy()
+
+
+class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """Backbone and connector; `forward` gives logit('Yes') - logit('No') for each candidate."""
+
+    def __init__(self, backbone: Any, connector: nn.Linear, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.connector = connector
+        self.yes_id = single_token(tokenizer, YES)
+        self.no_id = single_token(tokenizer, NO)
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, capabilities: Tensor, layout: Layout
+    ) -> Tensor:
+        """tokens (B, L), lengths (B,), capabilities (M, C) -> margins (B, M)."""
+        embeddings = self.connector(capabilities)
+        return self.margins(tokens, lengths, embeddings, layout)
+
+    def margins(
+        self, tokens: Tensor, lengths: Tensor, embeddings: Tensor, layout: Layout
+    ) -> Tensor:
+        """The same from embeddings e_c (M, D)."""
+        prefix = self.backbone.get_input_embeddings()(tokens)
+        if layout == "candidate_last":
+            inputs, mask, positions = candidate_last(prefix, lengths, embeddings)
+        else:
+            inputs, mask, positions = capability_first(prefix, embeddings)
+        hidden = self._decoder()(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        count = len(embeddings)
+        if layout == "candidate_last":
+            rows = hidden[:, -count:]
+        else:
+            per_pair = hidden.unflatten(0, (len(tokens), count))
+            index = lengths[:, None, None, None].expand(-1, count, 1, hidden.shape[-1])
+            rows = per_pair.gather(2, index).squeeze(2)
+        head = self.backbone.get_output_embeddings().weight
+        return rows @ (head[self.yes_id] - head[self.no_id])
+
+    def _decoder(self) -> Any:
+        base = getattr(self.backbone, "get_base_model", lambda: self.backbone)()
+        return base.model
+
+
+def single_token(tokenizer: Tokenizer, word: str) -> int:
+    """The id of `word`, which must be one token."""
+    ids = tokenizer.encode(word, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise ValueError(f"{word!r} is {len(ids)} tokens in this backbone's tokenizer, expected 1")
+    return int(ids[0])
+
+
+def candidate_last(
+    prefix: Tensor, lengths: Tensor, embeddings: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """prefix (B, L, D), embeddings (M, D) -> inputs (B, L+M, D), additive mask, positions."""
+    batch, length, _ = prefix.shape
+    count = len(embeddings)
+    inputs = torch.cat([prefix, embeddings.expand(batch, -1, -1)], dim=1)
+    steps = torch.arange(length)
+    allowed = torch.zeros(batch, length + count, length + count, dtype=torch.bool)
+    allowed[:, :length, :length] = steps[:, None] >= steps
+    allowed[:, length:, :length] = (steps < lengths[:, None])[:, None]
+    allowed[:, length:, length:] = torch.eye(count, dtype=torch.bool)
+    positions = torch.cat([steps.expand(batch, -1), lengths[:, None].expand(-1, count)], dim=1)
+    return inputs, _additive(allowed, prefix), positions
+
+
+def capability_first(prefix: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """prefix (B, L, D), embeddings (M, D) -> inputs (B*M, 1+L, D), additive mask, positions.
+
+    Right padding needs no mask of its own: causal rows never look ahead into it.
+    """
+    batch, length, width = prefix.shape
+    count = len(embeddings)
+    first = embeddings[None, :, None].expand(batch, -1, 1, -1)
+    rest = prefix[:, None].expand(-1, count, -1, -1)
+    inputs = torch.cat([first, rest], dim=2).reshape(batch * count, 1 + length, width)
+    steps = torch.arange(1 + length)
+    allowed = (steps[:, None] >= steps).expand(batch * count, -1, -1)
+    return inputs, _additive(allowed, prefix), steps.expand(batch * count, -1)
+
+
+def _additive(allowed: Tensor, like: Tensor) -> Tensor:
+    mask = torch.zeros(allowed.shape, dtype=like.dtype)
+    return mask.masked_fill_(~allowed, torch.finfo(like.dtype).min)[:, None]
