@@ -1,0 +1,74 @@
+"""The backbone in plain NumPy, one request and one candidate at a time: what graphs are held to.
+
+Slow on purpose: a square causal mask over [x, p, e_c] or [e_c, x, p], no sharing, no tricks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.bundle import Layout
+from export.llama import LlamaConfig
+
+Floats = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+def hidden_row(
+    config: LlamaConfig,
+    arrays: Arrays,
+    tokens: NDArray[np.int64],
+    embedding: NDArray[np.float32],
+    layout: Layout,
+) -> Floats:
+    """tokens (L,), embedding (D,) -> the last row of the residual stream (D,), before the norm."""
+    prefix = arrays["model.embed_tokens.weight"][tokens]
+    parts = [prefix, embedding[None]] if layout == "candidate_last" else [embedding[None], prefix]
+    x = np.concatenate(parts).astype(np.float64)
+    for layer in range(config.layers):
+        weights = {
+            name.split(f"layers.{layer}.")[1].removesuffix(".weight"): array
+            for name, array in arrays.items()
+            if f".layers.{layer}." in name
+        }
+        x = _layer(config, weights, x)
+    return np.asarray(x[-1])
+
+
+def _layer(c: LlamaConfig, w: Arrays, x: Floats) -> Floats:
+    rows = len(x)
+    normed = _norm(x, w["input_layernorm"], c.eps)
+
+    def heads(name: str, count: int) -> Floats:
+        flat = normed @ w[f"self_attn.{name}_proj"].T
+        return flat.reshape(rows, count, c.head_width).swapaxes(0, 1)
+
+    group = c.heads // c.kv_heads
+    query = _rotate(heads("q", c.heads), c.theta)
+    key = np.repeat(_rotate(heads("k", c.kv_heads), c.theta), group, axis=0)
+    value = np.repeat(heads("v", c.kv_heads), group, axis=0)
+    scores = query @ key.swapaxes(1, 2) / np.sqrt(c.head_width)
+    scores = np.where(np.tri(rows, dtype=bool), scores, -np.inf)
+    share = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    share /= share.sum(axis=-1, keepdims=True)
+    mixed = (share @ value).swapaxes(0, 1).reshape(rows, -1)
+    x = x + mixed @ w["self_attn.o_proj"].T
+    normed = _norm(x, w["post_attention_layernorm"], c.eps)
+    gate = normed @ w["mlp.gate_proj"].T
+    inner = gate / (1 + np.exp(-gate)) * (normed @ w["mlp.up_proj"].T)
+    return np.asarray(x + inner @ w["mlp.down_proj"].T)
+
+
+def _norm(x: Floats, gain: NDArray[np.float32], eps: float) -> Floats:
+    return np.asarray(x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * gain)
+
+
+def _rotate(x: Floats, theta: float) -> Floats:
+    rows, width = x.shape[-2:]
+    frequency = theta ** (-np.arange(width // 2) / (width // 2))
+    angle = np.arange(rows)[:, None] * np.concatenate([frequency, frequency])
+    first, second = np.split(x, 2, axis=-1)
+    return np.asarray(x * np.cos(angle) + np.concatenate([-second, first], axis=-1) * np.sin(angle))

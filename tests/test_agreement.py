@@ -1,0 +1,84 @@
+"""torch, the graph with either kernel, and the server agree on p, on the shipped model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from cpp_ext import score, score_reference
+from engine.client import Client
+from engine.contract.arrays import load_arrays
+from engine.contract.bundle import read_manifest
+from engine.contract.prompt import render
+from engine.registry.onnx_encoder import load_encoder
+from engine.registry.zoo import read_zoo
+from engine.scoring.onnx_backend import OnnxBackend
+from tests import tiny
+from tests.conftest import BUNDLE, CHECKPOINT, INSTRUCTIONS
+from training.base import load_base
+from training.model import ModelSat, build
+
+MANIFEST = read_manifest(BUNDLE, "bundle")
+ARRAYS = load_arrays(BUNDLE)
+ZOO = sorted(read_zoo(BUNDLE / "zoo.json"), key=lambda c: c.id)
+LIMIT = 1e-3
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> NDArray[np.float32]:
+    encoder = load_encoder(BUNDLE, MANIFEST, ARRAYS)
+    return np.concatenate([encoder.encode(c) for c in ZOO])
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[NDArray[np.int64]]:
+    tokenizer = Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
+    return [render(text, tokenizer).tokens for text in INSTRUCTIONS]
+
+
+@pytest.fixture(scope="module")
+def from_torch(
+    prompts: list[NDArray[np.int64]], embeddings: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(64, M) probabilities of the checkpoint in transformers."""
+    base = load_base(str(CHECKPOINT / "backbone"))
+    model = ModelSat(build(base, causal=True), torch.nn.Linear(1, 1), base.tokenizer).eval()
+    with torch.no_grad():
+        margins = model.margins(
+            *tiny.padded(prompts), torch.from_numpy(embeddings), MANIFEST.layout
+        )
+    calibration = MANIFEST.calibration
+    p: NDArray[np.float32] = torch.sigmoid(
+        calibration.scale * margins + calibration.offset
+    ).numpy()
+    return p
+
+
+@pytest.mark.parametrize("kernel", [score, score_reference])
+def test_graph_and_kernel_agree_with_torch(
+    kernel: object,
+    prompts: list[NDArray[np.int64]],
+    embeddings: NDArray[np.float32],
+    from_torch: NDArray[np.float32],
+) -> None:
+    assert callable(kernel)
+    backend = OnnxBackend(BUNDLE / "backbone.onnx")
+    found = kernel(
+        backend.hidden(prompts, embeddings),
+        ARRAYS.readout,
+        eps=MANIFEST.norm_eps,
+        scale=MANIFEST.calibration.scale,
+        offset=MANIFEST.calibration.offset,
+    )
+    assert found.shape == (64, len(ZOO))
+    np.testing.assert_allclose(found, from_torch, atol=LIMIT)
+    assert found.std(axis=1).min() > 0.01, "the candidates are told apart"
+
+
+def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
+    for text, expected in zip(INSTRUCTIONS, from_torch, strict=True):
+        ranking = {r.candidate: r.probability for r in client.route(text).ranking}
+        np.testing.assert_allclose([ranking[c.name] for c in ZOO], expected, atol=LIMIT)

@@ -1,0 +1,96 @@
+"""The emitted graph, the torch model and the plain NumPy reference are one function."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cpp_ext import score_reference
+from engine.contract.bundle import Layout
+from engine.scoring.onnx_backend import OnnxBackend
+from export.llama import LlamaConfig, emit_backbone
+from export.reference import hidden_row
+from tests import tiny
+
+LAYOUTS: tuple[Layout, ...] = ("candidate_last", "capability_first")
+BASE = tiny.base()
+CONFIG = LlamaConfig.of(BASE.config)
+
+
+@cache
+def backend(layout: Layout) -> OnnxBackend:
+    path = Path(mkdtemp()) / f"{layout}.onnx"
+    emit_backbone(CONFIG, BASE.arrays, layout, path)
+    return OnnxBackend(path, threads=1)
+
+
+def embeddings(count: int, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((count, tiny.WIDTH)).astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    count=st.integers(1, 20),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=15, deadline=None)
+def test_graph_equals_torch(layout: Layout, lengths: list[int], count: int, seed: int) -> None:
+    prompts, e = tiny.prompts(lengths, seed), embeddings(count, seed)
+    model = tiny.model_sat(BASE).eval()
+    with torch.no_grad():
+        expected = model.margins(*tiny.padded(prompts), torch.from_numpy(e), layout).numpy()
+    head = BASE.arrays["model.embed_tokens.weight"]
+    readout = BASE.arrays["model.norm.weight"] * (head[model.yes_id] - head[model.no_id])
+    hidden = backend(layout).hidden(prompts, e)
+    found = score_reference(hidden, readout, eps=CONFIG.eps, scale=1.0, offset=0.0)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-expected)), atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_graph_equals_the_numpy_reference(layout: Layout) -> None:
+    prompts, e = tiny.prompts([1, 23, 9]), embeddings(4)
+    found = backend(layout).hidden(prompts, e)
+    for i, prompt in enumerate(prompts):
+        for j, row in enumerate(e):
+            expected = hidden_row(CONFIG, BASE.arrays, prompt, row, layout)
+            np.testing.assert_allclose(found[i, j], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("place", [0, 50, 100])
+def test_a_candidate_scores_the_same_in_any_company(layout: Layout, place: int) -> None:
+    """Alone, or among 100 others first, in the middle or last; in torch and in the graph."""
+    (prompt,) = tiny.prompts([17])
+    own, others = embeddings(1, seed=7), embeddings(100, seed=8)
+    among = np.concatenate([others[:place], own, others[place:]])
+    graph = backend(layout)
+    alone = graph.hidden([prompt], own)[0, 0]
+    np.testing.assert_allclose(graph.hidden([prompt], among)[0, place], alone, atol=1e-4)
+    model = tiny.model_sat(BASE).eval()
+    tokens, lengths = tiny.padded([prompt])
+    with torch.no_grad():
+        single = model.margins(tokens, lengths, torch.from_numpy(own), layout)[0, 0]
+        crowd = model.margins(tokens, lengths, torch.from_numpy(among), layout)[0, place]
+    assert abs(single.sigmoid() - crowd.sigmoid()) < 1e-4
+
+
+def test_the_two_layouts_are_different_functions() -> None:
+    """Guards the tests above against comparing one thing with itself."""
+    prompts, e = tiny.prompts([12]), embeddings(3)
+    first, second = (backend(layout).hidden(prompts, e) for layout in LAYOUTS)
+    assert np.abs(first - second).max() > 0.01
+
+
+def test_a_thousand_candidates_in_one_pass() -> None:
+    hidden = backend("candidate_last").hidden(tiny.prompts([5]), embeddings(1000))
+    assert hidden.shape == (1, 1000, tiny.WIDTH)
+    assert np.isfinite(hidden).all()
