@@ -15,18 +15,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.client import Client
 from engine.contract.candidate import PREFIX, to_json
-from engine.contract.errors import InvalidInputError, ModelsatError, Violation
-from engine.pb.router_service_pb2 import RouteResponse
+from engine.contract.errors import ModelsatError
+from engine.pb.router_service_pb2 import RouteResponse, Timing
 from engine.policy import Policy
 from engine.registry.zoo import read_zoo
 from engine.serving.settings import Settings
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 DEFAULT_SERVER = "127.0.0.1:50051"
-PHASES = ("prepare", "queue", "forward", "score", "choose", "total")
+PHASES = tuple(field.name for field in Timing.DESCRIPTOR.fields)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,14 +75,7 @@ def _serve(parsed: argparse.Namespace) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings(**{f.name: getattr(parsed, f.name) for f in fields(Settings)})
-    for name in ("max_waiting", "max_text_bytes"):
-        if getattr(settings, name) < 1:
-            raise InvalidInputError(
-                Violation(
-                    f"--{name.replace('_', '-')}",
-                    f"is {getattr(settings, name)}; expected at least 1.",
-                )
-            )
+    settings.check()
     asyncio.run(serve(settings))
 
 
@@ -103,7 +99,9 @@ def _route(parsed: argparse.Namespace) -> None:
     if parsed.json:
         print(json.dumps(as_json(response), ensure_ascii=False))
     else:
-        _print_decision(response)
+        from rich.console import Console
+
+        print_decision(response, Console(highlight=False, markup=False))
 
 
 def _policy(parsed: argparse.Namespace) -> Policy:
@@ -141,8 +139,8 @@ def as_json(response: RouteResponse) -> dict[str, Any]:
     }
 
 
-def _print_decision(response: RouteResponse) -> None:
-    from rich.console import Console
+def print_decision(response: RouteResponse, console: Console) -> None:
+    """A decision as a table for people."""
     from rich.table import Table
 
     shown = as_json(response)
@@ -161,7 +159,6 @@ def _print_decision(response: RouteResponse) -> None:
         )
     for name, why in shown["exclusions"].items():
         table.add_row("", name.removeprefix(PREFIX), "excluded", why, style="dim")
-    console = Console(highlight=False)
     console.print(table)
     console.print(f"{shown['selected']}: {shown['reason']}")
     times = ", ".join(f"{phase} {ms:.2f}" for phase, ms in shown["timing_ms"].items())
@@ -172,9 +169,9 @@ def _print_decision(response: RouteResponse) -> None:
 
 
 def _add_candidates(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
     actions = command.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("list", help="all candidates").set_defaults(run=_list)
+    listing = actions.add_parser("list", help="all candidates")
+    listing.set_defaults(run=_list)
     show = actions.add_parser("show", help="one candidate as JSON")
     add = actions.add_parser("add", help="register the candidates of a JSON file")
     remove = actions.add_parser("remove", help="remove a candidate")
@@ -185,6 +182,8 @@ def _add_candidates(command: argparse.ArgumentParser) -> None:
     for action, run in ((add, _add), (replace, _replace)):
         action.add_argument("file", type=Path)
         action.set_defaults(run=run)
+    for action in (listing, show, add, remove, replace):
+        action.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
 
 
 def _list(parsed: argparse.Namespace) -> None:
@@ -199,7 +198,7 @@ def _list(parsed: argparse.Namespace) -> None:
             numbers = (c.context_window, c.input_usd_per_million, c.output_usd_per_million)
             shown = ["unknown" if n is None else f"{n:g}" for n in numbers]
             table.add_row(c.id, f"{c.mean_accuracy():.3f}", *shown, c.price_source)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
 
 
 def _show(parsed: argparse.Namespace) -> None:

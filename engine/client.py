@@ -9,8 +9,9 @@ from typing import cast
 
 import grpc
 
-from engine.contract.candidate import Candidate, id_of
+from engine.contract.candidate import PREFIX, Candidate, id_of
 from engine.contract.errors import ModelsatError
+from engine.contract.prompt import check_text
 from engine.pb import (
     candidate_service_pb2,
     candidate_service_pb2_grpc,
@@ -19,6 +20,7 @@ from engine.pb import (
 )
 from engine.policy import Policy
 from engine.serving.convert import candidate_from, candidate_to, policy_to
+from engine.serving.settings import MAX_MESSAGE_BYTES
 
 DEFAULT_POLICY = Policy()
 
@@ -38,7 +40,7 @@ class Client:
         self._address = address
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(
-            address, options=[("grpc.max_receive_message_length", 20 * 1024 * 1024)]
+            address, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
         )
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
         self._candidates = candidate_service_pb2_grpc.CandidateServiceStub(self._channel)
@@ -60,6 +62,7 @@ class Client:
 
     def route(self, text: str, policy: Policy = DEFAULT_POLICY) -> router_service_pb2.RouteResponse:
         """Choose a candidate for `text`."""
+        check_text(text, MAX_MESSAGE_BYTES)
         request = router_service_pb2.RouteRequest(text=text, policy=policy_to(policy))
         with self._translated():
             answer: router_service_pb2.RouteResponse = self._router.Route(
@@ -132,6 +135,6 @@ class Client:
 
 
 def _name(identifier: str) -> str:
-    name = identifier if identifier.startswith("candidates/") else f"candidates/{identifier}"
+    name = PREFIX + identifier.removeprefix(PREFIX)
     id_of(name)
     return name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from engine import policy as policies
 from engine.contract.candidate import Candidate
 from engine.contract.errors import NoEligibleCandidateError
-from engine.contract.prompt import Prompt, Tokenizer, check_text, render
+from engine.contract.prompt import Prompt, Tokenizer, render
 from engine.policy import Eligible, Policy
 from engine.registry.registry import Registry
 from engine.registry.table import Table
@@ -16,6 +16,7 @@ from engine.scoring.batcher import Batcher, Scored
 
 # Answer length where a candidate's own was never measured; about what instruct models write.
 DEFAULT_ANSWER_TOKENS = 400.0
+CHARS_PER_TOKEN = 4.0  # of text that is counted and not read
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,10 @@ class Decision:
 class Router:
     """Stateless but for what it is given."""
 
-    def __init__(
-        self, registry: Registry, batcher: Batcher, tokenizer: Tokenizer, max_text_bytes: int
-    ) -> None:
+    def __init__(self, registry: Registry, batcher: Batcher, tokenizer: Tokenizer) -> None:
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
-        self._max_text_bytes = max_text_bytes
 
     async def route(
         self,
@@ -63,8 +61,8 @@ class Router:
     ) -> Decision:
         """Choose for `text`. context_chars: what else the candidate will read, counted only.
 
-        deadline: of time.monotonic(). Raises InvalidInputError, NoEligibleCandidateError, and what
-        Batcher.submit raises.
+        text: see prompt.check_text. deadline: of time.monotonic(). Raises InvalidInputError,
+        NoEligibleCandidateError, and what Batcher.submit raises.
         """
         begun = time.monotonic()
         ready = self._prepare(text, policy, context_chars)
@@ -85,12 +83,10 @@ class Router:
         return replace(decision, timing=timing)
 
     def _prepare(self, text: str, policy: Policy, context_chars: int) -> _Ready:
-        check_text(text, self._max_text_bytes)
         table = self._registry.table()  # once: the whole request sees one revision
         policies.check(policy, table)
         prompt = render(text, self._tokenizer)
-        # What is only counted is taken to have as many tokens a character as what is read.
-        input_tokens = round(prompt.input_tokens * (1 + context_chars / len(text)))
+        input_tokens = prompt.input_tokens + round(context_chars / CHARS_PER_TOKEN)
         able = policies.eligible(table, policy, input_tokens, DEFAULT_ANSWER_TOKENS)
         if not len(able.rows):
             raise NoEligibleCandidateError(able.excluded)

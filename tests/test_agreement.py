@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bench.process import BUNDLE
 from cpp_ext import score, score_reference
 from engine.client import Client
 from engine.contract.arrays import load_arrays
@@ -17,7 +18,7 @@ from engine.registry.onnx_encoder import load_encoder
 from engine.registry.zoo import read_zoo
 from engine.scoring.onnx_backend import OnnxBackend
 from tests import tiny
-from tests.conftest import BUNDLE, CHECKPOINT, INSTRUCTIONS
+from tests.conftest import CHECKPOINT, INSTRUCTIONS
 from training.base import load_base
 from training.model import ModelSat, build
 
@@ -51,9 +52,7 @@ def from_torch(
             *tiny.padded(prompts), torch.from_numpy(embeddings), MANIFEST.layout
         )
     calibration = MANIFEST.calibration
-    p: NDArray[np.float32] = torch.sigmoid(
-        calibration.scale * margins + calibration.offset
-    ).numpy()
+    p: NDArray[np.float32] = torch.sigmoid(calibration.scale * margins + calibration.offset).numpy()
     return p
 
 

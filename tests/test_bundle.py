@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.contract.bundle import MANIFEST, read_manifest
+from bench.process import BUNDLE
+from engine.contract.bundle import MANIFEST, read_manifest, seal
 from engine.contract.errors import BundleError
-from tests.conftest import BUNDLE
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def bundle(tmp_path: Path) -> Path:
 def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     raw = json.loads((bundle / MANIFEST).read_text())
     change(raw)
+    raw["seal"] = seal(raw)
     (bundle / MANIFEST).write_text(json.dumps(raw))
 
 
@@ -54,6 +55,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "kind": (lambda b: edit(b, lambda m: m.update(kind="checkpoint")), "kind is 'checkpoint'"),
     "layout": (lambda b: edit(b, lambda m: m.update(layout="sideways")), "layout is 'sideways'"),
+    "figure": (
+        lambda b: (b / MANIFEST).write_text(
+            (b / MANIFEST).read_text().replace('"scale": ', '"scale": 8')
+        ),
+        "its seal does not match",
+    ),
     "field": (lambda b: edit(b, lambda m: m.pop("norm_eps")), r"missing \['norm_eps'\]"),
 }
 
@@ -64,7 +71,7 @@ def test_a_broken_bundle_is_refused_with_found_and_expected(bundle: Path, case: 
     damage(bundle)
     with pytest.raises(BundleError, match=words) as refused:
         read_manifest(bundle, "bundle")
-    assert "make export" in str(refused.value) or case == "layout"
+    assert "make clean export" in str(refused.value) or case == "layout"
 
 
 def test_the_built_bundle_is_whole(bundle: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.process import BUNDLE
 from engine.contract.arrays import Connector, TaskNorms, load_arrays
 from engine.contract.bundle import read_manifest
 from engine.contract.candidate import Candidate, TaskResult
@@ -21,7 +22,7 @@ from engine.registry.encoder import (
 )
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.zoo import read_zoo
-from tests.conftest import BUNDLE, CHECKPOINT
+from tests.conftest import CHECKPOINT
 from training.base import load_base
 from training.model import TextEncoder
 
@@ -72,6 +73,18 @@ def test_tasks_the_training_never_saw_are_encoded(encoder: CapabilityEncoder) ->
     strange = tuple(TaskResult(f"Cookery, Dish {i}", 0.5) for i in range(50))
     embedding = encoder.encode(replace(ZOO[0], aptitude=strange))
     assert np.isfinite(embedding).all()
+
+
+def test_what_is_remembered_of_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is cut, the tasks of the candidate at hand stay."""
+    monkeypatch.setattr("engine.registry.encoder.MAX_KNOWN_TASKS", 3)
+    encoder = _plain_encoder()
+    encoder._embed = lambda texts: np.stack([np.full(6, len(t), np.float32) for t in texts])
+    first = Candidate("a", tuple(TaskResult(f"strange {i}", 0.5) for i in range(5)))
+    second = Candidate("b", (*first.aptitude[:2], TaskResult("stranger", 0.5)))
+    before = encoder.encode(first)
+    encoder.encode(second)
+    np.testing.assert_array_equal(encoder.encode(first), before)
 
 
 def test_the_graph_embeds_as_torch_does(encoder: CapabilityEncoder) -> None:

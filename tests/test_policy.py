@@ -76,7 +76,9 @@ def test_the_ranking_is_a_permutation_sorted_by_utility(
     assert ids(len(pool))[choice.order[0]] in choice.reason
 
 
-CHEAP = Candidate("cheap", (), context_window=4096, input_usd_per_million=1, output_usd_per_million=1)
+CHEAP = Candidate(
+    "cheap", (), context_window=4096, input_usd_per_million=1, output_usd_per_million=1
+)
 DEAR = replace(CHEAP, id="dear", output_usd_per_million=100.0, context_window=None)
 UNKNOWN = replace(CHEAP, id="unknown", input_usd_per_million=None)
 TABLE = make_table(7, [(c, np.zeros((1, 4), np.float32)) for c in (CHEAP, DEAR, UNKNOWN)], (1, 4))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +14,10 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
+from bench.process import BUNDLE, ROOT, Server, await_ready, launch, serving
 from engine.cli import main as cli
 from engine.client import Client, ModelsatClientError
 from engine.contract.candidate import Candidate, TaskResult
@@ -27,7 +27,7 @@ from engine.pb import router_service_pb2 as rpb
 from engine.policy import Policy
 from engine.registry.zoo import read_zoo
 from engine.serving.convert import candidate_to
-from tests.conftest import BUNDLE, INSTRUCTIONS, ROOT, Server, await_ready, launch, serving
+from tests.conftest import INSTRUCTIONS
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
 NEW = replace(ZOO[0], id="newcomer", display_name="A newcomer")
@@ -129,7 +129,7 @@ BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {
     "no role": (
         rpb.RouteRequest(conversation=rpb.Conversation(messages=[rpb.Message(text=["x"])])),
         "INVALID_ARGUMENT",
-        "messages[0].role: is not set",
+        "messages[0].role: is 0",
     ),
     "unknown id": (
         rpb.RouteRequest(text="x", policy=rpb.Policy(allow=["candidates/nobody"])),
@@ -173,15 +173,17 @@ def test_a_bad_route_request_is_told_what_is_wrong(shared_server: Server, case: 
         assert stub.Route(rpb.RouteRequest(text="still there?")).selected
 
 
-@pytest.mark.parametrize("raw", [b"\x0a\x02\xff\xfe", b"\xff\xff\xff", os.urandom(64) + b"\xff"])
+@pytest.mark.parametrize("raw", [b"\x0a\x02\xff\xfe", b"\xff\xff\xff", b"\x0a\x7fshort"])
 def test_bytes_that_are_no_request_are_refused(shared_server: Server, raw: bytes) -> None:
     """0a 02 ff fe is a text field of invalid UTF-8."""
     with grpc.insecure_channel(shared_server.address) as channel:
         call = channel.unary_unary("/modelsat.v1.RouterService/Route")
         with pytest.raises(grpc.RpcError) as refused:
             call(raw)
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "UTF-8" in refused.value.details()
+    code, message, details = status_of(refused.value)
+    assert code == "INVALID_ARGUMENT"
+    assert "UTF-8" in message
+    assert {"ErrorInfo", "BadRequest"} <= set(details)
 
 
 def with_figures(change: Callable[[list[TaskResult]], Any]) -> Candidate:
@@ -239,6 +241,28 @@ def test_duplicate_names_in_a_replacement_are_refused(client: Client) -> None:
     assert missing.value.code == "NOT_FOUND"
 
 
+def test_an_error_with_much_to_say_keeps_its_code(shared_server: Server) -> None:
+    """Trailers above 8 KB are dropped at random; CJK text takes nine bytes of one for three."""
+    wrong = replace(NEW, aptitude=(TaskResult("\u4e2d" * 300, 2.0),) * 50)
+    with grpc.insecure_channel(shared_server.address) as channel:
+        stub = candidate_service_pb2_grpc.CandidateServiceStub(channel)
+        for _ in range(10):
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.CreateCandidate(cpb.CreateCandidateRequest(candidate=candidate_to(wrong)))
+            code, message, details = status_of(refused.value)
+            assert code == "INVALID_ARGUMENT"
+            assert "is 2.0, expected a share" in message
+            assert len(details["BadRequest"].field_violations) > 3
+
+
+def test_a_huge_list_is_refused_before_it_is_read(shared_server: Server) -> None:
+    names = ["candidates/nobody"] * 500_000
+    with grpc.insecure_channel(shared_server.address) as channel:
+        stub = router_service_pb2_grpc.RouterServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="has 500000 names"):
+            stub.Route(rpb.RouteRequest(text="x", policy=rpb.Policy(allow=names)))
+
+
 # --- candidates ------------------------------------------------------------------------------
 
 
@@ -250,6 +274,9 @@ def test_the_life_of_a_candidate(tmp_path: Path) -> None:
         stub.CreateCandidate(cpb.CreateCandidateRequest(candidate=message, validate_only=True))
         created = stub.CreateCandidate(create)
         assert stub.CreateCandidate(create) == created, "a repeated request id"
+        other = cpb.CreateCandidateRequest(candidate=message, candidate_id="x", request_id="r1")
+        with pytest.raises(grpc.RpcError, match="used before for another request"):
+            stub.CreateCandidate(other)
         assert stub.GetCandidate(cpb.GetCandidateRequest(name=NEW.name)) == created
 
         change = candidate_pb2.Candidate(name=NEW.name, display_name="Renamed", etag=created.etag)
@@ -278,6 +305,12 @@ def test_the_life_of_a_candidate(tmp_path: Path) -> None:
                 break
         assert names == sorted([NEW.name, *(c.name for c in ZOO)])
         stub.DeleteCandidate(cpb.DeleteCandidateRequest(name=NEW.name))
+        update = cpb.UpdateCandidateRequest(candidate=created, allow_missing=True)
+        with pytest.raises(grpc.RpcError) as deleted:
+            stub.UpdateCandidate(update)
+        assert status_of(deleted.value)[0] == "ABORTED", "an etag asks for what was read"
+        with pytest.raises(grpc.RpcError, match="no next_page_token"):
+            stub.ListCandidates(cpb.ListCandidatesRequest(page_token="a b"))
         with pytest.raises(grpc.RpcError) as gone:
             stub.GetCandidate(cpb.GetCandidateRequest(name=NEW.name))
         code, _, details = status_of(gone.value)
@@ -294,11 +327,16 @@ def test_health_reflection_and_info(shared_server: Server, client: Client) -> No
         for name in ("", "readiness", "modelsat.v1.RouterService"):
             answer = health.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        (listed,) = reflection.ServerReflectionInfo(iter([request]))
-        names = {s.name for s in listed.list_services_response.service}
-    assert {"modelsat.v1.RouterService", "modelsat.v1.CandidateService"} <= names
+        for version in ("v1", "v1alpha"):
+            reflect = channel.stream_stream(
+                f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            (listed,) = reflect(iter([request]))
+            names = {s.name for s in listed.list_services_response.service}
+            assert {"modelsat.v1.RouterService", "modelsat.v1.CandidateService"} <= names
     info = client.server_info()
     assert info.candidates == len(ZOO)
     assert "onnxruntime" in info.backend
@@ -336,6 +374,8 @@ def test_the_command_line_prints_a_decision(
     assert "revision" in table
     assert cli(["route", " ", "--server", shared_server.address]) == 1
     assert "is empty or white space" in capsys.readouterr().err
+    assert cli(["route", "\udcff hi", "--server", shared_server.address]) == 1
+    assert "is not valid UTF-8" in capsys.readouterr().err
     assert cli(["route", "x", "--server", "127.0.0.1:1"]) == 1
     assert "no server answers" in capsys.readouterr().err
 
@@ -344,7 +384,8 @@ def test_the_command_line_prints_a_decision(
     ("arguments", "words"),
     [
         (["--bundle", "nowhere"], "holds no manifest.json"),
-        (["--max-waiting", "0"], "expected at least 1"),
+        (["--max-waiting", "0", "--threads", "-1"], "--max-waiting: is 0; expected 1 to"),
+        (["--address", "127.0.0.1"], "expected HOST:PORT"),
         (["--address", "256.0.0.1:1"], "cannot listen on"),
     ],
 )

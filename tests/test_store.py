@@ -114,3 +114,45 @@ def test_a_failed_change_leaves_no_part_of_itself(filled: Path) -> None:
     revision, entries = store.load()
     assert (revision, len(entries)) == (1, 40)
     store.close()
+
+
+def test_a_removed_store_begins_anew_whatever_lies_beside_it(filled: Path) -> None:
+    """After kill -9 the log of a removed file would replay into the next one of its name."""
+    store = Store(filled, ENCODER, SHAPE)
+    store.apply(Change(write=[entry("late", 0.5)]))
+    log = filled.with_name(filled.name + "-wal").read_bytes()
+    store.close()
+    filled.unlink()
+    filled.with_name(filled.name + "-wal").write_bytes(log)
+    begun = Store(filled, ENCODER, SHAPE)
+    assert begun.load() == (0, [])
+    begun.close()
+
+
+def test_two_servers_cannot_have_one_store(filled: Path) -> None:
+    first = Store(filled, ENCODER, SHAPE)
+    with pytest.raises(StoreError, match="open in another server"):
+        Store(filled, ENCODER, SHAPE)
+    first.close()
+    Store(filled, ENCODER, SHAPE).close()
+
+
+def test_a_damaged_row_is_a_store_error(filled: Path) -> None:
+    with sqlite3.connect(filled) as db:
+        db.execute("UPDATE candidate SET embedding = x'00' WHERE id = 'c3'")
+    db.close()
+    store = Store(filled, ENCODER, SHAPE)
+    with pytest.raises(StoreError, match="could not be read"):
+        store.load()
+    store.close()
+
+
+def test_a_full_disk_is_said_and_nothing_is_changed(filled: Path) -> None:
+    store = Store(filled, ENCODER, SHAPE)
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    many = [entry(f"n{i}", 0.5) for i in range(500)]
+    with pytest.raises(StoreError, match=r"disk is full\); nothing was changed; free disk space"):
+        store.apply(Change(write=many))
+    assert store.apply(Change(remove=["c1"])) == 2
+    store.close()

@@ -11,12 +11,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from bench.process import BUNDLE, await_ready, launch, serving
 from engine.client import Client, ModelsatClientError
 from engine.contract.candidate import Candidate, TaskResult
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.zoo import read_zoo
-from tests.conftest import BUNDLE, await_ready, launch, serving
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
 CALLS, CONNECTIONS = 2000, 8
@@ -80,7 +80,11 @@ def test_every_answer_is_of_exactly_one_revision(tmp_path: Path) -> None:
         for ranking in rankings:
             assert set(ranking) == tables[revision]
             assert ranking == pytest.approx(rankings[0], abs=1e-4)
-    probes = {round(r[0]["candidates/probe"], 3) for r in by_revision.values() if "candidates/probe" in r[0]}
+    probes = {
+        round(r[0]["candidates/probe"], 3)
+        for r in by_revision.values()
+        if "candidates/probe" in r[0]
+    }
     assert len(probes) > 1, "its versions can be told apart"
 
 
@@ -91,17 +95,19 @@ def test_an_acknowledged_change_survives_kill_9(tmp_path: Path) -> None:
         server = await_ready(launch(store))
         threading.Timer(0.4 + 0.3 * round_number, server.kill).start()
         pending: Candidate | None = None
+        died_with = ""
         with Client(server.address, timeout_s=10) as client:
             assert {c.id: c for c in client.candidates()} == expected
-            for i in range(10_000):
+            for i in range(200):  # three rounds stay below the limit of a table
                 pending = replace(probe(0.5), id=f"r{round_number}-{i}", context_window=i + 1)
                 try:
                     client.add(pending)
                 except ModelsatClientError as error:
-                    assert error.code == "UNAVAILABLE"
+                    died_with = error.code
                     break
                 expected[pending.id] = pending
         server.process.wait(10)
+        assert died_with in ("UNAVAILABLE", "")  # killed in the middle, or after the last
         assert f"r{round_number}-0" in expected, "at least one change was acknowledged"
         server = await_ready(launch(store))
         with Client(server.address) as client:

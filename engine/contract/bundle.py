@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -78,8 +78,17 @@ def hash_files(folder: Path) -> dict[str, str]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`, whole or not at all; call it last."""
     temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    content = asdict(manifest)
+    content["seal"] = seal(content)
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(folder / MANIFEST)
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """sha256 of everything else in the manifest: a changed figure in it is found like a changed
+    file."""
+    rest = {name: value for name, value in content.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path, kind: Kind) -> Manifest:
@@ -88,7 +97,7 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     Raises BundleError in one sentence that names the field, what was found and what was expected.
     """
     path = folder / MANIFEST
-    remedy = "`make model` builds it" if kind == "checkpoint" else "`make export` builds it"
+    remedy = "`make clean export` builds it"
     if not path.is_file():
         raise BundleError(f"{folder} holds no {MANIFEST}, so it is no finished {kind}; {remedy}.")
     try:
@@ -110,11 +119,16 @@ def _parse(raw: Any, path: Path, kind: Kind, remedy: str) -> Manifest:
                 f"{path}: {name} is {raw.get(name)!r}, this engine expects {want!r}; {remedy} anew"
                 " with this version, or serve it with the version that made it."
             )
-    names = {f.name for f in fields(Manifest)}
+    names = {f.name for f in fields(Manifest)} | {"seal"}
     if set(raw) != names:
         raise BundleError(
             f"{path}: fields missing {sorted(names - set(raw))}, unknown"
             f" {sorted(set(raw) - names)}; {remedy} anew."
+        )
+    if raw.pop("seal") != seal(raw):
+        raise BundleError(
+            f"{path}: its seal does not match its content, so it was changed or damaged;"
+            f" {remedy} anew."
         )
     for name, allowed in (("layout", Layout), ("representation", Representation)):
         if raw[name] not in get_args(allowed):
@@ -147,13 +161,12 @@ def made_by(command: str, arguments: Iterable[str], version: str) -> dict[str, A
 
 
 def _git_commit() -> str:
-    """HEAD of the checkout this file is in, read without git; empty outside of one."""
-    git = Path(__file__).resolve().parents[2] / ".git"
-    head = git / "HEAD"
-    if not head.is_file():
-        return os.environ.get("MODELSAT_COMMIT", "")
-    text = head.read_text().strip()
-    reference = git / text.removeprefix("ref: ")
-    if text.startswith("ref: "):
-        return reference.read_text().strip() if reference.is_file() else ""
-    return text
+    """HEAD of the checkout this file is in; empty outside of one, or where git is missing."""
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -8,16 +8,19 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.prompt import is_utf8
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 PREFIX = "candidates/"
 TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
 MAX_TASK_CHARS = 300
 MAX_NAME_CHARS = 200
-MAX_CONTEXT_WINDOW = 1_000_000_000
+MAX_NUMBER = 1_000_000_000  # of tokens, or US dollars per million of them
+MAX_CANDIDATES = 1000  # of a table
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,7 @@ class Candidate:
     @property
     def etag(self) -> str:
         """A hash of everything above; changes when and only when the candidate does."""
-        payload = json.dumps(to_json(self), sort_keys=True)
-        return hashlib.sha256(payload.encode()).hexdigest()[:16]
+        return _etag(self)
 
     def mean_accuracy(self) -> float:
         """Mean of the aptitude figures, [0, 1]."""
@@ -128,6 +130,12 @@ def from_json(value: Mapping[str, Any]) -> Candidate:
     return Candidate(aptitude=aptitude, **fields)
 
 
+@lru_cache(maxsize=4 * MAX_CANDIDATES)
+def _etag(candidate: Candidate) -> str:
+    payload = json.dumps(to_json(candidate), sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
 _ID_RULE = "an id is 1 to 63 of a-z 0-9 . _ - and begins and ends with a letter or digit"
 
 
@@ -136,7 +144,10 @@ def _check_words(candidate: Candidate, field: str) -> list[Violation]:
     if not ID_PATTERN.fullmatch(candidate.id):
         problems.append(Violation(f"{field}.name", f"has id {candidate.id[:80]!r}; {_ID_RULE}."))
     for label in ("display_name", "price_source"):
-        size = len(getattr(candidate, label))
+        text = getattr(candidate, label)
+        size = len(text)
+        if not is_utf8(text):
+            problems.append(Violation(f"{field}.{label}", "is not valid UTF-8."))
         if size > MAX_NAME_CHARS:
             problems.append(
                 Violation(
@@ -163,6 +174,8 @@ def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation
             problems.append(
                 Violation(f"{at}.accuracy", f"is {result.accuracy}, expected a share in [0, 1].")
             )
+        if not is_utf8(result.task):
+            problems.append(Violation(f"{at}.task", "is not valid UTF-8."))
         if not result.task.strip() or len(result.task) > MAX_TASK_CHARS:
             problems.append(
                 Violation(
@@ -181,20 +194,19 @@ def _check_numbers(candidate: Candidate, field: str) -> list[Violation]:
     problems = []
     for label in ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens"):
         value = getattr(candidate, label)
-        if value is not None and not (math.isfinite(value) and value >= 0):
+        if value is not None and not 0 <= value <= MAX_NUMBER:  # true for NaN too
             problems.append(
                 Violation(
                     f"{field}.{label}",
-                    f"is {value}; expected a finite number of at least 0, or leave it out if it"
-                    " is unknown.",
+                    f"is {value}; expected 0 to {MAX_NUMBER}, or leave it out if it is unknown.",
                 )
             )
     window = candidate.context_window
-    if window is not None and not 0 < window <= MAX_CONTEXT_WINDOW:
+    if window is not None and not 0 < window <= MAX_NUMBER:
         problems.append(
             Violation(
                 f"{field}.context_window",
-                f"is {window} tokens; expected 1 to {MAX_CONTEXT_WINDOW}, or leave it out.",
+                f"is {window} tokens; expected 1 to {MAX_NUMBER}, or leave it out.",
             )
         )
     return problems

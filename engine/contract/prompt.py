@@ -59,13 +59,20 @@ class Prompt:
     truncated: bool
 
 
-def check_text(text: str, limit_bytes: int, field: str = "instruction.text") -> None:
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be sent; what came from a command line or a file may hold surrogates."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
     """Raise InvalidInputError unless `text` has something to read within `limit_bytes`."""
+    if not is_utf8(text):
+        raise InvalidInputError(Violation(field, "is not valid UTF-8; send text as UTF-8."))
     if not text.strip():
         raise InvalidInputError(
             Violation(field, "is empty or white space; send the instruction to route.")
         )
-    size = len(text.encode("utf-8", errors="surrogatepass"))
+    size = len(text.encode())
     if size > limit_bytes:
         raise InvalidInputError(
             Violation(

@@ -146,6 +146,7 @@ class CapabilityEncoder:
         if new:
             vectors = keyword_vectors(self._embed(new), self._norms.center)
             if len(self._known) > MAX_KNOWN_TASKS:
-                self._known = {t: v for t, v in self._known.items() if t in self._norms.means}
+                kept = {*self._norms.means, *tasks}
+                self._known = {t: v for t, v in self._known.items() if t in kept}
             self._known.update(zip(new, vectors, strict=True))
         return np.stack([self._known[t] for t in tasks])

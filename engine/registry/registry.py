@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.candidate import Candidate, require_valid
+from engine.contract.candidate import MAX_CANDIDATES, PREFIX, Candidate, require_valid
 from engine.contract.errors import (
     AlreadyExistsError,
     EtagMismatchError,
@@ -21,7 +21,6 @@ from engine.registry.encoder import CapabilityEncoder
 from engine.registry.store import Change, Entry, Store
 from engine.registry.table import Table, make_table
 
-MAX_CANDIDATES = 1000
 Floats = NDArray[np.float32]
 Merge = Callable[[Candidate | None], Candidate]
 
@@ -93,7 +92,8 @@ class Registry:
         """Remove a candidate; errors as in update()."""
 
         def plan(table: Table) -> Change:
-            present = _expect(table, identifier, etag, allow_missing)
+            gone = allow_missing and identifier not in table.rows
+            present = None if gone else _expect(table, identifier, etag, allow_missing)
             return Change(remove=[present.id] if present else [])
 
         await self._change(plan, validate_only)
@@ -106,6 +106,7 @@ class Registry:
             raise InvalidInputError(
                 Violation("candidates", "is empty; give all candidates of the new table.")
             )
+        _check_count(len(candidates))
         require_valid(candidates)
 
         def plan(_: Table) -> Change:
@@ -114,8 +115,9 @@ class Registry:
 
         return await self._change(plan, validate_only)
 
-    def close(self) -> None:
-        """Close the store."""
+    async def close(self) -> None:
+        """Finish the changes that run, then close the store."""
+        await asyncio.gather(*self._running, return_exceptions=True)
         self._store.close()
 
     def _writing(self, candidates: Sequence[Candidate]) -> Change:
@@ -132,13 +134,7 @@ class Registry:
             table = self._table
             change = await asyncio.to_thread(plan, table)
             entries = _entries_after(table, change)
-            if len(entries) > MAX_CANDIDATES:
-                raise InvalidInputError(
-                    Violation(
-                        "candidates",
-                        f"would be {len(entries)}, the limit is {MAX_CANDIDATES}; remove some.",
-                    )
-                )
+            _check_count(len(entries))
             if validate_only or not (change.write or change.remove or change.replace_all):
                 return table
             revision = await asyncio.to_thread(self._store.apply, change)
@@ -146,13 +142,21 @@ class Registry:
             return self._table
 
 
+def _check_count(count: int) -> None:
+    if count > MAX_CANDIDATES:
+        raise InvalidInputError(
+            Violation("candidates", f"would be {count}, the limit is {MAX_CANDIDATES}.")
+        )
+
+
 def _expect(table: Table, identifier: str, etag: str, allow_missing: bool) -> Candidate | None:
     present = table.get(identifier)
-    name = f"candidates/{identifier}"
+    name = PREFIX + identifier
     if present is None and not allow_missing:
         raise NotFoundError(name)
-    if present is not None and etag and etag != present.etag:
-        raise EtagMismatchError(name, found=etag, expected=present.etag)
+    found = present.etag if present else "none: it is gone"
+    if etag and etag != found:
+        raise EtagMismatchError(name, found=etag, expected=found)
     return present
 
 
@@ -178,6 +182,6 @@ def open_registry(
     """Open the store at `path`; a store that has never held anything begins with `zoo`."""
     shape = (encoder.variants, width)
     store = Store(path, encoder_id, shape, encoder.encode if reembed else None)
-    if store.load()[0] == 0:
+    if store.revision() == 0:
         store.apply(Change(write=[(c, encoder.encode(c)) for c in zoo]))
     return Registry(store, encoder, shape)

@@ -50,16 +50,22 @@ def _candidate(item: Any, field: str) -> Candidate:
             id=str(item.get("id") or item.get("name", "")).removeprefix(PREFIX),
             aptitude=_aptitude(item.get("aptitude", [])),
             display_name=words["display_name"],
-            context_window=None if window is None else int(window),
+            context_window=_whole(window),
             input_usd_per_million=numbers["input_usd_per_million"],
             output_usd_per_million=numbers["output_usd_per_million"],
             price_source=words["price_source"],
             mean_answer_tokens=numbers["mean_answer_tokens"],
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InvalidInputError(
             Violation(field, f"has a value of the wrong type ({error}).")
         ) from error
+
+
+def _whole(value: Any) -> int | None:
+    if value is not None and value != int(value):
+        raise ValueError(f"context_window is {value}, expected whole tokens")
+    return None if value is None else int(value)
 
 
 def _aptitude(value: Any) -> tuple[TaskResult, ...]:

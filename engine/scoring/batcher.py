@@ -80,7 +80,7 @@ class Batcher:
         self._loop = asyncio.create_task(self._run(), name="batcher")
 
     async def stop(self) -> None:
-        """Let the forward in flight end, fail what waits, free the thread."""
+        """Fail what waits and what is in flight; returns when the forward thread is free."""
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)

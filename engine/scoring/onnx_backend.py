@@ -19,7 +19,7 @@ class OnnxBackend:
 
     def __init__(self, graph: Path, threads: int = 0) -> None:
         options = ort.SessionOptions()
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or len(os.sched_getaffinity(0))
         options.intra_op_num_threads = self._threads
         # Idle workers must not spin: the gateway beside us wants the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

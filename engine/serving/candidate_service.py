@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
-from engine.contract.candidate import PREFIX, Candidate, id_of
+from engine.contract.candidate import ID_PATTERN, PREFIX, Candidate, id_of
 from engine.contract.errors import InvalidInputError, NotFoundError, Violation
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as pb
 from engine.registry.registry import Registry
 from engine.serving.convert import OPTIONAL, candidate_from, candidate_to
 
-DEFAULT_PAGE, MAX_PAGE = 100, 1000
+DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REMEMBERED = 1024  # request ids
+MAX_REQUEST_ID_CHARS = 64
 MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL)
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Message, Message]
@@ -33,29 +36,49 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._answered: OrderedDict[str, tuple[bytes, candidate_pb2.Candidate]] = OrderedDict()
+        self._answered: OrderedDict[str, tuple[bytes, asyncio.Task[Any]]] = OrderedDict()
 
     async def CreateCandidate(
         self, request: pb.CreateCandidateRequest, context: Context
     ) -> candidate_pb2.Candidate:
-        """Register a new candidate."""
-        content = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-        if known := self._answered.get(request.request_id if not request.validate_only else ""):
-            if known[0] != content:
-                raise InvalidInputError(
-                    Violation("request_id", "was used before for another request; take a new one.")
+        """Register a new candidate; a repeated request id joins the first request of that id."""
+        key = request.request_id
+        if len(key) > MAX_REQUEST_ID_CHARS:
+            raise InvalidInputError(
+                Violation(
+                    "request_id", f"is {len(key)} characters; at most {MAX_REQUEST_ID_CHARS}."
                 )
-            return known[1]
+            )
+        if not key or request.validate_only:
+            return await self._create(request)
+        content = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        if key not in self._answered:
+            self._remember(key, content, asyncio.create_task(self._create(request)))
+        known, task = self._answered[key]
+        if known != content:
+            raise InvalidInputError(
+                Violation("request_id", "was used before for another request; take a new one.")
+            )
+        # Shielded: the change goes on without a caller that gave up, and its retry finds it here.
+        answer: candidate_pb2.Candidate = await asyncio.shield(task)
+        return answer
+
+    async def _create(self, request: pb.CreateCandidateRequest) -> candidate_pb2.Candidate:
         candidate = await self._registry.create(
             _new_candidate(request), validate_only=request.validate_only
         )
-        answer = candidate_to(candidate)
-        if request.request_id and not request.validate_only:
-            self._answered[request.request_id] = (content, answer)
-            if len(self._answered) > MAX_REMEMBERED:
-                self._answered.popitem(last=False)
-        self._log("created", candidate.name)
-        return answer
+        self._log("created", candidate.name, request.validate_only)
+        return candidate_to(candidate)
+
+    def _remember(self, key: str, content: bytes, task: asyncio.Task[Any]) -> None:
+        def forget_failure(done: asyncio.Task[Any]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                self._answered.pop(key, None)
+
+        task.add_done_callback(forget_failure)
+        self._answered[key] = (content, task)
+        if len(self._answered) > MAX_REMEMBERED:
+            self._answered.popitem(last=False)
 
     async def GetCandidate(
         self, request: pb.GetCandidateRequest, context: Context
@@ -75,12 +98,16 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             raise InvalidInputError(
                 Violation("page_size", f"is {request.page_size}; expected 0 or more.")
             )
+        if request.page_token and not ID_PATTERN.fullmatch(request.page_token):
+            raise InvalidInputError(
+                Violation("page_token", "is no next_page_token of this server; begin without one.")
+            )
         table = self._registry.table()
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
         rest = [c for c in table.candidates if c.id > request.page_token]
         page = rest[:size]
         return pb.ListCandidatesResponse(
-            candidates=[candidate_to(c) for c in page],
+            candidates=await asyncio.to_thread(_messages, page),
             next_page_token=page[-1].id if len(rest) > size else "",
             revision=table.revision,
         )
@@ -104,7 +131,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             allow_missing=request.allow_missing,
             validate_only=request.validate_only,
         )
-        self._log("updated", candidate.name)
+        self._log("updated", candidate.name, request.validate_only)
         return candidate_to(candidate)
 
     async def DeleteCandidate(
@@ -117,23 +144,33 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             allow_missing=request.allow_missing,
             validate_only=request.validate_only,
         )
-        self._log("deleted", request.name)
+        self._log("deleted", request.name, request.validate_only)
         return empty_pb2.Empty()
 
     async def BatchReplaceCandidates(
         self, request: pb.BatchReplaceCandidatesRequest, context: Context
     ) -> pb.BatchReplaceCandidatesResponse:
         """Make the given list the whole table."""
-        given = [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(request.candidates)]
+        given = await asyncio.to_thread(_candidates, request.candidates)
         table = await self._registry.replace(given, validate_only=request.validate_only)
-        self._log("replaced all", f"{len(given)} candidates")
+        self._log("replaced all by", f"{len(given)} candidates", request.validate_only)
         answer = given if request.validate_only else table.candidates
         return pb.BatchReplaceCandidatesResponse(
-            candidates=[candidate_to(c) for c in answer], revision=table.revision
+            candidates=await asyncio.to_thread(_messages, answer), revision=table.revision
         )
 
-    def _log(self, what: str, name: str) -> None:
-        log.info("%s %s, revision %d", what, name, self._registry.table().revision)
+    def _log(self, what: str, name: str, validate_only: bool) -> None:
+        if not validate_only:
+            log.info("%s %s, revision %d", what, name, self._registry.table().revision)
+
+
+# A page or a table takes long enough to convert (0.3 ms a candidate) to be done off the loop.
+def _messages(candidates: Sequence[Candidate]) -> list[candidate_pb2.Candidate]:
+    return [candidate_to(c) for c in candidates]
+
+
+def _candidates(messages: Sequence[candidate_pb2.Candidate]) -> list[Candidate]:
+    return [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(messages)]
 
 
 def _new_candidate(request: pb.CreateCandidateRequest) -> Candidate:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
-from engine.contract.candidate import PREFIX, Candidate, TaskResult, id_of
+from engine.contract.candidate import MAX_CANDIDATES, PREFIX, Candidate, TaskResult, id_of
 from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.prompt import check_text
 from engine.pb import candidate_pb2, router_service_pb2
 from engine.policy import Policy
 from engine.router import Decision
@@ -18,6 +19,7 @@ OPTIONAL = (
     "output_usd_per_million",
     "mean_answer_tokens",
 )
+ROLES = set(router_service_pb2.Role.values()) - {router_service_pb2.ROLE_UNSPECIFIED}
 
 
 def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
@@ -71,10 +73,14 @@ def policy_to(policy: Policy) -> router_service_pb2.Policy:
     return message
 
 
-def instruction_from(request: router_service_pb2.RouteRequest) -> tuple[str, int]:
-    """(the text to read, characters that are only counted); see Conversation in the proto."""
+def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tuple[str, int]:
+    """(the text to read, characters that are only counted); see Conversation in the proto.
+
+    Raises InvalidInputError where there is nothing to read, or more than `limit` bytes in all.
+    """
     form = request.WhichOneof("instruction")
     if form == "text":
+        check_text(request.text, limit)
         return request.text, 0
     if form is None:
         raise InvalidInputError(
@@ -82,20 +88,22 @@ def instruction_from(request: router_service_pb2.RouteRequest) -> tuple[str, int
         )
     turns = request.conversation.messages
     for i, turn in enumerate(turns):
-        if turn.role == router_service_pb2.ROLE_UNSPECIFIED:
+        if turn.role not in ROLES:
             raise InvalidInputError(
                 Violation(
-                    f"instruction.conversation.messages[{i}].role",
-                    "is not set; expected SYSTEM, USER, ASSISTANT or TOOL.",
+                    f"conversation.messages[{i}].role",
+                    f"is {turn.role}; expected ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL.",
                 )
             )
     texts = ["\n".join(turn.text) for turn in turns]
     spoken = [i for i, turn in enumerate(turns) if turn.role == router_service_pb2.ROLE_USER]
     if not spoken:
         raise InvalidInputError(
-            Violation("instruction.conversation", "has no user turn; the last one is what is read.")
+            Violation("conversation", "has no user turn; the last one is what is read.")
         )
+    check_text("\n".join(texts), limit, "conversation")
     text = texts[spoken[-1]]
+    check_text(text, limit, f"conversation.messages[{spoken[-1]}].text")
     return text, sum(map(len, texts)) - len(text)
 
 
@@ -114,7 +122,7 @@ def response_from(decision: Decision) -> router_service_pb2.RouteResponse:
             for r in decision.ranking
         ],
         exclusions=[
-            router_service_pb2.Exclusion(candidate=f"candidates/{name}", reason=why)
+            router_service_pb2.Exclusion(candidate=PREFIX + name, reason=why)
             for name, why in decision.exclusions.items()
         ],
         revision=decision.revision,
@@ -131,5 +139,9 @@ def _duration(seconds: float) -> Duration:
     return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
 
 
-def _ids(names: Iterable[str], field: str) -> tuple[str, ...]:
+def _ids(names: Sequence[str], field: str) -> tuple[str, ...]:
+    if len(names) > MAX_CANDIDATES:
+        raise InvalidInputError(
+            Violation(field, f"has {len(names)} names; a table holds at most {MAX_CANDIDATES}.")
+        )
     return tuple(id_of(name, f"{field}[{i}]") for i, name in enumerate(names))

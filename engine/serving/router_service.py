@@ -18,8 +18,9 @@ Info = Callable[[], pb.GetServerInfoResponse]
 class RouterService(router_service_pb2_grpc.RouterServiceServicer):
     """See proto/modelsat/v1/router_service.proto; errors are mapped by StatusInterceptor."""
 
-    def __init__(self, router: Router, info: Info) -> None:
+    def __init__(self, router: Router, info: Info, max_text_bytes: int) -> None:
         self._router = router
+        self._max_text_bytes = max_text_bytes
         self._info = info
 
     async def Route(
@@ -30,7 +31,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         """Choose a candidate."""
         left = context.time_remaining()
         deadline = float("inf") if left is None else time.monotonic() + left
-        text, context_chars = instruction_from(request)
+        text, context_chars = instruction_from(request, self._max_text_bytes)
         decision = await self._router.route(
             text, policy_from(request.policy), context_chars=context_chars, deadline=deadline
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from tokenizers import Tokenizer
 
 import cpp_ext
@@ -32,18 +32,17 @@ from engine.scoring.batcher import Batcher, Limits, Readout
 from engine.scoring.onnx_backend import OnnxBackend
 from engine.serving.candidate_service import CandidateService
 from engine.serving.router_service import RouterService
-from engine.serving.settings import Settings
+from engine.serving.settings import MAX_MESSAGE_BYTES, Settings
 from engine.serving.status import StatusInterceptor
+from engine.version import VERSION
 
-VERSION = "0.1.0"
 SERVICES = (
     router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name,
     candidate_service_pb2.DESCRIPTOR.services_by_name["CandidateService"].full_name,
 )
 HEALTH_NAMES = ("", "readiness", "liveness", *SERVICES)
-# A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
-MAX_MESSAGE_BYTES = 20 * 1024 * 1024
 GRACE_S = 10.0
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +61,7 @@ class Running:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
         await self.batcher.stop()
-        self.registry.close()
+        await self.registry.close()
 
 
 async def start_server(settings: Settings) -> Running:
@@ -82,7 +81,7 @@ async def start_server(settings: Settings) -> Running:
     )
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
-    router = Router(registry, batcher, tokenizer, settings.max_text_bytes)
+    router = Router(registry, batcher, tokenizer)
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)
@@ -98,7 +97,9 @@ async def start_server(settings: Settings) -> Running:
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a twin
         ],
     )
-    router_service_pb2_grpc.add_RouterServiceServicer_to_server(RouterService(router, info), server)
+    router_service_pb2_grpc.add_RouterServiceServicer_to_server(
+        RouterService(router, info, settings.max_text_bytes), server
+    )
     candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(
         CandidateService(registry), server
     )
@@ -110,13 +111,11 @@ async def _listen(
 ) -> Running:
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection(
-        (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
+    _add_reflection(server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        registry.close()
+        await registry.close()
         raise BundleError(
             f"cannot listen on {address}: it is taken or not an address of this machine; give"
             " --address another HOST:PORT."
@@ -126,6 +125,20 @@ async def _listen(
     for name in HEALTH_NAMES:
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     return Running(port, registry, batcher, server, healthy)
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """v1alpha from grpcio-reflection, and v1: the same messages under another service name."""
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
+    reflection.enable_server_reflection(names, server)
+    servicer = reflection.aio.ReflectionServicer(names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    method = {"ServerReflectionInfo": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(REFLECTION_V1, method),))
 
 
 async def serve(settings: Settings) -> None:

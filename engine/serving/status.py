@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from engine.contract.candidate import PREFIX
 from engine.contract.errors import (
     AlreadyExistsError,
     DeadlineError,
@@ -26,6 +27,7 @@ from engine.contract.errors import (
     OverloadedError,
     StoreError,
     UnavailableError,
+    Violation,
 )
 
 DOMAIN = "modelsat"
@@ -40,31 +42,31 @@ CODES: dict[type[ModelsatError], tuple[int, str]] = {
     UnavailableError: (code_pb2.UNAVAILABLE, "UNAVAILABLE"),
     StoreError: (code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE"),
 }
-MAX_MESSAGE_CHARS = 1500  # a status travels in a trailer, which peers limit to about 8 KB
-MAX_DETAILS = 20
+# A status travels in trailers that gRPC rejects at random above 8 KB: the message percent-encoded
+# (3 bytes for 1), and message and details again in base64 (4 for 3).
+MAX_MESSAGE_BYTES = 700
+MAX_DETAIL_BYTES = 2500
 log = logging.getLogger(__name__)
 
 
 def to_status(error: ModelsatError) -> status_pb2.Status:
-    """The google.rpc.Status of `error`."""
+    """The google.rpc.Status of `error`, cut to what a trailer can carry."""
     code, reason = CODES.get(type(error), (code_pb2.INTERNAL, "INTERNAL"))
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
     return status_pb2.Status(
         code=code,
-        message=_cut(str(error), MAX_MESSAGE_CHARS),
+        message=_cut(str(error), MAX_MESSAGE_BYTES),
         details=[_packed(info), *(_packed(detail) for detail in _details(error))],
     )
 
 
 def _details(error: ModelsatError) -> list[Message]:
     if isinstance(error, InvalidInputError):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(
-                field=_cut(v.field, 100), description=_cut(v.description, 200)
-            )
-            for v in error.violations[:MAX_DETAILS]
-        ]
-        return [error_details_pb2.BadRequest(field_violations=violations)]
+        request = error_details_pb2.BadRequest()
+        for wrong in error.violations:
+            field, description = _cut(wrong.field, 100), _cut(wrong.description, 300)
+            _add(request.field_violations, request, field=field, description=description)
+        return [request]
     if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
         return [
             error_details_pb2.ResourceInfo(
@@ -72,18 +74,25 @@ def _details(error: ModelsatError) -> list[Message]:
             )
         ]
     if isinstance(error, NoEligibleCandidateError):
-        failures = [
-            error_details_pb2.PreconditionFailure.Violation(
-                type="ELIGIBILITY", subject=f"candidates/{name}", description=why
+        failure = error_details_pb2.PreconditionFailure()
+        for name, why in error.reasons.items():
+            subject, words = PREFIX + name, _cut(why, 300)
+            _add(
+                failure.violations, failure, type="ELIGIBILITY", subject=subject, description=words
             )
-            for name, why in list(error.reasons.items())[:MAX_DETAILS]
-        ]
-        return [error_details_pb2.PreconditionFailure(violations=failures)]
+        return [failure]
     if isinstance(error, OverloadedError | UnavailableError | StoreError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(1000 * getattr(error, "retry_after_s", 1.0)))
         return [retry]
     return []
+
+
+def _add(entries: Any, whole: Message, **values: str) -> None:
+    """Append to a repeated field unless the detail would outgrow its share of the trailer."""
+    entry = entries.add(**values)
+    if whole.ByteSize() > MAX_DETAIL_BYTES:
+        entries.remove(entry)
 
 
 def _packed(message: Message) -> any_pb2.Any:
@@ -93,7 +102,9 @@ def _packed(message: Message) -> any_pb2.Any:
 
 
 def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    """At most `limit` bytes of UTF-8."""
+    raw = text.encode("utf-8", errors="replace")
+    return text if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "..."
 
 
 class Unreadable:
@@ -139,21 +150,22 @@ def _guarded(
 ) -> Callable[[Any, Any], Awaitable[Message]]:
     async def call(request: Message | Unreadable, context: Any) -> Message:
         if isinstance(request, Unreadable):
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"The request of {method} cannot be read ({request.why}): its bytes are no valid"
-                " message, or a text in it is not UTF-8. Send text as UTF-8.",
+            wrong = Violation(
+                "request",
+                f"cannot be read ({request.why}): its bytes are no valid message of {method}, or a"
+                " text in it is not UTF-8. Send text as UTF-8.",
             )
+            await _abort(context, to_status(InvalidInputError(wrong)))
         try:
             return await behaviour(request, context)
         except ModelsatError as error:
+            if isinstance(error, UnavailableError | StoreError):
+                _log_failure(method, error.__cause__ or error)
             await _abort(context, to_status(error))
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
-            # The text of an exception may hold what a caller sent; its kind and place do not.
-            place = _innermost(error)
-            log.error("%s failed: %s at %s", method, type(error).__name__, place)
+            _log_failure(method, error)
             status = status_pb2.Status(
                 code=code_pb2.INTERNAL,
                 message=f"{method} failed inside the server ({type(error).__name__}); see its log.",
@@ -162,6 +174,11 @@ def _guarded(
             await _abort(context, status)
 
     return call
+
+
+def _log_failure(method: str, error: BaseException) -> None:
+    """The text of an exception may hold what a caller sent; its kind and place do not."""
+    log.error("%s failed: %s at %s", method, type(error).__name__, _innermost(error))
 
 
 def _innermost(error: BaseException) -> str:
