@@ -22,11 +22,11 @@ from engine.contract.errors import BundleError, ModelsatError
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.zoo import read_zoo
 from engine.scoring.onnx_backend import OnnxBackend
+from engine.version import VERSION
 from export.bert import emit_encoder
 from export.llama import LlamaConfig, emit_backbone
 from export.parity import parity
 from training.base import Base, load_base
-from training.merge import VERSION
 
 FORMATS = ("onnx",)
 PARITY_LIMIT = 1e-3

@@ -21,10 +21,10 @@ from engine.contract import bundle
 from engine.contract.bundle import Manifest, Representation, hash_files, write_manifest
 from engine.contract.errors import BundleError, ModelsatError
 from engine.contract.prompt import NO, YES
+from engine.version import VERSION
 from training.base import CACHE, Base, load_base
 from training.pretrained import Pretrained, load_pretrained
 
-VERSION = "0.1.0"
 PEFT_PREFIX = "base_model.model."
 Arrays = dict[str, NDArray[np.float32]]
 
