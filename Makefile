@@ -22,7 +22,7 @@ model: $(CHECKPOINT) ## base weights, merged with the shipped adapter
 export: $(BUNDLE) ## ONNX bundle from the checkpoint
 
 serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:50051)
-	@$(BIN)/modelsat serve --address $(ADDRESS)
+	@$(BIN)/modelsat serve --address $(ADDRESS) $(SERVE)
 
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
 	@$(BIN)/python -m bench.demo
@@ -54,7 +54,7 @@ lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
 
 clean: ## remove what was built; keeps the virtual environment and the base weights
-	rm -rf artifacts/checkpoint artifacts/bundle build *.egg-info cpp_ext/_score*.so
+	rm -rf artifacts/checkpoint artifacts/bundle build *.egg-info cpp_ext/_score*.so $(VENV)/.serve
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -69,9 +69,9 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
 	@touch $@
 
-$(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/*) training/merge.py training/base.py training/gguf_llama.py engine/contract/prompt.py
+$(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contract/*.py)
 	$(BIN)/python -m training.base
 	$(BIN)/python -m training.merge --pretrained pretrained --out artifacts/checkpoint
 
-$(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py)
+$(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py engine/registry/*.py)
 	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle

@@ -1,6 +1,7 @@
 """Build file: flat packages and the scoring kernel; versions are locked in requirements/."""
 
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import Extension, find_packages, setup
 
@@ -8,7 +9,13 @@ EXTRAS = {
     "cpu": ["onnxruntime>=1.31"],
     "gpu": ["onnxruntime-gpu>=1.31"],
     "export": ["onnx>=1.23", "onnxruntime>=1.31", "gguf>=0.19", "safetensors>=0.8", "tqdm>=4.70"],
-    "train": ["torch==2.13.0", "transformers>=5.23,<6", "peft>=0.21", "matplotlib>=3.11", "scikit-learn>=1.9"],
+    "train": [
+        "torch==2.13.0",
+        "transformers>=5.23,<6",
+        "peft>=0.21",
+        "matplotlib>=3.11",
+        "scikit-learn>=1.9",
+    ],
     "trt": ["tensorrt-rtx>=1.7"],
     "dev": [
         "pytest>=9.2",
@@ -27,7 +34,7 @@ EXTRAS = {
 
 setup(
     name="modelsat",
-    version="0.1.0",
+    version=run_path("engine/version.py")["VERSION"],
     description="Routes each instruction to the LLM that will handle it best, in milliseconds",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

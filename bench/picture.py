@@ -1,0 +1,35 @@
+"""The picture in the README: a real answer of the shipped model, as the terminal shows it.
+
+python -m bench.picture "If 3x + 7 = 22, what is x?" docs/route.svg
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.process import serving
+from engine.cli import print_decision
+from engine.client import Client
+
+
+def main() -> None:
+    """Route the first argument, write the second."""
+    text, target = sys.argv[1:]
+    console = Console(record=True, width=92, file=io.StringIO(), highlight=False, markup=False)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "candidates.sqlite"
+        with serving(store) as server, Client(server.address) as client:
+            for _ in range(5):  # warm, as a server in use is
+                client.route(text)
+            console.print(f'$ modelsat route "{text}"')
+            print_decision(client.route(text), console)
+    Path(target).write_text(console.export_svg(title="modelsat"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
