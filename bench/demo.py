@@ -17,13 +17,16 @@ from engine.policy import Policy
 from engine.registry.zoo import read_zoo
 
 NEWCOMER = Path(__file__).parent / "demo_candidate.json"
-INSTRUCTIONS = (
+MATHEMATICS = (
     "If 3x + 7 = 22, what is x?",
     "Find the limit of (1 - cos x) / x^2 as x approaches 0.",
+)
+OTHERS = (
     "Is a verbal contract for the sale of land enforceable?",
     "Which treaty ended the Thirty Years' War?",
     "A patient presents with fever, a stiff neck and photophobia. What is the likely diagnosis?",
 )
+INSTRUCTIONS = MATHEMATICS + OTHERS
 CONNECTIONS = 4
 
 
@@ -59,7 +62,7 @@ def show(client: Client, policy: Policy) -> list[str]:
 
 
 def main() -> int:
-    """Run the demo; 1 where the newcomer was not chosen or a call failed."""
+    """Run the demo; 1 where the newcomer was misplaced or a call failed."""
     (newcomer,) = read_zoo(NEWCOMER)
     policy = Policy()
     with tempfile.TemporaryDirectory() as folder:
@@ -87,20 +90,19 @@ def main() -> int:
 def verdict(
     newcomer: str, before: list[str], during: list[str], after: list[str], loads: list[Load]
 ) -> int:
-    """Say whether the newcomer was chosen while it was there, and only then."""
+    """Say whether the newcomer was chosen for the mathematics while it was there, and only then."""
     answered = sum((load.revisions for load in loads), Counter[int]())
     failed = [load.error for load in loads if load.error is not None]
     print(
         f"\n{answered.total()} calls beside it, {len(failed)} failed;"
         f" by revision {dict(sorted(answered.items()))}"
     )
-    chosen = [newcomer in choices for choices in (before, during, after)]
-    if failed or chosen != [False, True, False]:
-        print(f"error: chosen before, during, after: {chosen}; failed: {failed}", file=sys.stderr)
+    expected = [newcomer] * len(MATHEMATICS)
+    placed = during[: len(expected)] == expected and newcomer not in during[len(expected) :]
+    if failed or not placed or newcomer in before + after:
+        print(f"error: chosen {before} / {during} / {after}; failed: {failed}", file=sys.stderr)
         return 1
-    print(
-        f"{newcomer} was chosen for {during.count(newcomer)} of {len(during)} while it was there."
-    )
+    print(f"{newcomer} was chosen for the mathematics, and for nothing else, while it was there.")
     return 0
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from tqdm import tqdm
 
 from engine.contract.bundle import Calibration, Layout, Representation
 from engine.contract.errors import ModelsatError
@@ -81,7 +82,8 @@ def predict(run: Run, rows: NDArray[np.int64]) -> Floats:
     place = {int(row): i for i, row in enumerate(rows)}
     result = np.zeros((len(rows), len(run.outcomes.candidates)), dtype=np.float32)
     variants = [run.capability.standardise(c) for c in run.capability.c]
-    for batch in batches(run.tokens, rows, run.plan.batch, seed=None):
+    work = batches(run.tokens, rows, run.plan.batch, seed=None)
+    for batch in tqdm(work, desc="predict", unit="batch", leave=False):
         mean = torch.stack([logits(run, batch, c) for c in variants]).mean(0).numpy()
         result[[place[int(r)] for r in batch.rows]] = mean
     return result
