@@ -6,6 +6,7 @@ python -m bench.picture "If 3x + 7 = 22, what is x?" docs/route.svg
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,7 +29,10 @@ def main() -> None:
                 client.route(text)
             console.print(f'$ modelsat route "{text}"')
             print_decision(client.route(text), console)
-    Path(target).write_text(console.export_svg(title="modelsat"), encoding="utf-8")
+    svg = console.export_svg(title="modelsat")
+    # rich names a web font on a host of its own; any monospace font will do.
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    Path(target).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

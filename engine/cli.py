@@ -160,7 +160,7 @@ def print_decision(response: RouteResponse, console: Console) -> None:
     for name, why in shown["exclusions"].items():
         table.add_row("", name.removeprefix(PREFIX), "excluded", why, style="dim")
     console.print(table)
-    console.print(f"{shown['selected']}: {shown['reason']}")
+    console.print(f"-> {shown['reason']}")
     times = ", ".join(f"{phase} {ms:.2f}" for phase, ms in shown["timing_ms"].items())
     console.print(
         f"revision {shown['revision']}; {shown['input_tokens']} tokens"
