@@ -12,7 +12,7 @@ from bench.process import BUNDLE
 from cpp_ext import score, score_reference
 from engine.client import Client
 from engine.contract.arrays import load_arrays
-from engine.contract.bundle import read_manifest
+from engine.contract.bundle import Layout, read_manifest
 from engine.contract.prompt import render
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.zoo import read_zoo
@@ -41,19 +41,32 @@ def prompts() -> list[NDArray[np.int64]]:
 
 
 @pytest.fixture(scope="module")
-def from_torch(
-    prompts: list[NDArray[np.int64]], embeddings: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """(64, M) probabilities of the checkpoint in transformers."""
+def model() -> ModelSat:
+    """The checkpoint in transformers."""
     base = load_base(str(CHECKPOINT / "backbone"))
-    model = ModelSat(build(base, causal=True), torch.nn.Linear(1, 1), base.tokenizer).eval()
-    with torch.no_grad():
-        margins = model.margins(
-            *tiny.padded(prompts), torch.from_numpy(embeddings), MANIFEST.layout
-        )
+    return ModelSat(build(base, causal=True), torch.nn.Linear(1, 1), base.tokenizer).eval()
+
+
+@torch.no_grad()
+def in_torch(
+    model: ModelSat,
+    prompts: list[NDArray[np.int64]],
+    embeddings: NDArray[np.float32],
+    layout: Layout,
+) -> NDArray[np.float32]:
+    """(B, M) probabilities."""
+    margins = model.margins(*tiny.padded(prompts), torch.from_numpy(embeddings), layout)
     calibration = MANIFEST.calibration
     p: NDArray[np.float32] = torch.sigmoid(calibration.scale * margins + calibration.offset).numpy()
     return p
+
+
+@pytest.fixture(scope="module")
+def from_torch(
+    model: ModelSat, prompts: list[NDArray[np.int64]], embeddings: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(64, M) probabilities of the checkpoint."""
+    return in_torch(model, prompts, embeddings, MANIFEST.layout)
 
 
 @pytest.mark.parametrize("kernel", [score, score_reference])
@@ -81,3 +94,23 @@ def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.flo
     for text, expected in zip(INSTRUCTIONS, from_torch, strict=True):
         ranking = {r.candidate: r.probability for r in client.route(text).ranking}
         np.testing.assert_allclose([ranking[c.name] for c in ZOO], expected, atol=LIMIT)
+
+
+@pytest.mark.parametrize("layout", ["candidate_last", "capability_first"])
+def test_company_does_not_change_a_probability(
+    layout: Layout,
+    model: ModelSat,
+    prompts: list[NDArray[np.int64]],
+    embeddings: NDArray[np.float32],
+) -> None:
+    """The shipped weights: alone, and among 100 others first and last."""
+    own, prompt = embeddings[:1], prompts[:1]
+    others = np.tile(embeddings[1:], (8, 1))[:100]
+    alone = in_torch(model, prompt, own, layout)[0, 0]
+    first = in_torch(model, prompt, np.concatenate([own, others]), layout)[0, 0]
+    last = in_torch(model, prompt, np.concatenate([others, own]), layout)[0, -1]
+    np.testing.assert_allclose([first, last], alone, atol=1e-4)
+    if layout == MANIFEST.layout:
+        backend = OnnxBackend(BUNDLE / "backbone.onnx")
+        crowd = backend.hidden(prompt, np.concatenate([others, own]))[0, -1]
+        np.testing.assert_allclose(crowd, backend.hidden(prompt, own)[0, 0], atol=2e-3)
