@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from engine.contract.bundle import Calibration
+from engine.contract.bundle import Calibration, Representation
 from engine.contract.errors import InvalidInputError, ModelsatError
 from tests import tiny
 from tests.conftest import CHECKPOINT
@@ -80,7 +80,9 @@ def losses(out: str) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
-def test_a_run_learns_and_its_adapter_merges(plan: Plan) -> None:
+@pytest.mark.parametrize("representation", ["accuracy_weighted", "text"])
+def test_a_run_learns_and_its_adapter_merges(plan: Plan, representation: Representation) -> None:
+    plan = replace(plan, representation=representation)
     report = train.train(plan)
     found = losses(plan.out)
     assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
@@ -119,12 +121,12 @@ def test_a_stopped_run_resumes_as_if_it_had_not_stopped(plan: Plan, tmp_path: Pa
         Path(run.plan.out).mkdir(exist_ok=True)
         train.loop(run, schedule[:upto], rows[:4], Path(run.plan.out))
 
-    whole = Plan(**{**asdict(plan), "out": str(tmp_path / "whole")})
+    whole = replace(plan, out=str(tmp_path / "whole"))
     steps(train.prepare(whole), 8)
     steps(train.prepare(plan), 5)
     steps(train.prepare(plan), 8)
     np.testing.assert_allclose(losses(plan.out), losses(whole.out), rtol=1e-4)
-    other = Plan(**{**asdict(plan), "batch": 4})
+    other = replace(plan, batch=4)
     with pytest.raises(ModelsatError, match="state of another plan"):
         train.prepare(other)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 Floats = NDArray[np.floating]
@@ -55,15 +56,17 @@ def ece(p: Floats, outcomes: Floats, bins: int = 15) -> float:
     return float(sum(gaps))
 
 
-def platt(margins: Floats, outcomes: Floats, steps: int = 50) -> tuple[float, float]:
-    """(scale, offset) of p = sigmoid(scale * margin + offset) by Newton's method (Platt 1999)."""
+def platt(margins: Floats, outcomes: Floats) -> tuple[float, float]:
+    """(scale, offset) of p = sigmoid(scale * margin + offset) (Platt 1999).
+
+    Outcomes between 0 and 1 count as that share of a success. The unit L2 penalty on the scale is
+    lost among thousands of rows and keeps it finite where a few rows are separable.
+    """
     known = ~np.isnan(outcomes)
-    x = np.stack([margins[known], np.ones(known.sum())]).astype(np.float64)
-    y = outcomes[known].astype(np.float64)
-    theta = np.zeros(2)
-    for _ in range(steps):
-        p = 1 / (1 + np.exp(-(theta @ x)))
-        gradient = x @ (y - p)
-        hessian = (x * (p * (1 - p))) @ x.T + 1e-9 * np.eye(2)
-        theta = theta + np.linalg.solve(hessian, gradient)
-    return float(theta[0]), float(theta[1])
+    x, y = margins[known].astype(np.float64), outcomes[known].astype(np.float64)
+    fit = LogisticRegression().fit(
+        np.concatenate([x, x])[:, None],
+        np.repeat([1, 0], len(y)),
+        sample_weight=np.concatenate([y, 1 - y]),
+    )
+    return float(fit.coef_[0, 0]), float(fit.intercept_[0])

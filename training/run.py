@@ -27,7 +27,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run depends on; stored in model.json."""
+    """Everything a run depends on; stored in model.json. The defaults are the shipped run's."""
 
     data: str
     out: str
@@ -36,9 +36,9 @@ class Plan:
     layers: int = 6
     layout: Layout = "candidate_last"
     representation: Representation = "accuracy_weighted"
-    instructions: int = 0  # 0 = all
+    instructions: int = 6400  # 0 = all
     batch: int = 16
-    stage1_steps: int = 40
+    stage1_steps: int = 30
     epochs: int = 1
     rank: int = 16
     connector_lr: float = 1e-4
@@ -46,7 +46,7 @@ class Plan:
     across: float = 0.25
     within: float = 0.5
     checkpoint_minutes: float = 4.0
-    validate_every: int = 100
+    validate_every: int = 60
     seed: int = 0
 
 

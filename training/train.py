@@ -20,6 +20,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from tqdm import tqdm
 
 from engine.contract.bundle import Calibration, Layout, Representation
@@ -130,7 +131,7 @@ def finish(
     test = predict(run, test_rows)
     truth = run.outcomes.scores[:, test_rows].T
     constant = metrics.candidate_mean(run.outcomes.scores[:, train_rows].T, len(test_rows))
-    p = 1 / (1 + np.exp(-(scale * test + offset)))
+    p = expit(scale * test + offset)
     accuracy, best = metrics.routed(p, truth)
     report = {
         "instructions_trained": len(train_rows),
