@@ -10,7 +10,7 @@ CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint train evaluate bench proto lock clean
+.PHONY: help install model export serve demo test lint train evaluate bench proto lock clean distclean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,16 +53,19 @@ proto: $(VENV)/.dev ## generate engine/pb from proto/
 lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
 
-clean: ## remove what was built; keeps the virtual environment and the base weights
-	rm -rf artifacts/checkpoint artifacts/bundle build *.egg-info cpp_ext/_score*.so $(VENV)/.serve
+clean: ## remove checkpoint and bundle, to be built anew from the base weights
+	rm -rf artifacts/checkpoint artifacts/bundle
+
+distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
+	rm -rf $(VENV) build *.egg-info cpp_ext/_score*.so
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h
 	@sh .ci/compiler
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/export.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt

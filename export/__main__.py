@@ -16,33 +16,40 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.contract import bundle
-from engine.contract.arrays import Connector, ScoringArrays, TaskNorms, save_arrays
-from engine.contract.bundle import Manifest, hash_files, read_manifest, write_manifest
+from engine.contract.arrays import ScoringArrays, save_arrays
+from engine.contract.bundle import (
+    Manifest,
+    finish_folder,
+    hash_files,
+    read_manifest,
+    start_folder,
+)
 from engine.contract.errors import BundleError, ModelsatError
-from engine.registry.onnx_encoder import load_encoder
+from engine.registry.onnx_encoder import load_embedder, load_encoder
 from engine.registry.zoo import read_zoo
 from engine.scoring.onnx_backend import OnnxBackend
 from engine.version import VERSION
 from export.bert import emit_encoder
 from export.llama import LlamaConfig, emit_backbone
-from export.parity import parity
+from export.parity import backbone_parity
+from export.reference import encoder_row
 from training.base import Base, load_base
+from training.pretrained import load_connector
 
 FORMATS = ("onnx",)
 PARITY_LIMIT = 1e-3
 PARITY_CANDIDATES = 3  # the reference takes about half a second a pair
+PARITY_TASKS = 5
 
 
 def export(checkpoint: Path, out: Path) -> Manifest:
     """Write `out` whole, manifest last; raises BundleError where parity does not hold."""
     source = read_manifest(checkpoint, "checkpoint")
-    unfinished = out.with_name(out.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished = start_folder(out, "bundle")
     backbone = load_base(str(checkpoint / "backbone"))
     encoder = load_base(str(checkpoint / "encoder"))
     config = LlamaConfig.of(backbone.config)
-    arrays = _arrays(checkpoint, backbone, source)
+    arrays = _arrays(checkpoint, backbone, encoder, source)
     steps = {
         "encoder": lambda: emit_encoder(
             encoder.config, encoder.arrays, unfinished / "encoder.onnx"
@@ -64,28 +71,25 @@ def export(checkpoint: Path, out: Path) -> Manifest:
         files=hash_files(unfinished),
         made_by=bundle.made_by("export", sys.argv[1:], VERSION),
     )
-    manifest = replace(
-        manifest, parity={"onnx": _parity(unfinished, manifest, arrays, backbone, config)}
-    )
-    write_manifest(unfinished, manifest)
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.replace(out)
+    parity = {
+        "encoder": _encoder_parity(unfinished, encoder),
+        "onnx": _backbone_parity(unfinished, manifest, arrays, backbone, config),
+    }
+    for name, worst in parity.items():
+        if not worst <= PARITY_LIMIT:
+            raise BundleError(
+                f"{name} is {worst:.2g} away from the NumPy reference, the limit is"
+                f" {PARITY_LIMIT}; no bundle was written."
+            )
+    manifest = replace(manifest, parity=parity)
+    finish_folder(unfinished, out, manifest)
     return manifest
 
 
-def _arrays(checkpoint: Path, backbone: Base, manifest: Manifest) -> ScoringArrays:
-    import json
-
-    from safetensors.numpy import load_file
-
-    found = load_file(checkpoint / "connector.safetensors")
-    words = json.loads((checkpoint / "connector.json").read_text(encoding="utf-8"))
-    means = dict(zip(words["tasks"], found["task_means"].tolist(), strict=True))
-    return ScoringArrays(
-        _readout(backbone, manifest),
-        Connector(found["weight"], found["bias"]),
-        TaskNorms(found["center"], means, words["default_mean"]),
-    )
+def _arrays(checkpoint: Path, backbone: Base, encoder: Base, manifest: Manifest) -> ScoringArrays:
+    connector, norms = load_connector(checkpoint / "connector.safetensors")
+    limit = int(encoder.config["max_position_embeddings"])
+    return ScoringArrays(_readout(backbone, manifest), connector, norms, limit)
 
 
 def _readout(backbone: Base, manifest: Manifest) -> NDArray[np.float32]:
@@ -95,13 +99,13 @@ def _readout(backbone: Base, manifest: Manifest) -> NDArray[np.float32]:
     return np.asarray(gain * (head[manifest.yes_id] - head[manifest.no_id]), dtype=np.float32)
 
 
-def _parity(
+def _backbone_parity(
     folder: Path, manifest: Manifest, arrays: ScoringArrays, backbone: Base, config: LlamaConfig
 ) -> float:
     encoder = load_encoder(folder, manifest, arrays)
     some = read_zoo(folder / "zoo.json")[:PARITY_CANDIDATES]
     embeddings = np.concatenate([encoder.encode(candidate)[:1] for candidate in some])
-    worst = parity(
+    return backbone_parity(
         OnnxBackend(folder / "backbone.onnx"),
         config,
         backbone.arrays,
@@ -110,12 +114,14 @@ def _parity(
         arrays.readout,
         manifest,
     )
-    if not worst <= PARITY_LIMIT:
-        raise BundleError(
-            f"backbone.onnx is {worst:.2g} away from the reference in p, the limit is"
-            f" {PARITY_LIMIT}; no bundle was written."
-        )
-    return worst
+
+
+def _encoder_parity(folder: Path, encoder: Base) -> float:
+    tasks = [r.task for r in read_zoo(folder / "zoo.json")[0].aptitude[:PARITY_TASKS]]
+    embed = load_embedder(folder)
+    ids = [np.array(encoder.tokenizer.encode(task).ids) for task in tasks]
+    expected = [encoder_row(encoder.config, encoder.arrays, tokens) for tokens in ids]
+    return float(np.abs(embed(tasks) - np.stack(expected)).max())
 
 
 def main() -> None:
@@ -130,7 +136,8 @@ def main() -> None:
     manifest = export(arguments.checkpoint, arguments.out)
     for name in manifest.files:
         print(f"{name:26}{(arguments.out / name).stat().st_size / 1e6:9.1f} MB")
-    print(f"parity with the NumPy reference: {manifest.parity['onnx']:.1e} in p")
+    p, embedding = manifest.parity["onnx"], manifest.parity["encoder"]
+    print(f"largest difference from the NumPy reference: {p:.1e} in p, {embedding:.1e} in psi")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ def emit_encoder(
     config: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]], path: Path
 ) -> None:
     """Write the graph of `arrays` (Hugging Face names) to `path`."""
-    if config["model_type"] != "bert" or config["hidden_act"] != "gelu":
+    place = config.get("position_embedding_type", "absolute")
+    if (config["model_type"], config["hidden_act"], place) != ("bert", "gelu", "absolute"):
         raise BundleError(
-            f"encoder is {config['model_type']}/{config['hidden_act']}; this exporter writes BERT"
-            " with gelu only."
+            f"encoder is {config['model_type']}/{config['hidden_act']} with {place} positions; this"
+            " exporter writes BERT with gelu and absolute positions only."
         )
     e = _Emitter(Graph("encoder"), config, arrays)
     g, width = e.g, config["hidden_size"]

@@ -47,6 +47,10 @@ class LlamaConfig:
                 f"backbone is {config['model_type']}/{config['hidden_act']} with {extra}; this"
                 " exporter writes plain Llama-family graphs only."
             )
+        rope = config.get("rope_parameters") or {}  # where transformers 5 keeps them
+        if rope.get("rope_type", "default") != "default":
+            raise BundleError(f"rope_type is {rope['rope_type']!r}; only 'default' is written.")
+        theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
         heads = config["num_attention_heads"]
         return LlamaConfig(
             config["num_hidden_layers"],
@@ -55,7 +59,7 @@ class LlamaConfig:
             config.get("head_dim") or config["hidden_size"] // heads,
             config["hidden_size"],
             config["rms_norm_eps"],
-            config["rope_theta"],
+            theta,
         )
 
 

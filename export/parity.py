@@ -21,7 +21,7 @@ INSTRUCTIONS = (
 )
 
 
-def parity(
+def backbone_parity(
     backend: Backend,
     config: LlamaConfig,
     arrays: Arrays,

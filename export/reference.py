@@ -1,4 +1,4 @@
-"""The backbone in plain NumPy, one request and one candidate at a time: what graphs are held to.
+"""Backbone and encoder in plain NumPy, one row at a time: what the graphs are held to.
 
 Slow on purpose: a square causal mask over [x, p, e_c] or [e_c, x, p], no sharing, no tricks.
 """
@@ -6,6 +6,8 @@ Slow on purpose: a square causal mask over [x, p, e_c] or [e_c, x, p], no sharin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import erf
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,3 +74,40 @@ def _rotate(x: Floats, theta: float) -> Floats:
     angle = np.arange(rows)[:, None] * np.concatenate([frequency, frequency])
     first, second = np.split(x, 2, axis=-1)
     return np.asarray(x * np.cos(angle) + np.concatenate([-second, first], axis=-1) * np.sin(angle))
+
+
+def encoder_row(config: Mapping[str, Any], arrays: Arrays, tokens: NDArray[np.int64]) -> Floats:
+    """tokens (L,) with special ones -> psi (E,), mean-pooled and normalised (BERT family)."""
+
+    def linear(x: Floats, name: str) -> Floats:
+        return np.asarray(x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"])
+
+    def norm(x: Floats, name: str) -> Floats:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        size = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + config["layer_norm_eps"])
+        return np.asarray(centred / size * arrays[f"{name}.weight"] + arrays[f"{name}.bias"])
+
+    words, places, segments = (
+        arrays[f"embeddings.{kind}_embeddings.weight"]
+        for kind in ("word", "position", "token_type")
+    )
+    x = (words[tokens] + places[: len(tokens)] + segments[0]).astype(np.float64)
+    x = norm(x, "embeddings.LayerNorm")
+    heads = config["num_attention_heads"]
+    gelu = np.vectorize(lambda v: 0.5 * v * (1 + erf(v / np.sqrt(2))))
+    for layer in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{layer}"
+        query, key, value = (
+            linear(x, f"{at}.attention.self.{part}").reshape(len(tokens), heads, -1).swapaxes(0, 1)
+            for part in ("query", "key", "value")
+        )
+        scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
+        share = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        share /= share.sum(axis=-1, keepdims=True)
+        mixed = (share @ value).swapaxes(0, 1).reshape(len(tokens), -1)
+        attended = x + linear(mixed, f"{at}.attention.output.dense")
+        x = norm(attended, f"{at}.attention.output.LayerNorm")
+        inner = gelu(linear(x, f"{at}.intermediate.dense"))
+        x = norm(x + linear(inner, f"{at}.output.dense"), f"{at}.output.LayerNorm")
+    pooled = x.mean(axis=0)
+    return np.asarray(pooled / np.linalg.norm(pooled))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = {
-    "dev": "cpu,export,train,dev",
-    "train": "cpu,export,train",
-    "export": "cpu,export",
+    "dev": "cpu,build,export,train,dev",
+    "train": "cpu,build,export,train",
+    "export": "cpu,build,export",
     "serve": "cpu",
 }
 HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
-from engine.contract.bundle import Calibration, Representation
-from engine.contract.errors import InvalidInputError, ModelsatError
+from engine.contract.bundle import Calibration, Representation, start_folder
+from engine.contract.errors import BundleError, InvalidInputError, ModelsatError
 from tests import tiny
 from tests.conftest import CHECKPOINT
 from training import loss, metrics, train
 from training.base import Base, load_base
 from training.data import normalised, read_outcomes, split
-from training.merge import _write_model, fold
+from training.merge import fold, write_model
 from training.model import build
 from training.pretrained import load_pretrained
 from training.run import Plan, Run
@@ -31,7 +32,7 @@ CANDIDATES, INSTRUCTIONS, TASKS = 4, 80, 50
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     """A tiny backbone, the real encoder, and outcomes that depend on the first word."""
-    _write_model(tmp_path / "backbone", tiny.base(layers=2))
+    write_model(tmp_path / "backbone", tiny.base(layers=2))
     data = tmp_path / "data"
     data.mkdir()
     random = np.random.default_rng(0)
@@ -111,21 +112,47 @@ def test_a_run_learns_and_its_adapter_merges(plan: Plan, representation: Represe
     assert pretrained.calibration != Calibration(1.0, 0.0)
 
 
+class KilledError(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
-def test_a_stopped_run_resumes_as_if_it_had_not_stopped(plan: Plan, tmp_path: Path) -> None:
-    def steps(run: Run, upto: int) -> None:
-        rows, _, _ = split(run.outcomes.texts)
+def test_a_stopped_run_resumes_as_if_it_had_not_stopped(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step = train.one_step
+
+    def until(plan: Plan, stop: int) -> Run:
+        """Train up to step `stop` of the whole schedule, then die."""
+
+        def step(run: Run, *rest: Any) -> dict[str, float]:
+            if run.step == stop:
+                raise KilledError
+            return real_step(run, *rest)
+
+        monkeypatch.setattr(train, "one_step", step)
+        run = train.prepare(plan)
+        rows, watched, _ = split(run.outcomes.texts)
         schedule = train.batches(run.tokens, rows, plan.batch, plan.seed)
         if run.step == 0:
             run.start = train.start_calibration(run, schedule[0])
-        Path(run.plan.out).mkdir(exist_ok=True)
-        train.loop(run, schedule[:upto], rows[:4], Path(run.plan.out))
+        Path(plan.out).mkdir(exist_ok=True)
+        with contextlib.suppress(KilledError):
+            train.loop(run, schedule, watched, Path(plan.out))
+        return run
 
+    plan = replace(plan, stage1_steps=3, checkpoint_minutes=0.0)  # a checkpoint every step
     whole = replace(plan, out=str(tmp_path / "whole"))
-    steps(train.prepare(whole), 8)
-    steps(train.prepare(plan), 5)
-    steps(train.prepare(plan), 8)
+    unbroken = until(whole, 8)
+    until(plan, 5)  # two steps into stage 2
+    saved = (Path(plan.out) / "state.pt").read_bytes()
+    until(plan, 7)
+    (Path(plan.out) / "state.pt").write_bytes(saved)  # as if 6 and 7 had not been saved
+    resumed = until(plan, 8)
+    assert resumed.step == unbroken.step == 8
     np.testing.assert_allclose(losses(plan.out), losses(whole.out), rtol=1e-4)
+    for name, value in unbroken.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, msg=name)
     other = replace(plan, batch=4)
     with pytest.raises(ModelsatError, match="state of another plan"):
         train.prepare(other)
@@ -138,17 +165,33 @@ def test_bad_data_is_refused_with_every_problem(plan: Plan) -> None:
     np.savez(data / "scores.npz", scores=scores[:, :-1])
     lines = (data / "instructions.jsonl").read_text().splitlines()
     lines[3] = json.dumps({"id": "q3", "benchmark": "made-up", "text": "  "})
+    test = json.loads((data / "aptitude.json").read_text())
+    test["scores"]["c2"][0] = 85
+    (data / "aptitude.json").write_text(json.dumps(test))
     (data / "instructions.jsonl").write_text("\n".join(lines))
     with pytest.raises(InvalidInputError) as refused:
         read_outcomes(data)
-    for words in ("is (4, 79), expected (4, 80)", "1 values lie outside [0, 1]", "first 'q3'"):
+    for words in (
+        "is (4, 79), expected (4, 80)",
+        "1 values lie outside [0, 1]",
+        "first 'q3'",
+        "['c2'] lie",
+    ):
         assert words in str(refused.value)
+    (data / "scores.npz").unlink()
+    with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\]"):
+        read_outcomes(data)
 
 
 def test_aptitude_items_are_kept_out(plan: Plan) -> None:
+    """By id, and by question: q8 asks what the item q7 asks."""
+    path = Path(plan.data) / "instructions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[8]["text"] = rows[7]["text"].upper() + "?"
+    path.write_text("\n".join(map(json.dumps, rows)))
     outcomes = read_outcomes(Path(plan.data))
-    assert len(outcomes.texts) == INSTRUCTIONS - 1
-    assert not any(text.endswith(" 7") for text in outcomes.texts)
+    assert len(outcomes.texts) == INSTRUCTIONS - 2
+    assert not any(text.endswith((" 7", "7?")) for text in outcomes.texts)
 
 
 @given(st.text(min_size=1), st.sampled_from(["  ", "\n", "?!", " - "]))
@@ -169,6 +212,7 @@ def test_losses_ignore_what_was_not_measured() -> None:
     expected = torch.nn.functional.softplus(torch.tensor([0.5 - 2.0, -1.0 - 0.0])).mean()
     torch.testing.assert_close(loss.contrast(logits, outcomes), expected)
     assert loss.contrast(logits, torch.ones(2, 3)) == 0
+    assert loss.total(logits, torch.full((2, 3), torch.nan), 1.0, 1.0) == 0
 
 
 def test_platt_finds_the_calibration_it_was_made_with() -> None:
@@ -181,12 +225,29 @@ def test_platt_finds_the_calibration_it_was_made_with() -> None:
     assert metrics.platt(margins, outcomes) == pytest.approx((0.7, -0.4), abs=0.05)
 
 
-def test_the_shipped_adapter_is_what_its_card_says() -> None:
-    root = Path(__file__).resolve().parents[1] / "pretrained"
-    model = json.loads((root / "model.json").read_text())
-    assert model["report"]["pooled_auc"] > model["report"]["candidate_mean_pooled_auc"] + 0.05
-    layers = {
-        name.split("layers.")[1].split(".")[0]
-        for name in load_file(root / "adapter_model.safetensors")
-    }
-    assert len(layers) == model["layers"]
+def test_the_card_says_what_was_measured() -> None:
+    root = Path(__file__).resolve().parents[1]
+    report = json.loads((root / "pretrained" / "model.json").read_text())["report"]
+    assert report["pooled_auc"] > report["candidate_mean_pooled_auc"] + 0.05
+    card = (root / "pretrained" / "README.md").read_text()
+    readme = (root / "README.md").read_text()
+    assert f"{report['instructions_trained']:,} instructions" in card
+    assert f"{report['pooled_auc']:.3f}"[1:] in readme
+
+
+def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("two years of work")
+    with pytest.raises(BundleError, match="not empty and holds no checkpoint"):
+        start_folder(tmp_path, "checkpoint")
+    assert precious.read_text() == "two years of work"
+
+
+def test_a_base_stored_in_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    half = tiny.base()
+    write_model(
+        tmp_path / "m", Base({**half.config, "dtype": "bfloat16"}, half.arrays, half.tokenizer)
+    )
+    model = build(load_base(str(tmp_path / "m"), layers=1), causal=True)
+    assert model.dtype == torch.float32
+    assert len(model.model.layers) == 1

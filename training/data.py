@@ -65,6 +65,7 @@ def read_outcomes(folder: Path) -> Outcomes:
 
     Raises InvalidInputError that lists every problem found.
     """
+    _require_files(folder)
     records = [json.loads(line) for line in _open_lines(folder)]
     names = [c["name"] for c in json.loads((folder / "candidates.json").read_text())]
     with np.load(folder / "scores.npz") as arrays:
@@ -73,8 +74,7 @@ def read_outcomes(folder: Path) -> Outcomes:
     problems = _problems(records, names, scores, test)
     if problems:
         raise InvalidInputError(*(Violation(str(folder), problem) for problem in problems))
-    items = {item for group in test["items"].values() for item in group}
-    rows = np.array([i for i, r in enumerate(records) if r["id"] not in items], dtype=np.int64)
+    rows = _usable(records, scores, {i for group in test["items"].values() for i in group})
     everything = Outcomes(
         [r["text"] for r in records],
         [r["benchmark"] for r in records],
@@ -86,10 +86,35 @@ def read_outcomes(folder: Path) -> Outcomes:
     return everything.take(rows)
 
 
+def _usable(records: list[dict[str, str]], scores: Floats, items: set[str]) -> Ints:
+    """Rows that somebody answered and that are no aptitude item, nor one in other words' clothes:
+    the same question under another id would leak as well."""
+    asked = {normalised(r["text"]) for r in records if r["id"] in items}
+    measured = np.asarray(~np.isnan(scores).all(axis=0))
+    kept = [i for i, r in enumerate(records) if measured[i] and normalised(r["text"]) not in asked]
+    return np.array(kept, dtype=np.int64)
+
+
 def task_keywords(tasks: Sequence[str]) -> list[str]:
     """The five keywords of each task; a task without an entry is named by its own words."""
     known = json.loads((Path(__file__).parent / "task_keywords.json").read_text())
     return [known.get(t, t.replace("_", " ")) for t in tasks]
+
+
+def _require_files(folder: Path) -> None:
+    lines = ("instructions.jsonl.gz", "instructions.jsonl")
+    missing = [
+        n for n in ("candidates.json", "scores.npz", "aptitude.json") if not (folder / n).is_file()
+    ]
+    if not any((folder / n).is_file() for n in lines):
+        missing.append("instructions.jsonl[.gz]")
+    if missing:
+        raise InvalidInputError(
+            Violation(
+                str(folder),
+                f'misses {missing}; docs/architecture.md, "Data folders", says what they hold.',
+            )
+        )
 
 
 def _open_lines(folder: Path) -> Iterator[str]:
@@ -123,6 +148,13 @@ def _problems(
         problems.append(f"instructions: {len(empty)} have no text, first {empty[0]!r}.")
     if len(set(names)) != len(names):
         problems.append("candidates.json: names are not unique.")
+    if scores.shape == expected:
+        silent = [n for n, row in zip(names, scores, strict=True) if np.isnan(row).all()]
+        if silent:
+            problems.append(f"scores.npz: {silent} have no measured outcome.")
+    wrong = [n for n in names if not all(0 <= a <= 1 for a in test["scores"].get(n, []))]
+    if wrong:
+        problems.append(f"aptitude.json: figures of {wrong} lie outside [0, 1].")
     missing = [n for n in names if len(test["scores"].get(n, [])) != len(test["tasks"])]
     if missing:
         problems.append(f"aptitude.json: no full set of figures for {missing}.")
@@ -132,7 +164,8 @@ def _problems(
 def normalised(text: str) -> str:
     """Letters and digits of the stem in lower case: what makes two questions the same."""
     stem = text.split("\nA. ")[0]
-    return re.sub(r"[^a-z0-9]+", " ", stem.lower()).strip()
+    latin = re.sub(r"[^a-z0-9]+", " ", stem.lower()).strip()
+    return latin or stem.casefold().strip()
 
 
 def split(texts: Sequence[str]) -> tuple[Ints, Ints, Ints]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from cpp_ext import score
 from engine.contract.arrays import load_arrays
 from engine.contract.bundle import read_manifest
 from engine.contract.candidate import Candidate, TaskResult
+from engine.contract.errors import ModelsatError
 from engine.registry.onnx_encoder import load_encoder
 from engine.scoring.onnx_backend import OnnxBackend
 from training import metrics
@@ -106,4 +108,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModelsatError as problem:
+        sys.exit(f"error: {problem}")

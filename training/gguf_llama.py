@@ -50,6 +50,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]
         if kind in heads:
             array = _unpermute(array, heads[kind])
         arrays[_name(tensor.name)] = array
+    config["tie_word_embeddings"] = "lm_head.weight" not in arrays
     return config, arrays, _tokenizer(fields)
 
 
@@ -86,7 +87,6 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
         "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
-        "tie_word_embeddings": True,
         "attention_bias": False,
         "mlp_bias": False,
     }

@@ -15,8 +15,10 @@ from torch.nn import functional
 
 
 def bce(logits: Tensor, outcomes: Tensor) -> Tensor:
-    """Mean binary cross-entropy. logits, outcomes: (B, M)."""
+    """Mean binary cross-entropy, 0 where nothing was measured. logits, outcomes: (B, M)."""
     known = ~outcomes.isnan()
+    if not known.any():
+        return logits.sum() * 0.0
     return functional.binary_cross_entropy_with_logits(logits[known], outcomes[known])
 
 

@@ -18,12 +18,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.contract import bundle
-from engine.contract.bundle import Manifest, Representation, hash_files, write_manifest
+from engine.contract.bundle import (
+    Manifest,
+    Representation,
+    finish_folder,
+    hash_files,
+    start_folder,
+)
 from engine.contract.errors import BundleError, ModelsatError
 from engine.contract.prompt import NO, YES
+from engine.registry.zoo import read_zoo
 from engine.version import VERSION
-from training.base import CACHE, Base, load_base
-from training.pretrained import Pretrained, load_pretrained
+from training.base import CACHE, Base, load_base, single_token
+from training.pretrained import Pretrained, load_pretrained, save_connector
 
 PEFT_PREFIX = "base_model.model."
 Arrays = dict[str, NDArray[np.float32]]
@@ -51,20 +58,31 @@ def fold(arrays: Arrays, lora: Mapping[str, NDArray[np.float32]], scale: float) 
 
 
 def write_checkpoint(pretrained: Pretrained, zoo: Path, out: Path) -> Manifest:
-    """Write `out` whole: files first, manifest last. What was there before is replaced."""
+    """Write `out` whole, manifest last; an earlier checkpoint there is replaced.
+
+    Raises BundleError where `out` holds anything else, InvalidInputError where the zoo is wrong.
+    """
+    read_zoo(zoo)
+    unfinished = start_folder(out, "checkpoint")
     backbone = load_base(pretrained.backbone, CACHE, pretrained.layers)
     encoder = load_base(pretrained.encoder, CACHE)
-    shutil.rmtree(out, ignore_errors=True)
     merged = fold(backbone.arrays, pretrained.lora, pretrained.lora_scale)
-    _write_model(out / "backbone", Base(backbone.config, merged, backbone.tokenizer))
+    write_model(unfinished / "backbone", Base(backbone.config, merged, backbone.tokenizer))
     encoder.tokenizer.no_truncation()
     encoder.tokenizer.no_padding()
-    _write_model(out / "encoder", encoder)
-    _write_connector(pretrained, out)
-    shutil.copyfile(zoo, out / "zoo.json")
-    files = hash_files(out)
+    write_model(unfinished / "encoder", encoder)
+    save_connector(unfinished / "connector.safetensors", pretrained.connector, pretrained.norms)
+    shutil.copyfile(zoo, unfinished / "zoo.json")
+    manifest = _manifest(pretrained, backbone, encoder, hash_files(unfinished))
+    finish_folder(unfinished, out, manifest)
+    return manifest
+
+
+def _manifest(
+    pretrained: Pretrained, backbone: Base, encoder: Base, files: dict[str, str]
+) -> Manifest:
     config = backbone.config
-    manifest = Manifest(
+    return Manifest(
         kind="checkpoint",
         layout=pretrained.layout,
         representation=pretrained.representation,
@@ -72,8 +90,8 @@ def write_checkpoint(pretrained: Pretrained, zoo: Path, out: Path) -> Manifest:
         encoder_width=encoder.config["hidden_size"],
         depth=pretrained.layers,
         vocab_size=config["vocab_size"],
-        yes_id=_token(backbone, YES),
-        no_id=_token(backbone, NO),
+        yes_id=single_token(backbone.tokenizer, YES),
+        no_id=single_token(backbone.tokenizer, NO),
         norm_eps=config["rms_norm_eps"],
         calibration=pretrained.calibration,
         encoder_id=encoder_id(files, pretrained.representation),
@@ -81,8 +99,6 @@ def write_checkpoint(pretrained: Pretrained, zoo: Path, out: Path) -> Manifest:
         made_by=bundle.made_by("training.merge", sys.argv[1:], VERSION),
         parity={},
     )
-    write_manifest(out, manifest)
-    return manifest
 
 
 def encoder_id(files: Mapping[str, str], representation: Representation) -> str:
@@ -91,36 +107,14 @@ def encoder_id(files: Mapping[str, str], representation: Representation) -> str:
     return hashlib.sha256("".join([*parts, representation]).encode()).hexdigest()[:16]
 
 
-def _write_model(folder: Path, base: Base) -> None:
+def write_model(folder: Path, base: Base) -> None:
+    """config.json, tokenizer.json and model.safetensors, as Hugging Face lays them out."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(base.config, indent=1) + "\n", encoding="utf-8")
     base.tokenizer.save(str(folder / "tokenizer.json"))
     save_file(base.arrays, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _write_connector(pretrained: Pretrained, out: Path) -> None:
-    from safetensors.numpy import save_file
-
-    norms = pretrained.norms
-    means = np.array(list(norms.means.values()), dtype=np.float32)
-    arrays = {
-        "weight": pretrained.connector.weight,
-        "bias": pretrained.connector.bias,
-        "center": norms.center,
-        "task_means": means,
-    }
-    save_file(arrays, out / "connector.safetensors")
-    words = {"tasks": list(norms.means), "default_mean": norms.default_mean}
-    (out / "connector.json").write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
-
-
-def _token(base: Base, word: str) -> int:
-    ids = base.tokenizer.encode(word, add_special_tokens=False).ids
-    if len(ids) != 1:
-        raise BundleError(f"{word!r} is {len(ids)} tokens in this backbone's tokenizer, not 1.")
-    return int(ids[0])
 
 
 def main() -> None:

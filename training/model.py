@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from engine.contract.bundle import Layout
+from engine.contract.errors import BundleError
 from engine.contract.prompt import NO, YES
-from training.base import Base
+from training.base import Base, single_token
 
 
 def build(base: Base, *, causal: bool) -> Any:
@@ -38,7 +39,7 @@ def build(base: Base, *, causal: bool) -> Any:
     ]
     odd = [u for u in unexpected if not u.startswith("pooler") and "position_ids" not in u]
     if lost or odd:
-        raise ValueError(f"the base weights miss {lost[:3]} and have unknown {odd[:3]}")
+        raise BundleError(f"the base weights miss {lost[:3]} and have unknown {odd[:3]}.")
     if causal:
         model.tie_weights()
     return model.eval()
@@ -114,14 +115,6 @@ class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
     def _decoder(self) -> Any:
         base = getattr(self.backbone, "get_base_model", lambda: self.backbone)()
         return base.model
-
-
-def single_token(tokenizer: Tokenizer, word: str) -> int:
-    """The id of `word`, which must be one token."""
-    ids = tokenizer.encode(word, add_special_tokens=False).ids
-    if len(ids) != 1:
-        raise ValueError(f"{word!r} is {len(ids)} tokens in this backbone's tokenizer, expected 1")
-    return int(ids[0])
 
 
 def candidate_last(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engine.contract.arrays import Connector, TaskNorms
 from engine.contract.bundle import Calibration, Layout, Representation
 from engine.contract.errors import BundleError
+from engine.contract.prompt import PROMPT_VERSION
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,6 +44,33 @@ class Pretrained:
     report: Mapping[str, Any]
 
 
+def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
+    """weight (D, C), bias (D,), center (E,), task_means (T,); tasks, default_mean as metadata."""
+    from safetensors.numpy import save_file
+
+    arrays = {
+        "weight": connector.weight,
+        "bias": connector.bias,
+        "center": norms.center,
+        "task_means": np.array(list(norms.means.values()), dtype=np.float32),
+    }
+    words = {"tasks": json.dumps(list(norms.means)), "default_mean": repr(norms.default_mean)}
+    save_file(arrays, path, metadata=words)
+
+
+def load_connector(path: Path) -> tuple[Connector, TaskNorms]:
+    """The inverse of save_connector."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        words = file.metadata()
+    tasks = json.loads(words["tasks"])
+    means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
+    norms = TaskNorms(arrays["center"], means, float(words["default_mean"]))
+    return Connector(arrays["weight"], arrays["bias"]), norms
+
+
 def save_pretrained(
     folder: Path,
     plan: Mapping[str, Any],
@@ -56,22 +84,13 @@ def save_pretrained(
 
     adapter = load_file(folder / ADAPTER)
     save_file({k: v.astype(np.float16) for k, v in adapter.items()}, folder / ADAPTER)
-    save_file(
-        {
-            "weight": connector.weight,
-            "bias": connector.bias,
-            "center": norms.center,
-            "task_means": np.array(list(norms.means.values()), dtype=np.float32),
-        },
-        folder / CONNECTOR,
-    )
+    save_connector(folder / CONNECTOR, connector, norms)
     kept = {k: plan[k] for k in ("backbone", "encoder", "layers", "layout", "representation")}
     local = {"data", "out"}
     description = {
         **kept,
         "calibration": asdict(calibration),
-        "tasks": list(norms.means),
-        "default_mean": norms.default_mean,
+        "prompt_version": PROMPT_VERSION,
         "plan": {k: Path(v).name if k in local else v for k, v in plan.items()},
         "report": dict(report),
     }
@@ -87,8 +106,12 @@ def load_pretrained(folder: Path) -> Pretrained:
         raise BundleError(f"{folder} misses {missing}; `make train` or the repository holds them.")
     model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    arrays = load_file(folder / CONNECTOR)
-    means = dict(zip(model["tasks"], arrays["task_means"].tolist(), strict=True))
+    if (found := model["prompt_version"]) != PROMPT_VERSION:
+        raise BundleError(
+            f"{folder / MODEL}: prompt_version is {found!r}, this code renders {PROMPT_VERSION!r};"
+            " train anew, or use the version that trained it."
+        )
+    connector, norms = load_connector(folder / CONNECTOR)
     return Pretrained(
         backbone=model["backbone"],
         encoder=model["encoder"],
@@ -96,8 +119,8 @@ def load_pretrained(folder: Path) -> Pretrained:
         layout=model["layout"],
         representation=model["representation"],
         calibration=Calibration(**model["calibration"]),
-        connector=Connector(arrays["weight"], arrays["bias"]),
-        norms=TaskNorms(arrays["center"], means, model["default_mean"]),
+        connector=connector,
+        norms=norms,
         lora={k: v.astype(np.float32) for k, v in load_file(folder / ADAPTER).items()},
         lora_scale=config["lora_alpha"] / config["r"],
         report=model["report"],

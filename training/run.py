@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.contract.bundle import Calibration, Layout, Representation
-from engine.contract.errors import ModelsatError
-from training.base import BACKBONE, CACHE, ENCODER, load_base
+from engine.contract.errors import BundleError, ModelsatError
+from training.base import BACKBONE, CACHE, ENCODER, Base, load_base
 from training.capability import Capabilities, capabilities, new_connector
 from training.data import Batch, Outcomes, batches, read_outcomes, tokenise
 from training.model import ModelSat, TextEncoder, build
@@ -77,15 +77,17 @@ def logits(run: Run, batch: Batch, c: Floats) -> Tensor:
 
 @torch.no_grad()
 def predict(run: Run, rows: NDArray[np.int64]) -> Floats:
-    """(len(rows), M) margins averaged over variants, in the order of `rows`."""
+    """(V, len(rows), M) log-odds of each variant, in the order of `rows`."""
     run.model.eval()
     place = {int(row): i for i, row in enumerate(rows)}
-    result = np.zeros((len(rows), len(run.outcomes.candidates)), dtype=np.float32)
+    shape = (len(run.capability.c), len(rows), len(run.outcomes.candidates))
+    result = np.zeros(shape, dtype=np.float32)
     variants = [run.capability.standardise(c) for c in run.capability.c]
     work = batches(run.tokens, rows, run.plan.batch, seed=None)
     for batch in tqdm(work, desc="predict", unit="batch", leave=False):
-        mean = torch.stack([logits(run, batch, c) for c in variants]).mean(0).numpy()
-        result[[place[int(r)] for r in batch.rows]] = mean
+        at = [place[int(r)] for r in batch.rows]
+        for variant, c in enumerate(variants):
+            result[variant, at] = logits(run, batch, c).numpy()
     return result
 
 
@@ -94,9 +96,10 @@ def prepare(plan: Plan) -> Run:
     torch.manual_seed(plan.seed)
     outcomes = read_outcomes(Path(plan.data))
     base = load_base(plan.backbone, CACHE, plan.layers)
-    capability = capabilities(
-        outcomes, TextEncoder(load_base(plan.encoder, CACHE)), plan.representation
-    )
+    encoder = load_base(plan.encoder, CACHE)
+    _require_family("backbone", base, "llama")
+    _require_family("encoder", encoder, "bert")
+    capability = capabilities(outcomes, TextEncoder(encoder), plan.representation)
     backbone = build(base, causal=True)
     connector = new_connector(capability.c.shape[-1], backbone.get_input_embeddings().weight)
     config = LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=TARGETS)
@@ -109,6 +112,15 @@ def prepare(plan: Plan) -> Run:
     run = Run(plan, model, outcomes, capability, tokens, optimizer)
     restore(run)
     return run
+
+
+def _require_family(part: str, base: Base, family: str) -> None:
+    """Before anything is trained that could not be exported."""
+    if base.config["model_type"] != family:
+        raise BundleError(
+            f"the {part} is of family {base.config['model_type']!r}; training and export know"
+            f" {family!r} for it so far."
+        )
 
 
 def start_calibration(run: Run, batch: Batch) -> Calibration:

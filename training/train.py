@@ -65,12 +65,12 @@ def one_step(run: Run, batch: Batch, total: int) -> dict[str, float]:
 
 def validate(run: Run, rows: NDArray[np.int64]) -> dict[str, float]:
     """AUCs and how often the favourite is chosen, on `rows`."""
-    margins = predict(run, rows)
+    p = expit(predict(run, rows)).mean(axis=0)
     truth = run.outcomes.scores[:, rows].T
     return {
-        "pooled_auc": metrics.pooled_auc(margins, truth),
-        "within_auc": metrics.within_auc(margins, truth),
-        "top_share": metrics.top_share(margins),
+        "pooled_auc": metrics.pooled_auc(p, truth),
+        "within_auc": metrics.within_auc(p, truth),
+        "top_share": metrics.top_share(p),
     }
 
 
@@ -101,6 +101,7 @@ def train(plan: Plan) -> dict[str, Any]:
 def loop(run: Run, schedule: list[Batch], watched: NDArray[np.int64], out: Path) -> None:
     """Steps from run.step to the end, with checkpoints, metrics and a progress bar."""
     saved = time.monotonic()
+    _forget_after(out / "metrics.jsonl", run.step)
     bar = tqdm(total=len(schedule), initial=run.step, unit="step", desc="train")
     while run.step < len(schedule):
         record = one_step(run, schedule[run.step], len(schedule))
@@ -118,6 +119,15 @@ def loop(run: Run, schedule: list[Batch], watched: NDArray[np.int64], out: Path)
     bar.close()
 
 
+def _forget_after(path: Path, step: int) -> None:
+    """Drop what a stopped run wrote after its last checkpoint: those steps are done again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text(
+            "".join(x for x in lines if json.loads(x)["step"] <= step), encoding="utf-8"
+        )
+
+
 def finish(
     run: Run,
     train_rows: NDArray[np.int64],
@@ -127,21 +137,21 @@ def finish(
 ) -> dict[str, Any]:
     """Calibrate on validation rows, report on test rows, write what ships."""
     margins = predict(run, validation_rows)
-    scale, offset = metrics.platt(margins, run.outcomes.scores[:, validation_rows].T)
-    test = predict(run, test_rows)
+    observed = np.broadcast_to(run.outcomes.scores[:, validation_rows].T, margins.shape)
+    scale, offset = metrics.platt(margins, observed)
     truth = run.outcomes.scores[:, test_rows].T
     constant = metrics.candidate_mean(run.outcomes.scores[:, train_rows].T, len(test_rows))
-    p = expit(scale * test + offset)
+    p = expit(scale * predict(run, test_rows) + offset).mean(axis=0)
     accuracy, best = metrics.routed(p, truth)
     report = {
         "instructions_trained": len(train_rows),
         "instructions_tested": len(test_rows),
-        "pooled_auc": metrics.pooled_auc(test, truth),
+        "pooled_auc": metrics.pooled_auc(p, truth),
         "candidate_mean_pooled_auc": metrics.pooled_auc(constant, truth),
-        "within_auc": metrics.within_auc(test, truth),
+        "within_auc": metrics.within_auc(p, truth),
         "candidate_mean_within_auc": metrics.within_auc(constant, truth),
         "ece": metrics.ece(p, truth),
-        "top_share": metrics.top_share(test),
+        "top_share": metrics.top_share(p),
         "routed_accuracy": accuracy,
         "best_single_accuracy": best,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.contract.bundle import BUILD_ANEW
 from engine.contract.errors import BundleError
 
 Floats = NDArray[np.float32]
@@ -41,11 +42,13 @@ class Connector:
 
 @dataclass(frozen=True)
 class ScoringArrays:
-    """readout: (D,) = the final norm's gain times (w_yes - w_no)."""
+    """readout: (D,) = the final norm's gain times (w_yes - w_no). encoder_tokens: how many the
+    encoder reads; a longer text is an error, never cut."""
 
     readout: Floats
     connector: Connector
     norms: TaskNorms
+    encoder_tokens: int
 
 
 def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
@@ -60,6 +63,7 @@ def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
         tasks=np.array(list(norms.means)),
         task_means=np.array(list(norms.means.values()), dtype=np.float64),
         default_mean=np.float64(norms.default_mean),
+        encoder_tokens=np.int64(arrays.encoder_tokens),
     )
 
 
@@ -71,7 +75,7 @@ def load_arrays(folder: Path) -> ScoringArrays:
     if weight.shape[0] != len(readout) or arrays["connector_bias"].shape != readout.shape:
         raise BundleError(
             f"{folder / FILE}: connector_weight is {weight.shape}, readout {readout.shape};"
-            " both must have the backbone's width. `make export` builds it anew."
+            f" both must have the backbone's width; {BUILD_ANEW}."
         )
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -79,4 +83,5 @@ def load_arrays(folder: Path) -> ScoringArrays:
     tasks = [str(t) for t in arrays["tasks"]]
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
     norms = TaskNorms(arrays["center"], means, float(arrays["default_mean"]))
-    return ScoringArrays(readout, Connector(weight, arrays["connector_bias"]), norms)
+    connector = Connector(weight, arrays["connector_bias"])
+    return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]))

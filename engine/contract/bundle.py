@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -60,6 +61,9 @@ class Manifest:
     prompt_version: str = PROMPT_VERSION
 
 
+BUILD_ANEW = "`make clean export` builds it anew"
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file, read in 1 MB pieces."""
     digest = hashlib.sha256()
@@ -97,38 +101,39 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     Raises BundleError in one sentence that names the field, what was found and what was expected.
     """
     path = folder / MANIFEST
-    remedy = "`make clean export` builds it"
     if not path.is_file():
-        raise BundleError(f"{folder} holds no {MANIFEST}, so it is no finished {kind}; {remedy}.")
+        raise BundleError(
+            f"{folder} holds no {MANIFEST}, so it is no finished {kind}; {BUILD_ANEW}."
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise BundleError(f"{path} is not readable JSON ({error}); {remedy} anew.") from error
-    manifest = _parse(raw, path, kind, remedy)
-    _check_hashes(folder, manifest.files, remedy)
+        raise BundleError(f"{path} is not readable JSON ({error}); {BUILD_ANEW}.") from error
+    manifest = _parse(raw, path, kind)
+    _check_hashes(folder, manifest.files)
     return manifest
 
 
-def _parse(raw: Any, path: Path, kind: Kind, remedy: str) -> Manifest:
+def _parse(raw: Any, path: Path, kind: Kind) -> Manifest:
     expected = {"schema": SCHEMA, "kind": kind, "prompt_version": PROMPT_VERSION}
     if not isinstance(raw, dict):
-        raise BundleError(f"{path} holds {type(raw).__name__}, expected an object; {remedy} anew.")
+        raise BundleError(f"{path} holds {type(raw).__name__}, expected an object; {BUILD_ANEW}.")
     for name, want in expected.items():
         if raw.get(name) != want:
             raise BundleError(
-                f"{path}: {name} is {raw.get(name)!r}, this engine expects {want!r}; {remedy} anew"
+                f"{path}: {name} is {raw.get(name)!r}, this engine expects {want!r}; {BUILD_ANEW}"
                 " with this version, or serve it with the version that made it."
             )
     names = {f.name for f in fields(Manifest)} | {"seal"}
     if set(raw) != names:
         raise BundleError(
             f"{path}: fields missing {sorted(names - set(raw))}, unknown"
-            f" {sorted(set(raw) - names)}; {remedy} anew."
+            f" {sorted(set(raw) - names)}; {BUILD_ANEW}."
         )
     if raw.pop("seal") != seal(raw):
         raise BundleError(
             f"{path}: its seal does not match its content, so it was changed or damaged;"
-            f" {remedy} anew."
+            f" {BUILD_ANEW}."
         )
     for name, allowed in (("layout", Layout), ("representation", Representation)):
         if raw[name] not in get_args(allowed):
@@ -138,16 +143,44 @@ def _parse(raw: Any, path: Path, kind: Kind, remedy: str) -> Manifest:
     return Manifest(**{**raw, "calibration": Calibration(**raw["calibration"])})
 
 
-def _check_hashes(folder: Path, files: Mapping[str, str], remedy: str) -> None:
+def _check_hashes(folder: Path, files: Mapping[str, str]) -> None:
     for name, want in files.items():
         path = folder / name
         if not path.is_file():
-            raise BundleError(f"{path} is missing, though the manifest lists it; {remedy} anew.")
+            raise BundleError(f"{path} is missing, though the manifest lists it; {BUILD_ANEW}.")
         if (found := sha256_of(path)) != want:
             raise BundleError(
                 f"{path}: sha256 is {found[:12]}..., the manifest says {want[:12]}...: the file was"
-                f" changed or damaged; {remedy} anew."
+                f" changed or damaged; {BUILD_ANEW}."
             )
+
+
+def start_folder(out: Path, kind: Kind) -> Path:
+    """An empty folder beside `out` to write into; finish_folder puts it in its place.
+
+    Raises BundleError where `out` holds anything but an earlier folder of this kind.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            found = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("kind")
+        except (OSError, ValueError, AttributeError):
+            found = None
+        if found != kind:
+            raise BundleError(
+                f"{out} is not empty and holds no {kind} that could be replaced; give --out a new"
+                " folder, or empty it yourself."
+            )
+    unfinished = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def finish_folder(unfinished: Path, out: Path, manifest: Manifest) -> None:
+    """Write the manifest, then put the folder in the place of `out`."""
+    write_manifest(unfinished, manifest)
+    shutil.rmtree(out, ignore_errors=True)
+    unfinished.replace(out)
 
 
 def made_by(command: str, arguments: Iterable[str], version: str) -> dict[str, Any]:

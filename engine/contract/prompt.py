@@ -30,7 +30,12 @@ HEAD_SHARE = 0.75  # of the reading budget; the rest reads the end, where the qu
 MAX_CHARS_PER_TOKEN = 16
 
 PROMPT_VERSION = hashlib.sha256(
-    "\0".join([BEFORE, INQUIRY, YES, NO, str(MAX_INSTRUCTION_TOKENS), str(HEAD_SHARE)]).encode()
+    "\0".join(
+        [
+            *(BEFORE, INQUIRY, YES, NO),
+            *map(str, (MAX_INSTRUCTION_TOKENS, HEAD_SHARE, MAX_CHARS_PER_TOKEN)),
+        ]
+    ).encode()
 ).hexdigest()[:12]
 
 

@@ -14,26 +14,34 @@ from engine.contract.arrays import ScoringArrays
 from engine.contract.bundle import Manifest
 from engine.registry.encoder import CapabilityEncoder
 
-ENCODER_TOKENS = 512  # positions of BERT-family encoders; a longer text is an error, never cut
 PIECE = 16  # texts a run: bounds the memory of a test with many new tasks
 
 
 def load_encoder(bundle: Path, manifest: Manifest, arrays: ScoringArrays) -> CapabilityEncoder:
     """Open encoder.onnx and its tokenizer."""
+    tokenizer = _tokenizer(bundle)
+    return CapabilityEncoder(
+        load_embedder(bundle),
+        lambda text: len(tokenizer.encode(text).ids),
+        arrays.encoder_tokens,
+        manifest.representation,
+        arrays.norms,
+        arrays.connector,
+    )
+
+
+def load_embedder(bundle: Path) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+    """psi: N texts -> (N, E), mean-pooled and normalised."""
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = False  # runs seldom; what it used should go back
     session = ort.InferenceSession(
         bundle / "encoder.onnx", options, providers=["CPUExecutionProvider"]
     )
-    tokenizer = Tokenizer.from_file(str(bundle / "encoder-tokenizer.json"))
-    embed, count = _embedder(session, tokenizer), _counter(tokenizer)
-    return CapabilityEncoder(
-        embed, count, ENCODER_TOKENS, manifest.representation, arrays.norms, arrays.connector
-    )
+    return _embedder(session, _tokenizer(bundle))
 
 
-def _counter(tokenizer: Tokenizer) -> Callable[[str], int]:
-    return lambda text: len(tokenizer.encode(text).ids)
+def _tokenizer(bundle: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(bundle / "encoder-tokenizer.json"))
 
 
 def _embedder(

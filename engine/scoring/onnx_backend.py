@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from engine.contract.bundle import BUILD_ANEW
 from engine.contract.errors import BundleError, UnavailableError
 from engine.scoring.backend import Hidden
 
@@ -28,7 +29,7 @@ class OnnxBackend:
         except Exception as error:  # ONNX Runtime raises its own kinds for every cause
             raise BundleError(
                 f"{graph} does not load in ONNX Runtime ({type(error).__name__}: {error});"
-                " `make export` builds it anew."
+                f" {BUILD_ANEW}."
             ) from error
         self._graph = graph
 
