@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bench.process import ROOT, Server, serving
 from engine.client import Client
 
+settings.register_profile("modelsat", deadline=None)  # no test asserts a time
+settings.load_profile("modelsat")
 CHECKPOINT = ROOT / "artifacts" / "checkpoint"
 INSTRUCTIONS = (Path(__file__).parent / "instructions.txt").read_text("utf-8").splitlines()
 

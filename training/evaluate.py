@@ -69,20 +69,11 @@ def evaluate(bundle: Path, data: Path) -> dict[str, float | int]:
     outcomes = read_outcomes(data)
     train, _, test = split(outcomes.texts)
     held_out = outcomes.take(test)
-    p, truth = probabilities(bundle, held_out), held_out.scores.T
-    constant = metrics.candidate_mean(outcomes.scores[:, train].T, len(test))
-    accuracy, best = metrics.routed(p, truth)
+    p = probabilities(bundle, held_out)
     return {
         "instructions": len(test),
         "candidates": len(outcomes.candidates),
-        "pooled_auc": metrics.pooled_auc(p, truth),
-        "candidate_mean_pooled_auc": metrics.pooled_auc(constant, truth),
-        "within_auc": metrics.within_auc(p, truth),
-        "candidate_mean_within_auc": metrics.within_auc(constant, truth),
-        "ece": metrics.ece(p, truth),
-        "top_share": metrics.top_share(p),
-        "routed_accuracy": accuracy,
-        "best_single_accuracy": best,
+        **metrics.report(p, held_out.scores.T, outcomes.scores[:, train].T),
     }
 
 

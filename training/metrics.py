@@ -56,6 +56,23 @@ def ece(p: Floats, outcomes: Floats, bins: int = 15) -> float:
     return float(sum(gaps))
 
 
+def report(p: Floats, outcomes: Floats, train: Floats) -> dict[str, float]:
+    """All of the above for p, outcomes (B, M), and of the constant predictor that `train`, the
+    outcomes (N, M) of the training rows, gives."""
+    constant = candidate_mean(train, len(p))
+    accuracy, best = routed(p, outcomes)
+    return {
+        "pooled_auc": pooled_auc(p, outcomes),
+        "candidate_mean_pooled_auc": pooled_auc(constant, outcomes),
+        "within_auc": within_auc(p, outcomes),
+        "candidate_mean_within_auc": within_auc(constant, outcomes),
+        "ece": ece(p, outcomes),
+        "top_share": top_share(p),
+        "routed_accuracy": accuracy,
+        "best_single_accuracy": best,
+    }
+
+
 def platt(margins: Floats, outcomes: Floats) -> tuple[float, float]:
     """(scale, offset) of p = sigmoid(scale * margin + offset) (Platt 1999).
 

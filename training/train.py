@@ -139,21 +139,12 @@ def finish(
     margins = predict(run, validation_rows)
     observed = np.broadcast_to(run.outcomes.scores[:, validation_rows].T, margins.shape)
     scale, offset = metrics.platt(margins, observed)
-    truth = run.outcomes.scores[:, test_rows].T
-    constant = metrics.candidate_mean(run.outcomes.scores[:, train_rows].T, len(test_rows))
     p = expit(scale * predict(run, test_rows) + offset).mean(axis=0)
-    accuracy, best = metrics.routed(p, truth)
+    scores = run.outcomes.scores
     report = {
         "instructions_trained": len(train_rows),
         "instructions_tested": len(test_rows),
-        "pooled_auc": metrics.pooled_auc(p, truth),
-        "candidate_mean_pooled_auc": metrics.pooled_auc(constant, truth),
-        "within_auc": metrics.within_auc(p, truth),
-        "candidate_mean_within_auc": metrics.within_auc(constant, truth),
-        "ece": metrics.ece(p, truth),
-        "top_share": metrics.top_share(p),
-        "routed_accuracy": accuracy,
-        "best_single_accuracy": best,
+        **metrics.report(p, scores[:, test_rows].T, scores[:, train_rows].T),
     }
     # The fit is on top of run.start; serving applies both to plain margins at once.
     calibration = Calibration(scale * run.start.scale, scale * run.start.offset + offset)

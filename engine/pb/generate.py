@@ -32,6 +32,7 @@ def generate(folder: Path) -> dict[str, str]:
             f"from {package} import", "from engine.pb import"
         )
         for p in sorted((folder / PACKAGE).iterdir())
+        if not p.name.endswith("_grpc.py") or "Servicer" in p.read_text(encoding="utf-8")
     }
 
 
