@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from training.data import task_keywords
+from engine.contract.outcomes import task_keywords
 
 
 def refresh(data: Path, zoo: Path) -> int:

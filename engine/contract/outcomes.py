@@ -1,0 +1,222 @@
+"""Outcomes of real candidates on real instructions: the data folder that training, evaluation and
+`modelsat calibrate` read. The form is that of docs/architecture.md, "Data folders".
+
+Letters: N instructions, M candidates, T tasks, Q questions of a task.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.contract.aptitude_test import AptitudeTest, derived_items, derived_keywords, sittings
+from engine.contract.errors import InvalidInputError, Violation
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+TEST_PERCENT, VALIDATION_PERCENT = 10, 5
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """texts: N instructions. scores: (M, N) in [0, 1], NaN = not measured.
+
+    benchmarks, subjects: N names; a subject is the subtask where the data name one, else the
+    benchmark. test: the aptitude test that the candidates sat; its items are not among the rows.
+    """
+
+    name: str
+    texts: list[str]
+    benchmarks: list[str]
+    subjects: list[str]
+    candidates: list[str]
+    scores: Floats
+    test: AptitudeTest
+
+    def take(self, rows: Ints) -> Outcomes:
+        """The same candidates on a part of the instructions."""
+        return replace(
+            self,
+            texts=[self.texts[i] for i in rows],
+            benchmarks=[self.benchmarks[i] for i in rows],
+            subjects=[self.subjects[i] for i in rows],
+            scores=self.scores[:, rows],
+        )
+
+    def only(self, candidates: Ints) -> Outcomes:
+        """The same instructions, a part of the candidates."""
+        return replace(
+            self,
+            candidates=[self.candidates[i] for i in candidates],
+            scores=self.scores[candidates],
+            test=self.test.only(candidates),
+        )
+
+
+def read_outcomes(folder: Path) -> Outcomes:
+    """Read and check `folder`. Instructions that belong to the aptitude test are left out, and
+    those that ask the same question under another id.
+
+    Without an aptitude.json the test is derived from the training part of the candidates' own
+    scores (engine/contract/aptitude_test.py). Raises InvalidInputError that lists every problem.
+    """
+    _require_files(folder)
+    records, unreadable = _records(folder)
+    names = [str(c.get("name", "")) for c in json.loads((folder / "candidates.json").read_text())]
+    with np.load(folder / "scores.npz") as arrays:
+        scores = arrays["scores"].astype(np.float32)
+    path = folder / "aptitude.json"
+    sat = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    problems = unreadable + _problems(records, names, scores)
+    problems += [] if sat is None else _aptitude_problems(sat, names)
+    if problems:
+        raise InvalidInputError(*(Violation(str(folder), problem) for problem in problems))
+    subjects = [str(r.get("subtask") or r["benchmark"]) for r in records]
+    texts = [str(r["text"]) for r in records]
+    if sat is None:
+        training, _, _ = split(texts)
+        items = derived_items(scores, subjects, training)
+        keywords = derived_keywords(list(items), subjects, texts, training)
+    else:
+        place = {str(r["id"]): i for i, r in enumerate(records)}
+        items = {t: [place[q] for q in sat["items"].get(t, []) if q in place] for t in sat["tasks"]}
+        keywords = task_keywords(sat["tasks"])
+    test = sittings(items, keywords, scores, subjects, sat and sat["scores"], names)
+    if sat is None and (
+        blank := [n for n, a in zip(names, test.figures, strict=True) if np.isnan(a).all()]
+    ):
+        raise InvalidInputError(
+            Violation(
+                str(folder), f"no aptitude can be derived for {blank}: too few of their rows."
+            )
+        )
+    rows = _usable(texts, scores, {i for group in items.values() for i in group})
+    benchmarks = [str(r["benchmark"]) for r in records]
+    everything = Outcomes(folder.name, texts, benchmarks, subjects, names, scores, test)
+    return everything.take(rows)
+
+
+def _usable(texts: Sequence[str], scores: Floats, items: set[int]) -> Ints:
+    """Rows that somebody answered and that are no aptitude item, nor one in other words' clothes:
+    the same question under another id would leak as well."""
+    asked = {normalised(texts[i]) for i in items}
+    measured = np.asarray(~np.isnan(scores).all(axis=0))
+    kept = [i for i, text in enumerate(texts) if measured[i] and normalised(text) not in asked]
+    return np.array(kept, dtype=np.int64)
+
+
+def task_keywords(tasks: Sequence[str]) -> list[str]:
+    """The five keywords of each task; a task without an entry is named by its own words."""
+    known = json.loads((Path(__file__).parent / "task_keywords.json").read_text())
+    return [known.get(t, re.sub(r"[_\-]+", " ", t)) for t in tasks]
+
+
+def _require_files(folder: Path) -> None:
+    lines = ("instructions.jsonl.gz", "instructions.jsonl")
+    missing = [n for n in ("candidates.json", "scores.npz") if not (folder / n).is_file()]
+    if not any((folder / n).is_file() for n in lines):
+        missing.append("instructions.jsonl[.gz]")
+    if missing:
+        raise InvalidInputError(
+            Violation(
+                str(folder),
+                f'misses {missing}; docs/architecture.md, "Data folders", says what they hold.',
+            )
+        )
+
+
+def _records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines that are JSON objects, and what is wrong with the others."""
+    records, problems = [], []
+    for number, line in enumerate(_open_lines(folder), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            problems.append(f"instructions, line {number}: no JSON ({error}).")
+            continue
+        missing = [k for k in ("id", "benchmark", "text") if k not in record]
+        if missing:
+            problems.append(f"instructions, line {number}: misses {missing}.")
+        records.append({"id": "?", "benchmark": "?", "text": "?", **record})
+    return records, problems[:20]
+
+
+def _open_lines(folder: Path) -> Iterator[str]:
+    packed = folder / "instructions.jsonl.gz"
+    if packed.is_file():
+        with gzip.open(packed, "rt", encoding="utf-8") as lines:
+            yield from lines
+    else:
+        with (folder / "instructions.jsonl").open(encoding="utf-8") as lines:
+            yield from lines
+
+
+def _problems(records: list[dict[str, Any]], names: list[str], scores: Floats) -> list[str]:
+    problems = []
+    expected = (len(names), len(records))
+    if scores.shape != expected:
+        problems.append(
+            f"scores.npz: scores is {scores.shape}, expected {expected}"
+            " (candidates.json x instructions.jsonl)."
+        )
+    if outside := int(((scores < 0) | (scores > 1)).sum()):
+        problems.append(f"scores.npz: {outside} values lie outside [0, 1].")
+    if empty := [r["id"] for r in records if not str(r["text"]).strip()]:
+        problems.append(f"instructions: {len(empty)} have no text, first {empty[0]!r}.")
+    identifiers = [r["id"] for r in records]
+    if len(set(identifiers)) != len(identifiers):
+        problems.append("instructions: ids are not unique.")
+    if len(set(names)) != len(names) or "" in names:
+        problems.append("candidates.json: names are not unique, or empty.")
+    if scores.shape == expected:
+        silent = [n for n, row in zip(names, scores, strict=True) if np.isnan(row).all()]
+        if silent:
+            problems.append(f"scores.npz: {silent} have no measured outcome.")
+    return problems
+
+
+def _aptitude_problems(sat: Mapping[str, Any], names: list[str]) -> list[str]:
+    figures = {n: [x for x in sat["scores"].get(n, []) if x is not None] for n in names}
+    problems = []
+    if wrong := [n for n in names if not all(0 <= a <= 1 for a in figures[n])]:
+        problems.append(f"aptitude.json: figures of {wrong} lie outside [0, 1].")
+    full = len(sat["tasks"])
+    if missing := [n for n in names if len(sat["scores"].get(n, [])) != full or not figures[n]]:
+        problems.append(f"aptitude.json: no full set of figures for {missing}.")
+    return problems
+
+
+def normalised(text: str) -> str:
+    """Letters and digits of the stem in lower case: what makes two questions the same."""
+    stem = text.split("\nA. ")[0]
+    latin = re.sub(r"[^a-z0-9]+", " ", stem.lower()).strip()
+    return latin or stem.casefold().strip()
+
+
+def fingerprint(text: str) -> int:
+    """The first 32 bits of the sha256 of the normalised text."""
+    return int.from_bytes(hashlib.sha256(normalised(text).encode()).digest()[:4], "big")
+
+
+def split(texts: Sequence[str]) -> tuple[Ints, Ints, Ints]:
+    """Row numbers (train, validation, test), by a hash of the normalised text.
+
+    Equal questions land on the same side, in every dataset and every run.
+    """
+    percent = np.array([fingerprint(t) % 100 for t in texts])
+    test = percent < TEST_PERCENT
+    validation = ~test & (percent < TEST_PERCENT + VALIDATION_PERCENT)
+    return (
+        np.flatnonzero(~test & ~validation),
+        np.flatnonzero(validation),
+        np.flatnonzero(test),
+    )
