@@ -64,7 +64,7 @@ def _plain_encoder() -> CapabilityEncoder:
         count=len,
         limit=512,
         representation="accuracy_weighted",
-        norms=TaskNorms(np.zeros(6, np.float32), dict.fromkeys(known, 0.5), 0.5),
+        norms=TaskNorms(np.zeros(6, np.float32), dict.fromkeys(known, 0.5)),
         connector=Connector(np.eye(7, dtype=np.float32), np.zeros(7, np.float32)),
     )
 

@@ -23,13 +23,11 @@ FILE = "scoring.npz"
 class TaskNorms:
     """What accuracies are compared with, measured on the training candidates.
 
-    center: (E,) mean keyword embedding. means: task -> mean accuracy. default_mean: for a task
-    that the training candidates never sat.
+    center: (E,) mean keyword embedding. means: task -> mean accuracy, of the tasks they sat.
     """
 
     center: Floats
     means: Mapping[str, float]
-    default_mean: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,6 @@ def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
         center=norms.center,
         tasks=np.array(list(norms.means)),
         task_means=np.array(list(norms.means.values()), dtype=np.float64),
-        default_mean=np.float64(norms.default_mean),
         encoder_tokens=np.int64(arrays.encoder_tokens),
     )
 
@@ -82,6 +79,6 @@ def load_arrays(folder: Path) -> ScoringArrays:
             raise BundleError(f"{folder / FILE}: {name} holds values that are not finite.")
     tasks = [str(t) for t in arrays["tasks"]]
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
-    norms = TaskNorms(arrays["center"], means, float(arrays["default_mean"]))
+    norms = TaskNorms(arrays["center"], means)
     connector = Connector(weight, arrays["connector_bias"])
     return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]))

@@ -1,7 +1,8 @@
 """From an instruction to the tokens the backbone reads; training and serving share this code.
 
-The instruction x and the performance inquiry prompt p of Model-SAT (Zhang, Zhan, Ye: "Capability
-Instruction Tuning", AAAI 2025), in the order x, p. The candidate's embedding joins outside: last
+The performance inquiry prompt p and the instruction x of Model-SAT (Zhang, Zhan, Ye: "Capability
+Instruction Tuning", AAAI 2025). p comes first: it is the same for every request, so its keys and
+values can be computed once (docs/adr/0005). The candidate's embedding joins outside: last
 (`candidate_last`) or first (`capability_first`, the paper's order).
 """
 
@@ -16,11 +17,8 @@ from numpy.typing import NDArray
 
 from engine.contract.errors import InvalidInputError, Violation
 
-BEFORE = "Instruction:\n"
-INQUIRY = (
-    "\n\nPredict whether the model can handle the test instruction "
-    "by indicating 'Yes' or 'No'.\nModel:"
-)
+INQUIRY = "Predict whether the model can handle the test instruction by indicating 'Yes' or 'No'.\n"
+AFTER = "\nModel:"
 YES, NO = "Yes", "No"
 
 MAX_INSTRUCTION_TOKENS = 256
@@ -32,7 +30,7 @@ MAX_CHARS_PER_TOKEN = 16
 PROMPT_VERSION = hashlib.sha256(
     "\0".join(
         [
-            *(BEFORE, INQUIRY, YES, NO),
+            *(INQUIRY, AFTER, YES, NO),
             *map(str, (MAX_INSTRUCTION_TOKENS, HEAD_SHARE, MAX_CHARS_PER_TOKEN)),
         ]
     ).encode()
@@ -56,7 +54,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """tokens: (L,) int64 ids of x and p. input_tokens: tokens of the whole instruction
+    """tokens: (L,) int64 ids of p and x. input_tokens: tokens of the whole instruction
     (estimated from its length where it was cut). truncated: whether its middle was left out."""
 
     tokens: NDArray[np.int64]
@@ -89,7 +87,7 @@ def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
 
 
 def render(text: str, tokenizer: Tokenizer, budget: int = MAX_INSTRUCTION_TOKENS) -> Prompt:
-    """Tokens of `text` and the inquiry prompt; of a long text, its head and tail.
+    """Tokens of the inquiry prompt and `text`; of a long text, its head and tail.
 
     At most `budget` tokens of the instruction are read. Deterministic: equal text gives equal
     tokens, in training and in serving.
@@ -114,5 +112,5 @@ def render(text: str, tokenizer: Tokenizer, budget: int = MAX_INSTRUCTION_TOKENS
         ids = head_ids[:head] + tail_ids[-(budget - head) :]
     else:
         ids = head_ids
-    tokens = encode(BEFORE) + ids + encode(INQUIRY)
+    tokens = encode(INQUIRY) + ids + encode(AFTER)
     return Prompt(np.asarray(tokens, dtype=np.int64), count, truncated)

@@ -2,9 +2,12 @@
 
 Runs when a candidate is registered, never on the request path. Two representations:
 
-accuracy_weighted  c = [sum_t (acc_t - mean of the training candidates on t) k_t, mean_t acc_t],
-    k_t the centred, normalised keyword embedding of task t. It keeps every figure, needs no fixed
-    task list, and does not depend on the order of the tasks: one variant.
+accuracy_weighted  c = [50 mean_t d_t k_t, mean_t acc_t], k_t the centred, normalised keyword
+    embedding of task t, d_t = (acc_t - mean_t acc_t) - (mu_t - mean_t mu_t) the candidate's shape
+    beside that of the training candidates, whose means mu_t are known for the tasks they sat; for
+    other tasks the second bracket is 0. Level and shape are apart: a test that is harder or easier
+    throughout moves the last coordinate alone (docs/adr/0005). It keeps every figure, needs no
+    fixed task list, and does not depend on the order or number of tasks: one variant.
 text  the paper's sentences ("The model achieves accuracy 85% on the task of '...'"), packed into
     pieces the encoder can read whole, their embeddings averaged; one variant per task order
     (Model-SAT shuffles twice and averages the scores).
@@ -28,6 +31,7 @@ from engine.contract.errors import InvalidInputError, Violation
 Floats = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Floats]
 TEXT_VARIANTS = 2
+FULL_TEST = 50  # tasks of the paper's aptitude test
 MAX_KNOWN_TASKS = 10_000  # 15 MB at E = 384
 
 
@@ -41,11 +45,23 @@ def keyword_vectors(embeddings: Floats, center: Floats) -> Floats:
 def accuracy_weighted(
     accuracies: NDArray[np.floating[Any]], means: NDArray[np.floating[Any]], vectors: Floats
 ) -> Floats:
-    """(..., T) accuracies, (T,) means, (T, E) vectors -> (..., E + 1), see the module."""
+    """(..., T) accuracies, NaN = not sat; (T,) means mu_t, NaN = not known; (T, E) vectors ->
+    (..., E + 1), see the module."""
     figures = np.asarray(accuracies, dtype=np.float64)
-    weighted = (figures - means) @ vectors.astype(np.float64)
-    mean = figures.mean(axis=-1, keepdims=True)
-    return np.concatenate([weighted, mean], axis=-1).astype(np.float32)
+    sat = ~np.isnan(figures)
+    known = sat & ~np.isnan(means)
+    level = _mean(figures, sat)
+    usual = _mean(np.broadcast_to(means, figures.shape), known)
+    shape = np.where(sat, figures - level, 0.0) - np.where(known, means - usual, 0.0)
+    tasks = np.maximum(sat.sum(axis=-1, keepdims=True), 1)
+    weighted = FULL_TEST * (shape @ vectors.astype(np.float64)) / tasks
+    return np.concatenate([weighted, level], axis=-1).astype(np.float32)
+
+
+def _mean(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean over the last axis of what is known, kept as an axis; 0 where nothing is."""
+    count = np.maximum(where.sum(axis=-1, keepdims=True), 1)
+    return np.asarray(np.where(where, values, 0.0).sum(axis=-1, keepdims=True) / count)
 
 
 def capability_sentences(aptitude: Sequence[TaskResult]) -> list[str]:
@@ -129,7 +145,7 @@ class CapabilityEncoder:
 
     def _weighted(self, results: Sequence[TaskResult]) -> Floats:
         vectors = self._vectors([r.task for r in results])
-        means = [self._norms.means.get(r.task, self._norms.default_mean) for r in results]
+        means = [self._norms.means.get(r.task, np.nan) for r in results]
         return accuracy_weighted(np.array([r.accuracy for r in results]), np.array(means), vectors)
 
     def _vectors(self, tasks: Sequence[str]) -> Floats:
