@@ -6,16 +6,16 @@ import time
 from dataclasses import dataclass, replace
 
 from engine import policy as policies
-from engine.contract.candidate import Candidate
+from engine.contract.candidate import DEFAULT_ANSWER_TOKENS, Candidate
 from engine.contract.errors import NoEligibleCandidateError
 from engine.contract.prompt import Prompt, Tokenizer, render
+from engine.contract.training_set import TrainingSet
 from engine.policy import Eligible, Policy
 from engine.registry.registry import Registry
 from engine.registry.table import Table
 from engine.scoring.batcher import Batcher, Scored
 
 # Answer length where a candidate's own was never measured; about what instruct models write.
-DEFAULT_ANSWER_TOKENS = 400.0
 CHARS_PER_TOKEN = 4.0  # of text that is counted and not read
 
 
@@ -40,13 +40,21 @@ class Decision:
     revision: int
     input_tokens: int
     truncated: bool
+    unlikeness: float | None
     timing: dict[str, float]
 
 
 class Router:
     """Stateless but for what it is given."""
 
-    def __init__(self, registry: Registry, batcher: Batcher, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        batcher: Batcher,
+        tokenizer: Tokenizer,
+        training_set: TrainingSet | None = None,
+    ) -> None:
+        self._training_set = training_set
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
@@ -80,7 +88,9 @@ class Router:
             "choose": ended - scored_at,
             "total": ended - begun,
         }
-        return replace(decision, timing=timing)
+        known = self._training_set
+        unlikeness = None if known is None else known.unlikeness(ready.prompt.tokens)
+        return replace(decision, timing=timing, unlikeness=unlikeness)
 
     def _prepare(self, text: str, policy: Policy, context_chars: int) -> _Ready:
         table = self._registry.table()  # once: the whole request sees one revision
@@ -116,5 +126,6 @@ def _decide(ready: _Ready, policy: Policy, scored: Scored) -> Decision:
         revision=ready.table.revision,
         input_tokens=ready.input_tokens,
         truncated=ready.prompt.truncated,
+        unlikeness=None,
         timing={},
     )

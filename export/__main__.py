@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engine.contract import bundle
+from engine.contract import bundle, training_set
 from engine.contract.arrays import ScoringArrays, save_arrays
 from engine.contract.bundle import (
     Manifest,
@@ -62,7 +62,9 @@ def export(checkpoint: Path, out: Path) -> Manifest:
     for name, step in (bar := tqdm(steps.items(), desc="export", unit="file")):
         bar.set_postfix_str(name)
         step()
-    shutil.copyfile(checkpoint / "zoo.json", unfinished / "zoo.json")
+    for name in ("zoo.json", training_set.FILE):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, unfinished / name)
     backbone.tokenizer.save(str(unfinished / "tokenizer.json"))
     encoder.tokenizer.save(str(unfinished / "encoder-tokenizer.json"))
     manifest = replace(

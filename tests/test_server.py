@@ -114,6 +114,14 @@ def test_a_long_instruction_is_read_in_head_and_tail(client: Client) -> None:
     assert "reads 4096 tokens" in excluded["candidates/phi-3-mini-4k-instruct"]
 
 
+def test_an_answer_says_how_unlike_the_training_instructions_its_own_is(client: Client) -> None:
+    usual = client.route(QUESTION)
+    strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ: ฝนตกหนักตั้งแต่เช้า")
+    assert usual.HasField("unlikeness")
+    assert usual.unlikeness < strange.unlikeness
+    assert strange.unlikeness > 0.98
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {

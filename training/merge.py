@@ -27,6 +27,7 @@ from engine.contract.bundle import (
 )
 from engine.contract.errors import BundleError, ModelsatError
 from engine.contract.prompt import NO, YES
+from engine.contract.training_set import save_training_set
 from engine.registry.zoo import read_zoo
 from engine.version import VERSION
 from training.base import CACHE, Base, load_base, single_token
@@ -73,6 +74,8 @@ def write_checkpoint(pretrained: Pretrained, zoo: Path, out: Path) -> Manifest:
     write_model(unfinished / "encoder", encoder)
     save_connector(unfinished / "connector.safetensors", pretrained.connector, pretrained.norms)
     shutil.copyfile(zoo, unfinished / "zoo.json")
+    if pretrained.training_set is not None:
+        save_training_set(unfinished, pretrained.training_set)
     manifest = _manifest(pretrained, backbone, encoder, hash_files(unfinished))
     finish_folder(unfinished, out, manifest)
     return manifest

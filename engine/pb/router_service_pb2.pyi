@@ -66,7 +66,7 @@ class Policy(_message.Message):
     def __init__(self, cost_sensitivity: _Optional[float] = ..., min_probability: _Optional[float] = ..., max_cost_usd: _Optional[float] = ..., allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("selected", "reason", "ranking", "exclusions", "revision", "timing", "input_tokens", "truncated")
+    __slots__ = ("selected", "reason", "ranking", "exclusions", "revision", "timing", "input_tokens", "truncated", "unlikeness")
     SELECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class RouteResponse(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    UNLIKENESS_FIELD_NUMBER: _ClassVar[int]
     selected: str
     reason: str
     ranking: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
@@ -83,7 +84,8 @@ class RouteResponse(_message.Message):
     timing: Timing
     input_tokens: int
     truncated: bool
-    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    unlikeness: float
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., unlikeness: _Optional[float] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
     __slots__ = ("candidate", "probability", "expected_cost_usd", "utility")

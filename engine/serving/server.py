@@ -17,6 +17,7 @@ from engine.contract.arrays import load_arrays
 from engine.contract.bundle import Manifest, read_manifest
 from engine.contract.errors import BundleError
 from engine.contract.prompt import MAX_INSTRUCTION_TOKENS
+from engine.contract.training_set import load_training_set
 from engine.pb import (
     candidate_service_pb2,
     candidate_service_pb2_grpc,
@@ -81,7 +82,7 @@ async def start_server(settings: Settings) -> Running:
     )
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
-    router = Router(registry, batcher, tokenizer)
+    router = Router(registry, batcher, tokenizer, load_training_set(settings.bundle))
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)
