@@ -1,8 +1,9 @@
-"""The `modelsat` command: serve, route, candidates.
+"""The `modelsat` command: serve, route, candidates, calibrate.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
 modelsat candidates list
+modelsat calibrate --data DIR --min-quality 0.97
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import calibrate
 from engine.client import Client
 from engine.contract.candidate import PREFIX, to_json
 from engine.contract.errors import ModelsatError
@@ -28,6 +30,7 @@ from engine.serving.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
+STRANGE = 0.98  # unlikeness from which a person is told
 DEFAULT_SERVER = "127.0.0.1:50051"
 PHASES = tuple(field.name for field in Timing.DESCRIPTOR.fields)
 
@@ -54,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
     _add_route(commands.add_parser("route", help="choose a candidate for an instruction"))
     _add_candidates(commands.add_parser("candidates", help="show or change the candidates"))
+    calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
     return top
 
 
@@ -133,6 +137,7 @@ def as_json(response: RouteResponse) -> dict[str, Any]:
         "exclusions": {e.candidate: e.reason for e in response.exclusions},
         "input_tokens": response.input_tokens,
         "truncated": response.truncated,
+        "unlikeness": response.unlikeness if response.HasField("unlikeness") else None,
         "timing_ms": {
             phase: getattr(response.timing, phase).ToNanoseconds() / 1e6 for phase in PHASES
         },
@@ -164,8 +169,15 @@ def print_decision(response: RouteResponse, console: Console) -> None:
     times = ", ".join(f"{phase} {ms:.2f}" for phase, ms in shown["timing_ms"].items())
     console.print(
         f"revision {shown['revision']}; {shown['input_tokens']} tokens"
-        f"{', middle unread' if shown['truncated'] else ''}; ms: {times}"
+        f"{', middle unread' if shown['truncated'] else ''}{_strange(shown)}; ms: {times}"
     )
+
+
+def _strange(shown: dict[str, Any]) -> str:
+    unlikeness = shown["unlikeness"]
+    if unlikeness is None or unlikeness < STRANGE:
+        return ""
+    return f"; unlike {unlikeness:.0%} of the training instructions, so with caution"
 
 
 def _add_candidates(command: argparse.ArgumentParser) -> None:

@@ -138,7 +138,7 @@ def choose(
     known = [math.inf if c is None else c for c in costs]
     if policy.objective == "min_probability":
         return _cheapest_of(ids, probability, known, policy.value)
-    utility = _utility(probability, known, policy)
+    utility = _utility(probability, costs, policy)
     order = sorted(range(len(ids)), key=lambda i: (-utility[i], known[i], ids[i]))
     best = order[0]
     reason = f"{ids[best]} has the highest probability ({probability[best]:.3f}) of {len(ids)}"
@@ -149,14 +149,29 @@ def choose(
     return Choice(tuple(order), tuple(utility), reason + ".")
 
 
-def _utility(probability: list[float], known: list[float], policy: Policy) -> list[float]:
-    if policy.objective == "max_cost_usd" or policy.value == 0:
-        return probability
-    dearest = max((c for c in known if c < math.inf), default=0.0) or 1.0
-    return [
-        p - policy.value * (min(c, dearest) / dearest)
-        for p, c in zip(probability, known, strict=True)
-    ]
+def trade(
+    p: NDArray[np.floating], costs: NDArray[np.floating], value: float
+) -> NDArray[np.floating]:
+    """(..., M) utility p - value * cost / dearest cost; unknown (NaN) costs count as the dearest.
+
+    The dearest is that of the same instruction, so that one sensitivity means the same for short
+    and long ones.
+    """
+    if value == 0:
+        return p
+    known = np.where(np.isnan(costs), -np.inf, costs)
+    dearest = known.max(axis=-1, keepdims=True)
+    dearest = np.where(dearest > 0, dearest, 1.0)
+    return p - value * (np.where(np.isnan(costs), dearest, costs) / dearest)
+
+
+def _utility(
+    probability: list[float], costs: Sequence[float | None], policy: Policy
+) -> list[float]:
+    value = 0.0 if policy.objective == "max_cost_usd" else policy.value
+    array = np.array([np.nan if c is None else c for c in costs])
+    utility: list[float] = trade(np.array(probability), array, value).tolist()
+    return utility
 
 
 def _trade(

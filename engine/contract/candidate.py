@@ -18,6 +18,7 @@ ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 PREFIX = "candidates/"
 TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
 MAX_TASK_CHARS = 300
+DEFAULT_ANSWER_TOKENS = 400.0  # of a candidate whose mean answer was never measured
 MAX_NAME_CHARS = 200
 MAX_NUMBER = 1_000_000_000  # of tokens, or US dollars per million of them
 MAX_CANDIDATES = 1000  # of a table
