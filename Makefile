@@ -5,7 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ADDRESS ?= 127.0.0.1:50051
-DATA ?= ../shared/data/mmlu_pro_cot
+SHARED ?= ../shared/data
+DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
+PLAN ?= training/plans/shipped.json
 CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
@@ -38,10 +40,10 @@ lint: $(VENV)/.dev ## style, types, import rules, proto drift
 	cd proto && ../$(BIN)/buf lint
 	$(BIN)/python -m engine.pb.generate --check
 
-train: $(VENV)/.dev ## train on DATA; resumes where it stopped
-	$(BIN)/python -m training.train --data $(DATA) --out artifacts/train $(TRAIN)
+train: $(VENV)/.dev ## train PLAN on DATA; resumes where it stopped
+	$(BIN)/python -m training.train --plan $(PLAN) --data $(DATA) --out artifacts/train $(TRAIN)
 
-evaluate: $(BUNDLE) $(VENV)/.dev ## score the held-out rows of DATA through the bundle
+evaluate: $(BUNDLE) $(VENV)/.dev ## report and plots: held-out rows of DATA through the bundle
 	$(BIN)/python -m training.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation
 
 bench: $(BUNDLE) ## latency of the server and of its phases

@@ -16,6 +16,9 @@ EXTRAS = {
         "peft>=0.21",
         "matplotlib>=3.11",
         "scikit-learn>=1.9",
+        "accelerate>=1.15",
+        "pandas>=3.1",
+        "pyarrow>=26",
     ],
     "trt": ["tensorrt-rtx>=1.7"],
     "dev": [
@@ -43,7 +46,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["engine*", "export*", "training*", "cpp_ext*", "bench*"]),
     package_dir={"": "."},
-    package_data={"cpp_ext": ["*.h", "*.cc"], "engine.pb": ["*.pyi"], "training": ["*.json"]},
+    package_data={
+        "cpp_ext": ["*.h", "*.cc"],
+        "engine.contract": ["*.json"],
+        "engine.pb": ["*.pyi"],
+        "training": ["plans/*.json"],
+    },
     # A plain shared library behind a C ABI, found by cpp_ext/__init__.py through ctypes. Optional:
     # without a C++ compiler the NumPy path serves, and the server says so.
     ext_modules=[

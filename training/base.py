@@ -28,6 +28,7 @@ from tqdm import tqdm
 from engine.contract.bundle import sha256_of
 from engine.contract.errors import BundleError
 from training.gguf_llama import read_gguf
+from training.phi3 import phi3_as_llama
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ def _read(path: Path) -> Base:
         for name, array in _safetensors(path)
         if not name.startswith("cls.")
     }
+    if config["model_type"] == "phi3":
+        config, arrays = phi3_as_llama(config, arrays)
     return Base(config, arrays, Tokenizer.from_file(str(path / "tokenizer.json")))
 
 

@@ -1,6 +1,7 @@
 """Capability representations of the training candidates, and the scale the connector starts at.
 
-Letters: M candidates, T tasks, V variants, C representation width, D backbone width.
+Letters: M candidates, T tasks, V variants, C representation width, D backbone width, E encoder
+width.
 """
 
 from __future__ import annotations
@@ -12,81 +13,88 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from engine.contract.aptitude_test import AptitudeTest
 from engine.contract.arrays import Connector, TaskNorms
 from engine.contract.bundle import Representation
 from engine.contract.candidate import TaskResult
-from engine.registry.encoder import (
-    accuracy_weighted,
-    keyword_vectors,
-    text_representation,
-)
-from training.data import Outcomes
+from engine.registry.encoder import accuracy_weighted, keyword_vectors, text_representation
+from training.augment import Drawn
 from training.model import TextEncoder
 
 Floats = NDArray[np.float32]
-QUESTIONS = 20  # per task of the aptitude test
+LEVEL = 3.0
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """c: (V, M, C). shift, scale: (C,), for the connector to start at a sane size."""
+    """How figures become representations. shift, scale: (C,), for the connector to start at a sane
+    size."""
 
-    c: Floats
+    representation: Representation
+    norms: TaskNorms
     shift: Floats
     scale: Floats
-    norms: TaskNorms
-    vectors: Floats
-    accuracies: Floats
 
-    def draw(self, random: np.random.Generator, representation: Representation) -> Floats:
-        """(M, C), standardised, as another sitting of the same test might give it.
+    def vectors(self, keywords: list[str], encoder: TextEncoder) -> Floats:
+        """(T, E) k_t of these tasks."""
+        return keyword_vectors(encoder.embed(keywords), self.norms.center)
 
-        Figures are redrawn from Binomial(20, accuracy), so that the connector learns what a figure
-        says and not which of a few dozen candidates it belongs to; of a text, one variant.
-        """
-        if representation == "text":
-            return self.standardise(self.c[random.integers(len(self.c))])
-        redrawn = random.binomial(QUESTIONS, self.accuracies) / QUESTIONS
-        means = np.array(list(self.norms.means.values()))
-        return self.standardise(accuracy_weighted(redrawn, means, self.vectors))
+    def of(self, test: AptitudeTest, vectors: Floats, encoder: TextEncoder) -> Floats:
+        """(V, M, C), standardised: what serving will compute from the same figures."""
+        if self.representation == "text":
+            return self._standardise(_texts(test, encoder))
+        means = means_of(self.norms, test.keywords)
+        return self._standardise(accuracy_weighted(test.figures, means, vectors)[None])
 
-    def standardise(self, c: Floats) -> Floats:
-        """(..., C) -> (..., C), what the connector in training sees."""
+    def drawn(self, drawn: Drawn, keywords: list[str], vectors: Floats) -> Floats:
+        """(M + K, C), standardised, of figures as a step of training draws them."""
+        means = means_of(self.norms, keywords)
+        if not drawn.means_known:
+            means = np.full_like(means, np.nan)
+        return self._standardise(accuracy_weighted(drawn.figures, means, vectors))
+
+    def _standardise(self, c: Floats) -> Floats:
         return np.asarray((c - self.shift) / self.scale, dtype=np.float32)
 
 
+def means_of(norms: TaskNorms, keywords: list[str]) -> NDArray[np.float64]:
+    """(T,) mu_t, NaN where the training candidates did not sit the task."""
+    return np.array([norms.means.get(k, np.nan) for k in keywords])
+
+
 def capabilities(
-    outcomes: Outcomes, encoder: TextEncoder, representation: Representation
+    test: AptitudeTest, encoder: TextEncoder, representation: Representation
 ) -> Capabilities:
-    """Representations of `outcomes.candidates` from their aptitude figures."""
-    embedded = encoder.embed(outcomes.keywords)
-    means = outcomes.aptitude.mean(axis=0)
-    norms = TaskNorms(
-        embedded.mean(axis=0),
-        dict(zip(outcomes.keywords, means.tolist(), strict=True)),
-        float(means.mean()),
-    )
-    vectors = keyword_vectors(embedded, norms.center)
+    """Norms and scale from the test that the first pool's candidates sat."""
+    embedded = encoder.embed(test.keywords)
+    means = np.nanmean(test.figures, axis=0)
+    norms = TaskNorms(embedded.mean(axis=0), dict(zip(test.keywords, means.tolist(), strict=True)))
     if representation == "text":
-        c = np.stack([_text(outcomes, figures, encoder) for figures in outcomes.aptitude], axis=1)
+        c = _texts(test, encoder)
         shift, scale = c.mean(axis=(0, 1)), np.full(c.shape[-1], c.std(axis=1).mean())
     else:
-        c = accuracy_weighted(outcomes.aptitude, means, vectors)[None]
-        shift, scale = _scale_of(c[0])
-    return Capabilities(c, shift, scale.astype(np.float32), norms, vectors, outcomes.aptitude)
+        vectors = keyword_vectors(embedded, norms.center)
+        shift, scale = _scale_of(accuracy_weighted(test.figures, means, vectors))
+    return Capabilities(representation, norms, shift.astype(np.float32), scale.astype(np.float32))
 
 
-def _text(outcomes: Outcomes, figures: Floats, encoder: TextEncoder) -> Floats:
-    results = [TaskResult(k, float(a)) for k, a in zip(outcomes.keywords, figures, strict=True)]
-    return text_representation(results, encoder.embed, encoder.count, encoder.limit)
+def _texts(test: AptitudeTest, encoder: TextEncoder) -> Floats:
+    """(V, M, E)."""
+    variants = []
+    for figures in test.figures:
+        sat = zip(test.keywords, figures, strict=True)
+        results = [TaskResult(k, float(a)) for k, a in sat if not np.isnan(a)]
+        variants.append(text_representation(results, encoder.embed, encoder.count, encoder.limit))
+    return np.stack(variants, axis=1)
 
 
 def _scale_of(c: Floats) -> tuple[Floats, Floats]:
-    """The mean accuracy gets as much weight at the start as all the deviations together."""
+    """The mean accuracy gets LEVEL times the weight of all the shape together at the start: 20
+    questions a task leave as much noise as signal in the shape (docs/log.md)."""
     shift = np.zeros(c.shape[1], dtype=np.float32)
     shift[-1] = c[:, -1].mean()
     scale = np.full(c.shape[1], np.sqrt((c[:, :-1] ** 2).mean()), dtype=np.float32)
-    scale[-1] = c[:, -1].std() / np.sqrt(c.shape[1] - 1)
+    scale[-1] = c[:, -1].std() / (LEVEL * np.sqrt(c.shape[1] - 1))
     return shift, scale
 
 

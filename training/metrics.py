@@ -1,42 +1,75 @@
-"""How good predicted probabilities are. p, outcomes: (B, M); NaN outcomes are left out."""
+"""How good predicted probabilities are.
+
+Letters: B instructions, M candidates. p, outcomes: (B, M); NaN outcomes are left out.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from engine.tradeoff import full_block
+
 Floats = NDArray[np.floating]
+RESAMPLES = 200
 
 
 def pooled_auc(p: Floats, outcomes: Floats) -> float:
     """AUC over all measured (instruction, candidate) pairs; outcomes above 0.5 count as good."""
     known = ~np.isnan(outcomes)
-    return float(roc_auc_score(outcomes[known] > 0.5, p[known]))
+    good = outcomes[known] > 0.5
+    return float(roc_auc_score(good, p[known])) if good.any() and not good.all() else float("nan")
+
+
+def within_aucs(p: Floats, outcomes: Floats) -> Floats:
+    """(B,) AUC of the candidates' order within each instruction; NaN where all did well or none."""
+    values = np.full(len(p), np.nan)
+    for i, (row, truth) in enumerate(zip(p, outcomes, strict=True)):
+        good, bad = row[truth > 0.5], row[truth <= 0.5]
+        if len(good) and len(bad):
+            above = (good[:, None] > bad).mean() + 0.5 * (good[:, None] == bad).mean()
+            values[i] = above
+    return values
 
 
 def within_auc(p: Floats, outcomes: Floats) -> float:
-    """Mean AUC of the candidates' order within an instruction, where some did well, some not."""
-    values = []
-    for row, truth in zip(p, outcomes, strict=True):
-        known = ~np.isnan(truth)
-        good = truth[known] > 0.5
-        if good.any() and not good.all():
-            values.append(roc_auc_score(good, row[known]))
-    return float(np.mean(values))
+    """Mean of within_aucs."""
+    return _nanmean(within_aucs(p, outcomes))
 
 
-def candidate_mean(train: Floats, rows: int) -> Floats:
-    """(rows, M): what the constant predictor says, each candidate's mean outcome in training."""
-    return np.tile(np.nanmean(train, axis=0), (rows, 1))
+def brier(p: Floats, outcomes: Floats) -> float:
+    """Mean squared difference (Brier, 1950)."""
+    return _nanmean((p - outcomes) ** 2)
+
+
+def reliability(p: Floats, outcomes: Floats, bins: int = 15) -> tuple[Floats, Floats, Floats]:
+    """(mean p, mean outcome, share of the pairs) of each of `bins` equal-width bins in use."""
+    known = ~np.isnan(outcomes)
+    values, truth = p[known], outcomes[known]
+    index = np.minimum((values * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    used = count > 0
+    mean = np.bincount(index, values, bins)[used] / count[used]
+    seen = np.bincount(index, truth, bins)[used] / count[used]
+    return mean, seen, count[used] / count.sum()
+
+
+def ece(p: Floats, outcomes: Floats) -> float:
+    """Expected calibration error over 15 equal-width bins (Guo et al., ICML 2017)."""
+    mean, seen, share = reliability(p, outcomes)
+    return float((np.abs(mean - seen) * share).sum())
 
 
 def routed(p: Floats, outcomes: Floats) -> tuple[float, float]:
-    """(mean outcome of the highest p, of the best single candidate), where all were measured."""
-    full = ~np.isnan(outcomes).any(axis=1)
-    chosen = outcomes[full][np.arange(full.sum()), p[full].argmax(axis=1)]
-    return float(chosen.mean()), float(outcomes[full].mean(axis=0).max())
+    """(mean outcome of the highest p, of the best single candidate), on tradeoff.full_block."""
+    block = full_block(outcomes)
+    part = np.ix_(block.rows, block.candidates)
+    chosen = outcomes[part][np.arange(len(block.rows)), p[part].argmax(axis=1)]
+    return float(chosen.mean()), float(outcomes[part].mean(axis=0).max())
 
 
 def top_share(p: Floats) -> float:
@@ -44,33 +77,27 @@ def top_share(p: Floats) -> float:
     return float(np.bincount(p.argmax(axis=1)).max() / len(p))
 
 
-def ece(p: Floats, outcomes: Floats, bins: int = 15) -> float:
-    """Expected calibration error over `bins` equal-width bins (Guo et al., ICML 2017)."""
-    known = ~np.isnan(outcomes)
-    values, truth = p[known], outcomes[known]
-    index = np.minimum((values * bins).astype(int), bins - 1)
-    gaps = [
-        abs(values[index == i].mean() - truth[index == i].mean()) * (index == i).mean()
-        for i in np.unique(index)
-    ]
-    return float(sum(gaps))
-
-
-def report(p: Floats, outcomes: Floats, train: Floats) -> dict[str, float]:
-    """All of the above for p, outcomes (B, M), and of the constant predictor that `train`, the
-    outcomes (N, M) of the training rows, gives."""
-    constant = candidate_mean(train, len(p))
+def report(p: Floats, outcomes: Floats) -> dict[str, float]:
+    """The figures that training watches, for p, outcomes (B, M)."""
     accuracy, best = routed(p, outcomes)
     return {
         "pooled_auc": pooled_auc(p, outcomes),
-        "candidate_mean_pooled_auc": pooled_auc(constant, outcomes),
         "within_auc": within_auc(p, outcomes),
-        "candidate_mean_within_auc": within_auc(constant, outcomes),
         "ece": ece(p, outcomes),
         "top_share": top_share(p),
         "routed_accuracy": accuracy,
         "best_single_accuracy": best,
     }
+
+
+def interval(
+    figure: Callable[[NDArray[np.int64]], float], rows: int, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of `figure` (of row numbers), over resampled instructions."""
+    random = np.random.default_rng(seed)
+    values = [figure(random.integers(0, rows, rows)) for _ in range(RESAMPLES)]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def platt(margins: Floats, outcomes: Floats) -> tuple[float, float]:
@@ -87,3 +114,8 @@ def platt(margins: Floats, outcomes: Floats) -> tuple[float, float]:
         sample_weight=np.concatenate([y, 1 - y]),
     )
     return float(fit.coef_[0, 0]), float(fit.intercept_[0])
+
+
+def _nanmean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

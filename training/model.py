@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import rotate_half
 
 from engine.contract.bundle import Layout
 from engine.contract.errors import BundleError
@@ -99,22 +100,56 @@ class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
             inputs, mask, positions = candidate_last(prefix, lengths, embeddings)
         else:
             inputs, mask, positions = capability_first(prefix, embeddings)
-        hidden = self._decoder()(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
         count = len(embeddings)
         if layout == "candidate_last":
-            rows = hidden[:, -count:]
+            rows = self._hidden(inputs, mask, positions, tail=count)
         else:
+            hidden = self._hidden(inputs, mask, positions, tail=inputs.shape[1])
             per_pair = hidden.unflatten(0, (len(tokens), count))
             index = lengths[:, None, None, None].expand(-1, count, 1, hidden.shape[-1])
             rows = per_pair.gather(2, index).squeeze(2)
         head = self.backbone.get_output_embeddings().weight
         return rows @ (head[self.yes_id] - head[self.no_id])
 
+    def _hidden(self, inputs: Tensor, mask: Tensor, positions: Tensor, tail: int) -> Tensor:
+        """(N, tail, D) after the final norm: the last `tail` rows, all that the last layer must
+        compute."""
+        decoder = self._decoder()
+        turns = decoder.rotary_emb(inputs, position_ids=positions)
+        for layer in decoder.layers[:-1]:
+            inputs = layer(inputs, attention_mask=mask, position_embeddings=turns, use_cache=False)
+        return decoder.norm(last_rows(decoder.layers[-1], inputs, mask, turns, tail))
+
     def _decoder(self) -> Any:
         base = getattr(self.backbone, "get_base_model", lambda: self.backbone)()
         return base.model
+
+
+def last_rows(
+    layer: Any, inputs: Tensor, mask: Tensor, turns: tuple[Tensor, Tensor], tail: int
+) -> Tensor:
+    """(N, tail, D) of a Llama layer's output. inputs (N, S, D); every row is a key and a value,
+    only the last `tail` are queries."""
+    attention = layer.self_attn
+    x = layer.input_layernorm(inputs)
+
+    def heads(of: Tensor) -> Tensor:
+        return of.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    cos, sin = turns
+    q = turned(heads(attention.q_proj(x[:, -tail:])), cos[:, -tail:], sin[:, -tail:])
+    k = turned(heads(attention.k_proj(x)), cos, sin)
+    v = heads(attention.v_proj(x))
+    mixed = nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask[:, :, -tail:], scale=attention.scaling, enable_gqa=True
+    )
+    out = inputs[:, -tail:] + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return out + layer.mlp(layer.post_attention_layernorm(out))
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (N, heads, S, head width); cos, sin (N, S, head width)."""
+    return x * cos[:, None] + rotate_half(x) * sin[:, None]
 
 
 def candidate_last(
@@ -124,11 +159,13 @@ def candidate_last(
     batch, length, _ = prefix.shape
     count = len(embeddings)
     inputs = torch.cat([prefix, embeddings.expand(batch, -1, -1)], dim=1)
-    steps = torch.arange(length)
-    allowed = torch.zeros(batch, length + count, length + count, dtype=torch.bool)
+    steps = torch.arange(length, device=prefix.device)
+    allowed = torch.zeros(
+        batch, length + count, length + count, dtype=torch.bool, device=prefix.device
+    )
     allowed[:, :length, :length] = steps[:, None] >= steps
     allowed[:, length:, :length] = (steps < lengths[:, None])[:, None]
-    allowed[:, length:, length:] = torch.eye(count, dtype=torch.bool)
+    allowed[:, length:, length:] = torch.eye(count, dtype=torch.bool, device=prefix.device)
     positions = torch.cat([steps.expand(batch, -1), lengths[:, None].expand(-1, count)], dim=1)
     return inputs, _additive(allowed, prefix), positions
 
@@ -143,11 +180,11 @@ def capability_first(prefix: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor
     first = embeddings[None, :, None].expand(batch, -1, 1, -1)
     rest = prefix[:, None].expand(-1, count, -1, -1)
     inputs = torch.cat([first, rest], dim=2).reshape(batch * count, 1 + length, width)
-    steps = torch.arange(1 + length)
+    steps = torch.arange(1 + length, device=prefix.device)
     allowed = (steps[:, None] >= steps).expand(batch * count, -1, -1)
     return inputs, _additive(allowed, prefix), steps.expand(batch * count, -1)
 
 
 def _additive(allowed: Tensor, like: Tensor) -> Tensor:
-    mask = torch.zeros(allowed.shape, dtype=like.dtype)
+    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
     return mask.masked_fill_(~allowed, torch.finfo(like.dtype).min)[:, None]

@@ -3,12 +3,13 @@
 adapter_config.json, adapter_model.safetensors   peft's form, half precision
 connector.safetensors    weight (D, C), bias (D,), center (E,), task_means (T,)
 model.json               base models, layers, layout, tasks, calibration, plan, report
+training_set.npz         fingerprints and token frequencies of the training instructions
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from engine.contract.arrays import Connector, TaskNorms
 from engine.contract.bundle import Calibration, Layout, Representation
 from engine.contract.errors import BundleError
 from engine.contract.prompt import PROMPT_VERSION
+from engine.contract.training_set import TrainingSet, load_training_set
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CONNECTOR = "connector.safetensors"
 MODEL = "model.json"
+LOCAL = {"data", "out"}  # paths, of which only the last part is kept
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,11 @@ class Pretrained:
     lora: Mapping[str, NDArray[np.float32]]
     lora_scale: float
     report: Mapping[str, Any]
+    training_set: TrainingSet | None
 
 
 def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
-    """weight (D, C), bias (D,), center (E,), task_means (T,); tasks, default_mean as metadata."""
+    """weight (D, C), bias (D,), center (E,), task_means (T,); the tasks as metadata."""
     from safetensors.numpy import save_file
 
     arrays = {
@@ -54,8 +58,7 @@ def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
         "center": norms.center,
         "task_means": np.array(list(norms.means.values()), dtype=np.float32),
     }
-    words = {"tasks": json.dumps(list(norms.means)), "default_mean": repr(norms.default_mean)}
-    save_file(arrays, path, metadata=words)
+    save_file(arrays, path, metadata={"tasks": json.dumps(list(norms.means))})
 
 
 def load_connector(path: Path) -> tuple[Connector, TaskNorms]:
@@ -67,8 +70,11 @@ def load_connector(path: Path) -> tuple[Connector, TaskNorms]:
         words = file.metadata()
     tasks = json.loads(words["tasks"])
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
-    norms = TaskNorms(arrays["center"], means, float(words["default_mean"]))
-    return Connector(arrays["weight"], arrays["bias"]), norms
+    return Connector(arrays["weight"], arrays["bias"]), TaskNorms(arrays["center"], means)
+
+
+def _names(value: str | Sequence[str]) -> str | list[str]:
+    return Path(value).name if isinstance(value, str) else [Path(v).name for v in value]
 
 
 def save_pretrained(
@@ -86,12 +92,11 @@ def save_pretrained(
     save_file({k: v.astype(np.float16) for k, v in adapter.items()}, folder / ADAPTER)
     save_connector(folder / CONNECTOR, connector, norms)
     kept = {k: plan[k] for k in ("backbone", "encoder", "layers", "layout", "representation")}
-    local = {"data", "out"}
     description = {
         **kept,
         "calibration": asdict(calibration),
         "prompt_version": PROMPT_VERSION,
-        "plan": {k: Path(v).name if k in local else v for k, v in plan.items()},
+        "plan": {k: _names(v) if k in LOCAL else v for k, v in plan.items()},
         "report": dict(report),
     }
     (folder / MODEL).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -124,4 +129,5 @@ def load_pretrained(folder: Path) -> Pretrained:
         lora={k: v.astype(np.float32) for k, v in load_file(folder / ADAPTER).items()},
         lora_scale=config["lora_alpha"] / config["r"],
         report=model["report"],
+        training_set=load_training_set(folder),
     )

@@ -1,115 +1,145 @@
-"""A training run: what it depends on, what a step reads and changes, its state on disk."""
+"""A training run: what a step reads and changes, its checkpoints, its predictions.
+
+accelerate places model and batches, so that the same script runs on one CPU, one GPU, or many
+processes under torchrun or `accelerate launch` (DDP, FSDP, DeepSpeed; bf16 where chosen there).
+
+Letters: V variants, B instructions, M candidates.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.contract.bundle import Calibration, Layout, Representation
-from engine.contract.errors import BundleError, ModelsatError
-from training.base import BACKBONE, CACHE, ENCODER, Base, load_base
+from engine.contract.bundle import Calibration
+from engine.contract.errors import BundleError, InvalidInputError, ModelsatError, Violation
+from engine.contract.outcomes import Ints, Outcomes, read_outcomes
+from training.base import CACHE, Base, load_base
 from training.capability import Capabilities, capabilities, new_connector
-from training.data import Batch, Outcomes, batches, read_outcomes, tokenise
+from training.data import Batch
+from training.lora import adapt
 from training.model import ModelSat, TextEncoder, build
+from training.plan import Plan
+from training.pool import Pool, make_pool
 
 Floats = NDArray[np.float32]
 NEUTRAL = Calibration(1.0, 0.0)
 START_SPREAD = 0.4  # standard deviation of the first log-odds
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a run depends on; stored in model.json. The defaults are the shipped run's."""
-
-    data: str
-    out: str
-    backbone: str = BACKBONE
-    encoder: str = ENCODER
-    layers: int = 6
-    layout: Layout = "candidate_last"
-    representation: Representation = "accuracy_weighted"
-    instructions: int = 6400  # 0 = all
-    batch: int = 16
-    stage1_steps: int = 30
-    epochs: int = 1
-    rank: int = 16
-    connector_lr: float = 1e-4
-    backbone_lr: float = 5e-4
-    across: float = 0.25
-    within: float = 0.5
-    checkpoint_minutes: float = 4.0
-    validate_every: int = 60
-    seed: int = 0
+STATE = "state"
 
 
 @dataclass
 class Run:
-    """What a step reads and changes."""
+    """What a step reads and changes. start: applied to margins, so that the first predictions are
+    near the base rate."""
 
     plan: Plan
-    model: ModelSat
-    outcomes: Outcomes
+    model: Any
+    pools: list[Pool]
     capability: Capabilities
-    tokens: list[NDArray[np.int64]]
-    optimizer: torch.optim.Optimizer
+    optimizer: Any
+    accelerator: Accelerator
     start: Calibration = NEUTRAL
     step: int = 0
 
+    @property
+    def plain(self) -> ModelSat:
+        """The model without what accelerate wrapped around it."""
+        plain: ModelSat = self.accelerator.unwrap_model(self.model)
+        return plain
+
 
 def logits(run: Run, batch: Batch, c: Floats) -> Tensor:
-    """(B, M) margins, scaled and shifted so that the first predictions are near the base rate."""
+    """(B, M) margins, scaled and shifted by run.start."""
+    device = run.accelerator.device
     margins = run.model(
-        torch.from_numpy(batch.tokens),
-        torch.from_numpy(batch.lengths),
-        torch.from_numpy(c),
+        torch.from_numpy(batch.tokens).to(device),
+        torch.from_numpy(batch.lengths).to(device),
+        torch.from_numpy(c).to(device),
         run.plan.layout,
     )
-    return run.start.scale * margins + run.start.offset
+    return run.start.scale * margins.float() + run.start.offset
 
 
 @torch.no_grad()
-def predict(run: Run, rows: NDArray[np.int64]) -> Floats:
+def predict(run: Run, pool: Pool, rows: Ints) -> Floats:
     """(V, len(rows), M) log-odds of each variant, in the order of `rows`."""
     run.model.eval()
     place = {int(row): i for i, row in enumerate(rows)}
-    shape = (len(run.capability.c), len(rows), len(run.outcomes.candidates))
-    result = np.zeros(shape, dtype=np.float32)
-    variants = [run.capability.standardise(c) for c in run.capability.c]
-    work = batches(run.tokens, rows, run.plan.batch, seed=None)
-    for batch in tqdm(work, desc="predict", unit="batch", leave=False):
+    result = np.zeros((len(pool.c), len(rows), pool.c.shape[1]), dtype=np.float32)
+    work = pool.batches(rows, run.plan.batch, None, 0)
+    quiet = not run.accelerator.is_main_process
+    for batch in tqdm(work, desc="predict", unit="batch", leave=False, disable=quiet):
         at = [place[int(r)] for r in batch.rows]
-        for variant, c in enumerate(variants):
-            result[variant, at] = logits(run, batch, c).numpy()
+        for variant, c in enumerate(pool.c):
+            result[variant, at] = logits(run, batch, c).cpu().numpy()
     return result
+
+
+def read_pools(plan: Plan) -> list[Outcomes]:
+    """The plan's data, less the candidates and benchmarks it leaves out; every folder's problems
+    are listed at once."""
+    found: list[Outcomes] = []
+    problems: list[Violation] = []
+    for folder in plan.data:
+        try:
+            found.append(_kept(read_outcomes(Path(folder)), plan))
+        except InvalidInputError as error:
+            problems += error.violations
+    if problems:
+        raise InvalidInputError(*problems)
+    return found
+
+
+def _kept(outcomes: Outcomes, plan: Plan) -> Outcomes:
+    if plan.benchmarks:
+        rows = [i for i, b in enumerate(outcomes.benchmarks) if b in plan.benchmarks]
+        outcomes = outcomes.take(np.array(rows, dtype=np.int64))
+    if plan.without:
+        pattern = re.compile(plan.without, re.IGNORECASE)
+        kept = [i for i, n in enumerate(outcomes.candidates) if not pattern.search(n)]
+        outcomes = outcomes.only(np.array(kept, dtype=np.int64))
+    if not outcomes.texts or not outcomes.candidates:
+        raise InvalidInputError(
+            Violation(outcomes.name, "nothing is left of it after --benchmarks and --without.")
+        )
+    return outcomes
 
 
 def prepare(plan: Plan) -> Run:
     """Weights, data and optimiser; the state of a checkpoint where one is found."""
     torch.manual_seed(plan.seed)
-    outcomes = read_outcomes(Path(plan.data))
+    accelerator = Accelerator()
+    found = read_pools(plan)
     base = load_base(plan.backbone, CACHE, plan.layers)
-    encoder = load_base(plan.encoder, CACHE)
+    psi = load_base(plan.encoder, CACHE)
     _require_family("backbone", base, "llama")
-    _require_family("encoder", encoder, "bert")
-    capability = capabilities(outcomes, TextEncoder(encoder), plan.representation)
-    backbone = build(base, causal=True)
-    connector = new_connector(capability.c.shape[-1], backbone.get_input_embeddings().weight)
-    config = LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=TARGETS)
-    model = ModelSat(get_peft_model(backbone, config), connector, base.tokenizer)
-    adapter = [p for p in model.backbone.parameters() if p.requires_grad]
+    _require_family("encoder", psi, "bert")
+    encoder = TextEncoder(psi)
+    capability = capabilities(found[0].test, encoder, plan.representation)
+    pools = [make_pool(o, capability, encoder, base.tokenizer) for o in found]
+    backbone = adapt(build(base, causal=True), plan)
+    connector = new_connector(pools[0].c.shape[-1], backbone.get_input_embeddings().weight)
+    model = ModelSat(backbone, connector, base.tokenizer)
+    tuned = [p for p in model.backbone.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        [{"params": list(connector.parameters())}, {"params": adapter}], weight_decay=0.01
+        [{"params": list(connector.parameters())}, {"params": tuned}],
+        weight_decay=0.01,
+        fused=True,
     )
-    tokens = tokenise(outcomes.texts, base.tokenizer)
-    run = Run(plan, model, outcomes, capability, tokens, optimizer)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    run = Run(plan, prepared, pools, capability, optimizer, accelerator)
     restore(run)
     return run
 
@@ -126,44 +156,42 @@ def _require_family(part: str, base: Base, family: str) -> None:
 def start_calibration(run: Run, batch: Batch) -> Calibration:
     """What to apply to margins so that the first predictions are the base rate, give or take
     START_SPREAD: the trial that started elsewhere lost its first 100 steps."""
+    pool = run.pools[batch.pool]
     with torch.no_grad():
-        margins = logits(run, batch, run.capability.standardise(run.capability.c[0]))
-    rate = float(np.nanmean(run.outcomes.scores))
+        margins = logits(run, batch, pool.c[0])
+    rate = float(np.nanmean(pool.outcomes.scores))
     scale = START_SPREAD / float(margins.std())
     return Calibration(scale, float(np.log(rate / (1 - rate))) - scale * float(margins.mean()))
 
 
-def _trained(model: ModelSat) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def save(run: Run) -> None:
-    """Write state.pt whole or not at all."""
-    path = Path(run.plan.out) / "state.pt"
-    state = {
-        "plan": asdict(run.plan),
-        "step": run.step,
-        "start": asdict(run.start),
-        "weights": _trained(run.model),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    """Write the state folder whole or not at all: accelerate's own, and what a step depends on."""
+    folder = Path(run.plan.out) / STATE
+    fresh = folder.with_suffix(".unfinished")
+    run.accelerator.save_state(str(fresh))
+    if run.accelerator.is_main_process:
+        state = {"plan": asdict(run.plan), "step": run.step, "start": asdict(run.start)}
+        (fresh / "run.json").write_text(json.dumps(state), encoding="utf-8")
+        old = folder.with_suffix(".old")
+        if folder.exists():
+            folder.replace(old)
+        fresh.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    run.accelerator.wait_for_everyone()
 
 
 def restore(run: Run) -> None:
-    """Continue from state.pt where there is one; it must be of the same plan."""
-    path = Path(run.plan.out) / "state.pt"
-    if not path.is_file():
+    """Continue from the state folder where there is one; it must be of the same plan."""
+    folder = Path(run.plan.out) / STATE
+    old = folder.with_suffix(".old")
+    if old.exists() and not folder.exists():  # killed between the two renamings of save
+        old.replace(folder)
+    if not folder.exists():
         return
-    state = torch.load(path)
-    if state["plan"] != asdict(run.plan):
+    state = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if state["plan"] != json.loads(json.dumps(asdict(run.plan))):
         raise ModelsatError(
-            f"{path} is the state of another plan; give --out another folder, or remove it."
+            f"{folder} is the state of another plan; give --out another folder, or remove it."
         )
-    own = _trained(run.model)
-    with torch.no_grad():
-        for name, value in state["weights"].items():
-            own[name].copy_(value)
-    run.optimizer.load_state_dict(state["optimizer"])
+    run.accelerator.load_state(str(folder))
     run.step, run.start = state["step"], Calibration(**state["start"])

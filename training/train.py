@@ -1,35 +1,45 @@
-"""Train Model-SAT: stage 1 the connector alone, stage 2 connector and LoRA on the backbone.
+"""Train Model-SAT: stage 1 the connector alone, stage 2 connector and backbone.
 
-    python -m training.train --data DIR --out DIR                 the shipped run
-    python -m training.train --data DIR --out DIR --instructions 400   a few minutes on a laptop
+    python -m training.train --data DIR... --out DIR                    the shipped run's settings
+    python -m training.train --data DIR --out DIR --instructions 400    a few minutes on a laptop
+    accelerate launch -m training.train --data DIR... --out DIR         several GPUs or nodes
 
 Stops and resumes at its last checkpoint. Leaves in --out: the adapter (peft's form),
-connector.safetensors, model.json (what it belongs to, calibration, arguments), metrics.jsonl.
+connector.safetensors, model.json (what it belongs to, calibration, arguments), metrics.jsonl,
+curves.png.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import expit
 from tqdm import tqdm
 
-from engine.contract.bundle import Calibration, Layout, Representation
+from engine.contract.bundle import Calibration
 from engine.contract.errors import ModelsatError
+from engine.contract.outcomes import Ints, fingerprint
+from engine.contract.training_set import TrainingSet, describe, save_training_set
 from training import loss, metrics
+from training.base import CACHE, load_base
 from training.capability import folded
-from training.data import Batch, batches, split
+from training.data import Batch
+from training.estimate import estimate
+from training.lowrank import cut, write_adapter
+from training.plan import Plan, parse_plan
+from training.plots import plot_training
+from training.pool import Pool
 from training.pretrained import save_pretrained
-from training.run import Plan, Run, logits, predict, prepare, save, start_calibration
+from training.run import Run, logits, predict, prepare, save, start_calibration
+
+WATCHED = 200  # validation rows of the first folder that are scored while training
 
 
 def learning_rates(plan: Plan, step: int, total: int) -> tuple[float, float]:
@@ -42,31 +52,41 @@ def learning_rates(plan: Plan, step: int, total: int) -> tuple[float, float]:
     return float(plan.connector_lr * decay), float(plan.backbone_lr * decay * warm)
 
 
+def forward(run: Run, batch: Batch, random: np.random.Generator) -> tuple[Any, Any]:
+    """(loss to go back through, binary cross-entropy for the log)."""
+    pool = run.pools[batch.pool]
+    share = batch.part(run.accelerator.process_index, run.accelerator.num_processes)
+    c, outcomes = pool.step(random, share, run.capability, run.plan.made)
+    margins = logits(run, share, c)
+    truth = torch.from_numpy(outcomes).to(margins.device)
+    value = loss.total(margins, truth, run.plan.across, run.plan.within)
+    real = len(pool.outcomes.candidates)
+    return value, loss.bce(margins.detach()[:, :real], truth[:, :real])
+
+
 def one_step(run: Run, batch: Batch, total: int) -> dict[str, float]:
     """One update; returns the losses. Randomness depends on seed and step alone, so a resumed run
     repeats what an unbroken one would have done."""
     random = np.random.default_rng([run.plan.seed, run.step])
     run.model.train()
-    for group, rate in zip(
-        run.optimizer.param_groups, learning_rates(run.plan, run.step, total), strict=True
-    ):
+    rates = learning_rates(run.plan, run.step, total)
+    for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    c = run.capability.draw(random, run.plan.representation)
-    outcomes = torch.from_numpy(run.outcomes.scores[:, batch.rows].T.copy())
-    margins = logits(run, batch, c)
-    value = loss.total(margins, outcomes, run.plan.across, run.plan.within)
+    value, bce = forward(run, batch, random)
     run.optimizer.zero_grad()
-    value.backward()
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    run.accelerator.backward(value)
+    run.accelerator.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimizer.step()
     run.step += 1
-    return {"loss": value.item(), "bce": loss.bce(margins.detach(), outcomes).item()}
+    return {"loss": value.item(), "bce": bce.item(), "pool": batch.pool}
 
 
-def validate(run: Run, rows: NDArray[np.int64]) -> dict[str, float]:
-    """AUCs and how often the favourite is chosen, on `rows`."""
-    p = expit(predict(run, rows)).mean(axis=0)
-    truth = run.outcomes.scores[:, rows].T
+def validate(run: Run) -> dict[str, float]:
+    """AUCs and how often the favourite is chosen, on rows of the first folder."""
+    pool = run.pools[0]
+    rows = pool.validation[:WATCHED]
+    p = expit(predict(run, pool, rows)).mean(axis=0)
+    truth = pool.outcomes.scores[:, rows].T
     return {
         "pooled_auc": metrics.pooled_auc(p, truth),
         "within_auc": metrics.within_auc(p, truth),
@@ -74,49 +94,66 @@ def validate(run: Run, rows: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
+def schedule_of(run: Run) -> list[Batch]:
+    """Every step's batch: each epoch goes through all folders' training rows in mixed order."""
+    plan = run.plan
+    steps: list[Batch] = []
+    for epoch in range(plan.epochs):
+        random = np.random.default_rng([plan.seed, epoch])
+        work = []
+        for number, pool in enumerate(run.pools):
+            rows = trained_rows(plan, number, pool)
+            work += pool.batches(rows, plan.batch, plan.seed + epoch, number)
+        steps += [work[i] for i in random.permutation(len(work))]
+    return steps
+
+
 def train(plan: Plan) -> dict[str, Any]:
     """Run or resume `plan`; returns the closing report."""
     out = Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
     run = prepare(plan)
-    train_rows, validation_rows, test_rows = split(run.outcomes.texts)
-    if plan.instructions:
-        chosen = np.random.default_rng(plan.seed).permutation(len(train_rows))
-        train_rows = train_rows[chosen[: plan.instructions]]
-    schedule = [
-        batch
-        for epoch in range(plan.epochs)
-        for batch in batches(run.tokens, train_rows, plan.batch, plan.seed + epoch)
-    ]
-    print(
-        f"plan: {len(schedule)} steps of {plan.batch} instructions x"
-        f" {len(run.outcomes.candidates)} candidates, {plan.layers} layers, from step {run.step}"
-    )
+    steps = schedule_of(run)
     if run.step == 0:
-        run.start = start_calibration(run, schedule[0])
-    loop(run, schedule, validation_rows[:200], out)
-    return finish(run, train_rows, validation_rows, test_rows, out)
+        first = next(b for b in steps if b.pool == 0)
+        run.start = start_calibration(run, first)
+    run.accelerator.print(estimate(run, steps, forward))
+    loop(run, steps, out)
+    return finish(run, out)
 
 
-def loop(run: Run, schedule: list[Batch], watched: NDArray[np.int64], out: Path) -> None:
+def loop(run: Run, steps: list[Batch], out: Path) -> None:
     """Steps from run.step to the end, with checkpoints, metrics and a progress bar."""
+    main = run.accelerator.is_main_process
     saved = time.monotonic()
-    _forget_after(out / "metrics.jsonl", run.step)
-    bar = tqdm(total=len(schedule), initial=run.step, unit="step", desc="train")
-    while run.step < len(schedule):
-        record = one_step(run, schedule[run.step], len(schedule))
+    if main:
+        _forget_after(out / "metrics.jsonl", run.step)
+    bar = tqdm(total=len(steps), initial=run.step, unit="step", desc="train", disable=not main)
+    while run.step < len(steps):
+        record: dict[str, Any] = one_step(run, steps[run.step], len(steps))
         bar.update()
         bar.set_postfix(bce=f"{record['bce']:.3f}")
-        last = run.step == len(schedule)
+        last = run.step == len(steps)
         if run.step % run.plan.validate_every == 0 and not last:
-            record |= validate(run, watched)
+            record |= validate(run)
             bar.write(json.dumps({"step": run.step} | record))
-        with (out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": run.step} | record) + "\n")
-        if last or time.monotonic() - saved > run.plan.checkpoint_minutes * 60:
+        if main:
+            with (out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": run.step} | record) + "\n")
+        if last or _due(run, saved):
             save(run)
             saved = time.monotonic()
     bar.close()
+
+
+def _due(run: Run, saved: float) -> bool:
+    """Whether a checkpoint is due; the first process's clock decides for all."""
+    due = time.monotonic() - saved > run.plan.checkpoint_minutes * 60
+    if run.accelerator.num_processes == 1:
+        return due
+    flag = torch.tensor([int(due)], device=run.accelerator.device)
+    torch.distributed.broadcast(flag, src=0)
+    return bool(flag.item())
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -128,50 +165,81 @@ def _forget_after(path: Path, step: int) -> None:
         )
 
 
-def finish(
-    run: Run,
-    train_rows: NDArray[np.int64],
-    validation_rows: NDArray[np.int64],
-    test_rows: NDArray[np.int64],
-    out: Path,
-) -> dict[str, Any]:
-    """Calibrate on validation rows, report on test rows, write what ships."""
-    margins = predict(run, validation_rows)
-    observed = np.broadcast_to(run.outcomes.scores[:, validation_rows].T, margins.shape)
-    scale, offset = metrics.platt(margins, observed)
-    p = expit(scale * predict(run, test_rows) + offset).mean(axis=0)
-    scores = run.outcomes.scores
-    report = {
-        "instructions_trained": len(train_rows),
-        "instructions_tested": len(test_rows),
-        **metrics.report(p, scores[:, test_rows].T, scores[:, train_rows].T),
-    }
+def calibrate(run: Run) -> Calibration:
+    """Platt's scale and offset on the validation rows of every folder, on top of run.start."""
+    margins, observed = [], []
+    for pool in run.pools:
+        found = predict(run, pool, pool.validation)
+        truth = np.broadcast_to(pool.outcomes.scores[:, pool.validation].T, found.shape)
+        margins.append(found.ravel())
+        observed.append(truth.ravel())
+    return Calibration(*metrics.platt(np.concatenate(margins), np.concatenate(observed)))
+
+
+def finish(run: Run, out: Path) -> dict[str, Any]:
+    """Cut to the adapter that ships, calibrate on validation rows, report on test rows, write."""
+    run.accelerator.wait_for_everyone()
+    if not run.accelerator.is_main_process:
+        return {}
+    run.model = run.plain  # from here on one process works alone
+    ship_backbone(run, out)
+    fit = calibrate(run)
     # The fit is on top of run.start; serving applies both to plain margins at once.
-    calibration = Calibration(scale * run.start.scale, scale * run.start.offset + offset)
-    connector = folded(run.model.connector, run.capability.shift, run.capability.scale)
-    run.model.backbone.save_pretrained(out)
-    save_pretrained(out, asdict(run.plan), connector, run.capability.norms, calibration, report)
+    calibration = Calibration(
+        fit.scale * run.start.scale, fit.scale * run.start.offset + fit.offset
+    )
+    report = report_of(run, fit)
+    capability = run.capability
+    connector = folded(run.model.connector, capability.shift, capability.scale)
+    save_pretrained(out, asdict(run.plan), connector, capability.norms, calibration, report)
+    save_training_set(out, training_set(run))
+    plot_training(out / "metrics.jsonl", out / "curves.png")
     return report
+
+
+def ship_backbone(run: Run, out: Path) -> None:
+    """Write the adapter; a fully tuned backbone is cut to one of plan.rank first."""
+    plan = run.plan
+    if plan.tune == "lora":
+        run.model.backbone.save_pretrained(out)
+        return
+    base = load_base(plan.backbone, CACHE, plan.layers)
+    write_adapter(out, cut(run.model.backbone, base.arrays, plan.rank), plan.rank, plan.backbone)
+
+
+def report_of(run: Run, fit: Calibration) -> dict[str, Any]:
+    """The watched figures on every folder's test rows."""
+    report: dict[str, Any] = {"steps": run.step, "datasets": {}}
+    for number, pool in enumerate(run.pools):
+        p = expit(fit.scale * predict(run, pool, pool.test) + fit.offset).mean(axis=0)
+        report["datasets"][pool.outcomes.name] = {
+            "instructions_tested": len(pool.test),
+            "instructions_trained": len(trained_rows(run.plan, number, pool)),
+            **metrics.report(p, pool.outcomes.scores[:, pool.test].T),
+        }
+    return report
+
+
+def trained_rows(plan: Plan, number: int, pool: Pool) -> Ints:
+    """The rows of folder `number` that the plan trains on."""
+    return np.random.default_rng(plan.seed).permutation(pool.train)[: plan.limit(number)]
+
+
+def training_set(run: Run) -> TrainingSet:
+    """What the bundle remembers of the instructions."""
+    numbered = list(enumerate(run.pools))
+    seen = [(pool, int(i)) for n, pool in numbered for i in trained_rows(run.plan, n, pool)]
+    fitted = [(pool, int(row)) for pool in run.pools for row in pool.validation]
+    return describe(
+        [fingerprint(pool.outcomes.texts[row]) for pool, row in seen + fitted],
+        [pool.tokens[row] for pool, row in seen],
+        run.model.backbone.get_input_embeddings().weight.shape[0],
+    )
 
 
 def main() -> None:
     """Parse a Plan from the command line and train it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--layout", choices=get_args(Layout), default=Plan.layout)
-    parser.add_argument(
-        "--representation", choices=get_args(Representation), default=Plan.representation
-    )
-    for name, field in Plan.__dataclass_fields__.items():
-        if name not in {"data", "out", "layout", "representation"}:
-            parser.add_argument(
-                "--" + name.replace("_", "-"), type=type(field.default), default=field.default
-            )
-    report = train(Plan(**vars(parser.parse_args())))
-    print(json.dumps(report))
+    print(json.dumps(train(parse_plan(__doc__))))
 
 
 if __name__ == "__main__":

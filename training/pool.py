@@ -1,0 +1,61 @@
+"""A data folder as training sees it: instructions as tokens, candidates as representations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from engine.contract.outcomes import Ints, Outcomes, split
+from training.augment import draw
+from training.capability import Capabilities
+from training.data import Batch, batches, tokenise
+from training.model import TextEncoder
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """outcomes: M candidates x N instructions. tokens: N. vectors: (T, E). c: (V, M, C),
+    standardised. train, validation, test: row numbers."""
+
+    outcomes: Outcomes
+    tokens: list[NDArray[np.int64]]
+    vectors: Floats
+    c: Floats
+    train: Ints
+    validation: Ints
+    test: Ints
+
+    def step(
+        self, random: np.random.Generator, batch: Batch, capability: Capabilities, made: int
+    ) -> tuple[Floats, Floats]:
+        """c (M + K, C) and outcomes (B, M + K)."""
+        scores = self.outcomes.scores[:, batch.rows]
+        if capability.representation == "text":
+            return self.c[random.integers(len(self.c))], scores.T.copy()
+        subjects = [self.outcomes.subjects[i] for i in batch.rows]
+        drawn = draw(random, self.outcomes.test, scores, subjects, made)
+        c = capability.drawn(drawn, self.outcomes.test.keywords, self.vectors)
+        return c, drawn.outcomes.T.copy()
+
+    def batches(self, rows: Ints, size: int, seed: int | None, number: int) -> list[Batch]:
+        """`rows` in batches that name this pool by its number."""
+        return batches(self.tokens, rows, size, seed, number)
+
+
+def make_pool(
+    outcomes: Outcomes, capability: Capabilities, encoder: TextEncoder, tokenizer: Tokenizer
+) -> Pool:
+    """Tokenise, embed and split `outcomes`."""
+    vectors = capability.vectors(outcomes.test.keywords, encoder)
+    return Pool(
+        outcomes,
+        tokenise(outcomes.texts, tokenizer),
+        vectors,
+        capability.of(outcomes.test, vectors, encoder),
+        *split(outcomes.texts),
+    )
