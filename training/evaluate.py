@@ -37,8 +37,8 @@ FEWEST = 30  # rows below which a part has no figures of its own
 
 @dataclass(frozen=True)
 class Judged:
-    """p, scores: (B, M); scores NaN where not measured. costs: (B, M) US dollars, NaN where no price
-    is known."""
+    """p, scores, costs: (B, M); scores are NaN where not measured, costs (US dollars) where no
+    price is known."""
 
     outcomes: Outcomes
     p: Floats
