@@ -88,9 +88,7 @@ class Router:
             "choose": ended - scored_at,
             "total": ended - begun,
         }
-        known = self._training_set
-        unlikeness = None if known is None else known.unlikeness(ready.prompt.tokens)
-        return replace(decision, timing=timing, unlikeness=unlikeness)
+        return replace(decision, timing=timing)
 
     def _prepare(self, text: str, policy: Policy, context_chars: int) -> _Ready:
         table = self._registry.table()  # once: the whole request sees one revision
@@ -100,7 +98,9 @@ class Router:
         able = policies.eligible(table, policy, input_tokens, DEFAULT_ANSWER_TOKENS)
         if not len(able.rows):
             raise NoEligibleCandidateError(able.excluded)
-        return _Ready(table, prompt, input_tokens, able)
+        known = self._training_set
+        unlikeness = None if known is None else known.unlikeness(prompt.tokens)
+        return _Ready(table, prompt, input_tokens, able, unlikeness)
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class _Ready:
     prompt: Prompt
     input_tokens: int
     able: Eligible
+    unlikeness: float | None
 
 
 def _decide(ready: _Ready, policy: Policy, scored: Scored) -> Decision:
@@ -126,6 +127,6 @@ def _decide(ready: _Ready, policy: Policy, scored: Scored) -> Decision:
         revision=ready.table.revision,
         input_tokens=ready.input_tokens,
         truncated=ready.prompt.truncated,
-        unlikeness=None,
+        unlikeness=ready.unlikeness,
         timing={},
     )

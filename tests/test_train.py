@@ -205,6 +205,19 @@ def test_platt_finds_the_calibration_it_was_made_with() -> None:
     assert metrics.platt(margins, outcomes) == pytest.approx((0.7, -0.4), abs=0.05)
 
 
+def test_the_card_and_the_readme_say_what_was_measured() -> None:
+    """The run measured the torch model, the documents the bundle: equal to what they show."""
+    report = json.loads((ROOT / "pretrained" / "model.json").read_text())["report"]["datasets"]
+    trained = sum(part["instructions_trained"] for part in report.values())
+    card = (ROOT / "pretrained" / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert f"{trained:,} instructions" in card
+    for name in ("mmlu_pro_cot", "llmrouter9"):
+        auc = report[name]["pooled_auc"]
+        assert f"| {auc:.4f} ".replace("0.", ".") in card
+        assert f"| {auc:.3f} ".replace("0.", ".") in readme
+
+
 def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     precious = tmp_path / "thesis.txt"
     precious.write_text("two years of work")
