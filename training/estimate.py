@@ -37,8 +37,9 @@ def estimate(run: Run, steps: list[Batch], forward: Callable[..., Any]) -> str:
     else:
         seconds = 0.0
     pools = ", ".join(
-        f"{p.outcomes.name} ({len(p.train)} training rows x {len(p.outcomes.candidates)})"
-        for p in run.pools
+        f"{p.outcomes.name} ({len(p.train[: plan.limit(n)])} training rows"
+        f" x {len(p.outcomes.candidates)})"
+        for n, p in enumerate(run.pools)
     )
     return (
         f"plan: {len(steps)} steps of {plan.batch} instructions from {pools}; {plan.layers} layers,"
