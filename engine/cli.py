@@ -16,10 +16,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from engine import calibrate
 from engine.client import Client
+from engine.contract.bundle import Device
 from engine.contract.candidate import PREFIX, to_json
 from engine.contract.errors import ModelsatError
 from engine.pb.router_service_pb2 import RouteResponse, Timing
@@ -67,8 +68,10 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     add("--bundle", type=Path, default=d.bundle, help="folder that `make export` wrote")
     add("--address", default=d.address, help="HOST:PORT to listen on; port 0 takes a free one")
     add("--store", type=Path, default=d.store, help="SQLite file of the candidates")
+    add("--device", choices=("auto", *get_args(Device)), default=d.device, help="what scores")
     add("--threads", type=int, default=d.threads, help="of the forward pass; 0 = one per core")
     add("--max-waiting", type=int, default=d.max_waiting, help="requests in the queue")
+    add("--cache-mb", type=int, default=d.cache_mb, help="of known probabilities; 0 keeps none")
     add("--max-text-bytes", type=int, default=d.max_text_bytes, help="of one instruction")
     add("--reembed", action="store_true", help="bring a store of another encoder to this one")
     command.set_defaults(run=_serve)

@@ -14,6 +14,7 @@ from engine.policy import Eligible, Policy
 from engine.registry.registry import Registry
 from engine.registry.table import Table
 from engine.scoring.batcher import Batcher, Scored
+from engine.scoring.cache import ScoreCache
 
 # Answer length where a candidate's own was never measured; about what instruct models write.
 CHARS_PER_TOKEN = 4.0  # of text that is counted and not read
@@ -53,8 +54,10 @@ class Router:
         batcher: Batcher,
         tokenizer: Tokenizer,
         training_set: TrainingSet | None = None,
+        cache: ScoreCache | None = None,
     ) -> None:
         self._training_set = training_set
+        self._cache = ScoreCache(0) if cache is None else cache
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
@@ -75,8 +78,7 @@ class Router:
         begun = time.monotonic()
         ready = self._prepare(text, policy, context_chars)
         prepared = time.monotonic()
-        rows = ready.able.rows
-        scored = await self._batcher.submit(ready.prompt.tokens, ready.table, rows, deadline)
+        scored = await self._scored(ready, deadline)
         scored_at = time.monotonic()
         decision = _decide(ready, policy, scored)
         ended = time.monotonic()
@@ -89,6 +91,16 @@ class Router:
             "total": ended - begun,
         }
         return replace(decision, timing=timing)
+
+    async def _scored(self, ready: _Ready, deadline: float) -> Scored:
+        tokens, table, rows = ready.prompt.tokens, ready.table, ready.able.rows
+        key = self._cache.key(table, tokens, rows)
+        known = self._cache.get(key)
+        if known is not None:
+            return Scored(known, queue_s=0.0, forward_s=0.0, score_s=0.0)
+        scored = await self._batcher.submit(tokens, table, rows, deadline)
+        self._cache.put(key, scored.p)
+        return scored
 
     def _prepare(self, text: str, policy: Policy, context_chars: int) -> _Ready:
         table = self._registry.table()  # once: the whole request sees one revision

@@ -3,277 +3,211 @@
 Inputs   tokens (B, L) int64, right-padded; lengths (B,) int64; embeddings (R, D) float32
 Output   hidden (B, R, D): the residual stream at the candidates' rows, before the final norm
 
-candidate_last reads the prefix once; each of the R candidate rows attends to the prefix and to
-itself, so scores are (R, L+1) and never (L+R)^2. In the last layer only candidate rows have
-queries, attention output and MLP. Letters: B requests, L tokens, R = M candidates x V variants,
-D width, K key/value heads, G query heads per key/value head, H head width, S = L + R rows.
+    candidate_last    one sequence a request: its tokens, then the R candidates, each at the
+                      position after the last token. The first P tokens are the inquiry prompt,
+                      the same for every request: their keys and values are constants, their
+                      rows are not read.
+    capability_first  B * R sequences: a candidate, then the tokens.
+
+Every row sees the keys of the positions before its own, and itself: with that one rule no candidate
+sees another, and scores are (S, T), never (L + R)^2. In the last layer only candidate rows have
+queries, attention output and MLP.
+
+Letters: B requests, L tokens, R = M candidates x V variants, D width; N sequences of S rows; T keys
+that others see, P of them constant; K key/value heads, G query heads for each, H head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.bundle import Layout
-from engine.contract.errors import BundleError
 from export.graph import FLOAT, INT64, MASKED, Graph
+from export.ops import Arrays, LlamaConfig, Portable
 
-Arrays = Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """What of a Hugging Face config the graph needs."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    width: int
-    eps: float
-    theta: float
-
-    @staticmethod
-    def of(config: Mapping[str, Any]) -> LlamaConfig:
-        """Raises BundleError where the config asks for what the emitter does not have."""
-        extra = [k for k in ("attention_bias", "mlp_bias", "rope_scaling") if config.get(k)]
-        if config["model_type"] != "llama" or config["hidden_act"] != "silu" or extra:
-            raise BundleError(
-                f"backbone is {config['model_type']}/{config['hidden_act']} with {extra}; this"
-                " exporter writes plain Llama-family graphs only."
-            )
-        rope = config.get("rope_parameters") or {}  # where transformers 5 keeps them
-        if rope.get("rope_type", "default") != "default":
-            raise BundleError(f"rope_type is {rope['rope_type']!r}; only 'default' is written.")
-        theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-        heads = config["num_attention_heads"]
-        return LlamaConfig(
-            config["num_hidden_layers"],
-            heads,
-            config.get("num_key_value_heads") or heads,
-            config.get("head_dim") or config["hidden_size"] // heads,
-            config["hidden_size"],
-            config["rms_norm_eps"],
-            theta,
-        )
+Cached = Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (K, P, H) each, of every layer
+QUERY, KEY, VALUE = (f"self_attn.{part}_proj" for part in "qkv")
 
 
-def emit_backbone(config: LlamaConfig, arrays: Arrays, layout: Layout, path: Path) -> None:
-    """Write the graph of `arrays` (Hugging Face names) for `layout` to `path`."""
+def emit_backbone(
+    config: LlamaConfig,
+    arrays: Arrays,
+    layout: Layout,
+    path: Path,
+    *,
+    ops: type[Portable] = Portable,
+    cached: Cached = (),
+    positions: int = 512,
+) -> None:
+    """Write the graph of `arrays` (Hugging Face names) for `layout` to `path`.
+
+    cached: keys and values of the inquiry prompt (export/reference.py), only for candidate_last.
+    positions: the longest prompt and one more.
+    """
     g = Graph("backbone")
     tokens = g.input("tokens", INT64, ["B", "L"])
     lengths = g.input("lengths", INT64, ["B"])
     embeddings = g.input("embeddings", FLOAT, ["R", config.width])
-    table = g.weight("model.embed_tokens.weight", arrays["model.embed_tokens.weight"])
-    prefix = g.op("Gather", table, tokens)
-    emitter = _Emitter(g, config, arrays)
-    emit = _candidate_last if layout == "candidate_last" else _capability_first
-    rows = emit(emitter, prefix, lengths, embeddings)
-    g.output("hidden", rows, ["B", "R", config.width])
+    o = ops(g, config, arrays, positions)
+    if layout == "candidate_last":
+        rows = _candidate_last(o, tokens, lengths, embeddings, cached)
+        hidden = _decode(o, rows)
+    else:
+        rows = _capability_first(o, tokens, lengths, embeddings)
+        count = g.dim(embeddings, 0)
+        hidden = g.reshape(_decode(o, rows), g.dim(tokens, 0), count, config.width)
+    g.output("hidden", hidden, ["B", "R", config.width])
     g.save(path)
 
 
-def _candidate_last(e: _Emitter, prefix: str, lengths: str, embeddings: str) -> str:
-    g, c = e.g, e.config
-    batch, length, count = g.dim(prefix, 0), g.dim(prefix, 1), g.dim(embeddings, 0)
-    candidates = g.op("Expand", embeddings, g.shape(batch, count, c.width))
-    hidden = g.op("Concat", prefix, candidates, axis=1)
-    steps = g.steps(length)
+@dataclass(frozen=True)
+class _Rows:
+    """hidden (N, S, D), positions (N, S). shared: (N, S, X) -> the rows that others see. pick: the
+    rows that answer, at positions `ends`. steps: (T,) positions of the keys."""
+
+    hidden: str
+    positions: str
+    ends: str
+    steps: str
+    shared: Callable[[str], str]
+    pick: Callable[[str], str]
+    cached: Cached = ()
+
+
+def _candidate_last(
+    o: Portable, tokens: str, lengths: str, embeddings: str, cached: Cached
+) -> _Rows:
+    g = o.g
+    fixed = cached[0][0].shape[1] if cached else 0
+    steps = g.steps(g.dim(tokens, 1))
+    own = steps
+    if fixed:
+        tokens, own = g.after(tokens, fixed, axis=1), g.after(steps, fixed, axis=0)
+    batch, length, count = g.dim(tokens, 0), g.dim(tokens, 1), g.dim(embeddings, 0)
+    candidates = g.op("Expand", embeddings, g.shape(batch, count, o.config.width))
     column = g.op("Unsqueeze", lengths, g.const([1]))
-    positions = g.op(
-        "Concat",
-        g.op("Expand", steps, g.shape(batch, length)),
-        g.op("Expand", column, g.shape(batch, count)),
-        axis=1,
+    ends = g.op("Expand", column, g.shape(batch, count))
+    sizes = g.op("Concat", length, count, axis=0)
+    return _Rows(
+        hidden=g.op("Concat", o.embed(tokens), candidates, axis=1),
+        positions=g.op("Concat", g.op("Expand", own, g.shape(batch, length)), ends, axis=1),
+        ends=ends,
+        steps=steps,
+        shared=lambda x: str(g.op("Split", x, sizes, outputs=2, axis=1)[0]),
+        pick=lambda x: str(g.op("Split", x, sizes, outputs=2, axis=1)[1]),
+        cached=cached,
     )
-    turn = e.rotation(positions)
-    causal = e.causal(steps)
-    # (B, 1, 1, 1, L): a candidate sees its own request's prefix, not the padding.
-    past_end = g.op("GreaterOrEqual", steps, column)
-    visible = g.op("Unsqueeze", e.additive(past_end), g.const([1, 2, 3]))
-    for layer in range(c.layers):
-        last = layer == c.layers - 1
-        normed = e.norm(hidden, layer, "input_layernorm")
-        key, value = e.keys_values(normed, layer, turn)
-        key_p, key_c = e.split(key, 2, length, count)
-        value_p, value_c = e.split(value, 2, length, count)
-        if last:
-            _, hidden = e.split(hidden, 1, length, count)
-            _, normed = e.split(normed, 1, length, count)
-            turn_c = tuple(e.split(t, 1, length, count)[1] for t in turn)
-            query_c = e.queries(normed, layer, turn_c)
-            mixed = e.attend_own(query_c, key_p, value_p, visible, key_c, value_c)
-        else:
-            query_p, query_c = e.split(e.queries(normed, layer, turn), 3, length, count)
-            first = e.attend(query_p, key_p, value_p, causal)
-            second = e.attend_own(query_c, key_p, value_p, visible, key_c, value_c)
-            mixed = g.op("Concat", first, second, axis=3)
-        hidden = e.close_layer(hidden, mixed, layer)
-    return str(hidden)
 
 
-def _capability_first(e: _Emitter, prefix: str, lengths: str, embeddings: str) -> str:
-    g, c = e.g, e.config
-    batch, length, count = g.dim(prefix, 0), g.dim(prefix, 1), g.dim(embeddings, 0)
+def _capability_first(o: Portable, tokens: str, lengths: str, embeddings: str) -> _Rows:
+    g, width = o.g, o.config.width
+    batch, length, count = g.dim(tokens, 0), g.dim(tokens, 1), g.dim(embeddings, 0)
     first = g.op("Unsqueeze", embeddings, g.const([0, 2]))
-    first = g.op("Expand", first, g.shape(batch, count, 1, c.width))
-    rest = g.op("Unsqueeze", prefix, g.const([1]))
-    rest = g.op("Expand", rest, g.shape(batch, count, length, c.width))
+    first = g.op("Expand", first, g.shape(batch, count, 1, width))
+    rest = g.op("Unsqueeze", o.embed(tokens), g.const([1]))
+    rest = g.op("Expand", rest, g.shape(batch, count, length, width))
     pairs = g.op("Concat", first, rest, axis=2)
-    hidden = g.reshape(pairs, -1, g.dim(pairs, 2), c.width)
+    hidden = g.reshape(pairs, -1, g.dim(pairs, 2), width)
     steps = g.steps(g.dim(hidden, 1))
-    turn = e.rotation(g.op("Unsqueeze", steps, g.const([0])))
-    causal = e.causal(steps)
     # One row per pair answers: the last token of its request, at position lengths[b].
     column = g.op("Unsqueeze", lengths, g.const([1]))
     ends = g.reshape(g.op("Expand", column, g.shape(batch, count)), -1, 1)
-    visible = g.op("Unsqueeze", e.additive(g.op("Greater", steps, ends)), g.const([1, 2, 3]))
-    for layer in range(c.layers):
-        last = layer == c.layers - 1
-        normed = e.norm(hidden, layer, "input_layernorm")
-        key, value = e.keys_values(normed, layer, turn)
-        if last:
-            hidden, normed = e.row_at(hidden, ends), e.row_at(normed, ends)
-            query = e.queries(normed, layer, e.rotation(ends))
-            mixed = e.attend(query, key, value, visible)
-        else:
-            mixed = e.attend(e.queries(normed, layer, turn), key, value, causal)
-        hidden = e.close_layer(hidden, mixed, layer)
-    return g.reshape(hidden, batch, count, c.width)
 
-
-class _Emitter:
-    """The parts of a layer. Heads are (B, K, G, rows, H) for queries, (B, K, rows, H) else."""
-
-    def __init__(self, graph: Graph, config: LlamaConfig, arrays: Arrays) -> None:
-        self.g = graph
-        self.config = config
-        self.arrays = arrays
-        self.groups = config.heads // config.kv_heads
-
-    def norm(self, x: str, layer: int, name: str) -> str:
-        """RMSNorm (Zhang & Sennrich, 2019)."""
-        g = self.g
-        gain = f"model.layers.{layer}.{name}.weight"
-        square = g.op("ReduceMean", g.op("Mul", x, x), axes=[-1], keepdims=1)
-        size = g.op("Sqrt", g.op("Add", square, g.const(self.config.eps, np.float32)))
-        known = g.weight(f"{gain}", self.arrays[gain])
-        return str(g.op("Mul", g.op("Div", x, size), known))
-
-    def linear(self, x: str, layer: int, name: str) -> str:
-        """x W^T."""
-        full = f"model.layers.{layer}.{name}.weight"
-        return str(self.g.op("MatMul", x, self.g.weight(full, self.arrays[full].T)))
-
-    def rotation(self, positions: str) -> tuple[str, str]:
-        """(B, rows) positions -> cosines and sines (B, rows, 1, H)."""
-        g, half = self.g, self.config.head_width // 2
-        frequency = self.config.theta ** (-np.arange(half, dtype=np.float64) / half)
-        angle = g.op(
-            "Mul",
-            g.op("Unsqueeze", g.op("Cast", positions, to=FLOAT), g.const([2])),
-            g.const(frequency, np.float32),
-        )
-        both = g.op("Unsqueeze", g.op("Concat", angle, angle, axis=-1), g.const([2]))
-        return g.op("Cos", both), g.op("Sin", both)
-
-    def rotate(self, x: str, turn: tuple[str, ...]) -> str:
-        """Rotary position embedding (Su et al., 2021) on x (B, rows, heads, H)."""
-        g = self.g
-        first, second = g.op("Split", x, outputs=2, axis=-1)
-        turned = g.op("Concat", g.op("Neg", second), first, axis=-1)
-        return str(g.op("Add", g.op("Mul", x, turn[0]), g.op("Mul", turned, turn[1])))
-
-    def queries(self, normed: str, layer: int, turn: tuple[str, ...]) -> str:
-        """(B, rows, D) -> (B, K, G, rows, H)."""
-        g, c = self.g, self.config
-        x = self.linear(normed, layer, "self_attn.q_proj")
-        x = self.rotate(g.reshape(x, 0, 0, c.heads, c.head_width), turn)
-        x = g.reshape(x, 0, 0, c.kv_heads, self.groups, c.head_width)
-        return str(g.op("Transpose", x, perm=[0, 2, 3, 1, 4]))
-
-    def keys_values(self, normed: str, layer: int, turn: tuple[str, ...]) -> tuple[str, str]:
-        """(B, rows, D) -> two of (B, K, rows, H)."""
-        g, c = self.g, self.config
-        key = g.reshape(self.linear(normed, layer, "self_attn.k_proj"), 0, 0, c.kv_heads, -1)
-        value = g.reshape(self.linear(normed, layer, "self_attn.v_proj"), 0, 0, c.kv_heads, -1)
-        key = self.rotate(key, turn)
-        order = [0, 2, 1, 3]
-        return g.op("Transpose", key, perm=order), g.op("Transpose", value, perm=order)
-
-    def split(self, x: str, axis: int, length: str, count: str) -> tuple[str, str]:
-        """(prefix rows, candidate rows) of `x` along `axis`."""
-        sizes = self.g.op("Concat", length, count, axis=0)
-        first, second = self.g.op("Split", x, sizes, outputs=2, axis=axis)
-        return first, second
-
-    def additive(self, hidden: str) -> str:
-        """True where nothing may be seen -> a mask to add to scores."""
-        g = self.g
-        return str(g.op("Where", hidden, g.const(MASKED, np.float32), g.const(0, np.float32)))
-
-    def causal(self, steps: str) -> str:
-        """(rows, rows): a row sees itself and what stands before it."""
-        g = self.g
-        return self.additive(g.op("Greater", steps, g.op("Unsqueeze", steps, g.const([1]))))
-
-    def scores(self, query: str, key: str) -> str:
-        """(B, K, G, Q, H) x (B, K, rows, H) -> (B, K, G, Q, rows), scaled; one product per K."""
-        g, c = self.g, self.config
-        flat = g.reshape(query, 0, 0, -1, c.head_width)
-        product = g.op("MatMul", flat, g.op("Transpose", key, perm=[0, 1, 3, 2]))
-        scaled = g.op("Mul", product, g.const(c.head_width**-0.5, np.float32))
-        return g.reshape(scaled, 0, 0, self.groups, g.dim(query, 3), g.dim(key, 2))
-
-    def mix(self, share: str, value: str, queries: str) -> str:
-        """(B, K, G, Q, rows) x (B, K, rows, H) -> (B, K, G, Q, H)."""
-        g = self.g
-        flat = g.reshape(share, 0, 0, -1, g.dim(value, 2))
-        mixed = g.op("MatMul", flat, value)
-        return g.reshape(mixed, 0, 0, self.groups, queries, self.config.head_width)
-
-    def attend(self, query: str, key: str, value: str, mask: str) -> str:
-        """Plain attention with an additive mask that broadcasts to (B, K, G, Q, rows)."""
-        g = self.g
-        share = g.op("Softmax", g.op("Add", self.scores(query, key), mask), axis=-1)
-        return self.mix(share, value, g.dim(query, 3))
-
-    def attend_own(
-        self, query: str, key: str, value: str, mask: str, own_key: str, own_value: str
-    ) -> str:
-        """Each row sees the masked prefix and its own key and value (B, K, R, H)."""
-        g, c = self.g, self.config
-        group = g.const([2])
-        product = g.op("Mul", query, g.op("Unsqueeze", own_key, group))
-        own = g.op("ReduceSum", product, g.const([-1]), keepdims=1)
-        own = g.op("Mul", own, g.const(c.head_width**-0.5, np.float32))
-        prefix = g.op("Add", self.scores(query, key), mask)
-        share = g.op("Softmax", g.op("Concat", prefix, own, axis=-1), axis=-1)
-        sizes = g.op("Concat", g.dim(key, 2), g.const([1]), axis=0)
-        share_p, share_own = g.op("Split", share, sizes, outputs=2, axis=-1)
-        mixed = self.mix(share_p, value, g.dim(query, 3))
-        return str(g.op("Add", mixed, g.op("Mul", share_own, g.op("Unsqueeze", own_value, group))))
-
-    def row_at(self, x: str, index: str) -> str:
-        """(P, rows, D) at index (P, 1) -> (P, 1, D)."""
-        g = self.g
-        at = g.op("Unsqueeze", index, g.const([2]))
-        at = g.op("Expand", at, g.shape(g.dim(x, 0), 1, self.config.width))
+    def pick(x: str) -> str:
+        at = g.op("Unsqueeze", ends, g.const([2]))
+        at = g.op("Expand", at, g.op("Concat", g.dim(x, 0), g.const([1]), g.dim(x, 2), axis=0))
         return str(g.op("GatherElements", x, at, axis=1))
 
-    def close_layer(self, hidden: str, mixed: str, layer: int) -> str:
-        """Attention output and MLP, each added to the stream."""
-        g, c = self.g, self.config
-        rows = g.op("Transpose", mixed, perm=[0, 3, 1, 2, 4])
-        rows = g.reshape(rows, 0, 0, c.heads * c.head_width)
-        hidden = g.op("Add", hidden, self.linear(rows, layer, "self_attn.o_proj"))
-        normed = self.norm(hidden, layer, "post_attention_layernorm")
-        gate = self.linear(normed, layer, "mlp.gate_proj")
-        gate = g.op("Mul", gate, g.op("Sigmoid", gate))
-        inner = g.op("Mul", gate, self.linear(normed, layer, "mlp.up_proj"))
-        return str(g.op("Add", hidden, self.linear(inner, layer, "mlp.down_proj")))
+    positions = g.op("Expand", steps, g.shape(g.dim(hidden, 0), g.dim(hidden, 1)))
+    return _Rows(hidden, positions, ends, steps, shared=lambda x: x, pick=pick)
+
+
+def _decode(o: Portable, rows: _Rows) -> str:
+    """(N, S, D) -> (N, picked, D)."""
+    g, c = o.g, o.config
+    hidden, delta = rows.hidden, ""
+    turn, mask = o.rotation(rows.positions), _mask(g, rows.steps, rows.positions)
+    for layer in range(c.layers):
+        hidden, normed = o.add_norm(hidden, delta, layer, "input_layernorm")
+        if layer < c.layers - 1:
+            query, key, value = _projections(o, normed, layer, turn)
+            own_key, own_value = key, value
+        else:
+            key, value = _split(o, o.linear(normed, layer, KEY, VALUE), c.kv_heads, c.kv_heads)
+            key = o.rotate(key, turn)
+            hidden, normed, own_key, own_value = map(rows.pick, (hidden, normed, key, value))
+            query = o.rotate(o.linear(normed, layer, QUERY), o.rotation(rows.ends))
+            mask = _mask(g, rows.steps, rows.ends)
+        seen = [_heads(o, rows.shared(x)) for x in (key, value)]
+        if rows.cached:
+            seen = [_after_cached(o, c_, x) for c_, x in zip(rows.cached[layer], seen, strict=True)]
+        mixed = _attend(o, query, seen, mask, _heads(o, own_key), _heads(o, own_value))
+        delta = o.linear(mixed, layer, "self_attn.o_proj")
+        hidden, normed = o.add_norm(hidden, delta, layer, "post_attention_layernorm")
+        gate, up = (o.linear(normed, layer, f"mlp.{part}_proj") for part in ("gate", "up"))
+        delta = o.linear(o.gated(gate, up), layer, "mlp.down_proj")
+    return str(g.op("Add", hidden, delta))
+
+
+def _projections(o: Portable, x: str, layer: int, turn: Sequence[str]) -> tuple[str, str, str]:
+    """Queries (N, S, K * G * H), keys and values (N, S, K * H); the first two rotated together."""
+    heads, kv_heads = o.config.heads, o.config.kv_heads
+    both, value = _split(o, o.linear(x, layer, QUERY, KEY, VALUE), heads + kv_heads, kv_heads)
+    query, key = _split(o, o.rotate(both, turn), heads, kv_heads)
+    return query, key, value
+
+
+def _split(o: Portable, x: str, first: int, second: int) -> tuple[str, str]:
+    """x (N, S, (first + second) * H) in two, counted in heads."""
+    sizes = o.g.const([first * o.config.head_width, second * o.config.head_width])
+    parts: tuple[str, str] = o.g.op("Split", x, sizes, outputs=2, axis=2)
+    return parts
+
+
+def _heads(o: Portable, x: str) -> str:
+    """(N, S, K * H) -> (N, K, S, H)."""
+    split = o.g.reshape(x, 0, 0, o.config.kv_heads, o.config.head_width)
+    return str(o.g.op("Transpose", split, perm=[0, 2, 1, 3]))
+
+
+def _after_cached(o: Portable, constant: NDArray[np.float32], x: str) -> str:
+    """(N, K, S, H) -> (N, K, P + S, H)."""
+    g = o.g
+    known = g.op("Expand", g.const(constant[None], np.float32), g.shape(g.dim(x, 0), 1, 1, 1))
+    return str(g.op("Concat", known, x, axis=2))
+
+
+def _mask(g: Graph, steps: str, positions: str) -> str:
+    """(N, 1, 1, S, T), to add to scores: a row sees the positions before its own."""
+    before = g.op("Less", steps, g.op("Unsqueeze", positions, g.const([2])))
+    mask = g.op("Where", before, g.const(0, np.float32), g.const(MASKED, np.float32))
+    return str(g.op("Unsqueeze", mask, g.const([1, 2])))
+
+
+def _attend(
+    o: Portable, query: str, seen: Sequence[str], mask: str, own_key: str, own_value: str
+) -> str:
+    """Attention over the masked keys and values (N, K, T, H), and each row's own: (N, S, D)."""
+    g, c = o.g, o.config
+    key, value = seen
+    query = g.reshape(query, 0, 0, c.kv_heads, c.heads // c.kv_heads, c.head_width)
+    query = g.op("Transpose", query, perm=[0, 2, 3, 1, 4])  # (N, K, G, S, H)
+    groups, rows, keys = g.const([2]), g.dim(query, 3), g.dim(key, 2)
+    flat = g.reshape(query, 0, 0, -1, c.head_width)  # one product per key/value head
+    scores = g.op("MatMul", flat, g.op("Transpose", key, perm=[0, 1, 3, 2]))
+    scores = g.op("Add", g.reshape(scores, 0, 0, c.heads // c.kv_heads, rows, keys), mask)
+    own = g.op("Mul", query, g.op("Unsqueeze", own_key, groups))
+    own = g.op("ReduceSum", own, g.const([-1]), keepdims=1)
+    share = g.op("Softmax", g.op("Concat", scores, own, axis=-1), axis=-1)
+    sizes = g.op("Concat", keys, g.const([1]), axis=0)
+    share, share_own = g.op("Split", share, sizes, outputs=2, axis=-1)
+    mixed = g.op("MatMul", g.reshape(share, 0, 0, -1, keys), value)
+    mixed = g.reshape(mixed, 0, 0, c.heads // c.kv_heads, rows, c.head_width)
+    mixed = g.op("Add", mixed, g.op("Mul", share_own, g.op("Unsqueeze", own_value, groups)))
+    merged = g.op("Transpose", mixed, perm=[0, 3, 1, 2, 4])
+    return g.reshape(merged, 0, 0, c.heads * c.head_width)

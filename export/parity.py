@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -10,8 +12,8 @@ from cpp_ext import score_reference
 from engine.contract.bundle import Manifest
 from engine.contract.prompt import render
 from engine.scoring.backend import Backend
-from export.llama import LlamaConfig
-from export.reference import Arrays, hidden_row
+from export.ops import Arrays, LlamaConfig
+from export.reference import hidden_row
 
 INSTRUCTIONS = (
     "Hi",
@@ -21,30 +23,44 @@ INSTRUCTIONS = (
 )
 
 
-def backbone_parity(
-    backend: Backend,
+@dataclass(frozen=True)
+class Parity:
+    """INSTRUCTIONS as prompts x embeddings (M, D), and what the reference makes of them:
+    hidden (B, M, D)."""
+
+    prompts: list[NDArray[np.int64]]
+    embeddings: NDArray[np.float32]
+    readout: NDArray[np.float32]
+    manifest: Manifest
+    hidden: NDArray[np.float32]
+
+    def of(self, backend: Backend) -> float:
+        """Largest |p(backend) - p(reference)|, all prompts in one batch."""
+        found = self._p(backend.hidden(self.prompts, self.embeddings))
+        return float(np.abs(found - self._p(self.hidden)).max())
+
+    def _p(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        manifest = self.manifest
+        return score_reference(
+            hidden,
+            self.readout,
+            eps=manifest.norm_eps,
+            scale=manifest.calibration.scale,
+            offset=manifest.calibration.offset,
+        )
+
+
+def parity(
     config: LlamaConfig,
     arrays: Arrays,
     tokenizer: Tokenizer,
     embeddings: NDArray[np.float32],
     readout: NDArray[np.float32],
     manifest: Manifest,
-) -> float:
-    """Largest |p(graph) - p(reference)| over INSTRUCTIONS in one batch x embeddings (M, D)."""
+) -> Parity:
+    """Run the reference: about half a second a pair at 30 layers."""
     prompts = [render(text, tokenizer).tokens for text in INSTRUCTIONS]
-    reference = np.array(
-        [[hidden_row(config, arrays, p, e, manifest.layout) for e in embeddings] for p in prompts],
-        dtype=np.float32,
-    )
-
-    def p(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        calibration = manifest.calibration
-        return score_reference(
-            hidden,
-            readout,
-            eps=manifest.norm_eps,
-            scale=calibration.scale,
-            offset=calibration.offset,
-        )
-
-    return float(np.abs(p(backend.hidden(prompts, embeddings)) - p(reference)).max())
+    hidden = [
+        [hidden_row(config, arrays, p, e, manifest.layout) for e in embeddings] for p in prompts
+    ]
+    return Parity(prompts, embeddings, readout, manifest, np.array(hidden, dtype=np.float32))

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.bundle import Layout
-from export.llama import LlamaConfig
+from export.ops import Arrays, LlamaConfig
 
 Floats = NDArray[np.float64]
-Arrays = Mapping[str, NDArray[np.float32]]
 
 
 def hidden_row(
@@ -31,16 +30,32 @@ def hidden_row(
     parts = [prefix, embedding[None]] if layout == "candidate_last" else [embedding[None], prefix]
     x = np.concatenate(parts).astype(np.float64)
     for layer in range(config.layers):
-        weights = {
-            name.split(f"layers.{layer}.")[1].removesuffix(".weight"): array
-            for name, array in arrays.items()
-            if f".layers.{layer}." in name
-        }
-        x = _layer(config, weights, x)
+        x, _, _ = _layer(config, _weights(arrays, layer), x)
     return np.asarray(x[-1])
 
 
-def _layer(c: LlamaConfig, w: Arrays, x: Floats) -> Floats:
+def keys_values(
+    config: LlamaConfig, arrays: Arrays, tokens: NDArray[np.int64]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Keys and values (K, L, H) of every layer for tokens (L,) that stand first."""
+    x = arrays["model.embed_tokens.weight"][tokens].astype(np.float64)
+    found = []
+    for layer in range(config.layers):
+        x, key, value = _layer(config, _weights(arrays, layer), x)
+        found.append((key.astype(np.float32), value.astype(np.float32)))
+    return found
+
+
+def _weights(arrays: Arrays, layer: int) -> dict[str, NDArray[np.float32]]:
+    return {
+        name.split(f"layers.{layer}.")[1].removesuffix(".weight"): array
+        for name, array in arrays.items()
+        if f".layers.{layer}." in name
+    }
+
+
+def _layer(c: LlamaConfig, w: Arrays, x: Floats) -> tuple[Floats, Floats, Floats]:
+    """The layer's output (rows, D), its keys and values (K, rows, H)."""
     rows = len(x)
     normed = _norm(x, w["input_layernorm"], c.eps)
 
@@ -50,18 +65,17 @@ def _layer(c: LlamaConfig, w: Arrays, x: Floats) -> Floats:
 
     group = c.heads // c.kv_heads
     query = _rotate(heads("q", c.heads), c.theta)
-    key = np.repeat(_rotate(heads("k", c.kv_heads), c.theta), group, axis=0)
-    value = np.repeat(heads("v", c.kv_heads), group, axis=0)
-    scores = query @ key.swapaxes(1, 2) / np.sqrt(c.head_width)
+    key, value = _rotate(heads("k", c.kv_heads), c.theta), heads("v", c.kv_heads)
+    scores = query @ np.repeat(key, group, axis=0).swapaxes(1, 2) / np.sqrt(c.head_width)
     scores = np.where(np.tri(rows, dtype=bool), scores, -np.inf)
     share = np.exp(scores - scores.max(axis=-1, keepdims=True))
     share /= share.sum(axis=-1, keepdims=True)
-    mixed = (share @ value).swapaxes(0, 1).reshape(rows, -1)
+    mixed = (share @ np.repeat(value, group, axis=0)).swapaxes(0, 1).reshape(rows, -1)
     x = x + mixed @ w["self_attn.o_proj"].T
     normed = _norm(x, w["post_attention_layernorm"], c.eps)
     gate = normed @ w["mlp.gate_proj"].T
     inner = gate / (1 + np.exp(-gate)) * (normed @ w["mlp.up_proj"].T)
-    return np.asarray(x + inner @ w["mlp.down_proj"].T)
+    return np.asarray(x + inner @ w["mlp.down_proj"].T), key, value
 
 
 def _norm(x: Floats, gain: NDArray[np.float32], eps: float) -> Floats:

@@ -28,6 +28,7 @@ MANIFEST = read_manifest(BUNDLE, "bundle")
 ARRAYS = load_arrays(BUNDLE)
 ZOO = sorted(read_zoo(BUNDLE / "zoo.json"), key=lambda c: c.id)
 LIMIT = 1e-3
+INT8_LIMIT = 0.03  # the server's default graph; evaluated in docs/quality.md
 Kernel = Callable[..., NDArray[np.float32]]
 
 
@@ -100,7 +101,7 @@ def test_graph_and_kernel_agree_with_torch(
 def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
     for text, expected in zip(INSTRUCTIONS, from_torch, strict=True):
         ranking = {r.candidate: r.probability for r in client.route(text).ranking}
-        np.testing.assert_allclose([ranking[c.name] for c in ZOO], expected, atol=LIMIT)
+        np.testing.assert_allclose([ranking[c.name] for c in ZOO], expected, atol=INT8_LIMIT)
 
 
 @pytest.mark.parametrize("layout", ["candidate_last", "capability_first"])

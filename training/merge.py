@@ -101,6 +101,7 @@ def _manifest(
         files=files,
         made_by=bundle.made_by("training.merge", sys.argv[1:], VERSION),
         parity={},
+        graphs={},
     )
 
 

@@ -18,11 +18,12 @@ from typing import Any, Literal, get_args
 from engine.contract.errors import BundleError
 from engine.contract.prompt import PROMPT_VERSION
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 Kind = Literal["checkpoint", "bundle"]
 Layout = Literal["candidate_last", "capability_first"]
 Representation = Literal["accuracy_weighted", "text"]
+Device = Literal["cpu", "cpu-fp32", "cuda", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Manifest:
     width: D, of the backbone's input and residual stream. encoder_width: of psi.
     encoder_id: hash of encoder, connector and representation; tables made by another are refused.
     files: relative path -> sha256. parity: format -> largest difference seen in p.
+    graphs: device -> the file that suits it (engine/scoring/devices.py); empty in a checkpoint.
     """
 
     kind: Kind
@@ -57,6 +59,7 @@ class Manifest:
     files: Mapping[str, str]
     made_by: Mapping[str, Any]
     parity: Mapping[str, float]
+    graphs: Mapping[str, str]
     schema: int = SCHEMA
     prompt_version: str = PROMPT_VERSION
 
@@ -96,7 +99,8 @@ def seal(content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path, kind: Kind) -> Manifest:
-    """The manifest of `folder`, its schema, prompt version and every file's hash checked.
+    """The manifest of `folder`, its schema, prompt version and the files' hashes checked; those of
+    the graphs are left to who opens one (check_hash).
 
     Raises BundleError in one sentence that names the field, what was found and what was expected.
     """
@@ -110,7 +114,9 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} is not readable JSON ({error}); {BUILD_ANEW}.") from error
     manifest = _parse(raw, path, kind)
-    _check_hashes(folder, manifest.files)
+    for name in manifest.files:
+        if name not in manifest.graphs.values():
+            check_hash(folder, manifest, name)
     return manifest
 
 
@@ -143,16 +149,16 @@ def _parse(raw: Any, path: Path, kind: Kind) -> Manifest:
     return Manifest(**{**raw, "calibration": Calibration(**raw["calibration"])})
 
 
-def _check_hashes(folder: Path, files: Mapping[str, str]) -> None:
-    for name, want in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing, though the manifest lists it; {BUILD_ANEW}.")
-        if (found := sha256_of(path)) != want:
-            raise BundleError(
-                f"{path}: sha256 is {found[:12]}..., the manifest says {want[:12]}...: the file was"
-                f" changed or damaged; {BUILD_ANEW}."
-            )
+def check_hash(folder: Path, manifest: Manifest, name: str) -> None:
+    """Raise BundleError unless the file is there as the manifest has it."""
+    path, want = folder / name, manifest.files[name]
+    if not path.is_file():
+        raise BundleError(f"{path} is missing, though the manifest lists it; {BUILD_ANEW}.")
+    if (found := sha256_of(path)) != want:
+        raise BundleError(
+            f"{path}: sha256 is {found[:12]}..., the manifest says {want[:12]}...: the file was"
+            f" changed or damaged; {BUILD_ANEW}."
+        )
 
 
 def start_folder(out: Path, kind: Kind) -> Path:

@@ -17,7 +17,7 @@ from engine.contract.candidate import Candidate, TaskResult
 from engine.contract.outcomes import Outcomes
 from engine.contract.prompt import render
 from engine.registry.onnx_encoder import load_encoder
-from engine.scoring.onnx_backend import OnnxBackend
+from engine.scoring.devices import open_backend
 
 BATCH = 8
 
@@ -52,7 +52,7 @@ def score_outcomes(bundle: Path, outcomes: Outcomes) -> Scored:
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     prompts = [render(text, tokenizer) for text in outcomes.texts]
     embeddings = np.concatenate([encoder.encode(c) for c in candidates_of(outcomes)])
-    backend = OnnxBackend(bundle / "backbone.onnx")
+    backend = open_backend(bundle, manifest)
     p = np.empty((len(prompts), len(outcomes.candidates)), dtype=np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
     for start in track(range(0, len(order), BATCH), description=f"score {outcomes.name}"):

@@ -16,21 +16,28 @@ from engine.scoring.backend import Hidden
 
 
 class OnnxBackend:
-    """Runs one backbone graph on the CPU; see export/llama.py for its inputs and output."""
+    """Runs one backbone graph; see export/llama.py for its inputs and output.
 
-    def __init__(self, graph: Path, threads: int = 0) -> None:
+    threads: of the CPU, 0 = one per core. cuda: on the first GPU.
+    """
+
+    def __init__(self, graph: Path, threads: int = 0, *, cuda: bool = False) -> None:
         options = ort.SessionOptions()
         self._threads = threads or len(os.sched_getaffinity(0))
         options.intra_op_num_threads = self._threads
         # Idle workers must not spin: the gateway beside us wants the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph, options, providers=[provider])
         except Exception as error:  # ONNX Runtime raises its own kinds for every cause
             raise BundleError(
                 f"{graph} does not load in ONNX Runtime ({type(error).__name__}: {error});"
                 f" {BUILD_ANEW}."
             ) from error
+        if provider not in self._session.get_providers():
+            raise BundleError(f"ONNX Runtime finds no GPU for {graph}; give --device cpu.")
+        self._provider = provider.removesuffix("ExecutionProvider")
         self._graph = graph
 
     def hidden(
@@ -53,4 +60,5 @@ class OnnxBackend:
 
     def describe(self) -> str:
         """See Backend."""
-        return f"onnxruntime {ort.__version__} CPU, {self._threads} threads, {self._graph.name}"
+        where = f"{self._provider}, {self._threads} threads"
+        return f"onnxruntime {ort.__version__} {where}, {self._graph.name}"

@@ -30,7 +30,8 @@ from engine.registry.zoo import read_zoo
 from engine.router import Router
 from engine.scoring.backend import Backend
 from engine.scoring.batcher import Batcher, Limits, Readout
-from engine.scoring.onnx_backend import OnnxBackend
+from engine.scoring.cache import ScoreCache
+from engine.scoring.devices import open_backend
 from engine.serving.candidate_service import CandidateService
 from engine.serving.router_service import RouterService
 from engine.serving.settings import MAX_MESSAGE_BYTES, Settings
@@ -70,7 +71,7 @@ async def start_server(settings: Settings) -> Running:
     manifest = read_manifest(settings.bundle, "bundle")
     arrays = load_arrays(settings.bundle)
     encoder = load_encoder(settings.bundle, manifest, arrays)
-    backend = OnnxBackend(settings.bundle / "backbone.onnx", settings.threads)
+    backend = open_backend(settings.bundle, manifest, settings.device, settings.threads)
     tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
     registry = open_registry(
         settings.store,
@@ -82,7 +83,8 @@ async def start_server(settings: Settings) -> Running:
     )
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
-    router = Router(registry, batcher, tokenizer, load_training_set(settings.bundle))
+    cache = ScoreCache(settings.cache_mb << 20)
+    router = Router(registry, batcher, tokenizer, load_training_set(settings.bundle), cache)
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from engine.contract.bundle import Device
 from engine.contract.errors import InvalidInputError, Violation
 
 # A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
@@ -19,8 +21,10 @@ class Settings:
     bundle: Path = Path("artifacts/bundle")
     address: str = "127.0.0.1:50051"
     store: Path = Path("artifacts/candidates.sqlite")
+    device: Device | Literal["auto"] = "auto"
     threads: int = 0
     max_waiting: int = 256
+    cache_mb: int = 16
     max_text_bytes: int = 512 * 1024
     reembed: bool = False
 
@@ -29,6 +33,7 @@ class Settings:
         bounds = {
             "threads": (0, 1024),
             "max_waiting": (1, 100_000),
+            "cache_mb": (0, 1_000_000),
             "max_text_bytes": (1, MAX_MESSAGE_BYTES),
         }
         problems = [

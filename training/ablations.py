@@ -1,0 +1,252 @@
+"""Ablations at one reduced size: what each choice of the recipe is worth.
+
+    python -m training.ablations --data DATA/mmlu_pro_cot --out OUT [--only REGEX] [--table]
+
+Every variant is the protocol's plan (its families left out, MMLU-Pro rows alone) on a reduced
+number of instructions once, changed as its name says. The tuned model itself is scored, without
+the cut to an adapter, on held-out rows: over the candidates it saw and over those it never saw.
+A variant found in OUT is not run again. Ends with the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from engine.contract.outcomes import Outcomes
+from training import metrics
+from training.base import CACHE, load_base
+from training.capability import Capabilities, new_connector
+from training.data import Batch
+from training.model import TextEncoder
+from training.plan import Plan
+from training.pool import Pool, make_pool
+from training.representations import Represent, bare, pieces, standardised, truncated, weighted
+from training.run import STATE, Run, predict, prepare, read_pools, start_calibration
+from training.train import loop, schedule_of, trained_rows
+
+Floats = NDArray[np.float32]
+COMMON: dict[str, Any] = {
+    "benchmarks": ("mmlu_pro",),
+    "without": "qwen|gemini|phi|jamba|command-r|mathstral",
+    "instructions": (1500,),
+    "validate_every": 10**9,
+}
+TESTED, TESTED_EACH = 400, 100  # held-out rows; where every candidate is a sequence of its own
+INIT_STD = 0.041666  # SmolLM2's initializer_range
+
+
+@dataclass(frozen=True)
+class Variant:
+    """plan: settings that differ. represent: other representations, fixed through training.
+    sampled: candidates that a step shows, 0 = all. teacher: a variant whose probabilities are half
+    of what a step aims at. blank: no pretrained backbone."""
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    represent: tuple[Represent, ...] = ()
+    sampled: int = 0
+    teacher: str = ""
+    blank: bool = False
+
+
+REAL = {"made": 0}
+VARIANTS: dict[str, Variant] = {
+    "base": Variant(),
+    "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
+    "depth 3": Variant({"layers": 3}),
+    "depth 12": Variant({"layers": 12}),
+    "weights: not pretrained": Variant(blank=True),
+    "candidates: none made": Variant(REAL),
+    "c: weighted figures": Variant(REAL, (weighted,)),
+    "c: bare figures": Variant(REAL, (bare,)),
+    "c: text in pieces": Variant(REAL, (pieces,)),
+    "c: text truncated": Variant(REAL, (truncated,)),
+    "c: weighted figures and text": Variant(REAL, (weighted, pieces)),
+    "size: 500": Variant({"instructions": (500,)}),
+    "layout: candidate last, 4 sampled": Variant(REAL, sampled=4),
+    "layout: capability first, 4 sampled": Variant(
+        REAL | {"layout": "capability_first"}, sampled=4
+    ),
+    "loss: bce + within": Variant({"across": 0.0}),
+    "loss: bce + across": Variant({"within": 0.0}),
+    "teacher: depth 12": Variant(teacher="depth 12"),
+    "another seed": Variant({"seed": 1}),
+    "size: 3,000": Variant({"instructions": (3000,)}),
+    "depth 30": Variant({"layers": 30}),
+}
+
+
+@dataclass(frozen=True)
+class Sampled(Pool):
+    """A pool whose steps show `count` candidates."""
+
+    count: int = 4
+
+    def step(
+        self, random: np.random.Generator, batch: Batch, capability: Capabilities, made: int
+    ) -> tuple[Floats, Floats]:
+        """c (count, C) and outcomes (B, count)."""
+        c, outcomes = super().step(random, batch, capability, made)
+        shown = random.permutation(outcomes.shape[1])[: self.count]
+        return c[shown], outcomes[:, shown]
+
+
+def run_variant(name: str, data: str, out: Path) -> None:
+    """Train and score one variant; leaves result.json and result.npz in out/NAME."""
+    started, variant, folder = time.monotonic(), VARIANTS[name], out / slug(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = prepare(Plan((data,), str(folder), **COMMON | variant.plan))
+    tested = everyone(run)
+    change(run, variant, tested, out)
+    steps = schedule_of(run)
+    if run.step == 0:
+        run.start = start_calibration(run, steps[0])
+    loop(run, steps, folder)
+    minutes = (time.monotonic() - started) / 60
+    count = TESTED if run.plan.layout == "candidate_last" else TESTED_EACH
+    rows = np.random.default_rng(0).permutation(tested.test)[:count]
+    learnt = trained_rows(run.plan, 0, run.pools[0])
+    soft = probabilities(run, run.pools[0], learnt) if name in teachers() else np.zeros(0)
+    p = probabilities(run, tested, rows)
+    truth = tested.outcomes.scores[:, rows].T
+    seen = np.isin(tested.outcomes.candidates, run.pools[0].outcomes.candidates)
+    np.savez(folder / "result.npz", p=p, truth=truth, seen=seen, soft=soft, learnt=learnt)
+    (folder / "result.json").write_text(json.dumps({"minutes": minutes}))
+    shutil.rmtree(folder / STATE, ignore_errors=True)
+
+
+def teachers() -> set[str]:
+    """Variants that others learn from."""
+    return {v.teacher for v in VARIANTS.values()}
+
+
+def probabilities(run: Run, pool: Pool, rows: NDArray[np.int64]) -> Floats:
+    """(len(rows), M)."""
+    return np.asarray(expit(predict(run, pool, rows)).mean(axis=0))
+
+
+def everyone(run: Run) -> Pool:
+    """The plan's rows with the candidates that it leaves out."""
+    outcomes: Outcomes = read_pools(replace(run.plan, without=""))[0]
+    tokenizer = load_base(run.plan.backbone, CACHE, run.plan.layers).tokenizer
+    return make_pool(outcomes, run.capability, encoder_of(run), tokenizer)
+
+
+def encoder_of(run: Run) -> TextEncoder:
+    """psi."""
+    return TextEncoder(load_base(run.plan.encoder, CACHE))
+
+
+def change(run: Run, variant: Variant, tested: Pool, out: Path) -> None:
+    """Make `run` and the pool it is tested on the variant's."""
+    if variant.blank and run.step == 0:
+        forget(run)
+    if variant.represent:
+        represent(run, variant.represent, tested)
+    pool = run.pools[0]
+    if variant.teacher:
+        pool = taught(pool, out / slug(variant.teacher) / "result.npz")
+    run.pools[0] = Sampled(**vars(pool), count=variant.sampled) if variant.sampled else pool
+
+
+@torch.no_grad()
+def forget(run: Run) -> None:
+    """The layers' matrices as they were before pretraining."""
+    for parameter in run.plain.backbone.parameters():
+        if parameter.requires_grad:
+            parameter.normal_(0.0, INIT_STD)
+
+
+def represent(run: Run, parts: tuple[Represent, ...], tested: Pool) -> None:
+    """Replace what a candidate is told by, in training and in the test, and the connector."""
+    pool, encoder = run.pools[0], encoder_of(run)
+    tests = pool.outcomes.test, tested.outcomes.test
+    first, second = standardised(parts, *tests, run.capability, encoder)
+    run.pools[0] = replace(pool, c=first)
+    object.__setattr__(tested, "c", second)
+    # "text" stands for: what the pool holds, nothing drawn anew each step
+    run.capability = replace(run.capability, representation="text")
+    model = run.plain
+    model.connector = new_connector(first.shape[-1], model.backbone.get_input_embeddings().weight)
+    run.optimizer.param_groups[0]["params"] = list(model.connector.parameters())
+
+
+def taught(pool: Pool, file: Path) -> Pool:
+    """Aim at the mean of outcome and teacher's probability: for binary cross-entropy the same as
+    the mean of both losses."""
+    teacher = np.load(file)
+    scores = pool.outcomes.scores.copy()
+    scores[:, teacher["learnt"]] = (scores[:, teacher["learnt"]] + teacher["soft"].T) / 2
+    return replace(pool, outcomes=replace(pool.outcomes, scores=scores))
+
+
+def table(out: Path) -> str:
+    """Markdown: AUCs of every variant that is there, and the paired difference from base."""
+    reference = np.load(out / slug("base") / "result.npz")
+    lines = [
+        "| variant | AUC, seen | within | AUC, unseen | within | beside base, all | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in VARIANTS:
+        folder = out / slug(name)
+        if not (folder / "result.json").is_file():
+            continue
+        result = np.load(folder / "result.npz")
+        minutes = json.loads((folder / "result.json").read_text())["minutes"]
+        cells = [name]
+        for part in (result["seen"], ~result["seen"]):
+            p, truth = result["p"][:, part], result["truth"][:, part]
+            cells += [f"{metrics.pooled_auc(p, truth):.4f}", f"{metrics.within_auc(p, truth):.4f}"]
+        cells += ["" if name == "base" else beside(result, reference), f"{minutes:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def beside(result: Any, reference: Any) -> str:
+    """Difference of the pooled AUCs over all candidates, with its interval."""
+    p, truth = result["p"], result["truth"]
+    q = reference["p"][: len(p)]
+
+    def lead(rows: NDArray[np.int64]) -> float:
+        return metrics.pooled_auc(p[rows], truth[rows]) - metrics.pooled_auc(q[rows], truth[rows])
+
+    low, high = metrics.interval(lead, len(p))
+    return f"{lead(np.arange(len(p))):+.4f} ({low:+.3f} to {high:+.3f})"
+
+
+def slug(name: str) -> str:
+    """A folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default="", help="variants whose names match")
+    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
+    args = parser.parse_args()
+    for name in VARIANTS:
+        done = (args.out / slug(name) / "result.json").is_file()
+        if re.search(args.only, name) and not done and not args.table:
+            print(name, flush=True)
+            run_variant(name, args.data, args.out)
+    print(table(args.out))
+
+
+if __name__ == "__main__":
+    main()
