@@ -21,7 +21,8 @@ install: $(VENV)/.serve ## virtual environment, locked dependencies (no torch), 
 
 model: $(CHECKPOINT) ## base weights, merged with the shipped adapter
 
-export: $(BUNDLE) ## ONNX bundle from the checkpoint
+export: $(CHECKPOINT) $(VENV)/.trt ## bundle in every format this machine can build, TensorRT plans too
+	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle
 
 serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:50051)
 	@$(BIN)/modelsat serve --address $(ADDRESS) $(SERVE)
@@ -78,5 +79,9 @@ $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contr
 	$(BIN)/python -m training.base
 	$(BIN)/python -m training.merge --pretrained pretrained --out artifacts/checkpoint
 
+$(VENV)/.trt: $(VENV)/.serve requirements/trt.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/trt.txt
+	@touch $@
+
 $(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py engine/registry/*.py)
-	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle
+	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle --formats onnx,int8

@@ -1,6 +1,6 @@
 """Write a bundle from a checkpoint; no torch.
 
-python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle [--formats onnx,int8]
+    python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle [--formats ...] [--sm ...]
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from export.bert import emit_encoder
 from export.formats import FORMATS, write_formats
 from export.ops import LlamaConfig
 from export.parity import Parity, parity
+from export.plans import PLANS, Plan, write_plans
 from export.reference import encoder_row
 from training.base import Base, load_base
 from training.pretrained import load_connector
@@ -46,16 +47,18 @@ class Exported:
     """skipped: format -> why the bundle has no graph of it."""
 
     manifest: Manifest
+    plans: list[Plan]
     skipped: dict[str, str]
 
 
-def export(checkpoint: Path, out: Path, formats: list[str]) -> Exported:
+def export(checkpoint: Path, out: Path, formats: list[str], capabilities: list[str]) -> Exported:
     """Write `out` whole, manifest last; raises BundleError where parity does not hold."""
     source = read_manifest(checkpoint, "checkpoint")
     unfinished = start_folder(out, "bundle")
     backbone = load_base(str(checkpoint / "backbone"))
     encoder = load_base(str(checkpoint / "encoder"))
     arrays = _arrays(checkpoint, backbone, encoder, source)
+    plans: list[Plan] = []
     with tqdm(total=len(formats) + 1, desc="export", unit="graph") as bar:
 
         def progress(name: str) -> None:
@@ -66,6 +69,14 @@ def export(checkpoint: Path, out: Path, formats: list[str]) -> Exported:
         _write_rest(checkpoint, unfinished, backbone, encoder, arrays)
         reference = _reference(unfinished, source, arrays, backbone)
         written = write_formats(unfinished, backbone, source.layout, formats, reference, progress)
+        if PLANS in formats:
+            progress(PLANS)
+            try:
+                plans = write_plans(unfinished, encoder, source.width, capabilities)
+            except BundleError as error:
+                written.skipped[PLANS] = str(error)
+    if plans:
+        written.graphs["tensorrt"] = plans[0].file
     manifest = replace(
         source,
         kind="bundle",
@@ -76,7 +87,7 @@ def export(checkpoint: Path, out: Path, formats: list[str]) -> Exported:
     )
     _check(manifest)
     finish_folder(unfinished, out, manifest)
-    return Exported(manifest, written.skipped)
+    return Exported(manifest, plans, written.skipped)
 
 
 def _write_rest(
@@ -136,7 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=Path("artifacts/checkpoint"))
     parser.add_argument("--out", type=Path, default=Path("artifacts/bundle"))
-    names = [form.name for form in FORMATS]
+    names = [*(form.name for form in FORMATS), PLANS]
+    parser.add_argument("--sm", nargs="+", default=["89"], help="compute capabilities of the plans")
     parser.add_argument("--formats", default=",".join(names), help="comma-separated")
     arguments = parser.parse_args()
     asked = arguments.formats.split(",")
@@ -144,11 +156,17 @@ def main() -> None:
         parser.error(f"--formats has {sorted(unknown)}, this version writes {names}")
     if names[0] not in asked:
         parser.error(f"--formats must have {names[0]}: it is what the others are held to")
-    done = export(arguments.checkpoint, arguments.out, asked)
+    done = export(arguments.checkpoint, arguments.out, asked, arguments.sm)
     for name in done.manifest.files:
         print(f"{name:26}{(arguments.out / name).stat().st_size / 1e6:9.1f} MB")
     for name, worst in done.manifest.parity.items():
         print(f"{name}: at most {worst:.1e} from the NumPy reference")
+    for plan in done.plans:
+        print(
+            f"{plan.file}: {plan.layers} layers, {plan.library}, {plan.seconds:.0f} s; not run here"
+        )
+        for name, tensor in plan.inputs.items():
+            print(f"    {name:12}{tensor['dtype']:20}{tensor['profile']}")
     for name, why in done.skipped.items():
         print(f"{name}: left out, {why}")
 

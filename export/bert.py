@@ -18,7 +18,10 @@ from export.graph import FLOAT, INT64, MASKED, Graph
 
 
 def emit_encoder(
-    config: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]], path: Path
+    config: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[np.float32]],
+    path: Path,
+    graph: type[Graph] = Graph,
 ) -> None:
     """Write the graph of `arrays` (Hugging Face names) to `path`."""
     place = config.get("position_embedding_type", "absolute")
@@ -27,7 +30,7 @@ def emit_encoder(
             f"encoder is {config['model_type']}/{config['hidden_act']} with {place} positions; this"
             " exporter writes BERT with gelu and absolute positions only."
         )
-    e = _Emitter(Graph("encoder"), config, arrays)
+    e = _Emitter(graph("encoder"), config, arrays)
     g, width = e.g, config["hidden_size"]
     tokens = g.input("tokens", INT64, ["N", "L"])
     mask = g.input("mask", INT64, ["N", "L"])

@@ -11,6 +11,8 @@ import numpy as np
 from engine.contract.bundle import Device, Layout
 from engine.contract.prompt import INQUIRY, MAX_INSTRUCTION_TOKENS
 from engine.scoring.onnx_backend import OnnxBackend
+from export.graph import Graph
+from export.half import HalfGraph
 from export.llama import Cached, emit_backbone
 from export.ops import Int8, LlamaConfig, OnnxRuntime, Portable
 from export.parity import Parity
@@ -22,20 +24,22 @@ POSITIONS = MAX_INSTRUCTION_TOKENS + 64  # the prompt's own tokens, and the cand
 
 @dataclass(frozen=True)
 class Format:
-    """file: in the bundle. devices: that it suits. ops: the dialect. limit: of the parity, above
-    which it is left out; of the first format, above which there is no bundle."""
+    """file: in the bundle. devices: that it suits. ops, graph: the dialect. limit: of the parity,
+    above which it is left out; of the first format, above which there is no bundle."""
 
     name: str
     file: str
     devices: tuple[Device, ...]
     ops: type[Portable]
     limit: float
+    graph: type[Graph] = Graph
 
 
 # fp32 first: it must hold. int8 on the shipped weights was seen at most .04 off (docs/adr/0007).
 FORMATS = (
     Format("onnx", "backbone.onnx", ("cpu", "cpu-fp32", "cuda"), OnnxRuntime, 1e-3),
     Format("int8", "backbone.int8.onnx", ("cpu",), Int8, 0.1),
+    Format("fp16", "backbone.fp16.onnx", ("cuda",), Portable, 5e-3, HalfGraph),
 )
 
 
@@ -72,6 +76,7 @@ def write_formats(
             layout,
             path,
             ops=form.ops,
+            graph=form.graph,
             cached=cached,
             positions=POSITIONS,
         )

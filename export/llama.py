@@ -41,6 +41,7 @@ def emit_backbone(
     path: Path,
     *,
     ops: type[Portable] = Portable,
+    graph: type[Graph] = Graph,
     cached: Cached = (),
     positions: int = 512,
 ) -> None:
@@ -49,7 +50,7 @@ def emit_backbone(
     cached: keys and values of the inquiry prompt (export/reference.py), only for candidate_last.
     positions: the longest prompt and one more.
     """
-    g = Graph("backbone")
+    g = graph("backbone")
     tokens = g.input("tokens", INT64, ["B", "L"])
     lengths = g.input("lengths", INT64, ["B"])
     embeddings = g.input("embeddings", FLOAT, ["R", config.width])

@@ -2,8 +2,8 @@
 
     make lock
 
-dev.txt holds everything; serve, export and train are the parts of it that they need, so that no
-two environments of one commit disagree.
+dev.txt holds everything but TensorRT; serve, export and train are the parts of it that they need,
+so that no two environments of one commit disagree. trt adds the builder of plans to export.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ LOCKS = {
     "train": "cpu,build,export,train",
     "export": "cpu,build,export",
     "serve": "cpu",
+    "trt": "cpu,build,export,trt",
 }
 HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
 
