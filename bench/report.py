@@ -1,0 +1,108 @@
+"""What a benchmark leaves: JSON, a plot, a page, and a table of targets."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Target:
+    """bound: "<= 1.1" or ">= 15". value None: not measured, for `reason`."""
+
+    name: str
+    value: float | None
+    bound: str
+    reason: str = ""
+
+    @property
+    def verdict(self) -> bool | None:
+        """Whether it holds."""
+        if self.value is None:
+            return None
+        side, limit = self.bound.split()
+        return self.value <= float(limit) if side == "<=" else self.value >= float(limit)
+
+    def row(self) -> dict[str, Any]:
+        """As the last line of stdout has it."""
+        return asdict(self) | {"pass": self.verdict}
+
+
+def conditions(**more: Any) -> dict[str, Any]:
+    """Commit, hardware and versions of this run."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+    return {
+        "commit": commit,
+        "time": time.strftime("%Y-%m-%d %H:%M"),
+        "processor": model[0].partition(":")[2].strip() if model else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": ort.__version__,
+        **more,
+    }
+
+
+def markdown(targets: Sequence[Target]) -> str:
+    """The table of targets."""
+    lines = ["| target | bound | found | |", "|---|---|---|---|"]
+    words = {True: "met", False: "missed", None: "skipped"}
+    for t in targets:
+        found = t.reason if t.value is None else f"{t.value:.3g}"
+        lines.append(f"| {t.name} | {t.bound} | {found} | {words[t.verdict]} |")
+    return "\n".join(lines)
+
+
+def write(name: str, result: Mapping[str, Any], targets: Sequence[Target], bars: Any) -> None:
+    """bench/results/NAME.json, .png and .html. bars: label -> milliseconds."""
+    RESULTS.mkdir(exist_ok=True)
+    content = {**result, "targets": [t.row() for t in targets]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    picture = RESULTS / f"{name}.png"
+    _plot(bars, picture)
+    image = base64.b64encode(picture.read_bytes()).decode()
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(c.strip())}</td>" for c in line.strip("|").split("|"))
+        for line in markdown(targets).splitlines()
+        if not line.startswith("|---")
+    )
+    (RESULTS / f"{name}.html").write_text(
+        f"<!doctype html><meta charset=utf-8><title>modelsat {name}</title>"
+        "<style>body{font:15px sans-serif;margin:2em}td{padding:.2em 1em .2em 0}</style>"
+        f"<h1>{name}</h1><img src='data:image/png;base64,{image}'><table>{rows}</table>"
+        f"<pre>{html.escape(json.dumps(result, indent=1))}</pre>",
+        encoding="utf-8",
+    )
+
+
+def _plot(bars: Mapping[str, float], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(bars) + 1.2), layout="constrained")
+    drawn = axes.barh(list(bars), list(bars.values()), color="#4464ad")
+    axes.bar_label(drawn, [f" {v:.3g} ms" for v in bars.values()])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="milliseconds, median")
+    axes.margins(x=0.2)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
