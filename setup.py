@@ -47,7 +47,7 @@ setup(
     packages=find_packages(include=["engine*", "export*", "training*", "cpp_ext*", "bench*"]),
     package_dir={"": "."},
     package_data={
-        "cpp_ext": ["*.h", "*.cc"],
+        "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.contract": ["*.json"],
         "engine.pb": ["*.pyi"],
         "training": ["plans/*.json"],
