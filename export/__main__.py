@@ -1,6 +1,6 @@
 """Write a bundle from a checkpoint; no torch.
 
-    python -m export --checkpoint DIR --out DIR [--formats onnx,int8,fp16,tensorrt] [--sm 89 120]
+python -m export --checkpoint DIR --out DIR [--formats onnx,int8,fp16,tensorrt] [--sm 89 120]
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from export.parity import Parity
 from export.reference import keys_values
 from training.base import Base
 
-POSITIONS = MAX_INSTRUCTION_TOKENS + 64  # the prompt's own tokens, and the candidate
+POSITIONS = max(2048, MAX_INSTRUCTION_TOKENS + 64)  # rows of the rotation tables, 0.5 MB
 
 
 @dataclass(frozen=True)
