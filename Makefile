@@ -47,8 +47,9 @@ train: $(VENV)/.dev ## train PLAN on DATA; resumes where it stopped
 evaluate: $(BUNDLE) $(VENV)/.dev ## report and plots: held-out rows of DATA through the bundle
 	$(BIN)/python -m training.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation
 
-bench: $(BUNDLE) ## latency of the server and of its phases
-	$(BIN)/python -m bench.latency
+bench: $(BUNDLE) $(VENV)/.dev ## load on the server, then every latency target side by side
+	$(BIN)/python -m bench.latency $(BENCH)
+	$(BIN)/python -m bench.compare $(BENCH)
 
 proto: $(VENV)/.dev ## generate engine/pb from proto/
 	$(BIN)/python -m engine.pb.generate
