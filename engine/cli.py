@@ -12,21 +12,21 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from engine import calibrate
 from engine.client import Client
-from engine.contract.bundle import Device
 from engine.contract.candidate import PREFIX, to_json
 from engine.contract.errors import ModelsatError
 from engine.pb.router_service_pb2 import RouteResponse, Timing
 from engine.policy import Policy
 from engine.registry.zoo import read_zoo
-from engine.serving.settings import Settings
+from engine.serving.settings import Settings, flag, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,17 +63,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
-    d = Settings()
-    add = command.add_argument
-    add("--bundle", type=Path, default=d.bundle, help="folder that `make export` wrote")
-    add("--address", default=d.address, help="HOST:PORT to listen on; port 0 takes a free one")
-    add("--store", type=Path, default=d.store, help="SQLite file of the candidates")
-    add("--device", choices=("auto", *get_args(Device)), default=d.device, help="what scores")
-    add("--threads", type=int, default=d.threads, help="of the forward pass; 0 = one per core")
-    add("--max-waiting", type=int, default=d.max_waiting, help="requests in the queue")
-    add("--cache-mb", type=int, default=d.cache_mb, help="of known probabilities; 0 keeps none")
-    add("--max-text-bytes", type=int, default=d.max_text_bytes, help="of one instruction")
-    add("--reembed", action="store_true", help="bring a store of another encoder to this one")
+    command.add_argument(
+        "--config", help="TOML file of settings; flags and MODELSAT_* go before it"
+    )
+    for f in fields(Settings):
+        about, default = f.metadata["about"], f.default
+        more: dict[str, Any] = (
+            {"action": "store_const", "const": "true"} if default is False else {}
+        )
+        shown = f" (default {default})" if default and str(default) != "." else ""
+        command.add_argument(flag(f.name), dest=f.name, help=about + shown, **more)
     command.set_defaults(run=_serve)
 
 
@@ -81,9 +80,11 @@ def _serve(parsed: argparse.Namespace) -> None:
     from engine.serving.server import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = Settings(**{f.name: getattr(parsed, f.name) for f in fields(Settings)})
-    settings.check()
-    asyncio.run(serve(settings))
+    config = Path(parsed.config or os.environ.get("MODELSAT_CONFIG", ""))
+    given = {f.name: getattr(parsed, f.name) for f in fields(Settings)}
+    resolved = resolve(given, os.environ, config)
+    print(f"settings, defaults aside:\n{resolved.table()}", flush=True)
+    asyncio.run(serve(resolved.settings))
 
 
 def _add_route(command: argparse.ArgumentParser) -> None:

@@ -1,5 +1,8 @@
+import datetime
+
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from engine.pb import candidate_pb2 as _candidate_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -84,3 +87,61 @@ class BatchReplaceCandidatesResponse(_message.Message):
     candidates: _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]
     revision: int
     def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class ListRevisionsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListRevisionsResponse(_message.Message):
+    __slots__ = ("revisions", "next_page_token")
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    revisions: _containers.RepeatedCompositeFieldContainer[Revision]
+    next_page_token: str
+    def __init__(self, revisions: _Optional[_Iterable[_Union[Revision, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class Revision(_message.Message):
+    __slots__ = ("number", "create_time", "description", "candidates")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    create_time: _timestamp_pb2.Timestamp
+    description: str
+    candidates: int
+    def __init__(self, number: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., description: _Optional[str] = ..., candidates: _Optional[int] = ...) -> None: ...
+
+class RollbackRevisionRequest(_message.Message):
+    __slots__ = ("revision", "validate_only")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    validate_only: bool
+    def __init__(self, revision: _Optional[int] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+
+class RollbackRevisionResponse(_message.Message):
+    __slots__ = ("revision",)
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    revision: Revision
+    def __init__(self, revision: _Optional[_Union[Revision, _Mapping]] = ...) -> None: ...
+
+class WatchCandidatesRequest(_message.Message):
+    __slots__ = ("known_revision",)
+    KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    known_revision: int
+    def __init__(self, known_revision: _Optional[int] = ...) -> None: ...
+
+class WatchCandidatesResponse(_message.Message):
+    __slots__ = ("revision", "changed", "removed")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    changed: _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, revision: _Optional[int] = ..., changed: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -68,6 +68,21 @@ class CandidateServiceStub:
                 request_serializer=modelsat_dot_v1_dot_candidate__service__pb2.BatchReplaceCandidatesRequest.SerializeToString,
                 response_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.BatchReplaceCandidatesResponse.FromString,
                 _registered_method=True)
+        self.ListRevisions = channel.unary_unary(
+                '/modelsat.v1.CandidateService/ListRevisions',
+                request_serializer=modelsat_dot_v1_dot_candidate__service__pb2.ListRevisionsRequest.SerializeToString,
+                response_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.ListRevisionsResponse.FromString,
+                _registered_method=True)
+        self.RollbackRevision = channel.unary_unary(
+                '/modelsat.v1.CandidateService/RollbackRevision',
+                request_serializer=modelsat_dot_v1_dot_candidate__service__pb2.RollbackRevisionRequest.SerializeToString,
+                response_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.RollbackRevisionResponse.FromString,
+                _registered_method=True)
+        self.WatchCandidates = channel.unary_stream(
+                '/modelsat.v1.CandidateService/WatchCandidates',
+                request_serializer=modelsat_dot_v1_dot_candidate__service__pb2.WatchCandidatesRequest.SerializeToString,
+                response_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.WatchCandidatesResponse.FromString,
+                _registered_method=True)
 
 
 class CandidateServiceServicer:
@@ -117,6 +132,29 @@ class CandidateServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRevisions(self, request, context):
+        """ListRevisions returns the revisions that are kept, newest first, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackRevision(self, request, context):
+        """RollbackRevision makes the table of an earlier revision the newest one again, as a revision of
+        its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCandidates(self, request, context):
+        """WatchCandidates answers with the table as it is, then with every change of it. A watcher that
+        falls behind is given the newest state, not every step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CandidateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +187,21 @@ def add_CandidateServiceServicer_to_server(servicer, server):
                     servicer.BatchReplaceCandidates,
                     request_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.BatchReplaceCandidatesRequest.FromString,
                     response_serializer=modelsat_dot_v1_dot_candidate__service__pb2.BatchReplaceCandidatesResponse.SerializeToString,
+            ),
+            'ListRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevisions,
+                    request_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.ListRevisionsRequest.FromString,
+                    response_serializer=modelsat_dot_v1_dot_candidate__service__pb2.ListRevisionsResponse.SerializeToString,
+            ),
+            'RollbackRevision': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackRevision,
+                    request_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.RollbackRevisionRequest.FromString,
+                    response_serializer=modelsat_dot_v1_dot_candidate__service__pb2.RollbackRevisionResponse.SerializeToString,
+            ),
+            'WatchCandidates': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCandidates,
+                    request_deserializer=modelsat_dot_v1_dot_candidate__service__pb2.WatchCandidatesRequest.FromString,
+                    response_serializer=modelsat_dot_v1_dot_candidate__service__pb2.WatchCandidatesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -315,6 +368,87 @@ class CandidateService:
             '/modelsat.v1.CandidateService/BatchReplaceCandidates',
             modelsat_dot_v1_dot_candidate__service__pb2.BatchReplaceCandidatesRequest.SerializeToString,
             modelsat_dot_v1_dot_candidate__service__pb2.BatchReplaceCandidatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelsat.v1.CandidateService/ListRevisions',
+            modelsat_dot_v1_dot_candidate__service__pb2.ListRevisionsRequest.SerializeToString,
+            modelsat_dot_v1_dot_candidate__service__pb2.ListRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackRevision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelsat.v1.CandidateService/RollbackRevision',
+            modelsat_dot_v1_dot_candidate__service__pb2.RollbackRevisionRequest.SerializeToString,
+            modelsat_dot_v1_dot_candidate__service__pb2.RollbackRevisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCandidates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelsat.v1.CandidateService/WatchCandidates',
+            modelsat_dot_v1_dot_candidate__service__pb2.WatchCandidatesRequest.SerializeToString,
+            modelsat_dot_v1_dot_candidate__service__pb2.WatchCandidatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,21 +17,46 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_USER: _ClassVar[Role]
     ROLE_ASSISTANT: _ClassVar[Role]
     ROLE_TOOL: _ClassVar[Role]
+
+class DecisionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECISION_KIND_UNSPECIFIED: _ClassVar[DecisionKind]
+    DECISION_KIND_SCORED: _ClassVar[DecisionKind]
+    DECISION_KIND_SESSION: _ClassVar[DecisionKind]
+    DECISION_KIND_ABSTAINED: _ClassVar[DecisionKind]
+    DECISION_KIND_FALLBACK: _ClassVar[DecisionKind]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
 ROLE_ASSISTANT: Role
 ROLE_TOOL: Role
+DECISION_KIND_UNSPECIFIED: DecisionKind
+DECISION_KIND_SCORED: DecisionKind
+DECISION_KIND_SESSION: DecisionKind
+DECISION_KIND_ABSTAINED: DecisionKind
+DECISION_KIND_FALLBACK: DecisionKind
 
 class RouteRequest(_message.Message):
-    __slots__ = ("text", "conversation", "policy")
+    __slots__ = ("text", "conversation", "policy", "session", "dry_run")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     text: str
     conversation: Conversation
     policy: Policy
-    def __init__(self, text: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ...) -> None: ...
+    session: Session
+    dry_run: bool
+    def __init__(self, text: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("id", "switching_margin")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SWITCHING_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    switching_margin: float
+    def __init__(self, id: _Optional[str] = ..., switching_margin: _Optional[float] = ...) -> None: ...
 
 class Conversation(_message.Message):
     __slots__ = ("messages",)
@@ -48,7 +73,7 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., text: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("cost_sensitivity", "min_probability", "max_cost_usd", "allow", "deny", "expected_output_tokens", "ranking_size")
+    __slots__ = ("cost_sensitivity", "min_probability", "max_cost_usd", "allow", "deny", "expected_output_tokens", "ranking_size", "modalities", "features", "tags", "regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "min_confidence", "max_unlikeness", "default_candidate")
     COST_SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
     MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     MAX_COST_USD_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +81,16 @@ class Policy(_message.Message):
     DENY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RANKING_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODALITIES_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    MIN_CONTEXT_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    MAX_INPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
+    MAX_OUTPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
+    MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_UNLIKENESS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     cost_sensitivity: float
     min_probability: float
     max_cost_usd: float
@@ -63,10 +98,20 @@ class Policy(_message.Message):
     deny: _containers.RepeatedScalarFieldContainer[str]
     expected_output_tokens: int
     ranking_size: int
-    def __init__(self, cost_sensitivity: _Optional[float] = ..., min_probability: _Optional[float] = ..., max_cost_usd: _Optional[float] = ..., allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ...) -> None: ...
+    modalities: _containers.RepeatedScalarFieldContainer[str]
+    features: _containers.RepeatedScalarFieldContainer[str]
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    regions: _containers.RepeatedScalarFieldContainer[str]
+    min_context_window: int
+    max_input_usd_per_million: float
+    max_output_usd_per_million: float
+    min_confidence: float
+    max_unlikeness: float
+    default_candidate: str
+    def __init__(self, cost_sensitivity: _Optional[float] = ..., min_probability: _Optional[float] = ..., max_cost_usd: _Optional[float] = ..., allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., modalities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., min_confidence: _Optional[float] = ..., max_unlikeness: _Optional[float] = ..., default_candidate: _Optional[str] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("selected", "reason", "ranking", "exclusions", "revision", "timing", "input_tokens", "truncated", "unlikeness")
+    __slots__ = ("selected", "reason", "ranking", "exclusions", "revision", "timing", "input_tokens", "truncated", "unlikeness", "decision_id", "kind")
     SELECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +121,8 @@ class RouteResponse(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     UNLIKENESS_FIELD_NUMBER: _ClassVar[int]
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     selected: str
     reason: str
     ranking: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
@@ -85,7 +132,75 @@ class RouteResponse(_message.Message):
     input_tokens: int
     truncated: bool
     unlikeness: float
-    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., unlikeness: _Optional[float] = ...) -> None: ...
+    decision_id: str
+    kind: DecisionKind
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., unlikeness: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ...) -> None: ...
+
+class BatchRouteRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[RouteRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[RouteRequest, _Mapping]]] = ...) -> None: ...
+
+class BatchRouteResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RouteResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[RouteResult, _Mapping]]] = ...) -> None: ...
+
+class RouteResult(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: RouteResponse
+    error: RouteError
+    def __init__(self, response: _Optional[_Union[RouteResponse, _Mapping]] = ..., error: _Optional[_Union[RouteError, _Mapping]] = ...) -> None: ...
+
+class RouteError(_message.Message):
+    __slots__ = ("code", "message", "reason")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    reason: str
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StreamRouteRequest(_message.Message):
+    __slots__ = ("id", "request")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    request: RouteRequest
+    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[RouteRequest, _Mapping]] = ...) -> None: ...
+
+class StreamRouteResponse(_message.Message):
+    __slots__ = ("id", "result")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    result: RouteResult
+    def __init__(self, id: _Optional[str] = ..., result: _Optional[_Union[RouteResult, _Mapping]] = ...) -> None: ...
+
+class RecordOutcomeRequest(_message.Message):
+    __slots__ = ("decision_id", "candidate", "score", "text", "category")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    candidate: str
+    score: float
+    text: str
+    category: str
+    def __init__(self, decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., score: _Optional[float] = ..., text: _Optional[str] = ..., category: _Optional[str] = ...) -> None: ...
+
+class RecordOutcomeResponse(_message.Message):
+    __slots__ = ("recorded",)
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    recorded: bool
+    def __init__(self, recorded: _Optional[bool] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
     __slots__ = ("candidate", "probability", "expected_cost_usd", "utility")

@@ -40,6 +40,21 @@ class RouterServiceStub:
                 request_serializer=modelsat_dot_v1_dot_router__service__pb2.RouteRequest.SerializeToString,
                 response_deserializer=modelsat_dot_v1_dot_router__service__pb2.RouteResponse.FromString,
                 _registered_method=True)
+        self.BatchRoute = channel.unary_unary(
+                '/modelsat.v1.RouterService/BatchRoute',
+                request_serializer=modelsat_dot_v1_dot_router__service__pb2.BatchRouteRequest.SerializeToString,
+                response_deserializer=modelsat_dot_v1_dot_router__service__pb2.BatchRouteResponse.FromString,
+                _registered_method=True)
+        self.StreamRoute = channel.stream_stream(
+                '/modelsat.v1.RouterService/StreamRoute',
+                request_serializer=modelsat_dot_v1_dot_router__service__pb2.StreamRouteRequest.SerializeToString,
+                response_deserializer=modelsat_dot_v1_dot_router__service__pb2.StreamRouteResponse.FromString,
+                _registered_method=True)
+        self.RecordOutcome = channel.unary_unary(
+                '/modelsat.v1.RouterService/RecordOutcome',
+                request_serializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeRequest.SerializeToString,
+                response_deserializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/modelsat.v1.RouterService/GetServerInfo',
                 request_serializer=modelsat_dot_v1_dot_router__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -53,6 +68,29 @@ class RouterServiceServicer:
 
     def Route(self, request, context):
         """Route scores every eligible candidate and chooses one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRoute(self, request, context):
+        """BatchRoute routes up to 256 instructions; one that fails does not fail the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamRoute(self, request_iterator, context):
+        """StreamRoute routes instructions as they come; answers come as they are ready, each with its
+        request's id. At most 64 of a stream are worked on at a time; the rest wait in the transport.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordOutcome(self, request, context):
+        """RecordOutcome keeps how well a choice turned out, to calibrate and train with. Acknowledged
+        means on disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +110,21 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Route,
                     request_deserializer=modelsat_dot_v1_dot_router__service__pb2.RouteRequest.FromString,
                     response_serializer=modelsat_dot_v1_dot_router__service__pb2.RouteResponse.SerializeToString,
+            ),
+            'BatchRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRoute,
+                    request_deserializer=modelsat_dot_v1_dot_router__service__pb2.BatchRouteRequest.FromString,
+                    response_serializer=modelsat_dot_v1_dot_router__service__pb2.BatchRouteResponse.SerializeToString,
+            ),
+            'StreamRoute': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamRoute,
+                    request_deserializer=modelsat_dot_v1_dot_router__service__pb2.StreamRouteRequest.FromString,
+                    response_serializer=modelsat_dot_v1_dot_router__service__pb2.StreamRouteResponse.SerializeToString,
+            ),
+            'RecordOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordOutcome,
+                    request_deserializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeRequest.FromString,
+                    response_serializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -107,6 +160,87 @@ class RouterService:
             '/modelsat.v1.RouterService/Route',
             modelsat_dot_v1_dot_router__service__pb2.RouteRequest.SerializeToString,
             modelsat_dot_v1_dot_router__service__pb2.RouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelsat.v1.RouterService/BatchRoute',
+            modelsat_dot_v1_dot_router__service__pb2.BatchRouteRequest.SerializeToString,
+            modelsat_dot_v1_dot_router__service__pb2.BatchRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamRoute(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/modelsat.v1.RouterService/StreamRoute',
+            modelsat_dot_v1_dot_router__service__pb2.StreamRouteRequest.SerializeToString,
+            modelsat_dot_v1_dot_router__service__pb2.StreamRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelsat.v1.RouterService/RecordOutcome',
+            modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeRequest.SerializeToString,
+            modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 import onnxruntime as ort
 
-from engine.contract.bundle import Device, Manifest, check_hash
+from engine.contract.bundle import Manifest, check_hash
 from engine.contract.errors import BundleError
 from engine.scoring.backend import Backend
 from engine.scoring.onnx_backend import OnnxBackend
@@ -17,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def open_backend(
-    bundle: Path, manifest: Manifest, device: Device | Literal["auto"] = "auto", threads: int = 0
+    bundle: Path, manifest: Manifest, device: str = "auto", threads: int = 0
 ) -> Backend:
     """The backend for `device`; auto takes a GPU where one answers, else the CPU.
 
@@ -35,7 +34,7 @@ def open_backend(
     return _open(bundle, manifest, "cpu", threads)
 
 
-def _open(bundle: Path, manifest: Manifest, device: Device, threads: int) -> Backend:
+def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backend:
     if device not in manifest.graphs:
         raise BundleError(
             f"{bundle} has no graph for --device {device}, only for {sorted(manifest.graphs)};"

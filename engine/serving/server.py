@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -43,7 +44,6 @@ SERVICES = (
     candidate_service_pb2.DESCRIPTOR.services_by_name["CandidateService"].full_name,
 )
 HEALTH_NAMES = ("", "readiness", "liveness", *SERVICES)
-GRACE_S = 10.0
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Running:
     _server: grpc.aio.Server
     _health: health.aio.HealthServicer
 
-    async def stop(self, grace_s: float = GRACE_S) -> None:
+    async def stop(self, grace_s: float) -> None:
         """Turn NOT_SERVING, let requests in flight end, close the store."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
@@ -74,7 +74,7 @@ async def start_server(settings: Settings) -> Running:
     backend = open_backend(settings.bundle, manifest, settings.device, settings.threads)
     tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
     registry = open_registry(
-        settings.store,
+        Path(settings.store),
         encoder,
         manifest.encoder_id,
         manifest.width,
@@ -160,7 +160,7 @@ async def serve(settings: Settings) -> None:
     )
     await stopping.wait()
     log.info("stopping")
-    await running.stop()
+    await running.stop(settings.grace_s)
 
 
 def _info(

@@ -1,56 +1,193 @@
-"""What the server is told at start."""
+"""What the server is told at start: flags before environment before a file before defaults.
+
+A field's name is its key in the file (TOML), `--its-name` on the command line and MODELSAT_ITS_NAME
+in the environment.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, get_args
 
 from engine.contract.bundle import Device
+from engine.contract.candidate import ID_PATTERN
 from engine.contract.errors import InvalidInputError, Violation
 
 # A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
 MAX_MESSAGE_BYTES = 20 * 1024 * 1024
+ENVIRONMENT = "MODELSAT_"
+MILLION = 1_000_000
+NO_FILE = Path()
+BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
+WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _of(default: Any, about: str, *, low: float = 0, high: float = 0, among: Any = ()) -> Any:
+    """A field. low, high: bounds of a number. among: the allowed words."""
+    about_it = {"about": about, "low": low, "high": high, "among": tuple(among)}
+    return field(default=default, metadata=about_it)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """address: HOST:PORT, port 0 takes a free one. threads: 0 means one per core."""
+    """Addresses are HOST:PORT, port 0 takes a free one; an empty one is off. A path that is empty
+    is none."""
 
-    bundle: Path = Path("artifacts/bundle")
-    address: str = "127.0.0.1:50051"
-    store: Path = Path("artifacts/candidates.sqlite")
-    device: Device | Literal["auto"] = "auto"
-    threads: int = 0
-    max_waiting: int = 256
-    cache_mb: int = 16
-    max_text_bytes: int = 512 * 1024
-    reembed: bool = False
+    bundle: Path = _of(BUNDLE, "folder that `make export` wrote")
+    address: str = _of("127.0.0.1:50051", "HOST:PORT of RouterService; port 0 takes a free one")
+    admin_address: str = _of("", "HOST:PORT of CandidateService; empty means beside RouterService")
+    metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty serves none")
+    store: str = _of(
+        "artifacts/candidates.sqlite", "SQLite file or postgresql:// of the candidates"
+    )
+    outcomes: Path = _of(OUTCOMES, "SQLite file of recorded outcomes")
+    device: str = _of("auto", "what scores", among=("auto", *get_args(Device)))
+    threads: int = _of(0, "of the forward pass; 0 = one per core", high=1024)
+    max_waiting: int = _of(256, "requests in the queue", low=1, high=100_000)
+    cache_mb: int = _of(16, "of known probabilities; 0 keeps none", high=MILLION)
+    max_text_bytes: int = _of(512 * 1024, "of one instruction", low=1, high=MAX_MESSAGE_BYTES)
+    reembed: bool = _of(False, "bring a store of another encoder to this one")
+    keep_revisions: int = _of(100, "states of the table to roll back to", low=1, high=MILLION)
+    max_outcomes: int = _of(100_000, "recorded outcomes; the oldest go first", high=100 * MILLION)
+    fallback: str = _of(
+        "off",
+        "when the static ranking answers: never, when the deadline is near, or also when the queue"
+        " is full",
+        among=("off", "deadline", "overload"),
+    )
+    default_candidate: str = _of("", "id chosen on abstention; empty takes the ranking's first")
+    switching_margin: float = _of(
+        0.05, "utility that another candidate must gain to end a session's"
+    )
+    session_ttl_s: int = _of(1800, "seconds a session is remembered", low=1, high=MILLION)
+    max_sessions: int = _of(10_000, "sessions remembered", high=10 * MILLION)
+    tls_certificate: Path = _of(NO_FILE, "PEM chain; with it the server speaks TLS only")
+    tls_key: Path = _of(NO_FILE, "PEM private key of the certificate")
+    tls_client_ca: Path = _of(
+        NO_FILE, "PEM of the authority whose client certificates are required"
+    )
+    tokens: Path = _of(NO_FILE, "JSON file of bearer tokens and roles; without it anyone may call")
+    grace_s: int = _of(10, "seconds that requests in flight get at SIGTERM", high=3600)
+    log_format: str = _of("text", "of the log on stderr", among=("text", "json"))
+    trace_address: str = _of("", "HOST:PORT of an OTLP collector (gRPC); empty sends no traces")
+    audit: Path = _of(NO_FILE, "JSON lines file for a sample of decisions; empty keeps none")
+    audit_share: float = _of(0.01, "of decisions in the audit file", high=1)
+    audit_text: bool = _of(False, "write the instruction into the audit file too")
 
     def check(self) -> None:
         """Raise one InvalidInputError that lists every wrong value."""
-        bounds = {
-            "threads": (0, 1024),
-            "max_waiting": (1, 100_000),
-            "cache_mb": (0, 1_000_000),
-            "max_text_bytes": (1, MAX_MESSAGE_BYTES),
-        }
-        problems = [
-            Violation(_flag(name), f"is {getattr(self, name)}; expected {low} to {high}.")
-            for name, (low, high) in bounds.items()
-            if not low <= getattr(self, name) <= high
-        ]
-        port = re.fullmatch(r".+:(\d{1,5})", self.address)
-        if port is None or int(port[1]) > 65535:
-            problems.append(
-                Violation(
-                    "--address", f"is {self.address!r}; expected HOST:PORT, as 0.0.0.0:50051."
-                )
-            )
+        problems = [p for f in fields(self) for p in _check(f, getattr(self, f.name))]
+        if bool(self.tls_certificate.name) != bool(self.tls_key.name):
+            problems.append(Violation("--tls-key", "and --tls-certificate go together; give both."))
+        if self.tls_client_ca.name and not self.tls_certificate.name:
+            problems.append(Violation("--tls-client-ca", "needs --tls-certificate and --tls-key."))
+        if self.default_candidate and not ID_PATTERN.fullmatch(self.default_candidate):
+            problems.append(Violation("--default-candidate", "is no candidate id."))
         if problems:
             raise InvalidInputError(*problems)
 
 
-def _flag(name: str) -> str:
+@dataclass(frozen=True)
+class Resolved:
+    """sources: field -> "flag", "environment", the file's path or "default"."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+    def table(self) -> str:
+        """A line for each setting that is not a default; tokens and keys are files, never shown."""
+        told = [(n, s) for n, s in self.sources.items() if s != "default"]
+        return "\n".join(f"  {n} = {getattr(self.settings, n)} ({s})" for n, s in told)
+
+
+def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path) -> Resolved:
+    """flags: field -> text, None where it was not given. file: TOML; an empty path means none.
+
+    Raises one InvalidInputError that lists every wrong value of every source.
+    """
+    values: dict[str, Any] = {}
+    sources = {f.name: "default" for f in fields(Settings)}
+    problems: list[Violation] = []
+    told = {k.removeprefix(ENVIRONMENT).lower(): v for k, v in environ.items() if _ours(k)}
+    layers = ((str(file), _read(file)), ("environment", told), ("flag", flags))
+    known = {f.name: f for f in fields(Settings)}
+    for source, layer in layers:
+        for name, raw in layer.items():
+            if raw is None:
+                continue
+            if name not in known:
+                problems.append(Violation(name, f"in {source} is no setting of this version."))
+                continue
+            try:
+                values[name], sources[name] = _parse(known[name].default, raw), source
+            except ValueError as error:
+                problems.append(Violation(flag(name), f"in {source} is {str(raw)[:80]!r}; {error}"))
+    settings = Settings(**values)
+    try:
+        settings.check()
+    except InvalidInputError as error:
+        problems += error.violations
+    if problems:
+        raise InvalidInputError(*problems)
+    return Resolved(settings, sources)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def _ours(name: str) -> bool:
+    return name.startswith(ENVIRONMENT) and name not in (ENVIRONMENT + "CONFIG", _OF_TESTS)
+
+
+_OF_TESTS = ENVIRONMENT + "REQUIRE_KERNEL"
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    if not file.name:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            Violation("--config", f"is {file}, which is no readable TOML ({error}).")
+        ) from error
+
+
+def _parse(default: Any, raw: Any) -> Any:
+    """`raw` as the type of `default`; raises ValueError with what was expected."""
+    kind = type(default)
+    if kind is bool:
+        word = str(raw).lower()
+        if word not in WORDS:
+            raise ValueError(f"expected one of {sorted(WORDS)}.")
+        return WORDS[word]
+    if isinstance(default, Path):
+        return Path(str(raw)) if str(raw) else Path()
+    if kind in (int, float) and isinstance(raw, bool):
+        raise ValueError("expected a number.")
+    try:
+        return kind(raw)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected {'a whole' if kind is int else 'a'} number.") from None
+
+
+def _check(f: Any, value: Any) -> list[Violation]:
+    about = f.metadata
+    if about["among"] and value not in about["among"]:
+        return [Violation(flag(f.name), f"is {value!r}; expected one of {about['among']}.")]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    high = about["high"] or float("inf")
+    if number and not about["low"] <= value <= high:
+        bound = f"{about['low']} to {about['high']}" if about["high"] else f"{about['low']} or more"
+        return [Violation(flag(f.name), f"is {value}; expected {bound}.")]
+    if f.name.endswith("address") and (value or f.name == "address"):
+        port = re.fullmatch(r".+:(\d{1,5})", value)
+        if port is None or int(port[1]) > 65535:
+            return [Violation(flag(f.name), f"is {value!r}; expected HOST:PORT, as 0.0.0.0:50051.")]
+    return []
