@@ -54,10 +54,11 @@ __attribute__((noinline, cold)) Sums add_up_wide(const T* h, const float* w, int
   return sums;
 }
 
-// A policy has Vec, of kLanes floats; kUnroll, the accumulators that hide the latency of an FMA;
-// step(), which adds one Vec of products; and row(), compiled for its instruction set. The code
-// they share is compiled for the baseline and becomes AVX code where row() inlines it, so step()
-// takes vectors by reference: by value they have no ABI there.
+// A policy has Vec, of kLanes floats; step(), which adds one Vec of products; and rows(), compiled
+// for its instruction set. The code they share is compiled for the baseline and becomes AVX code
+// where rows() inlines it, so step() takes vectors by reference: by value they have no ABI there.
+
+constexpr int kBlock = 4;  // rows at a time: their sums hide an FMA's latency, and share each load of w
 
 template <int kCount>
 INLINED float tree_sum(float* values) {
@@ -69,45 +70,53 @@ INLINED float tree_sum(float* values) {
 }
 
 template <class Isa>
-INLINED float total(const typename Isa::Vec (&sums)[Isa::kUnroll]) {
-  float values[Isa::kLanes * Isa::kUnroll];
-  std::memcpy(values, sums, sizeof values);
-  return tree_sum<Isa::kLanes * Isa::kUnroll>(values);
+INLINED float total(const typename Isa::Vec& sum) {
+  float values[Isa::kLanes];
+  std::memcpy(values, &sum, sizeof values);
+  return tree_sum<Isa::kLanes>(values);
+}
+
+// The sums of a row are added in the same order whatever kRows is: p must not depend on company.
+template <class Isa, class T, int kRows>
+INLINED void add_up(const T* h, const float* w, int64_t n, Sums* sums) {
+  typename Isa::Vec dots[kRows] = {}, squares[kRows] = {};
+  int64_t i = 0;
+  for (; i + Isa::kLanes <= n; i += Isa::kLanes)
+    for (int r = 0; r < kRows; ++r) Isa::step(dots[r], squares[r], h + r * n + i, w + i);
+  for (int r = 0; r < kRows; ++r) {
+    float dot = total<Isa>(dots[r]);
+    float square = total<Isa>(squares[r]);
+    for (int64_t k = i; k < n; ++k) step_one(dot, square, h + r * n + k, w + k);
+    sums[r] = {dot, square};
+    if (!std::isfinite(dot) || !std::isfinite(square)) sums[r] = add_up_wide(h + r * n, w, n);
+  }
 }
 
 template <class Isa, class T>
-INLINED Sums add_up(const T* h, const float* w, int64_t n) {
-  typename Isa::Vec dots[Isa::kUnroll] = {}, squares[Isa::kUnroll] = {};
-  int64_t i = 0;
-  for (; i + Isa::kLanes * Isa::kUnroll <= n; i += Isa::kLanes * Isa::kUnroll)
-    for (int k = 0; k < Isa::kUnroll; ++k)
-      Isa::step(dots[k], squares[k], h + i + k * Isa::kLanes, w + i + k * Isa::kLanes);
-  for (; i + Isa::kLanes <= n; i += Isa::kLanes) Isa::step(dots[0], squares[0], h + i, w + i);
-
-  float dot = total<Isa>(dots);
-  float square = total<Isa>(squares);
-  for (; i < n; ++i) step_one(dot, square, h + i, w + i);
-  if (!std::isfinite(dot) || !std::isfinite(square)) return add_up_wide(h, w, n);
-  return {dot, square};
+INLINED void add_up_all(const void* hidden, const float* w, int64_t n, int count, Sums* sums) {
+  const T* h = static_cast<const T*>(hidden);
+  int r = 0;
+  for (; r + kBlock <= count; r += kBlock) add_up<Isa, T, kBlock>(h + r * n, w, n, sums + r);
+  for (; r < count; ++r) add_up<Isa, T, 1>(h + r * n, w, n, sums + r);
 }
 
 struct Scalar {
-  using Vec = float;
-  static constexpr int kLanes = 1, kUnroll = 8;
+  static constexpr int kLanes = 8;
+  struct Vec { float lane[kLanes]; };
   template <class T>
   static void step(Vec& dot, Vec& square, const T* h, const float* w) {
-    step_one(dot, square, h, w);
+    for (int k = 0; k < kLanes; ++k) step_one(dot.lane[k], square.lane[k], h + k, w + k);
   }
   template <class T>
-  static Sums row(const void* h, const float* w, int64_t n) {
-    return add_up<Scalar>(static_cast<const T*>(h), w, n);
+  static void rows(const void* h, const float* w, int64_t n, int count, Sums* sums) {
+    add_up_all<Scalar, T>(h, w, n, count, sums);
   }
 };
 
 #if defined(__x86_64__)
 struct Avx2 {
   using Vec = __m256;
-  static constexpr int kLanes = 8, kUnroll = 4;
+  static constexpr int kLanes = 8;
   AVX2 static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   AVX2 static Vec load(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -123,14 +132,14 @@ struct Avx2 {
     square = _mm256_fmadd_ps(x, x, square);
   }
   template <class T>
-  AVX2 static Sums row(const void* h, const float* w, int64_t n) {
-    return add_up<Avx2>(static_cast<const T*>(h), w, n);
+  AVX2 static void rows(const void* h, const float* w, int64_t n, int count, Sums* sums) {
+    add_up_all<Avx2, T>(h, w, n, count, sums);
   }
 };
 
 struct Avx512 {
   using Vec = __m512;
-  static constexpr int kLanes = 16, kUnroll = 4;
+  static constexpr int kLanes = 16;
   // maskz_ with every lane: GCC 12 warns of the plain forms' undefined source (its bug 105593).
   static constexpr __mmask16 kAll = 0xffff;
   AVX512 static Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -149,8 +158,8 @@ struct Avx512 {
     square = _mm512_fmadd_ps(x, x, square);
   }
   template <class T>
-  AVX512 static Sums row(const void* h, const float* w, int64_t n) {
-    return add_up<Avx512>(static_cast<const T*>(h), w, n);
+  AVX512 static void rows(const void* h, const float* w, int64_t n, int count, Sums* sums) {
+    add_up_all<Avx512, T>(h, w, n, count, sums);
   }
 };
 
@@ -163,7 +172,7 @@ bool has_avx2() {  // F16C from CPUID: not every compiler's __builtin_cpu_suppor
 #elif defined(__aarch64__)
 struct Neon {
   using Vec = float32x4_t;
-  static constexpr int kLanes = 4, kUnroll = 4;
+  static constexpr int kLanes = 4;
   static Vec load(const float* p) { return vld1q_f32(p); }
   static Vec load(const Half* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
@@ -178,8 +187,8 @@ struct Neon {
     square = vfmaq_f32(square, x, x);
   }
   template <class T>
-  static Sums row(const void* h, const float* w, int64_t n) {
-    return add_up<Neon>(static_cast<const T*>(h), w, n);
+  static void rows(const void* h, const float* w, int64_t n, int count, Sums* sums) {
+    add_up_all<Neon, T>(h, w, n, count, sums);
   }
 };
 #endif
@@ -189,17 +198,17 @@ bool always() { return true; }
 struct Path {
   const char* name;
   bool (*available)();
-  Sums (*row[3])(const void* h, const float* w, int64_t n);  // by dtype
+  void (*rows[3])(const void* h, const float* w, int64_t n, int count, Sums* sums);  // by dtype
 };
 
 constexpr Path kPaths[] = {  // best first
 #if defined(__x86_64__)
-    {"avx512f", has_avx512, {Avx512::row<float>, Avx512::row<Half>, Avx512::row<Bfloat>}},
-    {"avx2", has_avx2, {Avx2::row<float>, Avx2::row<Half>, Avx2::row<Bfloat>}},
+    {"avx512f", has_avx512, {Avx512::rows<float>, Avx512::rows<Half>, Avx512::rows<Bfloat>}},
+    {"avx2", has_avx2, {Avx2::rows<float>, Avx2::rows<Half>, Avx2::rows<Bfloat>}},
 #elif defined(__aarch64__)
-    {"neon", always, {Neon::row<float>, Neon::row<Half>, Neon::row<Bfloat>}},
+    {"neon", always, {Neon::rows<float>, Neon::rows<Half>, Neon::rows<Bfloat>}},
 #endif
-    {"scalar", always, {Scalar::row<float>, Scalar::row<Half>, Scalar::row<Bfloat>}},
+    {"scalar", always, {Scalar::rows<float>, Scalar::rows<Half>, Scalar::rows<Bfloat>}},
 };
 
 std::atomic<const Path*> chosen{nullptr};
@@ -217,6 +226,8 @@ const Path& current() {
   return *path;
 }
 
+constexpr int kChunk = 64;  // rows whose sums are kept
+
 double sigmoid(double z) {  // exp of a negative number only, so that it cannot overflow
   const double e = std::exp(-std::fabs(z));
   return (z < 0 ? e : 1.0) / (1.0 + e);
@@ -232,17 +243,24 @@ extern "C" int modelsat_score(const void* hidden, int32_t dtype, int64_t batch, 
   if (batch == 0 || candidates == 0) return MODELSAT_OK;
   if (!hidden || !weight || !probability) return MODELSAT_NULL_POINTER;
 
-  const auto row = current().row[dtype];
+  const auto rows = current().rows[dtype];
   const int64_t stride = width * (dtype == MODELSAT_FP32 ? 4 : 2);
   const char* h = static_cast<const char*>(hidden);
-  for (int64_t i = 0; i < batch * candidates; ++i) {
-    double total = 0;
-    for (int64_t v = 0; v < variants; ++v, h += stride) {
-      const Sums sums = row(h, weight, width);
-      const double logit = sums.dot / std::sqrt(sums.squares / static_cast<double>(width) + eps);
-      total += sigmoid(scale * logit + offset);
+  Sums sums[kChunk];
+  double total = 0;
+  int64_t done = 0;  // variants of the present candidate
+  for (int64_t left = batch * candidates * variants; left > 0; left -= kChunk) {
+    const int count = static_cast<int>(left < kChunk ? left : kChunk);
+    rows(h, weight, width, count, sums);
+    h += count * stride;
+    for (int r = 0; r < count; ++r) {
+      const double mean = sums[r].squares / static_cast<double>(width);
+      total += sigmoid(scale * (sums[r].dot / std::sqrt(mean + eps)) + offset);
+      if (++done < variants) continue;
+      *probability++ = static_cast<float>(total / static_cast<double>(variants));
+      total = 0;
+      done = 0;
     }
-    probability[i] = static_cast<float>(total / static_cast<double>(variants));
   }
   return MODELSAT_OK;
 }
