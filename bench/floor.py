@@ -22,13 +22,16 @@ class Shape:
     width: int
     keys: int
     inner: int
+    head: int
 
-    def operations(self, rows: int, candidates: int) -> int:
+    def operations(self, rows: int, candidates: int, seen: int) -> int:
         """Multiplications and additions of the products that are needed: `rows` in each layer but
-        the last, where only candidate rows have queries, attention output and MLP."""
+        the last, where only candidate rows have queries, attention output and MLP. seen: keys that
+        a row may attend to."""
         d, k, f = self.width, self.keys, self.inner
-        each = 2 * (2 * d * d + 2 * d * k + 3 * d * f)
-        last = rows * 2 * 2 * d * k + candidates * 2 * (2 * d * d + 3 * d * f)
+        attention = 2 * 2 * d * seen
+        each = 2 * (2 * d * d + 2 * d * k + 3 * d * f) + attention
+        last = rows * 2 * 2 * d * k + candidates * (2 * (2 * d * d + 3 * d * f) + attention)
         return (self.layers - 1) * rows * each + last
 
     def bytes(self, width: float) -> float:
@@ -37,23 +40,30 @@ class Shape:
         return self.layers * (2 * d * d + 2 * d * k + 3 * d * f) * width
 
 
-def products(shape: Shape, rows: int, candidates: int, path: Path) -> None:
+def products(shape: Shape, rows: int, candidates: int, seen: int, path: Path) -> None:
     """Write a graph of those products and nothing else, each with weights of its own: input x
-    (rows, D)."""
+    (rows, D), keys (K, H, seen) and values (K, seen, H) of a layer's attention."""
     g, random = Graph("products"), np.random.default_rng(0)
-    d, k, f = shape.width, shape.keys, shape.inner
+    d, k, f, h = shape.width, shape.keys, shape.inner, shape.head
 
     def product(x: str, into: int, out: int) -> str:
         matrix = (random.standard_normal((into, out)) * into**-0.5).astype(np.float32)
         return str(g.op("MatMul", x, g.weight(f"w{len(g._weights)}", matrix)))
 
     x = g.input("x", FLOAT, [rows, d])
+    keys, values = (
+        g.input("keys", FLOAT, [k // h, h, seen]),
+        g.input("values", FLOAT, [k // h, seen, h]),
+    )
     unused = []
     for layer in range(shape.layers):
         unused.append(product(x, d, 2 * k))
         if layer == shape.layers - 1:
             x = g.after(x, rows - candidates, axis=0)
-        mixed = product(product(x, d, d), d, d)
+        # The heads of a query that share keys stand below each other: (K, G * rows, H), as served.
+        query = g.reshape(product(x, d, d), k // h, -1, h)
+        mixed = g.op("MatMul", g.op("MatMul", query, keys), values)
+        mixed = product(g.reshape(mixed, -1, d), d, d)
         gate, up = product(mixed, d, f), product(mixed, d, f)
         unused.append(up)
         x = product(gate, f, d)

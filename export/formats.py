@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.contract.bundle import Device, Layout
+from engine.contract.candidate import MAX_CANDIDATES
 from engine.contract.prompt import INQUIRY, MAX_INSTRUCTION_TOKENS
 from engine.scoring.onnx_backend import OnnxBackend
 from export.graph import Graph
@@ -19,7 +20,9 @@ from export.parity import Parity
 from export.reference import keys_values
 from training.base import Base
 
-POSITIONS = max(2048, MAX_INSTRUCTION_TOKENS + 64)  # rows of the rotation tables, 0.5 MB
+# Rows of the rotation tables, 0.6 MB: the longest prompt, and as many candidates as a table holds
+# in the two task orders of the text representation.
+POSITIONS = MAX_INSTRUCTION_TOKENS + 64 + 2 * MAX_CANDIDATES
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,6 @@ class Graph:
         parts = (self.const([p]) for p in (start, np.iinfo(np.int64).max, axis))
         return str(self.op("Slice", value, *parts))
 
-    def rows(self, value: str) -> str:
-        """(N, S, X) -> (N * S, 1, X)."""
-        return self.reshape(value, -1, 1, self.dim(value, 2))
-
     def steps(self, count: str) -> str:
         """0 .. count-1 for a `count` of shape (1,)."""
         scalar = self.op("Squeeze", count, self.const([0]))

@@ -43,7 +43,7 @@ def emit_backbone(
     ops: type[Portable] = Portable,
     graph: type[Graph] = Graph,
     cached: Cached = (),
-    positions: int = 512,
+    positions: int = 4096,
 ) -> None:
     """Write the graph of `arrays` (Hugging Face names) for `layout` to `path`.
 
@@ -69,12 +69,14 @@ def emit_backbone(
 @dataclass(frozen=True)
 class _Rows:
     """hidden (N, S, D), positions (N, S). shared: (N, S, X) -> the rows that others see. pick: the
-    rows that answer, at positions `ends`. steps: (T,) positions of the keys."""
+    rows that answer, at positions `ends`. steps: (T,) positions of the keys. sizes: N and T, and S
+    of all rows and of those that answer, as dim() gives them: once, not in every layer."""
 
     hidden: str
     positions: str
     ends: str
     steps: str
+    sizes: tuple[str, str, str, str]
     shared: Callable[[str], str]
     pick: Callable[[str], str]
     cached: Cached = ()
@@ -94,11 +96,13 @@ def _candidate_last(
     column = g.op("Unsqueeze", lengths, g.const([1]))
     ends = g.op("Expand", column, g.shape(batch, count))
     sizes = g.op("Concat", length, count, axis=0)
+    keys, rows = g.dim(steps, 0), g.op("Add", length, count)
     return _Rows(
         hidden=g.op("Concat", o.embed(tokens), candidates, axis=1),
         positions=g.op("Concat", g.op("Expand", own, g.shape(batch, length)), ends, axis=1),
         ends=ends,
         steps=steps,
+        sizes=(batch, keys, rows, count),
         shared=lambda x: str(g.op("Split", x, sizes, outputs=2, axis=1)[0]),
         pick=lambda x: str(g.op("Split", x, sizes, outputs=2, axis=1)[1]),
         cached=cached,
@@ -124,8 +128,10 @@ def _capability_first(o: Portable, tokens: str, lengths: str, embeddings: str) -
         at = g.op("Expand", at, g.op("Concat", g.dim(x, 0), g.const([1]), g.dim(x, 2), axis=0))
         return str(g.op("GatherElements", x, at, axis=1))
 
-    positions = g.op("Expand", steps, g.shape(g.dim(hidden, 0), g.dim(hidden, 1)))
-    return _Rows(hidden, positions, ends, steps, shared=lambda x: x, pick=pick)
+    total, rows = g.dim(hidden, 0), g.dim(hidden, 1)
+    positions = g.op("Expand", steps, g.shape(total, rows))
+    sizes = (total, rows, rows, g.const([1]))
+    return _Rows(hidden, positions, ends, steps, sizes, shared=lambda x: x, pick=pick)
 
 
 def _decode(o: Portable, rows: _Rows) -> str:
@@ -133,6 +139,7 @@ def _decode(o: Portable, rows: _Rows) -> str:
     g, c = o.g, o.config
     hidden, delta = rows.hidden, ""
     turn, mask = o.rotation(rows.positions), _mask(g, rows.steps, rows.positions)
+    batch, keys, count, picked = rows.sizes
     for layer in range(c.layers):
         hidden, normed = o.add_norm(hidden, delta, layer, "input_layernorm")
         if layer < c.layers - 1:
@@ -143,11 +150,14 @@ def _decode(o: Portable, rows: _Rows) -> str:
             key = o.rotate(key, turn)
             hidden, normed, own_key, own_value = map(rows.pick, (hidden, normed, key, value))
             query = o.rotate(o.linear(normed, layer, QUERY), o.rotation(rows.ends))
-            mask = _mask(g, rows.steps, rows.ends)
+            mask, count = _mask(g, rows.steps, rows.ends), picked
         seen = [_heads(o, rows.shared(x)) for x in (key, value)]
         if rows.cached:
-            seen = [_after_cached(o, c_, x) for c_, x in zip(rows.cached[layer], seen, strict=True)]
-        mixed = _attend(o, query, seen, mask, _heads(o, own_key), _heads(o, own_value))
+            known = zip(rows.cached[layer], seen, strict=True)
+            seen = [_after_cached(g, before, batch, x) for before, x in known]
+        mixed = _attend(
+            o, query, seen, (mask, count, keys), _heads(o, own_key), _heads(o, own_value)
+        )
         delta = o.linear(mixed, layer, "self_attn.o_proj")
         hidden, normed = o.add_norm(hidden, delta, layer, "post_attention_layernorm")
         gate, up = (o.linear(normed, layer, f"mlp.{part}_proj") for part in ("gate", "up"))
@@ -176,10 +186,9 @@ def _heads(o: Portable, x: str) -> str:
     return str(o.g.op("Transpose", split, perm=[0, 2, 1, 3]))
 
 
-def _after_cached(o: Portable, constant: NDArray[np.float32], x: str) -> str:
+def _after_cached(g: Graph, constant: NDArray[np.float32], batch: str, x: str) -> str:
     """(N, K, S, H) -> (N, K, P + S, H)."""
-    g = o.g
-    known = g.op("Expand", g.const(constant[None], np.float32), g.shape(g.dim(x, 0), 1, 1, 1))
+    known = g.op("Expand", g.const(constant[None], np.float32), g.shape(batch, 1, 1, 1))
     return str(g.op("Concat", known, x, axis=2))
 
 
@@ -191,14 +200,20 @@ def _mask(g: Graph, steps: str, positions: str) -> str:
 
 
 def _attend(
-    o: Portable, query: str, seen: Sequence[str], mask: str, own_key: str, own_value: str
+    o: Portable,
+    query: str,
+    seen: Sequence[str],
+    scores_of: tuple[str, str, str],
+    own_key: str,
+    own_value: str,
 ) -> str:
-    """Attention over the masked keys and values (N, K, T, H), and each row's own: (N, S, D)."""
+    """Attention over the masked keys and values (N, K, T, H), and each row's own: (N, S, D).
+    scores_of: the mask, S and T."""
     g, c = o.g, o.config
-    key, value = seen
+    (key, value), (mask, rows, keys) = seen, scores_of
     query = g.reshape(query, 0, 0, c.kv_heads, c.heads // c.kv_heads, c.head_width)
     query = g.op("Transpose", query, perm=[0, 2, 3, 1, 4])  # (N, K, G, S, H)
-    groups, rows, keys = g.const([2]), g.dim(query, 3), g.dim(key, 2)
+    groups = g.const([2])
     flat = g.reshape(query, 0, 0, -1, c.head_width)  # one product per key/value head
     scores = g.op("MatMul", flat, g.op("Transpose", key, perm=[0, 1, 3, 2]))
     scores = g.op("Add", g.reshape(scores, 0, 0, c.heads // c.kv_heads, rows, keys), mask)

@@ -64,7 +64,7 @@ class Portable:
     """Standard operators. Queries come scaled by H^-1/2, which is folded into their matrix."""
 
     def __init__(self, graph: Graph, config: LlamaConfig, arrays: Arrays, positions: int) -> None:
-        """positions: rows are at fewer than this many."""
+        """positions: rows are fewer than this many, and at smaller positions."""
         self.g = graph
         self.config = config
         self.positions = positions
@@ -137,17 +137,14 @@ class OnnxRuntime(Portable):
         return outputs[3], outputs[0]
 
     def rotation(self, positions: str) -> Sequence[str]:
-        """Positions (N * S, 1), and tables of cosines and sines (positions, H / 2)."""
+        """Positions (N, S), and tables of cosines and sines (positions, H / 2)."""
         angle = np.arange(self.positions)[:, None] * self._frequencies()
         tables = (self.g.const(f(angle), np.float32) for f in (np.cos, np.sin))
-        return self.g.reshape(positions, -1, 1), *tables
+        return positions, *tables
 
     def rotate(self, x: str, turn: Sequence[str]) -> str:
-        """See Portable. Every row as a sequence of its own: the operator wants no sequence longer
-        than its tables, and candidates are many at one position."""
-        g = self.g
-        rows = g.op("RotaryEmbedding", g.rows(x), *turn, domain=MICROSOFT)
-        return g.reshape(rows, g.dim(x, 0), g.dim(x, 1), g.dim(x, 2))
+        """See Portable. The operator wants no sequence longer than its tables."""
+        return str(self.g.op("RotaryEmbedding", x, *turn, domain=MICROSOFT))
 
     def gated(self, gate: str, up: str) -> str:
         """See Portable; with alpha 1, QuickGelu is SiLU."""

@@ -33,7 +33,7 @@ FIRST = np.array([5, 17, 60])  # stands before every prompt where keys and value
 def backend(layout: Layout, ops: type[Portable] = OnnxRuntime, cached: bool = False) -> OnnxBackend:
     path = Path(mkdtemp()) / f"{layout}.onnx"
     known = keys_values(CONFIG, BASE.arrays, FIRST) if cached else ()
-    emit_backbone(CONFIG, BASE.arrays, layout, path, ops=ops, cached=known, positions=400)
+    emit_backbone(CONFIG, BASE.arrays, layout, path, ops=ops, cached=known, positions=1400)
     return OnnxBackend(path, threads=1)
 
 
@@ -104,6 +104,20 @@ def test_a_thousand_candidates_in_one_pass() -> None:
     assert np.isfinite(hidden).all()
 
 
+class SlowInt8(Int8):
+    """The same bytes and weights, multiplied as floats by standard operators."""
+
+    def linear(self, x: str, layer: int, *names: str) -> str:
+        g = self.g
+        name, matrix = self._matrix(layer, names)
+        scale = np.maximum(np.abs(matrix).max(axis=0), 1e-9) / self.LEVELS
+        rows, largest = self._quantised(x)
+        step, zero = g.const(1 / self.SPAN, np.float32), g.const(self.ZERO, np.uint8)
+        stored = g.weight(f"{name}.slow", (np.round(matrix / scale) * scale).astype(np.float32))
+        product = g.op("MatMul", g.op("DequantizeLinear", rows, step, zero), stored)
+        return str(g.op("Mul", product, largest))
+
+
 def prefixed(lengths: list[int], seed: int = 0) -> list[NDArray[np.int64]]:
     return [np.concatenate([FIRST, p]) for p in tiny.prompts(lengths, seed)]
 
@@ -119,7 +133,8 @@ def test_cached_keys_and_values_change_nothing(lengths: list[int], count: int, s
     expected = backend("candidate_last").hidden(prompts, e)
     for ops in (Portable, OnnxRuntime):
         found = backend("candidate_last", ops, cached=True).hidden(prompts, e)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3)
+        # The noise of fp32 sums grows with the residual stream, not with the value it lands on.
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 @given(
@@ -135,8 +150,9 @@ def test_int8_is_near_and_does_not_depend_on_company(
     prompts, e = prefixed(lengths, seed), embeddings(count, seed)
     graph = backend("candidate_last", Int8, cached=True)
     found = graph.hidden(prompts, e)
+    slow = backend("candidate_last", SlowInt8, cached=True).hidden(prompts, e)
+    assert np.linalg.norm(found - slow) < 0.02 * np.linalg.norm(slow), "a byte may round otherwise"
     exact = backend("candidate_last").hidden(prompts, e)
-    assert np.linalg.norm(found - exact) < 0.3 * np.linalg.norm(exact), "random weights amplify"
     assert np.abs(found - exact).max() > 0, "it is another graph"
     for i, prompt in enumerate(prompts):
         alone = graph.hidden([prompt], e[-1:])[0, 0]

@@ -27,6 +27,8 @@ class OnnxBackend:
         options.intra_op_num_threads = self._threads
         # Idle workers must not spin: the gateway beside us wants the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Shapes change with every request: a plan of memory for each would be kept for nothing.
+        options.enable_mem_pattern = False
         provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
         try:
             self._session = ort.InferenceSession(graph, options, providers=[provider])

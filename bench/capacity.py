@@ -1,0 +1,191 @@
+"""How many replicas a rate needs: measured service times, then a queue simulated.
+
+    python -m bench.capacity [--rates 1000 1000000] [--lengths 32:0.3 128:0.7] [--p99-ms 100]
+
+A replica is this machine's cores. Its forward takes a + b * rows + c * rows * length (rows =
+requests x (tokens that are read + candidates), padding included), fitted to measured batches.
+Poisson arrivals are spread over replicas at random, so each one sees Poisson arrivals of its share;
+a replica joins what waits as the server's own batcher does (engine/scoring/batcher.py). The rate
+that a replica bears is the highest at which the 99th percentile of waiting and forward stays within
+--p99-ms. A balancer that looks at queues does better than random; caches, TLS and networks are not
+in it. The last line on stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from bench.contenders import prompt, rows
+from bench.process import BUNDLE
+from bench.report import RESULTS, conditions
+from engine.contract.bundle import read_manifest
+from engine.scoring.backend import Backend
+from engine.scoring.batcher import PADDING_SHARE, Limits
+from engine.scoring.devices import open_backend
+
+GRID = (
+    (1, 32),
+    (1, 64),
+    (1, 128),
+    (1, 200),
+    (1, 270),
+    (2, 32),
+    (4, 32),
+    (8, 32),
+    (2, 128),
+    (3, 128),
+)
+REPEATS = 12
+EVENTS = 20_000  # simulated requests at one rate
+
+
+@dataclass(frozen=True)
+class Service:
+    """Milliseconds of a forward: start + rows * (row + pair * length). worst: largest relative miss
+    of the fit."""
+
+    start: float
+    row: float
+    pair: float
+    worst: float
+
+    def of(self, batch: int, length: int, candidates: int) -> float:
+        """For `batch` prompts padded to `length`."""
+        return self.start + batch * (length + candidates) * (self.row + self.pair * length)
+
+
+def fit(rows_of: Sequence[float], lengths: Sequence[float], ms: Sequence[float]) -> Service:
+    """Least squares of the relative error."""
+    x, y = np.array(rows_of, dtype=float), np.array(ms, dtype=float)
+    terms = np.stack([np.ones(len(y)), x, x * np.array(lengths, dtype=float)], axis=1)
+    found, *_ = np.linalg.lstsq(terms / y[:, None], np.ones(len(y)), rcond=None)
+    return Service(*map(float, found), worst=float(np.abs(terms @ found / y - 1).max()))
+
+
+def measured(backend: Backend, candidates: int, width: int) -> Service:
+    """Batches of GRID, in turns."""
+    some = rows(candidates, width)
+    times: dict[tuple[int, int], list[float]] = {shape: [] for shape in GRID}
+    for _ in tqdm(range(REPEATS), desc="measure", unit="round"):
+        for count, length in GRID:
+            tokens = [prompt(length)] * count
+            begun = time.perf_counter()
+            backend.hidden(tokens, some)
+            times[count, length].append(1000 * (time.perf_counter() - begun))
+    sizes = [count * (length + candidates) for count, length in GRID]
+    return fit(sizes, [n for _, n in GRID], [float(np.median(t)) for t in times.values()])
+
+
+def latencies(
+    service: Service,
+    candidates: int,
+    lengths: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    rate: float,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Milliseconds from arrival to answer of EVENTS requests at `rate` a second on one replica."""
+    random = np.random.default_rng(seed)
+    arrivals = np.cumsum(random.exponential(1000 / rate, EVENTS))
+    drawn = random.choice(lengths, EVENTS, p=shares)
+    waiting: deque[int] = deque()
+    took, now, following = np.zeros(EVENTS), 0.0, 0
+    while following < EVENTS or waiting:
+        if not waiting:
+            now = max(now, float(arrivals[following]))
+        while following < EVENTS and arrivals[following] <= now:
+            waiting.append(following)
+            following += 1
+        batch = join(waiting, drawn, candidates)
+        longest = int(max(drawn[i] for i in batch))
+        now += service.of(len(batch), longest, candidates)
+        for i in batch:
+            took[i] = now - arrivals[i]
+    return took
+
+
+def join(waiting: deque[int], drawn: NDArray[np.int64], candidates: int) -> list[int]:
+    """The oldest, and in order those that fit the batcher's limits."""
+    batch: list[int] = []
+    left: list[int] = []
+    longest = total = 0
+    for i in waiting:
+        length = max(longest, int(drawn[i]))
+        size, needed = (len(batch) + 1) * (length + candidates), total + int(drawn[i])
+        fits = size <= Limits.rows and (len(batch) + 1) * length - needed <= PADDING_SHARE * size
+        if batch and not fits:
+            left.append(i)
+            continue
+        batch.append(i)
+        longest, total = length, needed
+    waiting.clear()
+    waiting.extend(left)
+    return batch
+
+
+def bearable(
+    service: Service,
+    candidates: int,
+    lengths: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    p99_ms: float,
+) -> float:
+    """The highest rate a second, to 1 %, within the bound; 0 where an idle replica misses it."""
+    low, high = 0.0, 1000 / service.of(1, 1, candidates) * 8
+    if service.of(1, int(lengths.max()), candidates) > p99_ms:
+        return 0.0
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        fine = np.percentile(latencies(service, candidates, lengths, shares, middle), 99) <= p99_ms
+        low, high = (middle, high) if fine else (low, middle)
+    return low
+
+
+def main() -> None:
+    """Measure, simulate, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rates", type=float, nargs="+", default=[100, 10_000, 1_000_000])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[5, 20, 100])
+    parser.add_argument("--lengths", nargs="+", default=["32:0.3", "128:0.5", "270:0.2"])
+    parser.add_argument("--p99-ms", type=float, default=100.0)
+    parser.add_argument("--threads", type=int, default=2)
+    a = parser.parse_args()
+    pairs = [part.split(":") for part in a.lengths]
+    lengths = np.array([int(length) for length, _ in pairs])
+    shares = np.array([float(share) for _, share in pairs])
+    shares /= shares.sum()
+    manifest = read_manifest(BUNDLE, "bundle")
+    backend = open_backend(BUNDLE, manifest, "cpu", a.threads)
+    results = []
+    for candidates in a.candidates:
+        service = measured(backend, candidates, manifest.width)
+        rate = bearable(service, candidates, lengths, shares, a.p99_ms)
+        needed = {f"{r:g}": math.ceil(r / rate) if rate else None for r in a.rates}
+        results.append(
+            {"candidates": candidates, **vars(service), "rate": rate, "replicas": needed}
+        )
+        print(
+            f"{candidates} candidates: {service.start:.2f} ms + {1000 * service.row:.1f} us a row"
+            f" (fit within {service.worst:.0%}); {rate:.0f} a second each; replicas {needed}"
+        )
+    whole = {
+        "conditions": conditions(lengths=a.lengths, p99_ms=a.p99_ms, threads=a.threads),
+        "results": results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "capacity.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(whole))
+
+
+if __name__ == "__main__":
+    main()
