@@ -151,7 +151,7 @@ def test_int8_is_near_and_does_not_depend_on_company(
     graph = backend("candidate_last", Int8, cached=True)
     found = graph.hidden(prompts, e)
     slow = backend("candidate_last", SlowInt8, cached=True).hidden(prompts, e)
-    assert np.linalg.norm(found - slow) < 0.02 * np.linalg.norm(slow), "a byte may round otherwise"
+    assert np.linalg.norm(found - slow) < 0.05 * np.linalg.norm(slow), "a byte may round otherwise"
     exact = backend("candidate_last").hidden(prompts, e)
     assert np.abs(found - exact).max() > 0, "it is another graph"
     for i, prompt in enumerate(prompts):
