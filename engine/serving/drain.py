@@ -22,6 +22,7 @@ from engine.serving.status import to_status
 
 INFRASTRUCTURE = "/grpc."  # health and reflection answer to the end
 END = object()
+QUIET_S, MAX_QUIET_S = 0.1, 1.0
 
 
 class Drain(grpc.aio.ServerInterceptor):
@@ -29,17 +30,30 @@ class Drain(grpc.aio.ServerInterceptor):
 
     def __init__(self) -> None:
         self._active = 0
+        self._refused = 0
         self._closed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def close(self, timeout_s: float) -> None:
-        """Refuse new calls and end streams; returns when no call is left, or after timeout_s."""
+        """Refuse new calls and end streams; returns when no call is left and no new one comes, or
+        after timeout_s."""
         self._closed.set()
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+                await self._quiet()
         except TimeoutError:
             return
+
+    async def _quiet(self) -> None:
+        """Wait until nobody was refused for QUIET_S, MAX_QUIET_S at most: a call that comes in the
+        moment in which grpc.aio stops is answered with CANCELLED, which nobody retries."""
+        for _ in range(round(MAX_QUIET_S / QUIET_S)):
+            before = self._refused
+            await asyncio.sleep(QUIET_S)
+            if self._refused == before:
+                return
 
     async def intercept_service(
         self,
@@ -52,6 +66,7 @@ class Drain(grpc.aio.ServerInterceptor):
             return None
         ours = not handler_call_details.method.startswith(INFRASTRUCTURE)
         if ours and self._closed.is_set():
+            self._refused += 1
             return grpc.stream_stream_rpc_method_handler(_refuse)
         coders = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
