@@ -283,7 +283,8 @@ def test_new_certificates_and_tokens_are_taken_without_a_failed_call(tmp_path: P
     cert.write_bytes(first.cert.read_bytes())
     key.write_bytes(first.key.read_bytes())
     old = write_tokens(file, "route")["route"]
-    flags = ("--tls-certificate", str(cert), "--tls-key", str(key), "--tokens", str(file))
+    flags = ["--tls-certificate", str(cert), "--tls-key", str(key), "--tokens", str(file)]
+    flags += ["--max-connection-age-s", "1"]  # the kept connection moves on, too
     with serving(tmp_path / "s.sqlite", *flags) as server:
         address, access = server.address, Access(authority.cert, token=old)
         callers = Callers(address, access)

@@ -71,8 +71,8 @@ async def start_server(parts: Parts, guard: Guard) -> Running:
     """Warm up, then listen. Raises BundleError; the store is closed then."""
     drain = Drain()
     try:
-        listeners = _bind(parts, guard, drain)
         await asyncio.to_thread(warm_up, parts)
+        listeners = _bind(parts, guard, drain)
     except BundleError:
         await parts.registry.close()
         raise
