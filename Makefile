@@ -12,7 +12,7 @@ CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint train evaluate bench proto lock clean distclean
+.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ lint: $(VENV)/.dev ## style, types, import rules, proto drift
 	$(BIN)/lint-imports
 	cd proto && ../$(BIN)/buf lint
 	$(BIN)/python -m engine.pb.generate --check
+
+audit: $(VENV)/.dev ## known vulnerabilities of the packages that serving installs
+	$(BIN)/python .ci/audit requirements/serve.txt
 
 train: $(VENV)/.dev ## train PLAN on DATA; resumes where it stopped
 	$(BIN)/python -m training.train --plan $(PLAN) --data $(DATA) --out artifacts/train $(TRAIN)

@@ -1,8 +1,9 @@
-"""The `modelsat` command: serve, route, candidates, calibrate.
+"""The `modelsat` command: serve, route, candidates, token, calibrate.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
 modelsat candidates list
+modelsat token --role route --name gateway-1
 modelsat calibrate --data DIR --min-quality 0.97
 """
 
@@ -15,11 +16,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import calibrate
+from engine import calibrate, channel
 from engine.client import Client
 from engine.contract.candidate import PREFIX, to_json
 from engine.contract.errors import ModelsatError
@@ -27,12 +28,12 @@ from engine.pb.router_service_pb2 import RouteResponse, Timing
 from engine.policy import Policy
 from engine.registry.zoo import read_zoo
 from engine.serving.settings import Settings, flag, resolve
+from engine.serving.tokens import ROLES, new_token
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 STRANGE = 0.98  # unlikeness from which a person is told
-DEFAULT_SERVER = "127.0.0.1:50051"
 PHASES = tuple(field.name for field in Timing.DESCRIPTOR.fields)
 
 
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
     _add_route(commands.add_parser("route", help="choose a candidate for an instruction"))
     _add_candidates(commands.add_parser("candidates", help="show or change the candidates"))
+    _add_token(commands.add_parser("token", help="make a bearer token and its entry for --tokens"))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
     return top
 
@@ -87,10 +89,23 @@ def _serve(parsed: argparse.Namespace) -> None:
     asyncio.run(serve(resolved.settings))
 
 
+def _add_token(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--role", required=True, choices=ROLES)
+    command.add_argument("--name", required=True, help="whose it is; the log names it on refusal")
+    command.set_defaults(run=_token)
+
+
+def _token(parsed: argparse.Namespace) -> None:
+    text, entry = new_token(parsed.role, parsed.name)
+    print("the token, shown this once, and its entry for the file of --tokens:", file=sys.stderr)
+    print(text)
+    print(json.dumps(asdict(entry), ensure_ascii=False))
+
+
 def _add_route(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("text", help="the instruction")
-    add("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+    channel.add_arguments(command)
     add("--json", action="store_true", help="one JSON object in place of the table")
     goal = command.add_mutually_exclusive_group()
     goal.add_argument("--cost-sensitivity", type=float, metavar="X", help="0 = quality alone")
@@ -102,7 +117,7 @@ def _add_route(command: argparse.ArgumentParser) -> None:
 
 
 def _route(parsed: argparse.Namespace) -> None:
-    with Client(parsed.server) as client:
+    with _client(parsed) as client:
         response = client.route(parsed.text, _policy(parsed))
     if parsed.json:
         print(json.dumps(as_json(response), ensure_ascii=False))
@@ -110,6 +125,10 @@ def _route(parsed: argparse.Namespace) -> None:
         from rich.console import Console
 
         print_decision(response, Console(highlight=False, markup=False))
+
+
+def _client(parsed: argparse.Namespace) -> Client:
+    return Client(parsed.server, access=channel.access_from(parsed, os.environ))
 
 
 def _policy(parsed: argparse.Namespace) -> Policy:
@@ -199,7 +218,7 @@ def _add_candidates(command: argparse.ArgumentParser) -> None:
         action.add_argument("file", type=Path)
         action.set_defaults(run=run)
     for action in (listing, show, add, remove, replace):
-        action.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+        channel.add_arguments(action)
 
 
 def _list(parsed: argparse.Namespace) -> None:
@@ -209,7 +228,7 @@ def _list(parsed: argparse.Namespace) -> None:
     table = Table()
     for heading in ("id", "mean accuracy", "context", "$ in/M", "$ out/M", "prices from"):
         table.add_column(heading, no_wrap=heading == "id")
-    with Client(parsed.server) as client:
+    with _client(parsed) as client:
         for c in client.candidates():
             numbers = (c.context_window, c.input_usd_per_million, c.output_usd_per_million)
             shown = ["unknown" if n is None else f"{n:g}" for n in numbers]
@@ -218,25 +237,25 @@ def _list(parsed: argparse.Namespace) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> None:
-    with Client(parsed.server) as client:
+    with _client(parsed) as client:
         print(json.dumps(to_json(client.candidate(parsed.id)), indent=1, ensure_ascii=False))
 
 
 def _add(parsed: argparse.Namespace) -> None:
     candidates = read_zoo(parsed.file)
-    with Client(parsed.server) as client:
+    with _client(parsed) as client:
         for candidate in candidates:
             print(f"registered {client.add(candidate).name}")
 
 
 def _remove(parsed: argparse.Namespace) -> None:
-    with Client(parsed.server) as client:
+    with _client(parsed) as client:
         client.remove(parsed.id)
     print(f"removed {parsed.id}")
 
 
 def _replace(parsed: argparse.Namespace) -> None:
-    with Client(parsed.server) as client:
+    with _client(parsed) as client:
         revision = client.replace(read_zoo(parsed.file))
     print(f"replaced all, revision {revision}")
 

@@ -9,6 +9,7 @@ from typing import cast
 
 import grpc
 
+from engine.channel import PLAIN, Access, open_channel
 from engine.contract.candidate import PREFIX, Candidate, id_of
 from engine.contract.errors import ModelsatError
 from engine.contract.prompt import check_text
@@ -34,13 +35,21 @@ class ModelsatClientError(ModelsatError):
 
 
 class Client:
-    """Use it as a context manager, or call close(). timeout_s bounds every call."""
+    """Use it as a context manager, or call close(). timeout_s bounds every call.
 
-    def __init__(self, address: str = "127.0.0.1:50051", timeout_s: float = 10.0) -> None:
+    Raises InvalidInputError where a file that `access` names cannot be read.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        timeout_s: float = 10.0,
+        access: Access = PLAIN,
+    ) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(
-            address, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+        self._channel = open_channel(
+            address, access, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
         )
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
         self._candidates = candidate_service_pb2_grpc.CandidateServiceStub(self._channel)
@@ -129,9 +138,21 @@ class Client:
             call = cast(grpc.Call, error)  # every RpcError of a channel is one
             code = call.code().name
             message = call.details() or code
-            if code == "UNAVAILABLE" and "connect" in message.lower():
-                message = f"no server answers at {self._address}; `make serve` starts one."
+            if code == "UNAVAILABLE":
+                message = _unavailable(message, self._address)
             raise ModelsatClientError(code, message) from error
+
+
+def _unavailable(message: str, address: str) -> str:
+    found = message.lower()
+    if "handshake" in found or "socket closed" in found:
+        return (
+            f"{address} and this client do not agree on TLS; --tls-ca names the authority of the"
+            f" server's certificate, --tls-cert and --tls-key a certificate of your own ({message})"
+        )
+    if "connect" in found:
+        return f"no server answers at {address}; `make serve` starts one."
+    return message
 
 
 def _name(identifier: str) -> str:

@@ -9,6 +9,8 @@
     |-- OverloadedError        the queue is full                   RESOURCE_EXHAUSTED
     |-- DeadlineError          time ran out before the forward     DEADLINE_EXCEEDED
     |-- UnavailableError       stopping, or a stage failed         UNAVAILABLE
+    |-- UnauthenticatedError   no token, or none that is known     UNAUTHENTICATED
+    |-- PermissionDeniedError  the token's role is another one     PERMISSION_DENIED
     |-- BundleError            a checkpoint or bundle is unusable  (at start)
     `-- StoreError             the candidate store is unusable     UNAVAILABLE, or at start
 
@@ -18,7 +20,7 @@ the text of an instruction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -95,6 +97,20 @@ class DeadlineError(ModelsatError):
 
 class UnavailableError(ModelsatError):
     """The server is stopping, or the stage that had the request failed."""
+
+
+class UnauthenticatedError(ModelsatError):
+    """The call carries no token that the server knows; the message never holds the given one."""
+
+
+class PermissionDeniedError(ModelsatError):
+    """The token is known and its role is not one that may call the method."""
+
+    def __init__(self, name: str, role: str, method: str, needed: Collection[str]) -> None:
+        super().__init__(
+            f"The token {name!r} has the role {role!r}; {method} needs"
+            f" {' or '.join(repr(n) for n in sorted(needed))}."
+        )
 
 
 class BundleError(ModelsatError):

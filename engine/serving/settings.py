@@ -71,7 +71,10 @@ class Settings:
         NO_FILE, "PEM of the authority whose client certificates are required"
     )
     tokens: Path = _of(NO_FILE, "JSON file of bearer tokens and roles; without it anyone may call")
-    grace_s: int = _of(10, "seconds that requests in flight get at SIGTERM", high=3600)
+    max_connection_age_s: int = _of(
+        0, "seconds after which a client is asked to connect anew; 0 = never", high=MILLION
+    )
+    grace_s: int = _of(10, "seconds from SIGTERM to the end at the latest", high=3600)
     log_format: str = _of("text", "of the log on stderr", among=("text", "json"))
     trace_address: str = _of("", "HOST:PORT of an OTLP collector (gRPC); empty sends no traces")
     audit: Path = _of(NO_FILE, "JSON lines file for a sample of decisions; empty keeps none")
@@ -142,10 +145,11 @@ def flag(name: str) -> str:
 
 
 def _ours(name: str) -> bool:
-    return name.startswith(ENVIRONMENT) and name not in (ENVIRONMENT + "CONFIG", _OF_TESTS)
+    return name.startswith(ENVIRONMENT) and name.removeprefix(ENVIRONMENT) not in _OF_OTHERS
 
 
-_OF_TESTS = ENVIRONMENT + "REQUIRE_KERNEL"
+# Of the command line, the clients and the tests.
+_OF_OTHERS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL")
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -25,7 +25,9 @@ from engine.contract.errors import (
     NoEligibleCandidateError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     StoreError,
+    UnauthenticatedError,
     UnavailableError,
     Violation,
 )
@@ -41,6 +43,8 @@ CODES: dict[type[ModelsatError], tuple[int, str]] = {
     DeadlineError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     UnavailableError: (code_pb2.UNAVAILABLE, "UNAVAILABLE"),
     StoreError: (code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    UnauthenticatedError: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    PermissionDeniedError: (code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED"),
 }
 # A status travels in trailers that gRPC rejects at random above 8 KB: the message percent-encoded
 # (3 bytes for 1), and message and details again in base64 (4 for 3).

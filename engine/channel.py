@@ -1,0 +1,137 @@
+"""How a client reaches a server: TLS, a certificate of its own, a bearer token."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from engine.contract.errors import InvalidInputError, Violation
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+TOKEN = "MODELSAT_TOKEN"  # noqa: S105 - the name of the variable
+NO_FILE = Path()
+
+
+@dataclass(frozen=True)
+class Access:
+    """tls_ca: PEM of the authority of the server's certificate; with it, or with a certificate of
+    the client's own (tls_cert and tls_key), the channel speaks TLS. token: empty sends none."""
+
+    tls_ca: Path = NO_FILE
+    tls_cert: Path = NO_FILE
+    tls_key: Path = NO_FILE
+    token: str = field(default="", repr=False)
+
+    def tls(self) -> bool:
+        """Whether any of the files is given."""
+        return any(path.name for path in (self.tls_ca, self.tls_cert, self.tls_key))
+
+
+PLAIN = Access()
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The flags of every command that calls a server."""
+    add = command.add_argument
+    add("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+    add("--tls-ca", type=Path, default=NO_FILE, metavar="FILE", help="authority of the server")
+    add("--tls-cert", type=Path, default=NO_FILE, metavar="FILE", help="our certificate (mTLS)")
+    add("--tls-key", type=Path, default=NO_FILE, metavar="FILE", help="its key")
+    add("--token-file", type=Path, metavar="FILE", help=f"bearer token; without it ${TOKEN}")
+
+
+def access_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Access:
+    """What the flags and the environment say. Raises InvalidInputError."""
+    token = environ.get(TOKEN, "").strip()
+    if parsed.token_file is not None:
+        token = _read("--token-file", parsed.token_file).decode("utf-8", errors="replace").strip()
+    if not all(0x20 < ord(c) < 0x7F for c in token):
+        raise InvalidInputError(
+            Violation("token", "holds more than one word of printable ASCII; give it alone.")
+        )
+    return Access(parsed.tls_ca, parsed.tls_cert, parsed.tls_key, token)
+
+
+def open_channel(
+    address: str, access: Access, options: Sequence[tuple[str, Any]] = ()
+) -> grpc.Channel:
+    """Raises InvalidInputError where a file cannot be read or one of a pair is missing."""
+    if bool(access.tls_cert.name) != bool(access.tls_key.name):
+        raise InvalidInputError(Violation("--tls-key", "and --tls-cert go together; give both."))
+    if access.tls():
+        credentials = grpc.ssl_channel_credentials(
+            _given("--tls-ca", access.tls_ca),
+            _given("--tls-key", access.tls_key),
+            _given("--tls-cert", access.tls_cert),
+        )
+        channel = grpc.secure_channel(address, credentials, options)
+    else:
+        channel = grpc.insecure_channel(address, options)
+    if not access.token:
+        return channel
+    return grpc.intercept_channel(channel, _Bearer(access.token))
+
+
+class _Details(grpc.ClientCallDetails):
+    """Those of a call, with other metadata."""
+
+    def __init__(
+        self, given: grpc.ClientCallDetails, metadata: tuple[tuple[str, Any], ...]
+    ) -> None:
+        self.method = given.method
+        self.timeout = given.timeout
+        self.metadata = metadata
+        self.credentials = given.credentials
+        self.wait_for_ready = given.wait_for_ready
+        self.compression = given.compression
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Sends the token with every call. gRPC's own call credentials refuse plain text, which is
+    right for the loopback and behind a mesh's TLS."""
+
+    def __init__(self, token: str) -> None:
+        self._entry = ("authorization", f"Bearer {token}")
+
+    def _call(self, continuation: Callable[..., Any], given: Any, request: Any) -> Any:
+        return continuation(_Details(given, (*(given.metadata or ()), self._entry)), request)
+
+    def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: Any, request: Any
+    ) -> Any:
+        """See grpc.UnaryUnaryClientInterceptor."""
+        return self._call(continuation, client_call_details, request)
+
+    def intercept_unary_stream(
+        self, continuation: Callable[..., Any], client_call_details: Any, request: Any
+    ) -> Any:
+        """See grpc.UnaryStreamClientInterceptor."""
+        return self._call(continuation, client_call_details, request)
+
+    def intercept_stream_stream(
+        self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        """See grpc.StreamStreamClientInterceptor."""
+        return self._call(continuation, client_call_details, request_iterator)
+
+
+def _given(flag: str, path: Path) -> bytes | None:
+    return _read(flag, path) if path.name else None
+
+
+def _read(flag: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(
+            Violation(flag, f"is {path}, which cannot be read ({error.strerror}).")
+        ) from error

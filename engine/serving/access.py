@@ -1,0 +1,120 @@
+"""Who may call what: bearer tokens with roles, checked before a request is read.
+
+Health is open to all, so that load balancers need no token; reflection needs any token; a method
+that is not listed here needs the role admin.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+
+from engine.contract.errors import ModelsatError, PermissionDeniedError, UnauthenticatedError
+from engine.serving.status import to_status
+from engine.serving.tokens import ROLES, Token, TokenFile
+
+OPEN = "/grpc.health.v1.Health/"
+ANY_ROLE = "/grpc.reflection."
+ROUTER, CANDIDATES = "/modelsat.v1.RouterService/", "/modelsat.v1.CandidateService/"
+EVERYONE = frozenset(ROLES)
+ADMIN = frozenset({"admin"})
+ROUTING, READING = ADMIN | {"route"}, ADMIN | {"read"}
+NEEDED: Mapping[str, frozenset[str]] = {
+    ROUTER + "Route": ROUTING,
+    ROUTER + "BatchRoute": ROUTING,
+    ROUTER + "StreamRoute": ROUTING,
+    ROUTER + "RecordOutcome": ROUTING,
+    ROUTER + "GetServerInfo": EVERYONE,
+    CANDIDATES + "GetCandidate": READING,
+    CANDIDATES + "ListCandidates": READING,
+    CANDIDATES + "ListRevisions": READING,
+    CANDIDATES + "WatchCandidates": READING,
+    CANDIDATES + "CreateCandidate": ADMIN,
+    CANDIDATES + "UpdateCandidate": ADMIN,
+    CANDIDATES + "DeleteCandidate": ADMIN,
+    CANDIDATES + "BatchReplaceCandidates": ADMIN,
+    CANDIDATES + "RollbackRevision": ADMIN,
+}
+SCHEME = "bearer "
+LOGGED_PER_S = 10  # refusals; who has no token must not fill the disk
+log = logging.getLogger(__name__)
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read."""
+
+    def __init__(self, tokens: TokenFile) -> None:
+        self._tokens = tokens
+        self._log = _RefusalLog()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(OPEN):
+            return handler
+        given = _given(handler_call_details.invocation_metadata)
+        token = None if given is None else self._tokens.find(given)
+        error = _refusal(method, given, token)
+        return handler if error is None else self._refusing(method, error, token)
+
+    def _refusing(self, method: str, error: ModelsatError, token: Token | None) -> Any:
+        async def refuse(_: Any, context: Any) -> None:
+            self._log.add(method, context.peer(), token)
+            status = rpc_status.to_status(to_status(error))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+
+        # As a stream, whatever the method is: a single request would be received first.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _given(metadata: Any) -> str | None:
+    """What stands behind `authorization: Bearer`; None unless it is there exactly once."""
+    values = [value for key, value in metadata or () if key == "authorization"]
+    if len(values) != 1 or not isinstance(values[0], str):
+        return None
+    scheme, text = values[0][: len(SCHEME)], values[0][len(SCHEME) :].strip()
+    return text if scheme.lower() == SCHEME and text else None
+
+
+def _refusal(method: str, given: str | None, token: Token | None) -> ModelsatError | None:
+    if given is None:
+        return UnauthenticatedError(
+            "The call carries no token; send the metadata `authorization: Bearer TOKEN` once."
+        )
+    if token is None:
+        return UnauthenticatedError(
+            "The token is not known to this server; `modelsat token` makes one and the entry for"
+            " the server's file of tokens."
+        )
+    needed = EVERYONE if method.startswith(ANY_ROLE) else NEEDED.get(method, ADMIN)
+    if token.role in needed:
+        return None
+    return PermissionDeniedError(token.name, token.role, method, needed)
+
+
+class _RefusalLog:
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = 0
+
+    def add(self, method: str, peer: str, token: Token | None) -> None:
+        """Log a refusal, never the token; those beyond LOGGED_PER_S only as a number."""
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._count > LOGGED_PER_S:
+                log.warning("%d more calls were refused", self._count - LOGGED_PER_S)
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count <= LOGGED_PER_S:
+            who = "no known token" if token is None else f"token {token.name!r} ({token.role})"
+            log.warning("refused %s from %s: %s", method, peer, who)

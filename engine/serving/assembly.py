@@ -1,0 +1,137 @@
+"""What a server is made of: bundle, store, scoring, and the services on top, by address."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+from tokenizers import Tokenizer
+
+import cpp_ext
+from engine.contract.arrays import load_arrays
+from engine.contract.bundle import Manifest, read_manifest
+from engine.contract.errors import BundleError
+from engine.contract.prompt import MAX_INSTRUCTION_TOKENS, render
+from engine.contract.training_set import load_training_set
+from engine.pb import (
+    candidate_service_pb2,
+    candidate_service_pb2_grpc,
+    router_service_pb2,
+    router_service_pb2_grpc,
+)
+from engine.registry.onnx_encoder import load_encoder
+from engine.registry.registry import Registry, open_registry
+from engine.registry.zoo import read_zoo
+from engine.router import Router
+from engine.scoring.backend import Backend
+from engine.scoring.batcher import Batcher, Limits, Readout
+from engine.scoring.cache import ScoreCache
+from engine.scoring.devices import open_backend
+from engine.serving.candidate_service import CandidateService
+from engine.serving.listen import Service
+from engine.serving.router_service import RouterService
+from engine.serving.settings import Settings
+from engine.version import VERSION
+
+ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+CANDIDATES = candidate_service_pb2.DESCRIPTOR.services_by_name["CandidateService"].full_name
+WARM_UP = "Hi"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the services are made of, loaded and not yet serving."""
+
+    settings: Settings
+    manifest: Manifest
+    backend: Backend
+    kernel: str
+    tokenizer: Tokenizer
+    registry: Registry
+    batcher: Batcher
+    router: Router
+
+
+def load(settings: Settings) -> Parts:
+    """Check and load everything. Raises BundleError, StoreError, InvalidInputError."""
+    manifest = read_manifest(settings.bundle, "bundle")
+    arrays = load_arrays(settings.bundle)
+    encoder = load_encoder(settings.bundle, manifest, arrays)
+    backend = open_backend(settings.bundle, manifest, settings.device, settings.threads)
+    tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
+    registry = open_registry(
+        Path(settings.store),
+        encoder,
+        manifest.encoder_id,
+        manifest.width,
+        read_zoo(settings.bundle / "zoo.json"),
+        reembed=settings.reembed,
+    )
+    readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
+    batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
+    cache = ScoreCache(settings.cache_mb << 20)
+    router = Router(registry, batcher, tokenizer, load_training_set(settings.bundle), cache)
+    kernel = cpp_ext.implementation()
+    if not kernel.startswith("c++"):
+        log.warning("scoring runs in %s", kernel)
+    return Parts(settings, manifest, backend, kernel, tokenizer, registry, batcher, router)
+
+
+def warm_up(parts: Parts) -> None:
+    """One forward pass of a short prompt, so that the first request finds everything in place.
+
+    Raises BundleError where the backbone fails.
+    """
+    prompt = render(WARM_UP, parts.tokenizer)
+    table = parts.registry.table()
+    embeddings = table.embeddings.reshape(-1, table.embeddings.shape[-1])
+    if not len(embeddings):
+        embeddings = np.zeros((1, embeddings.shape[1]), dtype=np.float32)
+    try:
+        parts.backend.hidden([prompt.tokens], embeddings)
+    except Exception as error:
+        raise BundleError(
+            f"the backbone of {parts.settings.bundle} fails on a short prompt"
+            f" ({type(error).__name__}); try another --device, or `make clean export`."
+        ) from error
+
+
+def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
+    """(HOST:PORT, what answers there), that of RouterService first."""
+    settings = parts.settings
+    routing = RouterService(parts.router, lambda: _info(parts), settings.max_text_bytes)
+    changing = CandidateService(parts.registry)
+
+    def add_router(server: grpc.aio.Server) -> None:
+        router_service_pb2_grpc.add_RouterServiceServicer_to_server(routing, server)
+
+    def add_candidates(server: grpc.aio.Server) -> None:
+        candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(changing, server)
+
+    router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
+    if not settings.admin_address:
+        return [(settings.address, [router, candidates])]
+    return [(settings.address, [router]), (settings.admin_address, [candidates])]
+
+
+def _info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
+    manifest, table = parts.manifest, parts.registry.table()
+    return router_service_pb2.GetServerInfoResponse(
+        version=VERSION,
+        backend=parts.backend.describe(),
+        kernel=parts.kernel,
+        layout=manifest.layout,
+        representation=manifest.representation,
+        depth=manifest.depth,
+        prompt_version=manifest.prompt_version,
+        encoder_id=manifest.encoder_id,
+        revision=table.revision,
+        candidates=len(table.candidates),
+        max_instruction_tokens=MAX_INSTRUCTION_TOKENS,
+        max_text_bytes=parts.settings.max_text_bytes,
+    )
