@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.constraints import check, eligible
 from engine.contract.candidate import Candidate
 from engine.contract.errors import InvalidInputError
-from engine.policy import Policy, check, choose, eligible
+from engine.policy import Policy, choose
 from engine.registry.table import make_table
 
 COSTS = st.none() | st.floats(0, 10)
