@@ -7,6 +7,7 @@ import logging
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,9 +27,10 @@ from engine.pb import (
     router_service_pb2_grpc,
 )
 from engine.registry.onnx_encoder import load_encoder
+from engine.registry.outcome_store import OutcomeStore
 from engine.registry.registry import Registry, open_registry
 from engine.registry.zoo import read_zoo
-from engine.router import Router
+from engine.router import Fallback, Router, Rules
 from engine.scoring.backend import Backend
 from engine.scoring.batcher import Batcher, Limits, Readout
 from engine.scoring.cache import ScoreCache
@@ -37,6 +39,7 @@ from engine.serving.candidate_service import CandidateService
 from engine.serving.router_service import RouterService
 from engine.serving.settings import MAX_MESSAGE_BYTES, Settings
 from engine.serving.status import StatusInterceptor
+from engine.sessions import Sessions
 from engine.version import VERSION
 
 SERVICES = (
@@ -55,6 +58,7 @@ class Running:
     port: int
     registry: Registry
     batcher: Batcher
+    outcomes: OutcomeStore
     _server: grpc.aio.Server
     _health: health.aio.HealthServicer
 
@@ -63,6 +67,7 @@ class Running:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
         await self.batcher.stop()
+        await self.outcomes.close()
         await self.registry.close()
 
 
@@ -84,7 +89,20 @@ async def start_server(settings: Settings) -> Running:
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
     cache = ScoreCache(settings.cache_mb << 20)
-    router = Router(registry, batcher, tokenizer, load_training_set(settings.bundle), cache)
+    outcomes = OutcomeStore(settings.outcomes, settings.max_outcomes)
+    router = Router(
+        registry,
+        batcher,
+        tokenizer,
+        load_training_set(settings.bundle),
+        cache,
+        Sessions(settings.max_sessions, settings.session_ttl_s),
+        Rules(
+            cast(Fallback, settings.fallback),
+            settings.default_candidate,
+            settings.switching_margin,
+        ),
+    )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)
@@ -101,16 +119,20 @@ async def start_server(settings: Settings) -> Running:
         ],
     )
     router_service_pb2_grpc.add_RouterServiceServicer_to_server(
-        RouterService(router, info, settings.max_text_bytes), server
+        RouterService(router, info, settings.max_text_bytes, outcomes), server
     )
     candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(
         CandidateService(registry), server
     )
-    return await _listen(server, settings.address, registry, batcher)
+    return await _listen(server, settings.address, registry, batcher, outcomes)
 
 
 async def _listen(
-    server: grpc.aio.Server, address: str, registry: Registry, batcher: Batcher
+    server: grpc.aio.Server,
+    address: str,
+    registry: Registry,
+    batcher: Batcher,
+    outcomes: OutcomeStore,
 ) -> Running:
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -118,6 +140,7 @@ async def _listen(
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
+        await outcomes.close()
         await registry.close()
         raise BundleError(
             f"cannot listen on {address}: it is taken or not an address of this machine; give"
@@ -127,7 +150,7 @@ async def _listen(
     await server.start()
     for name in HEALTH_NAMES:
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return Running(port, registry, batcher, server, healthy)
+    return Running(port, registry, batcher, outcomes, server, healthy)
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:
