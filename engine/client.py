@@ -19,10 +19,13 @@ from engine.pb import (
     router_service_pb2_grpc,
 )
 from engine.policy import Policy
+from engine.router import Session
 from engine.serving.convert import candidate_from, candidate_to, policy_to
 from engine.serving.settings import MAX_MESSAGE_BYTES
 
+DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_POLICY = Policy()
+MAX_BATCH = 256  # requests of a BatchRoute
 
 
 class ModelsatClientError(ModelsatError):
@@ -36,7 +39,7 @@ class ModelsatClientError(ModelsatError):
 class Client:
     """Use it as a context manager, or call close(). timeout_s bounds every call."""
 
-    def __init__(self, address: str = "127.0.0.1:50051", timeout_s: float = 10.0) -> None:
+    def __init__(self, address: str = DEFAULT_SERVER, timeout_s: float = 10.0) -> None:
         self._address = address
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(
@@ -60,15 +63,51 @@ class Client:
         """Close the channel."""
         self._channel.close()
 
-    def route(self, text: str, policy: Policy = DEFAULT_POLICY) -> router_service_pb2.RouteResponse:
+    def route(
+        self,
+        text: str,
+        policy: Policy = DEFAULT_POLICY,
+        *,
+        session: Session | None = None,
+        dry_run: bool = False,
+    ) -> router_service_pb2.RouteResponse:
         """Choose a candidate for `text`."""
-        check_text(text, MAX_MESSAGE_BYTES)
-        request = router_service_pb2.RouteRequest(text=text, policy=policy_to(policy))
+        request = _request(text, policy, session, dry_run)
         with self._translated():
             answer: router_service_pb2.RouteResponse = self._router.Route(
                 request, timeout=self._timeout_s
             )
         return answer
+
+    def route_many(
+        self, texts: Sequence[str], policy: Policy = DEFAULT_POLICY, *, dry_run: bool = False
+    ) -> list[router_service_pb2.RouteResult]:
+        """Choose for each text, in their order; each result holds a response or an error."""
+        requests = [_request(text, policy, None, dry_run) for text in texts]
+        results: list[router_service_pb2.RouteResult] = []
+        for first in range(0, len(requests), MAX_BATCH):
+            batch = router_service_pb2.BatchRouteRequest(
+                requests=requests[first : first + MAX_BATCH]
+            )
+            with self._translated():
+                results += self._router.BatchRoute(batch, timeout=self._timeout_s).results
+        return results
+
+    def record_outcome(
+        self, decision_id: str, candidate: str, score: float, *, text: str = "", category: str = ""
+    ) -> bool:
+        """Keep how well `candidate` (id or resource name) did, in [0, 1]; False where the same was
+        there already. With `text`, the instruction, it can train too."""
+        request = router_service_pb2.RecordOutcomeRequest(
+            decision_id=decision_id,
+            candidate=_name(candidate),
+            score=score,
+            text=text,
+            category=category,
+        )
+        with self._translated():
+            answer = self._router.RecordOutcome(request, timeout=self._timeout_s)
+        return bool(answer.recorded)
 
     def server_info(self) -> router_service_pb2.GetServerInfoResponse:
         """What is served and by what."""
@@ -138,3 +177,15 @@ def _name(identifier: str) -> str:
     name = PREFIX + identifier.removeprefix(PREFIX)
     id_of(name)
     return name
+
+
+def _request(
+    text: str, policy: Policy, session: Session | None, dry_run: bool
+) -> router_service_pb2.RouteRequest:
+    check_text(text, MAX_MESSAGE_BYTES)
+    request = router_service_pb2.RouteRequest(text=text, policy=policy_to(policy), dry_run=dry_run)
+    if session is not None:
+        request.session.id = session.name
+        if session.margin is not None:
+            request.session.switching_margin = session.margin
+    return request
