@@ -23,7 +23,8 @@ from engine.scoring.cache import ScoreCache
 from engine.sessions import Sessions
 
 CHARS_PER_TOKEN = 4.0  # of text that is counted and not read
-SPARE_S = 0.005  # of the time left, to choose without scores and to answer
+# Of the time left at arrival, kept to choose without scores and to send the answer.
+SPARE_SHARE, SPARE_S = 0.1, 0.005
 Fallback = Literal["off", "deadline", "overload"]
 
 
@@ -136,7 +137,8 @@ class Router:
             return await self._scored(ready, deadline), ""
         begun = time.monotonic()
         # The loop's clock is time.monotonic(). An answer that is known already is taken at once.
-        last = None if deadline == math.inf else deadline - SPARE_S
+        spare = max(SPARE_S, SPARE_SHARE * (deadline - begun))
+        last = None if deadline == math.inf else deadline - spare
         try:
             async with asyncio.timeout_at(last):
                 return await self._scored(ready, deadline), ""
