@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
-from engine.cli import PHASES
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
+from engine.route_command import PHASES
 
 TIMEOUT_S = 60
 

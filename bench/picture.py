@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.process import serving
-from engine.cli import print_decision
 from engine.client import Client
+from engine.route_command import print_decision
 
 
 def main() -> None:

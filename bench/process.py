@@ -43,7 +43,8 @@ def launch(
 ) -> Server:
     """Start `modelsat serve` on a free port; does not wait until it is ready."""
     command = [sys.executable, *python, "-m", "engine.cli", "serve", "--bundle", str(bundle)]
-    command += ["--store", str(store), "--address", "127.0.0.1:0", *arguments]
+    command += ["--store", str(store), "--address", "127.0.0.1:0"]
+    command += ["--outcomes", str(store.with_name("outcomes.sqlite")), *arguments]
     log = store.with_name(f"server-{time.monotonic_ns()}.log")
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)

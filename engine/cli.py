@@ -1,9 +1,10 @@
-"""The `modelsat` command: serve, route, candidates, token, calibrate.
+"""The `modelsat` command: serve, route, candidates, outcomes, token, calibrate.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
 modelsat candidates list
 modelsat token --role route --name gateway-1
+modelsat outcomes export --outcomes FILE --out DIR
 modelsat calibrate --data DIR --min-quality 0.97
 """
 
@@ -18,23 +19,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engine import calibrate, channel
-from engine.client import Client
-from engine.contract.candidate import PREFIX, to_json
+from engine import calibrate, channel, outcome_export, route_command
+from engine.client import connect
+from engine.contract.candidate import to_json
 from engine.contract.errors import ModelsatError
-from engine.pb.router_service_pb2 import RouteResponse, Timing
-from engine.policy import Policy
 from engine.registry.zoo import read_zoo
 from engine.serving.settings import Settings, flag, resolve
 from engine.serving.tokens import ROLES, new_token
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-STRANGE = 0.98  # unlikeness from which a person is told
-PHASES = tuple(field.name for field in Timing.DESCRIPTOR.fields)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +50,10 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
-    _add_route(commands.add_parser("route", help="choose a candidate for an instruction"))
+    route_command.add_arguments(commands.add_parser("route", help=route_command.HELP))
     _add_candidates(commands.add_parser("candidates", help="show or change the candidates"))
     _add_token(commands.add_parser("token", help="make a bearer token and its entry for --tokens"))
+    outcome_export.add_arguments(commands.add_parser("outcomes", help=outcome_export.HELP))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
     return top
 
@@ -102,107 +96,6 @@ def _token(parsed: argparse.Namespace) -> None:
     print(json.dumps(asdict(entry), ensure_ascii=False))
 
 
-def _add_route(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("text", help="the instruction")
-    channel.add_arguments(command)
-    add("--json", action="store_true", help="one JSON object in place of the table")
-    goal = command.add_mutually_exclusive_group()
-    goal.add_argument("--cost-sensitivity", type=float, metavar="X", help="0 = quality alone")
-    goal.add_argument("--min-probability", type=float, metavar="P", help="cheapest of at least P")
-    goal.add_argument("--max-cost-usd", type=float, metavar="USD", help="best of at most USD")
-    add("--allow", action="append", default=[], metavar="ID", help="only these (repeatable)")
-    add("--deny", action="append", default=[], metavar="ID", help="not these (repeatable)")
-    command.set_defaults(run=_route)
-
-
-def _route(parsed: argparse.Namespace) -> None:
-    with _client(parsed) as client:
-        response = client.route(parsed.text, _policy(parsed))
-    if parsed.json:
-        print(json.dumps(as_json(response), ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        print_decision(response, Console(highlight=False, markup=False))
-
-
-def _client(parsed: argparse.Namespace) -> Client:
-    return Client(parsed.server, access=channel.access_from(parsed, os.environ))
-
-
-def _policy(parsed: argparse.Namespace) -> Policy:
-    allow = tuple(i.removeprefix(PREFIX) for i in parsed.allow)
-    deny = tuple(i.removeprefix(PREFIX) for i in parsed.deny)
-    if parsed.min_probability is not None:
-        return Policy("min_probability", parsed.min_probability, allow, deny)
-    if parsed.max_cost_usd is not None:
-        return Policy("max_cost_usd", parsed.max_cost_usd, allow, deny)
-    return Policy("cost_sensitivity", parsed.cost_sensitivity or 0.0, allow, deny)
-
-
-def as_json(response: RouteResponse) -> dict[str, Any]:
-    """A decision as --json prints it; costs in US dollars, null where unknown; times in ms."""
-    return {
-        "selected": response.selected,
-        "reason": response.reason,
-        "revision": response.revision,
-        "ranking": [
-            {
-                "candidate": r.candidate,
-                "probability": r.probability,
-                "expected_cost_usd": r.expected_cost_usd
-                if r.HasField("expected_cost_usd")
-                else None,
-            }
-            for r in response.ranking
-        ],
-        "exclusions": {e.candidate: e.reason for e in response.exclusions},
-        "input_tokens": response.input_tokens,
-        "truncated": response.truncated,
-        "unlikeness": response.unlikeness if response.HasField("unlikeness") else None,
-        "timing_ms": {
-            phase: getattr(response.timing, phase).ToNanoseconds() / 1e6 for phase in PHASES
-        },
-    }
-
-
-def print_decision(response: RouteResponse, console: Console) -> None:
-    """A decision as a table for people."""
-    from rich.table import Table
-
-    shown = as_json(response)
-    table = Table()
-    for heading in ("", "candidate"):
-        table.add_column(heading)
-    for heading in ("probability", "expected cost"):
-        table.add_column(heading, justify="right")
-    for row in shown["ranking"]:
-        cost = row["expected_cost_usd"]
-        table.add_row(
-            "->" if row["candidate"] == shown["selected"] else "",
-            row["candidate"].removeprefix(PREFIX),
-            f"{row['probability']:.3f}",
-            "unknown" if cost is None else f"${cost:.6f}",
-        )
-    for name, why in shown["exclusions"].items():
-        table.add_row("", name.removeprefix(PREFIX), "excluded", why, style="dim")
-    console.print(table)
-    console.print(f"-> {shown['reason']}")
-    times = ", ".join(f"{phase} {ms:.2f}" for phase, ms in shown["timing_ms"].items())
-    console.print(
-        f"revision {shown['revision']}; {shown['input_tokens']} tokens"
-        f"{', middle unread' if shown['truncated'] else ''}{_strange(shown)}; ms: {times}"
-    )
-
-
-def _strange(shown: dict[str, Any]) -> str:
-    unlikeness = shown["unlikeness"]
-    if unlikeness is None or unlikeness < STRANGE:
-        return ""
-    return f"; unlike {unlikeness:.0%} of the training instructions, so with caution"
-
-
 def _add_candidates(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="all candidates")
@@ -228,7 +121,7 @@ def _list(parsed: argparse.Namespace) -> None:
     table = Table()
     for heading in ("id", "mean accuracy", "context", "$ in/M", "$ out/M", "prices from"):
         table.add_column(heading, no_wrap=heading == "id")
-    with _client(parsed) as client:
+    with connect(parsed) as client:
         for c in client.candidates():
             numbers = (c.context_window, c.input_usd_per_million, c.output_usd_per_million)
             shown = ["unknown" if n is None else f"{n:g}" for n in numbers]
@@ -237,25 +130,25 @@ def _list(parsed: argparse.Namespace) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> None:
-    with _client(parsed) as client:
+    with connect(parsed) as client:
         print(json.dumps(to_json(client.candidate(parsed.id)), indent=1, ensure_ascii=False))
 
 
 def _add(parsed: argparse.Namespace) -> None:
     candidates = read_zoo(parsed.file)
-    with _client(parsed) as client:
+    with connect(parsed) as client:
         for candidate in candidates:
             print(f"registered {client.add(candidate).name}")
 
 
 def _remove(parsed: argparse.Namespace) -> None:
-    with _client(parsed) as client:
+    with connect(parsed) as client:
         client.remove(parsed.id)
     print(f"removed {parsed.id}")
 
 
 def _replace(parsed: argparse.Namespace) -> None:
-    with _client(parsed) as client:
+    with connect(parsed) as client:
         revision = client.replace(read_zoo(parsed.file))
     print(f"replaced all, revision {revision}")
 

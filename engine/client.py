@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -9,7 +11,7 @@ from typing import cast
 
 import grpc
 
-from engine.channel import PLAIN, Access, open_channel
+from engine.channel import DEFAULT_SERVER, PLAIN, Access, access_from, open_channel
 from engine.contract.candidate import PREFIX, Candidate, id_of
 from engine.contract.errors import ModelsatError
 from engine.contract.prompt import check_text
@@ -20,10 +22,12 @@ from engine.pb import (
     router_service_pb2_grpc,
 )
 from engine.policy import Policy
+from engine.router import Session
 from engine.serving.convert import candidate_from, candidate_to, policy_to
 from engine.serving.settings import MAX_MESSAGE_BYTES
 
 DEFAULT_POLICY = Policy()
+MAX_BATCH = 256  # requests of a BatchRoute
 
 
 class ModelsatClientError(ModelsatError):
@@ -41,10 +45,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        address: str = "127.0.0.1:50051",
-        timeout_s: float = 10.0,
-        access: Access = PLAIN,
+        self, address: str = DEFAULT_SERVER, timeout_s: float = 10.0, access: Access = PLAIN
     ) -> None:
         self._address = address
         self._timeout_s = timeout_s
@@ -69,15 +70,51 @@ class Client:
         """Close the channel."""
         self._channel.close()
 
-    def route(self, text: str, policy: Policy = DEFAULT_POLICY) -> router_service_pb2.RouteResponse:
+    def route(
+        self,
+        text: str,
+        policy: Policy = DEFAULT_POLICY,
+        *,
+        session: Session | None = None,
+        dry_run: bool = False,
+    ) -> router_service_pb2.RouteResponse:
         """Choose a candidate for `text`."""
-        check_text(text, MAX_MESSAGE_BYTES)
-        request = router_service_pb2.RouteRequest(text=text, policy=policy_to(policy))
+        request = _request(text, policy, session, dry_run)
         with self._translated():
             answer: router_service_pb2.RouteResponse = self._router.Route(
                 request, timeout=self._timeout_s
             )
         return answer
+
+    def route_many(
+        self, texts: Sequence[str], policy: Policy = DEFAULT_POLICY, *, dry_run: bool = False
+    ) -> list[router_service_pb2.RouteResult]:
+        """Choose for each text, in their order; each result holds a response or an error."""
+        requests = [_request(text, policy, None, dry_run) for text in texts]
+        results: list[router_service_pb2.RouteResult] = []
+        for first in range(0, len(requests), MAX_BATCH):
+            batch = router_service_pb2.BatchRouteRequest(
+                requests=requests[first : first + MAX_BATCH]
+            )
+            with self._translated():
+                results += self._router.BatchRoute(batch, timeout=self._timeout_s).results
+        return results
+
+    def record_outcome(
+        self, decision_id: str, candidate: str, score: float, *, text: str = "", category: str = ""
+    ) -> bool:
+        """Keep how well `candidate` (id or resource name) did, in [0, 1]; False where the same was
+        there already. With `text`, the instruction, it can train too."""
+        request = router_service_pb2.RecordOutcomeRequest(
+            decision_id=decision_id,
+            candidate=_name(candidate),
+            score=score,
+            text=text,
+            category=category,
+        )
+        with self._translated():
+            answer = self._router.RecordOutcome(request, timeout=self._timeout_s)
+        return bool(answer.recorded)
 
     def server_info(self) -> router_service_pb2.GetServerInfoResponse:
         """What is served and by what."""
@@ -155,7 +192,24 @@ def _unavailable(message: str, address: str) -> str:
     return message
 
 
+def connect(parsed: argparse.Namespace) -> Client:
+    """The client that channel.add_arguments' flags and MODELSAT_TOKEN ask for."""
+    return Client(parsed.server, access=access_from(parsed, os.environ))
+
+
 def _name(identifier: str) -> str:
     name = PREFIX + identifier.removeprefix(PREFIX)
     id_of(name)
     return name
+
+
+def _request(
+    text: str, policy: Policy, session: Session | None, dry_run: bool
+) -> router_service_pb2.RouteRequest:
+    check_text(text, MAX_MESSAGE_BYTES)
+    request = router_service_pb2.RouteRequest(text=text, policy=policy_to(policy), dry_run=dry_run)
+    if session is not None:
+        request.session.id = session.name
+        if session.margin is not None:
+            request.session.switching_margin = session.margin
+    return request

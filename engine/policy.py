@@ -1,6 +1,6 @@
-"""Whom to take: pure functions of probabilities, candidates and the caller's policy.
+"""Whom to take: pure functions of probabilities, costs and the caller's policy.
 
-Letters: M candidates of the table, E eligible ones.
+Letters: E eligible candidates (engine/constraints.py says who is).
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.candidate import Candidate
-from engine.contract.errors import InvalidInputError, Violation
-from engine.registry.table import Table
-
 Objective = Literal["cost_sensitivity", "min_probability", "max_cost_usd"]
+Kind = Literal["scored", "session", "abstained", "fallback"]
 
 
 @dataclass(frozen=True)
 class Policy:
     """What a caller wants. objective and value belong together, see router_service.proto.
 
-    allow, deny: candidate ids. expected_output_tokens: room to leave in the context window.
-    ranking_size: 0 means all.
+    allow, deny, default_candidate: candidate ids. expected_output_tokens: room to leave in the
+    context window. ranking_size: 0 means all. Prices are US dollars per million tokens; None of
+    them, and of max_unlikeness, means no limit.
     """
 
     objective: Objective = "cost_sensitivity"
@@ -34,94 +32,127 @@ class Policy:
     deny: tuple[str, ...] = ()
     expected_output_tokens: int = 0
     ranking_size: int = 0
+    modalities: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    min_context_window: int = 0
+    max_input_usd_per_million: float | None = None
+    max_output_usd_per_million: float | None = None
+    min_confidence: float = 0.0
+    max_unlikeness: float | None = None
+    default_candidate: str = ""
 
 
 @dataclass(frozen=True)
-class Eligible:
-    """rows: (E,) table rows. costs: E expected costs in US dollars, None where unknown.
+class Circumstances:
+    """What bears on a choice beside scores and policy.
 
-    excluded: candidate id -> why.
+    unlikeness: of the instruction, in [0, 1], None where unknown. default: id chosen on
+    abstention, "" for none. session: id of the session's candidate, "" for none. margin: utility
+    that another must gain to end the session's. unscored: why p is no score of this instruction
+    but the mean of the aptitude figures ("the queue is full"), "" where it is one.
     """
 
-    rows: NDArray[np.int64]
-    costs: tuple[float | None, ...]
-    excluded: dict[str, str]
+    unlikeness: float | None = None
+    default: str = ""
+    session: str = ""
+    margin: float = 0.0
+    unscored: str = ""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """order: E positions among the eligible, best first. utility: E. reason: one sentence."""
+    """order: E positions among the eligible, the chosen one first. utility: E. reason: one
+    sentence. kind: see DecisionKind in router_service.proto."""
 
     order: tuple[int, ...]
     utility: tuple[float, ...]
     reason: str
+    kind: Kind = "scored"
 
 
-def check(policy: Policy, table: Table) -> None:
-    """Raise one InvalidInputError that lists every wrong value of `policy`."""
-    problems = []
-    value, upper = policy.value, 1.0 if policy.objective == "min_probability" else math.inf
-    if not (math.isfinite(value) and 0 <= value <= upper):
-        bound = "a number in [0, 1]" if upper == 1 else "a finite number of at least 0"
-        problems.append(Violation(f"policy.{policy.objective}", f"is {value}; expected {bound}."))
-    for field in ("expected_output_tokens", "ranking_size"):
-        if getattr(policy, field) < 0:
-            problems.append(
-                Violation(f"policy.{field}", f"is {getattr(policy, field)}; expected 0 or more.")
-            )
-    for field in ("allow", "deny"):
-        for i, identifier in enumerate(getattr(policy, field)):
-            if identifier not in table.rows:
-                problems.append(
-                    Violation(
-                        f"policy.{field}[{i}]",
-                        f"names candidates/{identifier}, which is not registered at revision"
-                        f" {table.revision}; `modelsat candidates list` shows who is.",
-                    )
-                )
-    if problems:
-        raise InvalidInputError(*problems)
-
-
-def eligible(
-    table: Table, policy: Policy, input_tokens: int, default_answer_tokens: float
-) -> Eligible:
-    """Apply the hard constraints, before anything is scored."""
-    rows, costs, excluded = [], [], {}
-    allow, deny = set(policy.allow), set(policy.deny)
-    for row, candidate in enumerate(table.candidates):
-        cost = candidate.expected_cost_usd(input_tokens, default_answer_tokens)
-        why = _excluded(candidate, cost, policy, input_tokens, allow, deny)
-        if why:
-            excluded[candidate.id] = why
-        else:
-            rows.append(row)
-            costs.append(cost)
-    return Eligible(np.array(rows, dtype=np.int64), tuple(costs), excluded)
-
-
-def _excluded(
-    candidate: Candidate,
-    cost: float | None,
+def decide(
+    ids: Sequence[str],
+    p: NDArray[np.floating],
+    costs: Sequence[float | None],
     policy: Policy,
-    input_tokens: int,
-    allow: set[str],
-    deny: set[str],
+    under: Circumstances,
+) -> Choice:
+    """The ranking of choose(), unless there is cause to take another than its first.
+
+    Static figures first (nothing else can be said of them), then abstention, then the session: a
+    caller who asked for doubt to be shown is shown it, and the session keeps its candidate for the
+    next turn.
+    """
+    ranked = choose(ids, p, costs, policy)
+    if under.unscored:
+        return _static(ids, ranked, under)
+    if doubt := _doubt(ids, p, policy, under.unlikeness):
+        return _abstain(ids, ranked, doubt, policy.default_candidate or under.default)
+    if under.session in ids:
+        return _stay(ids, ranked, under)
+    return ranked
+
+
+def _static(ids: Sequence[str], ranked: Choice, under: Circumstances) -> Choice:
+    """Without scores nobody is known to be better than the session's candidate."""
+    why = f"{under.unscored}, so nothing was scored and mean aptitude decides: "
+    if under.session in ids:
+        kept = f"{why}{under.session} is the session's candidate."
+        return _first(ids.index(under.session), ranked, kept, "fallback")
+    return _first(ranked.order[0], ranked, why + ranked.reason, "fallback")
+
+
+def _doubt(
+    ids: Sequence[str], p: NDArray[np.floating], policy: Policy, unlikeness: float | None
 ) -> str:
-    """Why `candidate` cannot be chosen; empty where it can."""
-    if allow and candidate.id not in allow:
-        return "is not on the allow list"
-    if candidate.id in deny:
-        return "is on the deny list"
-    needed = input_tokens + policy.expected_output_tokens
-    if candidate.context_window is not None and needed > candidate.context_window:
-        return f"reads {candidate.context_window} tokens, {needed} are needed"
-    if policy.objective == "max_cost_usd":
-        if cost is None:
-            return "has no known price, and a maximum cost was asked for"
-        if cost > policy.value:
-            return f"costs ${cost:.3g}, the maximum is ${policy.value:.3g}"
+    """Why the probabilities should not decide; empty where they may."""
+    top = int(np.argmax(p))
+    if float(p[top]) < policy.min_confidence:
+        return (
+            f"no candidate reaches confidence {policy.min_confidence:g}; the most probable,"
+            f" {ids[top]}, has {float(p[top]):.3f}"
+        )
+    limit = policy.max_unlikeness
+    if limit is not None and unlikeness is not None and unlikeness > limit:
+        return (
+            f"the instruction is unlike {unlikeness:.0%} of the training instructions, the limit"
+            f" is {limit:.0%}"
+        )
     return ""
+
+
+def _abstain(ids: Sequence[str], ranked: Choice, doubt: str, default: str) -> Choice:
+    if default in ids:
+        reason = f"{doubt}, so the default {default} is taken."
+        return _first(ids.index(default), ranked, reason, "abstained")
+    first = ranked.order[0]
+    why = f"the default {default} is not eligible" if default else "there is no default"
+    reason = f"{doubt}; {why}, so the ranking's first, {ids[first]}, is taken."
+    return _first(first, ranked, reason, "abstained")
+
+
+def _stay(ids: Sequence[str], ranked: Choice, under: Circumstances) -> Choice:
+    kept, best = ids.index(under.session), ranked.order[0]
+    gain = ranked.utility[best] - ranked.utility[kept]
+    if kept == best:
+        reason = f"{under.session} is the session's candidate, and the ranking's first."
+    elif gain <= under.margin:
+        reason = (
+            f"{under.session} is the session's candidate; {ids[best]} is better by {gain:.3f} in"
+            f" utility, the margin is {under.margin:g}."
+        )
+    else:
+        reason = f"{ranked.reason[:-1]}; the session leaves {under.session} for it."
+        return _first(best, ranked, reason, "scored")
+    return _first(kept, ranked, reason, "session")
+
+
+def _first(chosen: int, ranked: Choice, reason: str, kind: Kind) -> Choice:
+    """`chosen` before the others, which keep their order."""
+    order = (chosen, *(i for i in ranked.order if i != chosen))
+    return Choice(order, ranked.utility, reason, kind)
 
 
 def choose(
@@ -204,11 +235,18 @@ def _cheapest_of(
     else:
         reason = f"no candidate reaches probability {floor:g}; {ids[best]} comes nearest with"
         reason += f" {probability[best]:.3f}"
-    # Position in the order, so that what is sorted by is also what is reported.
-    utility = [0.0] * len(ids)
-    for place, i in enumerate(order):
-        utility[i] = 1.0 - place / len(ids)
+    utility = _thrift(probability, known, floor)
     return Choice(tuple(order), tuple(utility), reason + ".")
+
+
+def _thrift(probability: list[float], known: list[float], floor: float) -> list[float]:
+    """The share of the dearest's cost that is saved, in [0, 1], of those that reach `floor`; what
+    the others miss of it, below 0. So that a session's margin means something here too."""
+    dearest = max((c for c in known if c != math.inf), default=0.0) or 1.0
+    return [
+        1.0 - min(cost, dearest) / dearest if p >= floor else p - floor
+        for p, cost in zip(probability, known, strict=True)
+    ]
 
 
 def _usd(cost: float) -> str:

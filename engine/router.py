@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from engine import policy as policies
+from engine import constraints
+from engine.constraints import Eligible
 from engine.contract.candidate import DEFAULT_ANSWER_TOKENS, Candidate
-from engine.contract.errors import NoEligibleCandidateError
+from engine.contract.errors import DeadlineError, NoEligibleCandidateError, OverloadedError
 from engine.contract.prompt import Prompt, Tokenizer, render
 from engine.contract.training_set import TrainingSet
-from engine.policy import Eligible, Policy
+from engine.policy import Circumstances, Kind, Policy, decide
 from engine.registry.registry import Registry
 from engine.registry.table import Table
 from engine.scoring.batcher import Batcher, Scored
 from engine.scoring.cache import ScoreCache
+from engine.sessions import Sessions
 
-# Answer length where a candidate's own was never measured; about what instruct models write.
 CHARS_PER_TOKEN = 4.0  # of text that is counted and not read
+# Of the time left at arrival, kept to choose without scores and to send the answer.
+SPARE_SHARE, SPARE_S = 0.1, 0.005
+Fallback = Literal["off", "deadline", "overload"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,27 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """What the server decides where the caller does not say. fallback: see Settings. default: id
+    chosen on abstention, "" for none. margin: utility that ends a session's choice."""
+
+    fallback: Fallback = "off"
+    default: str = ""
+    margin: float = 0.05
+
+
+@dataclass(frozen=True)
+class Session:
+    """name: the caller's; margin: its own, None for the server's."""
+
+    name: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
 class Decision:
-    """The choice and what it rests on; all of one revision. timing: phase -> seconds."""
+    """The choice and what it rests on; all of one revision. timing: phase -> seconds. id: cannot
+    be guessed."""
 
     selected: Candidate
     reason: str
@@ -42,7 +69,9 @@ class Decision:
     input_tokens: int
     truncated: bool
     unlikeness: float | None
+    kind: Kind
     timing: dict[str, float]
+    id: str = field(default_factory=lambda: os.urandom(16).hex())
 
 
 class Router:
@@ -55,12 +84,16 @@ class Router:
         tokenizer: Tokenizer,
         training_set: TrainingSet | None = None,
         cache: ScoreCache | None = None,
+        sessions: Sessions | None = None,
+        rules: Rules = Rules(),
     ) -> None:
         self._training_set = training_set
         self._cache = ScoreCache(0) if cache is None else cache
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
+        self._sessions = Sessions(0, math.inf) if sessions is None else sessions
+        self._rules = rules
 
     async def route(
         self,
@@ -69,18 +102,24 @@ class Router:
         *,
         context_chars: int = 0,
         deadline: float = float("inf"),
+        session: Session | None = None,
+        dry_run: bool = False,
     ) -> Decision:
         """Choose for `text`. context_chars: what else the candidate will read, counted only.
 
-        text: see prompt.check_text. deadline: of time.monotonic(). Raises InvalidInputError,
-        NoEligibleCandidateError, and what Batcher.submit raises.
+        text: see prompt.check_text. deadline: of time.monotonic(). dry_run: the session is read
+        and left as it is. Raises InvalidInputError, NoEligibleCandidateError, and what
+        Batcher.submit raises where Rules.fallback does not answer in its place.
         """
         begun = time.monotonic()
         ready = self._prepare(text, policy, context_chars)
         prepared = time.monotonic()
-        scored = await self._scored(ready, deadline)
+        scored, unscored = await self._scored_or_static(ready, deadline)
         scored_at = time.monotonic()
-        decision = _decide(ready, policy, scored)
+        under = self._circumstances(ready, session, unscored)
+        decision = _decision(ready, policy, scored, under)
+        if session is not None and not dry_run and decision.kind in ("scored", "session"):
+            self._sessions.remember(session.name, decision.selected.id)
         ended = time.monotonic()
         timing = {
             "prepare": prepared - begun,
@@ -92,6 +131,26 @@ class Router:
         }
         return replace(decision, timing=timing)
 
+    async def _scored_or_static(self, ready: _Ready, deadline: float) -> tuple[Scored, str]:
+        """The scores; or mean aptitude, and why."""
+        if self._rules.fallback == "off":
+            return await self._scored(ready, deadline), ""
+        begun = time.monotonic()
+        # The loop's clock is time.monotonic(). An answer that is known already is taken at once.
+        spare = max(SPARE_S, SPARE_SHARE * (deadline - begun))
+        last = None if deadline == math.inf else deadline - spare
+        try:
+            async with asyncio.timeout_at(last):
+                return await self._scored(ready, deadline), ""
+        except (TimeoutError, DeadlineError):
+            unscored = "the deadline is near"
+        except OverloadedError:
+            if self._rules.fallback != "overload":
+                raise
+            unscored = "the queue is full"
+        static = ready.table.mean_accuracies[ready.able.rows]
+        return Scored(static, time.monotonic() - begun, forward_s=0.0, score_s=0.0), unscored
+
     async def _scored(self, ready: _Ready, deadline: float) -> Scored:
         tokens, table, rows = ready.prompt.tokens, ready.table, ready.able.rows
         key = self._cache.key(table, tokens, rows)
@@ -102,12 +161,22 @@ class Router:
         self._cache.put(key, scored.p)
         return scored
 
+    def _circumstances(
+        self, ready: _Ready, session: Session | None, unscored: str
+    ) -> Circumstances:
+        rules = self._rules
+        if session is None:
+            return Circumstances(ready.unlikeness, rules.default, unscored=unscored)
+        margin = rules.margin if session.margin is None else session.margin
+        kept = self._sessions.candidate(session.name)
+        return Circumstances(ready.unlikeness, rules.default, kept, margin, unscored)
+
     def _prepare(self, text: str, policy: Policy, context_chars: int) -> _Ready:
         table = self._registry.table()  # once: the whole request sees one revision
-        policies.check(policy, table)
+        constraints.check(policy, table)
         prompt = render(text, self._tokenizer)
         input_tokens = prompt.input_tokens + round(context_chars / CHARS_PER_TOKEN)
-        able = policies.eligible(table, policy, input_tokens, DEFAULT_ANSWER_TOKENS)
+        able = constraints.eligible(table, policy, input_tokens, DEFAULT_ANSWER_TOKENS)
         if not len(able.rows):
             raise NoEligibleCandidateError(able.excluded)
         known = self._training_set
@@ -124,10 +193,10 @@ class _Ready:
     unlikeness: float | None
 
 
-def _decide(ready: _Ready, policy: Policy, scored: Scored) -> Decision:
+def _decision(ready: _Ready, policy: Policy, scored: Scored, under: Circumstances) -> Decision:
     candidates = [ready.table.candidates[row] for row in ready.able.rows]
     costs = ready.able.costs
-    choice = policies.choose([c.id for c in candidates], scored.p, costs, policy)
+    choice = decide([c.id for c in candidates], scored.p, costs, policy, under)
     ranking = tuple(
         Ranked(candidates[i], float(scored.p[i]), costs[i], choice.utility[i]) for i in choice.order
     )
@@ -140,5 +209,6 @@ def _decide(ready: _Ready, policy: Policy, scored: Scored) -> Decision:
         input_tokens=ready.input_tokens,
         truncated=ready.prompt.truncated,
         unlikeness=ready.unlikeness,
+        kind=choice.kind,
         timing={},
     )

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.constraints import check, eligible
 from engine.contract.candidate import Candidate
 from engine.contract.errors import InvalidInputError
-from engine.policy import Policy, check, choose, eligible
+from engine.policy import Policy, choose
 from engine.registry.table import make_table
 
 COSTS = st.none() | st.floats(0, 10)
@@ -81,18 +82,37 @@ CHEAP = Candidate(
 )
 DEAR = replace(CHEAP, id="dear", output_usd_per_million=100.0, context_window=None)
 UNKNOWN = replace(CHEAP, id="unknown", input_usd_per_million=None)
-TABLE = make_table(7, [(c, np.zeros((1, 4), np.float32)) for c in (CHEAP, DEAR, UNKNOWN)], (1, 4))
+SEEING = replace(
+    CHEAP,
+    id="seeing",
+    modalities=("audio", "image"),
+    features=("json_mode", "tools"),
+    tags=("production", "tier-2"),
+    regions=("eu",),
+)
+POOL_OF_FOUR = (CHEAP, DEAR, UNKNOWN, SEEING)
+TABLE = make_table(7, [(c, np.zeros((1, 4), np.float32)) for c in POOL_OF_FOUR], (1, 4))
 
 
 @pytest.mark.parametrize(
     ("policy", "left", "words"),
     [
-        (Policy(), {"cheap", "dear", "unknown"}, ""),
+        (Policy(), {"cheap", "dear", "unknown", "seeing"}, ""),
         (Policy(allow=("dear",)), {"dear"}, "allow list"),
-        (Policy(deny=("dear",)), {"cheap", "unknown"}, "deny list"),
-        (Policy("max_cost_usd", 0.01), {"cheap"}, "no known price"),
+        (Policy(deny=("dear",)), {"cheap", "unknown", "seeing"}, "deny list"),
+        (Policy("max_cost_usd", 0.01), {"cheap", "seeing"}, "no known price"),
         (Policy(expected_output_tokens=4000), {"dear"}, "4100 are needed"),
         (Policy(allow=("cheap",), deny=("cheap",)), set(), "deny list"),
+        (Policy(modalities=("image", "text")), {"seeing"}, "does not read image"),
+        (Policy(modalities=("text",)), {"cheap", "dear", "unknown", "seeing"}, ""),
+        (Policy(features=("json_mode", "tools")), {"seeing"}, "lacks the feature json_mode, tools"),
+        (Policy(tags=("production",)), {"seeing"}, "lacks the tag production"),
+        (Policy(regions=("eu", "us-east-1")), {"seeing"}, "has no known region"),
+        (Policy(regions=("asia",)), set(), "is in eu, not in asia"),
+        (Policy(min_context_window=4096), {"cheap", "unknown", "seeing"}, "no known context"),
+        (Policy(min_context_window=5000), set(), "reads 4096 tokens, at least 5000"),
+        (Policy(max_input_usd_per_million=1), {"cheap", "dear", "seeing"}, "no known input price"),
+        (Policy(max_output_usd_per_million=2), {"cheap", "unknown", "seeing"}, "$100 per million"),
     ],
 )
 def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], words: str) -> None:
@@ -115,8 +135,75 @@ def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], 
         Policy(deny=("nobody",)),
         Policy(ranking_size=-1),
         Policy(expected_output_tokens=-1),
+        Policy(min_context_window=-1),
+        Policy(max_input_usd_per_million=-1.0),
+        Policy(max_output_usd_per_million=math.inf),
+        Policy(min_confidence=1.1),
+        Policy(min_confidence=math.nan),
+        Policy(max_unlikeness=-0.1),
+        Policy(default_candidate="nobody"),
+        Policy(features=("Tools",)),
+        Policy(regions=("",)),
+        Policy(tags=tuple(f"t{i}" for i in range(33))),
     ],
 )
 def test_a_wrong_policy_is_named(policy: Policy) -> None:
     with pytest.raises(InvalidInputError, match=r"policy\.\w+"):
         check(policy, TABLE)
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c"]), unique=True).map(tuple)
+ANYONE = st.builds(
+    Candidate,
+    id=st.uuids().map(str),
+    aptitude=st.just(()),
+    context_window=st.none() | st.integers(1, 10_000),
+    input_usd_per_million=st.none() | st.floats(0, 10),
+    output_usd_per_million=st.none() | st.floats(0, 10),
+    modalities=WORDS,
+    features=WORDS,
+    tags=WORDS,
+    regions=WORDS,
+)
+DEMANDS = st.builds(
+    Policy,
+    modalities=WORDS,
+    features=WORDS,
+    tags=WORDS,
+    regions=WORDS,
+    min_context_window=st.integers(0, 10_000),
+    expected_output_tokens=st.integers(0, 10_000),
+    max_input_usd_per_million=st.none() | st.floats(0, 10),
+    max_output_usd_per_million=st.none() | st.floats(0, 10),
+)
+
+
+def satisfies(c: Candidate, policy: Policy, input_tokens: int) -> bool:
+    """The constraints once more, as the proto words them."""
+    window, needed = c.context_window, input_tokens + policy.expected_output_tokens
+    prices = (
+        (c.input_usd_per_million, policy.max_input_usd_per_million),
+        (c.output_usd_per_million, policy.max_output_usd_per_million),
+    )
+    return (
+        set(policy.modalities) <= set(c.modalities)
+        and set(policy.features) <= set(c.features)
+        and set(policy.tags) <= set(c.tags)
+        and (not policy.regions or not set(policy.regions).isdisjoint(c.regions))
+        and (window is None or window >= needed)
+        and (not policy.min_context_window or (window or 0) >= policy.min_context_window)
+        and all(limit is None or (p is not None and p <= limit) for p, limit in prices)
+    )
+
+
+@given(st.lists(ANYONE, max_size=8), DEMANDS, st.integers(0, 5000))
+def test_eligible_are_exactly_those_that_satisfy_every_constraint(
+    pool: list[Candidate], policy: Policy, input_tokens: int
+) -> None:
+    table = make_table(1, [(c, np.zeros((1, 4), np.float32)) for c in pool], (1, 4))
+    check(policy, table)
+    found = eligible(table, policy, input_tokens, default_answer_tokens=400)
+    left = {table.candidates[row].id for row in found.rows}
+    assert left == {c.id for c in pool if satisfies(c, policy, input_tokens)}
+    assert set(found.excluded) == {c.id for c in pool} - left
+    assert all(found.excluded.values())

@@ -401,7 +401,8 @@ def test_a_server_that_cannot_start_says_why(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     command = [sys.executable, "-m", "engine.cli", "serve", "--bundle", str(BUNDLE)]
-    command += ["--store", str(tmp_path / "s.sqlite"), "--address", "127.0.0.1:0", *arguments]
+    command += ["--store", str(tmp_path / "s.sqlite"), "--address", "127.0.0.1:0"]
+    command += ["--outcomes", str(tmp_path / "o.sqlite"), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert words in done.stderr

@@ -4,11 +4,13 @@
     python -m training.importers routerbench routerbench_0shot.pkl --out DIR
     python -m training.importers embedllm train.csv --out DIR
     python -m training.importers lm-eval RESULTS_DIR --out DIR
+    python -m training.importers modelsat outcomes.sqlite --out DIR
 
 table: columns instruction (or text, prompt), candidate (or model), score; a row for each outcome.
 routerbench: withmartian/routerbench on the Hugging Face hub, a column for each model. The file is a
 pickle, which can run code: import only what you trust. embedllm: RZ412/EmbedLLM, a row for each
 outcome. lm-eval: what lm-evaluation-harness writes with --log_samples, a folder for each model.
+modelsat: what a server recorded (RecordOutcome), as far as its text was sent.
 Files are local; `huggingface-cli download --repo-type dataset ID` brings them.
 """
 
@@ -27,6 +29,8 @@ import pandas as pd
 
 from engine.contract.errors import InvalidInputError, ModelsatError, Violation
 from engine.contract.outcomes import read_outcomes
+from engine.outcome_export import BENCHMARK, join
+from engine.registry.outcome_store import read_recorded
 
 ALIASES = {
     "text": ("instruction", "text", "prompt"),
@@ -122,6 +126,15 @@ def _question(sample: Mapping[str, Any]) -> str:
     return str(arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0])
 
 
+def from_modelsat(path: Path) -> Iterator[Outcome]:
+    """The mean score of each candidate on each text."""
+    instructions, _ = join(read_recorded(path))
+    for each in instructions:
+        for candidate in each.scores:
+            score = each.mean(candidate)
+            yield Outcome(each.id, each.category or BENCHMARK, each.text, candidate, score)
+
+
 def _column(frame: pd.DataFrame, path: Path, name: str) -> str:
     for alias in ALIASES[name]:
         if alias in frame.columns:
@@ -163,6 +176,7 @@ FORMS: Mapping[str, Callable[[Path], Iterator[Outcome]]] = {
     "routerbench": from_routerbench,
     "embedllm": from_table,
     "lm-eval": from_lm_eval,
+    "modelsat": from_modelsat,
 }
 
 

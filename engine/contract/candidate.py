@@ -15,6 +15,9 @@ from engine.contract.errors import InvalidInputError, Violation
 from engine.contract.prompt import is_utf8
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+WORD_PATTERN = re.compile(r"[a-z0-9._-]{1,63}")
+WORD_LISTS = ("modalities", "features", "tags", "regions")
+MAX_WORDS = 32  # of a list
 PREFIX = "candidates/"
 TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
 MAX_TASK_CHARS = 300
@@ -37,6 +40,7 @@ class Candidate:
     """One LLM that can be chosen. None means unknown: it is never guessed.
 
     Prices are US dollars per million tokens, the context window and the mean answer are tokens.
+    modalities (beside text), features, tags, regions: words to choose by, see candidate.proto.
     """
 
     id: str
@@ -47,6 +51,10 @@ class Candidate:
     output_usd_per_million: float | None = None
     price_source: str = ""
     mean_answer_tokens: float | None = None
+    modalities: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -90,7 +98,27 @@ def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
         *_check_words(candidate, field),
         *_check_aptitude(candidate.aptitude, f"{field}.aptitude"),
         *_check_numbers(candidate, field),
+        *check_word_lists(candidate, field),
     ]
+
+
+def check_word_lists(holder: Any, field: str) -> list[Violation]:
+    """What is wrong with the WORD_LISTS of a candidate, or of a policy that asks for them."""
+    problems = []
+    for label in WORD_LISTS:
+        words = getattr(holder, label)
+        at = f"{field}.{label}"
+        if len(words) > MAX_WORDS:
+            problems.append(Violation(at, f"has {len(words)} words, the limit is {MAX_WORDS}."))
+            continue
+        if wrong := [w for w in words if not WORD_PATTERN.fullmatch(w)]:
+            problems.append(
+                Violation(at, f"has {wrong[0][:80]!r}; expected words of 1 to 63 of a-z 0-9 . _ -.")
+            )
+        if len(set(words)) < len(words):
+            repeated = next(w for i, w in enumerate(words) if w in words[:i])
+            problems.append(Violation(at, f"repeats {repeated[:80]!r}."))
+    return problems
 
 
 def require_valid(candidates: Sequence[Candidate], field: str = "candidates") -> None:
@@ -118,7 +146,8 @@ def require_valid(candidates: Sequence[Candidate], field: str = "candidates") ->
 
 def to_json(candidate: Candidate) -> dict[str, Any]:
     """A JSON object; unknown values are left out."""
-    fields = {k: v for k, v in vars(candidate).items() if v is not None and v != ""}
+    fields = {k: v for k, v in vars(candidate).items() if v not in (None, "", ())}
+    fields |= {k: list(fields[k]) for k in WORD_LISTS if k in fields}
     fields["aptitude"] = [{"task": r.task, "accuracy": r.accuracy} for r in candidate.aptitude]
     return fields
 
@@ -128,6 +157,7 @@ def from_json(value: Mapping[str, Any]) -> Candidate:
     fields = dict(value)
     results = fields.pop("aptitude")
     aptitude = tuple(TaskResult(r["task"], float(r["accuracy"])) for r in results)
+    fields |= {k: tuple(fields[k]) for k in WORD_LISTS if k in fields}
     return Candidate(aptitude=aptitude, **fields)
 
 

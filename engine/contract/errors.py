@@ -3,7 +3,7 @@
     ModelsatError
     |-- InvalidInputError      a caller's value is wrong           INVALID_ARGUMENT
     |-- NotFoundError          no such candidate                   NOT_FOUND
-    |-- AlreadyExistsError     that candidate is there already     ALREADY_EXISTS
+    |-- AlreadyExistsError     something is there already          ALREADY_EXISTS
     |-- EtagMismatchError      somebody else changed it first      ABORTED
     |-- NoEligibleCandidateError  hard constraints leave nobody    FAILED_PRECONDITION
     |-- OverloadedError        the queue is full                   RESOURCE_EXHAUSTED
@@ -53,11 +53,20 @@ class NotFoundError(ModelsatError):
 
 
 class AlreadyExistsError(ModelsatError):
-    """A candidate of that name is registered; `name` is `candidates/{id}`."""
+    """Something of that name is there, and is not what was sent.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is registered already; update it, or choose another id.")
+    name: `candidates/{id}` unless `resource_type` says otherwise. why: the rest of the sentence.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        why: str = "is registered already; update it, or choose another id.",
+        resource_type: str = "modelsat.v1.Candidate",
+    ) -> None:
+        super().__init__(f"{name} {why}")
         self.name = name
+        self.resource_type = resource_type
 
 
 class EtagMismatchError(ModelsatError):

@@ -116,8 +116,15 @@ def _usable(texts: Sequence[str], scores: Floats, items: set[int]) -> Ints:
 
 def task_keywords(tasks: Sequence[str]) -> list[str]:
     """The five keywords of each task; a task without an entry is named by its own words."""
-    known = json.loads((Path(__file__).parent / "task_keywords.json").read_text())
+    known = known_keywords()
     return [known.get(t, re.sub(r"[_\-]+", " ", t)) for t in tasks]
+
+
+def known_keywords() -> dict[str, str]:
+    """Task of the shipped aptitude test -> its five keywords."""
+    path = Path(__file__).parent / "task_keywords.json"
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return known
 
 
 def _require_files(folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,11 @@ class Table:
         """The candidate of that id, or None."""
         row = self.rows.get(identifier)
         return None if row is None else self.candidates[row]
+
+    @cached_property
+    def mean_accuracies(self) -> Floats:
+        """(M,) means of the aptitude figures: what is known of candidates without scoring them."""
+        return np.array([c.mean_accuracy() for c in self.candidates], dtype=np.float32)
 
 
 def make_table(

@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.contract.candidate import PREFIX, Candidate, TaskResult, require_valid
+from engine.contract.candidate import (
+    PREFIX,
+    WORD_LISTS,
+    Candidate,
+    TaskResult,
+    require_valid,
+)
 from engine.contract.errors import InvalidInputError, Violation
 
 NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens")
@@ -33,7 +39,7 @@ def read_zoo(path: Path) -> list[Candidate]:
 
 
 def _candidate(item: Any, field: str) -> Candidate:
-    known = {"name", "id", "aptitude", "context_window", *NUMBERS, *WORDS}
+    known = {"name", "id", "aptitude", "context_window", *NUMBERS, *WORDS, *WORD_LISTS}
     if not isinstance(item, dict):
         raise InvalidInputError(
             Violation(field, f"is a {type(item).__name__}, expected an object.")
@@ -55,6 +61,7 @@ def _candidate(item: Any, field: str) -> Candidate:
             output_usd_per_million=numbers["output_usd_per_million"],
             price_source=words["price_source"],
             mean_answer_tokens=numbers["mean_answer_tokens"],
+            **{k: _word_list(k, item[k]) for k in WORD_LISTS if k in item},
         )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InvalidInputError(
@@ -66,6 +73,12 @@ def _whole(value: Any) -> int | None:
     if value is not None and value != int(value):
         raise ValueError(f"context_window is {value}, expected whole tokens")
     return None if value is None else int(value)
+
+
+def _word_list(label: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{label} is a {type(value).__name__}, expected a list of words")
+    return tuple(sorted(str(word) for word in value))
 
 
 def _aptitude(value: Any) -> tuple[TaskResult, ...]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import grpc
 import numpy as np
@@ -24,9 +25,10 @@ from engine.pb import (
     router_service_pb2_grpc,
 )
 from engine.registry.onnx_encoder import load_encoder
+from engine.registry.outcome_store import OutcomeStore
 from engine.registry.registry import Registry, open_registry
 from engine.registry.zoo import read_zoo
-from engine.router import Router
+from engine.router import Fallback, Router, Rules
 from engine.scoring.backend import Backend
 from engine.scoring.batcher import Batcher, Limits, Readout
 from engine.scoring.cache import ScoreCache
@@ -35,6 +37,7 @@ from engine.serving.candidate_service import CandidateService
 from engine.serving.listen import Service
 from engine.serving.router_service import RouterService
 from engine.serving.settings import Settings
+from engine.sessions import Sessions
 from engine.version import VERSION
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
@@ -55,6 +58,7 @@ class Parts:
     registry: Registry
     batcher: Batcher
     router: Router
+    outcomes: OutcomeStore
 
 
 def load(settings: Settings) -> Parts:
@@ -75,11 +79,25 @@ def load(settings: Settings) -> Parts:
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
     cache = ScoreCache(settings.cache_mb << 20)
-    router = Router(registry, batcher, tokenizer, load_training_set(settings.bundle), cache)
+    outcomes = OutcomeStore(settings.outcomes, settings.max_outcomes)
+    router = Router(
+        registry,
+        batcher,
+        tokenizer,
+        load_training_set(settings.bundle),
+        cache,
+        Sessions(settings.max_sessions, settings.session_ttl_s),
+        Rules(
+            cast(Fallback, settings.fallback),
+            settings.default_candidate,
+            settings.switching_margin,
+        ),
+    )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)
-    return Parts(settings, manifest, backend, kernel, tokenizer, registry, batcher, router)
+    scoring = (backend, kernel, tokenizer, registry, batcher)
+    return Parts(settings, manifest, *scoring, router, outcomes)
 
 
 def warm_up(parts: Parts) -> None:
@@ -104,7 +122,9 @@ def warm_up(parts: Parts) -> None:
 def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
     """(HOST:PORT, what answers there), that of RouterService first."""
     settings = parts.settings
-    routing = RouterService(parts.router, lambda: _info(parts), settings.max_text_bytes)
+    routing = RouterService(
+        parts.router, lambda: _info(parts), settings.max_text_bytes, parts.outcomes
+    )
     changing = CandidateService(parts.registry)
 
     def add_router(server: grpc.aio.Server) -> None:

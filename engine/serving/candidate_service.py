@@ -14,7 +14,7 @@ import grpc
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
-from engine.contract.candidate import ID_PATTERN, PREFIX, Candidate, id_of
+from engine.contract.candidate import ID_PATTERN, PREFIX, WORD_LISTS, Candidate, id_of
 from engine.contract.errors import InvalidInputError, NotFoundError, Violation
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as pb
@@ -24,7 +24,7 @@ from engine.serving.convert import OPTIONAL, candidate_from, candidate_to
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REMEMBERED = 1024  # request ids
 MAX_REQUEST_ID_CHARS = 64
-MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL)
+MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL, *WORD_LISTS)
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Message, Message]
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from engine.contract.candidate import MAX_CANDIDATES, PREFIX, Candidate, TaskResult, id_of
+from engine.contract.candidate import (
+    MAX_CANDIDATES,
+    PREFIX,
+    WORD_LISTS,
+    Candidate,
+    TaskResult,
+    id_of,
+)
 from engine.contract.errors import InvalidInputError, Violation
 from engine.contract.prompt import check_text
 from engine.pb import candidate_pb2, router_service_pb2
-from engine.policy import Policy
-from engine.router import Decision
+from engine.policy import Kind, Policy
+from engine.router import Decision, Session
 
 OPTIONAL = (
     "context_window",
@@ -19,18 +28,29 @@ OPTIONAL = (
     "output_usd_per_million",
     "mean_answer_tokens",
 )
+PRICES = ("max_input_usd_per_million", "max_output_usd_per_million")
+LIMITS = (*PRICES, "max_unlikeness")  # of a policy, where unset is not 0
+AMOUNTS = ("expected_output_tokens", "ranking_size", "min_context_window", "min_confidence")
+MAX_SESSION_CHARS = 128
+KINDS: dict[Kind, router_service_pb2.DecisionKind] = {
+    "scored": router_service_pb2.DECISION_KIND_SCORED,
+    "session": router_service_pb2.DECISION_KIND_SESSION,
+    "abstained": router_service_pb2.DECISION_KIND_ABSTAINED,
+    "fallback": router_service_pb2.DECISION_KIND_FALLBACK,
+}
 ROLES = set(router_service_pb2.Role.values()) - {router_service_pb2.ROLE_UNSPECIFIED}
 
 
 def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
     """Raises InvalidInputError where the name is no resource name; the rest is not validated."""
-    optional = {k: getattr(message, k) for k in OPTIONAL if message.HasField(k)}
+    fields: dict[str, Any] = {k: getattr(message, k) for k in OPTIONAL if message.HasField(k)}
+    fields |= {k: tuple(sorted(getattr(message, k))) for k in WORD_LISTS}
     return Candidate(
         id=id_of(message.name, f"{field}.name"),
         aptitude=tuple(TaskResult(r.task, r.accuracy) for r in message.aptitude),
         display_name=message.display_name,
         price_source=message.price_source,
-        **optional,
+        **fields,
     )
 
 
@@ -45,19 +65,24 @@ def candidate_to(candidate: Candidate) -> candidate_pb2.Candidate:
         price_source=candidate.price_source,
         etag=candidate.etag,
         **{k: getattr(candidate, k) for k in OPTIONAL if getattr(candidate, k) is not None},
+        **{k: getattr(candidate, k) for k in WORD_LISTS},
     )
 
 
 def policy_from(message: router_service_pb2.Policy) -> Policy:
     """Raises InvalidInputError where a list holds no resource names; values are not checked."""
     objective = message.WhichOneof("objective")
+    default = message.default_candidate
+    fields: dict[str, Any] = {k: getattr(message, k) for k in AMOUNTS}
+    fields |= {k: getattr(message, k) for k in LIMITS if message.HasField(k)}
+    fields |= {k: _words(getattr(message, k)) for k in WORD_LISTS}
     return Policy(
         objective=objective or "cost_sensitivity",
         value=getattr(message, objective) if objective else 0.0,
         allow=_ids(message.allow, "policy.allow"),
         deny=_ids(message.deny, "policy.deny"),
-        expected_output_tokens=message.expected_output_tokens,
-        ranking_size=message.ranking_size,
+        default_candidate=id_of(default, "policy.default_candidate") if default else "",
+        **fields,
     )
 
 
@@ -66,11 +91,34 @@ def policy_to(policy: Policy) -> router_service_pb2.Policy:
     message = router_service_pb2.Policy(
         allow=[PREFIX + i for i in policy.allow],
         deny=[PREFIX + i for i in policy.deny],
-        expected_output_tokens=policy.expected_output_tokens,
-        ranking_size=policy.ranking_size,
+        default_candidate=PREFIX + policy.default_candidate if policy.default_candidate else "",
+        **{k: getattr(policy, k) for k in (*AMOUNTS, *LIMITS, *WORD_LISTS)},
     )
     setattr(message, policy.objective, policy.value)
     return message
+
+
+def session_from(request: router_service_pb2.RouteRequest) -> Session | None:
+    """None where the request names no session; raises InvalidInputError."""
+    if not request.HasField("session"):
+        return None
+    session, problems = request.session, []
+    if not 1 <= len(session.id) <= MAX_SESSION_CHARS:
+        problems.append(
+            Violation(
+                "session.id", f"is {len(session.id)} characters; expected 1 to {MAX_SESSION_CHARS}."
+            )
+        )
+    margin = session.switching_margin if session.HasField("switching_margin") else None
+    if margin is not None and not (math.isfinite(margin) and margin >= 0):
+        problems.append(
+            Violation(
+                "session.switching_margin", f"is {margin}; expected a finite number of at least 0."
+            )
+        )
+    if problems:
+        raise InvalidInputError(*problems)
+    return Session(session.id, margin)
 
 
 def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tuple[str, int]:
@@ -132,12 +180,19 @@ def response_from(decision: Decision) -> router_service_pb2.RouteResponse:
         input_tokens=decision.input_tokens,
         truncated=decision.truncated,
         unlikeness=decision.unlikeness,
+        decision_id=decision.id,
+        kind=KINDS[decision.kind],
     )
 
 
 def _duration(seconds: float) -> Duration:
     nanos = int(seconds * 1e9)
     return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
+
+
+def _words(given: Iterable[str]) -> tuple[str, ...]:
+    """A word twice asks for no more than once."""
+    return tuple(sorted(set(given)))
 
 
 def _ids(names: Sequence[str], field: str) -> tuple[str, ...]:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import grpc
 
 from engine.contract.errors import BundleError
-from engine.registry.registry import Registry
-from engine.scoring.batcher import Batcher
 from engine.serving.access import AccessInterceptor
 from engine.serving.assembly import Parts, load, services_by_address, warm_up
 from engine.serving.drain import Drain
@@ -40,13 +38,12 @@ class Running:
     """A server that answers. listeners: that of RouterService first."""
 
     listeners: tuple[Listener, ...]
-    registry: Registry
-    batcher: Batcher
+    parts: Parts
     drain: Drain
 
     async def stop(self, grace_s: float) -> None:
         """Turn NOT_SERVING, serve on until that was noticed, refuse new calls, let those in flight
-        end, close the store; all within grace_s and the length of one forward pass."""
+        end, close the stores; all within grace_s and the length of one forward pass."""
         deadline = time.monotonic() + grace_s
         for listener in self.listeners:
             await listener.retire()
@@ -54,8 +51,9 @@ class Running:
         await self.drain.close(max(0.0, deadline - time.monotonic()))
         left = max(0.0, deadline - time.monotonic())
         await asyncio.gather(*(listener.stop(left) for listener in self.listeners))
-        await self.batcher.stop()
-        await self.registry.close()
+        await self.parts.batcher.stop()
+        await self.parts.outcomes.close()
+        await self.parts.registry.close()
 
 
 def read_guard(settings: Settings) -> Guard:
@@ -68,18 +66,19 @@ def read_guard(settings: Settings) -> Guard:
 
 
 async def start_server(parts: Parts, guard: Guard) -> Running:
-    """Warm up, then listen. Raises BundleError; the store is closed then."""
+    """Warm up, then listen. Raises BundleError; the stores are closed then."""
     drain = Drain()
     try:
         await asyncio.to_thread(warm_up, parts)
         listeners = _bind(parts, guard, drain)
     except BundleError:
+        await parts.outcomes.close()
         await parts.registry.close()
         raise
     parts.batcher.start()
     for listener in listeners:
         await listener.start()
-    return Running(listeners, parts.registry, parts.batcher, drain)
+    return Running(listeners, parts, drain)
 
 
 def _bind(parts: Parts, guard: Guard, drain: Drain) -> tuple[Listener, ...]:
@@ -134,7 +133,7 @@ def _stop_at_signal() -> asyncio.Event:
 
 
 def _ready(running: Running, settings: Settings) -> str:
-    table = running.registry.table()
+    table = running.parts.registry.table()
     main, *others = [listener.address for listener in running.listeners]
     admin = f", admin on {others[0]}" if others else ""
     return (

@@ -52,7 +52,9 @@ class Settings:
     max_text_bytes: int = _of(512 * 1024, "of one instruction", low=1, high=MAX_MESSAGE_BYTES)
     reembed: bool = _of(False, "bring a store of another encoder to this one")
     keep_revisions: int = _of(100, "states of the table to roll back to", low=1, high=MILLION)
-    max_outcomes: int = _of(100_000, "recorded outcomes; the oldest go first", high=100 * MILLION)
+    max_outcomes: int = _of(
+        100_000, "recorded outcomes; the oldest go first", low=1, high=100 * MILLION
+    )
     fallback: str = _of(
         "off",
         "when the static ranking answers: never, when the deadline is near, or also when the queue"

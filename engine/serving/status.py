@@ -64,6 +64,28 @@ def to_status(error: ModelsatError) -> status_pb2.Status:
     )
 
 
+def failure_status(error: Exception, method: str) -> status_pb2.Status:
+    """The google.rpc.Status of anything a call of `method` raised; what an operator should see is
+    logged. What is not the project's own is INTERNAL, without its text."""
+    if isinstance(error, ModelsatError):
+        if isinstance(error, UnavailableError | StoreError):
+            _log_failure(method, error.__cause__ or error)
+        return to_status(error)
+    _log_failure(method, error)
+    return status_pb2.Status(
+        code=code_pb2.INTERNAL,
+        message=f"{method} failed inside the server ({type(error).__name__}); see its log.",
+        details=[_packed(error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN))],
+    )
+
+
+def reason_of(status: status_pb2.Status) -> str:
+    """ErrorInfo.reason of a status that to_status or failure_status made."""
+    info = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(info)
+    return str(info.reason)
+
+
 def _details(error: ModelsatError) -> list[Message]:
     if isinstance(error, InvalidInputError):
         request = error_details_pb2.BadRequest()
@@ -72,11 +94,8 @@ def _details(error: ModelsatError) -> list[Message]:
             _add(request.field_violations, request, field=field, description=description)
         return [request]
     if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
-        return [
-            error_details_pb2.ResourceInfo(
-                resource_type="modelsat.v1.Candidate", resource_name=error.name
-            )
-        ]
+        kind = getattr(error, "resource_type", "modelsat.v1.Candidate")
+        return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=error.name)]
     if isinstance(error, NoEligibleCandidateError):
         failure = error_details_pb2.PreconditionFailure()
         for name, why in error.reasons.items():
@@ -162,20 +181,10 @@ def _guarded(
             await _abort(context, to_status(InvalidInputError(wrong)))
         try:
             return await behaviour(request, context)
-        except ModelsatError as error:
-            if isinstance(error, UnavailableError | StoreError):
-                _log_failure(method, error.__cause__ or error)
-            await _abort(context, to_status(error))
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
-            _log_failure(method, error)
-            status = status_pb2.Status(
-                code=code_pb2.INTERNAL,
-                message=f"{method} failed inside the server ({type(error).__name__}); see its log.",
-                details=[_packed(error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN))],
-            )
-            await _abort(context, status)
+            await _abort(context, failure_status(error, method))
 
     return call
 

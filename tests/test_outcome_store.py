@@ -1,0 +1,180 @@
+"""Recorded outcomes: kept once, bounded, durable, and readable as training data."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.process import BUNDLE
+from engine.cli import main as cli
+from engine.contract.errors import AlreadyExistsError, StoreError, UnavailableError
+from engine.contract.outcomes import read_outcomes
+from engine.outcome_export import export, join
+from engine.registry.outcome_store import OutcomeStore, Recorded, read_recorded
+from engine.registry.zoo import read_zoo
+from tests.test_importers import MODELS, PROMPTS, check, score
+from training.importers import from_modelsat, write_folder
+
+CALL = st.builds(
+    Recorded,
+    decision_id=st.sampled_from(["d1", "d2", "d3"]),
+    candidate=st.sampled_from(["a", "b"]),
+    score=st.sampled_from([0.0, 0.5, 1.0]),
+    text=st.sampled_from(["", "text"]),
+)
+
+
+async def told(store: OutcomeStore, call: Recorded) -> bool | str:
+    try:
+        return await store.record(call)
+    except AlreadyExistsError:
+        return "conflict"
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(CALL, max_size=6), max_size=6), st.integers(1, 4))
+def test_the_store_is_what_a_list_of_calls_says(bursts: list[list[Recorded]], limit: int) -> None:
+    """Bursts are recorded together; between them the file is closed and opened again."""
+    kept: list[Recorded] = []
+
+    async def scenario(path: Path) -> None:
+        nonlocal kept
+        for burst in bursts:
+            store = OutcomeStore(path, limit)
+            answers = await asyncio.gather(*(told(store, call) for call in burst))
+            await store.close()
+            for call, answer in zip(burst, answers, strict=True):
+                known = [k for k in kept if (k.decision_id, k.candidate) ==
+                         (call.decision_id, call.candidate)]  # fmt: skip
+                if not known:
+                    assert answer is True
+                    kept.append(call)
+                else:
+                    assert answer == (False if known[0].score == call.score else "conflict")
+            kept = kept[-limit:]
+            assert list(read_recorded(path)) == kept
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(scenario(Path(folder) / "o.sqlite"))
+
+
+async def test_calls_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
+    store = OutcomeStore(tmp_path / "o.sqlite", 1000)
+    commits: list[str] = []
+    store._db.set_trace_callback(lambda s: commits.append(s) if s == "COMMIT" else None)
+    calls = [Recorded(f"d{i}", "a", 1.0) for i in range(200)]
+    assert all(await asyncio.gather(*(store.record(call) for call in calls)))
+    assert len(commits) < 5
+    await store.close()
+    assert [r.decision_id for r in read_recorded(tmp_path / "o.sqlite")] == [
+        call.decision_id for call in calls
+    ]
+    with pytest.raises(UnavailableError):
+        await store.record(calls[0])
+
+
+async def test_a_file_that_cannot_be_written_fails_the_call_and_not_the_next(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "o.sqlite"
+    store = OutcomeStore(path, 10)
+    other = sqlite3.connect(path, isolation_level=None)
+    store._db.execute("PRAGMA busy_timeout = 1")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="could not be written"):
+        await store.record(Recorded("d1", "a", 1.0))
+    other.execute("ROLLBACK")
+    other.close()
+    assert await store.record(Recorded("d1", "a", 1.0))
+    await store.close()
+
+
+def test_an_unusable_file_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "o.sqlite"
+    path.write_text("something else, of enough length to be no database header at all " * 3)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="not a database"):
+        OutcomeStore(path, 10)
+    assert path.read_bytes() == before
+    foreign = sqlite3.connect(tmp_path / "f.sqlite")
+    foreign.execute("CREATE TABLE t (x)")
+    foreign.close()
+    with pytest.raises(StoreError, match="schema is 0, this version's is 1"):
+        OutcomeStore(tmp_path / "f.sqlite", 10)
+    with pytest.raises(StoreError, match="does not exist"):
+        list(read_recorded(tmp_path / "nowhere.sqlite"))
+
+
+def test_texts_join_decisions_and_means_join_scores() -> None:
+    found, without = join(
+        [
+            Recorded("d1", "a", 1.0),
+            Recorded("d1", "b", 0.0, "one", "maths"),
+            Recorded("d2", "a", 0.0, "one"),
+            Recorded("d3", "a", 0.5),
+        ]
+    )
+    (only,) = found
+    assert (only.id, only.text, only.category) == ("d1", "one", "maths")
+    assert (only.mean("a"), only.mean("b")) == (0.5, 0.0)
+    assert np.isnan(only.mean("c"))
+    assert without == 1
+
+
+async def recorded(path: Path, names: tuple[str, ...] = MODELS) -> Path:
+    """80 decisions on which every candidate was judged; one without a text."""
+    store = OutcomeStore(path, 1000)
+    calls = [
+        Recorded(f"d{i:03}", name, score(model, i), prompt, ["maths", "places"][i % 2])
+        for i, prompt in enumerate(PROMPTS)
+        for name, model in zip(names, MODELS, strict=True)
+    ]
+    await asyncio.gather(*(store.record(c) for c in [*calls, Recorded("d999", names[0], 1.0)]))
+    await store.close()
+    return path
+
+
+async def test_an_export_is_read_as_training_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = await recorded(tmp_path / "o.sqlite")
+    out = tmp_path / "out"
+    assert cli(["outcomes", "export", "--outcomes", str(file), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "80 instructions x 3 candidates" in said
+    assert "left out: 1 outcomes without text" in said
+    outcomes = read_outcomes(out)
+    check(outcomes)
+    assert set(outcomes.subjects) == {"maths", "places"}
+    assert len(outcomes.test.keywords) == 2
+    assert write_folder(from_modelsat(file), tmp_path / "imported") == (80, 3)
+    check(read_outcomes(tmp_path / "imported"))
+
+
+async def test_an_export_takes_aptitude_from_the_bundle(tmp_path: Path) -> None:
+    zoo = read_zoo(BUNDLE / "zoo.json")
+    names = (zoo[0].id, zoo[1].id, "stranger")
+    file = await recorded(tmp_path / "o.sqlite", names)
+    done = export(file, tmp_path / "out", BUNDLE)
+    assert (done.instructions, done.candidates) == (80, 2)
+    assert done.unknown == {"stranger": 80}
+    outcomes = read_outcomes(tmp_path / "out")
+    assert outcomes.candidates == sorted(names[:2])
+    row = outcomes.candidates.index(zoo[0].id)
+    figures = {r.task: r.accuracy for r in zoo[0].aptitude}
+    found = dict(zip(outcomes.test.keywords, outcomes.test.figures[row], strict=True))
+    assert found == pytest.approx(figures)
+
+
+def test_nothing_to_export_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "o.sqlite"
+    asyncio.run(OutcomeStore(file, 10).close())
+    assert cli(["outcomes", "export", "--outcomes", str(file), "--out", str(tmp_path)]) == 1
+    assert "has no outcome to export" in capsys.readouterr().err
