@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engine import policy as policies
 from engine.contract.candidate import DEFAULT_ANSWER_TOKENS, Candidate
+from engine.contract.correlation import begin_decision
 from engine.contract.errors import NoEligibleCandidateError
 from engine.contract.prompt import Prompt, Tokenizer, render
 from engine.contract.training_set import TrainingSet
@@ -32,7 +34,8 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Decision:
-    """The choice and what it rests on; all of one revision. timing: phase -> seconds."""
+    """The choice and what it rests on; all of one revision. timing: phase -> seconds. id: cannot
+    be guessed."""
 
     selected: Candidate
     reason: str
@@ -43,6 +46,11 @@ class Decision:
     truncated: bool
     unlikeness: float | None
     timing: dict[str, float]
+    id: str = ""
+
+
+# (decision with the whole ranking, policy, text, whether it is a dry run); must not fail.
+Observe = Callable[[Decision, Policy, str, bool], None]
 
 
 class Router:
@@ -55,7 +63,9 @@ class Router:
         tokenizer: Tokenizer,
         training_set: TrainingSet | None = None,
         cache: ScoreCache | None = None,
+        observe: Observe | None = None,
     ) -> None:
+        self._observe = observe
         self._training_set = training_set
         self._cache = ScoreCache(0) if cache is None else cache
         self._registry = registry
@@ -69,6 +79,7 @@ class Router:
         *,
         context_chars: int = 0,
         deadline: float = float("inf"),
+        dry_run: bool = False,
     ) -> Decision:
         """Choose for `text`. context_chars: what else the candidate will read, counted only.
 
@@ -76,6 +87,7 @@ class Router:
         NoEligibleCandidateError, and what Batcher.submit raises.
         """
         begun = time.monotonic()
+        decision_id = begin_decision()
         ready = self._prepare(text, policy, context_chars)
         prepared = time.monotonic()
         scored = await self._scored(ready, deadline)
@@ -90,7 +102,12 @@ class Router:
             "choose": ended - scored_at,
             "total": ended - begun,
         }
-        return replace(decision, timing=timing)
+        decision = replace(decision, timing=timing, id=decision_id)
+        if self._observe is not None:
+            self._observe(decision, policy, text, dry_run)
+        if not policy.ranking_size:
+            return decision
+        return replace(decision, ranking=decision.ranking[: policy.ranking_size])
 
     async def _scored(self, ready: _Ready, deadline: float) -> Scored:
         tokens, table, rows = ready.prompt.tokens, ready.table, ready.able.rows
@@ -134,7 +151,7 @@ def _decide(ready: _Ready, policy: Policy, scored: Scored) -> Decision:
     return Decision(
         selected=ranking[0].candidate,
         reason=choice.reason,
-        ranking=ranking[: policy.ranking_size or None],
+        ranking=ranking,
         exclusions=ready.able.excluded,
         revision=ready.table.revision,
         input_tokens=ready.input_tokens,

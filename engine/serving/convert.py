@@ -132,6 +132,7 @@ def response_from(decision: Decision) -> router_service_pb2.RouteResponse:
         input_tokens=decision.input_tokens,
         truncated=decision.truncated,
         unlikeness=decision.unlikeness,
+        decision_id=decision.id,
     )
 
 

@@ -33,7 +33,11 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         deadline = float("inf") if left is None else time.monotonic() + left
         text, context_chars = instruction_from(request, self._max_text_bytes)
         decision = await self._router.route(
-            text, policy_from(request.policy), context_chars=context_chars, deadline=deadline
+            text,
+            policy_from(request.policy),
+            context_chars=context_chars,
+            deadline=deadline,
+            dry_run=request.dry_run,
         )
         return response_from(decision)
 

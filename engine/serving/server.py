@@ -37,6 +37,8 @@ from engine.serving.candidate_service import CandidateService
 from engine.serving.router_service import RouterService
 from engine.serving.settings import MAX_MESSAGE_BYTES, Settings
 from engine.serving.status import StatusInterceptor
+from engine.serving.telemetry import Telemetry, open_telemetry, sources
+from engine.serving.telemetry_interceptor import TelemetryInterceptor
 from engine.version import VERSION
 
 SERVICES = (
@@ -57,6 +59,7 @@ class Running:
     batcher: Batcher
     _server: grpc.aio.Server
     _health: health.aio.HealthServicer
+    telemetry: Telemetry
 
     async def stop(self, grace_s: float) -> None:
         """Turn NOT_SERVING, let requests in flight end, close the store."""
@@ -64,10 +67,21 @@ class Running:
         await self._server.stop(grace_s)
         await self.batcher.stop()
         await self.registry.close()
+        await self.telemetry.stop()
 
 
 async def start_server(settings: Settings) -> Running:
-    """Check and load everything, then listen. Raises BundleError, StoreError, InvalidInputError."""
+    """Check and load everything, then listen. Raises BundleError, StoreError, InvalidInputError,
+    and ModelsatError where telemetry cannot be had."""
+    telemetry = open_telemetry(settings)
+    try:
+        return await _start(settings, telemetry)
+    except BaseException:
+        await telemetry.stop()
+        raise
+
+
+async def _start(settings: Settings, telemetry: Telemetry) -> Running:
     manifest = read_manifest(settings.bundle, "bundle")
     arrays = load_arrays(settings.bundle)
     encoder = load_encoder(settings.bundle, manifest, arrays)
@@ -82,9 +96,10 @@ async def start_server(settings: Settings) -> Running:
         reembed=settings.reembed,
     )
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
-    batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
+    batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting), telemetry.forwarded)
     cache = ScoreCache(settings.cache_mb << 20)
-    router = Router(registry, batcher, tokenizer, load_training_set(settings.bundle), cache)
+    training_set = load_training_set(settings.bundle)
+    router = Router(registry, batcher, tokenizer, training_set, cache, telemetry.decided)
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)
@@ -93,7 +108,7 @@ async def start_server(settings: Settings) -> Running:
         return _info(manifest, backend, kernel, registry, settings)
 
     server = grpc.aio.server(
-        interceptors=[StatusInterceptor()],
+        interceptors=[TelemetryInterceptor(telemetry), StatusInterceptor()],
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -106,11 +121,17 @@ async def start_server(settings: Settings) -> Running:
     candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(
         CandidateService(registry), server
     )
-    return await _listen(server, settings.address, registry, batcher)
+    about = {"version": VERSION, "backend": backend.describe(), "kernel": kernel}
+    telemetry.start(sources(registry.table, batcher, settings.max_waiting, cache, about))
+    return await _listen(server, settings.address, registry, batcher, telemetry)
 
 
 async def _listen(
-    server: grpc.aio.Server, address: str, registry: Registry, batcher: Batcher
+    server: grpc.aio.Server,
+    address: str,
+    registry: Registry,
+    batcher: Batcher,
+    telemetry: Telemetry,
 ) -> Running:
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -127,7 +148,7 @@ async def _listen(
     await server.start()
     for name in HEALTH_NAMES:
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return Running(port, registry, batcher, server, healthy)
+    return Running(port, registry, batcher, server, healthy, telemetry)
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:
@@ -151,6 +172,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     running = await start_server(settings)
+    loop.add_signal_handler(signal.SIGHUP, running.telemetry.reopen)
     table = running.registry.table()
     host = settings.address.rpartition(":")[0]
     print(
