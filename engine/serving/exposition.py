@@ -60,6 +60,7 @@ class _Server(ThreadingHTTPServer):
 def _server(host: str, port: int, registry: CollectorRegistry) -> _Server:
     class Handler(BaseHTTPRequestHandler):
         timeout = IDLE_S
+        server_version, sys_version = "modelsat", ""
 
         def do_GET(self) -> None:
             if self.path.partition("?")[0] != "/metrics":

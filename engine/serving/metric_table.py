@@ -38,7 +38,7 @@ METRICS = (
         "modelsat_request_seconds",
         "histogram",
         ("method",),
-        "from a request's first byte read to its status, of a stream its whole life",
+        "from a request read to its status; of a stream, its whole life",
     ),
     Metric(
         "modelsat_phase_seconds",

@@ -50,8 +50,8 @@ class Metrics(Collector):
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("modelsat_requests_total")
         self._request_seconds = self._histogram("modelsat_request_seconds", SECONDS)
-        phases = self._histogram("modelsat_phase_seconds", SECONDS)
-        self._phases = {phase: phases.labels(phase) for phase in PHASES}
+        self._phase_seconds = self._histogram("modelsat_phase_seconds", SECONDS)
+        self._phases = {phase: self._phase_seconds.labels(phase) for phase in PHASES}
         self._forward_requests = self._histogram("modelsat_forward_requests", JOINED)
         self._forward_rows = self._histogram("modelsat_forward_rows", ROWS)
         decisions = self._counter("modelsat_decisions_total")
@@ -78,7 +78,7 @@ class Metrics(Collector):
     def decided(self, decision: Decision, kind: str) -> None:
         """A decision was made; its ranking holds every eligible candidate. kind: one of KINDS."""
         for phase, seconds in decision.timing.items():
-            self._phases[phase].observe(seconds)
+            (self._phases.get(phase) or self._phase_seconds.labels(phase)).observe(seconds)
         self._decisions[kind].inc()
         if decision.revision != self._revision:
             self._revision = decision.revision
