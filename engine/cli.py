@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -73,12 +72,13 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
 
 
 def _serve(parsed: argparse.Namespace) -> None:
+    from engine.serving import logs
     from engine.serving.server import serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     config = Path(parsed.config or os.environ.get("MODELSAT_CONFIG", ""))
     given = {f.name: getattr(parsed, f.name) for f in fields(Settings)}
     resolved = resolve(given, os.environ, config)
+    logs.configure(resolved.settings.log_format, resolved.settings.log_level)
     print(f"settings, defaults aside:\n{resolved.table()}", flush=True)
     asyncio.run(serve(resolved.settings))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine import constraints
 from engine.constraints import Eligible
 from engine.contract.candidate import DEFAULT_ANSWER_TOKENS, Candidate
+from engine.contract.correlation import begin_decision
 from engine.contract.errors import DeadlineError, NoEligibleCandidateError, OverloadedError
 from engine.contract.prompt import Prompt, Tokenizer, render
 from engine.contract.training_set import TrainingSet
@@ -71,7 +72,11 @@ class Decision:
     unlikeness: float | None
     kind: Kind
     timing: dict[str, float]
-    id: str = field(default_factory=lambda: os.urandom(16).hex())
+    id: str = ""
+
+
+# (decision with the whole ranking, policy, text, whether it is a dry run); must not fail.
+Observe = Callable[[Decision, Policy, str, bool], None]
 
 
 class Router:
@@ -86,7 +91,9 @@ class Router:
         cache: ScoreCache | None = None,
         sessions: Sessions | None = None,
         rules: Rules = Rules(),
+        observe: Observe | None = None,
     ) -> None:
+        self._observe = observe
         self._training_set = training_set
         self._cache = ScoreCache(0) if cache is None else cache
         self._registry = registry
@@ -112,6 +119,7 @@ class Router:
         Batcher.submit raises where Rules.fallback does not answer in its place.
         """
         begun = time.monotonic()
+        decision_id = begin_decision()
         ready = self._prepare(text, policy, context_chars)
         prepared = time.monotonic()
         scored, unscored = await self._scored_or_static(ready, deadline)
@@ -129,7 +137,12 @@ class Router:
             "choose": ended - scored_at,
             "total": ended - begun,
         }
-        return replace(decision, timing=timing)
+        decision = replace(decision, timing=timing, id=decision_id)
+        if self._observe is not None:
+            self._observe(decision, policy, text, dry_run)
+        if not policy.ranking_size:
+            return decision
+        return replace(decision, ranking=decision.ranking[: policy.ranking_size])
 
     async def _scored_or_static(self, ready: _Ready, deadline: float) -> tuple[Scored, str]:
         """The scores; or mean aptitude, and why."""
@@ -203,7 +216,7 @@ def _decision(ready: _Ready, policy: Policy, scored: Scored, under: Circumstance
     return Decision(
         selected=ranking[0].candidate,
         reason=choice.reason,
-        ranking=ranking[: policy.ranking_size or None],
+        ranking=ranking,
         exclusions=ready.able.excluded,
         revision=ready.table.revision,
         input_tokens=ready.input_tokens,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -69,17 +70,32 @@ class _Work:
 
 
 class Batcher:
-    """Start it inside a running loop with start(); stop() fails what still waits."""
+    """Start it inside a running loop with start(); stop() fails what still waits.
 
-    def __init__(self, backend: Backend, readout: Readout, limits: Limits = Limits()) -> None:
+    forwarded: told the requests and rows of each forward pass, in its thread.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        readout: Readout,
+        limits: Limits = Limits(),
+        forwarded: Callable[[int, int], None] | None = None,
+    ) -> None:
         self._backend = backend
         self._readout = readout
         self._limits = limits
+        self._forwarded = forwarded
         self._waiting: deque[_Work] = deque()
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._loop: asyncio.Task[None] | None = None
         self._forward_s = 0.05  # of the last batch; what RetryInfo is reckoned from
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
 
     def start(self) -> None:
         """Begin to serve."""
@@ -148,6 +164,9 @@ class Batcher:
             variants=variants,
         )
         self._forward_s = forwarded - begun
+        if self._forwarded is not None:
+            longest = max(len(work.tokens) for work in batch)
+            self._forwarded(len(batch), len(batch) * (longest + len(embeddings)))
         spent = time.monotonic() - forwarded
         return [
             Scored(

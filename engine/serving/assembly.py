@@ -35,8 +35,10 @@ from engine.scoring.cache import ScoreCache
 from engine.scoring.devices import open_backend
 from engine.serving.candidate_service import CandidateService
 from engine.serving.listen import Service
+from engine.serving.metrics import Sources
 from engine.serving.router_service import RouterService
 from engine.serving.settings import Settings
+from engine.serving.telemetry import Telemetry, sources
 from engine.sessions import Sessions
 from engine.version import VERSION
 
@@ -59,9 +61,11 @@ class Parts:
     batcher: Batcher
     router: Router
     outcomes: OutcomeStore
+    telemetry: Telemetry
+    sources: Sources
 
 
-def load(settings: Settings) -> Parts:
+def load(settings: Settings, telemetry: Telemetry) -> Parts:
     """Check and load everything. Raises BundleError, StoreError, InvalidInputError."""
     manifest = read_manifest(settings.bundle, "bundle")
     arrays = load_arrays(settings.bundle)
@@ -77,7 +81,7 @@ def load(settings: Settings) -> Parts:
         reembed=settings.reembed,
     )
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
-    batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
+    batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting), telemetry.forwarded)
     cache = ScoreCache(settings.cache_mb << 20)
     outcomes = OutcomeStore(settings.outcomes, settings.max_outcomes)
     router = Router(
@@ -92,12 +96,15 @@ def load(settings: Settings) -> Parts:
             settings.default_candidate,
             settings.switching_margin,
         ),
+        observe=telemetry.decided,
     )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)
     scoring = (backend, kernel, tokenizer, registry, batcher)
-    return Parts(settings, manifest, *scoring, router, outcomes)
+    about = {"version": VERSION, "backend": backend.describe(), "kernel": kernel}
+    watched = sources(registry.table, batcher, settings.max_waiting, cache, about)
+    return Parts(settings, manifest, *scoring, router, outcomes, telemetry, watched)
 
 
 def warm_up(parts: Parts) -> None:

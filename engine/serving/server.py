@@ -18,6 +18,8 @@ from engine.serving.drain import Drain
 from engine.serving.listen import Listener, bind, exposure
 from engine.serving.settings import Settings
 from engine.serving.status import StatusInterceptor
+from engine.serving.telemetry import open_telemetry
+from engine.serving.telemetry_interceptor import TelemetryInterceptor
 from engine.serving.tls import Certificates, TlsFiles
 from engine.serving.tokens import TokenFile
 
@@ -54,6 +56,7 @@ class Running:
         await self.parts.batcher.stop()
         await self.parts.outcomes.close()
         await self.parts.registry.close()
+        await self.parts.telemetry.stop()
 
 
 def read_guard(settings: Settings) -> Guard:
@@ -75,6 +78,7 @@ async def start_server(parts: Parts, guard: Guard) -> Running:
         await parts.outcomes.close()
         await parts.registry.close()
         raise
+    parts.telemetry.start(parts.sources)
     parts.batcher.start()
     for listener in listeners:
         await listener.start()
@@ -88,17 +92,17 @@ def _bind(parts: Parts, guard: Guard, drain: Drain) -> tuple[Listener, ...]:
             settings,
             address,
             services,
-            _interceptors(guard, drain),
+            _interceptors(parts, guard, drain),
             None if certificates is None else certificates.credentials(),
         )
         for address, services in services_by_address(parts)
     )
 
 
-def _interceptors(guard: Guard, drain: Drain) -> list[grpc.aio.ServerInterceptor]:
+def _interceptors(parts: Parts, guard: Guard, drain: Drain) -> list[grpc.aio.ServerInterceptor]:
     """Outermost first."""
     access = [] if guard.tokens is None else [AccessInterceptor(guard.tokens)]
-    return [*access, drain, StatusInterceptor()]
+    return [TelemetryInterceptor(parts.telemetry), *access, drain, StatusInterceptor()]
 
 
 async def serve(settings: Settings) -> None:
@@ -106,9 +110,15 @@ async def serve(settings: Settings) -> None:
     guard = read_guard(settings)
     for warning in exposure(settings):
         log.warning("%s", warning)
-    parts = load(settings)
-    stopping = _stop_at_signal()
-    running = await start_server(parts, guard)
+    telemetry = open_telemetry(settings)
+    try:
+        parts = load(settings, telemetry)
+        stopping = _stop_at_signal()
+        running = await start_server(parts, guard)
+    except BaseException:
+        await telemetry.stop()
+        raise
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, telemetry.reopen)
     print(_ready(running, settings), flush=True)
     await stopping.wait()
     log.info("stopping, within %d s; a second signal ends at once", settings.grace_s)

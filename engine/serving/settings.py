@@ -23,6 +23,7 @@ ENVIRONMENT = "MODELSAT_"
 MILLION = 1_000_000
 NO_FILE = Path()
 BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
+LEVELS = ("debug", "info", "warning", "error")
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -78,6 +79,7 @@ class Settings:
     )
     grace_s: int = _of(10, "seconds from SIGTERM to the end at the latest", high=3600)
     log_format: str = _of("text", "of the log on stderr", among=("text", "json"))
+    log_level: str = _of("info", "lowest that is logged", among=LEVELS)
     trace_address: str = _of("", "HOST:PORT of an OTLP collector (gRPC); empty sends no traces")
     audit: Path = _of(NO_FILE, "JSON lines file for a sample of decisions; empty keeps none")
     audit_share: float = _of(0.01, "of decisions in the audit file", high=1)
