@@ -1,8 +1,9 @@
-"""The `modelsat` command: serve, route, candidates, calibrate.
+"""The `modelsat` command: serve, route, candidates, store, calibrate.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
 modelsat candidates list
+modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqlite
 modelsat calibrate --data DIR --min-quality 0.97
 """
 
@@ -19,20 +20,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import calibrate
+from engine import calibrate, cli_candidates
 from engine.client import Client
-from engine.contract.candidate import PREFIX, to_json
+from engine.contract.candidate import PREFIX
 from engine.contract.errors import ModelsatError
 from engine.pb.router_service_pb2 import RouteResponse, Timing
 from engine.policy import Policy
-from engine.registry.zoo import read_zoo
 from engine.serving.settings import Settings, flag, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 STRANGE = 0.98  # unlikeness from which a person is told
-DEFAULT_SERVER = "127.0.0.1:50051"
 PHASES = tuple(field.name for field in Timing.DESCRIPTOR.fields)
 
 
@@ -57,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
     _add_route(commands.add_parser("route", help="choose a candidate for an instruction"))
-    _add_candidates(commands.add_parser("candidates", help="show or change the candidates"))
+    cli_candidates.add_candidates(
+        commands.add_parser("candidates", help="show or change the candidates")
+    )
+    cli_candidates.add_store(commands.add_parser("store", help="back up or restore a store"))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
     return top
 
@@ -90,7 +92,7 @@ def _serve(parsed: argparse.Namespace) -> None:
 def _add_route(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("text", help="the instruction")
-    add("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+    add("--server", default=cli_candidates.DEFAULT_SERVER, metavar="HOST:PORT")
     add("--json", action="store_true", help="one JSON object in place of the table")
     goal = command.add_mutually_exclusive_group()
     goal.add_argument("--cost-sensitivity", type=float, metavar="X", help="0 = quality alone")
@@ -182,63 +184,6 @@ def _strange(shown: dict[str, Any]) -> str:
     if unlikeness is None or unlikeness < STRANGE:
         return ""
     return f"; unlike {unlikeness:.0%} of the training instructions, so with caution"
-
-
-def _add_candidates(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="all candidates")
-    listing.set_defaults(run=_list)
-    show = actions.add_parser("show", help="one candidate as JSON")
-    add = actions.add_parser("add", help="register the candidates of a JSON file")
-    remove = actions.add_parser("remove", help="remove a candidate")
-    replace = actions.add_parser("replace", help="make a JSON file the whole table")
-    for action, run in ((show, _show), (remove, _remove)):
-        action.add_argument("id")
-        action.set_defaults(run=run)
-    for action, run in ((add, _add), (replace, _replace)):
-        action.add_argument("file", type=Path)
-        action.set_defaults(run=run)
-    for action in (listing, show, add, remove, replace):
-        action.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
-
-
-def _list(parsed: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("id", "mean accuracy", "context", "$ in/M", "$ out/M", "prices from"):
-        table.add_column(heading, no_wrap=heading == "id")
-    with Client(parsed.server) as client:
-        for c in client.candidates():
-            numbers = (c.context_window, c.input_usd_per_million, c.output_usd_per_million)
-            shown = ["unknown" if n is None else f"{n:g}" for n in numbers]
-            table.add_row(c.id, f"{c.mean_accuracy():.3f}", *shown, c.price_source)
-    Console(highlight=False, markup=False).print(table)
-
-
-def _show(parsed: argparse.Namespace) -> None:
-    with Client(parsed.server) as client:
-        print(json.dumps(to_json(client.candidate(parsed.id)), indent=1, ensure_ascii=False))
-
-
-def _add(parsed: argparse.Namespace) -> None:
-    candidates = read_zoo(parsed.file)
-    with Client(parsed.server) as client:
-        for candidate in candidates:
-            print(f"registered {client.add(candidate).name}")
-
-
-def _remove(parsed: argparse.Namespace) -> None:
-    with Client(parsed.server) as client:
-        client.remove(parsed.id)
-    print(f"removed {parsed.id}")
-
-
-def _replace(parsed: argparse.Namespace) -> None:
-    with Client(parsed.server) as client:
-        revision = client.replace(read_zoo(parsed.file))
-    print(f"replaced all, revision {revision}")
 
 
 if __name__ == "__main__":

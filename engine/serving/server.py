@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,7 +25,8 @@ from engine.pb import (
     router_service_pb2_grpc,
 )
 from engine.registry.onnx_encoder import load_encoder
-from engine.registry.registry import Registry, open_registry
+from engine.registry.opening import open_registry
+from engine.registry.registry import Registry
 from engine.registry.zoo import read_zoo
 from engine.router import Router
 from engine.scoring.backend import Backend
@@ -61,6 +61,7 @@ class Running:
     async def stop(self, grace_s: float) -> None:
         """Turn NOT_SERVING, let requests in flight end, close the store."""
         await self._health.enter_graceful_shutdown()
+        self.registry.end_watches()
         await self._server.stop(grace_s)
         await self.batcher.stop()
         await self.registry.close()
@@ -74,13 +75,15 @@ async def start_server(settings: Settings) -> Running:
     backend = open_backend(settings.bundle, manifest, settings.device, settings.threads)
     tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
     registry = open_registry(
-        Path(settings.store),
+        settings.store,
         encoder,
         manifest.encoder_id,
         manifest.width,
         read_zoo(settings.bundle / "zoo.json"),
         reembed=settings.reembed,
+        keep=settings.keep_revisions,
     )
+    registry.follow()
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting))
     cache = ScoreCache(settings.cache_mb << 20)
