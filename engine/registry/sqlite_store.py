@@ -180,7 +180,7 @@ def check(path: Path, db: SqliteDatabase) -> str:
     """Its schema. Raises StoreError for what is damaged or of another version."""
     problem = db.run("PRAGMA quick_check(1)")[0][0]
     if problem != "ok":
-        raise StoreError(f"{path} is damaged ({problem}); {RESTORE}.")
+        raise StoreError(f"{path} is damaged ({' '.join(problem.split())[:200]}); {RESTORE}.")
     found = history.meta(db, "schema")
     if found not in (OLD_SCHEMA, SCHEMA):
         raise StoreError(
