@@ -1,8 +1,9 @@
-"""The `modelsat` command: serve, route, candidates, outcomes, token, calibrate.
+"""The `modelsat` command: serve, route, candidates, store, outcomes, token, calibrate.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
 modelsat candidates list
+modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqlite
 modelsat token --role route --name gateway-1
 modelsat outcomes export --outcomes FILE --out DIR
 modelsat calibrate --data DIR --min-quality 0.97
@@ -20,11 +21,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from engine import calibrate, channel, outcome_export, route_command
-from engine.client import connect
-from engine.contract.candidate import to_json
+from engine import calibrate, cli_candidates, outcome_export, route_command
 from engine.contract.errors import ModelsatError
-from engine.registry.zoo import read_zoo
 from engine.serving.settings import Settings, flag, resolve
 from engine.serving.tokens import ROLES, new_token
 
@@ -50,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
     route_command.add_arguments(commands.add_parser("route", help=route_command.HELP))
-    _add_candidates(commands.add_parser("candidates", help="show or change the candidates"))
+    cli_candidates.add_candidates(
+        commands.add_parser("candidates", help="show or change the candidates")
+    )
+    cli_candidates.add_store(commands.add_parser("store", help="back up or restore a store"))
     _add_token(commands.add_parser("token", help="make a bearer token and its entry for --tokens"))
     outcome_export.add_arguments(commands.add_parser("outcomes", help=outcome_export.HELP))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
@@ -94,63 +95,6 @@ def _token(parsed: argparse.Namespace) -> None:
     print("the token, shown this once, and its entry for the file of --tokens:", file=sys.stderr)
     print(text)
     print(json.dumps(asdict(entry), ensure_ascii=False))
-
-
-def _add_candidates(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="all candidates")
-    listing.set_defaults(run=_list)
-    show = actions.add_parser("show", help="one candidate as JSON")
-    add = actions.add_parser("add", help="register the candidates of a JSON file")
-    remove = actions.add_parser("remove", help="remove a candidate")
-    replace = actions.add_parser("replace", help="make a JSON file the whole table")
-    for action, run in ((show, _show), (remove, _remove)):
-        action.add_argument("id")
-        action.set_defaults(run=run)
-    for action, run in ((add, _add), (replace, _replace)):
-        action.add_argument("file", type=Path)
-        action.set_defaults(run=run)
-    for action in (listing, show, add, remove, replace):
-        channel.add_arguments(action)
-
-
-def _list(parsed: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("id", "mean accuracy", "context", "$ in/M", "$ out/M", "prices from"):
-        table.add_column(heading, no_wrap=heading == "id")
-    with connect(parsed) as client:
-        for c in client.candidates():
-            numbers = (c.context_window, c.input_usd_per_million, c.output_usd_per_million)
-            shown = ["unknown" if n is None else f"{n:g}" for n in numbers]
-            table.add_row(c.id, f"{c.mean_accuracy():.3f}", *shown, c.price_source)
-    Console(highlight=False, markup=False).print(table)
-
-
-def _show(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        print(json.dumps(to_json(client.candidate(parsed.id)), indent=1, ensure_ascii=False))
-
-
-def _add(parsed: argparse.Namespace) -> None:
-    candidates = read_zoo(parsed.file)
-    with connect(parsed) as client:
-        for candidate in candidates:
-            print(f"registered {client.add(candidate).name}")
-
-
-def _remove(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        client.remove(parsed.id)
-    print(f"removed {parsed.id}")
-
-
-def _replace(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        revision = client.replace(read_zoo(parsed.file))
-    print(f"replaced all, revision {revision}")
 
 
 if __name__ == "__main__":

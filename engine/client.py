@@ -167,6 +167,43 @@ class Client:
             answer = self._candidates.BatchReplaceCandidates(request, timeout=self._timeout_s)
         return int(answer.revision)
 
+    def revisions(self) -> list[candidate_service_pb2.Revision]:
+        """The states of the table that are kept, newest first."""
+        found: list[candidate_service_pb2.Revision] = []
+        token = ""
+        while True:
+            request = candidate_service_pb2.ListRevisionsRequest(page_token=token)
+            with self._translated():
+                page = self._candidates.ListRevisions(request, timeout=self._timeout_s)
+            found += page.revisions
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def rollback(
+        self, revision: int, *, validate_only: bool = False
+    ) -> candidate_service_pb2.Revision:
+        """Make the table of `revision` the newest one; returns the new revision."""
+        request = candidate_service_pb2.RollbackRevisionRequest(
+            revision=revision, validate_only=validate_only
+        )
+        with self._translated():
+            answer = self._candidates.RollbackRevision(request, timeout=self._timeout_s)
+        made: candidate_service_pb2.Revision = answer.revision
+        return made
+
+    def watch(
+        self, known_revision: int = 0
+    ) -> Iterator[candidate_service_pb2.WatchCandidatesResponse]:
+        """Every change of the table as it comes, without a time limit, until the server stops."""
+        request = candidate_service_pb2.WatchCandidatesRequest(known_revision=known_revision)
+        call = self._candidates.WatchCandidates(request)
+        try:
+            with self._translated():
+                yield from call
+        finally:
+            call.cancel()
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:

@@ -43,7 +43,17 @@ TIMING = dict.fromkeys(("prepare", "queue", "forward", "score", "choose", "total
 def decision(chosen: str = "a", revision: int = 1, identifier: str = "d" * 32) -> Decision:
     ranking = tuple(Ranked(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25)))
     return Decision(
-        ranking[0].candidate, "why", ranking, {}, revision, 7, False, 0.5, TIMING, identifier
+        ranking[0].candidate,
+        "why",
+        ranking,
+        {},
+        revision,
+        7,
+        False,
+        0.5,
+        "scored",
+        TIMING,
+        identifier,
     )
 
 

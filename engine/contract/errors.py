@@ -3,8 +3,10 @@
     ModelsatError
     |-- InvalidInputError      a caller's value is wrong           INVALID_ARGUMENT
     |-- NotFoundError          no such candidate                   NOT_FOUND
+    |-- RevisionNotFoundError  no such revision is kept            NOT_FOUND
     |-- AlreadyExistsError     something is there already          ALREADY_EXISTS
     |-- EtagMismatchError      somebody else changed it first      ABORTED
+    |-- ConflictError          other servers change the store all the time  ABORTED
     |-- NoEligibleCandidateError  hard constraints leave nobody    FAILED_PRECONDITION
     |-- OverloadedError        the queue is full                   RESOURCE_EXHAUSTED
     |-- DeadlineError          time ran out before the forward     DEADLINE_EXCEEDED
@@ -52,6 +54,16 @@ class NotFoundError(ModelsatError):
         self.name = name
 
 
+class RevisionNotFoundError(ModelsatError):
+    """No revision of that number is kept; `name` is `revisions/{number}`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            f"Revision {number} is not kept; `modelsat candidates revisions` shows which are."
+        )
+        self.name = f"revisions/{number}"
+
+
 class AlreadyExistsError(ModelsatError):
     """Something of that name is there, and is not what was sent.
 
@@ -77,6 +89,16 @@ class EtagMismatchError(ModelsatError):
             f"{name} has etag {expected}, the request was made for {found}; read it again."
         )
         self.name = name
+
+
+class ConflictError(ModelsatError):
+    """The store is at another revision than the change was planned for; nothing was changed."""
+
+    def __init__(self, found: int, expected: int) -> None:
+        super().__init__(
+            f"The store is at revision {found}, the change was made for {expected}: other servers"
+            " change it all the time. Nothing was changed; send it again."
+        )
 
 
 class NoEligibleCandidateError(ModelsatError):

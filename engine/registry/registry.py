@@ -3,47 +3,79 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from engine.contract.candidate import MAX_CANDIDATES, PREFIX, Candidate, require_valid
 from engine.contract.errors import (
     AlreadyExistsError,
+    ConflictError,
     EtagMismatchError,
     InvalidInputError,
     NotFoundError,
+    StoreError,
     Violation,
 )
+from engine.registry.current import CurrentTable, StoreWatch
 from engine.registry.encoder import CapabilityEncoder
-from engine.registry.store import Change, Entry, Store
+from engine.registry.store import Change, Entry, Revision, Store, StoreState
 from engine.registry.table import Table, make_table
 
-Floats = NDArray[np.float32]
 Merge = Callable[[Candidate | None], Candidate]
+Plan = Callable[[Table], Change]
+ATTEMPTS = 50  # at a change that other servers are faster than
 
 
 class Registry:
     """The table and the only way to change it.
 
     A change is encoded and committed to the store before table() shows it. A caller that goes
-    away does not tear one: it is finished all the same.
+    away does not tear one: it is finished all the same. Where other servers have the same store,
+    follow() keeps the table up with them.
     """
 
     def __init__(self, store: Store, encoder: CapabilityEncoder, shape: tuple[int, int]) -> None:
         self._store = store
         self._encoder = encoder
         self._shape = shape
-        self._lock = asyncio.Lock()
-        self._running: set[asyncio.Task[Table]] = set()
-        revision, entries = store.load()
-        self._table = make_table(revision, entries, shape)
+        self._lock = asyncio.Lock()  # of the store and of changes to the table
+        self._running: set[asyncio.Task[Any]] = set()
+        self._refreshing: asyncio.Task[None] | None = None
+        self._watch = StoreWatch()
+        self._current = CurrentTable(self._read())
 
     def table(self) -> Table:
         """The newest table; hold on to it for the length of a request."""
-        return self._table
+        return self._current.table
+
+    def tables(self) -> AsyncGenerator[Table, None]:
+        """The table as it is, then each newer one until end_watches(); see CurrentTable.newer."""
+        return self._current.newer()
+
+    def end_watches(self) -> None:
+        """Let every tables() end; the server is stopping."""
+        self._current.end()
+
+    @property
+    def store_state(self) -> StoreState:
+        """Whether the store can be reached, and since when; always so for an SQLite file."""
+        return self._watch.state
+
+    def on_store_state(self, hook: Callable[[StoreState], None]) -> None:
+        """Call `hook` on the event loop whenever store_state changes."""
+        self._watch.hooks.append(hook)
+
+    def follow(self) -> None:
+        """Keep up with other servers' changes until close(); needs a running event loop."""
+        loop = asyncio.get_running_loop()
+
+        def seen(revision: int | None, reason: str) -> None:
+            with suppress(RuntimeError):  # the loop ended before the thread did
+                loop.call_soon_threadsafe(self._seen, revision, reason)
+
+        self._store.follow(seen)
 
     async def create(self, candidate: Candidate, *, validate_only: bool = False) -> Candidate:
         """Register a new candidate; AlreadyExistsError where the id is taken."""
@@ -54,7 +86,7 @@ class Registry:
                 raise AlreadyExistsError(candidate.name)
             return self._writing([candidate])
 
-        await self._change(plan, validate_only)
+        await self._change(plan, f"created {candidate.name}", validate_only)
         return candidate
 
     async def update(
@@ -74,11 +106,11 @@ class Registry:
 
         def plan(table: Table) -> Change:
             present = _expect(table, identifier, etag, allow_missing)
-            merged.append(merge(present))
+            merged[:] = [merge(present)]  # planned again where another server was faster
             require_valid(merged, "candidate")
             return self._writing(merged)
 
-        await self._change(plan, validate_only)
+        await self._change(plan, f"updated {PREFIX}{identifier}", validate_only)
         return merged[0]
 
     async def delete(
@@ -96,7 +128,7 @@ class Registry:
             present = None if gone else _expect(table, identifier, etag, allow_missing)
             return Change(remove=[present.id] if present else [])
 
-        await self._change(plan, validate_only)
+        await self._change(plan, f"deleted {PREFIX}{identifier}", validate_only)
 
     async def replace(
         self, candidates: Sequence[Candidate], *, validate_only: bool = False
@@ -110,36 +142,102 @@ class Registry:
         require_valid(candidates)
 
         def plan(_: Table) -> Change:
-            change = self._writing(candidates)
-            return Change(write=change.write, replace_all=True)
+            return Change(write=self._writing(candidates).write, replace_all=True)
 
-        return await self._change(plan, validate_only)
+        table, _ = await self._change(plan, f"replaced all by {len(candidates)}", validate_only)
+        return table
+
+    async def rollback(self, revision: int, *, validate_only: bool = False) -> Revision:
+        """Make the table of a kept revision the newest one; returns the new revision, or what there
+        would be. Raises RevisionNotFoundError."""
+
+        found: list[Entry] = []
+
+        def plan(_: Table) -> Change:
+            found[:] = self._store.load(revision)[1]
+            return Change(write=found, replace_all=True)
+
+        description = f"rolled back to {revision}"
+        table, made = await self._change(plan, description, validate_only)
+        return made or Revision(table.revision + 1, 0, description, len(found))
+
+    async def revisions(self, before: int | None, limit: int) -> list[Revision]:
+        """See Store.revisions."""
+        async with self._lock:
+            return await asyncio.to_thread(self._store.revisions, before, limit)
 
     async def close(self) -> None:
         """Finish the changes that run, then close the store."""
+        self.end_watches()
         await asyncio.gather(*self._running, return_exceptions=True)
-        self._store.close()
+        async with self._lock:
+            await asyncio.to_thread(self._store.close)
 
     def _writing(self, candidates: Sequence[Candidate]) -> Change:
         return Change(write=[(c, self._encoder.encode(c)) for c in candidates])
 
-    async def _change(self, plan: Callable[[Table], Change], validate_only: bool) -> Table:
-        task = asyncio.create_task(self._carry_out(plan, validate_only))
+    async def _change(
+        self, plan: Plan, description: str, validate_only: bool
+    ) -> tuple[Table, Revision | None]:
+        task = asyncio.create_task(self._carry_out(plan, description, validate_only))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def _carry_out(self, plan: Callable[[Table], Change], validate_only: bool) -> Table:
+    async def _carry_out(
+        self, plan: Plan, description: str, validate_only: bool
+    ) -> tuple[Table, Revision | None]:
+        """(the table after it, the revision that was made if one was)."""
         async with self._lock:
-            table = self._table
-            change = await asyncio.to_thread(plan, table)
-            entries = _entries_after(table, change)
-            _check_count(len(entries))
-            if validate_only or not (change.write or change.remove or change.replace_all):
-                return table
-            revision = await asyncio.to_thread(self._store.apply, change)
-            self._table = make_table(revision, list(entries.values()), self._shape)
-            return self._table
+            for attempt in range(ATTEMPTS):
+                await self._catch_up()
+                table = self.table()
+                change = await asyncio.to_thread(plan, table)
+                entries = _entries_after(table, change)
+                _check_count(len(entries))
+                if validate_only or not (change.write or change.remove or change.replace_all):
+                    return table, None
+                arguments = (change, table.revision, description)
+                try:
+                    made = await asyncio.to_thread(self._store.apply, *arguments)
+                except ConflictError:
+                    if attempt + 1 == ATTEMPTS:
+                        raise
+                    await asyncio.sleep(0.05 * random.random())  # noqa: S311 - apart from others
+                    self._current.show(await asyncio.to_thread(self._read))
+                    continue
+                self._current.show(make_table(made.number, list(entries.values()), self._shape))
+                return self.table(), made
+        raise AssertionError("the last attempt returns or raises")
+
+    def _read(self) -> Table:
+        revision, entries = self._store.load()
+        return make_table(revision, entries, self._shape)
+
+    async def _catch_up(self) -> None:
+        """With other servers; the lock is held."""
+        if not self._store.shared:
+            return
+        if await asyncio.to_thread(self._store.revision) != self.table().revision:
+            self._current.show(await asyncio.to_thread(self._read))
+
+    def _seen(self, revision: int | None, reason: str) -> None:
+        if revision is None:
+            self._watch.lost(reason)
+        elif revision == self.table().revision:
+            self._watch.reached()
+        elif self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh())
+            self._running.add(self._refreshing)
+            self._refreshing.add_done_callback(self._running.discard)
+
+    async def _refresh(self) -> None:
+        try:
+            async with self._lock:
+                await self._catch_up()
+            self._watch.reached()
+        except StoreError as error:
+            self._watch.lost(str(error))
 
 
 def _check_count(count: int) -> None:
@@ -168,20 +266,3 @@ def _entries_after(table: Table, change: Change) -> Mapping[str, Entry]:
         entries.pop(identifier, None)
     entries.update({c.id: (c, e) for c, e in change.write})
     return entries
-
-
-def open_registry(
-    path: Path,
-    encoder: CapabilityEncoder,
-    encoder_id: str,
-    width: int,
-    zoo: Sequence[Candidate],
-    *,
-    reembed: bool = False,
-) -> Registry:
-    """Open the store at `path`; a store that has never held anything begins with `zoo`."""
-    shape = (encoder.variants, width)
-    store = Store(path, encoder_id, shape, encoder.encode if reembed else None)
-    if store.revision() == 0:
-        store.apply(Change(write=[(c, encoder.encode(c)) for c in zoo]))
-    return Registry(store, encoder, shape)

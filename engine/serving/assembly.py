@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import grpc
@@ -25,8 +24,9 @@ from engine.pb import (
     router_service_pb2_grpc,
 )
 from engine.registry.onnx_encoder import load_encoder
+from engine.registry.opening import open_registry
 from engine.registry.outcome_store import OutcomeStore
-from engine.registry.registry import Registry, open_registry
+from engine.registry.registry import Registry
 from engine.registry.zoo import read_zoo
 from engine.router import Fallback, Router, Rules
 from engine.scoring.backend import Backend
@@ -73,12 +73,13 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
     backend = open_backend(settings.bundle, manifest, settings.device, settings.threads)
     tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
     registry = open_registry(
-        Path(settings.store),
+        settings.store,
         encoder,
         manifest.encoder_id,
         manifest.width,
         read_zoo(settings.bundle / "zoo.json"),
         reembed=settings.reembed,
+        keep=settings.keep_revisions,
     )
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting), telemetry.forwarded)
@@ -103,7 +104,14 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
         log.warning("scoring runs in %s", kernel)
     scoring = (backend, kernel, tokenizer, registry, batcher)
     about = {"version": VERSION, "backend": backend.describe(), "kernel": kernel}
-    watched = sources(registry.table, batcher, settings.max_waiting, cache, about)
+    watched = sources(
+        registry.table,
+        batcher,
+        settings.max_waiting,
+        cache,
+        about,
+        lambda: registry.store_state.connected,
+    )
     return Parts(settings, manifest, *scoring, router, outcomes, telemetry, watched)
 
 

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ from engine.pb import candidate_pb2, candidate_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as pb
 from engine.registry.registry import Registry
 from engine.serving.convert import OPTIONAL, candidate_from, candidate_to
+from engine.serving.revisions import (
+    candidate_messages,
+    page_of_revisions,
+    revision_to,
+    watch,
+)
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REMEMBERED = 1024  # request ids
@@ -107,7 +114,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         rest = [c for c in table.candidates if c.id > request.page_token]
         page = rest[:size]
         return pb.ListCandidatesResponse(
-            candidates=await asyncio.to_thread(_messages, page),
+            candidates=await asyncio.to_thread(candidate_messages, page),
             next_page_token=page[-1].id if len(rest) > size else "",
             revision=table.revision,
         )
@@ -156,19 +163,47 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self._log("replaced all by", f"{len(given)} candidates", request.validate_only)
         answer = given if request.validate_only else table.candidates
         return pb.BatchReplaceCandidatesResponse(
-            candidates=await asyncio.to_thread(_messages, answer), revision=table.revision
+            candidates=await asyncio.to_thread(candidate_messages, answer), revision=table.revision
         )
+
+    async def ListRevisions(
+        self, request: pb.ListRevisionsRequest, context: Context
+    ) -> pb.ListRevisionsResponse:
+        """Return a page, newest first. The token is the last number of the page before."""
+        if request.page_size < 0:
+            raise InvalidInputError(
+                Violation("page_size", f"is {request.page_size}; expected 0 or more.")
+            )
+        return await page_of_revisions(
+            self._registry, request.page_token, min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        )
+
+    async def RollbackRevision(
+        self, request: pb.RollbackRevisionRequest, context: Context
+    ) -> pb.RollbackRevisionResponse:
+        """Make the table of an earlier revision the newest one."""
+        if not 0 < request.revision < 2**62:
+            raise InvalidInputError(
+                Violation("revision", f"is {request.revision}; expected 1 or more.")
+            )
+        made = await self._registry.rollback(request.revision, validate_only=request.validate_only)
+        self._log("rolled back to", str(request.revision), request.validate_only)
+        return pb.RollbackRevisionResponse(revision=revision_to(made))
+
+    async def WatchCandidates(
+        self, request: pb.WatchCandidatesRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
+        """Answer with the table, then with its changes, until the server stops."""
+        async with aclosing(watch(self._registry, request.known_revision)) as answers:
+            async for answer in answers:
+                yield answer
 
     def _log(self, what: str, name: str, validate_only: bool) -> None:
         if not validate_only:
             log.info("%s %s, revision %d", what, name, self._registry.table().revision)
 
 
-# A page or a table takes long enough to convert (0.3 ms a candidate) to be done off the loop.
-def _messages(candidates: Sequence[Candidate]) -> list[candidate_pb2.Candidate]:
-    return [candidate_to(c) for c in candidates]
-
-
+# Long enough (see candidate_messages) to be done off the loop.
 def _candidates(messages: Sequence[candidate_pb2.Candidate]) -> list[Candidate]:
     return [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(messages)]
 

@@ -15,6 +15,7 @@ from engine.serving.settings import MAX_MESSAGE_BYTES, Settings
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 PROBES = ("", "readiness", "liveness")
+STORE = "store"  # whether changes are accepted; readiness does not depend on it
 SECOND_MS = 1000
 LIMITS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -56,6 +57,11 @@ class Listener:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
+    async def store(self, connected: bool) -> None:
+        """Say under the name `store` whether the candidate store answers; routing goes on."""
+        answer = health_pb2.HealthCheckResponse
+        await self._health.set(STORE, answer.SERVING if connected else answer.NOT_SERVING)
+
     async def retire(self) -> None:
         """Turn every name NOT_SERVING for good; calls are still answered."""
         await self._health.enter_graceful_shutdown()
@@ -91,7 +97,9 @@ def bind(
             f" {'--address' if address == settings.address else '--admin-address'} another"
             " HOST:PORT."
         ) from error
-    return Listener(f"{address.rpartition(':')[0]}:{port}", (*PROBES, *names), server, healthy)
+    return Listener(
+        f"{address.rpartition(':')[0]}:{port}", (*PROBES, STORE, *names), server, healthy
+    )
 
 
 def exposure(settings: Settings) -> list[str]:

@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from engine.contract.errors import BundleError
+from engine.registry.store import StoreState
 from engine.serving.access import AccessInterceptor
 from engine.serving.assembly import Parts, load, services_by_address, warm_up
 from engine.serving.drain import Drain
@@ -49,6 +51,7 @@ class Running:
         deadline = time.monotonic() + grace_s
         for listener in self.listeners:
             await listener.retire()
+        self.parts.registry.end_watches()
         await asyncio.sleep(min(MAX_NOTICE_S, grace_s / 4))
         await self.drain.close(max(0.0, deadline - time.monotonic()))
         left = max(0.0, deadline - time.monotonic())
@@ -82,7 +85,22 @@ async def start_server(parts: Parts, guard: Guard) -> Running:
     parts.batcher.start()
     for listener in listeners:
         await listener.start()
+    parts.registry.on_store_state(_telling(listeners))
+    parts.registry.follow()
     return Running(listeners, parts, drain)
+
+
+def _telling(listeners: Sequence[Listener]) -> Callable[[StoreState], None]:
+    """A hook that keeps the health name `store` true to the store."""
+    running: set[asyncio.Task[None]] = set()
+
+    def told(state: StoreState) -> None:
+        for listener in listeners:
+            task = asyncio.create_task(listener.store(state.connected))
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+    return told
 
 
 def _bind(parts: Parts, guard: Guard, drain: Drain) -> tuple[Listener, ...]:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from engine.contract.bundle import Device
 from engine.contract.candidate import ID_PATTERN
 from engine.contract.errors import InvalidInputError, Violation
+from engine.registry.store import without_password
 
 # A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
 MAX_MESSAGE_BYTES = 20 * 1024 * 1024
@@ -108,7 +109,8 @@ class Resolved:
     def table(self) -> str:
         """A line for each setting that is not a default; tokens and keys are files, never shown."""
         told = [(n, s) for n, s in self.sources.items() if s != "default"]
-        return "\n".join(f"  {n} = {getattr(self.settings, n)} ({s})" for n, s in told)
+        shown = {**vars(self.settings), "store": without_password(self.settings.store)}
+        return "\n".join(f"  {n} = {shown[n]} ({s})" for n, s in told)
 
 
 def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path) -> Resolved:

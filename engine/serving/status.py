@@ -6,7 +6,8 @@ Never a stack trace, never the text of an instruction.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -18,6 +19,7 @@ from grpc_status import rpc_status
 from engine.contract.candidate import PREFIX
 from engine.contract.errors import (
     AlreadyExistsError,
+    ConflictError,
     DeadlineError,
     EtagMismatchError,
     InvalidInputError,
@@ -26,6 +28,7 @@ from engine.contract.errors import (
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
+    RevisionNotFoundError,
     StoreError,
     UnauthenticatedError,
     UnavailableError,
@@ -36,8 +39,10 @@ DOMAIN = "modelsat"
 CODES: dict[type[ModelsatError], tuple[int, str]] = {
     InvalidInputError: (code_pb2.INVALID_ARGUMENT, "INVALID_INPUT"),
     NotFoundError: (code_pb2.NOT_FOUND, "NOT_FOUND"),
+    RevisionNotFoundError: (code_pb2.NOT_FOUND, "REVISION_NOT_FOUND"),
     AlreadyExistsError: (code_pb2.ALREADY_EXISTS, "ALREADY_EXISTS"),
     EtagMismatchError: (code_pb2.ABORTED, "ETAG_MISMATCH"),
+    ConflictError: (code_pb2.ABORTED, "REVISION_CONFLICT"),
     NoEligibleCandidateError: (code_pb2.FAILED_PRECONDITION, "NO_ELIGIBLE_CANDIDATE"),
     OverloadedError: (code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     DeadlineError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
@@ -96,6 +101,9 @@ def _details(error: ModelsatError) -> list[Message]:
     if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
         kind = getattr(error, "resource_type", "modelsat.v1.Candidate")
         return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=error.name)]
+    if isinstance(error, RevisionNotFoundError):
+        kind = "modelsat.v1.Revision"
+        return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=error.name)]
     if isinstance(error, NoEligibleCandidateError):
         failure = error_details_pb2.PreconditionFailure()
         for name, why in error.reasons.items():
@@ -138,8 +146,10 @@ class Unreadable:
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Around every unary method of the project: unreadable requests become INVALID_ARGUMENT,
-    the project's errors their status, anything else INTERNAL without its text."""
+    """Around every method of the project: unreadable requests become INVALID_ARGUMENT, the
+    project's errors their status, anything else INTERNAL without its text.
+
+    Methods that answer with a stream are async generators."""
 
     async def intercept_service(
         self,
@@ -149,13 +159,22 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or handler.unary_unary is None or "/modelsat." not in method:
+        if handler is None or "/modelsat." not in method:
             return handler
-        return grpc.unary_unary_rpc_method_handler(
-            _guarded(handler.unary_unary, method),
-            request_deserializer=_tolerant(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+        coders = {
+            "request_deserializer": _tolerant(handler.request_deserializer),
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary is not None:
+            guarded = _guarded(handler.unary_unary, method)
+            return grpc.unary_unary_rpc_method_handler(guarded, **coders)
+        if handler.unary_stream is not None:
+            streaming = _streaming(handler.unary_stream, method)
+            return grpc.unary_stream_rpc_method_handler(streaming, **coders)
+        if handler.stream_stream is not None:
+            streaming = _streaming(handler.stream_stream, method)
+            return grpc.stream_stream_rpc_method_handler(streaming, **coders)
+        return handler
 
 
 def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | Unreadable]:
@@ -172,21 +191,55 @@ def _guarded(
     behaviour: Callable[[Any, Any], Awaitable[Message]], method: str
 ) -> Callable[[Any, Any], Awaitable[Message]]:
     async def call(request: Message | Unreadable, context: Any) -> Message:
-        if isinstance(request, Unreadable):
-            wrong = Violation(
-                "request",
-                f"cannot be read ({request.why}): its bytes are no valid message of {method}, or a"
-                " text in it is not UTF-8. Send text as UTF-8.",
-            )
-            await _abort(context, to_status(InvalidInputError(wrong)))
         try:
-            return await behaviour(request, context)
-        except grpc.aio.AbortError:
-            raise
+            return await behaviour(_readable(request, method), context)
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
-            await _abort(context, failure_status(error, method))
+            await _end(context, method, error)
 
     return call
+
+
+def _streaming(
+    behaviour: Callable[[Any, Any], AsyncGenerator[Message, None]], method: str
+) -> Callable[[Any, Any], AsyncGenerator[Message, None]]:
+    """request: one message, or the iterator of a stream of them."""
+
+    async def call(request: Any, context: Any) -> AsyncGenerator[Message, None]:
+        try:
+            several = hasattr(request, "__aiter__")
+            asked = _readables(request, method) if several else _readable(request, method)
+            async with aclosing(behaviour(asked, context)) as answers:
+                async for answer in answers:
+                    yield answer
+        except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
+            await _end(context, method, error)
+
+    return call
+
+
+async def _readables(
+    requests: AsyncIterable[Message | Unreadable], method: str
+) -> AsyncGenerator[Message, None]:
+    async for request in requests:
+        yield _readable(request, method)
+
+
+def _readable(request: Message | Unreadable, method: str) -> Message:
+    if isinstance(request, Unreadable):
+        wrong = Violation(
+            "request",
+            f"cannot be read ({request.why}): its bytes are no valid message of {method}, or a"
+            " text in it is not UTF-8. Send text as UTF-8.",
+        )
+        raise InvalidInputError(wrong)
+    return request
+
+
+async def _end(context: Any, method: str, error: Exception) -> NoReturn:
+    """End a call with the status of what went wrong."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    await _abort(context, failure_status(error, method))
 
 
 def _log_failure(method: str, error: BaseException) -> None:
