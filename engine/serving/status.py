@@ -28,6 +28,7 @@ from engine.contract.errors import (
     StoreError,
     UnavailableError,
     Violation,
+    WaitTooLongError,
 )
 
 DOMAIN = "modelsat"
@@ -38,6 +39,7 @@ CODES: dict[type[ModelsatError], tuple[int, str]] = {
     EtagMismatchError: (code_pb2.ABORTED, "ETAG_MISMATCH"),
     NoEligibleCandidateError: (code_pb2.FAILED_PRECONDITION, "NO_ELIGIBLE_CANDIDATE"),
     OverloadedError: (code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    WaitTooLongError: (code_pb2.RESOURCE_EXHAUSTED, "WAIT_TOO_LONG"),
     DeadlineError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     UnavailableError: (code_pb2.UNAVAILABLE, "UNAVAILABLE"),
     StoreError: (code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE"),
