@@ -86,7 +86,7 @@ class Batch:
         return True
 
     def _padded(self, longest: int, union: Ints) -> int:
-        variants = self.works[0].table.embeddings.shape[1]
+        variants: int = self.works[0].table.embeddings.shape[1]
         return (len(self.works) + 1) * (longest + len(union) * variants)
 
 
