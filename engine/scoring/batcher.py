@@ -34,7 +34,7 @@ from engine.scoring.worker import Worker
 __all__ = ["Batcher", "Limits", "Readout", "Scored"]
 # What an answer may take beyond its estimate and still be in time: the estimate's own error, and
 # the way to the client through a busy machine.
-SAFETY = 1.25
+SAFETY = 1.5
 MIN_RETRY_S = 0.01
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     running = await start_server(settings)
+    gc.freeze()  # what lives as long as the server is not walked through while it answers
     table = running.registry.table()
     host = settings.address.rpartition(":")[0]
     print(

@@ -120,6 +120,9 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Around every unary method of the project: unreadable requests become INVALID_ARGUMENT,
     the project's errors their status, anything else INTERNAL without its text."""
 
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[Any, Any]] = {}  # method -> its handler, and ours around it
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -130,11 +133,15 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or handler.unary_unary is None or "/modelsat." not in method:
             return handler
-        return grpc.unary_unary_rpc_method_handler(
-            _guarded(handler.unary_unary, method),
-            request_deserializer=_tolerant(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = grpc.unary_unary_rpc_method_handler(
+                _guarded(handler.unary_unary, method),
+                request_deserializer=_tolerant(handler.request_deserializer),
+                response_serializer=handler.response_serializer,
+            )
+            self._wrapped[method] = (handler, wrapped)
+        return wrapped
 
 
 def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | Unreadable]:
@@ -166,6 +173,9 @@ def _guarded(
             await _abort(context, to_status(error))
         except grpc.aio.AbortError:
             raise
+        except NotImplementedError:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here.")
+            raise AssertionError("abort() raises") from None
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
             _log_failure(method, error)
             status = status_pb2.Status(
