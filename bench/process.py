@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,13 +39,36 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
+    def resident_mb(self) -> float:
+        """Memory it holds now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+        resident = next(x for x in status.splitlines() if x.startswith("VmRSS"))
+        return int(resident.split()[1]) / 1024
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time it used so far."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8")
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
 
 def launch(
-    store: Path, *arguments: str, bundle: Path = BUNDLE, python: tuple[str, ...] = ()
+    store: Path,
+    *arguments: str,
+    bundle: Path = BUNDLE,
+    python: tuple[str, ...] = (),
+    port: int = 0,
 ) -> Server:
-    """Start `modelsat serve` on a free port; does not wait until it is ready."""
+    """Start `modelsat serve`, on a free port where it is 0; does not wait until it is ready."""
     command = [sys.executable, *python, "-m", "engine.cli", "serve", "--bundle", str(bundle)]
-    command += ["--store", str(store), "--address", "127.0.0.1:0"]
+    command += ["--store", str(store), "--address", f"127.0.0.1:{port}"]
     command += ["--outcomes", str(store.with_name("outcomes.sqlite")), *arguments]
     log = store.with_name(f"server-{time.monotonic_ns()}.log")
     with log.open("wb") as output:

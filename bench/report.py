@@ -70,6 +70,17 @@ def markdown(targets: Sequence[Target]) -> str:
     return "\n".join(lines)
 
 
+def finish(name: str, result: Mapping[str, Any], targets: Sequence[Target]) -> int:
+    """Write bench/results/NAME.json, print the table of targets and, last, one JSON line; the exit
+    status: 1 where a target is missed."""
+    content = {**result, "targets": [t.row() for t in targets]}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(markdown(targets))
+    print(json.dumps(content))
+    return int(any(t.verdict is False for t in targets))
+
+
 def write(name: str, result: Mapping[str, Any], targets: Sequence[Target], bars: Any) -> None:
     """bench/results/NAME.json, .png and .html. bars: label -> milliseconds."""
     RESULTS.mkdir(exist_ok=True)

@@ -13,7 +13,12 @@ from engine import constraints
 from engine.constraints import Eligible
 from engine.contract.candidate import DEFAULT_ANSWER_TOKENS, Candidate
 from engine.contract.correlation import begin_decision
-from engine.contract.errors import DeadlineError, NoEligibleCandidateError, OverloadedError
+from engine.contract.errors import (
+    DeadlineError,
+    NoEligibleCandidateError,
+    OverloadedError,
+    WaitTooLongError,
+)
 from engine.contract.prompt import Prompt, Tokenizer, render
 from engine.contract.training_set import TrainingSet
 from engine.policy import Circumstances, Kind, Policy, decide
@@ -155,7 +160,7 @@ class Router:
         try:
             async with asyncio.timeout_at(last):
                 return await self._scored(ready, deadline), ""
-        except (TimeoutError, DeadlineError):
+        except (TimeoutError, DeadlineError, WaitTooLongError):
             unscored = "the deadline is near"
         except OverloadedError:
             if self._rules.fallback != "overload":

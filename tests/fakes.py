@@ -18,7 +18,7 @@ class FakeBackend:
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def hidden(
         self, tokens: Sequence[NDArray[np.int64]], embeddings: NDArray[np.float32]

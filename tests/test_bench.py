@@ -6,11 +6,16 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
+from bench import fuzz, overload, soak
+from bench import fuzz_messages as messages
 from bench.capacity import Service, fit, latencies
 from bench.floor import Shape, products, session
 from bench.latency import texts
-from bench.load import Seen, closed_loop, open_loop
+from bench.load import Calls, Generator, Seen, closed_loop, open_loop
 from bench.process import serving
 from bench.report import Target, markdown
 
@@ -71,3 +76,73 @@ def test_the_fit_of_service_times_finds_its_line() -> None:
     ms = [2 + 0.1 * x + 0.003 * x * n for x, n in zip(rows, lengths, strict=True)]
     found = fit(rows, lengths, ms)
     assert np.allclose([found.start, found.row, found.pair, found.worst], [2, 0.1, 0.003, 0])
+
+
+def test_calls_are_counted_and_joined() -> None:
+    calls = Calls([0.0, 1.0, 2.0], [0.1, 1.2, 2.3], ["OK", "OK", "UNAVAILABLE"], 4.0, 0.5)
+    np.testing.assert_allclose(calls.answered_ms(), [100, 200])
+    assert (calls.per_second(), calls.per_second(after_s=1.0)) == (0.5, 1 / 3)
+    calls.extend(Calls([1.0], [1.5], ["OK"], 4.0, 0.1))
+    assert calls.due[-1] == 5.0
+    assert calls.codes() == {"OK": 3, "UNAVAILABLE": 1}
+    assert calls.summary()["generator_cores"] == pytest.approx(0.3)
+
+
+def test_a_generator_holds_and_pours(tmp_path: Path) -> None:
+    async def both(address: str) -> tuple[Calls, Calls]:
+        async with Generator(address, texts(40, 1), timeout_s=20.0) as generator:
+            held = await generator.hold(2, 0.5)
+            return held, await generator.pour(20.0, 1.0, even=True)
+
+    with serving(tmp_path / "candidates.sqlite", "--cache-mb", "0") as server:
+        held, poured = asyncio.run(both(server.address))
+        assert server.resident_mb() > 10
+        assert server.cpu_s() > 0
+    assert set(held.code) == set(poured.code) == {"OK"}
+    assert len(poured.code) in (18, 19, 20)
+
+
+def test_overload_and_soak_are_judged() -> None:
+    def calls(ms: float, codes: list[str]) -> Calls:
+        due = [i / 10 for i in range(len(codes))]
+        return Calls(due, [d + ms / 1000 for d in due], codes, 10.0)
+
+    seen = dict.fromkeys(("capacity", "capacity again"), calls(50, ["OK"] * 100))
+    seen |= dict.fromkeys(("normal", "recovery"), calls(50, ["OK"] * 50))
+    seen["overload"] = calls(900, ["OK"] * 95 + ["RESOURCE_EXHAUSTED"] * 100)
+    assert [t.verdict for t in overload.judge(seen, 3.0)] == [True] * 4
+    seen["overload"] = calls(900, ["OK"] * 80 + ["UNAVAILABLE"])
+    seen["recovery"] = calls(150, ["OK", "RESOURCE_EXHAUSTED"])
+    assert [t.verdict for t in overload.judge(seen, 3.0)] == [False] * 4
+
+    assert (soak.turns(2), soak.turns(30)) == (2, 4)
+    flat, grown = ([(i / 4, 100 + i * by) for i in range(1, 121)] for by in (0.0, 0.1))
+    assert soak.growth(flat) == 0
+    assert soak.growth(grown) == pytest.approx(0.107, abs=0.01)
+    halves = {"without swaps": calls(10, ["OK"] * 9), "with swaps": calls(12, ["OK"] * 9)}
+    verdicts = [t.verdict for t in soak.judge(halves, flat, soak.Swaps(""))]
+    assert verdicts == [True, True, True, False]
+
+
+def test_fuzzed_requests_can_be_made_again_and_are_of_all_kinds() -> None:
+    kinds = set()
+    for method in fuzz.methods():
+        made = [messages.make(method, 7, number) for number in range(40)]
+        assert made == [messages.make(method, 7, number) for number in range(40)]
+        for raw in made:
+            try:
+                GetMessageClass(method.input_type).FromString(raw)
+                kinds.add("readable")
+            except DecodeError:
+                kinds.add("unreadable")
+    assert kinds == {"readable", "unreadable"}
+    names = {messages.method_path(method) for method in fuzz.methods()}
+    assert "/modelsat.v1.CandidateService/WatchCandidates" in names
+    assert len({messages.bad_connection(7, number) for number in range(200)}) > 12
+
+
+def test_a_short_fuzz_of_a_real_server(tmp_path: Path) -> None:
+    with serving(tmp_path / "candidates.sqlite") as server:
+        found = fuzz.fuzz(server, requests=150, seed=7)
+    assert found.failures == []
+    assert found.codes.total() == 150

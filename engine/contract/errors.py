@@ -9,6 +9,7 @@
     |-- ConflictError          other servers change the store all the time  ABORTED
     |-- NoEligibleCandidateError  hard constraints leave nobody    FAILED_PRECONDITION
     |-- OverloadedError        the queue is full                   RESOURCE_EXHAUSTED
+    |   `-- WaitTooLongError   it is too long for the deadline     RESOURCE_EXHAUSTED
     |-- DeadlineError          time ran out before the forward     DEADLINE_EXCEEDED
     |-- UnavailableError       stopping, or a stage failed         UNAVAILABLE
     |-- UnauthenticatedError   no token, or none that is known     UNAUTHENTICATED
@@ -122,8 +123,20 @@ class OverloadedError(ModelsatError):
         self.retry_after_s = retry_after_s
 
 
+class WaitTooLongError(OverloadedError):
+    """The queue is too long for the caller's deadline; it has room in `retry_after_s` seconds."""
+
+    def __init__(self, waiting: int, wait_s: float, left_s: float, retry_after_s: float) -> None:
+        ModelsatError.__init__(
+            self,
+            f"{waiting} requests wait, about {wait_s:.2f} s; the deadline leaves {left_s:.2f} s."
+            " Try again later or another server.",
+        )
+        self.retry_after_s = retry_after_s
+
+
 class DeadlineError(ModelsatError):
-    """The caller's deadline passed before the instruction was scored."""
+    """The caller's deadline passed, or would pass, before the instruction was scored."""
 
 
 class UnavailableError(ModelsatError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +51,9 @@ class Tokenizer(Protocol):
 
     def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding:
         """Tokens of `sequence`."""
+
+    def __hash__(self) -> int:
+        """By identity: the constant parts are tokenised once for each."""
 
 
 @dataclass(frozen=True)
@@ -112,5 +116,12 @@ def render(text: str, tokenizer: Tokenizer, budget: int = MAX_INSTRUCTION_TOKENS
         ids = head_ids[:head] + tail_ids[-(budget - head) :]
     else:
         ids = head_ids
-    tokens = encode(INQUIRY) + ids + encode(AFTER)
-    return Prompt(np.asarray(tokens, dtype=np.int64), count, truncated)
+    before, after = _around(tokenizer)
+    return Prompt(np.array([*before, *ids, *after], dtype=np.int64), count, truncated)
+
+
+@lru_cache(maxsize=4)
+def _around(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens of INQUIRY and AFTER: the same for every request, and half the time of a short one."""
+    before, after = (tokenizer.encode(t, add_special_tokens=False) for t in (INQUIRY, AFTER))
+    return tuple(before.ids), tuple(after.ids)

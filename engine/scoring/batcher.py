@@ -3,29 +3,41 @@
 One forward runs at a time; what arrives meanwhile is joined into the next, up to a budget of rows
 (tokens and candidates, padding included) and to a share of padding: neighbours in length go
 together, and the oldest request always goes first, so that no length starves another. Cancelled and
-expired requests are dropped before it.
+expired requests leave the queue at once, and what cannot be answered in time is refused when it
+comes: under overload the queue holds only work that somebody will still want.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cpp_ext import score
 from engine.contract.bundle import Calibration
-from engine.contract.errors import DeadlineError, OverloadedError, UnavailableError
+from engine.contract.errors import (
+    DeadlineError,
+    ModelsatError,
+    OverloadedError,
+    UnavailableError,
+    WaitTooLongError,
+)
 from engine.registry.table import Table
 from engine.scoring.backend import Backend
+from engine.scoring.batch import Batch, Floats, Ints, Queue, Scored, Work
+from engine.scoring.pace import Pace
+from engine.scoring.worker import Worker
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
+__all__ = ["Batcher", "Limits", "Readout", "Scored"]
+# What an answer may take beyond its estimate and still be in time: the estimate's own error, and
+# the way to the client through a busy machine.
+SAFETY = 1.5
+MIN_RETRY_S = 0.01
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,16 +50,6 @@ class Readout:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """p: (len(rows),) probabilities in the order of the request's rows; times in seconds."""
-
-    p: Floats
-    queue_s: float
-    forward_s: float
-    score_s: float
-
-
-@dataclass(frozen=True)
 class Limits:
     """rows: of one forward, tokens and candidates with padding. waiting: requests in the queue.
 
@@ -57,16 +59,6 @@ class Limits:
 
     rows: int = 512
     waiting: int = 256
-
-
-@dataclass(frozen=True, eq=False)
-class _Work:
-    tokens: Ints
-    table: Table
-    rows: Ints
-    deadline: float
-    arrived: float
-    result: asyncio.Future[Scored] = field(repr=False)
 
 
 class Batcher:
@@ -86,74 +78,140 @@ class Batcher:
         self._readout = readout
         self._limits = limits
         self._forwarded = forwarded
-        self._waiting: deque[_Work] = deque()
+        self._queue = Queue()  # limits.waiting at most, each of a few hundred tokens
         self._arrival = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
-        self._loop: asyncio.Task[None] | None = None
-        self._forward_s = 0.05  # of the last batch; what RetryInfo is reckoned from
+        self._worker: Worker[list[Scored]] = Worker()
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._pace = Pace()
+        self._running: tuple[float, int] | None = None  # the present forward: begin, rows
+        self._failing = False
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiting)
+        return len(self._queue)
 
     def start(self) -> None:
         """Begin to serve."""
-        self._loop = asyncio.create_task(self._run(), name="batcher")
+        self._task = asyncio.create_task(self._run(), name="batcher")
+        self._task.add_done_callback(lambda _: _fail(self._queue.clear(), None))
 
     async def stop(self) -> None:
-        """Fail what waits and what is in flight; returns when the forward thread is free."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
-        self._fail(list(self._waiting), UnavailableError("The server is stopping; try another."))
-        self._waiting.clear()
-        await asyncio.to_thread(self._thread.shutdown)
+        """Fail what waits and what is in flight; returns when the forward thread is free, or after
+        worker.JOIN_S seconds."""
+        self._stopped = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        _fail(self._queue.clear(), None)
+        await self._worker.stop()
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds that the present forward has run; 0 where none does. One that hangs keeps all
+        others waiting until their deadlines."""
+        return 0.0 if self._running is None else time.monotonic() - self._running[0]
+
+    def estimated_wait_s(self, rows: int) -> float:
+        """Seconds until a request of `rows` (tokens and candidate rows) that came now would be
+        scored: what is before it and its own forward. 0 where nothing was measured lately."""
+        return self._ahead_s(time.monotonic()) + self._pace.row_s * rows
 
     async def submit(
         self, tokens: Ints, table: Table, rows: Ints, deadline: float = float("inf")
     ) -> Scored:
-        """Score `rows` of `table` for the prompt `tokens` (L,). deadline: of time.monotonic().
+        """Score `rows` (ascending) of `table` for the prompt `tokens` (L,). deadline: of
+        time.monotonic(); without one only the length of the queue is a bound.
 
         Raises OverloadedError, DeadlineError, UnavailableError.
         """
-        if self._loop is None or self._loop.done():
-            raise UnavailableError("The server is not serving; try another.")
-        if len(self._waiting) >= self._limits.waiting:
-            raise OverloadedError(len(self._waiting), self._limits.waiting, self._forward_s)
-        result: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Work(tokens, table, rows, deadline, time.monotonic(), result))
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        self._ensure_serving()
+        size = len(tokens) + len(rows) * table.embeddings.shape[1]
+        self._admit(size, deadline, now)
+        work = Work(tokens, table, rows, deadline, now, loop.create_future(), size)
+        self._queue.add(work)
         self._arrival.set()
-        return await result
+        # Also while it is being forwarded: a forward may hang.
+        timer = None if deadline == float("inf") else loop.call_at(deadline, _expire, work)
+        try:
+            return await work.result
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._queue.remove(work)
+
+    def _ensure_serving(self) -> None:
+        if self._task is None or self._stopped:
+            raise UnavailableError("The server is not serving; try another.")
+        if self._task.done():
+            log.error("the batcher had ended; it is started again")
+            self.start()
+
+    def _admit(self, size: int, deadline: float, now: float) -> None:
+        """Raise where there is no room, or an answer in time is not to be expected."""
+        count, limit = len(self._queue), self._limits.waiting
+        ahead, own = self._ahead_s(now), self._pace.row_s * size
+        if count >= limit:
+            raise OverloadedError(count, limit, max(ahead / 2, MIN_RETRY_S))
+        left, needed = deadline - now, SAFETY * (ahead + own)
+        if left <= 0 or SAFETY * own > left:
+            raise DeadlineError(
+                f"Scoring takes about {own:.3f} s, the deadline leaves {left:.3f} s; allow more."
+            )
+        if needed > left:
+            raise WaitTooLongError(count, ahead, left, max(needed - left, MIN_RETRY_S))
+
+    def _ahead_s(self, now: float) -> float:
+        """Seconds until what runs and what waits is done."""
+        if self._running is None:
+            self._pace.forget(now)
+            return self._pace.row_s * self._queue.rows
+        begun, rows = self._running
+        # One that takes longer than it should is expected to take as long again as it is late.
+        rest = abs(self._pace.row_s * rows - (now - begun))
+        return rest + self._pace.row_s * self._queue.rows
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrival.wait()
-            batch = take(self._waiting, self._limits.rows, time.monotonic())
-            if not self._waiting:
-                self._arrival.clear()
-            if not batch:
-                continue
+            batch = Batch()
             try:
-                done = await loop.run_in_executor(self._thread, self._forward, batch)
+                now = time.monotonic()
+                self._pace.forget(now)
+                batch = self._queue.take(self._limits.rows, now, self._pace.row_s)
+                if not len(self._queue):
+                    self._arrival.clear()
+                if batch.works:
+                    await self._serve(batch, now)
             except asyncio.CancelledError:
-                self._fail(batch, UnavailableError("The server is stopping; try another."))
+                _fail(batch.works, None)
                 raise
             except Exception as error:  # noqa: BLE001 - the batch fails, the next one is served
-                self._fail(batch, error)
-                continue
-            for work, scored in zip(batch, done, strict=True):
-                if not work.result.done():
-                    work.result.set_result(scored)
+                self._report(error)
+                _fail(batch.works or self._queue.clear(), error)
+                await asyncio.sleep(0)
 
-    def _forward(self, batch: list[_Work]) -> list[Scored]:
+    async def _serve(self, batch: Batch, now: float) -> None:
+        self._running = (now, batch.size)
+        try:
+            done = await self._worker.run(lambda: self._forward(batch))
+        finally:
+            self._running = None
+        ended = time.monotonic()
+        self._pace.measure(batch.size, ended - now, ended)
+        self._failing = False
+        for work, scored in zip(batch.works, done, strict=True):
+            if not work.result.done():
+                work.result.set_result(scored)
+
+    def _forward(self, batch: Batch) -> list[Scored]:
         begun = time.monotonic()
-        table = batch[0].table
-        union = np.unique(np.concatenate([work.rows for work in batch]))
+        table, union = batch.works[0].table, batch.union
         variants, width = table.embeddings.shape[1:]
         embeddings = table.embeddings[union].reshape(len(union) * variants, width)
-        hidden = self._backend.hidden([work.tokens for work in batch], embeddings)
+        hidden = self._backend.hidden([work.tokens for work in batch.works], embeddings)
         forwarded = time.monotonic()
         p = score(
             hidden,
@@ -163,10 +221,8 @@ class Batcher:
             offset=self._readout.calibration.offset,
             variants=variants,
         )
-        self._forward_s = forwarded - begun
         if self._forwarded is not None:
-            longest = max(len(work.tokens) for work in batch)
-            self._forwarded(len(batch), len(batch) * (longest + len(embeddings)))
+            self._forwarded(len(batch.works), batch.size)
         spent = time.monotonic() - forwarded
         return [
             Scored(
@@ -175,48 +231,29 @@ class Batcher:
                 forwarded - begun,
                 spent,
             )
-            for i, work in enumerate(batch)
+            for i, work in enumerate(batch.works)
         ]
 
-    @staticmethod
-    def _fail(batch: list[_Work], error: Exception) -> None:
-        if not isinstance(error, UnavailableError):
-            known = UnavailableError(f"Scoring failed ({type(error).__name__}); try again.")
-            known.__cause__ = error
-            error = known
-        for work in batch:
-            if not work.result.done():
-                work.result.set_exception(error)
+    def _report(self, error: Exception) -> None:
+        """Once until something succeeds: the requests that fail are logged by their status."""
+        if not self._failing:
+            log.error("scoring fails by %s; the next request is tried again", type(error).__name__)
+        self._failing = True
 
 
-PADDING_SHARE = 0.2  # of a joined forward's rows that may be padding
+def _expire(work: Work) -> None:
+    if not work.result.done():
+        work.result.set_exception(DeadlineError("The deadline passed before it was scored."))
 
 
-def take(waiting: deque[_Work], budget: int, now: float) -> list[_Work]:
-    """Remove the next batch from `waiting`: the oldest request, and in order of arrival those
-    that read the same table and still fit the budget of rows. Expired ones are failed."""
-    batch: list[_Work] = []
-    left: deque[_Work] = deque()
-    union: set[int] = set()
-    longest = total = 0
-    while waiting:
-        work = waiting.popleft()
-        if work.result.done():
-            continue
-        if work.deadline <= now:
-            work.result.set_exception(DeadlineError("The deadline passed while waiting."))
-            continue
-        rows = union.union(work.rows.tolist())
-        length = max(longest, len(work.tokens))
-        variants = work.table.embeddings.shape[1]
-        each = len(rows) * variants
-        size, needed = (len(batch) + 1) * (length + each), total + len(work.tokens)
-        padding = (len(batch) + 1) * length - needed
-        fits = size <= budget and padding <= PADDING_SHARE * size
-        if batch and (work.table is not batch[0].table or not fits):
-            left.append(work)
-            continue
-        batch.append(work)
-        union, longest, total = rows, length, needed
-    waiting.extend(left)
-    return batch
+def _fail(works: list[Work], error: Exception | None) -> None:
+    """error: what was raised; None where the server stops."""
+    if error is None:
+        error = UnavailableError("The server is stopping; try another.")
+    elif not isinstance(error, ModelsatError):
+        known = UnavailableError(f"Scoring failed ({type(error).__name__}); try again.")
+        known.__cause__ = error
+        error = known
+    for work in works:
+        if not work.result.done():
+            work.result.set_exception(error)

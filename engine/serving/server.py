@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -137,6 +138,7 @@ async def serve(settings: Settings) -> None:
         await telemetry.stop()
         raise
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, telemetry.reopen)
+    gc.freeze()  # what lives as long as the server is not walked through while it answers
     print(_ready(running, settings), flush=True)
     await stopping.wait()
     log.info("stopping, within %d s; a second signal ends at once", settings.grace_s)

@@ -33,6 +33,7 @@ from engine.contract.errors import (
     UnauthenticatedError,
     UnavailableError,
     Violation,
+    WaitTooLongError,
 )
 
 DOMAIN = "modelsat"
@@ -45,6 +46,7 @@ CODES: dict[type[ModelsatError], tuple[int, str]] = {
     ConflictError: (code_pb2.ABORTED, "REVISION_CONFLICT"),
     NoEligibleCandidateError: (code_pb2.FAILED_PRECONDITION, "NO_ELIGIBLE_CANDIDATE"),
     OverloadedError: (code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    WaitTooLongError: (code_pb2.RESOURCE_EXHAUSTED, "WAIT_TOO_LONG"),
     DeadlineError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     UnavailableError: (code_pb2.UNAVAILABLE, "UNAVAILABLE"),
     StoreError: (code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE"),
@@ -151,6 +153,9 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
     Methods that answer with a stream are async generators."""
 
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[Any, Any]] = {}  # method -> its handler, and ours around it
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -161,20 +166,28 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or "/modelsat." not in method:
             return handler
-        coders = {
-            "request_deserializer": _tolerant(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.unary_unary is not None:
-            guarded = _guarded(handler.unary_unary, method)
-            return grpc.unary_unary_rpc_method_handler(guarded, **coders)
-        if handler.unary_stream is not None:
-            streaming = _streaming(handler.unary_stream, method)
-            return grpc.unary_stream_rpc_method_handler(streaming, **coders)
-        if handler.stream_stream is not None:
-            streaming = _streaming(handler.stream_stream, method)
-            return grpc.stream_stream_rpc_method_handler(streaming, **coders)
-        return handler
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = _around(handler, method)
+            self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+
+def _around(handler: Any, method: str) -> Any:
+    coders = {
+        "request_deserializer": _tolerant(handler.request_deserializer),
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary is not None:
+        guarded = _guarded(handler.unary_unary, method)
+        return grpc.unary_unary_rpc_method_handler(guarded, **coders)
+    if handler.unary_stream is not None:
+        streaming = _streaming(handler.unary_stream, method)
+        return grpc.unary_stream_rpc_method_handler(streaming, **coders)
+    if handler.stream_stream is not None:
+        streaming = _streaming(handler.stream_stream, method)
+        return grpc.stream_stream_rpc_method_handler(streaming, **coders)
+    return handler
 
 
 def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | Unreadable]:
