@@ -31,7 +31,7 @@ from bench.report import Target, conditions, markdown, write
 from cpp_ext import score, score_reference
 from engine.contract.bundle import read_manifest
 from engine.contract.prompt import INQUIRY, render
-from engine.scoring.devices import open_backend
+from engine.scoring.onnx_backend import OnnxBackend
 from export.formats import POSITIONS, cached_prompt
 from export.llama import emit_backbone
 from export.ops import Int8, LlamaConfig
@@ -81,7 +81,7 @@ def forwards(quick: bool, threads: int, scratch: Path) -> dict[str, float]:
     read = LENGTH - _inquiry_tokens() + CANDIDATES
     products(shape, read, CANDIDATES, scratch / "products.onnx")
     floor, x = session(scratch / "products.onnx", threads), rows(read, manifest.width)
-    fp32, int8 = (open_backend(BUNDLE, manifest, d, threads) for d in ("cpu-fp32", "cpu"))
+    fp32, int8 = (OnnxBackend(BUNDLE / manifest.graphs[d], threads) for d in ("cpu-fp32", "cpu"))
     many = {n: rows(n, manifest.width) for n in (1, 100, 1000)}
     hidden = rows(1024, manifest.width)[None]
     weight, fixed = rows(1, manifest.width)[0], {"eps": 1e-5, "scale": 1.0, "offset": 0.0}
@@ -140,7 +140,7 @@ def resident_mb() -> float:
 def memory_per_candidate() -> float:
     """KB that a forward with 1,000 candidates adds to one with a single one, per candidate."""
     manifest = read_manifest(BUNDLE, "bundle")
-    backend, tokens = open_backend(BUNDLE, manifest, "cpu"), prompt(LENGTH)
+    backend, tokens = OnnxBackend(BUNDLE / manifest.graphs["cpu"]), prompt(LENGTH)
     backend.hidden([tokens], rows(1, manifest.width))
     before = resident_mb()
     backend.hidden([tokens], rows(1000, manifest.width))

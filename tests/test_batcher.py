@@ -16,7 +16,8 @@ from engine.contract.bundle import Calibration
 from engine.contract.candidate import Candidate
 from engine.contract.errors import DeadlineError, OverloadedError, UnavailableError
 from engine.registry.table import Table, make_table
-from engine.scoring.batcher import Batcher, Limits, Readout, _Work, take
+from engine.scoring.backend import Readout
+from engine.scoring.batcher import Batcher, Limits, _Work, take
 from tests.fakes import FakeBackend
 
 WIDTH = 8

@@ -17,23 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cpp_ext import score
-from engine.contract.bundle import Calibration
 from engine.contract.errors import DeadlineError, OverloadedError, UnavailableError
 from engine.registry.table import Table
-from engine.scoring.backend import Backend
+from engine.scoring.backend import Backend, Readout
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Readout:
-    """What turns a row into a probability. weight: (D,), see cpp_ext.score."""
-
-    weight: Floats
-    eps: float
-    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -105,6 +94,7 @@ class Batcher:
             raise UnavailableError("The server is not serving; try another.")
         if len(self._waiting) >= self._limits.waiting:
             raise OverloadedError(len(self._waiting), self._limits.waiting, self._forward_s)
+        self._backend.prepare(table.embeddings)
         result: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Work(tokens, table, rows, deadline, time.monotonic(), result))
         self._arrival.set()
@@ -135,26 +125,15 @@ class Batcher:
         begun = time.monotonic()
         table = batch[0].table
         union = np.unique(np.concatenate([work.rows for work in batch]))
-        variants, width = table.embeddings.shape[1:]
-        embeddings = table.embeddings[union].reshape(len(union) * variants, width)
-        hidden = self._backend.hidden([work.tokens for work in batch], embeddings)
-        forwarded = time.monotonic()
-        p = score(
-            hidden,
-            self._readout.weight,
-            eps=self._readout.eps,
-            scale=self._readout.calibration.scale,
-            offset=self._readout.calibration.offset,
-            variants=variants,
-        )
-        self._forward_s = forwarded - begun
-        spent = time.monotonic() - forwarded
+        tokens = [work.tokens for work in batch]
+        scores = self._backend.probabilities(tokens, table.embeddings, union, self._readout)
+        self._forward_s = scores.forward_s
         return [
             Scored(
-                p[i, np.searchsorted(union, work.rows)],
+                scores.p[i, np.searchsorted(union, work.rows)],
                 begun - work.arrived,
-                forwarded - begun,
-                spent,
+                scores.forward_s,
+                scores.score_s,
             )
             for i, work in enumerate(batch)
         ]

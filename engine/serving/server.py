@@ -29,8 +29,8 @@ from engine.registry.onnx_encoder import load_encoder
 from engine.registry.registry import Registry, open_registry
 from engine.registry.zoo import read_zoo
 from engine.router import Router
-from engine.scoring.backend import Backend
-from engine.scoring.batcher import Batcher, Limits, Readout
+from engine.scoring.backend import Backend, Readout
+from engine.scoring.batcher import Batcher, Limits
 from engine.scoring.cache import ScoreCache
 from engine.scoring.devices import open_backend
 from engine.serving.candidate_service import CandidateService
