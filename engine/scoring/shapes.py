@@ -7,7 +7,7 @@ Padded tokens are masked, padded requests and candidates are dropped: the answer
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -52,21 +52,22 @@ class Shape:
         return self.candidates * self.variants
 
 
+def check_lengths(profile: Profile, lengths: Sequence[int]) -> None:
+    """Raise UnavailableError where a prompt is longer than the plan was built for."""
+    if max(lengths) > profile.length.most:
+        raise UnavailableError(
+            f"a prompt has {max(lengths)} tokens, the plan was built for {profile.length.most};"
+            " build it again with this version (`make export`)."
+        )
+
+
 def padded(profile: Profile, batch: int, length: int, candidates: int, variants: int) -> Shape:
     """The shape that holds this much: powers of two of requests and candidates, multiples of
-    LENGTH_STEP of tokens, none beyond the profile.
-
-    Raises UnavailableError where the prompt is longer or shorter than the plan was built for; more
-    requests or candidates than it takes are the caller's to split (see pieces).
-    """
-    if not profile.length.least <= length <= profile.length.most:
-        raise UnavailableError(
-            f"a prompt has {length} tokens, the plan was built for {profile.length.least} to"
-            f" {profile.length.most}; build it again with this version (`make export`)."
-        )
+    LENGTH_STEP of tokens, within the profile. What the profile does not hold is the caller's to
+    split (see pieces) or refuse (see check_lengths)."""
     return Shape(
         min(_power_of_two(max(batch, profile.batch.least)), profile.batch.most),
-        min(-(-length // LENGTH_STEP) * LENGTH_STEP, profile.length.most),
+        min(max(_multiple(length), profile.length.least), profile.length.most),
         min(
             max(_power_of_two(candidates), FEWEST_CANDIDATES, -(-profile.rows.least // variants)),
             profile.rows.most // variants,
@@ -78,6 +79,10 @@ def padded(profile: Profile, batch: int, length: int, candidates: int, variants:
 def pieces(count: int, most: int) -> Iterator[slice]:
     """0..count in slices of at most `most`."""
     return (slice(i, min(i + most, count)) for i in range(0, count, most))
+
+
+def _multiple(n: int) -> int:
+    return -(-n // LENGTH_STEP) * LENGTH_STEP
 
 
 def _power_of_two(n: int) -> int:
@@ -93,6 +98,7 @@ class GraphCache(Generic[T]):
     def __init__(self, limit: int, drop: Callable[[T], None]) -> None:
         self._limit = limit
         self._drop = drop
+        self._making = limit > 0
         self._graphs: OrderedDict[Shape, T] = OrderedDict()
         self._seen: OrderedDict[Shape, None] = OrderedDict()
 
@@ -109,7 +115,7 @@ class GraphCache(Generic[T]):
         self._seen.move_to_end(shape)
         if len(self._seen) > REMEMBERED * self._limit:
             self._seen.popitem(last=False)
-        return common and self._limit > 0
+        return common and self._making
 
     def put(self, shape: Shape, graph: T) -> None:
         """Keep it, and drop what does not fit."""
@@ -117,6 +123,10 @@ class GraphCache(Generic[T]):
         self._seen.pop(shape, None)
         while len(self._graphs) > self._limit:
             self._drop(self._graphs.popitem(last=False)[1])
+
+    def disable(self) -> None:
+        """Keep none from here on; those that are kept stay."""
+        self._making = False
 
     def clear(self) -> None:
         """Drop all."""
