@@ -22,7 +22,7 @@
 
 namespace fake {
 
-enum { kOk = 0, kInvalid = 1, kBadHandle = 400, kNotReady = 600, kCaptured = 900, kBroken = 901 };
+enum { kOk = 0, kInvalid = 1, kBadHandle = 400, kCaptured = 900, kBroken = 901 };
 
 using Work = std::function<void()>;
 using Graph = std::vector<Work>;
@@ -112,7 +112,6 @@ using fake::as;
 extern "C" {
 
 const char* cudaGetErrorString(int code) {
-  if (code == fake::kNotReady) return "device not ready";
   return code < fake::kCaptured ? "a made-up failure" : "operation not permitted when stream is capturing";
 }
 int cudaGetLastError() { return 0; }
@@ -175,17 +174,6 @@ int cudaEventCreateWithFlags(void** out, unsigned) {
 int cudaEventRecord(void* event, void* stream) {
   ENTER("cudaEventRecord");
   *as<fake::Event>(event) = {as<fake::Stream>(stream), as<fake::Stream>(stream)->queued};
-  return 0;
-}
-int cudaEventQuery(void* handle) {
-  ENTER("cudaEventQuery");
-  auto* event = as<fake::Event>(handle);
-  return event->stream && event->stream->done < event->at ? int(fake::kNotReady) : 0;
-}
-int cudaEventSynchronize(void* handle) {
-  ENTER("cudaEventSynchronize");
-  auto* event = as<fake::Event>(handle);
-  if (event->stream) fake::drain(*event->stream, event->at);
   return 0;
 }
 int cudaEventDestroy(void* event) {

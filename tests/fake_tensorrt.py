@@ -80,6 +80,7 @@ class Context:
         assert self._memory
         assert stream_handle, "not on the default stream"
         assert set(self._addresses) == {*INPUTS, "hidden"}
+        self._engine.module.before_queue()
         shapes, addresses = dict(self._shapes), dict(self._addresses)
 
         def job() -> None:
@@ -149,6 +150,7 @@ class Module(SimpleNamespace):
             __name__="fake_tensorrt",
             __version__="0",
             queue=queue,
+            before_queue=lambda: None,
             profile=profile,
             capturing=lambda: bool(cuda.fake_capturing()),
             ILogger=ILogger,

@@ -156,14 +156,17 @@ def test_any_shape_gives_the_probabilities_of_the_cpu(
         assert found.score_s == 0
 
 
-@pytest.mark.parametrize("case", ["a thousand rows", "the longest prompt", "more than one forward"])
+@pytest.mark.parametrize(
+    "case", ["a thousand rows", "the longest prompt", "too many requests", "too many rows"]
+)
 def test_the_ends_of_the_profile(
     machine: Machine, backend: TensorRTBackend, exact: OnnxBackend, case: str
 ) -> None:
     lengths, of = {
         "a thousand rows": ([20], table(3, 1000)),
         "the longest prompt": ([320], table(3, 1)),
-        "more than one forward": ([9] * 33, table(3, 400, 3)),
+        "too many requests": ([9] * 33, table(3, 2)),
+        "too many rows": ([9], table(3, 400, 3)),
     }[case]
     prompts, rows = tiny.prompts(lengths), np.arange(len(of))
     found = backend.probabilities(prompts, of, rows, READOUT).p
@@ -220,8 +223,9 @@ def test_swaps_from_another_thread_never_mix_tables(
     stop = threading.Event()
 
     def announce() -> None:
-        for i in iter(lambda: 0 if stop.is_set() else 1, 0):
-            backend.prepare(tables[np.random.default_rng().integers(8) * i])
+        random = np.random.default_rng(0)
+        while not stop.is_set():
+            backend.prepare(tables[random.integers(8)])
 
     thread = threading.Thread(target=announce)
     thread.start()
@@ -244,6 +248,26 @@ def ask(backend: TensorRTBackend, length: int = 9, candidates: int = 3) -> np.nd
     return backend.probabilities(
         tiny.prompts([length]), table(0, candidates), np.arange(candidates), READOUT
     ).p
+
+
+def test_a_table_announced_during_a_forward_leaves_that_one_alone(fake: Machine) -> None:
+    """Its upload is over before the forward reads its own table, and the next forward has it."""
+    backend, old, new = fake.open(graphs=0), table(0, 3), table(1, 3)
+    prompts, rows, module = tiny.prompts([9]), np.arange(3), fake.libraries.tensorrt
+    expected = [backend.probabilities(prompts, of, rows, READOUT).p for of in (new, old)]
+
+    def announce() -> None:
+        for of in (new, table(2, 3), table(3, 3), new):
+            backend.prepare(of)
+            fake.libraries.cuda.wait(backend._tables._stream)
+
+    backend.probabilities(prompts, table(4, 3), rows, READOUT)  # the new one is gone
+    module.before_queue = announce
+    np.testing.assert_array_equal(backend.probabilities(prompts, old, rows, READOUT).p, expected[1])
+    module.before_queue = lambda: None
+    assert backend._tables._find(new) is not None
+    np.testing.assert_array_equal(backend.probabilities(prompts, new, rows, READOUT).p, expected[0])
+    backend.close()
 
 
 def test_graphs_are_few_and_made_the_second_time(fake: Machine) -> None:

@@ -32,8 +32,6 @@ _CALLS = {
     "cudaStreamDestroy": (_P,),
     "cudaEventCreateWithFlags": (_OUT, _U),
     "cudaEventRecord": (_P, _P),
-    "cudaEventQuery": (_P,),
-    "cudaEventSynchronize": (_P,),
     "cudaEventDestroy": (_P,),
     "cudaStreamBeginCapture": (_P, _I),
     "cudaStreamEndCapture": (_P, _OUT),
@@ -46,7 +44,6 @@ _CALLS = {
 _MEMCPY_DEFAULT = 4  # the direction follows from the addresses
 _STREAM_NON_BLOCKING, _EVENT_DISABLE_TIMING, _CAPTURE_THREAD_LOCAL = 1, 2, 1
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-_NOT_READY = 600
 
 
 class Cuda:
@@ -124,18 +121,6 @@ class Cuda:
         """Done once all that is queued on the stream now is done."""
         self._call("cudaEventRecord", event, stream)
 
-    def done(self, event: int) -> bool:
-        """Whether it is, without waiting."""
-        code = self._library.cudaEventQuery(event)
-        if code == _NOT_READY:
-            return False
-        self._check("cudaEventQuery", code)
-        return True
-
-    def wait_event(self, event: int) -> None:
-        """Until it is done."""
-        self._call("cudaEventSynchronize", event)
-
     def after(self, stream: int, event: int) -> None:
         """What is queued on the stream from here on runs after the event; the host goes on."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
@@ -182,9 +167,7 @@ class Cuda:
         return made.value or 0
 
     def _call(self, name: str, *arguments: object) -> None:
-        self._check(name, getattr(self._library, name)(*arguments))
-
-    def _check(self, name: str, code: int) -> None:
+        code = getattr(self._library, name)(*arguments)
         if code:
             words = self._library.cudaGetErrorString(code).decode()
             raise UnavailableError(f"{name} failed: {words} (CUDA error {code}).")

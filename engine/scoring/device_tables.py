@@ -8,6 +8,7 @@ the device.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -18,6 +19,8 @@ from engine.contract.errors import UnavailableError
 from engine.scoring.backend import Floats
 from engine.scoring.cuda_runtime import Cuda
 from engine.scoring.device_buffers import Memory
+
+log = logging.getLogger(__name__)
 
 MAX_ROWS = 4 * MAX_CANDIDATES  # of a table, variants counted
 
@@ -53,12 +56,11 @@ class DeviceTables:
             return
         if not self._lock.acquire(blocking=False):
             return  # another thread uploads; who reads the table will see to it
-        slot = self._spare()
         try:
-            if not self._find(table) and self._cuda.done(slot.uploaded):
-                self._upload(slot, table)
-        except UnavailableError:
-            slot.table = None  # acquire() tries again, and says what is wrong
+            if not self._find(table):
+                self._upload(self._spare(), table)
+        except UnavailableError as error:
+            log.warning("a table was not uploaded ahead, its first request will: %s", error)
         finally:
             self._lock.release()
 
@@ -77,7 +79,6 @@ class DeviceTables:
             slot = self._find(table)
             if slot is None:
                 slot = self._spare()
-                self._cuda.wait_event(slot.uploaded)  # its staging may still be read
                 self._upload(slot, table)
             self._read = slot
             self._use(slot)
@@ -106,6 +107,8 @@ class DeviceTables:
         self._slots = [other for other in self._slots if other is not slot] + [slot]
 
     def _upload(self, slot: _Slot, table: Floats) -> None:
+        # An earlier upload of this buffer may still read its staging: no harm, because this one
+        # comes after it on the same stream, and nobody reads the buffer before this one is done.
         slot.table = None  # until all of it is queued
         slot.staging[: table.size] = table.reshape(-1)
         self._cuda.copy(slot.device, slot.staging.ctypes.data, table.nbytes, self._stream)
