@@ -29,9 +29,9 @@ from bench.contenders import prompt, rows
 from bench.process import BUNDLE
 from bench.report import RESULTS, conditions
 from engine.contract.bundle import read_manifest
-from engine.scoring.backend import Backend
-from engine.scoring.batcher import PADDING_SHARE, Limits
-from engine.scoring.devices import open_backend
+from engine.scoring.batch import PADDING_SHARE
+from engine.scoring.batcher import Limits
+from engine.scoring.onnx_backend import OnnxBackend
 
 GRID = (
     (1, 32),
@@ -72,7 +72,7 @@ def fit(rows_of: Sequence[float], lengths: Sequence[float], ms: Sequence[float])
     return Service(*map(float, found), worst=float(np.abs(terms @ found / y - 1).max()))
 
 
-def measured(backend: Backend, candidates: int, width: int) -> Service:
+def measured(backend: OnnxBackend, candidates: int, width: int) -> Service:
     """Batches of GRID, in turns."""
     some = rows(candidates, width)
     times: dict[tuple[int, int], list[float]] = {shape: [] for shape in GRID}
@@ -165,7 +165,7 @@ def main() -> None:
     shares = np.array([float(share) for _, share in pairs])
     shares /= shares.sum()
     manifest = read_manifest(BUNDLE, "bundle")
-    backend = open_backend(BUNDLE, manifest, "cpu", a.threads)
+    backend = OnnxBackend(BUNDLE / manifest.graphs["cpu"], a.threads)
     results = []
     for candidates in a.candidates:
         service = measured(backend, candidates, manifest.width)

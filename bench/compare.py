@@ -34,7 +34,7 @@ from bench.load import closed_loop
 from bench.process import BUNDLE, await_ready, launch
 from bench.report import Target, conditions, markdown, write
 from engine.contract.bundle import read_manifest
-from engine.scoring.devices import open_backend
+from engine.scoring.onnx_backend import OnnxBackend
 from export.formats import POSITIONS, cached_prompt
 from export.llama import emit_backbone
 from export.ops import Int8, LlamaConfig
@@ -69,7 +69,7 @@ def memory_per_candidate() -> float:
     """KB that forwards with 1,000 candidates add to those with a single one, per candidate: their
     activations, which ONNX Runtime keeps for the next one."""
     manifest = read_manifest(BUNDLE, "bundle")
-    backend, tokens = open_backend(BUNDLE, manifest, "cpu"), prompt(LENGTH)
+    backend, tokens = OnnxBackend(BUNDLE / manifest.graphs["cpu"]), prompt(LENGTH)
     for _ in range(3):
         backend.hidden([tokens], rows(1, manifest.width))
     before = resident_mb()

@@ -23,7 +23,7 @@ from bench.reference import reference_pipeline
 from cpp_ext import score, score_reference
 from engine.contract.bundle import Manifest, read_manifest
 from engine.contract.prompt import INQUIRY, render
-from engine.scoring.devices import open_backend
+from engine.scoring.onnx_backend import OnnxBackend
 from training.base import BACKBONE, CACHE, fetch, load_base
 
 LENGTH, CANDIDATES, FULL_DEPTH = 128, 20, 30
@@ -64,7 +64,7 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
     -> why it is not there."""
     manifest = read_manifest(BUNDLE, "bundle")
     tokens, some = prompt(LENGTH), rows(CANDIDATES, manifest.width)
-    fp32, int8 = (open_backend(BUNDLE, manifest, d, threads) for d in ("cpu-fp32", "cpu"))
+    fp32, int8 = (OnnxBackend(BUNDLE / manifest.graphs[d], threads) for d in ("cpu-fp32", "cpu"))
     many = {n: rows(n, manifest.width) for n in (1, 100, 1000)}
     hidden = rows(1024, manifest.width)[None]
     weight, fixed = rows(1, manifest.width)[0], {"eps": 1e-5, "scale": 1.0, "offset": 0.0}

@@ -52,7 +52,29 @@ def load(library: Path = LIBRARY) -> ctypes.CDLL:
         *(_POINTER, _NUMBER, _NUMBER, _NUMBER, _POINTER, _POINTER, _SIZE),
         *(_POINTER, _POINTER, _POINTER),
     ]
+    found.modelsat_gather_cuda.argtypes = [
+        *(_POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER),
+    ]
     return found
+
+
+def gather(
+    library: ctypes.CDLL,
+    table: int,
+    width: int,
+    rows: int,
+    count: int,
+    out: int,
+    *,
+    stream: int = 0,
+) -> None:
+    """Launch out (count, width) = table[rows] on `stream`: float32 and int32, on the device.
+
+    Raises RuntimeError where nothing was launched.
+    """
+    code = library.modelsat_gather_cuda(table, width, rows, count, out, stream)
+    if code:
+        raise RuntimeError(f"modelsat_gather_cuda returned {code}: {CODES.get(code, 'unknown')}")
 
 
 def rank(

@@ -122,7 +122,29 @@ __global__ void rank(const T* hidden, Sizes n, const float* weight, Readout read
   }
 }
 
+template <class T>
+__global__ void gather(const T* table, int64_t width, const int32_t* rows, T* out) {
+  const T* from = table + rows[blockIdx.x] * width;
+  T* to = out + blockIdx.x * width;
+  for (int64_t i = threadIdx.x; i < width; i += kThreads) to[i] = from[i];
+}
+
 }  // namespace
+
+extern "C" int modelsat_gather_cuda(const float* table, int64_t width, const int32_t* rows,
+                                    int64_t count, float* out, void* stream) {
+  if (width < 1 || count < 0 || count > INT32_MAX) return MODELSAT_BAD_SIZE;
+  if (count == 0) return MODELSAT_OK;
+  if (!table || !rows || !out) return MODELSAT_NULL_POINTER;
+#ifdef MODELSAT_EMULATION
+  (void)stream;
+  emulate(int(count), kThreads, [&] { gather(table, width, rows, out); });
+  return MODELSAT_OK;
+#else
+  gather<<<int(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(table, width, rows, out);
+  return cudaGetLastError() == cudaSuccess ? int(MODELSAT_OK) : int(MODELSAT_CUDA_LAUNCH_FAILED);
+#endif
+}
 
 extern "C" int modelsat_rank_cuda(const void* hidden, int32_t dtype, int64_t batch,
                                   int64_t candidates, int64_t variants, int64_t width,

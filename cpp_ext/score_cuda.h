@@ -28,6 +28,11 @@ int modelsat_rank_cuda(const void* hidden, int32_t dtype, int64_t batch, int64_t
                        float offset, const uint8_t* allowed, const float* penalty, int64_t ranked,
                        float* probability, int32_t* order, void* stream);
 
+/* out (count, width) = the rows of table (..., width) that `rows` (count) names; all on the device.
+ * Row numbers are not checked. Returns as above. */
+int modelsat_gather_cuda(const float* table, int64_t width, const int32_t* rows, int64_t count,
+                         float* out, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from cpp_ext import score_reference
 from engine.contract.bundle import Manifest
 from engine.contract.prompt import render
-from engine.scoring.backend import Backend
+from engine.scoring.onnx_backend import OnnxBackend
 from export.ops import Arrays, LlamaConfig
 from export.reference import hidden_row
 
@@ -34,7 +34,7 @@ class Parity:
     manifest: Manifest
     hidden: NDArray[np.float32]
 
-    def of(self, backend: Backend) -> float:
+    def of(self, backend: OnnxBackend) -> float:
         """Largest |p(backend) - p(reference)|, all prompts in one batch."""
         found = self._p(backend.hidden(self.prompts, self.embeddings))
         return float(np.abs(found - self._p(self.hidden)).max())

@@ -1,6 +1,6 @@
 """TensorRT plans from fp16 graphs; no GPU is needed with tensorrt_rtx.
 
-    python -m export.plans GRAPH OUT --sm 89 --axis tokens=1x18,1x128,32x320 ...
+    python -m export.plans GRAPH OUT --sm 89 --axis tokens=1x32,1x128,32x320 ...
 
 Built in a process of its own, because the parser ends the process at an operator that it does not
 know. Prints one JSON object: layers, inputs, library. The plan cannot be loaded, let alone run,
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.contract.errors import BundleError
+from engine.scoring.shapes import LENGTH_STEP
 from export.bert import emit_encoder
 from export.half import HalfGraph
 from training.base import Base
@@ -32,7 +33,7 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]  # input -> smallest, usual, largest
 
-BATCH, LENGTH, ROWS = (1, 1, 32), (18, 128, 320), (1, 32, 1024)
+BATCH, LENGTH, ROWS = (1, 1, 32), (LENGTH_STEP, 128, 320), (1, 32, 1024)
 
 
 def backbone_profile(width: int) -> Profile:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.scoring.backend import Readout, Scores, score_rows
+
 
 class FakeBackend:
     """Row r of request b is embeddings[r] * first token; records what it was given."""
@@ -29,6 +31,18 @@ class FakeBackend:
         if self.error is not None:
             raise self.error
         return np.stack([embeddings * np.float32(t[0]) for t in tokens])
+
+    def probabilities(
+        self,
+        tokens: Sequence[NDArray[np.int64]],
+        embeddings: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        readout: Readout,
+    ) -> Scores:
+        return score_rows(self.hidden, tokens, embeddings, rows, readout)
+
+    def prepare(self, embeddings: NDArray[np.float32]) -> None:
+        pass
 
     def describe(self) -> str:
         return "fake"

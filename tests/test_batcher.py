@@ -24,8 +24,9 @@ from engine.contract.errors import (
     WaitTooLongError,
 )
 from engine.registry.table import Table, make_table
+from engine.scoring.backend import Readout
 from engine.scoring.batch import MAX_OVERTAKEN, Queue, Work
-from engine.scoring.batcher import SAFETY, Batcher, Limits, Readout
+from engine.scoring.batcher import SAFETY, Batcher, Limits
 from engine.scoring.pace import FORGET_S, WINDOW, Pace
 from tests.fakes import FakeBackend
 

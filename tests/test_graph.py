@@ -9,13 +9,16 @@ from tempfile import mkdtemp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cpp_ext import score_reference
 from engine.contract.bundle import Layout
+from engine.contract.prompt import MAX_INSTRUCTION_TOKENS
 from engine.scoring.onnx_backend import OnnxBackend
+from export.graph import Graph
+from export.half import HalfGraph
 from export.llama import emit_backbone
 from export.ops import Int8, LlamaConfig, OnnxRuntime, Portable
 from export.reference import hidden_row, keys_values
@@ -30,10 +33,17 @@ FIRST = np.array([5, 17, 60])  # stands before every prompt where keys and value
 
 
 @cache
-def backend(layout: Layout, ops: type[Portable] = OnnxRuntime, cached: bool = False) -> OnnxBackend:
+def backend(
+    layout: Layout,
+    ops: type[Portable] = OnnxRuntime,
+    cached: bool = False,
+    graph: type[Graph] = Graph,
+) -> OnnxBackend:
     path = Path(mkdtemp()) / f"{layout}.onnx"
     known = keys_values(CONFIG, BASE.arrays, FIRST) if cached else ()
-    emit_backbone(CONFIG, BASE.arrays, layout, path, ops=ops, cached=known, positions=1400)
+    emit_backbone(
+        CONFIG, BASE.arrays, layout, path, ops=ops, graph=graph, cached=known, positions=1400
+    )
     return OnnxBackend(path, threads=1)
 
 
@@ -135,6 +145,45 @@ def test_cached_keys_and_values_change_nothing(lengths: list[int], count: int, s
         found = backend("candidate_last", ops, cached=True).hidden(prompts, e)
         # The noise of fp32 sums grows with the residual stream, not with the value it lands on.
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+LONGEST = MAX_INSTRUCTION_TOKENS + 3  # what prompt.render adds after the instruction
+# Operators, graph, and how far rows may be, of their norm: random weights amplify.
+INT8_NEAR = 0.5  # .4 was seen on single rows; rows that have nothing in common are 1.4 apart
+FORMS = {
+    "fp32": (Portable, Graph, 1e-4),
+    "fp32, fused": (OnnxRuntime, Graph, 1e-4),
+    "fp16": (Portable, HalfGraph, 3e-2),
+    "int8": (Int8, Graph, INT8_NEAR),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@example(lengths=[1], count=1, seed=0)
+@example(lengths=[LONGEST, 1], count=1, seed=1)
+@example(lengths=[1, LONGEST], count=1000, seed=2)
+@given(
+    lengths=st.lists(st.integers(1, LONGEST), min_size=1, max_size=3),
+    count=st.integers(1, 60),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=6, deadline=None)
+def test_every_form_is_the_reference_at_any_shape(
+    form: str, lengths: list[int], count: int, seed: int
+) -> None:
+    """From one token after the inquiry prompt to the longest instruction, from one candidate to a
+    thousand; no row of the batch and no candidate moves another."""
+    ops, graph, near = FORMS[form]
+    prompts, e = prefixed(lengths, seed), embeddings(count, seed)
+    found = backend("candidate_last", ops, cached=True, graph=graph).hidden(prompts, e)
+    assert found.shape == (len(lengths), count, tiny.WIDTH)
+    some = sorted({0, count // 2, count - 1})
+    expected = [
+        [hidden_row(CONFIG, BASE.arrays, prompt, e[j], "candidate_last") for j in some]
+        for prompt in prompts
+    ]
+    gap = np.linalg.norm(found[:, some] - expected)
+    assert gap < near * np.linalg.norm(expected), gap / np.linalg.norm(expected)
 
 
 @given(

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpp_ext import score
-from engine.contract.bundle import Calibration
 from engine.contract.errors import (
     DeadlineError,
     ModelsatError,
@@ -27,26 +25,17 @@ from engine.contract.errors import (
     WaitTooLongError,
 )
 from engine.registry.table import Table
-from engine.scoring.backend import Backend
-from engine.scoring.batch import Batch, Floats, Ints, Queue, Scored, Work
+from engine.scoring.backend import Backend, Readout
+from engine.scoring.batch import Batch, Ints, Queue, Scored, Work
 from engine.scoring.pace import Pace
 from engine.scoring.worker import Worker
 
-__all__ = ["Batcher", "Limits", "Readout", "Scored"]
+__all__ = ["Batcher", "Limits", "Scored"]
 # What an answer may take beyond its estimate and still be in time: the estimate's own error, and
 # the way to the client through a busy machine.
 SAFETY = 1.5
 MIN_RETRY_S = 0.01
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Readout:
-    """What turns a row into a probability. weight: (D,), see cpp_ext.score."""
-
-    weight: Floats
-    eps: float
-    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -130,6 +119,7 @@ class Batcher:
         self._ensure_serving()
         size = len(tokens) + len(rows) * table.embeddings.shape[1]
         self._admit(size, deadline, now)
+        self._backend.prepare(table.embeddings)
         work = Work(tokens, table, rows, deadline, now, loop.create_future(), size)
         self._queue.add(work)
         self._arrival.set()
@@ -209,27 +199,16 @@ class Batcher:
     def _forward(self, batch: Batch) -> list[Scored]:
         begun = time.monotonic()
         table, union = batch.works[0].table, batch.union
-        variants, width = table.embeddings.shape[1:]
-        embeddings = table.embeddings[union].reshape(len(union) * variants, width)
-        hidden = self._backend.hidden([work.tokens for work in batch.works], embeddings)
-        forwarded = time.monotonic()
-        p = score(
-            hidden,
-            self._readout.weight,
-            eps=self._readout.eps,
-            scale=self._readout.calibration.scale,
-            offset=self._readout.calibration.offset,
-            variants=variants,
-        )
+        tokens = [work.tokens for work in batch.works]
+        scores = self._backend.probabilities(tokens, table.embeddings, union, self._readout)
         if self._forwarded is not None:
             self._forwarded(len(batch.works), batch.size)
-        spent = time.monotonic() - forwarded
         return [
             Scored(
-                p[i, np.searchsorted(union, work.rows)],
+                scores.p[i, np.searchsorted(union, work.rows)],
                 begun - work.arrived,
-                forwarded - begun,
-                spent,
+                scores.forward_s,
+                scores.score_s,
             )
             for i, work in enumerate(batch.works)
         ]

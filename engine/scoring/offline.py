@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from rich.progress import track
 from tokenizers import Tokenizer
 
-from cpp_ext import score
 from engine.contract.arrays import load_arrays
 from engine.contract.bundle import read_manifest
 from engine.contract.candidate import Candidate, TaskResult
 from engine.contract.outcomes import Outcomes
 from engine.contract.prompt import render
 from engine.registry.onnx_encoder import load_encoder
+from engine.scoring.backend import Readout
 from engine.scoring.devices import open_backend
 
 BATCH = 8
@@ -51,18 +51,14 @@ def score_outcomes(bundle: Path, outcomes: Outcomes) -> Scored:
     encoder = load_encoder(bundle, manifest, arrays)
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     prompts = [render(text, tokenizer) for text in outcomes.texts]
-    embeddings = np.concatenate([encoder.encode(c) for c in candidates_of(outcomes)])
+    embeddings = np.stack([encoder.encode(c) for c in candidates_of(outcomes)])
+    everyone = np.arange(len(embeddings))
+    readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
     backend = open_backend(bundle, manifest)
     p = np.empty((len(prompts), len(outcomes.candidates)), dtype=np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
     for start in track(range(0, len(order), BATCH), description=f"score {outcomes.name}"):
         rows = order[start : start + BATCH]
-        p[rows] = score(
-            backend.hidden([prompts[i].tokens for i in rows], embeddings),
-            arrays.readout,
-            eps=manifest.norm_eps,
-            scale=manifest.calibration.scale,
-            offset=manifest.calibration.offset,
-            variants=encoder.variants,
-        )
+        tokens = [prompts[i].tokens for i in rows]
+        p[rows] = backend.probabilities(tokens, embeddings, everyone, readout).p
     return Scored(p, np.array([prompt.input_tokens for prompt in prompts]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.contract.bundle import BUILD_ANEW
 from engine.contract.errors import BundleError, UnavailableError
-from engine.scoring.backend import Hidden
+from engine.scoring.backend import Floats, Hidden, Ints, Readout, Scores, score_rows
 
 
 class OnnxBackend:
@@ -42,10 +42,22 @@ class OnnxBackend:
         self._provider = provider.removesuffix("ExecutionProvider")
         self._graph = graph
 
+    def probabilities(
+        self, tokens: Sequence[Ints], embeddings: Floats, rows: Ints, readout: Readout
+    ) -> Scores:
+        """See Backend."""
+        return score_rows(self.hidden, tokens, embeddings, rows, readout)
+
+    def prepare(self, embeddings: Floats) -> None:
+        """See Backend; nothing to do."""
+
     def hidden(
         self, tokens: Sequence[NDArray[np.int64]], embeddings: NDArray[np.float32]
     ) -> Hidden:
-        """See Backend."""
+        """B prompts of tokens (L_b,) and embeddings (R, D) -> rows before the final norm (B, R, D).
+
+        Raises UnavailableError where the forward fails.
+        """
         lengths = np.array([len(t) for t in tokens], dtype=np.int64)
         padded = np.zeros((len(tokens), int(lengths.max())), dtype=np.int64)
         for i, row in enumerate(tokens):

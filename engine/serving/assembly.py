@@ -29,8 +29,8 @@ from engine.registry.outcome_store import OutcomeStore
 from engine.registry.registry import Registry
 from engine.registry.zoo import read_zoo
 from engine.router import Fallback, Router, Rules
-from engine.scoring.backend import Backend
-from engine.scoring.batcher import Batcher, Limits, Readout
+from engine.scoring.backend import Backend, Readout
+from engine.scoring.batcher import Batcher, Limits
 from engine.scoring.cache import ScoreCache
 from engine.scoring.devices import open_backend
 from engine.serving.candidate_service import CandidateService
@@ -55,6 +55,7 @@ class Parts:
     settings: Settings
     manifest: Manifest
     backend: Backend
+    readout: Readout
     kernel: str
     tokenizer: Tokenizer
     registry: Registry
@@ -102,7 +103,7 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs in %s", kernel)
-    scoring = (backend, kernel, tokenizer, registry, batcher)
+    scoring = (backend, readout, kernel, tokenizer, registry, batcher)
     about = {"version": VERSION, "backend": backend.describe(), "kernel": kernel}
     watched = sources(
         registry.table,
@@ -121,12 +122,12 @@ def warm_up(parts: Parts) -> None:
     Raises BundleError where the backbone fails.
     """
     prompt = render(WARM_UP, parts.tokenizer)
-    table = parts.registry.table()
-    embeddings = table.embeddings.reshape(-1, table.embeddings.shape[-1])
+    embeddings = parts.registry.table().embeddings
     if not len(embeddings):
-        embeddings = np.zeros((1, embeddings.shape[1]), dtype=np.float32)
+        embeddings = np.zeros((1, *embeddings.shape[1:]), dtype=np.float32)
+    every = np.arange(len(embeddings))
     try:
-        parts.backend.hidden([prompt.tokens], embeddings)
+        parts.backend.probabilities([prompt.tokens], embeddings, every, parts.readout)
     except Exception as error:
         raise BundleError(
             f"the backbone of {parts.settings.bundle} fails on a short prompt"
