@@ -52,6 +52,9 @@ class Tokenizer(Protocol):
     def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding:
         """Tokens of `sequence`."""
 
+    def __hash__(self) -> int:
+        """Of its identity: what is the same for every text is kept by it."""
+
 
 @dataclass(frozen=True)
 class Prompt:
