@@ -120,6 +120,11 @@ class Fuzzer:
                 await _drain(self._channel.unary_stream(path)(raw, timeout=timeout_s))
             else:
                 await _drain(self._channel.stream_stream(path)(_twice(raw), timeout=timeout_s))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return "CLIENT", "grpc.aio gave the call up while it was writing"
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
             # grpc.aio's own, where the answer came while the client was still writing.

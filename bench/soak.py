@@ -120,6 +120,13 @@ def growth(memory: Memory) -> float:
     return float(np.median(late) / np.median(early) - 1)
 
 
+def slices(calls: Calls, width_s: float = 15.0) -> list[float]:
+    """p99 in ms of what was due in each `width_s`."""
+    due, ms = np.array(calls.due), 1000 * (np.array(calls.ended) - np.array(calls.due))
+    place = (due // width_s).astype(int)
+    return [round(float(np.percentile(ms[place == i], 99)), 1) for i in np.unique(place)]
+
+
 def judge(seen: dict[str, Calls], memory: Memory, swaps: Swaps) -> list[Target]:
     """The targets of the soak."""
     calm, swapped = seen["without swaps"], seen["with swaps"]
@@ -149,6 +156,8 @@ def main() -> int:
     print(f"{swaps.made} swaps; memory {memory[0][1]:.1f} MB to {memory[-1][1]:.1f} MB")
     result: dict[str, Any] = {
         "conditions": described,
+        # Tells a stall of the machine, which is in one or two of them, from what swaps cost.
+        "p99_ms_of_each_15_s": {name: slices(calls) for name, calls in seen.items()},
         "phases": {name: calls.summary() for name, calls in seen.items()},
         "swaps": {"made": swaps.made, "failed": swaps.failed},
         "memory_mb": memory,

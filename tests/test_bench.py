@@ -119,6 +119,7 @@ def test_overload_and_soak_are_judged() -> None:
     flat, grown = ([(i / 4, 100 + i * by) for i in range(1, 121)] for by in (0.0, 0.1))
     assert soak.growth(flat) == 0
     assert soak.growth(grown) == pytest.approx(0.107, abs=0.01)
+    assert soak.slices(calls(50, ["OK"] * 200)) == [50.0, 50.0]
     halves = {"without swaps": calls(10, ["OK"] * 9), "with swaps": calls(12, ["OK"] * 9)}
     verdicts = [t.verdict for t in soak.judge(halves, flat, soak.Swaps(""))]
     assert verdicts == [True, True, True, False]
