@@ -67,8 +67,8 @@ class Batch:
     def join(self, work: Work, budget: int, now: float, row_s: float) -> bool:
         """Add `work` and return True where the forward stays within `budget` rows, PADDING_SHARE
         and, at `row_s` seconds a row, everyone's deadline."""
-        same = len(work.rows) == len(self.union) and np.array_equal(work.rows, self.union)
-        union = self.union if same else np.union1d(self.union, work.rows)
+        alone = not self.works or np.array_equal(work.rows, self.union)
+        union = work.rows if alone else np.union1d(self.union, work.rows)
         longest, tokens = max(self.longest, len(work.tokens)), self.tokens + len(work.tokens)
         deadline = min(self.deadline, work.deadline)
         if self.works:
