@@ -125,6 +125,8 @@ class Router:
         """
         begun = time.monotonic()
         decision_id = begin_decision()
+        if self._rules.fallback == "off" and not self._cache.useful:
+            self._batcher.check_room(deadline)
         ready = self._prepare(text, policy, context_chars)
         prepared = time.monotonic()
         scored, unscored = await self._scored_or_static(ready, deadline)

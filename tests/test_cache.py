@@ -40,3 +40,12 @@ def test_what_was_used_longest_ago_goes_first() -> None:
     cache.get(entry(0)[0])
     cache.put(*entry(3))
     assert [cache.get(entry(n)[0]) is not None for n in range(4)] == [True, False, True, True]
+
+
+def test_it_is_useful_where_a_tenth_is_found() -> None:
+    cache = ScoreCache(1)
+    assert not cache.useful
+    cache.hits, cache.misses = 1, 9
+    assert cache.useful
+    cache.misses = 10
+    assert not cache.useful

@@ -107,6 +107,10 @@ class Batcher:
         scored: what is before it and its own forward. 0 where nothing was measured lately."""
         return self._ahead_s(time.monotonic()) + self._pace.row_s * rows
 
+    def check_room(self, deadline: float) -> None:
+        """Raise what submit() would raise for any prompt at all: before it is worth tokenising."""
+        self._admit(0, deadline, time.monotonic())
+
     async def submit(
         self, tokens: Ints, table: Table, rows: Ints, deadline: float = float("inf")
     ) -> Scored:

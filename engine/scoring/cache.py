@@ -27,6 +27,11 @@ class ScoreCache:
         self.hits = 0
         self.misses = 0
 
+    @property
+    def useful(self) -> bool:
+        """Whether a tenth or more of what is asked for is here."""
+        return self.hits > 0 and 9 * self.hits >= self.misses
+
     @staticmethod
     def key(table: Table, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> Key:
         """tokens (L,), rows: the eligible ones of the table, of this revision."""
