@@ -24,12 +24,16 @@ from cpp_ext import score, score_reference
 from engine.contract.bundle import Manifest, read_manifest
 from engine.contract.prompt import INQUIRY, render
 from engine.scoring.onnx_backend import OnnxBackend
+from export.formats import POSITIONS, cached_prompt
+from export.llama import emit_backbone
+from export.ops import LlamaConfig
 from training.base import BACKBONE, CACHE, fetch, load_base
 
 LENGTH, CANDIDATES, FULL_DEPTH = 128, 20, 30
 REPEATS = 20  # of the kernel in one turn: its rows are in the cache, as after a forward
 KERNEL, NUMPY = f"kernel, {REPEATS} x 1,024 rows", f"kernel in NumPy, {REPEATS} x 1,024 rows"
 LLAMA_CPP, REFERENCE = "llama.cpp, Q4_1, equal depth", "reference pipeline, {} layers"
+STEPS = ("fp32, standard operators, prompt read", "fp32, standard operators")
 Call = Callable[[], object]
 
 
@@ -78,6 +82,8 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
         KERNEL: lambda: [score(hidden, weight, **fixed) for _ in range(REPEATS)],
         NUMPY: lambda: [score_reference(hidden, weight, **fixed) for _ in range(REPEATS)],
     }
+    if not quick:
+        contenders |= steps(manifest, threads, scratch, tokens, some)
     rounds = dict.fromkeys(contenders, 10 if quick else 40)
     with ExitStack() as processes:
         try:
@@ -99,6 +105,27 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
         except ImportError:
             skipped[REFERENCE.format(FULL_DEPTH)] = "torch is not installed"
         return medians(contenders, rounds)
+
+
+def steps(
+    manifest: Manifest,
+    threads: int,
+    scratch: Path,
+    tokens: NDArray[np.int64],
+    some: NDArray[np.float32],
+) -> dict[str, Call]:
+    """What the graph was before the prompt's keys were constants, and before it was fused."""
+    base = load_base("artifacts/checkpoint/backbone")
+    config = LlamaConfig.of(base.config)
+    found: dict[str, Call] = {}
+    for name, cached in ((STEPS[0], ()), (STEPS[1], cached_prompt(base, config))):
+        path = scratch / f"{name}.onnx"
+        emit_backbone(
+            config, base.arrays, manifest.layout, path, cached=cached, positions=POSITIONS
+        )
+        backend = OnnxBackend(path, threads)
+        found[name] = lambda backend=backend: backend.hidden([tokens], some)  # type: ignore[misc]
+    return found
 
 
 def floor(manifest: Manifest, threads: int, scratch: Path) -> Call:

@@ -1,10 +1,11 @@
 """What three times the capacity leaves of it: goodput, refusals, recovery.
 
-    python -m bench.overload [--seconds 120] [--times 3] [--deadline 1.0]
+    python -m bench.overload [--seconds 120] [--times 3] [--deadline 1.0] [--together]
 
 A server of its own with the cache off. Capacity is what a closed loop reaches whose callers fill
-the server's forwards, before or after the overload, whichever is more; the generator runs on the
-same cores in all phases, and the report says what it took. All instructions are of one length: of
+the server's forwards, before or after the overload, whichever is more. The generator has the last
+core to itself and the server the others, as callers have machines of their own; --together lets
+both use every core. The report says what the generator took. All instructions are of one length: of
 mixed ones the short are admitted more often, which would flatter the goodput. The last line on
 stdout is one JSON object with `targets`; writes bench/results/overload.json.
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +83,30 @@ def table(seen: Mapping[str, Calls]) -> str:
     return "\n".join(lines) + "\ntimes in ms; cores: taken by the load generator"
 
 
+def keep_to(cores: Set[int]) -> None:
+    """This thread, and what it starts from now on."""
+    os.sched_setaffinity(0, cores)
+
+
 def main() -> int:
     """Measure, print; 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload")
     parser.add_argument("--times", type=float, default=3.0, help="the capacity")
     parser.add_argument("--deadline", type=float, default=1.0, help="seconds, of every call")
+    parser.add_argument("--together", action="store_true", help="generator and server share cores")
     a = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    apart = not a.together and len(cores) > 1
     described = conditions(seconds=a.seconds, times=a.times, deadline_s=a.deadline, callers=CALLERS)
+    described |= {"server_may_use": len(cores) - apart, "apart": apart}
+    if apart:
+        keep_to(set(cores[:-1]))
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder) / "candidates.sqlite", "--cache-mb", "0") as server,
     ):
+        keep_to(set(cores[-1:] if apart else cores))
         seen = asyncio.run(run(server, a.seconds, a.times, a.deadline))
         described["server_cores"] = server.cpu_s() / sum(c.seconds for c in seen.values())
     print(table(seen))

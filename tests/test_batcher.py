@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from engine.scoring.backend import Readout
 from engine.scoring.batch import MAX_OVERTAKEN, Queue, Work
 from engine.scoring.batcher import SAFETY, Batcher, Limits
 from engine.scoring.pace import FORGET_S, WINDOW, Pace
+from engine.serving.listen import Listener
+from engine.serving.server import watch_stalls
 from tests.fakes import FakeBackend
 
 WIDTH = 8
@@ -376,4 +379,31 @@ async def test_a_forward_that_hangs_costs_no_more_than_the_deadlines() -> None:
         await batcher.submit(tokens, of, rows, time.monotonic() + 0.05)
     backend.gate.set()
     assert (await batcher.submit(tokens, of, rows)).p.shape == (1,)
+    await batcher.stop()
+
+
+class Told:
+    """Stands where a server's listener would: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.alive: list[bool] = []
+
+    async def live(self, alive: bool) -> None:
+        self.alive.append(alive)
+
+
+async def test_a_forward_that_hangs_shows_in_liveness_until_it_goes_on() -> None:
+    backend, told = FakeBackend(), Told()
+    backend.gate.clear()
+    batcher = Batcher(backend, READOUT)
+    batcher.start()
+    watch = asyncio.create_task(watch_stalls(batcher, [cast(Listener, told)], limit_s=0.05))
+    job = asyncio.create_task(batcher.submit(np.ones(3, np.int64), table(1, 7), np.arange(7)))
+    while told.alive != [False]:
+        await asyncio.sleep(0.01)
+    backend.gate.set()
+    await job
+    while told.alive != [False, True]:
+        await asyncio.sleep(0.01)
+    watch.cancel()
     await batcher.stop()

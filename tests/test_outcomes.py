@@ -109,3 +109,25 @@ def test_what_is_remembered_of_training_tells_the_strange_from_the_usual(tmp_pat
     assert known.unlikeness(np.arange(60, 90)) == 1.0
     assert 0.2 < np.mean([known.unlikeness(p) for p in prompts]) < 0.8
     assert load_training_set(tmp_path / "nothing") is None
+
+
+def test_only_who_stays_right_under_rotation_was_right(tmp_path: Path) -> None:
+    data = folders.write(tmp_path)
+    lines = [json.loads(line) for line in (data / "instructions.jsonl").read_text().splitlines()]
+    for place, row in enumerate((10, 40, 70)):
+        lines[row] |= {"circle": "one question", "text": f"Which is it? \nA. {place}"}
+    (data / "instructions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    scores = np.load(data / "scores.npz")["scores"]
+    scores[:, [10, 40, 70]] = [[1, 1, 1], [1, 0, 1], [1, np.nan, 1], [np.nan] * 3]
+    np.savez(data / "scores.npz", scores=scores)
+
+    found = read_outcomes(data)
+    (row,) = [i for i, text in enumerate(found.texts) if text.startswith("Which is it?")]
+    assert found.texts[row].endswith("0"), "the first rotation stands for all of them"
+    np.testing.assert_array_equal(found.scores[:, row], [1, 0, 1, np.nan])
+
+    test = json.loads((data / "aptitude.json").read_text())
+    test["items"] = {"task_0": ["q70"]}
+    (data / "aptitude.json").write_text(json.dumps(test))
+    left = read_outcomes(data).texts
+    assert not any(text.startswith("Which") for text in left), "an item, by any of its rotations"

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.aptitude_test import AptitudeTest, derived_items, derived_keywords, sittings
+from engine.contract.circle import circled
 from engine.contract.errors import InvalidInputError, Violation
 
 Floats = NDArray[np.float32]
@@ -64,7 +65,8 @@ class Outcomes:
 
 def read_outcomes(folder: Path) -> Outcomes:
     """Read and check `folder`. Instructions that belong to the aptitude test are left out, and
-    those that ask the same question under another id.
+    those that ask the same question under another id. Rotations of one question (`circle`) become
+    one instruction: engine/contract/circle.py.
 
     Without an aptitude.json the test is derived from the training part of the candidates' own
     scores (engine/contract/aptitude_test.py). Raises InvalidInputError that lists every problem.
@@ -80,6 +82,8 @@ def read_outcomes(folder: Path) -> Outcomes:
     problems += [] if sat is None else _aptitude_problems(sat, names)
     if problems:
         raise InvalidInputError(*(Violation(str(folder), problem) for problem in problems))
+    kept, scores, place = circled(records, scores)
+    records = [records[row] for row in kept]
     subjects = [str(r.get("subtask") or r["benchmark"]) for r in records]
     texts = [str(r["text"]) for r in records]
     if sat is None:
@@ -87,7 +91,6 @@ def read_outcomes(folder: Path) -> Outcomes:
         items = derived_items(scores, subjects, training)
         keywords = derived_keywords(list(items), subjects, texts, training)
     else:
-        place = {str(r["id"]): i for i, r in enumerate(records)}
         items = {t: [place[q] for q in sat["items"].get(t, []) if q in place] for t in sat["tasks"]}
         keywords = task_keywords(sat["tasks"])
     test = sittings(items, keywords, scores, subjects, sat and sat["scores"], names)

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 
 from engine.contract.errors import UnavailableError
 from engine.serving.status import to_status
+from engine.serving.wrapping import Wrapped
 
 INFRASTRUCTURE = "/grpc."  # health and reflection answer to the end
 END = object()
@@ -34,6 +35,7 @@ class Drain(grpc.aio.ServerInterceptor):
         self._closed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._wrapped = Wrapped(self._around)
 
     async def close(self, timeout_s: float) -> None:
         """Refuse new calls and end streams; returns when no call is left and no new one comes, or
@@ -68,9 +70,12 @@ class Drain(grpc.aio.ServerInterceptor):
         if ours and self._closed.is_set():
             self._refused += 1
             return grpc.stream_stream_rpc_method_handler(_refuse)
+        return self._wrapped.of(handler, handler_call_details.method)
+
+    def _around(self, handler: Any, method: str) -> Any:
         coders = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
-            if not ours:
+            if method.startswith(INFRASTRUCTURE):
                 return handler
             return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary), *coders)
         if handler.unary_stream:

@@ -14,7 +14,8 @@ from engine.contract.errors import BundleError
 from engine.serving.settings import MAX_MESSAGE_BYTES, Settings
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-PROBES = ("", "readiness", "liveness")
+LIVENESS = "liveness"
+PROBES = ("", "readiness", LIVENESS)
 STORE = "store"  # whether changes are accepted; readiness does not depend on it
 SECOND_MS = 1000
 LIMITS: tuple[tuple[str, int], ...] = (
@@ -59,8 +60,15 @@ class Listener:
 
     async def store(self, connected: bool) -> None:
         """Say under the name `store` whether the candidate store answers; routing goes on."""
+        await self._say(STORE, connected)
+
+    async def live(self, alive: bool) -> None:
+        """Say under the name `liveness` whether a restart would help."""
+        await self._say(LIVENESS, alive)
+
+    async def _say(self, name: str, well: bool) -> None:
         answer = health_pb2.HealthCheckResponse
-        await self._health.set(STORE, answer.SERVING if connected else answer.NOT_SERVING)
+        await self._health.set(name, answer.SERVING if well else answer.NOT_SERVING)
 
     async def retire(self) -> None:
         """Turn every name NOT_SERVING for good; calls are still answered."""

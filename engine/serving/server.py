@@ -15,6 +15,7 @@ import grpc
 
 from engine.contract.errors import BundleError
 from engine.registry.store import StoreState
+from engine.scoring.batcher import Batcher
 from engine.serving.access import AccessInterceptor
 from engine.serving.assembly import Parts, load, services_by_address, warm_up
 from engine.serving.drain import Drain
@@ -26,6 +27,7 @@ from engine.serving.telemetry_interceptor import TelemetryInterceptor
 from engine.serving.tls import Certificates, TlsFiles
 from engine.serving.tokens import TokenFile
 
+STALLED_S = 30.0  # of one forward pass, from which on liveness asks for a restart
 MAX_NOTICE_S = 1.0  # in which load balancers see NOT_SERVING; at most a quarter of the grace
 log = logging.getLogger(__name__)
 
@@ -45,11 +47,13 @@ class Running:
     listeners: tuple[Listener, ...]
     parts: Parts
     drain: Drain
+    stalls: asyncio.Task[None]
 
     async def stop(self, grace_s: float) -> None:
         """Turn NOT_SERVING, serve on until that was noticed, refuse new calls, let those in flight
         end, close the stores; all within grace_s and the length of one forward pass."""
         deadline = time.monotonic() + grace_s
+        self.stalls.cancel()
         for listener in self.listeners:
             await listener.retire()
         self.parts.registry.end_watches()
@@ -88,7 +92,28 @@ async def start_server(parts: Parts, guard: Guard) -> Running:
         await listener.start()
     parts.registry.on_store_state(_telling(listeners))
     parts.registry.follow()
-    return Running(listeners, parts, drain)
+    stalls = asyncio.create_task(watch_stalls(parts.batcher, listeners), name="stalls")
+    return Running(listeners, parts, drain, stalls)
+
+
+async def watch_stalls(
+    batcher: Batcher, listeners: Sequence[Listener], limit_s: float = STALLED_S
+) -> None:
+    """Turn liveness NOT_SERVING while a forward pass runs longer than it ever should: a thread that
+    hangs cannot be stopped, only the process can."""
+    alive = True
+    while True:
+        await asyncio.sleep(min(1.0, limit_s / 4))
+        if (batcher.stalled_s < limit_s) != alive:
+            alive = not alive
+            log.log(
+                logging.INFO if alive else logging.ERROR,
+                "the forward pass %s",
+                "goes on"
+                if alive
+                else f"has run for {batcher.stalled_s:.0f} s; restart the server",
+            )
+            await asyncio.gather(*(listener.live(alive) for listener in listeners))
 
 
 def _telling(listeners: Sequence[Listener]) -> Callable[[StoreState], None]:

@@ -35,6 +35,7 @@ from engine.contract.errors import (
     Violation,
     WaitTooLongError,
 )
+from engine.serving.wrapping import Wrapped
 
 DOMAIN = "modelsat"
 CODES: dict[type[ModelsatError], tuple[int, str]] = {
@@ -154,7 +155,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     Methods that answer with a stream are async generators."""
 
     def __init__(self) -> None:
-        self._wrapped: dict[str, tuple[Any, Any]] = {}  # method -> its handler, and ours around it
+        self._wrapped = Wrapped(_around)
 
     async def intercept_service(
         self,
@@ -166,11 +167,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or "/modelsat." not in method:
             return handler
-        known, wrapped = self._wrapped.get(method, (None, None))
-        if known is not handler:
-            wrapped = _around(handler, method)
-            self._wrapped[method] = (handler, wrapped)
-        return wrapped
+        return self._wrapped.of(handler, method)
 
 
 def _around(handler: Any, method: str) -> Any:

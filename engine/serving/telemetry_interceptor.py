@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from engine.serving.telemetry import TRACE_HEADERS, Telemetry
+from engine.serving.wrapping import Wrapped
 
 NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 OK, CANCELLED, UNKNOWN = 0, 1, 2
@@ -23,6 +24,7 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
+        self._wrapped = Wrapped(self._wrap)
 
     async def intercept_service(
         self,
@@ -35,12 +37,14 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
             call = self._telemetry.begin(NO_METHOD, {})
             self._telemetry.answered(call, NAMES[UNIMPLEMENTED], UNIMPLEMENTED)
             return None
+        return self._wrapped.of(handler, handler_call_details.method)
+
+    def _wrap(self, handler: Any, method: str) -> Any:
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        method = handler_call_details.method.removeprefix("/")
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            self._around(getattr(handler, kind), method),
+            self._around(getattr(handler, kind), method.removeprefix("/")),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
