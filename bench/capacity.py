@@ -92,9 +92,11 @@ def latencies(
     lengths: NDArray[np.int64],
     shares: NDArray[np.float64],
     rate: float,
+    give_up_ms: float = math.inf,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Milliseconds from arrival to answer of EVENTS requests at `rate` a second on one replica."""
+    """Milliseconds from arrival to answer of EVENTS requests at `rate` a second on one replica;
+    infinite from the first one on that took longer than give_up_ms: the queue has run away."""
     random = np.random.default_rng(seed)
     arrivals = np.cumsum(random.exponential(1000 / rate, EVENTS))
     drawn = random.choice(lengths, EVENTS, p=shares)
@@ -111,6 +113,9 @@ def latencies(
         now += service.of(len(batch), longest, candidates)
         for i in batch:
             took[i] = now - arrivals[i]
+        if took[batch[0]] > give_up_ms:
+            took[batch[0] :] = math.inf
+            break
     return took
 
 
@@ -146,7 +151,8 @@ def bearable(
         return 0.0
     while high - low > 0.01 * high:
         middle = (low + high) / 2
-        fine = np.percentile(latencies(service, candidates, lengths, shares, middle), 99) <= p99_ms
+        took = latencies(service, candidates, lengths, shares, middle, 5 * p99_ms)
+        fine = np.percentile(took, 99, method="higher") <= p99_ms
         low, high = (middle, high) if fine else (low, middle)
     return low
 
