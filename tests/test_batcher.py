@@ -399,11 +399,13 @@ async def test_a_forward_that_hangs_shows_in_liveness_until_it_goes_on() -> None
     batcher.start()
     watch = asyncio.create_task(watch_stalls(batcher, [cast(Listener, told)], limit_s=0.05))
     job = asyncio.create_task(batcher.submit(np.ones(3, np.int64), table(1, 7), np.arange(7)))
-    while told.alive != [False]:
-        await asyncio.sleep(0.01)
-    backend.gate.set()
-    await job
-    while told.alive != [False, True]:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while len(told.alive) < 1:
+            await asyncio.sleep(0.01)
+        backend.gate.set()
+        await job
+        while len(told.alive) < 2:
+            await asyncio.sleep(0.01)
+    assert told.alive == [False, True]
     watch.cancel()
     await batcher.stop()
