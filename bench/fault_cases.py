@@ -29,8 +29,10 @@ from engine.pb import router_service_pb2, router_service_pb2_grpc
 from engine.registry.backup import back_up, restore
 from engine.registry.sqlite_store import SqliteStore
 from engine.registry.store import Change
-from engine.serving import server as serving_module
+from engine.serving import assembly
+from engine.serving.server import Guard, start_server
 from engine.serving.settings import Settings
+from engine.serving.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -264,11 +266,15 @@ class Failing:
         self._backend = backend
         self.broken = False
 
-    def hidden(self, *arguments: Any) -> Any:
+    def probabilities(self, *arguments: Any) -> Any:
         """As the backend's, or an error."""
         if self.broken:
             raise RuntimeError("the device is gone")
-        return self._backend.hidden(*arguments)
+        return self._backend.probabilities(*arguments)
+
+    def prepare(self, embeddings: Any) -> None:
+        """As the backend's."""
+        self._backend.prepare(embeddings)
 
     def describe(self) -> str:
         """As the backend's."""
@@ -282,17 +288,24 @@ def backend_raises(folder: Path) -> Case:
 
 async def _backend_raises(folder: Path) -> Case:
     backends: list[Failing] = []
-    real = serving_module.open_backend
+    real = assembly.open_backend
 
     def opened(*arguments: Any) -> Any:
         backends.append(Failing(real(*arguments)))
         return backends[-1]
 
-    settings = Settings(bundle=BUNDLE, address="127.0.0.1:0", store=str(folder / "s.sqlite"))
-    with mock.patch.object(serving_module, "open_backend", opened):
-        running = await serving_module.start_server(settings)
+    settings = Settings(
+        bundle=BUNDLE,
+        address="127.0.0.1:0",
+        store=str(folder / "s.sqlite"),
+        outcomes=folder / "outcomes.sqlite",
+        cache_mb=0,
+    )
+    with mock.patch.object(assembly, "open_backend", opened):
+        parts = assembly.load(settings, Telemetry())
+    running = await start_server(parts, Guard(None, None))
     codes: list[str] = []
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+    async with grpc.aio.insecure_channel(running.listeners[0].address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
         for number in range(9):
             backends[0].broken = number % 3 == 1

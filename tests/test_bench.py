@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from bench import fuzz, overload, soak
+from bench import fault_cases, fuzz, overload, soak
 from bench import fuzz_messages as messages
 from bench.capacity import Service, fit, latencies
 from bench.floor import Shape, products, session
@@ -147,3 +147,8 @@ def test_a_short_fuzz_of_a_real_server(tmp_path: Path) -> None:
         found = fuzz.fuzz(server, requests=150, seed=7)
     assert found.failures == []
     assert found.codes.total() == 150
+
+
+def test_a_backend_that_raises_fails_its_own_requests_alone(tmp_path: Path) -> None:
+    case = fault_cases.backend_raises(tmp_path)
+    assert case.good, case.seen
