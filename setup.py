@@ -22,6 +22,10 @@ EXTRAS = {
     ],
     "trt": ["tensorrt-rtx>=1.7"],
     "postgres": ["psycopg[binary]>=3.3"],
+    "extproc": ["xds-protos>=1.85"],
+    "replay": ["pyarrow>=26", "matplotlib>=3.11"],
+    "ray": ["ray>=2.60"],
+    "docs": ["mkdocs-material>=9.8"],
     "otel": ["opentelemetry-sdk>=1.45", "opentelemetry-exporter-otlp-proto-grpc>=1.45"],
     "dev": [
         "pytest>=9.2",
