@@ -74,6 +74,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
 
 def _serve(parsed: argparse.Namespace) -> None:
     from engine.serving import logs
+    from engine.serving.bursts import BurstSelector
     from engine.serving.server import serve
 
     config = Path(parsed.config or os.environ.get("MODELSAT_CONFIG", ""))
@@ -81,7 +82,9 @@ def _serve(parsed: argparse.Namespace) -> None:
     resolved = resolve(given, os.environ, config)
     logs.configure(resolved.settings.log_format, resolved.settings.log_level)
     print(f"settings, defaults aside:\n{resolved.table()}", flush=True)
-    asyncio.run(serve(resolved.settings))
+    bursts = BurstSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(bursts)) as runner:
+        runner.run(serve(resolved.settings, bursts))
 
 
 def _add_token(command: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from engine.contract.errors import (
     OverloadedError,
     WaitTooLongError,
 )
-from engine.contract.prompt import Prompt, Tokenizer, render
+from engine.contract.prompt import MAX_INSTRUCTION_TOKENS, Prompt, Tokenizer, render
 from engine.contract.training_set import TrainingSet
 from engine.policy import Circumstances, Kind, Policy, decide
 from engine.registry.registry import Registry
@@ -104,6 +104,7 @@ class Router:
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
+        self._frame = len(render("", tokenizer).tokens)  # inquiry prompt around every text
         self._sessions = Sessions(0, math.inf) if sessions is None else sessions
         self._rules = rules
 
@@ -126,7 +127,7 @@ class Router:
         begun = time.monotonic()
         decision_id = begin_decision()
         if self._rules.fallback == "off" and not self._cache.useful:
-            self._batcher.check_room(deadline)
+            self._batcher.check_room(self._likely_size(text), deadline)
         ready = self._prepare(text, policy, context_chars)
         prepared = time.monotonic()
         scored, unscored = await self._scored_or_static(ready, deadline)
@@ -150,6 +151,11 @@ class Router:
         if not policy.ranking_size:
             return decision
         return replace(decision, ranking=decision.ranking[: policy.ranking_size])
+
+    def _likely_size(self, text: str) -> int:
+        """Rows of a forward for `text`, before anything was tokenised."""
+        tokens = min(round(len(text) / CHARS_PER_TOKEN), MAX_INSTRUCTION_TOKENS)
+        return tokens + self._frame + len(self._registry.table().candidates)
 
     async def _scored_or_static(self, ready: _Ready, deadline: float) -> tuple[Scored, str]:
         """The scores; or mean aptitude, and why."""
