@@ -306,7 +306,8 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
         await batcher.submit(tokens, of, rows)
     assert refused.value.retry_after_s > 0
     busy = batcher.crowded()
-    assert busy is not None and not busy.is_set()
+    assert busy is not None
+    assert not busy.is_set()
     backend.gate.set()
     assert busy.wait(5)
     assert len(await asyncio.gather(running, *waiting)) == 3
