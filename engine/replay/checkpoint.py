@@ -40,7 +40,7 @@ class Checkpoint:
     def load(self, key: str, rows: int) -> Scores | None:
         """The scores of `key`; None where they are not here whole."""
         try:
-            with np.load(self._path(key)) as file:
+            with self._path(key).open("rb") as raw, np.load(raw) as file:
                 found = Scores(file["p"], file["input_tokens"], file["unlikeness"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -45,6 +46,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
                 known = ", ".join((*JSONL, ".parquet"))
                 problems.append(Violation(name, f"is of no known format; expected {known}."))
             found[Path(name)] = None
+    if any(file.suffix == ".parquet" for file in found) and not find_spec("pyarrow"):
+        problems.append(Violation(".parquet", "needs pyarrow; pip install 'modelsat[replay]'."))
     if problems:
         raise InvalidInputError(*problems)
     return list(found)
@@ -106,13 +109,9 @@ def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
 
 
 def _parquet(file: Path, columns: Collection[str]) -> Iterator[Line]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise InvalidInputError(
-            Violation(str(file), "needs pyarrow to be read; pip install 'modelsat[replay]'.")
-        ) from error
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     number = 0
     try:
         with ParquetFile(file) as table:

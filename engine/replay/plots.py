@@ -85,11 +85,14 @@ def _cost_quality(report: Report) -> Any:
             yerr=[[quality["value"] - quality["low"]], [quality["high"] - quality["value"]]],
             fmt="X" if name == "used" else "o",
             color="black" if name == "used" else f"C{i - 1}",
+            markersize=8,
             capsize=2,
             label=name,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(_pyplot().LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.minorticks_off()
     axes.set(
         xlabel="estimated US dollars per 1,000 requests",
         ylabel="estimated quality (mean probability)",

@@ -62,6 +62,7 @@ def replay(
     """
     kept, broken = Checkpoint(scores, plan), Broken()
     waiting: dict[int, Chunk] = {}
+    unsaved: dict[int, str] = {}
     parts: dict[int, Columns] = {}
     sample, finished = Sample(), 0
 
@@ -69,12 +70,16 @@ def replay(
         for chunk in _chunks(log, broken):
             waiting[chunk.number] = chunk
             instructions = tuple((r.text, r.context_chars) for r in chunk.requests)
-            known = kept.load(kept.key(instructions), len(instructions))
+            key = kept.key(instructions)
+            known = kept.load(key, len(instructions))
+            if known is None:
+                unsaved[chunk.number] = key
             yield Work(chunk.number, instructions if known is None else (), known)
 
     for done in execute(works()):
         chunk = waiting.pop(done.number)
-        kept.save(kept.key([(r.text, r.context_chars) for r in chunk.requests]), done.scores)
+        if done.number in unsaved:
+            kept.save(unsaved.pop(done.number), done.scores)
         parts[done.number] = columns_of(chunk.requests, names, done.scores, done.decisions)
         sample.add(chunk.first, done.scores)
         finished += len(chunk.requests)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Report = Mapping[str, Any]
-HEADINGS = ("", "quality (estimate)", "$ per 1,000 requests (price list)", "of what was used")
+HEADINGS = ("", "quality (estimate)", "$ per 1,000 (estimate)", "cost against used")
 SHOWN = 8  # candidates of a mix, unknown names
 WHAT_IS_WHAT = """\
 Quality is the mean calibrated probability of what is chosen: an **estimate**, also for what was
@@ -54,7 +54,7 @@ def _read(report: Report) -> str:
     text += f" from {period['from']} to {period['to']}" if period else ""
     if broken["count"]:
         first = broken["first"][0]
-        text += f"; {broken['count']} broken lines were skipped, the first {first['file']}"
+        text += f"; skipped as broken: {broken['count']}, the first {first['file']}"
         text += f":{first['line']} ({first['problem'].rstrip('.')})"
     return text + "."
 
@@ -73,9 +73,8 @@ def _observed(used: Mapping[str, Any]) -> Iterator[str]:
     gap = used["estimate_minus_observed"]
     if gap["rows"]:
         yield (
-            f"On those {gap['rows']} requests the estimate of what was used lies"
-            f" {_figure(gap, signed=True)} off the outcome (Brier score"
-            f" {used['brier']['value']:.3f})."
+            f"On {gap['rows']} of those requests what was used was scored too: estimate minus"
+            f" outcome is {_figure(gap, signed=True)}, Brier score {used['brier']['value']:.3f}."
         )
 
 
@@ -143,7 +142,7 @@ def _figure(estimate: Mapping[str, Any], scale: float = 1.0, *, signed: bool = F
     """Value and interval, "unknown" where there is none."""
     if estimate["value"] is None:
         return "unknown"
-    form = "+.4f" if signed else ".4f"
+    form = "+.3f" if signed else ".3f"
     value, low, high = (scale * estimate[k] for k in ("value", "low", "high"))
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
