@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.calibrate import BUNDLE
 from engine.contract.candidate import PREFIX
-from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.errors import InvalidInputError, StoreError, Violation
 from engine.registry.outcome_store import read_recorded
 from engine.registry.zoo import read_zoo
 
@@ -56,7 +56,7 @@ def _run(parsed: argparse.Namespace) -> None:
     _check_counts(parsed)
     if not parsed.no_plots:
         plots.require_matplotlib()
-    score = None if parsed.outcomes is None else _recorded(parsed.outcomes)
+    score = None if parsed.outcomes is None else recorded(parsed.outcomes)
     columns = columns_with(parsed.column)
     log = Log(expand(parsed.log), columns, score, parsed.max_broken, parsed.chunk)
     table = scoring.open_table(parsed.bundle, read_zoo(parsed.zoo or parsed.bundle / "zoo.json"))
@@ -68,9 +68,14 @@ def _run(parsed: argparse.Namespace) -> None:
         if parsed.ray is None
         else cluster.on_ray(plan, parsed.ray, parsed.workers)
     )
-    with workers as execute, _progress() as progress:
-        found = replay(log, plan, names, parsed.out / "scores", execute, progress)
-    _write(found, parsed.out, pictures=not parsed.no_plots)
+    try:
+        with workers as execute, _progress() as progress:
+            found = replay(log, plan, names, parsed.out / "scores", execute, progress)
+        _write(found, parsed.out, pictures=not parsed.no_plots)
+    except OSError as error:
+        raise StoreError(
+            f"{parsed.out} cannot be written ({error}); give another --out."
+        ) from error
 
 
 def _write(found: dict[str, object], out: Path, *, pictures: bool) -> None:
@@ -96,7 +101,8 @@ def _check_counts(parsed: argparse.Namespace) -> None:
         raise InvalidInputError(*problems)
 
 
-def _recorded(file: Path) -> Score:
+def recorded(file: Path) -> Score:
+    """The outcomes in the server's file, by decision id and candidate; raises StoreError."""
     scores = {(r.decision_id, r.candidate): r.score for r in read_recorded(file)}
 
     def outcome_of(decision: str, candidate: str) -> float:
@@ -128,5 +134,4 @@ def _progress() -> Iterator[Progress]:
             furthest = max(furthest, position)
             bar.update(task, completed=furthest, done=done)
 
-        told: Callable[[int, float], None] = show
-        yield told
+        yield show

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bench.process import BUNDLE, ROOT
+from bench.process import BUNDLE, ROOT, Server
 from engine.cli import main as cli
+from engine.cli_replay import recorded
 from engine.client import Client
 from engine.contract.bundle import Calibration
 from engine.contract.errors import InvalidInputError
@@ -37,6 +39,7 @@ from engine.replay.requests import COLUMNS, past_request
 from engine.replay.run import Log, replay
 from engine.replay.scoring import NOBODY, Done, Plan, Scorer, Work
 from engine.scoring.backend import Readout, Scores
+from engine.serving.convert import KINDS
 from tests.conftest import INSTRUCTIONS
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
@@ -64,7 +67,7 @@ class HashBackend:
         rows: NDArray[np.int64],
         readout: Readout,
     ) -> Scores:
-        seeds = [abs(hash(t.tobytes())) for t in tokens]
+        seeds = [zlib.crc32(t.tobytes()) for t in tokens]
         p = [np.random.default_rng(s).random(len(embeddings), np.float32)[rows] for s in seeds]
         return Scores(np.stack(p), 0.0, 0.0)
 
@@ -208,6 +211,8 @@ def test_broken_lines_are_named_and_bounded_and_no_text_shows(tmp_path: Path) ->
         {"messages": [{"role": "narrator", "content": secret}]},
         {"messages": [{"role": "assistant", "content": secret}]},
         {"text": secret, "time": "yesterday"},
+        {"text": secret, "time": 1e300},
+        {"messages": [{"role": "user", "content": "\udfff" + secret}]},
         {"text": "\ud800" + secret},
         {"model": "x"},
     ]
@@ -271,10 +276,23 @@ def test_replay_chooses_as_the_server_does(client: Client) -> None:
             assert table.candidates[row].name in {r.candidate for r in near}
             alone = client.route(texts[i], policy)
             assert alone.selected == table.candidates[row].name
-            assert DONE_KINDS[done.decisions.kind[i, j]] == alone.kind
+            assert KINDS[scoring.KINDS[done.decisions.kind[i, j]]] == alone.kind
 
 
-DONE_KINDS = [1, 2, 3, 4]  # DecisionKind of scoring.KINDS
+def test_recorded_outcomes_are_joined_by_their_decisions(
+    shared_server: Server, client: Client, tmp_path: Path
+) -> None:
+    answers = [client.route(text) for text in INSTRUCTIONS[:2]]
+    for answer, score in zip(answers, (0.25, 0.75), strict=True):
+        client.record_outcome(answer.decision_id, answer.selected, score)
+    records: list[Record] = [
+        {"query": "Hi", "decision_id": a.decision_id, "selected": a.selected} for a in answers
+    ]
+    records.append({"query": "Hi", "decision_id": answers[0].decision_id, "model": "yi-6b-chat"})
+    log = write_jsonl(tmp_path / "log.jsonl", records)
+    known = recorded(shared_server.log.with_name("outcomes.sqlite"))
+    found = quick([log], tmp_path / "out", 4, outcome_of=known)["used"]["observed_quality"]
+    assert (found["value"], found["rows"]) == (0.5, 2)
 
 
 def command(log: Path, out: Path, *more: str) -> list[str]:
@@ -351,7 +369,6 @@ def test_a_ray_cluster_reports_the_same_though_a_worker_dies(
     output = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 0, output
     assert (tmp_path / "report.json").read_bytes() == unbroken
-    assert len(actors) == 2
     assert "Warning" not in output
 
 

@@ -12,22 +12,11 @@ from typing import Any
 
 from engine.contract.errors import InvalidInputError, ModelsatError, UnavailableError, Violation
 from engine.replay.local import AHEAD, Execute, cores
-from engine.replay.scoring import Done, Plan, Scorer, Work, open_scorer
+from engine.replay.scoring import Done, Plan, Work, Worker
 
 RETRIES = 3  # of a chunk, and restarts of an actor
 STORE_BYTES = 128 << 20  # of a cluster started here: chunks are small
 LOCAL = "local"
-
-
-class Worker:
-    """What runs on a node."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._scorer: Scorer = open_scorer(plan)
-
-    def do(self, work: Work) -> Done:
-        """See Scorer.do."""
-        return self._scorer.do(work)
 
 
 @contextmanager

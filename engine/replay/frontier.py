@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,9 +70,3 @@ def frontier(p: NDArray[np.float32], input_tokens: NDArray[np.int64], table: Tab
             for (_, c), q, usd in zip(rows, quality, cost, strict=True)
         },
     }
-
-
-def policies_in(report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(name, estimated quality, estimated cost) of what was used and of each policy."""
-    for name, part in {"used": report["used"], **report["policies"]}.items():
-        yield name, part["estimated_quality"], part["estimated_cost_usd"]

@@ -13,12 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 
 from engine.contract.errors import UnavailableError
-from engine.replay.scoring import Done, Plan, Scorer, Work, open_scorer
+from engine.replay.scoring import Done, Plan, Work, Worker
 
 # Answers come as they are ready, in any order. At most a few chunks are taken ahead of them.
 Execute = Callable[[Iterable[Work]], Iterator[Done]]
 AHEAD = 2  # chunks a worker, so that none waits for the reader
-_scorer: Scorer | None = None
+_worker: Worker | None = None
 
 
 def cores() -> int:
@@ -59,10 +59,10 @@ def _processes(plan: Plan, workers: int) -> Iterator[Execute]:
 
 
 def _begin(plan: Plan) -> None:
-    global _scorer
+    global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _scorer = open_scorer(plan)
+    _worker = Worker(plan)
 
 
 def _end_with_parent() -> None:
@@ -74,5 +74,5 @@ def _end_with_parent() -> None:
 
 
 def _do(work: Work) -> Done:
-    assert _scorer is not None
-    return _scorer.do(work)
+    assert _worker is not None
+    return _worker.do(work)

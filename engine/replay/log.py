@@ -72,7 +72,7 @@ def read_lines(file: Path, columns: Collection[str]) -> Iterator[Line]:
         for line in lines:
             number = line.number
             yield line
-    except (OSError, EOFError, zlib.error) as error:  # an ArrowInvalid is translated by _parquet
+    except (OSError, EOFError, zlib.error) as error:
         raise InvalidInputError(
             Violation(str(file), f"cannot be read on after row {number} ({error}).")
         ) from error
@@ -121,5 +121,5 @@ def _parquet(file: Path, columns: Collection[str]) -> Iterator[Line]:
                 for record in batch.to_pylist():
                     number += 1
                     yield Line(str(file), number, record, "", number / total)
-    except ArrowException as error:
-        raise EOFError(f"{type(error).__name__}: no whole Parquet file") from error
+    except (ArrowException, ValueError) as error:
+        raise EOFError(f"{type(error).__name__}: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.contract.errors import InvalidInputError, Violation
-from engine.replay.frontier import policies_in
+from engine.replay.report import policies_in
 
 Report = Mapping[str, Any]
 MIX_SHOWN = 10

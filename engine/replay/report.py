@@ -155,3 +155,9 @@ def _shown(policy: Policy) -> dict[str, Any]:
     fields = asdict(policy)
     goal = {fields.pop("objective"): fields.pop("value")}
     return goal | {k: v for k, v in fields.items() if v != unset[k]}
+
+
+def policies_in(report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, estimated quality, estimated cost) of what was used and of each policy."""
+    for name, part in {"used": report["used"], **report["policies"]}.items():
+        yield name, part["estimated_quality"], part["estimated_cost_usd"]

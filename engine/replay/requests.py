@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.contract.candidate import PREFIX
 from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.prompt import is_utf8
 from engine.pb import router_service_pb2
 from engine.serving.convert import instruction_from
 from engine.serving.settings import Settings
@@ -124,13 +125,17 @@ def _instruction(
         for turn in _turns(messages):
             request.conversation.messages.append(turn)
     elif isinstance(text, str):
-        if not text.isascii():
-            text.encode()  # a lone surrogate is a ValueError here, as below
+        _require_utf8(text)
         request.text = text
     else:
         tried = ", ".join((*columns["messages"], *columns["text"]))
         raise ValueError(f"has no instruction in any of the columns {tried}")
     return instruction_from(request, MAX_TEXT_BYTES)
+
+
+def _require_utf8(text: str) -> None:
+    if not is_utf8(text):  # protobuf would quote it
+        raise ValueError("the instruction is not valid UTF-8")
 
 
 def _turns(messages: Any) -> list[router_service_pb2.Message]:
@@ -147,7 +152,9 @@ def _turns(messages: Any) -> list[router_service_pb2.Message]:
         role = ROLES.get(str(message.get("role")))
         if role is None:
             raise ValueError(f"messages[{i}].role is none of {', '.join(ROLES)}")
-        turns.append(router_service_pb2.Message(role=role, text=_parts(message.get("content"))))
+        parts = _parts(message.get("content"))
+        _require_utf8("".join(parts))
+        turns.append(router_service_pb2.Message(role=role, text=parts))
     return turns
 
 
@@ -177,4 +184,7 @@ def _seconds(value: Any) -> float:
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     seconds = _number(value, "time")
-    return seconds / 1e3 if seconds >= FIRST_MS else seconds
+    seconds = seconds / 1e3 if seconds >= FIRST_MS else seconds
+    if seconds < 0 or seconds >= FIRST_MS:
+        raise ValueError("time is neither epoch seconds nor milliseconds")
+    return seconds

@@ -129,6 +129,21 @@ class Scorer:
         return Scores(p, np.array([r.input_tokens for r in readings]), np.array(unlike))
 
 
+class Worker:
+    """What runs in a process or an actor; it opens the bundle with its first chunk, so that what is
+    wrong with it reaches the one who waits for that chunk."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._scorer: Scorer | None = None
+
+    def do(self, work: Work) -> Done:
+        """See Scorer.do and open_scorer."""
+        if self._scorer is None:
+            self._scorer = open_scorer(self._plan)
+        return self._scorer.do(work)
+
+
 def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Decisions:
     """Every policy on every row of `scores`."""
     shape = (len(scores.p), len(policies))

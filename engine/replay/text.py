@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.replay.frontier import policies_in
+from engine.replay.report import policies_in
 
 if TYPE_CHECKING:
     from rich.console import Console
