@@ -30,8 +30,7 @@ def on_ray(plan: Plan, address: str, workers: int) -> Iterator[Execute]:
     try:
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         kind = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(Worker)
-        told = ray.put(plan)
-        actors = [kind.remote(told) for _ in range(count)]
+        actors = [kind.remote(plan) for _ in range(count)]
         yield lambda works: _execute(ray, actors, works)
     finally:
         ray.shutdown()

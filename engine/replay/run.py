@@ -15,7 +15,7 @@ from engine.replay.local import Execute
 from engine.replay.log import read_lines
 from engine.replay.report import report
 from engine.replay.requests import PastRequest, past_request, top_level
-from engine.replay.scoring import Plan, Work
+from engine.replay.scoring import Done, Plan, Work
 
 SHOWN_BROKEN = 20
 Score = Callable[[str, str], float]  # (decision id, candidate as logged) -> outcome or NaN
@@ -60,11 +60,31 @@ def replay(
     Raises InvalidInputError where the log cannot be read, holds no request, or more than
     log.max_broken lines are broken; what was scored until then is kept.
     """
-    kept, broken = Checkpoint(scores, plan), Broken()
+    broken, sample = Broken(), Sample()
+    kept = Checkpoint(scores, plan)
+    parts: dict[int, Columns] = {}
+    finished = 0
+    for chunk, done in _worked(log, broken, kept, execute):
+        parts[chunk.number] = columns_of(chunk.requests, names, done.scores, done.decisions)
+        sample.add(chunk.first, done.scores)
+        finished += len(chunk.requests)
+        progress(finished, chunk.position)
+    if not parts:
+        raise _nothing(log, broken)
+    columns = joined(parts)
+    return {
+        **report(columns, plan.policies, plan.table),
+        "frontier": frontier(*sample.arrays(len(columns.used)), plan.table),
+        "log": _about(broken, names),
+    }
+
+
+def _worked(
+    log: Log, broken: Broken, kept: Checkpoint, execute: Execute
+) -> Iterator[tuple[Chunk, Done]]:
+    """Every chunk with its answer, as they come; new scores are on disk by then."""
     waiting: dict[int, Chunk] = {}
     unsaved: dict[int, str] = {}
-    parts: dict[int, Columns] = {}
-    sample, finished = Sample(), 0
 
     def works() -> Iterator[Work]:
         for chunk in _chunks(log, broken):
@@ -80,19 +100,7 @@ def replay(
         chunk = waiting.pop(done.number)
         if done.number in unsaved:
             kept.save(unsaved.pop(done.number), done.scores)
-        parts[done.number] = columns_of(chunk.requests, names, done.scores, done.decisions)
-        sample.add(chunk.first, done.scores)
-        finished += len(chunk.requests)
-        progress(finished, chunk.position)
-    if not parts:
-        raise _nothing(log, broken)
-    columns = joined(parts)
-    found = {
-        **report(columns, plan.policies, plan.table),
-        "frontier": frontier(*sample.arrays(len(columns.used)), plan.table),
-    }
-    found["log"] = _about(broken, names)
-    return found
+        yield chunk, done
 
 
 def _chunks(log: Log, broken: Broken) -> Iterator[Chunk]:

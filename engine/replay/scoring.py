@@ -188,8 +188,8 @@ def make_plan(bundle: Path, table: Table, policies: Mapping[str, Policy]) -> Pla
 
 
 def open_scorer(plan: Plan) -> Scorer:
-    """A scorer on one thread of the CPU: a process for each core is twice as fast as one session
-    on two of them, and p does not hang on the number of cores (docs/how-to/replay.md).
+    """A scorer on one thread of the CPU: a process for each core is faster than one session on all
+    of them, and p does not hang on the number of cores (docs/how-to/replay.md).
 
     Raises BundleError where this machine has no bundle there, or another one.
     """
