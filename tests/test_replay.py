@@ -400,6 +400,9 @@ def test_what_is_missing_is_said_before_anything_is_scored(
         assert words in capsys.readouterr().err
     assert cli(["replay", str(tmp_path / "*.csv"), "--out", str(tmp_path)]) == 1
     assert "names no file" in capsys.readouterr().err
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    assert cli([*arguments, "--ray", "127.0.0.1:1"]) == 1
+    assert "reaches no cluster at '127.0.0.1:1'" in capsys.readouterr().err
     table = tmp_path / "empty.parquet"
     table.touch()
     for package, extra, more in (

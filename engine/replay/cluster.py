@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from engine.replay.scoring import Done, Plan, Work, Worker
 RETRIES = 3  # of a chunk, and restarts of an actor
 STORE_BYTES = 128 << 20  # of a cluster started here: chunks are small
 LOCAL = "local"
+CONNECT_S = 5.0
 
 
 @contextmanager
@@ -37,9 +39,7 @@ def on_ray(plan: Plan, address: str, workers: int) -> Iterator[Execute]:
 
 
 def _connected(address: str, workers: int) -> Any:
-    # Read when ray is imported: nothing is to be sent anywhere.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a FutureWarning
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to be sent anywhere
     try:
         import ray
     except ImportError as error:
@@ -59,12 +59,20 @@ def _connected(address: str, workers: int) -> Any:
                 **quiet,
             )
         else:
+            _require_listener(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
             Violation("--ray", f"reaches no cluster at {address!r} ({error}).")
         ) from error
     return ray
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def _execute(ray: Any, actors: list[Any], works: Iterable[Work]) -> Iterator[Done]:
