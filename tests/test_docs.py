@@ -1,0 +1,83 @@
+"""Every command in README, tutorial and how-to pages is run; pages, links and names are checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.pages import Block, BlockFailedError, blocks, require_free, run_all, shell
+from bench.process import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "docs/tutorial.md", *sorted((ROOT / "docs/how-to").glob("*.md"))]
+PAGE_TIMEOUT_S = 120
+# Built by make, and too large to be built once more for each page.
+SHARED = (".venv", "artifacts", ".venv-envoy", ".venv-litellm", "deploy/examples/node/node_modules")
+LONG_AGO = 10**9  # so that make finds everything that is shared newer than its sources
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def skipped() -> list[tuple[str, Block]]:
+    return [
+        (f"{name_of(p)}:{b.line}", b)
+        for p in PAGES
+        if p.exists()
+        for b in blocks(p.read_text("utf-8"))
+        if b.not_run is not None
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the working tree, changes included; what make builds is linked."""
+    copy = tmp_path_factory.mktemp("checkout") / "modelsat"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    kernels = [str(p.relative_to(ROOT)) for p in (ROOT / "cpp_ext").glob("_score*.so")]
+    for name in [*filter(None, listed), *kernels]:
+        source, target = ROOT / name, copy / name
+        if source.is_file() and not source.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+            os.utime(target, (LONG_AGO, LONG_AGO))
+    for name in SHARED:
+        if (ROOT / name).exists():
+            (copy / name).symlink_to((ROOT / name).resolve())
+    return copy
+
+
+def environment(checkout: Path, folder: Path) -> dict[str, str]:
+    """That of a reader in the copy; stores go to `folder`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MODELSAT_", "PYTEST_"))}
+    return kept | {
+        "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(checkout),  # .venv's own modelsat is that of the real checkout
+        "MODELSAT_STORE": str(folder / "candidates.sqlite"),
+        "MODELSAT_OUTCOMES": str(folder / "outcomes.sqlite"),
+        "TMPDIR": str(folder),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_commands_of_a_page_work(page: Path, checkout: Path, tmp_path: Path) -> None:
+    found = [b for b in blocks(page.read_text("utf-8")) if b.not_run is None]
+    require_free(found)
+    with shell(tmp_path, checkout, environment(checkout, tmp_path)) as running:
+        run_all(found, running, PAGE_TIMEOUT_S, lambda block, seconds: print(block.line, seconds))
+
+
+@pytest.mark.parametrize(("where", "block"), skipped(), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_block_that_is_not_run_says_why(where: str, block: Block) -> None:
+    pytest.skip(f"{where} is not run: {block.not_run}")
