@@ -56,6 +56,7 @@ setup(
     packages=find_packages(include=["engine*", "export*", "training*", "cpp_ext*", "bench*"]),
     package_dir={"": "."},
     package_data={
+        "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.contract": ["*.json"],
         "engine.pb": ["*.pyi"],
