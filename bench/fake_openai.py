@@ -1,4 +1,4 @@
-"""Fake OpenAI upstreams for the LiteLLM demo and its tests: each says who it is, and nothing else."""
+"""Fake OpenAI upstreams for the LiteLLM demo and its tests: each says who it is, no more."""
 
 from __future__ import annotations
 

@@ -63,4 +63,6 @@ def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise RuntimeError("LiteLLM was not ready:\n" + log.read_text("utf-8", errors="replace")[-2000:])
+    raise RuntimeError(
+        "LiteLLM was not ready:\n" + log.read_text("utf-8", errors="replace")[-2000:]
+    )

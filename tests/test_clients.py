@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.process import Server
+from bench.process import ROOT, Server
 from engine.aio_client import AsyncClient
 from engine.client import Client, ModelsatClientError, Policy, Turn
 from engine.contract.errors import (
@@ -193,3 +195,27 @@ async def test_the_asyncio_client_changes_the_candidates(shared_server: Server) 
         await client.remove(NEW.id)
         assert await client.replace(before) > 0
         assert await client.candidates() == before
+
+
+NODE = ROOT / "deploy" / "examples" / "node"
+
+
+@pytest.mark.skipif(
+    not (shutil.which("node") and (NODE / "node_modules").is_dir()),
+    reason="no node here, or no packages; `make deploy/examples/node/node_modules` installs them",
+)
+def test_the_example_in_node_routes(shared_server: Server) -> None:
+    def run(address: str) -> subprocess.CompletedProcess[str]:
+        command = ["node", "route.mjs", QUESTION, address]
+        return subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=60)
+
+    done = run(shared_server.address)
+    assert done.returncode == 0, done.stderr
+    with Client(shared_server.address, LONG) as client:
+        policy = Policy(value=0.2, ranking_size=3)
+        ranking = client.route(QUESTION, policy).ranking
+    names = [line.split()[1] for line in done.stdout.splitlines()[:3]]
+    assert names == [ranked.candidate.removeprefix("candidates/") for ranked in ranking]
+    nobody = run("127.0.0.1:1")
+    assert nobody.returncode == 1
+    assert nobody.stderr.startswith("error: UNAVAILABLE")
