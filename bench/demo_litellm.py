@@ -52,6 +52,7 @@ def main() -> int:
         print(server.printed().splitlines()[-1])
         settings = {f"UPSTREAM_{x}": u.url for x, u in zip("ABC", upstreams, strict=True)}
         settings |= {"UPSTREAM_KEY": "none", "LITELLM_MODELSAT_SERVER": server.address}
+        settings["LITELLM_MODELSAT_TIMEOUT_MS"] = "1000"  # a demo may share its machine
         at = stack.enter_context(proxy(folder, settings))
         print(f"LiteLLM at {at.url}, with {', '.join(MODELS)} and the alias auto")
         curl(at, MATHEMATICS[0])  # the first request of a proxy is slow

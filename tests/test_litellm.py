@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ import pytest
 
 from bench.fake_openai import Upstream, upstream
 from bench.litellm_proxy import ENVIRONMENT, Proxy, proxy
-from bench.process import Server, await_ready, launch
+from bench.process import ROOT, Server, await_ready, launch
 from engine.client import Client
 
 pytestmark = pytest.mark.skipif(
@@ -172,3 +173,14 @@ def test_a_router_that_hangs_or_dies_costs_at_most_the_timeout(gateway: Gateway)
     kind = ""
     while kind != "scored":  # the channel tries anew once a second
         kind = gateway.ask(messages=TURNS).headers["x-modelsat-kind"]
+
+
+def test_wrong_settings_stop_the_start_with_every_one_of_them() -> None:
+    wrong = {"TIMEOUT_MS": "soon", "COST_SENSITIVITY": "-1", "SEVRER": "router:50051"}
+    environment = {f"LITELLM_MODELSAT_{name}": value for name, value in wrong.items()}
+    environment |= {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    command = [str(ENVIRONMENT / "bin" / "python"), "-c", "import engine.litellm"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    for name in wrong:
+        assert f"LITELLM_MODELSAT_{name}" in done.stderr.splitlines()[-1]
