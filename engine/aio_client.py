@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import grpc
+
 from engine.calls import (
     DEFAULT_POLICY,
     Instruction,
@@ -36,9 +38,9 @@ T = TypeVar("T")
 class AsyncClient:
     """As engine.client.Client; made and used in one event loop.
 
-    hedge_after_s: seconds after which Route is sent once more, to the next address of the target,
-    and the first answer counts; 0 never does. What waits in a queue is asked for twice then: set it
-    near the 99th percentile of your own times.
+    hedge_address: of another server, which is asked too where Route has no answer after
+    hedge_after_s seconds; the first answer counts and the other call is cancelled. Empty never
+    does. Set the time near the 99th percentile of your own.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class AsyncClient:
         access: Access = PLAIN,
         *,
         retries: bool = True,
-        hedge_after_s: float = 0.0,
+        hedge_address: str = "",
+        hedge_after_s: float = 0.1,
     ) -> None:
         self._address = address
         self._timeout_s = timeout_s
@@ -57,6 +60,12 @@ class AsyncClient:
         self._channel = open_aio_channel(address, access, retries=retries)
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
         self._candidates = candidate_service_pb2_grpc.CandidateServiceStub(self._channel)
+        # A channel of its own: within one, round robin may well pick the same server again.
+        self._hedge_address = hedge_address
+        self._hedge_channel: grpc.aio.Channel | None = None
+        if hedge_address:
+            self._hedge_channel = open_aio_channel(hedge_address, access, retries=retries)
+            self._hedge_router = router_service_pb2_grpc.RouterServiceStub(self._hedge_channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,8 +79,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel; calls in flight are cancelled."""
+        """Close the channels; calls in flight are cancelled."""
         await self._channel.close()
+        if self._hedge_channel is not None:
+            await self._hedge_channel.close()
 
     async def route(
         self,
@@ -83,13 +94,24 @@ class AsyncClient:
     ) -> router_service_pb2.RouteResponse:
         """Choose a candidate for a text, or for the last user turn of a conversation."""
         request = route_request(instruction, policy, session, dry_run)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
+        if self._hedge_channel is None:
+            answer: router_service_pb2.RouteResponse = await self._call(self._router.Route, request)
+            return answer
+        return await hedged(
+            lambda: self._call(self._router.Route, request),
+            lambda: self._hedge(request),
+            self._hedge_after_s,
+        )
 
-        def call() -> Awaitable[router_service_pb2.RouteResponse]:
-            return self._call(self._router.Route, request, deadline - loop.time())
-
-        return await (hedged(call, self._hedge_after_s) if self._hedge_after_s else call())
+    async def _hedge(
+        self, request: router_service_pb2.RouteRequest
+    ) -> router_service_pb2.RouteResponse:
+        left = self._timeout_s - self._hedge_after_s
+        with translated(self._hedge_address):
+            answer: router_service_pb2.RouteResponse = await self._hedge_router.Route(
+                request, timeout=left, metadata=self._metadata
+            )
+        return answer
 
     async def route_many(
         self,
@@ -166,25 +188,22 @@ class AsyncClient:
         finally:
             call.cancel()
 
-    async def _call(
-        self, method: Callable[..., Awaitable[Any]], request: Any, timeout_s: float | None = None
-    ) -> Any:
-        """timeout_s: None means the client's own."""
-        left = self._timeout_s if timeout_s is None else timeout_s
+    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
         with translated(self._address):
-            return await method(request, timeout=left, metadata=self._metadata)
+            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
 
 
-async def hedged(call: Callable[[], Awaitable[T]], after_s: float) -> T:
-    """The first of at most two calls to succeed; the second starts after `after_s` seconds. Raises
-    what the last one to fail raised. (gRPC's hedgingPolicy is not in its C core.)"""
-    first = asyncio.ensure_future(call())
-    tasks = [first]
+async def hedged(
+    first: Callable[[], Awaitable[T]], second: Callable[[], Awaitable[T]], after_s: float
+) -> T:
+    """What `first` answers within `after_s` seconds, or the first answer of both from then on;
+    raises what the last one to fail raised. (gRPC's hedgingPolicy is not in its C core.)"""
+    tasks = [asyncio.ensure_future(first())]
     try:
         await asyncio.wait(tasks, timeout=after_s)
-        if first.done():
-            return first.result()
-        tasks.append(asyncio.ensure_future(call()))
+        if tasks[0].done():
+            return tasks[0].result()
+        tasks.append(asyncio.ensure_future(second()))
         for ended in asyncio.as_completed(tasks):
             try:
                 return await ended

@@ -154,7 +154,7 @@ def pick(answer: RouteResponse, models: Collection[str]) -> Choice | None:
 
 def _models() -> Collection[str]:
     """model_name of every model that the proxy has now."""
-    from litellm.proxy import proxy_server  # it imports this module's importer
+    from litellm.proxy import proxy_server  # late: it is what loads this module
 
     router = proxy_server.llm_router
     return router.model_names if router is not None else ()
