@@ -3,7 +3,8 @@
     make lock
 
 dev.txt holds everything but TensorRT; serve, export and train are the parts of it that they need,
-so that no two environments of one commit disagree. trt adds the builder of plans to export.
+so that no two environments of one commit disagree. trt adds the builder of plans to export;
+litellm is an environment of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ LOCKS = {
     "export": "cpu,extproc,build,export",
     "serve": "cpu,extproc",
     "trt": "cpu,extproc,build,export,trt",
+    "litellm": "litellm",
 }
+APART = ("dev", "litellm")  # LiteLLM pins versions that dev.txt cannot have
 HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
 
 
@@ -46,7 +49,7 @@ def main() -> None:
     """Write every lock; the first constrains the others."""
     everything = HERE / "dev.txt"
     for name, extras in LOCKS.items():
-        pins = resolve(extras, None if name == "dev" else everything)
+        pins = resolve(extras, None if name in APART else everything)
         target = HERE / f"{name}.txt"
         target.write_text(HEADER.format(extras=extras) + "\n".join(pins) + "\n", encoding="utf-8")
         print(f"{target.name}: {len(pins)} packages")
