@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(checkout: Path, folder: Path) -> dict[str, str]:
-    """That of a reader in the copy; stores go to `folder`."""
+    """That of a reader in the copy; stores and temporary files go to `folder`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MODELSAT_", "PYTEST_"))}
     return kept | {
         "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
@@ -74,7 +75,11 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
 def test_the_commands_of_a_page_work(page: Path, checkout: Path, tmp_path: Path) -> None:
     found = [b for b in blocks(page.read_text("utf-8")) if b.not_run is None]
     require_free(found)
-    with shell(tmp_path, checkout, environment(checkout, tmp_path)) as running:
+    # Not tmp_path: Ray's sockets are below TMPDIR, and a socket's path has 107 bytes at most.
+    with (
+        tempfile.TemporaryDirectory() as short,
+        shell(tmp_path, checkout, environment(checkout, Path(short))) as running,
+    ):
         run_all(found, running, PAGE_TIMEOUT_S, lambda block, seconds: print(block.line, seconds))
 
 
