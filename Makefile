@@ -13,7 +13,7 @@ CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
+.PHONY: help install model export serve demo test lint audit train evaluate bench docs proto lock clean distclean \
         litellm demo-litellm proto-archive
 
 help: ## show this list
@@ -61,6 +61,9 @@ evaluate: $(BUNDLE) $(VENV)/.dev ## report and plots: held-out rows of DATA thro
 bench: $(BUNDLE) $(VENV)/.dev ## load on the server, then every latency target side by side
 	$(BIN)/python -m bench.latency $(BENCH)
 	$(BIN)/python -m bench.compare $(BENCH)
+
+docs: $(VENV)/.dev ## this documentation as a site in build/site, to be read without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 proto: $(VENV)/.dev ## generate engine/pb from proto/
 	$(BIN)/python -m engine.pb.generate

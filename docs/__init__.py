@@ -1,0 +1,1 @@
+"""The documentation; its scripts are in reference/."""
