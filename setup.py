@@ -59,6 +59,7 @@ setup(
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.contract": ["*.json"],
         "engine.pb": ["*.pyi"],
+        "engine.serving": ["console/*"],
         "training": ["plans/*.json"],
     },
     # A plain shared library behind a C ABI, found by cpp_ext/__init__.py through ctypes. Optional:
