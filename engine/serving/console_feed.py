@@ -82,8 +82,8 @@ class Feed:
         return held, len(wanted) - len(held)
 
     def events(self, after: int) -> Iterator[bytes]:
-        """Server-sent events: each decision beyond the number `after` as JSON, `missed` with a
-        count, comments as heartbeats; until end(). Waits in the reader's thread."""
+        """Server-sent events until end(): each decision beyond the number `after` as JSON, `missed`
+        with a count, heartbeats, and empty parts in between. Waits in the reader's thread."""
         if after > self._count:  # of another process
             after = 0
         spoke = 0.0
@@ -95,6 +95,7 @@ class Feed:
                 after = decisions[-1].number
                 yield b"".join(map(_event, decisions))
             elif time.monotonic() - spoke < HEARTBEAT_S:
+                yield b""
                 continue
             else:
                 yield b": still here\n\n"

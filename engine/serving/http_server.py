@@ -7,6 +7,7 @@ peer can take is bounded: connections, header lines, body, and the time it neith
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +39,8 @@ class Request:
 
 
 class Stream(Protocol):
-    """Parts as they come. close() is called once, also where nothing was sent."""
+    """Parts as they come; empty ones ask whether the peer is still there. close() is called once,
+    also where nothing was sent."""
 
     def __iter__(self) -> Iterator[bytes]: ...
     def close(self) -> None: ...
@@ -198,7 +200,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, STREAM_BUFFER)
         for part in body:
+            if _hung_up(self.connection):
+                return
             self.wfile.write(part)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Requests are no news, and may hold what is secret."""
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    """Whether a peer that has nothing more to say says something: most often the end."""
+    ready = select.poll()
+    ready.register(connection, select.POLLIN)
+    return bool(ready.poll(0))
