@@ -31,6 +31,7 @@ demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove
 	@$(BIN)/python -m bench.demo
 
 test: $(BUNDLE) $(VENV)/.dev ## the whole test suite
+	@sh .ci/chromium
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## style, types, import rules, proto drift

