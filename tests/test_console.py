@@ -1,4 +1,4 @@
-"""The web console over a real socket, and its page in headless Chromium."""
+"""The web console over a real socket."""
 
 from __future__ import annotations
 
@@ -212,7 +212,8 @@ def test_the_text_is_shown_where_the_audit_may_hold_it(guarded: Console) -> None
 
 
 def test_readers_who_stall_cost_no_request_and_no_memory(console: Console) -> None:
-    """They are bounded in number, let go in the end, and a fast reader beside them gets all."""
+    """They are bounded in number, let go in the end; a fast reader beside them gets all,
+    a late one what is held and how much is not."""
     stalled = [_stalled(console) for _ in range(MAX_STREAMS - 1)]
     request = rpb.RouteRequest(text=QUESTION)
     with console.watching() as live, grpc.insecure_channel(console.server.address) as channel:
@@ -228,6 +229,14 @@ def test_readers_who_stall_cost_no_request_and_no_memory(console: Console) -> No
         last = route(request, timeout=PATIENCE_S).decision_id
         seen = next(d["number"] for d in live if d["decision_id"] == last)
         assert seen > before + 4 * SIZE
+        with closing(console.stream(after=before)) as late:
+            told = [late.readline().decode().strip() for _ in range(4)]
+        assert told == [
+            "event: missed",
+            f"data: {seen - SIZE - before}",
+            "",
+            f"id: {seen - SIZE + 1}",
+        ]
         for _ in range(2000):  # more than the kernel keeps for those who do not read
             route(request, timeout=PATIENCE_S)
     with ExitStack() as stack:
