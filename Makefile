@@ -38,6 +38,7 @@ demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake 
 	@$(BIN)/python -m bench.demo_litellm
 
 test: $(BUNDLE) $(VENV)/.dev .venv-litellm/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
+	@sh .ci/chromium
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## style, types, import rules, proto drift and breaking changes

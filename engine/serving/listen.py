@@ -112,7 +112,8 @@ def bind(
 
 def exposure(settings: Settings) -> list[str]:
     """What to warn of: an address that others reach, without TLS or without tokens."""
-    open_to_others = [a for a in (settings.address, settings.admin_address) if a and not _local(a)]
+    addresses = (settings.address, settings.admin_address, settings.console_address)
+    open_to_others = [a for a in addresses if a and not _local(a)]
     missing = [
         flag
         for flag, path in (

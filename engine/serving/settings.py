@@ -43,6 +43,7 @@ class Settings:
     address: str = _of("127.0.0.1:50051", "HOST:PORT of RouterService; port 0 takes a free one")
     admin_address: str = _of("", "HOST:PORT of CandidateService; empty means beside RouterService")
     metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty serves none")
+    console_address: str = _of("", "HOST:PORT of the read-only web console; empty serves none")
     store: str = _of(
         "artifacts/candidates.sqlite", "SQLite file or postgresql:// of the candidates"
     )
