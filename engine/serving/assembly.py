@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import grpc
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 import cpp_ext
 from engine.contract.arrays import load_arrays
 from engine.contract.bundle import Manifest, read_manifest
-from engine.contract.errors import BundleError
+from engine.contract.errors import BundleError, ModelsatError
 from engine.contract.prompt import MAX_INSTRUCTION_TOKENS, render
 from engine.contract.training_set import load_training_set
 from engine.pb import (
@@ -34,6 +35,7 @@ from engine.scoring.batcher import Batcher, Limits
 from engine.scoring.cache import ScoreCache
 from engine.scoring.devices import open_backend
 from engine.serving.candidate_service import CandidateService
+from engine.serving.gateway import Gateway, options_from
 from engine.serving.listen import Service
 from engine.serving.metrics import Sources
 from engine.serving.router_service import RouterService
@@ -150,9 +152,28 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
         candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(changing, server)
 
     router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
+    extproc = [(settings.extproc_address, [_extproc(parts)])] if settings.extproc_address else []
     if not settings.admin_address:
-        return [(settings.address, [router, candidates])]
-    return [(settings.address, [router]), (settings.admin_address, [candidates])]
+        return [(settings.address, [router, candidates]), *extproc]
+    return [(settings.address, [router]), (settings.admin_address, [candidates]), *extproc]
+
+
+def _extproc(parts: Parts) -> Service:
+    """Raises InvalidInputError, and ModelsatError where the stubs are not installed."""
+    try:
+        from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
+
+        from engine.serving import extproc
+    except ModuleNotFoundError as error:
+        raise ModelsatError(
+            f"--extproc-address needs a package that is not installed ({error.name}); run"
+            " `pip install modelsat[extproc]`, or leave it out."
+        ) from error
+    gateway = Gateway(parts.router, options_from(parts.settings))
+    timeout_s = parts.settings.extproc_body_timeout_s
+    processor = extproc.ExternalProcessor(gateway, parts.telemetry.traced, timeout_s)
+    add = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
+    return Service(extproc.NAME, partial(add, processor))
 
 
 def _info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:

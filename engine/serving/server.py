@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from engine.contract.errors import BundleError
+from engine.contract.errors import ModelsatError
 from engine.registry.store import StoreState
 from engine.scoring.batcher import Batcher
 from engine.serving.access import AccessInterceptor
@@ -77,12 +77,12 @@ def read_guard(settings: Settings) -> Guard:
 
 
 async def start_server(parts: Parts, guard: Guard) -> Running:
-    """Warm up, then listen. Raises BundleError; the stores are closed then."""
+    """Warm up, then listen. Raises ModelsatError; the stores are closed then."""
     drain = Drain()
     try:
         await asyncio.to_thread(warm_up, parts)
         listeners = _bind(parts, guard, drain)
-    except BundleError:
+    except ModelsatError:
         await parts.outcomes.close()
         await parts.registry.close()
         raise
@@ -190,8 +190,9 @@ def _stop_at_signal() -> asyncio.Event:
 def _ready(running: Running, settings: Settings) -> str:
     table = running.parts.registry.table()
     main, *others = [listener.address for listener in running.listeners]
+    extproc = f", ext_proc on {others.pop()}" if settings.extproc_address else ""
     admin = f", admin on {others[0]}" if others else ""
     return (
         f"ready on {main}: {len(table.candidates)} candidates, revision {table.revision}, bundle"
-        f" {settings.bundle}{admin}"
+        f" {settings.bundle}{admin}{extproc}"
     )
