@@ -33,6 +33,11 @@ class Envoy:
     admin: int
     log: Path
 
+    def clusters(self) -> str:
+        """What it knows of the servers behind it, health included."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/clusters", timeout=5) as page:
+            return str(page.read().decode())
+
 
 def config(ports: Mapping[int, int], changes: Mapping[str, str]) -> str:
     """deploy/envoy/envoy.yaml with other ports; changes: text -> text."""

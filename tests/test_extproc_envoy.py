@@ -1,4 +1,4 @@
-"""End to end with the real Envoy: client, Envoy with deploy/envoy/envoy.yaml, a server, upstreams."""
+"""End to end with the real Envoy and deploy/envoy/envoy.yaml, a real server, fake upstreams."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import http.client
 import json
 import re
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -161,7 +162,7 @@ def test_everything_else_passes_untouched(both: Stack) -> None:
         (packed, {"Content-Encoding": "gzip"}, CHAT, "small", None),
         (
             b"--x--" * 50_000,
-            {"Content-Type": "multipart/form-data; boundary=x"},
+            {"Content-Type": "multipart/form-data"},
             CHAT,
             "small",
             None,
@@ -270,32 +271,55 @@ def test_a_candidate_is_chosen_once_it_is_registered(both: Stack) -> None:
     assert both.ask(raw("Hi"), headers).status == 400
 
 
-@pytest.mark.parametrize("mode", [{}, FULL_DUPLEX], ids=["BUFFERED", "FULL_DUPLEX_STREAMED"])
+def assert_by_default(reply: Reply) -> None:
+    assert (reply.status, reply.told["upstream"]) == (200, "small")
+    assert (reply.told["model"], reply.headers.get(HEADER)) == ("auto", None)
+
+
+FORGED = {HEADER: "jamba-1.5-large"}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["down", "hung"])
 def test_without_the_processor_requests_take_the_default_route(
-    tmp_path: Path, mode: Mapping[str, str]
+    tmp_path: Path, how: signal.Signals
 ) -> None:
-    forged = {HEADER: "jamba-1.5-large"}
-    with stack(tmp_path, mode) as running:
-        assert_routed(running.ask(raw("Hi")), raw("Hi"))
-        running.server.kill()
-        for _ in range(3):
-            reply = running.ask(raw("Hi"), forged)
-            assert (reply.status, reply.told["upstream"]) == (200, "small")
-            assert (reply.told["model"], reply.headers.get(HEADER)) == ("auto", None)
-
-
-def test_a_processor_that_hangs_is_passed_by(tmp_path: Path) -> None:
     with stack(tmp_path, {"message_timeout: 1s": "message_timeout: 0.3s"}) as running:
-        running.server.process.send_signal(signal.SIGSTOP)
-        try:
-            reply = running.ask(raw("Hi"))
-            assert (reply.status, reply.told["upstream"], reply.told["model"]) == (
-                200,
-                "small",
-                "auto",
-            )
-        finally:
-            running.server.process.send_signal(signal.SIGCONT)
+        running.server.process.send_signal(how)
+        for _ in range(3):
+            assert_by_default(running.ask(raw("Hi"), FORGED))
+        running.server.kill()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["down", "hung"])
+def test_in_full_duplex_they_do_once_the_health_check_has_seen_it(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    """A body that is under way to the processor cannot be taken back."""
+    with stack(tmp_path, FULL_DUPLEX) as running:
+        running.server.process.send_signal(how)
+        until = time.monotonic() + 20
+        while "health_flags::/failed_active_hc" not in running.envoy.clusters():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        for _ in range(3):
+            assert_by_default(running.ask(raw("Hi"), FORGED))
+        running.server.kill()
+
+
+def test_a_server_that_stops_leaves_no_request_unrouted(tmp_path: Path) -> None:
+    """Half of a chunked body is there at SIGTERM; the request is still routed."""
+    sent = raw("Hi")
+    with stack(tmp_path, FULL_DUPLEX) as running:
+
+        def halves() -> Iterator[bytes]:
+            yield sent[:20]
+            time.sleep(0.3)
+            running.server.process.send_signal(signal.SIGTERM)
+            time.sleep(1.5)  # the notice of the drain is one second
+            yield sent[20:]
+
+        assert_routed(running.ask(halves()), sent)
+        assert running.server.process.wait(20) == 0
 
 
 def test_a_mode_that_cannot_work_is_named(tmp_path: Path) -> None:
