@@ -16,11 +16,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = {
-    "dev": "cpu,extproc,build,export,train,replay,ray,postgres,otel,docs,dev",
-    "train": "cpu,extproc,build,export,train",
-    "export": "cpu,extproc,build,export",
-    "serve": "cpu,extproc",
-    "trt": "cpu,extproc,build,export,trt",
+    "dev": "cpu,build,export,train,replay,ray,postgres,otel,docs,dev",
+    "train": "cpu,build,export,train",
+    "export": "cpu,build,export",
+    "serve": "cpu",
+    "trt": "cpu,build,export,trt",
 }
 HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
 

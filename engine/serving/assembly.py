@@ -15,12 +15,13 @@ from tokenizers import Tokenizer
 import cpp_ext
 from engine.contract.arrays import load_arrays
 from engine.contract.bundle import Manifest, read_manifest
-from engine.contract.errors import BundleError, ModelsatError
+from engine.contract.errors import BundleError
 from engine.contract.prompt import MAX_INSTRUCTION_TOKENS, render
 from engine.contract.training_set import load_training_set
 from engine.pb import (
     candidate_service_pb2,
     candidate_service_pb2_grpc,
+    external_processor_pb2_grpc,
     router_service_pb2,
     router_service_pb2_grpc,
 )
@@ -35,6 +36,8 @@ from engine.scoring.batcher import Batcher, Limits
 from engine.scoring.cache import ScoreCache
 from engine.scoring.devices import open_backend
 from engine.serving.candidate_service import CandidateService
+from engine.serving.extproc import NAME as EXTPROC
+from engine.serving.extproc import ExternalProcessor
 from engine.serving.gateway import Gateway, options_from
 from engine.serving.listen import Service
 from engine.serving.metrics import Sources
@@ -159,21 +162,12 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
 
 
 def _extproc(parts: Parts) -> Service:
-    """Raises InvalidInputError, and ModelsatError where the stubs are not installed."""
-    try:
-        from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
-
-        from engine.serving import extproc
-    except ModuleNotFoundError as error:
-        raise ModelsatError(
-            f"--extproc-address needs a package that is not installed ({error.name}); run"
-            " `pip install modelsat[extproc]`, or leave it out."
-        ) from error
+    """Raises InvalidInputError."""
     gateway = Gateway(parts.router, options_from(parts.settings))
     timeout_s = parts.settings.extproc_body_timeout_s
-    processor = extproc.ExternalProcessor(gateway, parts.telemetry.traced, timeout_s)
+    processor = ExternalProcessor(gateway, parts.telemetry.traced, timeout_s)
     add = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
-    return Service(extproc.NAME, partial(add, processor))
+    return Service(EXTPROC, partial(add, processor))
 
 
 def _info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:

@@ -3,7 +3,6 @@
 Only the request side is of interest, so the stream is ended (with OK) once that is answered: Envoy
 then goes on by itself, responses never come here, and a server that stops cuts none of them.
 
-Imported only where --extproc-address is set: the stubs are in `pip install modelsat[extproc]`.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
-from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingResponse as Response
 from google.protobuf.json_format import MessageToDict
 
 from engine.contract.errors import InvalidInputError, Violation
+from engine.pb import external_processor_pb2 as pb
+from engine.pb import external_processor_pb2_grpc
+from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
+from engine.pb.external_processor_pb2 import ProcessingResponse as Response
 from engine.serving.gateway import (
     NAMESPACE,
     WISHES,
@@ -35,8 +34,7 @@ NAME = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 METHOD = f"{NAME}/Process"
 CHUNK_BYTES = 62_000  # Envoy takes no more at once in FULL_DUPLEX_STREAMED
 OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-NONE, BUFFERED = ProcessingMode.NONE, ProcessingMode.BUFFERED
-DUPLEX = ProcessingMode.FULL_DUPLEX_STREAMED
+NONE, BUFFERED, DUPLEX = pb.NONE, pb.BUFFERED, pb.FULL_DUPLEX_STREAMED
 # (method, headers) -> the span below which decisions of this task go
 Traced = Callable[[str, Mapping[str, str]], AbstractContextManager[None]]
 EMPTY: Mapping[str, Response] = {
@@ -49,7 +47,7 @@ EMPTY: Mapping[str, Response] = {
 log = logging.getLogger(__name__)
 
 
-class ExternalProcessor:
+class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
     """body_timeout_s: in which the body must come where Envoy keeps no time itself."""
 
     def __init__(self, gateway: Gateway, traced: Traced, body_timeout_s: float) -> None:
@@ -130,7 +128,8 @@ class Exchange:
         if message.request_headers.end_of_stream or mode == NONE:
             return self._finish([self._headers_reply(Answer())])
         if mode not in (BUFFERED, DUPLEX):
-            word = ProcessingMode.BodySendMode.Name(mode)
+            known = {number: name for name, number in pb.BodySendMode.items()}
+            word = known.get(mode, str(mode))
             why = (
                 f"ext_proc: request_body_mode is {word}, in which the model can no longer change;"
                 " set BUFFERED or FULL_DUPLEX_STREAMED in Envoy's processing_mode."
@@ -238,10 +237,10 @@ def _streamed(kind: str, body: bytes, ends: bool) -> Iterator[Response]:
     """`body` in chunks, at least one."""
     for at in range(0, len(body) or 1, CHUNK_BYTES):
         last = ends and at + CHUNK_BYTES >= len(body)
-        piece = pb.StreamedBodyResponse(body=body[at : at + CHUNK_BYTES], end_of_stream=last)
-        mutation = pb.BodyMutation(streamed_response=piece)
-        common = pb.CommonResponse(body_mutation=mutation)
-        yield Response(**{kind: pb.BodyResponse(response=common)})
+        response = Response()
+        piece = getattr(response, kind).response.body_mutation.streamed_response
+        piece.body, piece.end_of_stream = body[at : at + CHUNK_BYTES], last
+        yield response
 
 
 def _immediate(error: Exception, gateway: Gateway) -> Response:
