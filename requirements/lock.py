@@ -17,11 +17,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = {
-    "dev": "cpu,extproc,build,export,train,replay,ray,postgres,otel,docs,dev",
-    "train": "cpu,extproc,build,export,train",
-    "export": "cpu,extproc,build,export",
-    "serve": "cpu,extproc",
-    "trt": "cpu,extproc,build,export,trt",
+    "dev": "cpu,build,export,train,replay,ray,postgres,otel,docs,dev",
+    "train": "cpu,build,export,train",
+    "export": "cpu,build,export",
+    "serve": "cpu",
+    "trt": "cpu,build,export,trt",
     "litellm": "litellm",
 }
 APART = ("dev", "litellm")  # LiteLLM pins versions that dev.txt cannot have

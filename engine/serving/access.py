@@ -24,7 +24,9 @@ ROUTER, CANDIDATES = "/modelsat.v1.RouterService/", "/modelsat.v1.CandidateServi
 EVERYONE = frozenset(ROLES)
 ADMIN = frozenset({"admin"})
 ROUTING, READING = ADMIN | {"route"}, ADMIN | {"read"}
+EXTPROC = "/envoy.service.ext_proc.v3.ExternalProcessor/"
 NEEDED: Mapping[str, frozenset[str]] = {
+    EXTPROC + "Process": ROUTING,
     ROUTER + "Route": ROUTING,
     ROUTER + "BatchRoute": ROUTING,
     ROUTER + "StreamRoute": ROUTING,

@@ -200,8 +200,9 @@ def _stop_at_signal() -> asyncio.Event:
 def _ready(running: Running, settings: Settings) -> str:
     table = running.parts.registry.table()
     main, *others = [listener.address for listener in running.listeners]
+    extproc = f", ext_proc on {others.pop()}" if settings.extproc_address else ""
     admin = f", admin on {others[0]}" if others else ""
     return (
         f"ready on {main}: {len(table.candidates)} candidates, revision {table.revision}, bundle"
-        f" {settings.bundle}{admin}"
+        f" {settings.bundle}{admin}{extproc}"
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 # Asked every few seconds by every prober; counted, but no traces.
-UNTRACED = ("grpc.health.", "grpc.reflection.")
+# Of ext_proc, traced() knows the caller better.
+UNTRACED = ("grpc.health.", "grpc.reflection.", "envoy.service.ext_proc.")
 log = logging.getLogger(__name__)
 
 
@@ -85,6 +87,17 @@ class Telemetry:
         traceparent = headers.get("traceparent", "")
         TRACE.set(rpc.trace_id if rpc else trace_of(traceparent))
         return Call(method, time.perf_counter(), rpc)
+
+    @contextmanager
+    def traced(self, name: str, headers: Mapping[str, str]) -> Iterator[None]:
+        """What one HTTP request asks for, in this task. headers: see begin."""
+        rpc = self._tracing.begin(name, headers) if self._tracing is not None else None
+        TRACE.set(rpc.trace_id if rpc else trace_of(headers.get("traceparent", "")))
+        try:
+            yield
+        finally:
+            if self._tracing is not None and rpc is not None:
+                self._tracing.end(rpc, "OK", 0)
 
     def answered(self, call: Call, code: str, number: int) -> None:
         """It ended with that gRPC status, as name and number."""
