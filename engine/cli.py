@@ -1,4 +1,4 @@
-"""The `modelsat` command: serve, route, candidates, store, outcomes, token, calibrate.
+"""The `modelsat` command: serve, route, candidates, store, outcomes, token, calibrate, aptitude.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
@@ -7,6 +7,7 @@ modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqli
 modelsat token --role route --name gateway-1
 modelsat outcomes export --outcomes FILE --out DIR
 modelsat calibrate --data DIR --min-quality 0.97
+modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from engine import calibrate, cli_candidates, outcome_export, route_command
+from engine import aptitude_command, calibrate, cli_candidates, outcome_export, route_command
 from engine.contract.errors import ModelsatError
 from engine.serving.settings import Settings, flag, resolve
 from engine.serving.tokens import ROLES, new_token
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _add_token(commands.add_parser("token", help="make a bearer token and its entry for --tokens"))
     outcome_export.add_arguments(commands.add_parser("outcomes", help=outcome_export.HELP))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
+    aptitude_command.add_arguments(commands.add_parser("aptitude", help=aptitude_command.HELP))
     return top
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
+from engine.aptitude.endpoint import Endpoint
 from engine.aptitude.journal import Journal, Reply
-from engine.aptitude.llm import LLM, Endpoint, ExaminationError
+from engine.aptitude.llm import LLM
 from engine.aptitude.questions import Question
-
-
-def unanswered(questions: Sequence[Question], journal: Journal) -> list[Question]:
-    """Those without a reply in `journal`."""
-    return [q for q in questions if q.key not in journal.replies]
 
 
 async def examine(
@@ -23,7 +19,8 @@ async def examine(
 ) -> None:
     """Ask `questions`; each reply is in `journal` before `answered` hears of it.
 
-    Raises ExaminationError with the first reason why one cannot be answered.
+    Raises ExaminationError with the first reason why one cannot be answered, InvalidInputError
+    where the journal cannot be written.
     """
     waiting = iter(questions)
     async with LLM(endpoint) as llm:
@@ -31,7 +28,7 @@ async def examine(
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(endpoint.concurrency, len(questions))):
                     group.create_task(_sit(waiting, llm, journal, answered))
-        except* ExaminationError as failed:
+        except ExceptionGroup as failed:  # the others were cancelled for the first
             raise failed.exceptions[0] from None
 
 

@@ -44,8 +44,10 @@ class Journal:
 
     def __init__(self, path: Path, sitting: Mapping[str, Any]) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._refusal(f"cannot be opened ({error.strerror}).") from error
         self.replies: dict[str, Reply] = {}
         try:
             self._lock()
@@ -74,9 +76,8 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise self._refusal("is written by another run; wait for it, or name another.") from (
-                error
-            )
+            why = "is written by another run; wait for its end, or name another."
+            raise self._refusal(why) from error
 
     def _read(self, sitting: Mapping[str, Any]) -> None:
         content = self._path.read_bytes()
@@ -103,9 +104,12 @@ class Journal:
 
     def _append(self, value: Mapping[str, Any]) -> None:
         line = json.dumps(value).encode() + b"\n"
-        while line:
-            line = line[os.write(self._file, line) :]
-        os.fsync(self._file)
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._refusal(f"cannot be written ({error.strerror}).") from error
 
     def _refusal(self, why: str) -> InvalidInputError:
         return InvalidInputError(Violation(str(self._path), why))

@@ -7,12 +7,12 @@ import email.utils
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import httpx2
 
+from engine.aptitude.endpoint import Endpoint, estimated_tokens, prompt_of
 from engine.aptitude.journal import Reply
 from engine.aptitude.limits import Allowance, Gate
 from engine.aptitude.questions import Question
@@ -20,46 +20,11 @@ from engine.contract.errors import ModelsatError
 
 RETRIED = {408, 409, 425, 429, *range(500, 600)}
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0
-CHARS_PER_TOKEN = 4.0  # of English; for estimates where the endpoint does not count
 FILTERED = ("content_filter", "content_policy", "ResponsibleAIPolicy")
-STEPS = (
-    "Think step by step. End with a line of its own that says: The answer is X, where X is the"
-    " letter of the option you choose."
-)
-LETTER_ONLY = "Reply with the letter of the right option and nothing else."
 
 
 class ExaminationError(ModelsatError):
     """The endpoint cannot be examined; what was answered is in the journal."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """base_url: up to and with /v1. key: empty sends none. body: fields joined to every request,
-    None removes one. timeout_s: for one try. longest_wait_s: that a Retry-After may ask for."""
-
-    base_url: str
-    model: str
-    key: str = field(default="", repr=False)
-    direct: bool = False
-    max_tokens: int = 2048
-    body: Mapping[str, Any] = field(default_factory=dict)
-    timeout_s: float = 120.0
-    tries: int = 8
-    longest_wait_s: float = 300.0
-    concurrency: int = 8
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-
-
-def prompt_of(question: Question, *, direct: bool) -> str:
-    """What the model reads."""
-    return f"{question.text}\n\n{LETTER_ONLY if direct else STEPS}"
-
-
-def estimated_tokens(text: str) -> int:
-    """Tokens of `text`, by its length."""
-    return round(len(text) / CHARS_PER_TOKEN) + 1
 
 
 class LLM:
@@ -178,13 +143,12 @@ def reply_from(question: Question, prompt: str, completion: Mapping[str, Any]) -
         raise TypeError("content is no text")
     usage = completion.get("usage") or {}
     answer_tokens = usage.get("completion_tokens")
-    counted = isinstance(answer_tokens, int)
     return Reply(
         question=question.key,
         text=text,
-        prompt_tokens=int(usage.get("prompt_tokens") or estimated_tokens(prompt)),
-        answer_tokens=int(answer_tokens) if counted else estimated_tokens(text),
-        counted=counted,
+        prompt_tokens=usage.get("prompt_tokens") or estimated_tokens(prompt),
+        answer_tokens=answer_tokens if isinstance(answer_tokens, int) else estimated_tokens(text),
+        counted=isinstance(answer_tokens, int),
         cut=choice.get("finish_reason") == "length",
     )
 
