@@ -120,7 +120,11 @@ class FakeLLM:
             number = self.requests
         if self.key and authorization != f"Bearer {self.key}":
             return 401, {"error": {"message": f"Incorrect API key provided: {authorization}"}}
-        for every, status in ((self.limit_every, 429), (self.fail_every, 500), (self.drop_every, 0)):
+        for every, status in (
+            (self.limit_every, 429),
+            (self.fail_every, 500),
+            (self.drop_every, 0),
+        ):
             if every and number % every == 0:
                 return status, {"error": {"message": "try again"}}
         time.sleep(self.delay_s)
@@ -146,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     llm: FakeLLM
 
-    def do_POST(self) -> None:  # noqa: N802 - named by the base class
+    def do_POST(self) -> None:
         """See BaseHTTPRequestHandler."""
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path != "/v1/chat/completions":
@@ -165,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format: str, *arguments: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         """Quiet."""
 
 
