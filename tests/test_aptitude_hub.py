@@ -119,9 +119,17 @@ def test_a_data_set_of_the_hub_is_read(
     files = {"README.md": b"", "dev/dev-00000-of-00001.parquet": b"", file: content}
     command = [sys.executable, "-m", "engine.cli", "aptitude", "run", "--model", "x", "--dry-run"]
     command += ["--base-url", "http://127.0.0.1:9/v1", "--questions", dataset]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        whole = [*command, *more]
+        return subprocess.run(
+            whole, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+        )
+
     with hub(dataset, files) as url:
         environ = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache")}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
-        )
+        done = run()
+        missing = run("--questions", "no-such/set")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: --questions: no-such/set could not be read")
     assert f"{expected} questions to x" in done.stdout, done.stdout + done.stderr

@@ -21,6 +21,7 @@ def read_hub(dataset: str, revision: str | None = None) -> list[Question]:
     try:
         # The reader shows bars of its own.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        import httpx2
         import huggingface_hub
         import pyarrow.parquet
     except ImportError as error:
@@ -39,7 +40,7 @@ def read_hub(dataset: str, revision: str | None = None) -> list[Question]:
             huggingface_hub.hf_hub_download(dataset, f, repo_type="dataset", revision=revision)
             for f in shards(files)
         ]
-    except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidInputError(
             Violation("--questions", f"{dataset} could not be read from the hub: {reason[0][:300]}")

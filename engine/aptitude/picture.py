@@ -9,7 +9,7 @@ from html import escape
 from engine.aptitude.marking import Marks, TaskFigure
 from engine.aptitude.standard import standard_tasks
 
-ROW, TOP, LABEL, BAR, GAP = 18, 74, 200, 230, 60  # pixels
+ROW, TOP, LABEL, BAR, GAP = 18, 74, 215, 230, 60  # pixels
 WIDTH = 2 * (LABEL + BAR + GAP)
 INK, PALE, BLUE, ORANGE = "#24292f", "#d0d7de", "#4c78a8", "#d9730d"
 
