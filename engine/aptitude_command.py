@@ -94,7 +94,11 @@ def _examine(
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(paper.questions), completed=known)
-        asyncio.run(examine(left, endpoint, journal, lambda _: progress.advance(bar)))
+        try:
+            asyncio.run(examine(left, endpoint, journal, lambda _: progress.advance(bar)))
+        except KeyboardInterrupt:
+            progress.console.print("stopped; the same command goes on from here")
+            raise
 
 
 def _print_estimate(

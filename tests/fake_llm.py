@@ -35,6 +35,7 @@ SHAPES = (
     "Adding up gives the result, so\n$$\\boxed{{{x}}}$$",
     "<think>Perhaps the answer is A.</think>\nI choose {lower}.",
 )
+RETRY_AFTER_S = 1
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -72,7 +73,8 @@ class FakeLLM:
     """skill: task -> probability of a right answer, `otherwise` for other tasks; the same question
     always gets the same answer. limit_every, fail_every, drop_every: each so many requests one gets
     429 with Retry-After 1, 500, or a closed connection; 0 never. refuses: share of questions.
-    asked: question id -> requests for it that were answered."""
+    asked: question id -> requests for it that were answered. early: requests that came before a
+    Retry-After had passed."""
 
     questions: Sequence[Question]
     skill: Mapping[str, float]
@@ -88,6 +90,8 @@ class FakeLLM:
     answer_tokens: int = 120
     asked: Counter[str] = field(default_factory=Counter)
     requests: int = 0
+    early: int = 0
+    closed_until: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def knows(self, question: Question) -> bool:
@@ -118,6 +122,7 @@ class FakeLLM:
         with self.lock:
             self.requests += 1
             number = self.requests
+            self.early += time.monotonic() < self.closed_until
         if self.key and authorization != f"Bearer {self.key}":
             return 401, {"error": {"message": f"Incorrect API key provided: {authorization}"}}
         for every, status in (
@@ -126,6 +131,8 @@ class FakeLLM:
             (self.drop_every, 0),
         ):
             if every and number % every == 0:
+                if status == 429:
+                    self.closed_until = time.monotonic() + RETRY_AFTER_S
                 return status, {"error": {"message": "try again"}}
         time.sleep(self.delay_s)
         prompt = body["messages"][-1]["content"]
@@ -163,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.dumps(answer).encode()
         self.send_response(status)
         if status == 429:
-            self.send_header("retry-after", "1")
+            self.send_header("retry-after", str(RETRY_AFTER_S))
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()

@@ -166,6 +166,14 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(questions: Path, tmp_path: 
             assert len(refusal.splitlines()) == 1
 
 
+def test_nobody_asks_before_a_retry_after_has_passed(questions: Path, tmp_path: Path) -> None:
+    llm = FakeLLM(read_file(questions), {}, limit_every=20)
+    few = ("--model", "fake", "--yes", "--per-task", "1", "--concurrency", "1")
+    with listening(llm) as url:
+        run(url, questions, tmp_path / "a.json", *few)
+    assert (llm.requests, llm.early) == (52, 0)
+
+
 def test_newcomers_are_preferred_where_they_are_better(
     questions: Path, tmp_path: Path, shared_server: Server, client: Client
 ) -> None:

@@ -76,10 +76,11 @@ def _url_problems(url: str, key: str) -> list[Violation]:
     try:
         parts = urlsplit(url)
         plain = parts.scheme == "http" and parts.hostname not in LOOPBACK
+        spaced = any(c <= " " or c > "~" for c in url) or parts.port == 0
     except ValueError:
         return [Violation("--base-url", "is no URL; expected one like https://HOST/v1.")]
     extras = parts.username or parts.password or parts.query or parts.fragment
-    if parts.scheme not in {"http", "https"} or not parts.hostname or extras:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or extras or spaced:
         text = (
             "is no plain URL; expected one like https://HOST/v1, without user, query or fragment."
         )

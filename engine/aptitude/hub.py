@@ -62,11 +62,12 @@ def shards(files: Sequence[str]) -> list[str]:
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[Question]:
-    """Rows of question, choices or options, answer (a number or a letter), and subject or src."""
+    """Rows of question, choices or options, answer (a number or a letter), and subject or src.
+    Rows without two options or with a hidden answer (-1) are no questions and are left out."""
     counts: dict[str, int] = {}
     for row in rows:
-        options = row.get("choices") or row.get("options")
-        if "question" not in row or not options or "answer" not in row:
+        options = row.get("choices", row.get("options"))
+        if "question" not in row or options is None or "answer" not in row:
             raise InvalidInputError(
                 Violation(
                     dataset,
@@ -76,6 +77,8 @@ def from_rows(rows: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[Quest
             )
         answer = row["answer"]
         letter = LETTERS[answer] if isinstance(answer, int) else str(answer).strip()
+        if len(options) < 2 or answer == -1 or letter not in LETTERS[: len(options)]:
+            continue
         task = str(row.get("subject") or _source_subject(row))
         number = counts[task] = counts.get(task, -1) + 1
         identifier = str(row.get("question_id", f"{task}/{number}"))

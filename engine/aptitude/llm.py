@@ -83,7 +83,7 @@ class LLM:
                 )
         except (TimeoutError, httpx2.TimeoutException):
             return f"no answer within {self._endpoint.timeout_s:g} s (--timeout)"
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             return f"{type(error).__name__}: {error}"
         if response.status_code in RETRIED:
             self._heed(response)
@@ -142,11 +142,13 @@ def reply_from(question: Question, prompt: str, completion: Mapping[str, Any]) -
     if not isinstance(text, str):
         raise TypeError("content is no text")
     usage = completion.get("usage") or {}
-    answer_tokens = usage.get("completion_tokens")
+    prompt_tokens, answer_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
     return Reply(
         question=question.key,
         text=text,
-        prompt_tokens=usage.get("prompt_tokens") or estimated_tokens(prompt),
+        prompt_tokens=(
+            prompt_tokens if isinstance(prompt_tokens, int) else estimated_tokens(prompt)
+        ),
         answer_tokens=answer_tokens if isinstance(answer_tokens, int) else estimated_tokens(text),
         counted=isinstance(answer_tokens, int),
         cut=choice.get("finish_reason") == "length",
