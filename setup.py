@@ -22,6 +22,7 @@ EXTRAS = {
     ],
     "trt": ["tensorrt-rtx>=1.7"],
     "postgres": ["psycopg[binary]>=3.3"],
+    "aptitude": ["httpx2>=2.16", "huggingface_hub>=2.4", "pyarrow>=26"],
     "replay": ["pyarrow>=26", "matplotlib>=3.11"],
     "ray": ["ray>=2.60"],
     "litellm": ["litellm[proxy]>=1.106,<1.107"],
@@ -59,6 +60,7 @@ setup(
     package_data={
         "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
+        "engine.aptitude": ["*.json"],
         "engine.contract": ["*.json"],
         "engine.pb": ["*.pyi"],
         "engine.serving": ["console/*"],

@@ -69,10 +69,14 @@ class Access:
 PLAIN = Access()
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_arguments(
+    command: argparse.ArgumentParser,
+    flag: str = "--server",
+    default: str | None = DEFAULT_SERVER,
+) -> None:
     """The flags of every command that calls a server."""
     add = command.add_argument
-    add("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+    add(flag, dest="server", default=default, metavar="HOST:PORT")
     add("--tls-ca", type=Path, default=NO_FILE, metavar="FILE", help="authority of the server")
     add("--tls-cert", type=Path, default=NO_FILE, metavar="FILE", help="our certificate (mTLS)")
     add("--tls-key", type=Path, default=NO_FILE, metavar="FILE", help="its key")

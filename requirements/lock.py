@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = {
-    "dev": "cpu,build,export,train,replay,ray,postgres,otel,docs,dev",
+    "dev": "cpu,build,export,train,aptitude,replay,ray,postgres,otel,docs,dev",
     "train": "cpu,build,export,train",
     "export": "cpu,build,export",
     "serve": "cpu",
