@@ -1,7 +1,8 @@
-"""The `modelsat` command: serve, route, candidates, store, outcomes, token, calibrate.
+"""The `modelsat` command: serve, route, health, candidates, store, outcomes, token, calibrate.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
+modelsat health --service readiness
 modelsat candidates list
 modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqlite
 modelsat token --role route --name gateway-1
@@ -21,7 +22,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from engine import calibrate, cli_candidates, outcome_export, route_command
+from engine import calibrate, cli_candidates, health_command, outcome_export, route_command
 from engine.contract.errors import ModelsatError
 from engine.serving.settings import Settings, flag, resolve
 from engine.serving.tokens import ROLES, new_token
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
     route_command.add_arguments(commands.add_parser("route", help=route_command.HELP))
+    health_command.add_arguments(commands.add_parser("health", help=health_command.HELP))
     cli_candidates.add_candidates(
         commands.add_parser("candidates", help="show or change the candidates")
     )

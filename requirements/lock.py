@@ -3,7 +3,8 @@
     make lock
 
 dev.txt holds everything but TensorRT; serve, export and train are the parts of it that they need,
-so that no two environments of one commit disagree. trt adds the builder of plans to export.
+so that no two environments of one commit disagree. trt adds the builder of plans to export;
+image and image-gpu are what the containers of deploy/docker serve with.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ LOCKS = {
     "export": "cpu,extproc,build,export",
     "serve": "cpu,extproc",
     "trt": "cpu,extproc,build,export,trt",
+    "image": "cpu,extproc,postgres,otel",
+    "image-gpu": "gpu,extproc,postgres,otel",
 }
 HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
 
