@@ -20,12 +20,14 @@ NO_FILE = Path()
 @dataclass(frozen=True)
 class Access:
     """tls_ca: PEM of the authority of the server's certificate; with it, or with a certificate of
-    the client's own (tls_cert and tls_key), the channel speaks TLS. token: empty sends none."""
+    the client's own (tls_cert and tls_key), the channel speaks TLS. server_name: the one that the
+    server's certificate must be for, if it is not the address. token: empty sends none."""
 
     tls_ca: Path = NO_FILE
     tls_cert: Path = NO_FILE
     tls_key: Path = NO_FILE
     token: str = field(default="", repr=False)
+    server_name: str = ""
 
     def tls(self) -> bool:
         """Whether any of the files is given."""
@@ -42,6 +44,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--tls-ca", type=Path, default=NO_FILE, metavar="FILE", help="authority of the server")
     add("--tls-cert", type=Path, default=NO_FILE, metavar="FILE", help="our certificate (mTLS)")
     add("--tls-key", type=Path, default=NO_FILE, metavar="FILE", help="its key")
+    add("--tls-server-name", default="", metavar="NAME", help="in the certificate, if not HOST")
     add("--token-file", type=Path, metavar="FILE", help=f"bearer token; without it ${TOKEN}")
 
 
@@ -54,7 +57,8 @@ def access_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Acces
         raise InvalidInputError(
             Violation("token", "holds more than one word of printable ASCII; give it alone.")
         )
-    return Access(parsed.tls_ca, parsed.tls_cert, parsed.tls_key, token)
+    files = (parsed.tls_ca, parsed.tls_cert, parsed.tls_key)
+    return Access(*files, token, parsed.tls_server_name)
 
 
 def open_channel(
@@ -69,6 +73,8 @@ def open_channel(
             _given("--tls-key", access.tls_key),
             _given("--tls-cert", access.tls_cert),
         )
+        if access.server_name:
+            options = [*options, ("grpc.ssl_target_name_override", access.server_name)]
         channel = grpc.secure_channel(address, credentials, options)
     else:
         channel = grpc.insecure_channel(address, options)
