@@ -12,7 +12,7 @@ CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean
+.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock image clean distclean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,7 @@ serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:5005
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
 	@$(BIN)/python -m bench.demo
 
-test: $(BUNDLE) $(VENV)/.dev ## the whole test suite
+test: $(BUNDLE) $(VENV)/.dev .venv-deploy/.done ## the whole test suite
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## style, types, import rules, proto drift
@@ -60,11 +60,14 @@ proto: $(VENV)/.dev ## generate engine/pb from proto/
 lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
 
+image: ## build the CPU image without Docker and run it read-only, as root (buildah, debootstrap)
+	deploy/docker/check cpu
+
 clean: ## remove checkpoint and bundle, to be built anew from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
-	rm -rf $(VENV) build *.egg-info cpp_ext/_score*.so
+	rm -rf $(VENV) .venv-deploy build *.egg-info cpp_ext/_score*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -77,6 +80,12 @@ $(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/scor
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+.venv-deploy/.done: requirements/deploy.txt .ci/prometheus
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --disable-pip-version-check -r requirements/deploy.txt
+	sh .ci/prometheus .venv-deploy/bin
 	@touch $@
 
 $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contract/*.py)

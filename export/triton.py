@@ -2,7 +2,7 @@
 
     python -m export.triton --bundle artifacts/bundle --out DIR [--device cpu] [--model-version 1]
 
-modelsat_backbone   tokens, lengths, embeddings -> hidden: the bundle's graph for the device, as it is
+modelsat_backbone   tokens, lengths, embeddings -> hidden: the bundle's graph for the device
 modelsat_readout    hidden -> probabilities: final norm, 'Yes' against 'No', calibration
 modelsat            an ensemble of the two
 
@@ -114,6 +114,7 @@ def onnx_config(name: str, found: Signature, kind: str) -> str:
 
 def ensemble_config(backbone: Signature, readout: Signature) -> str:
     """config.pbtxt that feeds the backbone's output to the readout."""
+    steps = ", ".join([_step(BACKBONE, backbone), _step(READOUT, readout)])
     return "\n".join(
         [
             f'name: "{ENSEMBLE}"',
@@ -121,7 +122,7 @@ def ensemble_config(backbone: Signature, readout: Signature) -> str:
             "max_batch_size: 0",
             _tensors("input", backbone.inputs),
             _tensors("output", readout.outputs),
-            f"ensemble_scheduling {{ step [ {_step(BACKBONE, backbone)}, {_step(READOUT, readout)} ] }}",
+            f"ensemble_scheduling {{ step [ {steps} ] }}",
         ]
     )
 

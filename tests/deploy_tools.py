@@ -1,4 +1,4 @@
-"""The environment that checks deploy/ and the Triton repository: `make .venv-deploy` installs it."""
+"""The environment that checks deploy/ and Triton's configuration; `make .venv-deploy/.done`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from bench.process import ROOT
 
 TOOLS = ROOT / ".venv-deploy" / "bin"
 needs_tools = pytest.mark.skipif(
-    not (TOOLS / "hadolint").exists(), reason="no .venv-deploy; `make .venv-deploy` installs it"
+    not (TOOLS / "hadolint").exists(),
+    reason="no .venv-deploy; `make .venv-deploy/.done` installs it",
 )
 
 

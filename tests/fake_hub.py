@@ -1,4 +1,4 @@
-"""A Hugging Face hub as small as huggingface_hub lets one be, over real HTTP: repositories in memory."""
+"""A Hugging Face hub as small as its client lets one be, over real HTTP."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Hub(BaseHTTPRequestHandler):
         content = files["/".join(parts[4:])]
         return self._send(content, "application/octet-stream")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        """The same without the body."""
+        self.do_GET()
 
     def _address(self) -> str:
         return f"http://{self.headers['Host']}"

@@ -1,4 +1,4 @@
-"""Helm's own engine, in the environment that has it: lint, values.schema.json, template, Kubernetes' schemas.
+"""Helm's own engine on a chart: lint, values.schema.json, template; then Kubernetes' schemas.
 
     .venv-deploy/bin/python tests/helm_render.py CHART < values.json
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bench.process import ROOT
 from engine.cli import parser
@@ -73,7 +74,9 @@ def test_by_default_nothing_beyond_the_pod_reaches_the_admin_address() -> None:
     found = objects({})
     _, container = pod_of(found)
     assert settings_of(container).admin_address == "127.0.0.1:50052"
-    exposed = {p["port"] for k, o in found.items() if k.startswith("Service/") for p in o["spec"]["ports"]}
+    exposed = {
+        p["port"] for k, o in found.items() if k.startswith("Service/") for p in o["spec"]["ports"]
+    }
     assert exposed == {50051, 9464}
     policy = found["NetworkPolicy/demo-modelsat"]["spec"]["ingress"]
     assert {p["port"] for rule in policy for p in rule["ports"]} == {"grpc", "metrics"}
@@ -81,7 +84,9 @@ def test_by_default_nothing_beyond_the_pod_reaches_the_admin_address() -> None:
 
 def test_probes_ask_for_names_that_the_server_has() -> None:
     _, container = pod_of(objects({}))
-    probes = {name: container[f"{name}Probe"]["grpc"] for name in ("startup", "readiness", "liveness")}
+    probes = {
+        name: container[f"{name}Probe"]["grpc"] for name in ("startup", "readiness", "liveness")
+    }
     assert {p["port"] for p in probes.values()} == {50051}
     assert [p["service"] for p in probes.values()] == ["readiness", "readiness", LIVENESS]
     assert {p["service"] for p in probes.values()} <= set(PROBES)
@@ -140,3 +145,16 @@ def test_the_image_and_the_chart_agree() -> None:
     state = re.search(r"^VOLUME (\S+)$", text, re.M)
     assert state is not None
     assert state[1] in {m["mountPath"] for m in container["volumeMounts"]}
+
+
+@pytest.mark.skipif("extproc_address" not in vars(Settings()), reason="no ext_proc in this version")
+def test_compose_mounts_what_is_there_and_starts_the_server_as_it_is() -> None:
+    file = ROOT / "deploy" / "compose" / "compose.yaml"
+    services = yaml.safe_load(file.read_text("utf-8"))["services"]
+    mounts = [v.split(":")[0] for s in services.values() for v in s["volumes"]]
+    missing = [m for m in mounts if m.startswith(".") and not (file.parent / m).resolve().exists()]
+    assert missing == []
+    parser().parse_args(services["modelsat"]["command"])
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert f"--metrics-address={target}" in services["modelsat"]["command"]

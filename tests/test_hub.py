@@ -91,5 +91,9 @@ def test_transformers_loads_the_backbone() -> None:
     assert ids == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits
-    assert logits.shape == (1, len(ids), json.loads((folder / "config.json").read_text())["vocab_size"])
+    assert logits.shape == (
+        1,
+        len(ids),
+        json.loads((folder / "config.json").read_text())["vocab_size"],
+    )
     assert bool(torch.isfinite(logits).all())

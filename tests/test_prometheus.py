@@ -1,4 +1,4 @@
-"""A real Prometheus on a real server: every expression of the dashboard and the alerts is asked of it."""
+"""A real Prometheus on a real server is asked every expression of dashboard and alerts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDER = ROOT / "deploy" / "prometheus"
 PATH = f"{TOOLS}:/usr/bin:/usr/local/bin"
 PROMETHEUS, PROMTOOL = (shutil.which(name, path=PATH) for name in ("prometheus", "promtool"))
 pytestmark = pytest.mark.skipif(
-    not PROMETHEUS or not PROMTOOL, reason="no prometheus; `make .venv-deploy` gets Debian's"
+    not PROMETHEUS or not PROMTOOL, reason="no prometheus; `make .venv-deploy/.done` gets Debian's"
 )
 QUIET = {"Errors by code", "Audit lines"}  # panels without a series on a server that is well
 Query = Callable[[str], list[Any]]
@@ -33,7 +33,9 @@ Query = Callable[[str], list[Any]]
 
 def test_the_alerts_fire_when_they_should() -> None:
     for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
-        done = subprocess.run([str(PROMTOOL), *arguments], cwd=FOLDER, capture_output=True, text=True)
+        done = subprocess.run(
+            [str(PROMTOOL), *arguments], cwd=FOLDER, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -1,5 +1,5 @@
-"""The bundle as a Triton repository: its configuration as Triton parses it, its graphs as ONNX Runtime
-runs them, against the probabilities that the engine gives."""
+"""The bundle as a Triton repository: its configuration as Triton parses it, its graphs as ONNX
+Runtime runs them, against the probabilities that the engine gives."""
 
 from __future__ import annotations
 

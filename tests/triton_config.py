@@ -1,6 +1,6 @@
 """config.pbtxt files as Triton's own proto reads them: prints one JSON object, by name.
 
-    .venv-deploy/bin/python tests/triton_config.py REPOSITORY
+.venv-deploy/bin/python tests/triton_config.py REPOSITORY
 """
 
 from __future__ import annotations

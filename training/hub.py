@@ -3,8 +3,9 @@
     python -m training.hub push artifacts/checkpoint USER/NAME [--private]
     python -m training.hub pull USER/NAME --out artifacts/checkpoint [--revision main]
 
-Published is what the manifest lists, the manifest and a model card, in one commit. What is pulled is
-checked against its manifest before it takes the place of --out. HF_TOKEN and HF_ENDPOINT are read.
+Published is what the manifest lists, the manifest and a model card, in one commit. What is pulled
+is checked against its manifest before it takes the place of --out. HF_TOKEN and HF_ENDPOINT are
+read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from engine.contract.bundle import (
     MANIFEST,
@@ -81,7 +82,9 @@ def _checked(folder: Path) -> Manifest:
     try:
         kind: Kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder} is no checkpoint or bundle: no readable {MANIFEST}.") from error
+        raise BundleError(
+            f"{folder} is no checkpoint or bundle: no readable {MANIFEST}."
+        ) from error
     if kind not in get_args(Kind):
         raise BundleError(f"{folder / MANIFEST}: kind is {kind!r}, expected {get_args(Kind)}.")
     manifest = read_manifest(folder, kind)
@@ -90,10 +93,10 @@ def _checked(folder: Path) -> Manifest:
     return manifest
 
 
-def _told(repo: str, call: Callable[[], Any]) -> Any:
+def _told(repo: str, call: Callable[[], str]) -> str:
     try:
         return call()
-    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds, all mean the same
+    except Exception as error:  # the hub client raises many kinds; each means the same here
         raise BundleError(
             f"the hub did not do it for {repo!r} ({type(error).__name__}: {error}). Check the id,"
             " the network, HF_ENDPOINT and HF_TOKEN."
