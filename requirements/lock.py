@@ -23,7 +23,7 @@ LOCKS = {
     "serve": "cpu,extproc",
     "trt": "cpu,extproc,build,export,trt",
     "image": "cpu,extproc,postgres,otel",
-    "image-gpu": "gpu,extproc,postgres,otel",
+    "image-gpu": "cuda,extproc,postgres,otel",
 }
 HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
 
