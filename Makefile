@@ -8,14 +8,16 @@ ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
 PLAN ?= training/plans/shipped.json
+NODE_EXAMPLE := deploy/examples/node
 CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock image clean distclean
+.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
+        litellm demo-litellm proto-archive image
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.serve ## virtual environment, locked dependencies (no torch), kernel
 
@@ -30,15 +32,21 @@ serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:5005
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
 	@$(BIN)/python -m bench.demo
 
-test: $(BUNDLE) $(VENV)/.dev .venv-deploy/.done ## the whole test suite
+litellm: .venv-litellm/.done ## LiteLLM's proxy in an environment of its own
+
+demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake upstreams, the choice in its headers
+	@$(BIN)/python -m bench.demo_litellm
+
+test: $(BUNDLE) $(VENV)/.dev .venv-litellm/.done .venv-deploy/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev ## style, types, import rules, proto drift
+lint: $(VENV)/.dev ## style, types, import rules, proto drift and breaking changes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd proto && ../$(BIN)/buf lint
+	BIN=$(BIN) sh .ci/breaking
 	$(BIN)/python -m engine.pb.generate --check
 
 audit: $(VENV)/.dev ## known vulnerabilities of the packages that serving installs
@@ -57,6 +65,11 @@ bench: $(BUNDLE) $(VENV)/.dev ## load on the server, then every latency target s
 proto: $(VENV)/.dev ## generate engine/pb from proto/
 	$(BIN)/python -m engine.pb.generate
 
+proto-archive: $(VENV)/.dev ## the API to publish: .proto files and a buf image, in dist/
+	@mkdir -p dist
+	tar -C proto --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf - . | gzip -n > dist/modelsat-proto.tar.gz
+	cd proto && ../$(BIN)/buf build --output ../dist/modelsat.binpb
+
 lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
 
@@ -67,7 +80,7 @@ clean: ## remove checkpoint and bundle, to be built anew from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
-	rm -rf $(VENV) .venv-deploy build *.egg-info cpp_ext/_score*.so
+	rm -rf $(VENV) .venv-litellm .venv-deploy build *.egg-info cpp_ext/_score*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -87,6 +100,14 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	.venv-deploy/bin/pip install --disable-pip-version-check -r requirements/deploy.txt
 	sh .ci/prometheus .venv-deploy/bin
 	@touch $@
+
+.venv-litellm/.done: requirements/litellm.txt
+	$(PYTHON) -m venv --clear .venv-litellm
+	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q -r requirements/litellm.txt
+	@touch $@
+
+$(NODE_EXAMPLE)/node_modules: $(NODE_EXAMPLE)/package-lock.json
+	if command -v npm >/dev/null; then npm --prefix $(NODE_EXAMPLE) ci --no-audit --no-fund && touch $@; fi
 
 $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contract/*.py)
 	$(BIN)/python -m training.base

@@ -26,6 +26,7 @@ EXTRAS = {
     "extproc": ["xds-protos>=1.85"],
     "replay": ["pyarrow>=26", "matplotlib>=3.11"],
     "ray": ["ray>=2.60"],
+    "litellm": ["litellm[proxy]>=1.106,<1.107"],
     "docs": ["mkdocs-material>=9.8"],
     "otel": ["opentelemetry-sdk>=1.45", "opentelemetry-exporter-otlp-proto-grpc>=1.45"],
     "dev": [
@@ -57,6 +58,7 @@ setup(
     packages=find_packages(include=["engine*", "export*", "training*", "cpp_ext*", "bench*"]),
     package_dir={"": "."},
     package_data={
+        "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.contract": ["*.json"],
         "engine.pb": ["*.pyi"],
@@ -84,7 +86,7 @@ setup(
         "googleapis-common-protos>=1.76",
         "protobuf>=7.36",
         "prometheus-client>=0.26",
-        "rich>=15",
+        "rich>=13.9",  # below 14 is what LiteLLM lives with
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["modelsat=engine.cli:main"]},

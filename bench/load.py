@@ -124,8 +124,10 @@ class Calls:
         return 1000 * (np.array(self.ended) - np.array(self.due))[good]
 
     def per_second(self, after_s: float = 0.0) -> float:
-        """Answers a second to what was due from `after_s` on."""
-        good = sum(c == "OK" and d >= after_s for c, d in zip(self.code, self.due, strict=True))
+        """Answers a second that came from `after_s` on and within the load: those that a closed
+        loop's callers still wait for at its end are no part of what the server bears."""
+        seen = zip(self.code, self.ended, strict=True)
+        good = sum(c == "OK" and after_s <= e <= self.seconds for c, e in seen)
         return good / (self.seconds - after_s)
 
     def extend(self, other: Calls) -> None:

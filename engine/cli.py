@@ -1,4 +1,5 @@
-"""The `modelsat` command: serve, route, health, candidates, store, outcomes, token, calibrate.
+"""The `modelsat` command: serve, route, health, candidates, store, outcomes, token, calibrate,
+replay.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
@@ -8,6 +9,7 @@ modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqli
 modelsat token --role route --name gateway-1
 modelsat outcomes export --outcomes FILE --out DIR
 modelsat calibrate --data DIR --min-quality 0.97
+modelsat replay LOG --policy thrifty=cost_sensitivity=0.3 --out DIR
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from engine import calibrate, cli_candidates, health_command, outcome_export, route_command
+from engine import (
+    calibrate,
+    cli_candidates,
+    cli_replay,
+    health_command,
+    outcome_export,
+    route_command,
+)
 from engine.contract.errors import ModelsatError
 from engine.serving.settings import Settings, flag, resolve
 from engine.serving.tokens import ROLES, new_token
@@ -57,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     _add_token(commands.add_parser("token", help="make a bearer token and its entry for --tokens"))
     outcome_export.add_arguments(commands.add_parser("outcomes", help=outcome_export.HELP))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
+    cli_replay.add_arguments(commands.add_parser("replay", help=cli_replay.HELP))
     return top
 
 
@@ -76,6 +86,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
 
 def _serve(parsed: argparse.Namespace) -> None:
     from engine.serving import logs
+    from engine.serving.bursts import BurstSelector
     from engine.serving.server import serve
 
     config = Path(parsed.config or os.environ.get("MODELSAT_CONFIG", ""))
@@ -83,7 +94,9 @@ def _serve(parsed: argparse.Namespace) -> None:
     resolved = resolve(given, os.environ, config)
     logs.configure(resolved.settings.log_format, resolved.settings.log_level)
     print(f"settings, defaults aside:\n{resolved.table()}", flush=True)
-    asyncio.run(serve(resolved.settings))
+    bursts = BurstSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(bursts)) as runner:
+        runner.run(serve(resolved.settings, bursts))
 
 
 def _add_token(command: argparse.ArgumentParser) -> None:

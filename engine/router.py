@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine import constraints
 from engine.constraints import Eligible
 from engine.contract.candidate import DEFAULT_ANSWER_TOKENS, Candidate
@@ -19,7 +22,7 @@ from engine.contract.errors import (
     OverloadedError,
     WaitTooLongError,
 )
-from engine.contract.prompt import Prompt, Tokenizer, render
+from engine.contract.prompt import MAX_INSTRUCTION_TOKENS, Prompt, Tokenizer, render
 from engine.contract.training_set import TrainingSet
 from engine.policy import Circumstances, Kind, Policy, decide
 from engine.registry.registry import Registry
@@ -60,6 +63,15 @@ class Session:
 
     name: str
     margin: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What of an instruction bears on a choice beside its scores; see Decision."""
+
+    input_tokens: int
+    truncated: bool
+    unlikeness: float | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,7 @@ class Router:
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
+        self._frame = len(render("", tokenizer).tokens)  # inquiry prompt around every text
         self._sessions = Sessions(0, math.inf) if sessions is None else sessions
         self._rules = rules
 
@@ -126,13 +139,13 @@ class Router:
         begun = time.monotonic()
         decision_id = begin_decision()
         if self._rules.fallback == "off" and not self._cache.useful:
-            self._batcher.check_room(deadline)
+            self._batcher.check_room(self._likely_size(text), deadline)
         ready = self._prepare(text, policy, context_chars)
         prepared = time.monotonic()
         scored, unscored = await self._scored_or_static(ready, deadline)
         scored_at = time.monotonic()
         under = self._circumstances(ready, session, unscored)
-        decision = _decision(ready, policy, scored, under)
+        decision = conclude(ready.table, ready.reading, ready.able, policy, scored.p, under)
         if session is not None and not dry_run and decision.kind in ("scored", "session"):
             self._sessions.remember(session.name, decision.selected.id)
         ended = time.monotonic()
@@ -150,6 +163,11 @@ class Router:
         if not policy.ranking_size:
             return decision
         return replace(decision, ranking=decision.ranking[: policy.ranking_size])
+
+    def _likely_size(self, text: str) -> int:
+        """Rows of a forward for `text`, before anything was tokenised."""
+        tokens = min(round(len(text) / CHARS_PER_TOKEN), MAX_INSTRUCTION_TOKENS)
+        return tokens + self._frame + len(self._registry.table().candidates)
 
     async def _scored_or_static(self, ready: _Ready, deadline: float) -> tuple[Scored, str]:
         """The scores; or mean aptitude, and why."""
@@ -184,51 +202,69 @@ class Router:
     def _circumstances(
         self, ready: _Ready, session: Session | None, unscored: str
     ) -> Circumstances:
-        rules = self._rules
+        rules, unlikeness = self._rules, ready.reading.unlikeness
         if session is None:
-            return Circumstances(ready.unlikeness, rules.default, unscored=unscored)
+            return Circumstances(unlikeness, rules.default, unscored=unscored)
         margin = rules.margin if session.margin is None else session.margin
         kept = self._sessions.candidate(session.name)
-        return Circumstances(ready.unlikeness, rules.default, kept, margin, unscored)
+        return Circumstances(unlikeness, rules.default, kept, margin, unscored)
 
     def _prepare(self, text: str, policy: Policy, context_chars: int) -> _Ready:
         table = self._registry.table()  # once: the whole request sees one revision
         constraints.check(policy, table)
-        prompt = render(text, self._tokenizer)
-        input_tokens = prompt.input_tokens + round(context_chars / CHARS_PER_TOKEN)
-        able = constraints.eligible(table, policy, input_tokens, DEFAULT_ANSWER_TOKENS)
-        if not len(able.rows):
-            raise NoEligibleCandidateError(able.excluded)
-        known = self._training_set
-        unlikeness = None if known is None else known.unlikeness(prompt.tokens)
-        return _Ready(table, prompt, input_tokens, able, unlikeness)
+        prompt, reading = read(text, context_chars, self._tokenizer, self._training_set)
+        return _Ready(table, prompt, reading, admit(table, reading, policy))
 
 
 @dataclass(frozen=True)
 class _Ready:
     table: Table
     prompt: Prompt
-    input_tokens: int
+    reading: Reading
     able: Eligible
-    unlikeness: float | None
 
 
-def _decision(ready: _Ready, policy: Policy, scored: Scored, under: Circumstances) -> Decision:
-    candidates = [ready.table.candidates[row] for row in ready.able.rows]
-    costs = ready.able.costs
-    choice = decide([c.id for c in candidates], scored.p, costs, policy, under)
+def read(
+    text: str, context_chars: int, tokenizer: Tokenizer, known: TrainingSet | None
+) -> tuple[Prompt, Reading]:
+    """What the backbone reads of `text`, and what else bears on the choice; see Router.route."""
+    prompt = render(text, tokenizer)
+    input_tokens = prompt.input_tokens + round(context_chars / CHARS_PER_TOKEN)
+    unlikeness = None if known is None else known.unlikeness(prompt.tokens)
+    return prompt, Reading(input_tokens, prompt.truncated, unlikeness)
+
+
+def admit(table: Table, reading: Reading, policy: Policy) -> Eligible:
+    """Who may be chosen under a checked `policy`; raises NoEligibleCandidateError."""
+    able = constraints.eligible(table, policy, reading.input_tokens, DEFAULT_ANSWER_TOKENS)
+    if not len(able.rows):
+        raise NoEligibleCandidateError(able.excluded)
+    return able
+
+
+def conclude(
+    table: Table,
+    reading: Reading,
+    able: Eligible,
+    policy: Policy,
+    p: NDArray[np.float32],
+    under: Circumstances,
+) -> Decision:
+    """The decision that probabilities p (E,) of the eligible lead to; untimed and unnamed."""
+    candidates = [table.candidates[row] for row in able.rows]
+    choice = decide([c.id for c in candidates], p, able.costs, policy, under)
     ranking = tuple(
-        Ranked(candidates[i], float(scored.p[i]), costs[i], choice.utility[i]) for i in choice.order
+        Ranked(candidates[i], float(p[i]), able.costs[i], choice.utility[i]) for i in choice.order
     )
     return Decision(
         selected=ranking[0].candidate,
         reason=choice.reason,
         ranking=ranking,
-        exclusions=ready.able.excluded,
-        revision=ready.table.revision,
-        input_tokens=ready.input_tokens,
-        truncated=ready.prompt.truncated,
-        unlikeness=ready.unlikeness,
+        exclusions=able.excluded,
+        revision=table.revision,
+        input_tokens=reading.input_tokens,
+        truncated=reading.truncated,
+        unlikeness=reading.unlikeness,
         kind=choice.kind,
         timing={},
     )

@@ -4,7 +4,8 @@
 
 dev.txt holds everything but TensorRT; serve, export and train are the parts of it that they need,
 so that no two environments of one commit disagree. trt adds the builder of plans to export;
-image and image-gpu are what the containers of deploy/docker serve with.
+image and image-gpu are what the containers of deploy/docker serve with; litellm is an environment
+of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ LOCKS = {
     "trt": "cpu,extproc,build,export,trt",
     "image": "cpu,extproc,postgres,otel",
     "image-gpu": "cuda,extproc,postgres,otel",
+    "litellm": "litellm",
 }
+APART = ("dev", "litellm")  # LiteLLM pins versions that dev.txt cannot have
 HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
 
 
@@ -49,7 +52,7 @@ def main() -> None:
     """Write every lock; the first constrains the others."""
     everything = HERE / "dev.txt"
     for name, extras in LOCKS.items():
-        pins = resolve(extras, None if name == "dev" else everything)
+        pins = resolve(extras, None if name in APART else everything)
         target = HERE / f"{name}.txt"
         target.write_text(HEADER.format(extras=extras) + "\n".join(pins) + "\n", encoding="utf-8")
         print(f"{target.name}: {len(pins)} packages")

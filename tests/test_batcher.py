@@ -295,6 +295,7 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
     backend, of = FakeBackend(), table(1, 1)
     backend.gate.clear()
     batcher = Batcher(backend, READOUT, Limits(waiting=2))
+    assert batcher.crowded() is None
     batcher.start()
     tokens, rows = np.ones(4, np.int64), np.arange(1)
     running = asyncio.create_task(batcher.submit(tokens, of, rows))
@@ -304,7 +305,11 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
     with pytest.raises(OverloadedError) as refused:
         await batcher.submit(tokens, of, rows)
     assert refused.value.retry_after_s > 0
+    busy = batcher.crowded()
+    assert busy is not None
+    assert not busy.is_set()
     backend.gate.set()
+    assert busy.wait(5)
     assert len(await asyncio.gather(running, *waiting)) == 3
     assert (await batcher.submit(tokens, of, rows)).queue_s >= 0
     await batcher.stop()

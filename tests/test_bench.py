@@ -82,6 +82,7 @@ def test_calls_are_counted_and_joined() -> None:
     calls = Calls([0.0, 1.0, 2.0], [0.1, 1.2, 2.3], ["OK", "OK", "UNAVAILABLE"], 4.0, 0.5)
     np.testing.assert_allclose(calls.answered_ms(), [100, 200])
     assert (calls.per_second(), calls.per_second(after_s=1.0)) == (0.5, 1 / 3)
+    assert Calls([3.9], [4.1], ["OK"], 4.0).per_second() == 0  # came after the load's end
     calls.extend(Calls([1.0], [1.5], ["OK"], 4.0, 0.1))
     assert calls.due[-1] == 5.0
     assert calls.codes() == {"OK": 3, "UNAVAILABLE": 1}

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from bench.process import Server, serving
+from engine.aio_client import AsyncClient
 from engine.channel import Access, open_channel
 from engine.cli import main as cli
 from engine.client import Client, ModelsatClientError
@@ -207,6 +208,17 @@ def test_too_much_is_refused_and_the_server_goes_on(secured: Secured) -> None:
         )
     with Client(address, LONG, access) as client:
         assert client.route("If 3x + 7 = 22, what is x?").selected
+
+
+async def test_the_asyncio_client_brings_certificate_and_token(secured: Secured) -> None:
+    async with AsyncClient(secured.server.address, LONG, secured.with_role("route")) as client:
+        assert (await client.route("Hi")).selected
+        with pytest.raises(ModelsatClientError) as refused:
+            async for _ in client.watch():
+                pass
+    assert refused.value.code == "UNIMPLEMENTED"  # on the admin address alone
+    async with AsyncClient(secured.admin, LONG, secured.with_role("read")) as client:
+        assert (await anext(client.watch())).revision
 
 
 def test_the_command_line_brings_certificate_and_token(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ __all__ = ["Batcher", "Limits", "Scored"]
 # the way to the client through a busy machine.
 SAFETY = 1.5
 MIN_RETRY_S = 0.01
+CROWDED_S = 1.0  # after a refusal
 log = logging.getLogger(__name__)
 
 
@@ -75,6 +77,7 @@ class Batcher:
         self._pace = Pace()
         self._running: tuple[float, int] | None = None  # the present forward: begin, rows
         self._failing = False
+        self._refused = -float("inf")  # when the last one was
 
     @property
     def waiting(self) -> int:
@@ -107,9 +110,14 @@ class Batcher:
         scored: what is before it and its own forward. 0 where nothing was measured lately."""
         return self._ahead_s(time.monotonic()) + self._pace.row_s * rows
 
-    def check_room(self, deadline: float) -> None:
-        """Raise what submit() would raise for any prompt at all: before it is worth tokenising."""
-        self._admit(0, deadline, time.monotonic())
+    def crowded(self) -> threading.Event | None:
+        """Under overload, that is while requests are refused: set when no forward runs."""
+        recently = time.monotonic() - self._refused < CROWDED_S
+        return self._worker.idle if recently else None
+
+    def check_room(self, size: int, deadline: float) -> None:
+        """Raise what submit() would raise for a prompt of `size` rows: before it is tokenised."""
+        self._admit(size, deadline, time.monotonic())
 
     async def submit(
         self, tokens: Ints, table: Table, rows: Ints, deadline: float = float("inf")
@@ -148,6 +156,7 @@ class Batcher:
         count, limit = len(self._queue), self._limits.waiting
         ahead, own = self._ahead_s(now), self._pace.row_s * size
         if count >= limit:
+            self._refused = now
             raise OverloadedError(count, limit, max(ahead / 2, MIN_RETRY_S))
         left, needed = deadline - now, SAFETY * (ahead + own)
         if left <= 0 or SAFETY * own > left:
@@ -155,6 +164,7 @@ class Batcher:
                 f"Scoring takes about {own:.3f} s, the deadline leaves {left:.3f} s; allow more."
             )
         if needed > left:
+            self._refused = now
             raise WaitTooLongError(count, ahead, left, max(needed - left, MIN_RETRY_S))
 
     def _ahead_s(self, now: float) -> float:

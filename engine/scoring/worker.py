@@ -21,6 +21,8 @@ class Worker(Generic[T]):
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job[T] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self.idle = threading.Event()  # set while no call runs
+        self.idle.set()
 
     async def run(self, call: Callable[[], T]) -> T:
         """The result of `call`, or what it raised; RuntimeError for what is no Exception, which
@@ -48,10 +50,12 @@ class Worker(Generic[T]):
         while (job := self._jobs.get()) is not None:
             call, loop, done = job
             answer: Done[T]
+            self.idle.clear()
             try:
                 answer = (call(), None)
             except BaseException as error:  # noqa: BLE001 - whoever waits is told, always
                 answer = (None, error)
+            self.idle.set()
             try:
                 loop.call_soon_threadsafe(_settle, done, answer)
             except RuntimeError:  # the loop is closed: nobody waits

@@ -18,6 +18,7 @@ from engine.registry.store import StoreState
 from engine.scoring.batcher import Batcher
 from engine.serving.access import AccessInterceptor
 from engine.serving.assembly import Parts, load, services_by_address, warm_up
+from engine.serving.bursts import BurstSelector
 from engine.serving.drain import Drain
 from engine.serving.listen import Listener, bind, exposure
 from engine.serving.settings import Settings
@@ -149,8 +150,9 @@ def _interceptors(parts: Parts, guard: Guard, drain: Drain) -> list[grpc.aio.Ser
     return [TelemetryInterceptor(parts.telemetry), *access, drain, StatusInterceptor()]
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; prints one line that begins with `ready` once it answers."""
+async def serve(settings: Settings, bursts: BurstSelector) -> None:
+    """Serve until SIGINT or SIGTERM; prints one line that begins with `ready` once it answers.
+    bursts: the running loop's selector."""
     guard = read_guard(settings)
     for warning in exposure(settings):
         log.warning("%s", warning)
@@ -159,6 +161,7 @@ async def serve(settings: Settings) -> None:
         parts = load(settings, telemetry)
         stopping = _stop_at_signal()
         running = await start_server(parts, guard)
+        bursts.crowded = parts.batcher.crowded
     except BaseException:
         await telemetry.stop()
         raise

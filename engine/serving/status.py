@@ -94,6 +94,13 @@ def reason_of(status: status_pb2.Status) -> str:
     return str(info.reason)
 
 
+def pushback(status: status_pb2.Status) -> tuple[tuple[str, str], ...]:
+    """The trailer by which a gRPC client's own retryPolicy waits as long as RetryInfo says."""
+    retry = error_details_pb2.RetryInfo()
+    delays = [retry.retry_delay.ToMilliseconds() for d in status.details if d.Unpack(retry)]
+    return tuple(("grpc-retry-pushback-ms", str(delay)) for delay in delays)
+
+
 def _details(error: ModelsatError) -> list[Message]:
     if isinstance(error, InvalidInputError):
         request = error_details_pb2.BadRequest()
@@ -266,5 +273,5 @@ def _innermost(error: BaseException) -> str:
 
 async def _abort(context: Any, status: status_pb2.Status) -> NoReturn:
     found = rpc_status.to_status(status)
-    await context.abort(found.code, found.details, found.trailing_metadata)
+    await context.abort(found.code, found.details, (*found.trailing_metadata, *pushback(status)))
     raise AssertionError("abort() raises")

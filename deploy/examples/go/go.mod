@@ -1,0 +1,3 @@
+module modelsat.example/route
+
+go 1.25

@@ -1,0 +1,103 @@
+"""Chunks on a Ray cluster: an actor for each core, which loads the bundle once. A chunk whose actor
+ends is done again by the actor that takes its place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.contract.errors import InvalidInputError, ModelsatError, UnavailableError, Violation
+from engine.replay.local import AHEAD, Execute, cores
+from engine.replay.scoring import Done, Plan, Work, Worker
+
+RETRIES = 3  # of a chunk, and restarts of an actor
+STORE_BYTES = 128 << 20  # of a cluster started here: chunks are small
+LOCAL = "local"
+CONNECT_S = 5.0
+
+
+@contextmanager
+def on_ray(plan: Plan, address: str, workers: int) -> Iterator[Execute]:
+    """An Execute on the cluster at `address`; LOCAL starts one here for as long as it is needed.
+
+    workers: actors, 0 = one for each core of the cluster. Every node needs this package and the
+    bundle under the same path. Raises InvalidInputError where there is no such cluster.
+    """
+    ray = _connected(address, workers)
+    try:
+        count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        kind = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(Worker)
+        actors = [kind.remote(plan) for _ in range(count)]
+        yield lambda works: _execute(ray, actors, works)
+    finally:
+        ray.shutdown()
+
+
+def _connected(address: str, workers: int) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to be sent anywhere
+    try:
+        import ray
+    except ImportError as error:
+        raise InvalidInputError(
+            Violation("--ray", "needs ray, which is not installed; pip install 'modelsat[ray]'.")
+        ) from error
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address == LOCAL:
+            ray.init(
+                address=LOCAL,
+                num_cpus=workers or cores(),
+                num_gpus=0,
+                include_dashboard=False,
+                object_store_memory=STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+        else:
+            _require_listener(address)
+            ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(
+            Violation("--ray", f"reaches no cluster at {address!r} ({error}).")
+        ) from error
+    return ray
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
+def _execute(ray: Any, actors: list[Any], works: Iterable[Work]) -> Iterator[Done]:
+    free = deque(actor for _ in range(AHEAD) for actor in actors)
+    running: dict[Any, Any] = {}
+
+    def next_done() -> Done:
+        (ready, *_), _ = ray.wait(list(running), num_returns=1)
+        free.append(running.pop(ready))
+        try:
+            done: Done = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ModelsatError):
+                raise cause from error
+            raise UnavailableError(
+                f"Ray gave up a chunk after {RETRIES} retries ({error}). Run the same command"
+                " again: it goes on from there."
+            ) from error
+        return done
+
+    for work in works:
+        if not free:
+            yield next_done()
+        actor = free.popleft()
+        running[actor.do.remote(work)] = actor
+    while running:
+        yield next_done()

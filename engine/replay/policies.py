@@ -1,0 +1,95 @@
+"""Policies by name, from --policy NAME=SPEC or a TOML file; the fields are those of the API's
+Policy (router_service.proto)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from engine import constraints
+from engine.contract.candidate import PREFIX
+from engine.contract.errors import InvalidInputError, Violation
+from engine.pb import router_service_pb2
+from engine.policy import Policy
+from engine.registry.table import Table
+from engine.serving.convert import policy_from
+
+DEFAULT = {"default": Policy()}  # what Route does where no policy is sent
+NAMES = ("allow", "deny", "default_candidate")  # of candidates, with or without the prefix
+FIELDS = {
+    f.name: f.is_repeated
+    for f in router_service_pb2.Policy.DESCRIPTOR.fields
+    if f.name != "ranking_size"  # nothing hangs on it here
+}
+
+
+def read_policies(specs: Sequence[str], file: Path | None, table: Table) -> dict[str, Policy]:
+    """All policies, those of `file` first; the API's default where there is none.
+
+    Raises InvalidInputError that names the policy and the field.
+    """
+    raw = {} if file is None else _toml(file)
+    for spec in specs:
+        name, _, rest = spec.partition("=")
+        if not name or name in raw:
+            raise InvalidInputError(
+                Violation("--policy", f"is {spec!r}; expected NAME=FIELD=VALUE,... , NAME once.")
+            )
+        raw[name] = _fields(name, rest)
+    found = {name: _policy(name, fields, table) for name, fields in raw.items()}
+    return found or DEFAULT
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as content:
+            return tomllib.load(content)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            Violation(str(file), f"is no readable TOML file ({error}).")
+        ) from error
+
+
+def _fields(name: str, spec: str) -> dict[str, Any]:
+    """cost_sensitivity=0.3,deny=a,deny=b: a field of several values is given several times."""
+    fields: dict[str, Any] = {}
+    for pair in filter(None, spec.split(",")):
+        key, _, value = pair.partition("=")
+        if FIELDS.get(key):
+            fields.setdefault(key, []).append(value)
+        elif key in fields:
+            raise InvalidInputError(Violation(f"policy {name}", f"gives {key} twice."))
+        else:
+            fields[key] = value
+    return fields
+
+
+def _policy(name: str, fields: Any, table: Table) -> Policy:
+    at = f"policy {name}"
+    if not isinstance(fields, Mapping):
+        raise InvalidInputError(Violation(at, "is no table; expected [NAME] and fields below it."))
+    if unknown := sorted(set(fields) - set(FIELDS)):
+        raise InvalidInputError(
+            Violation(at, f"has unknown fields {unknown}; known are {', '.join(FIELDS)}.")
+        )
+    named = {k: _with_prefix(v) if k in NAMES else v for k, v in fields.items()}
+    try:
+        policy = policy_from(json_format.ParseDict(named, router_service_pb2.Policy()))
+        constraints.check(policy, table)
+    except json_format.ParseError as error:
+        raise InvalidInputError(Violation(at, f"cannot be read: {error}")) from error
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            *(Violation(f"{at}, {v.field}", v.description) for v in error.violations)
+        ) from error
+    return policy
+
+
+def _with_prefix(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_prefix(item) for item in value]
+    return PREFIX + value.removeprefix(PREFIX) if isinstance(value, str) else value

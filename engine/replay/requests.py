@@ -1,0 +1,190 @@
+"""From a log's record to a past request: which columns mean what, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from engine.contract.candidate import PREFIX
+from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.prompt import is_utf8
+from engine.pb import router_service_pb2
+from engine.serving.convert import instruction_from
+from engine.serving.settings import Settings
+
+# A field is read from the first of these columns that holds something; --column names another.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "text": ("text", "prompt", "instruction", "input", "query"),
+    "candidate": ("candidate", "model", "selected"),
+    "cost": ("cost_usd", "cost", "spend"),
+    "outcome": ("outcome", "score"),
+    "time": ("time", "timestamp", "created", "startTime"),
+    "decision": ("decision_id",),
+}
+ROLES = {
+    "system": router_service_pb2.ROLE_SYSTEM,
+    "developer": router_service_pb2.ROLE_SYSTEM,
+    "user": router_service_pb2.ROLE_USER,
+    "assistant": router_service_pb2.ROLE_ASSISTANT,
+    "tool": router_service_pb2.ROLE_TOOL,
+    "function": router_service_pb2.ROLE_TOOL,
+}
+MAX_TEXT_BYTES = Settings().max_text_bytes  # as a server with default settings accepts
+FIRST_MS = 1e11  # epoch numbers from here on are milliseconds
+
+
+@dataclass(frozen=True)
+class PastRequest:
+    """text, context_chars: see Router.route. used: name of the candidate as logged, "" where there
+    is none. cost: US dollars; outcome: in [0, 1]; time: epoch seconds; NaN where not logged."""
+
+    text: str
+    context_chars: int
+    used: str
+    cost: float
+    outcome: float
+    time: float
+
+
+def columns_with(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """COLUMNS with FIELD=COLUMN in place of the defaults; raises InvalidInputError."""
+    columns, problems = dict(COLUMNS), []
+    for pair in given:
+        name, _, path = pair.partition("=")
+        if name not in COLUMNS or not path:
+            expected = ", ".join(COLUMNS)
+            problems.append(
+                Violation("--column", f"is {pair!r}; expected FIELD=COLUMN, FIELD of {expected}.")
+            )
+        columns[name] = (path,)
+    if problems:
+        raise InvalidInputError(*problems)
+    return columns
+
+
+def top_level(columns: Mapping[str, Sequence[str]]) -> set[str]:
+    """The columns of a table in which `columns` lie."""
+    paths = [path for some in columns.values() for path in some]
+    return {*paths, *(path.split(".")[0] for path in paths)}
+
+
+def past_request(
+    record: Mapping[str, Any],
+    columns: Mapping[str, Sequence[str]],
+    outcome_of: Callable[[str, str], float] | None = None,
+) -> PastRequest | str:
+    """The request, or in a sentence why there is none; never quotes what was said.
+
+    outcome_of: (decision id, candidate) -> outcome or NaN, for a record that brings none.
+    """
+    values = {name: _first(record, paths) for name, paths in columns.items()}
+    try:
+        text, context_chars = _instruction(values, columns)
+        outcome = _number(values["outcome"], "outcome")
+        cost = _number(values["cost"], "cost")
+        if outcome < 0 or outcome > 1:
+            raise ValueError("outcome lies outside [0, 1]")
+        if cost < 0 or cost == math.inf:
+            raise ValueError("cost is no amount of US dollars")
+        seconds = _seconds(values["time"])
+    except InvalidInputError as error:
+        return str(error)
+    except ValueError as error:
+        return f"{error}."
+    used = str(values["candidate"] or "").removeprefix(PREFIX)
+    if math.isnan(outcome) and outcome_of is not None:
+        outcome = outcome_of(str(values["decision"]), used)
+    return PastRequest(text, context_chars, used, cost, outcome, seconds)
+
+
+def _first(record: Mapping[str, Any], paths: Sequence[str]) -> Any:
+    """The value of the first path that leads to one; a dot goes into an object."""
+    for path in paths:
+        found: Any = record.get(path)
+        if found is None and "." in path:
+            found = record
+            for step in path.split("."):
+                found = found.get(step) if isinstance(found, Mapping) else None
+        if found is not None:
+            return found
+    return None
+
+
+def _instruction(
+    values: Mapping[str, Any], columns: Mapping[str, Sequence[str]]
+) -> tuple[str, int]:
+    messages, text = values["messages"], values["text"]
+    request = router_service_pb2.RouteRequest()
+    if messages is not None:
+        for turn in _turns(messages):
+            request.conversation.messages.append(turn)
+    elif isinstance(text, str):
+        _require_utf8(text)
+        request.text = text
+    else:
+        tried = ", ".join((*columns["messages"], *columns["text"]))
+        raise ValueError(f"has no instruction in any of the columns {tried}")
+    return instruction_from(request, MAX_TEXT_BYTES)
+
+
+def _require_utf8(text: str) -> None:
+    if not is_utf8(text):  # protobuf would quote it
+        raise ValueError("the instruction is not valid UTF-8")
+
+
+def _turns(messages: Any) -> list[router_service_pb2.Message]:
+    """Of OpenAI's form, as a list or as its JSON text."""
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except ValueError:
+            raise ValueError("messages is no JSON") from None
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
+        raise ValueError("messages is no list of objects")
+    turns = []
+    for i, message in enumerate(messages):
+        role = ROLES.get(str(message.get("role")))
+        if role is None:
+            raise ValueError(f"messages[{i}].role is none of {', '.join(ROLES)}")
+        parts = _parts(message.get("content"))
+        _require_utf8("".join(parts))
+        turns.append(router_service_pb2.Message(role=role, text=parts))
+    return turns
+
+
+def _parts(content: Any) -> list[str]:
+    """The text of a turn; images and calls of tools have none."""
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    return [p["text"] for p in parts if isinstance(p, Mapping) and isinstance(p.get("text"), str)]
+
+
+def _number(value: Any, name: str) -> float:
+    """NaN where there is none."""
+    if value is None:
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} is no number") from None
+
+
+def _seconds(value: Any) -> float:
+    """Epoch seconds of a number, an ISO 8601 text or a Parquet timestamp; UTC where no zone is."""
+    if isinstance(value, str):
+        with suppress(ValueError):  # perhaps a number as text
+            value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    seconds = _number(value, "time")
+    seconds = seconds / 1e3 if seconds >= FIRST_MS else seconds
+    if seconds < 0 or seconds >= FIRST_MS:
+        raise ValueError("time is neither epoch seconds nor milliseconds")
+    return seconds

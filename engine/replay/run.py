@@ -1,0 +1,163 @@
+"""A replay from end to end: log -> chunks -> workers -> columns -> report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.contract.errors import InvalidInputError, Violation
+from engine.replay.checkpoint import Checkpoint
+from engine.replay.columns import Columns, Names, columns_of, joined
+from engine.replay.frontier import Sample, frontier
+from engine.replay.local import Execute
+from engine.replay.log import read_lines
+from engine.replay.report import report
+from engine.replay.requests import PastRequest, past_request, top_level
+from engine.replay.scoring import Done, Plan, Work
+
+SHOWN_BROKEN = 20
+Score = Callable[[str, str], float]  # (decision id, candidate as logged) -> outcome or NaN
+Progress = Callable[[int, float], None]  # requests done, share of the log that they end at
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is read and how. columns: see requests.COLUMNS. outcome_of: for requests that bring
+    none. max_broken: lines that may be skipped."""
+
+    files: Sequence[Path]
+    columns: Mapping[str, tuple[str, ...]]
+    outcome_of: Score | None = None
+    max_broken: int = 1000
+    chunk: int = 128
+
+
+@dataclass
+class Broken:
+    """Lines that were skipped; the first of them by name."""
+
+    count: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """first: number of its first request, from 0. position: share of the log read, in [0, 1]."""
+
+    number: int
+    first: int
+    requests: list[PastRequest]
+    position: float
+
+
+def replay(
+    log: Log, plan: Plan, names: Names, scores: Path, execute: Execute, progress: Progress
+) -> dict[str, Any]:
+    """The report; `scores` is the folder of the checkpoint.
+
+    Raises InvalidInputError where the log cannot be read, holds no request, or more than
+    log.max_broken lines are broken; what was scored until then is kept.
+    """
+    broken, sample = Broken(), Sample()
+    kept = Checkpoint(scores, plan)
+    parts: dict[int, Columns] = {}
+    finished = 0
+    for chunk, done in _worked(log, broken, kept, execute):
+        parts[chunk.number] = columns_of(chunk.requests, names, done.scores, done.decisions)
+        sample.add(chunk.first, done.scores)
+        finished += len(chunk.requests)
+        progress(finished, chunk.position)
+    if not parts:
+        raise _nothing(log, broken)
+    columns = joined(parts)
+    return {
+        **report(columns, plan.policies, plan.table),
+        "frontier": frontier(*sample.arrays(len(columns.used)), plan.table),
+        "log": _about(broken, names),
+    }
+
+
+def _worked(
+    log: Log, broken: Broken, kept: Checkpoint, execute: Execute
+) -> Iterator[tuple[Chunk, Done]]:
+    """Every chunk with its answer, as they come; new scores are on disk by then."""
+    waiting: dict[int, Chunk] = {}
+    unsaved: dict[int, str] = {}
+
+    def works() -> Iterator[Work]:
+        for chunk in _chunks(log, broken):
+            waiting[chunk.number] = chunk
+            instructions = tuple((r.text, r.context_chars) for r in chunk.requests)
+            key = kept.key(instructions)
+            known = kept.load(key, len(instructions))
+            if known is None:
+                unsaved[chunk.number] = key
+            yield Work(chunk.number, instructions if known is None else (), known)
+
+    for done in execute(works()):
+        chunk = waiting.pop(done.number)
+        if done.number in unsaved:
+            kept.save(unsaved.pop(done.number), done.scores)
+        yield chunk, done
+
+
+def _chunks(log: Log, broken: Broken) -> Iterator[Chunk]:
+    number = first = 0
+    requests: list[PastRequest] = []
+    position = 0.0
+    for request, position in _requests(log, broken):
+        requests.append(request)
+        if len(requests) == log.chunk:
+            yield Chunk(number, first, requests, position)
+            number, first, requests = number + 1, first + len(requests), []
+    if requests:
+        yield Chunk(number, first, requests, position)
+
+
+def _requests(log: Log, broken: Broken) -> Iterator[tuple[PastRequest, float]]:
+    needed = top_level(log.columns)
+    sizes = [file.stat().st_size for file in log.files]
+    before, total = 0, max(1, sum(sizes))
+    for file, size in zip(log.files, sizes, strict=True):
+        for line in read_lines(file, needed):
+            found = line.problem or past_request(line.record or {}, log.columns, log.outcome_of)
+            if isinstance(found, PastRequest):
+                yield found, (before + line.position * size) / total
+            else:
+                _skip(log, broken, {"file": line.file, "line": line.number, "problem": found})
+        before += size
+
+
+def _skip(log: Log, broken: Broken, line: dict[str, Any]) -> None:
+    broken.count += 1
+    if len(broken.lines) < SHOWN_BROKEN:
+        broken.lines.append(line)
+    if broken.count > log.max_broken:
+        raise InvalidInputError(
+            Violation(
+                "log",
+                f"has more than {log.max_broken} broken lines; --max-broken allows more. The first:"
+                f" {_first(broken)}",
+            )
+        )
+
+
+def _nothing(log: Log, broken: Broken) -> InvalidInputError:
+    files = ", ".join(map(str, log.files[:3]))
+    why = f"{broken.count} lines are broken, the first: {_first(broken)}" if broken.count else ""
+    return InvalidInputError(Violation(files, f"holds no request. {why}".strip()))
+
+
+def _first(broken: Broken) -> str:
+    return "; ".join(f"{x['file']}:{x['line']}: {x['problem']}" for x in broken.lines[:3])
+
+
+def _about(broken: Broken, names: Names) -> dict[str, Any]:
+    ordered = sorted(names.unknown.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {
+        "broken": {"count": broken.count, "first": broken.lines},
+        "without_candidate": names.unnamed,
+        "unknown_candidates": dict(ordered),
+    }

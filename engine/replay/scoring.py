@@ -1,0 +1,213 @@
+"""What is done with a chunk of requests: one forward for each instruction, then every policy on the
+same probabilities, by the functions that Router.route is made of.
+
+Letters: n requests of a chunk, M candidates of the table, P policies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from engine.contract.arrays import load_arrays
+from engine.contract.bundle import read_manifest
+from engine.contract.candidate import Candidate
+from engine.contract.errors import BundleError, NoEligibleCandidateError
+from engine.contract.prompt import Tokenizer as AnyTokenizer
+from engine.contract.training_set import TrainingSet, load_training_set
+from engine.policy import Circumstances, Kind, Policy
+from engine.registry.onnx_encoder import load_encoder
+from engine.registry.table import Table, make_table
+from engine.router import Reading, admit, conclude, read
+from engine.scoring.backend import Backend, Readout
+from engine.scoring.devices import open_backend
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+NOBODY = -1
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """p: (n, M) float32. input_tokens: (n,). unlikeness: (n,), NaN where unknown."""
+
+    p: NDArray[np.float32]
+    input_tokens: Ints
+    unlikeness: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """(n, P) each. choice: table row, NOBODY where no candidate was eligible. p: of the choice.
+    cost: its expected cost in US dollars, NaN where unknown. kind: index of KINDS."""
+
+    choice: NDArray[np.int16]
+    p: NDArray[np.float32]
+    cost: NDArray[np.float64]
+    kind: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Work:
+    """instructions: (text, context_chars) each. scores: where they are known already."""
+
+    number: int
+    instructions: tuple[tuple[str, int], ...]
+    scores: Scores | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer to the Work of that number."""
+
+    number: int
+    scores: Scores
+    decisions: Decisions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker is told. manifest_hash: sha256 of the bundle's manifest.json, which holds that
+    of every other file."""
+
+    bundle: Path
+    manifest_hash: str
+    table: Table
+    policies: Mapping[str, Policy]
+
+
+class Scorer:
+    """Scores and decides; for one thread. It keeps nothing from one chunk to the next."""
+
+    def __init__(
+        self,
+        table: Table,
+        policies: Sequence[Policy],
+        tokenizer: AnyTokenizer,
+        backend: Backend,
+        readout: Readout,
+        known: TrainingSet | None = None,
+    ) -> None:
+        self._table = table
+        self._policies = policies
+        self._tokenizer = tokenizer
+        self._backend = backend
+        self._readout = readout
+        self._known = known
+
+    def do(self, work: Work) -> Done:
+        """Raises UnavailableError where the forward fails."""
+        scores = self._score(work.instructions) if work.scores is None else work.scores
+        return Done(work.number, scores, decide_all(self._table, self._policies, scores))
+
+    def _score(self, instructions: Sequence[tuple[str, int]]) -> Scores:
+        """Alone in its forward, an instruction has the same p whatever stands beside it in the log;
+        equal ones are scored once."""
+        everyone = np.arange(len(self._table.candidates))
+        seen: dict[bytes, NDArray[np.float32]] = {}
+        p = np.empty((len(instructions), len(everyone)), dtype=np.float32)
+        readings = []
+        for i, (text, context_chars) in enumerate(instructions):
+            prompt, reading = read(text, context_chars, self._tokenizer, self._known)
+            readings.append(reading)
+            key = prompt.tokens.tobytes()
+            if key not in seen:
+                seen[key] = self._backend.probabilities(
+                    [prompt.tokens], self._table.embeddings, everyone, self._readout
+                ).p[0]
+            p[i] = seen[key]
+        unlike = [math.nan if r.unlikeness is None else r.unlikeness for r in readings]
+        return Scores(p, np.array([r.input_tokens for r in readings]), np.array(unlike))
+
+
+class Worker:
+    """What runs in a process or an actor; it opens the bundle with its first chunk, so that what is
+    wrong with it reaches the one who waits for that chunk."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._scorer: Scorer | None = None
+
+    def do(self, work: Work) -> Done:
+        """See Scorer.do and open_scorer."""
+        if self._scorer is None:
+            self._scorer = open_scorer(self._plan)
+        return self._scorer.do(work)
+
+
+def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Decisions:
+    """Every policy on every row of `scores`."""
+    shape = (len(scores.p), len(policies))
+    found = Decisions(
+        np.full(shape, NOBODY, dtype=np.int16),
+        np.full(shape, np.nan, dtype=np.float32),
+        np.full(shape, np.nan),
+        np.zeros(shape, dtype=np.int8),
+    )
+    for i in range(shape[0]):
+        strange = float(scores.unlikeness[i])
+        reading = Reading(
+            int(scores.input_tokens[i]), False, None if strange != strange else strange
+        )
+        under = Circumstances(reading.unlikeness)
+        for j, policy in enumerate(policies):
+            try:
+                able = admit(table, reading, policy)
+            except NoEligibleCandidateError:
+                continue
+            decision = conclude(table, reading, able, policy, scores.p[i, able.rows], under)
+            first = decision.ranking[0]
+            found.choice[i, j] = table.rows[first.candidate.id]
+            found.p[i, j] = first.probability
+            if first.expected_cost_usd is not None:
+                found.cost[i, j] = first.expected_cost_usd
+            found.kind[i, j] = KINDS.index(decision.kind)
+    return found
+
+
+def open_table(bundle: Path, candidates: Sequence[Candidate]) -> Table:
+    """The table that a server which begins with `candidates` serves. Raises BundleError."""
+    manifest = read_manifest(bundle, "bundle")
+    encoder = load_encoder(bundle, manifest, load_arrays(bundle))
+    entries = [(c, encoder.encode(c)) for c in candidates]
+    return make_table(1, entries, (encoder.variants, manifest.width))
+
+
+def make_plan(bundle: Path, table: Table, policies: Mapping[str, Policy]) -> Plan:
+    """The plan for workers that find the same bundle under the same path."""
+    return Plan(bundle.resolve(), _manifest_hash(bundle), table, policies)
+
+
+def open_scorer(plan: Plan) -> Scorer:
+    """A scorer on one thread of the CPU: a process for each core is faster than one session on all
+    of them, and p does not hang on the number of cores (docs/how-to/replay.md).
+
+    Raises BundleError where this machine has no bundle there, or another one.
+    """
+    manifest, arrays = read_manifest(plan.bundle, "bundle"), load_arrays(plan.bundle)
+    if (found := _manifest_hash(plan.bundle)) != plan.manifest_hash:
+        raise BundleError(
+            f"{plan.bundle} on {platform.node()} is another bundle: its manifest.json has sha256"
+            f" {found[:12]}, expected {plan.manifest_hash[:12]}; give every node the same."
+        )
+    return Scorer(
+        plan.table,
+        list(plan.policies.values()),
+        Tokenizer.from_file(str(plan.bundle / "tokenizer.json")),
+        open_backend(plan.bundle, manifest, "cpu", threads=1),
+        Readout(arrays.readout, manifest.norm_eps, manifest.calibration),
+        load_training_set(plan.bundle),
+    )
+
+
+def _manifest_hash(bundle: Path) -> str:
+    return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
