@@ -15,7 +15,7 @@ BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
-        demo-envoy litellm demo-litellm proto-archive
+        demo-envoy litellm demo-litellm proto-archive image
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,7 +41,7 @@ litellm: .venv-litellm/.done ## LiteLLM's proxy in an environment of its own
 demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake upstreams, the choice in its headers
 	@$(BIN)/python -m bench.demo_litellm
 
-test: $(BUNDLE) $(VENV)/.dev $(ENVOY) .venv-litellm/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
+test: $(BUNDLE) $(VENV)/.dev $(ENVOY) .venv-litellm/.done .venv-deploy/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
 	@sh .ci/chromium
 	$(BIN)/python -m pytest
 
@@ -78,11 +78,14 @@ proto-archive: $(VENV)/.dev ## the API to publish: .proto files and a buf image,
 lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
 
+image: ## build the CPU image without Docker and run it read-only, as root (buildah, debootstrap)
+	deploy/docker/check cpu
+
 clean: ## remove checkpoint and bundle, to be built anew from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
-	rm -rf $(VENV) .venv-envoy .venv-litellm build *.egg-info cpp_ext/_score*.so
+	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_score*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -95,6 +98,12 @@ $(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/scor
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+.venv-deploy/.done: requirements/deploy.txt .ci/prometheus
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --disable-pip-version-check -r requirements/deploy.txt
+	sh .ci/prometheus .venv-deploy/bin
 	@touch $@
 
 .venv-litellm/.done: requirements/litellm.txt

@@ -8,6 +8,7 @@ from setuptools import Extension, find_packages, setup
 EXTRAS = {
     "cpu": ["onnxruntime>=1.31"],
     "gpu": ["onnxruntime-gpu>=1.31"],
+    "cuda": ["onnxruntime-gpu[cuda,cudnn]>=1.31"],
     "build": ["setuptools>=77", "pip>=25.1"],
     "export": ["onnx>=1.23", "onnxruntime>=1.31", "gguf>=0.19", "safetensors>=0.8", "tqdm>=4.70"],
     "train": [

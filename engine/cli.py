@@ -1,8 +1,9 @@
-"""The `modelsat` command: serve, route, candidates, store, outcomes, token, calibrate, replay,
-aptitude.
+"""The `modelsat` command: serve, route, health, candidates, store, outcomes, token, calibrate,
+replay, aptitude.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
+modelsat health --service readiness
 modelsat candidates list
 modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqlite
 modelsat token --role route --name gateway-1
@@ -29,6 +30,7 @@ from engine import (
     calibrate,
     cli_candidates,
     cli_replay,
+    health_command,
     outcome_export,
     route_command,
 )
@@ -58,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
     route_command.add_arguments(commands.add_parser("route", help=route_command.HELP))
+    health_command.add_arguments(commands.add_parser("health", help=health_command.HELP))
     cli_candidates.add_candidates(
         commands.add_parser("candidates", help="show or change the candidates")
     )
