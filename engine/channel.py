@@ -35,12 +35,14 @@ RETRY_POLICY = {
 @dataclass(frozen=True)
 class Access:
     """tls_ca: PEM of the authority of the server's certificate; with it, or with a certificate of
-    the client's own (tls_cert and tls_key), the channel speaks TLS. token: empty sends none."""
+    the client's own (tls_cert and tls_key), the channel speaks TLS. server_name: the one that the
+    server's certificate must be for, if it is not the address. token: empty sends none."""
 
     tls_ca: Path = NO_FILE
     tls_cert: Path = NO_FILE
     tls_key: Path = NO_FILE
     token: str = field(default="", repr=False)
+    server_name: str = ""
 
     def tls(self) -> bool:
         """Whether any of the files is given."""
@@ -69,13 +71,18 @@ class Access:
 PLAIN = Access()
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_arguments(
+    command: argparse.ArgumentParser,
+    flag: str = "--server",
+    default: str | None = DEFAULT_SERVER,
+) -> None:
     """The flags of every command that calls a server."""
     add = command.add_argument
-    add("--server", default=DEFAULT_SERVER, metavar="HOST:PORT")
+    add(flag, dest="server", default=default, metavar="HOST:PORT")
     add("--tls-ca", type=Path, default=NO_FILE, metavar="FILE", help="authority of the server")
     add("--tls-cert", type=Path, default=NO_FILE, metavar="FILE", help="our certificate (mTLS)")
     add("--tls-key", type=Path, default=NO_FILE, metavar="FILE", help="its key")
+    add("--tls-server-name", default="", metavar="NAME", help="in the certificate, if not HOST")
     add("--token-file", type=Path, metavar="FILE", help=f"bearer token; without it ${TOKEN}")
 
 
@@ -88,16 +95,19 @@ def access_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Acces
         raise InvalidInputError(
             Violation("token", "holds more than one word of printable ASCII; give it alone.")
         )
-    return Access(parsed.tls_ca, parsed.tls_cert, parsed.tls_key, token)
+    files = (parsed.tls_ca, parsed.tls_cert, parsed.tls_key)
+    return Access(*files, token, parsed.tls_server_name)
 
 
-def channel_options(retries: bool) -> list[tuple[str, Any]]:
+def channel_options(access: Access, retries: bool) -> list[tuple[str, Any]]:
     """Calls are spread over all addresses of the target. retries: repeat what was refused."""
     service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:
         names = [{"service": s, "method": m} for s, found in REPEATABLE.items() for m in found]
         service_config["methodConfig"] = [{"name": names, "retryPolicy": RETRY_POLICY}]
+    named = [("grpc.ssl_target_name_override", access.server_name)] if access.server_name else []
     return [
+        *named,
         ("grpc.service_config", json.dumps(service_config)),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # How long a server that was away stays away: by default the channel backs off to 2 minutes.
@@ -108,7 +118,7 @@ def channel_options(retries: bool) -> list[tuple[str, Any]]:
 def open_channel(address: str, access: Access, *, retries: bool = True) -> grpc.Channel:
     """address: HOST:PORT, or any target that gRPC knows ("ipv4:10.0.0.1:50051,10.0.0.2:50051",
     "dns:///router:50051"). Raises InvalidInputError as Access.credentials()."""
-    credentials, options = access.credentials(), channel_options(retries)
+    credentials, options = access.credentials(), channel_options(access, retries)
     if credentials is not None:
         channel = grpc.secure_channel(address, credentials, options)
     else:
@@ -120,7 +130,7 @@ def open_channel(address: str, access: Access, *, retries: bool = True) -> grpc.
 
 def open_aio_channel(address: str, access: Access, *, retries: bool = True) -> grpc.aio.Channel:
     """As open_channel; calls carry access.metadata() themselves."""
-    credentials, options = access.credentials(), channel_options(retries)
+    credentials, options = access.credentials(), channel_options(access, retries)
     if credentials is not None:
         return grpc.aio.secure_channel(address, credentials, options)
     return grpc.aio.insecure_channel(address, options)

@@ -1,13 +1,16 @@
-"""The `modelsat` command: serve, route, candidates, store, outcomes, token, calibrate, replay.
+"""The `modelsat` command: serve, route, health, candidates, store, outcomes, token, calibrate,
+replay, aptitude.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
+modelsat health --service readiness
 modelsat candidates list
 modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqlite
 modelsat token --role route --name gateway-1
 modelsat outcomes export --outcomes FILE --out DIR
 modelsat calibrate --data DIR --min-quality 0.97
 modelsat replay LOG --policy thrifty=cost_sensitivity=0.3 --out DIR
+modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
 """
 
 from __future__ import annotations
@@ -22,7 +25,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from engine import calibrate, cli_candidates, cli_replay, outcome_export, route_command
+from engine import (
+    aptitude_command,
+    calibrate,
+    cli_candidates,
+    cli_replay,
+    health_command,
+    outcome_export,
+    route_command,
+)
 from engine.contract.errors import ModelsatError
 from engine.serving.settings import Settings, flag, resolve
 from engine.serving.tokens import ROLES, new_token
@@ -49,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve a bundle"))
     route_command.add_arguments(commands.add_parser("route", help=route_command.HELP))
+    health_command.add_arguments(commands.add_parser("health", help=health_command.HELP))
     cli_candidates.add_candidates(
         commands.add_parser("candidates", help="show or change the candidates")
     )
@@ -57,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     outcome_export.add_arguments(commands.add_parser("outcomes", help=outcome_export.HELP))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
     cli_replay.add_arguments(commands.add_parser("replay", help=cli_replay.HELP))
+    aptitude_command.add_arguments(commands.add_parser("aptitude", help=aptitude_command.HELP))
     return top
 
 

@@ -96,14 +96,14 @@ def options_from(environ: Mapping[str, str]) -> Options:
             problems.append(Violation(ENVIRONMENT + name.upper(), wrong))
         return value
 
-    files = {name: Path(given.pop(name, "")) for name in ("tls_ca", "tls_cert", "tls_key")}
+    ca, cert, key = (Path(given.pop(name, "")) for name in ("tls_ca", "tls_cert", "tls_key"))
     options = Options(
         server=given.pop("server", DEFAULT_SERVER),
         alias=given.pop("alias", "auto"),
         fallback=given.pop("fallback", ""),
         timeout_s=number("timeout_ms", 200, 1) / 1000,
         cost_sensitivity=number("cost_sensitivity", 0, 0),
-        access=Access(**files, token=environ.get(TOKEN, "").strip()),
+        access=Access(ca, cert, key, environ.get(TOKEN, "").strip()),
     )
     known = "SERVER, ALIAS, FALLBACK, TIMEOUT_MS, COST_SENSITIVITY, TLS_CA, TLS_CERT, TLS_KEY"
     problems += [

@@ -4,7 +4,8 @@
 
 dev.txt holds everything but TensorRT; serve, export and train are the parts of it that they need,
 so that no two environments of one commit disagree. trt adds the builder of plans to export;
-litellm is an environment of its own.
+image and image-gpu are what the containers of deploy/docker serve with; litellm is an environment
+of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = {
-    "dev": "cpu,extproc,build,export,train,replay,ray,postgres,otel,docs,dev",
-    "train": "cpu,extproc,build,export,train",
-    "export": "cpu,extproc,build,export",
-    "serve": "cpu,extproc",
-    "trt": "cpu,extproc,build,export,trt",
+    "dev": "cpu,build,export,train,aptitude,replay,ray,postgres,otel,docs,dev",
+    "train": "cpu,build,export,train",
+    "export": "cpu,build,export",
+    "serve": "cpu",
+    "trt": "cpu,build,export,trt",
+    "image": "cpu,postgres,otel",
+    "image-gpu": "cuda,postgres,otel",
     "litellm": "litellm",
 }
 APART = ("dev", "litellm")  # LiteLLM pins versions that dev.txt cannot have

@@ -370,3 +370,21 @@ def test_an_address_open_to_others_is_warned_of(tmp_path: Path) -> None:
     assert "--tls-certificate and --tokens" in warning
     safe = Settings(address="0.0.0.0:1", tls_certificate=tmp_path / "c", tokens=tmp_path / "t")
     assert exposure(safe) == []
+
+
+def test_the_health_command_speaks_tls_and_says_what_is_wrong(
+    secured: Secured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a container's HEALTHCHECK and an exec probe call it."""
+    access = secured.access
+    flags = ["--tls-ca", str(access.tls_ca), "--tls-cert", str(access.tls_cert)]
+    flags += ["--tls-key", str(access.tls_key), "--tls-server-name", "localhost"]
+    ask = ["health", "--server", secured.server.address]
+    assert cli([*ask, *flags]) == 0
+    assert capsys.readouterr().out == "SERVING\n"
+    assert cli([*ask, *flags, "--service", "digestion"]) == 1
+    assert "knows no health name 'digestion'" in capsys.readouterr().err
+    flags[-1] = "elsewhere.example"
+    assert cli([*ask, *flags]) == 1
+    assert "did not say how it is (UNAVAILABLE" in capsys.readouterr().err
+    assert cli(ask) == 1  # plain text to a TLS port

@@ -11,27 +11,28 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PROTO = ROOT / "proto"
 TARGET = ROOT / "engine" / "pb"
-PACKAGE = "modelsat/v1"
+PACKAGES = ("modelsat/v1", "envoy/service/ext_proc/v3")
 
 
 def generate(folder: Path) -> dict[str, str]:
     """File name -> content of every generated module, for use as `engine.pb.*`."""
     from grpc_tools import protoc
 
-    sources = sorted(str(p) for p in (ROOT / "proto" / PACKAGE).glob("*.proto"))
+    sources = sorted(str(p) for package in PACKAGES for p in (PROTO / package).glob("*.proto"))
     well_known = Path(protoc.__file__).parent / "_proto"
     flags = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
-    code = protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", *flags, *sources])
+    code = protoc.main(["protoc", f"-I{PROTO}", f"-I{well_known}", *flags, *sources])
     if code:
         raise SystemExit(f"protoc failed with exit code {code}")
     # protoc names modules by their .proto path; the descriptors keep it, only the imports move.
-    package = PACKAGE.replace("/", ".")
     return {
         p.name: p.read_text(encoding="utf-8").replace(
-            f"from {package} import", "from engine.pb import"
+            f"from {package.replace('/', '.')} import", "from engine.pb import"
         )
-        for p in sorted((folder / PACKAGE).iterdir())
+        for package in PACKAGES
+        for p in sorted((folder / package).iterdir())
         if not p.name.endswith("_grpc.py") or "Servicer" in p.read_text(encoding="utf-8")
     }
 

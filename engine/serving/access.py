@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -24,7 +24,9 @@ ROUTER, CANDIDATES = "/modelsat.v1.RouterService/", "/modelsat.v1.CandidateServi
 EVERYONE = frozenset(ROLES)
 ADMIN = frozenset({"admin"})
 ROUTING, READING = ADMIN | {"route"}, ADMIN | {"read"}
+EXTPROC = "/envoy.service.ext_proc.v3.ExternalProcessor/"
 NEEDED: Mapping[str, frozenset[str]] = {
+    EXTPROC + "Process": ROUTING,
     ROUTER + "Route": ROUTING,
     ROUTER + "BatchRoute": ROUTING,
     ROUTER + "StreamRoute": ROUTING,
@@ -50,7 +52,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
-        self._log = _RefusalLog()
+        self._log = RefusalLog()
 
     async def intercept_service(
         self,
@@ -62,9 +64,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(OPEN):
             return handler
-        given = _given(handler_call_details.invocation_metadata)
+        given = given_token(handler_call_details.invocation_metadata)
         token = None if given is None else self._tokens.find(given)
-        error = _refusal(method, given, token)
+        needed = EVERYONE if method.startswith(ANY_ROLE) else NEEDED.get(method, ADMIN)
+        error = refusal(method, needed, given, token)
         return handler if error is None else self._refusing(method, error, token)
 
     def _refusing(self, method: str, error: ModelsatError, token: Token | None) -> Any:
@@ -77,7 +80,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _given(metadata: Any) -> str | None:
+def given_token(metadata: Iterable[tuple[str, Any]] | None) -> str | None:
     """What stands behind `authorization: Bearer`; None unless it is there exactly once."""
     values = [value for key, value in metadata or () if key == "authorization"]
     if len(values) != 1 or not isinstance(values[0], str):
@@ -86,7 +89,10 @@ def _given(metadata: Any) -> str | None:
     return text if scheme.lower() == SCHEME and text else None
 
 
-def _refusal(method: str, given: str | None, token: Token | None) -> ModelsatError | None:
+def refusal(
+    method: str, needed: frozenset[str], given: str | None, token: Token | None
+) -> ModelsatError | None:
+    """Why a call that sent the text `given`, known as `token`, is refused; None: it is not."""
     if given is None:
         return UnauthenticatedError(
             "The call carries no token; send the metadata `authorization: Bearer TOKEN` once."
@@ -96,13 +102,14 @@ def _refusal(method: str, given: str | None, token: Token | None) -> ModelsatErr
             "The token is not known to this server; `modelsat token` makes one and the entry for"
             " the server's file of tokens."
         )
-    needed = EVERYONE if method.startswith(ANY_ROLE) else NEEDED.get(method, ADMIN)
     if token.role in needed:
         return None
     return PermissionDeniedError(token.name, token.role, method, needed)
 
 
-class _RefusalLog:
+class RefusalLog:
+    """Who was turned away, a few lines a second."""
+
     def __init__(self) -> None:
         self._second = 0
         self._count = 0

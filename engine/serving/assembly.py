@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import grpc
@@ -20,6 +21,7 @@ from engine.contract.training_set import load_training_set
 from engine.pb import (
     candidate_service_pb2,
     candidate_service_pb2_grpc,
+    external_processor_pb2_grpc,
     router_service_pb2,
     router_service_pb2_grpc,
 )
@@ -34,6 +36,9 @@ from engine.scoring.batcher import Batcher, Limits
 from engine.scoring.cache import ScoreCache
 from engine.scoring.devices import open_backend
 from engine.serving.candidate_service import CandidateService
+from engine.serving.extproc import NAME as EXTPROC
+from engine.serving.extproc import ExternalProcessor
+from engine.serving.gateway import Gateway, options_from
 from engine.serving.listen import Service
 from engine.serving.metrics import Sources
 from engine.serving.router_service import RouterService
@@ -139,7 +144,7 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
     """(HOST:PORT, what answers there), that of RouterService first."""
     settings = parts.settings
     routing = RouterService(
-        parts.router, lambda: _info(parts), settings.max_text_bytes, parts.outcomes
+        parts.router, lambda: server_info(parts), settings.max_text_bytes, parts.outcomes
     )
     changing = CandidateService(parts.registry)
 
@@ -150,12 +155,23 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
         candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(changing, server)
 
     router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
+    extproc = [(settings.extproc_address, [_extproc(parts)])] if settings.extproc_address else []
     if not settings.admin_address:
-        return [(settings.address, [router, candidates])]
-    return [(settings.address, [router]), (settings.admin_address, [candidates])]
+        return [(settings.address, [router, candidates]), *extproc]
+    return [(settings.address, [router]), (settings.admin_address, [candidates]), *extproc]
 
 
-def _info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
+def _extproc(parts: Parts) -> Service:
+    """Raises InvalidInputError."""
+    gateway = Gateway(parts.router, options_from(parts.settings))
+    timeout_s = parts.settings.extproc_body_timeout_s
+    processor = ExternalProcessor(gateway, parts.telemetry.traced, timeout_s)
+    add = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
+    return Service(EXTPROC, partial(add, processor))
+
+
+def server_info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
+    """What is served, and by what."""
     manifest, table = parts.manifest, parts.registry.table()
     return router_service_pb2.GetServerInfoResponse(
         version=VERSION,

@@ -21,6 +21,8 @@ from engine.contract.errors import UnavailableError
 from engine.serving.status import to_status
 from engine.serving.wrapping import Wrapped
 
+# A stream of it is one HTTP request: half of one would go on without its answer.
+WHOLE = "/envoy.service.ext_proc."
 INFRASTRUCTURE = "/grpc."  # health and reflection answer to the end
 END = object()
 QUIET_S, MAX_QUIET_S = 0.1, 1.0
@@ -82,7 +84,7 @@ class Drain(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(self._watch(handler.unary_stream), *coders)
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
-                self._conversation(handler.stream_stream), *coders
+                self._conversation(handler.stream_stream, method), *coders
             )
         return handler
 
@@ -105,14 +107,16 @@ class Drain(grpc.aio.ServerInterceptor):
 
         return yielded if inspect.isasyncgenfunction(behaviour) else written
 
-    def _conversation(self, behaviour: Callable[[Any, Any], Any]) -> Any:
+    def _conversation(self, behaviour: Callable[[Any, Any], Any], method: str) -> Any:
+        read = _all if method.startswith(WHOLE) else self._until_closed
+
         async def written(requests: AsyncIterator[Any], context: Any) -> None:
             with self._counted():
-                await behaviour(self._until_closed(requests), context)
+                await behaviour(read(requests), context)
 
         async def yielded(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
             with self._counted():
-                async for answer in behaviour(self._until_closed(requests), context):
+                async for answer in behaviour(read(requests), context):
                     yield answer
 
         return yielded if inspect.isasyncgenfunction(behaviour) else written
@@ -156,6 +160,10 @@ class Drain(grpc.aio.ServerInterceptor):
                 yield answer
         finally:
             await _end(closed, *([] if step is None else [step]))
+
+
+def _all(source: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    return source
 
 
 async def _next(source: AsyncIterator[Any]) -> Any:

@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from engine.contract.errors import BundleError
-from engine.serving.settings import MAX_MESSAGE_BYTES, Settings
+from engine.serving.settings import MAX_MESSAGE_BYTES, Settings, flag
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 LIVENESS = "liveness"
@@ -102,8 +102,7 @@ def bind(
     except RuntimeError as error:
         raise BundleError(
             f"cannot listen on {address}: it is taken or not an address of this machine; give"
-            f" {'--address' if address == settings.address else '--admin-address'} another"
-            " HOST:PORT."
+            f" {_flag_of(settings, address)} another HOST:PORT."
         ) from error
     return Listener(
         f"{address.rpartition(':')[0]}:{port}", (*PROBES, STORE, *names), server, healthy
@@ -112,7 +111,9 @@ def bind(
 
 def exposure(settings: Settings) -> list[str]:
     """What to warn of: an address that others reach, without TLS or without tokens."""
-    open_to_others = [a for a in (settings.address, settings.admin_address) if a and not _local(a)]
+    given = settings
+    addresses = (given.address, given.admin_address, given.extproc_address, given.console_address)
+    open_to_others = [a for a in addresses if a and not _local(a)]
     missing = [
         flag
         for flag, path in (
@@ -126,6 +127,11 @@ def exposure(settings: Settings) -> list[str]:
         for address in open_to_others
         if missing
     ]
+
+
+def _flag_of(settings: Settings, address: str) -> str:
+    names = ("address", "admin_address", "extproc_address")
+    return flag(next(name for name in names if getattr(settings, name) == address))
 
 
 def _local(address: str) -> bool:

@@ -90,6 +90,15 @@ class Metrics(Collector):
         if kind != "fallback":  # there, they are mean accuracies
             self._add_drift(decision)
 
+    def phase_buckets(self) -> dict[str, tuple[int, ...]]:
+        """Phase -> how many took at most each of SECONDS, and how many in all."""
+        found: dict[str, list[int]] = {}
+        for family in self._phase_seconds.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_bucket"):
+                    found.setdefault(sample.labels["phase"], []).append(int(sample.value))
+        return {phase: tuple(counts) for phase, counts in found.items()}
+
     def collect(self) -> Iterable[Family]:
         """See prometheus_client.registry.Collector."""
         self._drop_removed()

@@ -101,16 +101,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         return self._info()
 
     async def _route(self, request: pb.RouteRequest, deadline: float) -> pb.RouteResponse:
-        text, context_chars = instruction_from(request, self._max_text_bytes)
-        decision = await self._router.route(
-            text,
-            policy_from(request.policy),
-            context_chars=context_chars,
-            deadline=deadline,
-            session=session_from(request),
-            dry_run=request.dry_run,
-        )
-        return response_from(decision)
+        return await route(self._router, request, self._max_text_bytes, deadline)
 
     async def _result(
         self, request: pb.RouteRequest, deadline: float, method: str
@@ -119,6 +110,22 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
             return pb.RouteResult(response=await self._route(request, deadline))
         except Exception as error:  # noqa: BLE001 - one that fails does not fail the others
             return _error(error, method)
+
+
+async def route(
+    router: Router, request: pb.RouteRequest, max_text_bytes: int, deadline: float
+) -> pb.RouteResponse:
+    """The answer to one request, over whatever it came. deadline: of time.monotonic()."""
+    text, context_chars = instruction_from(request, max_text_bytes)
+    decision = await router.route(
+        text,
+        policy_from(request.policy),
+        context_chars=context_chars,
+        deadline=deadline,
+        session=session_from(request),
+        dry_run=request.dry_run,
+    )
+    return response_from(decision)
 
 
 def _error(error: Exception, method: str) -> pb.RouteResult:

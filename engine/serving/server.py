@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import grpc
 
-from engine.contract.errors import BundleError
+from engine.contract.errors import ModelsatError
 from engine.registry.store import StoreState
 from engine.scoring.batcher import Batcher
 from engine.serving.access import AccessInterceptor
 from engine.serving.assembly import Parts, load, services_by_address, warm_up
 from engine.serving.bursts import BurstSelector
+from engine.serving.console_server import Console, open_console
 from engine.serving.drain import Drain
 from engine.serving.listen import Listener, bind, exposure
 from engine.serving.settings import Settings
@@ -49,6 +50,7 @@ class Running:
     parts: Parts
     drain: Drain
     stalls: asyncio.Task[None]
+    console: Console | None
 
     async def stop(self, grace_s: float) -> None:
         """Turn NOT_SERVING, serve on until that was noticed, refuse new calls, let those in flight
@@ -59,6 +61,8 @@ class Running:
             await listener.retire()
         self.parts.registry.end_watches()
         await asyncio.sleep(min(MAX_NOTICE_S, grace_s / 4))
+        if self.console is not None:
+            await self.console.stop()
         await self.drain.close(max(0.0, deadline - time.monotonic()))
         left = max(0.0, deadline - time.monotonic())
         await asyncio.gather(*(listener.stop(left) for listener in self.listeners))
@@ -78,12 +82,13 @@ def read_guard(settings: Settings) -> Guard:
 
 
 async def start_server(parts: Parts, guard: Guard) -> Running:
-    """Warm up, then listen. Raises BundleError; the stores are closed then."""
+    """Warm up, then listen. Raises ModelsatError; the stores are closed then."""
     drain = Drain()
     try:
         await asyncio.to_thread(warm_up, parts)
         listeners = _bind(parts, guard, drain)
-    except BundleError:
+        console = open_console(parts, guard.tokens, guard.certificates)
+    except ModelsatError:
         await parts.outcomes.close()
         await parts.registry.close()
         raise
@@ -91,10 +96,12 @@ async def start_server(parts: Parts, guard: Guard) -> Running:
     parts.batcher.start()
     for listener in listeners:
         await listener.start()
+    if console is not None:
+        console.start()
     parts.registry.on_store_state(_telling(listeners))
     parts.registry.follow()
     stalls = asyncio.create_task(watch_stalls(parts.batcher, listeners), name="stalls")
-    return Running(listeners, parts, drain, stalls)
+    return Running(listeners, parts, drain, stalls, console)
 
 
 async def watch_stalls(
@@ -193,8 +200,9 @@ def _stop_at_signal() -> asyncio.Event:
 def _ready(running: Running, settings: Settings) -> str:
     table = running.parts.registry.table()
     main, *others = [listener.address for listener in running.listeners]
+    extproc = f", ext_proc on {others.pop()}" if settings.extproc_address else ""
     admin = f", admin on {others[0]}" if others else ""
     return (
         f"ready on {main}: {len(table.candidates)} candidates, revision {table.revision}, bundle"
-        f" {settings.bundle}{admin}"
+        f" {settings.bundle}{admin}{extproc}"
     )

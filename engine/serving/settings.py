@@ -19,12 +19,14 @@ from engine.contract.errors import InvalidInputError, Violation
 from engine.registry.store import without_password
 
 # A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
-MAX_MESSAGE_BYTES = 20 * 1024 * 1024
+MIB = 1024 * 1024
+MAX_MESSAGE_BYTES = 20 * MIB
 ENVIRONMENT = "MODELSAT_"
 MILLION = 1_000_000
 NO_FILE = Path()
 BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
 LEVELS = ("debug", "info", "warning", "error")
+HEADER_PATTERN = re.compile(r"[a-z0-9-]{1,100}")
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -43,6 +45,25 @@ class Settings:
     address: str = _of("127.0.0.1:50051", "HOST:PORT of RouterService; port 0 takes a free one")
     admin_address: str = _of("", "HOST:PORT of CandidateService; empty means beside RouterService")
     metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty serves none")
+    console_address: str = _of("", "HOST:PORT of the read-only web console; empty serves none")
+    extproc_address: str = _of("", "HOST:PORT of Envoy's ExternalProcessor; empty serves none")
+    extproc_alias: str = _of("auto", "model that asks for a choice; several with commas")
+    extproc_model_header: str = _of("x-selected-model", "request header with the model, set by us")
+    extproc_header_prefix: str = _of(
+        "x-modelsat-", "of the request headers with the decision's id and a caller's policy"
+    )
+    extproc_models: Path = _of(NO_FILE, "JSON object: candidate id -> its upstream's name for it")
+    extproc_max_body_bytes: int = _of(10 * MIB, "of one HTTP request", low=1, high=16 * MIB)
+    extproc_timeout_ms: int = _of(500, "from the whole body to the choice", low=1, high=MILLION)
+    extproc_body_timeout_s: int = _of(
+        60, "for the whole body to come (FULL_DUPLEX_STREAMED)", low=1, high=3600
+    )
+    extproc_unreadable: str = _of(
+        "pass", "what to do with bodies that are compressed or no JSON", among=("pass", "refuse")
+    )
+    extproc_ignore_needs: bool = _of(
+        False, "do not require the tools, JSON mode and modalities that a body uses"
+    )
     store: str = _of(
         "artifacts/candidates.sqlite", "SQLite file or postgresql:// of the candidates"
     )
@@ -95,6 +116,11 @@ class Settings:
             problems.append(Violation("--tls-client-ca", "needs --tls-certificate and --tls-key."))
         if self.default_candidate and not ID_PATTERN.fullmatch(self.default_candidate):
             problems.append(Violation("--default-candidate", "is no candidate id."))
+        for name in ("extproc_model_header", "extproc_header_prefix"):
+            if not HEADER_PATTERN.fullmatch(getattr(self, name)):
+                problems.append(
+                    Violation(flag(name), "is no header name; expected a-z, 0-9 and dashes.")
+                )
         if problems:
             raise InvalidInputError(*problems)
 

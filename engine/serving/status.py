@@ -58,6 +58,7 @@ CODES: dict[type[ModelsatError], tuple[int, str]] = {
 # (3 bytes for 1), and message and details again in base64 (4 for 3).
 MAX_MESSAGE_BYTES = 700
 MAX_DETAIL_BYTES = 2500
+OURS = ("/modelsat.", "/envoy.service.ext_proc.")
 log = logging.getLogger(__name__)
 
 
@@ -172,7 +173,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or "/modelsat." not in method:
+        if handler is None or not method.startswith(OURS):
             return handler
         return self._wrapped.of(handler, method)
 

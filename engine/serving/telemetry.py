@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,9 @@ from engine.router import Decision
 from engine.scoring.batcher import Batcher
 from engine.scoring.cache import ScoreCache
 from engine.serving.audit import AuditLog
-from engine.serving.exposition import Exposition
+from engine.serving.console_feed import Feed
+from engine.serving.exposition import exposition
+from engine.serving.http_server import HttpServer
 from engine.serving.metrics import Metrics, Sources
 from engine.serving.settings import Settings
 from engine.version import VERSION
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 # Asked every few seconds by every prober; counted, but no traces.
-UNTRACED = ("grpc.health.", "grpc.reflection.")
+# Of ext_proc, traced() knows the caller better.
+UNTRACED = ("grpc.health.", "grpc.reflection.", "envoy.service.ext_proc.")
 log = logging.getLogger(__name__)
 
 
@@ -45,31 +49,35 @@ class Call:
 
 
 class Telemetry:
-    """One for a server; each part is None where the settings leave it off."""
+    """One for a server; each part is None where the settings leave it off. metrics and feed are
+    what the console reads."""
 
     def __init__(
         self,
         metrics: Metrics | None = None,
-        exposition: Exposition | None = None,
+        exposition: HttpServer | None = None,
         tracing: Tracing | None = None,
         audit: AuditLog | None = None,
+        feed: Feed | None = None,
     ) -> None:
-        self._metrics = metrics
+        self.metrics = metrics
+        self.feed = feed
         self._exposition = exposition
         self._tracing = tracing
         self._audit = audit
 
     def start(self, sources: Sources) -> None:
         """Serve /metrics; sources are read at every scrape, those of the audit are added."""
-        if self._metrics is None or self._exposition is None:
+        if self.metrics is None:
             return
         sampled = dict(sources.sampled)
         if self._audit is not None:
             lines = self._audit.lines
             sampled["modelsat_audit_lines_total"] = lambda: {(k,): v for k, v in lines.items()}
-        self._metrics.watch(Sources(sources.candidates, sampled))
-        self._exposition.start()
-        log.info("metrics on port %d, /metrics", self._exposition.port)
+        self.metrics.watch(Sources(sources.candidates, sampled))
+        if self._exposition is not None:
+            self._exposition.start()
+            log.info("metrics on port %d, /metrics", self._exposition.port)
 
     def begin(self, method: str, headers: Mapping[str, str]) -> Call:
         """An RPC begins in this task. headers: its metadata, at least those of TRACE_HEADERS."""
@@ -80,31 +88,44 @@ class Telemetry:
         TRACE.set(rpc.trace_id if rpc else trace_of(traceparent))
         return Call(method, time.perf_counter(), rpc)
 
+    @contextmanager
+    def traced(self, name: str, headers: Mapping[str, str]) -> Iterator[None]:
+        """What one HTTP request asks for, in this task. headers: see begin."""
+        rpc = self._tracing.begin(name, headers) if self._tracing is not None else None
+        TRACE.set(rpc.trace_id if rpc else trace_of(headers.get("traceparent", "")))
+        try:
+            yield
+        finally:
+            if self._tracing is not None and rpc is not None:
+                self._tracing.end(rpc, "OK", 0)
+
     def answered(self, call: Call, code: str, number: int) -> None:
         """It ended with that gRPC status, as name and number."""
-        if self._metrics is not None:
-            self._metrics.answered(call.method, code, time.perf_counter() - call.began)
+        if self.metrics is not None:
+            self.metrics.answered(call.method, code, time.perf_counter() - call.began)
         if self._tracing is not None and call.rpc is not None:
             self._tracing.end(call.rpc, code, number)
 
     def forwarded(self, requests: int, rows: int) -> None:
         """A forward pass of so many requests and rows ended."""
-        if self._metrics is not None:
-            self._metrics.forwarded(requests, rows)
+        if self.metrics is not None:
+            self.metrics.forwarded(requests, rows)
 
     def decided(self, decision: Decision, policy: Policy, text: str, dry_run: bool) -> None:
         """A decision was made in this task; its ranking holds every eligible candidate.
 
-        A dry run is traced and logged, but neither counted nor audited.
+        A dry run is traced and logged, but neither counted nor audited nor shown.
         """
         kind = decision.kind
         try:
             if self._tracing is not None:
                 self._tracing.decided(decision, kind)
-            if self._metrics is not None and not dry_run:
-                self._metrics.decided(decision, kind)
+            if self.metrics is not None and not dry_run:
+                self.metrics.decided(decision, kind)
             if self._audit is not None and not dry_run:
                 self._audit.offer(decision, kind, policy, TRACE.get(), text)
+            if self.feed is not None and not dry_run:
+                self.feed.add(decision, text)
         except Exception as error:  # the caller gets the decision all the same
             log.error("telemetry of a decision failed: %s", type(error).__name__, exc_info=True)
         if log.isEnabledFor(logging.DEBUG):
@@ -129,13 +150,16 @@ def open_telemetry(settings: Settings) -> Telemetry:
     """Everything that the settings turn on. Raises ModelsatError in one sentence where a port is
     taken, a file cannot be written or a package is missing."""
     tracing = _open_tracing(settings.trace_address) if settings.trace_address else None
-    metrics = exposition = audit = None
-    if settings.metrics_address:
+    metrics = served = audit = feed = None
+    if settings.metrics_address or settings.console_address:
         metrics = Metrics()
-        exposition = Exposition(settings.metrics_address, metrics.registry)
+    if settings.metrics_address and metrics is not None:
+        served = exposition(settings.metrics_address, metrics.registry)
+    if settings.console_address:
+        feed = Feed(with_text=settings.audit_text)
     if settings.audit.name:
         audit = AuditLog(settings.audit, settings.audit_share, with_text=settings.audit_text)
-    return Telemetry(metrics, exposition, tracing, audit)
+    return Telemetry(metrics, served, tracing, audit, feed)
 
 
 def sources(

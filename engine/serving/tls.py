@@ -53,6 +53,7 @@ class Certificates:
         self._signature = signature(files.paths())
         self._version = 0
         self._newest = _load(files)
+        self._context, self._context_version = _context(files), self._version
 
     def credentials(self) -> grpc.ServerCredentials:
         """For one port."""
@@ -68,6 +69,17 @@ class Certificates:
 
         required = bool(self._files.client_ca.name)
         return grpc.dynamic_ssl_server_credentials(self._newest, fetch, required)
+
+    def context(self) -> ssl.SSLContext:
+        """For one connection of a socket of our own."""
+        version, _ = self._refresh()
+        with self._lock:
+            if version != self._context_version:
+                try:
+                    self._context, self._context_version = _context(self._files), version
+                except (OSError, ssl.SSLError) as error:  # changed again since it was checked
+                    log.warning("the TLS certificate changes: %s", type(error).__name__)
+            return self._context
 
     def _refresh(self) -> tuple[int, grpc.ServerCertificateConfiguration]:
         with self._lock:
@@ -99,6 +111,15 @@ def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     if signature(files.paths()) != before:
         raise InvalidInputError(Violation(CERTIFICATE, "and its files changed while being read."))
     return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key, password="")
+    if files.client_ca.name:
+        context.load_verify_locations(files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _read(flag: str, path: Path) -> bytes:

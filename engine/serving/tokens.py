@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ def new_token(role: str, name: str) -> tuple[str, Token]:
 
 
 class TokenFile:
-    """The tokens of a file. Raises InvalidInputError where it cannot be used at the start; later a
-    file that cannot is logged once, and the tokens before it stay."""
+    """The tokens of a file, for any thread. Raises InvalidInputError where it cannot be used at the
+    start; later a file that cannot is logged once, and the tokens before it stay."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,17 +58,19 @@ class TokenFile:
         self._tokens = read_tokens(path)
         self._verified: dict[str, Token] = {}  # sha256 -> token; no more than there are tokens
         self._looked = time.monotonic()
+        self._lock = threading.Lock()
 
     def find(self, given: str) -> Token | None:
         """The token that `given` is, None where it is none."""
-        self._reload_if_changed()
         digest = _sha256(given)
-        found = self._verified.get(digest)
-        if found is None:
-            found = _match(self._tokens, digest)
-            if found is not None:
-                self._verified[digest] = found
-        return found
+        with self._lock:
+            self._reload_if_changed()
+            found = self._verified.get(digest)
+            if found is None:
+                found = _match(self._tokens, digest)
+                if found is not None:
+                    self._verified[digest] = found
+            return found
 
     def _reload_if_changed(self) -> None:
         now = time.monotonic()

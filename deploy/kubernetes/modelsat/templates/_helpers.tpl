@@ -1,0 +1,88 @@
+{{- define "modelsat.name" -}}
+{{- $name := contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) }}
+{{- $name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "modelsat.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "modelsat.labels" -}}
+{{ include "modelsat.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{/* What cannot work together is said at install, not by a pod that never starts. */}}
+{{- define "modelsat.check" -}}
+{{- $one := not .Values.store.urlSecret }}
+{{- if and $one (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) }}
+{{- fail "more than one replica needs store.urlSecret: an SQLite store has one server at a time" }}
+{{- end }}
+{{- if and .Values.store.urlSecret .Values.store.persistence.enabled }}
+{{- fail "store.persistence is of the SQLite store; leave it off with store.urlSecret" }}
+{{- end }}
+{{- if and .Values.tls.clientSecret (not .Values.tls.secret) }}
+{{- fail "tls.clientSecret needs tls.secret" }}
+{{- end }}
+{{- end }}
+
+{{/* A number as TOML and Python read it: not 1e+06. */}}
+{{- define "modelsat.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ . | toJson }}{{ end }}
+{{- end }}
+
+{{/* Kubernetes' own gRPC probes speak plain text; with TLS the image's own command asks. */}}
+{{- define "modelsat.probe" -}}
+{{- if .root.Values.tls.secret -}}
+exec:
+  command: {{ concat (list "modelsat" "health" "--service" .service) (include "modelsat.access" .root | fromJsonArray) | toJson }}
+timeoutSeconds: 5
+periodSeconds: 10
+{{- else -}}
+grpc:
+  port: {{ .root.Values.ports.grpc }}
+  service: {{ .service }}
+timeoutSeconds: 2
+periodSeconds: {{ .period }}
+{{- end }}
+{{- end }}
+
+{{- define "modelsat.access" -}}
+{{- $flags := list "--server" (printf "localhost:%v" (int .Values.ports.grpc)) }}
+{{- if .Values.tls.secret }}
+{{- $flags = concat $flags (list "--tls-ca" "/etc/modelsat/tls/ca.crt" "--tls-server-name" .Values.tls.serverName) }}
+{{- end }}
+{{- if .Values.tls.clientSecret }}
+{{- $flags = concat $flags (list "--tls-cert" "/etc/modelsat/client/tls.crt" "--tls-key" "/etc/modelsat/client/tls.key") }}
+{{- end }}
+{{- $flags | toJson }}
+{{- end }}
+
+{{- define "modelsat.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "modelsat.security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* name -> secret of the files in /etc/modelsat/name, whose changes are read while serving. */}}
+{{- define "modelsat.secrets" -}}
+{{- dict "tokens" .Values.tokens.secret "tls" .Values.tls.secret "client" .Values.tls.clientSecret | toJson }}
+{{- end }}
+
+{{- define "modelsat.resources" -}}
+{{- $gpu := .Values.gpu.enabled | ternary (dict "limits" (dict "nvidia.com/gpu" .Values.gpu.count)) dict }}
+{{- merge $gpu (deepCopy .Values.resources) | toYaml }}
+{{- end }}

@@ -1,0 +1,116 @@
+"""Multiple-choice questions from a file, or from a data folder with the items its candidates sat.
+
+A file has a JSON object on each line: text (the question, then its options, each on a line that
+begins "A. "), answer (a letter), and mmlu_subject or subtask, the task it belongs to; id optional.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.contract.aptitude_test import derived_items
+from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.outcomes import split
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """task: "" where the source names none. text: the question and its options, as asked.
+    options: their texts, for the letters from A on. answer: the right letter."""
+
+    id: str
+    task: str
+    text: str
+    options: tuple[str, ...]
+    answer: str
+
+    @property
+    def key(self) -> str:
+        """A hash of the text but for its spacing: the same question in whatever source."""
+        return hashlib.sha256(re.sub(r"\s+", "", self.text).encode()).hexdigest()[:12]
+
+
+def lettered(stem: str, options: Iterable[str]) -> str:
+    """The text of a question: its stem, then an option a line."""
+    listed = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([stem.strip(), *listed])
+
+
+def options_of(text: str) -> tuple[str, ...]:
+    """The options at the end of `text`, from its last line that begins "A. " on."""
+    place = text.rfind("\nA. ")
+    found: list[str] = []
+    while place >= 0:
+        following = LETTERS[len(found) + 1 : len(found) + 2]
+        end = text.find(f"\n{following}. ", place + 1) if following else -1
+        found.append(text[place + 4 : None if end < 0 else end].strip())
+        place = end
+    return tuple(found)
+
+
+def question_from(record: Mapping[str, Any], at: str) -> Question:
+    """One line of a file. Raises InvalidInputError where no question can be made of it."""
+    text, answer = str(record.get("text", "")).strip(), str(record.get("answer", "")).strip()
+    options = options_of(text)
+    if len(options) < 2 or len(answer) != 1 or answer not in LETTERS[: len(options)]:
+        raise InvalidInputError(
+            Violation(
+                at,
+                f"has {len(options)} options and the answer {answer[:20]!r}; expected a text with"
+                ' two or more lines that begin "A. ", "B. " and so on, and the letter of one.',
+            )
+        )
+    task = str(record.get("mmlu_subject") or record.get("subtask") or "")
+    return Question(str(record.get("id") or at), task, text, options, answer)
+
+
+def read_file(path: Path) -> list[Question]:
+    """The questions of a .jsonl or .jsonl.gz file."""
+    return [question_from(r, f"{path}, line {n}") for n, r in enumerate(_records(path), start=1)]
+
+
+def read_folder(folder: Path) -> dict[str, list[Question]]:
+    """Task -> the items that the candidates of a data folder sat: those of its aptitude.json, else
+    the ones that training derives from its scores (engine/contract/aptitude_test.py)."""
+    packed = folder / "instructions.jsonl.gz"
+    records = _records(packed if packed.is_file() else folder / "instructions.jsonl")
+    sat = folder / "aptitude.json"
+    if sat.is_file():
+        place = {str(r.get("id")): i for i, r in enumerate(records)}
+        named = json.loads(sat.read_text(encoding="utf-8"))["items"]
+        items = {task: [place[q] for q in ids if q in place] for task, ids in named.items()}
+    else:
+        with np.load(folder / "scores.npz") as arrays:
+            scores = arrays["scores"].astype(np.float32)
+        training, _, _ = split([str(r["text"]) for r in records])
+        subjects = [str(r.get("subtask") or r["benchmark"]) for r in records]
+        items = derived_items(scores, subjects, training)
+    return {
+        task: [question_from(records[i], f"{folder}, line {i + 1}") for i in rows]
+        for task, rows in items.items()
+    }
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    opening = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opening(path, "rt", encoding="utf-8") as lines:
+            records = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, EOFError, ValueError) as error:
+        raise InvalidInputError(
+            Violation(str(path), f"is no readable file of JSON lines ({error}).")
+        ) from error
+    if wrong := [n for n, r in enumerate(records, start=1) if not isinstance(r, dict)]:
+        raise InvalidInputError(Violation(f"{path}, line {wrong[0]}", "is no JSON object."))
+    return records

@@ -1,0 +1,253 @@
+"""The web console: pages from the package, and what they show as JSON under /api/. Reads only.
+
+Every request is answered in its connection's thread; what needs the event loop is sent to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from http import HTTPStatus
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
+from urllib.parse import parse_qs
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2
+
+from engine.contract.errors import UnavailableError
+from engine.serving.access import READING, RefusalLog, given_token, refusal
+from engine.serving.assembly import Parts, server_info
+from engine.serving.console_feed import Feed
+from engine.serving.console_latency import STEP_S, LatencyHistory
+from engine.serving.console_views import (
+    candidates_view,
+    message_view,
+    revisions_view,
+    route_request,
+    route_view,
+)
+from engine.serving.http_server import PLAIN, HttpServer, Limits, Request, Response
+from engine.serving.metrics import SECONDS
+from engine.serving.router_service import route
+from engine.serving.status import failure_status
+from engine.serving.tls import Certificates
+from engine.serving.tokens import TokenFile
+
+FILES = Path(__file__).parent / "console"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+JSON, EVENTS = "application/json", "text/event-stream"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+HTTP_STATUS = {
+    code_pb2.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
+    code_pb2.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
+    code_pb2.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    code_pb2.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
+    code_pb2.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
+    code_pb2.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    code_pb2.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+}
+MAX_STREAMS = 16
+MAX_REVISIONS = 100
+ROUTE_S, LOOP_S = 10.0, 15.0  # for a dry run; for anything of the event loop
+NAME = "the web console"
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+class Console:
+    """Listens from the start, answers from start() on. address: HOST:PORT with the port it took.
+
+    Raises ModelsatError where it cannot listen.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        feed: Feed,
+        latency: LatencyHistory,
+        tokens: TokenFile | None,
+        certificates: Certificates | None,
+    ) -> None:
+        self._parts, self._feed, self._latency, self._tokens = parts, feed, latency, tokens
+        self._refused = RefusalLog()
+        self._streams = BoundedSemaphore(MAX_STREAMS)
+        self._files = {f"/{file.name}": file for file in FILES.iterdir() if file.suffix in TYPES}
+        self._files["/"] = self._files.pop("/index.html")
+        self._api: dict[str, Callable[[Request], Response]] = {
+            "GET /api/info": lambda _: _json(self._info()),
+            "GET /api/candidates": lambda _: _json(candidates_view(parts.registry.table())),
+            "GET /api/revisions": lambda _: _json(self._revisions()),
+            "GET /api/latency": lambda _: _json(latency.summary()),
+            "GET /api/decisions": self._decisions,
+            "POST /api/route": self._route,
+        }
+        settings = parts.settings
+        self._host, _, _ = settings.console_address.rpartition(":")
+        # Text in JSON may take two bytes for one: line breaks, quotes.
+        limits = Limits(max_body=2 * settings.max_text_bytes + 65536)
+        tls = None if certificates is None else certificates.context
+        self._http = HttpServer(
+            settings.console_address, "--console-address", self._answer, limits, tls
+        )
+        self.address = f"{self._host}:{self._http.port}"
+        self._scheme = "http" if tls is None else "https"
+
+    def start(self) -> None:
+        """Answer; needs the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._sampling = asyncio.create_task(_sample(self._latency), name="latency")
+        self._http.start()
+        log.info("console on %s://%s/", self._scheme, self.address)
+
+    async def stop(self) -> None:
+        """Close the port and end the streams."""
+        self._sampling.cancel()
+        self._feed.end()
+        await asyncio.to_thread(self._http.stop)
+
+    def _answer(self, request: Request) -> Response:
+        try:
+            found = self._found(request)
+        except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
+            found = _failed(failure_status(error, NAME))
+        return Response(found.status, found.content_type, found.body, {**HEADERS, **found.headers})
+
+    def _found(self, request: Request) -> Response:
+        if not self._is_ours(request.headers.get_all("Host") or []):
+            return _text(HTTPStatus.FORBIDDEN, "this is not the Host of the console; see its docs")
+        if request.method == "GET" and request.path in self._files:
+            file = self._files[request.path]
+            return Response(HTTPStatus.OK, TYPES[file.suffix], file.read_bytes())
+        answer = self._api.get(f"{request.method} {request.path}")
+        if answer is None:
+            return _text(HTTPStatus.NOT_FOUND, "nothing is here")
+        self._check_token(request)
+        return answer(request)
+
+    def _is_ours(self, hosts: list[str]) -> bool:
+        """A page of another site whose name was made to resolve to this address names itself in
+        Host. A literal address resolves to nothing, so it may be any."""
+        if len(hosts) != 1:
+            return False
+        host = re.sub(r":\d*$", "", hosts[0]).strip("[]").lower()
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return host in ("localhost", self._host.lower())
+        return True
+
+    def _check_token(self, request: Request) -> None:
+        """Raises UnauthenticatedError, PermissionDeniedError."""
+        if self._tokens is None:
+            return
+        headers = request.headers.get_all("Authorization") or ()
+        given = given_token([("authorization", value) for value in headers])
+        token = None if given is None else self._tokens.find(given)
+        error = refusal(NAME, READING, given, token)
+        if error is not None:
+            self._refused.add(NAME, request.peer, token)
+            raise error
+
+    def _info(self) -> dict[str, Any]:
+        parts = self._parts
+        return message_view(server_info(parts)) | {
+            "waiting": parts.batcher.waiting,
+            "max_waiting": parts.settings.max_waiting,
+            "shows_text": parts.settings.audit_text,
+            "store_connected": parts.registry.store_state.connected,
+        }
+
+    def _revisions(self) -> dict[str, Any]:
+        return revisions_view(self._on_loop(self._parts.registry.revisions(None, MAX_REVISIONS)))
+
+    def _route(self, request: Request) -> Response:
+        # What a form of another site can send is no JSON; what is JSON, a browser asks about first.
+        if request.headers.get_content_type() != JSON:
+            return _text(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send {JSON}")
+        asked = route_request(request.body)
+        limit, deadline = self._parts.settings.max_text_bytes, time.monotonic() + ROUTE_S
+        return _json(route_view(self._on_loop(route(self._parts.router, asked, limit, deadline))))
+
+    def _decisions(self, request: Request) -> Response:
+        if not self._streams.acquire(blocking=False):
+            words = f"{MAX_STREAMS} consoles watch already; close one of them"
+            return _text(HTTPStatus.SERVICE_UNAVAILABLE, words)
+        after = parse_qs(request.query).get("after", [""])[0]
+        known = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else 0
+        return Response(HTTPStatus.OK, EVENTS, _Stream(self._feed.events(known), self._streams))
+
+    def _on_loop(self, work: Coroutine[Any, Any, Result]) -> Result:
+        running: Future[Result] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return running.result(LOOP_S)
+        except TimeoutError:
+            running.cancel()
+            raise UnavailableError(f"no answer within {LOOP_S:.0f} s; try again.") from None
+
+
+class _Stream:
+    """Gives the place back when it is closed, begun or not."""
+
+    def __init__(self, events: Iterator[bytes], places: BoundedSemaphore) -> None:
+        self._events, self._places = events, places
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._events
+
+    def close(self) -> None:
+        self._places.release()
+
+
+def open_console(
+    parts: Parts, tokens: TokenFile | None, certificates: Certificates | None
+) -> Console | None:
+    """None where the settings leave it off. Raises ModelsatError where it cannot listen."""
+    feed, metrics = parts.telemetry.feed, parts.telemetry.metrics
+    if not parts.settings.console_address or feed is None or metrics is None:
+        return None
+    latency = LatencyHistory(metrics.phase_buckets, (*SECONDS, float("inf")))
+    return Console(parts, feed, latency, tokens, certificates)
+
+
+async def _sample(latency: LatencyHistory) -> None:
+    while True:
+        await asyncio.sleep(STEP_S)
+        latency.sample()
+
+
+def _json(value: Any, status: int = HTTPStatus.OK) -> Response:
+    return Response(status, JSON, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _text(status: int, words: str) -> Response:
+    return Response(status, PLAIN, f"{words}\n".encode())
+
+
+def _failed(status: Message) -> Response:
+    """google.rpc.Status as JSON."""
+    code = getattr(status, "code", code_pb2.UNKNOWN)
+    http = HTTP_STATUS.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _json({"error": message_view(status)}, http)

@@ -1,0 +1,244 @@
+"""What a gateway asks for an HTTP request, whatever protocol it asks in: which model, with which
+headers and body; or which HTTP error."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from google.rpc import code_pb2
+
+from engine.contract.candidate import PREFIX
+from engine.contract.errors import InvalidInputError, ModelsatError, OverloadedError, Violation
+from engine.pb import router_service_pb2 as pb
+from engine.policy import Policy
+from engine.router import Decision, Router, Session
+from engine.serving.convert import policy_from, session_from
+from engine.serving.openai_body import Body, instruction, is_routed, parse, with_model
+from engine.serving.settings import Settings
+from engine.serving.status import failure_status, reason_of
+
+NAMESPACE = "modelsat"  # of metadata, both ways
+LISTS = ("allow", "deny")
+NUMBERS = ("cost_sensitivity", "min_probability", "max_cost_usd")
+WISHES = (*LISTS, *NUMBERS, "session")
+HEADER_VALUE = re.compile(r"[!-~]{1,256}")
+HTTP_STATUS = {
+    code_pb2.INVALID_ARGUMENT: 400,
+    code_pb2.FAILED_PRECONDITION: 400,
+    code_pb2.RESOURCE_EXHAUSTED: 429,
+    code_pb2.DEADLINE_EXCEEDED: 504,
+    code_pb2.UNAVAILABLE: 503,
+}
+
+
+class HttpError(ModelsatError):
+    """To be answered with that HTTP status. code: a word for programs."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Options:
+    """From Settings. models: candidate id -> what its upstream calls it, where that differs."""
+
+    aliases: frozenset[str]
+    model_header: str
+    prefix: str
+    max_body_bytes: int
+    timeout_s: float
+    refuse_unreadable: bool
+    ignore_needs: bool
+    models: Mapping[str, str]
+
+    @property
+    def own_headers(self) -> tuple[str, ...]:
+        """Those that a client must not forge."""
+        return (self.model_header, self.prefix + "decision-id")
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """headers: lower-case name -> value; several of a name joined by commas. wishes: of WISHES,
+    from metadata, which go before those of the headers."""
+
+    headers: Mapping[str, str]
+    wishes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the body may be read: JSON, or of no declared type, and not compressed."""
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        encoding = self.headers.get("content-encoding", "").strip().lower()
+        return (kind in ("", "application/json") or kind.endswith("+json")) and encoding in (
+            "",
+            "identity",
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """headers: to be set. body: None leaves it as it came. metadata: of a decision."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Gateway:
+    """Routes HTTP requests through one Router."""
+
+    def __init__(self, router: Router, options: Options) -> None:
+        self._router = router
+        self.options = options
+
+    async def answer(self, request: HttpRequest, raw: bytes) -> Answer:
+        """Route where the model of the body is an alias; else only say which model was asked for.
+
+        Raises HttpError and what Router.route raises.
+        """
+        path = request.headers.get(":path", "")
+        self.check_size(len(raw))
+        routed = is_routed(path)
+        try:
+            body = parse(raw)
+        except InvalidInputError:
+            if routed:
+                raise
+            return Answer()
+        if body.model is None or not HEADER_VALUE.fullmatch(body.model):
+            return Answer()
+        if not routed or body.model not in self.options.aliases:
+            return Answer({self.options.model_header: body.model})
+        return self._chosen(body, await self._route(request, body))
+
+    def check_size(self, size: int) -> None:
+        """Raise HttpError 413 where a body of that many bytes is not read."""
+        limit = self.options.max_body_bytes
+        if size > limit:
+            why = f"The body is {size} bytes or more, the limit is {limit}."
+            raise HttpError(413, "body_too_large", why)
+
+    def check_readable(self, request: HttpRequest) -> bool:
+        """Whether to read the body; raises HttpError 415 where it is to be refused."""
+        if request.is_json:
+            return True
+        if self.options.refuse_unreadable and is_routed(request.headers.get(":path", "")):
+            why = "The body is compressed or no JSON; send application/json without an encoding."
+            raise HttpError(415, "unsupported_media_type", why)
+        return False
+
+    async def _route(self, request: HttpRequest, body: Body) -> Decision:
+        found = instruction(body)
+        policy, session = _wishes(request, self.options.prefix)
+        policy = replace(policy, expected_output_tokens=found.answer_tokens, ranking_size=1)
+        if not self.options.ignore_needs:
+            policy = replace(policy, modalities=found.modalities, features=found.features)
+        return await self._router.route(
+            found.text,
+            policy,
+            context_chars=found.context_chars,
+            deadline=time.monotonic() + self.options.timeout_s,
+            session=session,
+        )
+
+    def _chosen(self, body: Body, decision: Decision) -> Answer:
+        identifier = decision.selected.id
+        name = self.options.models.get(identifier, identifier)
+        model_header, decision_header = self.options.own_headers
+        first = decision.ranking[0]
+        return Answer(
+            {model_header: name, decision_header: decision.id},
+            with_model(body, name),
+            {
+                "selected": decision.selected.name,
+                "model": name,
+                "decision_id": decision.id,
+                "kind": decision.kind,
+                "revision": decision.revision,
+                "probability": first.probability,
+            },
+        )
+
+
+def options_from(settings: Settings) -> Options:
+    """Raises InvalidInputError where the file of models is none."""
+    return Options(
+        aliases=frozenset(a.strip() for a in settings.extproc_alias.split(",")),
+        model_header=settings.extproc_model_header,
+        prefix=settings.extproc_header_prefix,
+        max_body_bytes=settings.extproc_max_body_bytes,
+        timeout_s=settings.extproc_timeout_ms / 1000,
+        refuse_unreadable=settings.extproc_unreadable == "refuse",
+        ignore_needs=settings.extproc_ignore_needs,
+        models=_read_models(settings.extproc_models),
+    )
+
+
+def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], bytes]:
+    """(HTTP status, headers, JSON body as OpenAI's and Anthropic's clients read it) of anything
+    that was raised; what an operator should see is logged."""
+    headers = {"content-type": "application/json"}
+    if isinstance(error, HttpError):
+        status, code, message = error.status, error.code, str(error)
+    else:
+        told = failure_status(error, method)
+        status = HTTP_STATUS.get(told.code, 500)
+        code, message = reason_of(told).lower(), told.message
+    if isinstance(error, OverloadedError):
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    kind = {429: "rate_limit_error"}.get(
+        status, "invalid_request_error" if status < 500 else "server_error"
+    )
+    about = {"message": message, "type": kind, "param": None, "code": code}
+    return status, headers, json.dumps({"type": "error", "error": about}).encode()
+
+
+def _wishes(request: HttpRequest, prefix: str) -> tuple[Policy, Session | None]:
+    """From metadata, else from the headers. Raises InvalidInputError."""
+    asked = pb.RouteRequest()
+    for name in WISHES:
+        header = prefix + name.replace("_", "-")
+        value = request.wishes.get(name, request.headers.get(header))
+        if value is None:
+            continue
+        if name in LISTS:
+            names = value if isinstance(value, list) else str(value).split(",")
+            ids = [PREFIX + str(n).strip().removeprefix(PREFIX) for n in names]
+            getattr(asked.policy, name).extend(ids)
+        elif name in NUMBERS:
+            setattr(asked.policy, name, _number(header, value))
+        else:
+            asked.session.id = str(value)
+    return policy_from(asked.policy), session_from(asked)
+
+
+def _number(header: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidInputError(Violation(header, "is no number.")) from None
+
+
+def _read_models(file: Path) -> Mapping[str, str]:
+    if not file.name:
+        return {}
+    wrong = f'is {file}; expected a JSON object of names, {{"candidate-id": "upstream name"}}.'
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InvalidInputError(Violation("--extproc-models", wrong)) from None
+    if not isinstance(found, dict) or not all(
+        isinstance(v, str) and HEADER_VALUE.fullmatch(v) for v in found.values()
+    ):
+        raise InvalidInputError(Violation("--extproc-models", wrong))
+    return found

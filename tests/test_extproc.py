@@ -1,0 +1,202 @@
+"""The stream of ext_proc against a real server, without Envoy: every answer, limit and refusal."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from bench.fuzz_extproc import extproc_address, fuzz
+from bench.process import Server, serving
+from engine.pb import external_processor_pb2 as pb
+from engine.pb import external_processor_pb2_grpc as stubs
+from tests.otlp import collecting
+
+BUFFERED, STREAMED, PARTIAL, DUPLEX = 2, 1, 3, 4
+ASKED = {"model": "auto", "messages": [{"role": "user", "content": "Why?"}]}
+BODY = json.dumps(ASKED).encode()
+SMALL = ("--extproc-max-body-bytes", "100000", "--extproc-body-timeout-s", "1")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("extproc")
+    models = folder / "models.json"
+    models.write_text('{"yi-6b-chat": "01-ai/Yi-6B-Chat"}')
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-unreadable", "refuse")
+    told += ("--extproc-models", str(models), "--extproc-alias", "auto, best")
+    with serving(folder / "s.sqlite", *told, *SMALL) as running:
+        yield running
+
+
+def headers(mode: int = BUFFERED, ends: bool = False, **more: str) -> Any:
+    message = pb.ProcessingRequest()
+    message.protocol_config.request_body_mode = mode
+    message.request_headers.end_of_stream = ends
+    told = {":path": "/v1/chat/completions", "content-type": "application/json"}
+    for key, value in (told | more).items():
+        name = key.replace("_", "-")
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    return message
+
+
+def body(content: bytes = BODY, ends: bool = True) -> Any:
+    return pb.ProcessingRequest(request_body={"body": content, "end_of_stream": ends})
+
+
+def talk(server: Server, *messages: Any) -> list[Any]:
+    with grpc.insecure_channel(extproc_address(server)) as channel:
+        return list(stubs.ExternalProcessorStub(channel).Process(iter(messages), timeout=30))
+
+
+def set_by(common: Any) -> dict[str, str]:
+    changed = common.header_mutation.set_headers
+    assert all(h.append_action == h.OVERWRITE_IF_EXISTS_OR_ADD for h in changed)
+    return {h.header.key: h.header.raw_value.decode() for h in changed}
+
+
+def refusal(answer: Any) -> tuple[int, str]:
+    refused = answer.immediate_response
+    told = {h.header.key: h.header.raw_value for h in refused.headers.set_headers}
+    assert told["content-type"] == b"application/json"
+    return refused.status.code, json.loads(refused.body)["error"]["code"]
+
+
+def test_a_buffered_body_is_answered_with_everything_at_once(server: Server) -> None:
+    length = {"content-length": str(len(BODY)), "x-modelsat-allow": "yi-6b-chat"}
+    first, second = talk(server, headers(**length), body())
+    assert first == pb.ProcessingResponse(request_headers=pb.HeadersResponse())
+    common, expected = second.request_body.response, BODY.replace(b"auto", b"01-ai/Yi-6B-Chat")
+    assert common.body_mutation.body == expected
+    assert common.clear_route_cache
+    changed = set_by(common)
+    assert changed["x-selected-model"] == "01-ai/Yi-6B-Chat"
+    assert changed["content-length"] == str(len(expected))
+    told = second.dynamic_metadata["modelsat"]
+    assert told["selected"] == "candidates/yi-6b-chat"
+    assert told["decision_id"] == changed["x-modelsat-decision-id"]
+    assert 0 < told["probability"] < 1
+
+
+def test_without_a_length_none_is_set(server: Server) -> None:
+    """A chunked body has none."""
+    _, second = talk(server, headers(), body(BODY.replace(b"auto", b"best")))
+    assert "content-length" not in set_by(second.request_body.response)
+    assert "x-selected-model" in set_by(second.request_body.response)
+
+
+@pytest.mark.parametrize("trailers", [False, True])
+def test_a_streamed_body_is_answered_once_it_is_whole(server: Server, trailers: bool) -> None:
+    padded = json.dumps({**ASKED, "padding": "x" * 90_000}).encode()
+    pieces = [padded[at : at + 30_000] for at in range(0, len(padded), 30_000)]
+    messages = [body(piece, piece is pieces[-1] and not trailers) for piece in pieces]
+    ending = [pb.ProcessingRequest(request_trailers={})] if trailers else []
+    first, *chunks = talk(server, headers(DUPLEX), *messages, *ending)
+    model = set_by(first.request_headers.response)["x-selected-model"]
+    assert first.request_headers.response.clear_route_cache
+    if trailers:
+        assert chunks.pop().WhichOneof("response") == "request_trailers"
+    echoed = [c.request_body.response.body_mutation.streamed_response for c in chunks]
+    assert b"".join(e.body for e in echoed) == padded.replace(b'"auto"', json.dumps(model).encode())
+    assert max(len(e.body) for e in echoed) <= 62_000
+    assert [e.end_of_stream for e in echoed] == [False] * (len(echoed) - 1) + [not trailers]
+
+
+def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
+    first = headers(x_modelsat_allow="yi-6b-chat")
+    first.metadata_context.filter_metadata["modelsat"].update({"allow": ["mathstral-7b-v0.1"]})
+    _, second = talk(server, first, body())
+    assert set_by(second.request_body.response)["x-selected-model"] == "mathstral-7b-v0.1"
+
+
+def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
+    (answer,) = talk(server, headers(ends=True))
+    common = answer.request_headers.response
+    assert not common.header_mutation.set_headers
+    assert list(common.header_mutation.remove_headers) == [
+        "x-selected-model",
+        "x-modelsat-decision-id",
+    ]
+    answers = talk(
+        server,
+        pb.ProcessingRequest(response_headers={}),
+        pb.ProcessingRequest(response_body={"body": b"data: 1\n\n"}),
+        pb.ProcessingRequest(response_trailers={}),
+    )
+    assert [a.ByteSize() for a in answers] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("messages", "status", "code"),
+    [
+        ((headers(), body(b"{")), 400, "invalid_input"),
+        ((headers(), body(b'{"model": "auto"}')), 400, "invalid_input"),
+        ((headers(x_modelsat_max_cost_usd="0"), body()), 400, "no_eligible_candidate"),
+        ((headers(x_modelsat_session="s" * 200), body()), 400, "invalid_input"),
+        ((headers(content_length="100001"), body()), 413, "body_too_large"),
+        ((headers(), body(b" " * 100_001)), 413, "body_too_large"),
+        ((headers(DUPLEX), *[body(b" " * 50_000, False)] * 3), 413, "body_too_large"),
+        ((headers(content_encoding="gzip"), body()), 415, "unsupported_media_type"),
+        ((headers(DUPLEX, content_type="image/png"), body()), 415, "unsupported_media_type"),
+        ((headers(STREAMED), body()), 500, "unsupported_body_mode"),
+        ((headers(PARTIAL), body()), 500, "unsupported_body_mode"),
+        ((body(),), 500, "protocol_error"),
+    ],
+)
+def test_errors_are_immediate_responses(
+    server: Server, messages: tuple[Any, ...], status: int, code: str
+) -> None:
+    assert refusal(talk(server, *messages)[-1]) == (status, code)
+
+
+def test_a_body_that_does_not_come_is_408(server: Server) -> None:
+    with grpc.insecure_channel(extproc_address(server)) as channel:
+        ended = threading.Event()
+
+        def half() -> Iterator[Any]:
+            yield headers(DUPLEX)
+            yield body(BODY[:10], False)
+            ended.wait(20)
+
+        answers = list(stubs.ExternalProcessorStub(channel).Process(half(), timeout=30))
+        ended.set()
+    assert [refusal(a) for a in answers] == [(408, "body_timeout")]
+
+
+def test_overload_and_deadline_have_their_status(tmp_path: Path) -> None:
+    told = ("--extproc-address", "127.0.0.1:0", "--cache-mb", "0", "--max-waiting", "1")
+    with serving(tmp_path / "s.sqlite", *told, "--extproc-timeout-ms", "1") as server:
+        assert refusal(talk(server, headers(), body())[-1])[0] in (429, 504)
+
+
+def test_health_reflects_the_service(server: Server) -> None:
+    name = "envoy.service.ext_proc.v3.ExternalProcessor"
+    with grpc.insecure_channel(extproc_address(server)) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=30)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with collecting() as collector:
+        told = ("--extproc-address", "127.0.0.1:0", "--trace-address", collector.address)
+        with serving(tmp_path / "s.sqlite", *told) as server:
+            talk(server, headers(traceparent=f"00-{trace}-{span}-01"), body())
+            (ours,) = collector.await_spans(lambda s: s.name.endswith("/Process"), 1)
+            phases = collector.await_spans(lambda s: s.parent_span_id == ours.span_id, 5)
+    assert (ours.trace_id.hex(), ours.parent_span_id.hex()) == (trace, span)
+    assert {p.name for p in phases} == {"prepare", "queue", "forward", "score", "choose"}
+
+
+async def test_random_sequences_of_messages(server: Server) -> None:
+    found = await fuzz(extproc_address(server), 7, range(600))
+    assert found.failures == []
+    assert {"OK", "INVALID_ARGUMENT", "request_headers", "request_body"} <= set(found.answers)
+    assert server.process.poll() is None
