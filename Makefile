@@ -15,7 +15,7 @@ BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
-        docs demo-envoy litellm demo-litellm proto-archive image
+        docs envoy demo-envoy litellm demo-litellm proto-archive image
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,8 @@ serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:5005
 
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
 	@$(BIN)/python -m bench.demo
+
+envoy: $(ENVOY) ## a real Envoy in an environment of its own
 
 demo-envoy: $(BUNDLE) $(ENVOY) ## the same through a real Envoy with two fake upstreams, by curl
 	@$(BIN)/python -m bench.demo_envoy

@@ -24,6 +24,7 @@ _NOT_RUN = re.compile(r"<!-- not run:(.*)-->")
 _BACKGROUND = "<!-- background -->"
 _PORT = re.compile(r"(?:127\.0\.0\.1:|localhost:|--port[ =])(\d{2,5})\b")
 _SERVER = re.compile(r"\bmodelsat serve\b|\bmake serve\b")
+_ADDRESS = re.compile(r"--address\b|\bADDRESS=")
 DEFAULT_PORT = 50051  # of a server whose block names none
 TAIL = 3000  # characters of output in an error
 
@@ -40,8 +41,10 @@ class Block:
     @property
     def ports(self) -> tuple[int, ...]:
         """What listens once a background block is ready."""
-        named = tuple(sorted({int(p) for p in _PORT.findall(self.text)}))
-        return named or ((DEFAULT_PORT,) if _SERVER.search(self.text) else ())
+        named = {int(p) for p in _PORT.findall(self.text)}
+        if _SERVER.search(self.text) and not _ADDRESS.search(self.text):
+            named.add(DEFAULT_PORT)
+        return tuple(sorted(named))
 
 
 class BlockFailedError(RuntimeError):
