@@ -67,7 +67,8 @@ def test_what_is_accepted_is_what_json_accepts(raw: bytes | str) -> None:
     try:
         assert parse(raw).members == expected
     except InvalidInputError:
-        assert not isinstance(expected, dict) or b"NaN" in raw or b"Infinity" in raw
+        refused = b"NaN" in raw or b"Infinity" in raw or raw.count(b'"model"') > 1
+        assert refused or not isinstance(expected, dict)
 
 
 @pytest.mark.parametrize(

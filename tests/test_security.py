@@ -25,6 +25,7 @@ from engine.cli import main as cli
 from engine.client import Client, ModelsatClientError
 from engine.contract.errors import InvalidInputError
 from engine.pb import candidate_service_pb2 as cpb
+from engine.pb import external_processor_pb2 as epb
 from engine.pb import router_service_pb2 as rpb
 from engine.serving.access import NEEDED
 from engine.serving.listen import exposure
@@ -358,6 +359,7 @@ def test_every_method_has_its_roles() -> None:
     services = (
         rpb.DESCRIPTOR.services_by_name["RouterService"],
         cpb.DESCRIPTOR.services_by_name["CandidateService"],
+        epb.DESCRIPTOR.services_by_name["ExternalProcessor"],
     )
     methods = {f"/{s.full_name}/{m.name}" for s in services for m in s.methods}
     assert methods == set(NEEDED)

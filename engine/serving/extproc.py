@@ -171,7 +171,8 @@ class Exchange:
         raw = b"".join(self._chunks)
         answer = await self._answer(raw)
         body = raw if answer.body is None else answer.body
-        return [self._headers_reply(answer, len(body)), *_streamed("request_body", body, ends)]
+        pieces = _streamed("request_body", body, ends) if self._chunks else ()
+        return [self._headers_reply(answer, len(body)), *pieces]
 
     async def _answer(self, raw: bytes) -> Answer:
         assert self._request is not None
