@@ -69,7 +69,7 @@ bench: $(BUNDLE) $(VENV)/.dev ## load on the server, then every latency target s
 	$(BIN)/python -m bench.latency $(BENCH)
 	$(BIN)/python -m bench.compare $(BENCH)
 
-docs: $(VENV)/.dev ## this documentation as a site in build/site, to be read without a network
+docs: $(VENV)/.dev ## the documentation as a site, build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 proto: $(VENV)/.dev ## generate engine/pb from proto/

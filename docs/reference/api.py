@@ -25,9 +25,9 @@ FIELDS, NESTED, METHODS, VALUES = 2, 3, 2, 2
 Comments = Mapping[tuple[int, ...], str]
 HEAD = """# API
 
-Made from the comments in proto/modelsat/v1; fields keep their numbers. gRPC on `--address`; reflection is on, so
-`grpcurl` lists it too. [Status codes](../operations.md#status-codes) and [how a choice is made](../operations.md#choosing)
-are described under operations.
+Made from the comments in proto/modelsat/v1; fields keep their numbers. gRPC on `--address`;
+reflection is on, so `grpcurl` lists it too. Operations describes the
+[status codes](../operations.md#status-codes) and [how a choice is made](../operations.md#choosing).
 
 """
 
@@ -66,8 +66,12 @@ def _comments(file: FileDescriptorProto) -> Comments:
 
 def _service(found: ServiceDescriptorProto, notes: Comments, path: tuple[int, ...]) -> str:
     rows = [
-        [code(m.name), _kind(m.input_type, m.client_streaming), _kind(m.output_type, m.server_streaming)]
-        + [cell(notes.get((*path, METHODS, i), ""))]
+        [
+            code(m.name),
+            _kind(m.input_type, m.client_streaming),
+            _kind(m.output_type, m.server_streaming),
+            cell(notes.get((*path, METHODS, i), "")),
+        ]
         for i, m in enumerate(found.method)
     ]
     about = cell(notes.get(path, ""))

@@ -69,8 +69,9 @@ def _default(value: Any) -> str:
     """As it would be written: Policy(), not all that is in one."""
     if isinstance(value, Path):
         return f"Path({str(value)!r})" if value.name else "Path()"
-    if is_dataclass(value) and value == type(value)():
-        return f"{type(value).__name__}()"
+    kind: Any = type(value)
+    if is_dataclass(value) and value == kind():
+        return f"{kind.__name__}()"
     return repr(value)
 
 

@@ -14,8 +14,8 @@ MAKEFILE = Path(__file__).resolve().parents[2] / "Makefile"
 WIDTH = 100
 HEAD = """# Command line
 
-Made from the commands themselves; `--help` says the same. A command that fails for a reason that you can mend
-prints one sentence beginning with `error:` and ends with status 1.
+Made from the commands themselves; `--help` says the same. A command that fails for a reason that
+you can mend prints one sentence beginning with `error:` and ends with status 1.
 
 """
 MAKE = """## make
@@ -27,7 +27,7 @@ MAKE = """## make
 
 def page() -> str:
     """A section for each command, then the targets of make."""
-    sections = [_section(name, found) for name, found in _leaves("modelsat", parser())]
+    sections = [_section(name, found) for name, found in leaves("modelsat", parser())]
     rows = [[code(f"make {t}"), cell(about)] for t, about in targets()]
     return HEAD + "\n".join(sections) + "\n" + MAKE + table(["target", ""], rows)
 
@@ -37,7 +37,7 @@ def targets() -> list[tuple[str, str]]:
     return re.findall(r"^([a-z-]+):.*?## (.*)$", MAKEFILE.read_text("utf-8"), re.MULTILINE)
 
 
-def _leaves(
+def leaves(
     name: str, found: argparse.ArgumentParser, about: str = ""
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Every command that is no mere group of others."""
@@ -46,7 +46,7 @@ def _leaves(
         helps = {choice.dest: choice.help or "" for choice in group._choices_actions}
         for word, child in group.choices.items():
             child.description = child.description or helps.get(word)
-            yield from _leaves(f"{name} {word}", child)
+            yield from leaves(f"{name} {word}", child)
     if not groups:
         yield name, found
 
@@ -55,7 +55,8 @@ def _section(name: str, found: argparse.ArgumentParser) -> str:
     about = found.description or ""
     about = about[:1].upper() + about[1:].rstrip(".") + "." if about else ""
     if name == "modelsat serve":
-        return f"## {name}\n\n{about} Its flags are the [settings](settings.md), and `--config FILE`.\n"
+        its = "Its flags are the [settings](settings.md), and `--config FILE`."
+        return f"## {name}\n\n{about} {its}\n"
     found.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=WIDTH)
     rows = [_row(a) for a in found._actions if not isinstance(a, argparse._HelpAction)]
     usage = f"```text\n{found.format_usage().strip()}\n```\n"
@@ -70,6 +71,8 @@ def _row(action: argparse.Action) -> list[str]:
         takes = "" if action.nargs == 0 else f" {value or action.dest.upper()}"
         names = ", ".join(action.option_strings) + takes
     default = action.default
-    shown = "" if default in (None, False, argparse.SUPPRESS, [], ()) or default == Path() else default
+    shown = (
+        "" if default in (None, False, argparse.SUPPRESS, [], ()) or default == Path() else default
+    )
     text = (action.help or "").replace("%(default)s", str(default)).replace("%%", "%")
     return [code(names), code(str(shown)), cell(text)]

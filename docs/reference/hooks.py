@@ -51,7 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links at pages of the site; what is not on it is named by its path in the repository."""
+    """Point links at pages of the site; what is not on it is named by its path."""
     here = ELSEWHERE.get(page.file.src_uri, DOCS / page.file.src_uri).parent
     return _LINK.sub(lambda link: _relinked(link, here, page.file, files), markdown)
 

@@ -57,9 +57,12 @@ def rect(x: float, y: float, width: float, height: float, fill: str, stroke: str
     )
 
 
-def text(x: float, y: float, words: str, fill: str = INK, anchor: str = "middle", size: int = 14) -> str:
+def text(
+    x: float, y: float, words: str, fill: str = INK, anchor: str = "middle", size: int = 14
+) -> str:
     """One line, its base line at y."""
-    return f'<text x="{x:g}" y="{y:g}" fill="{fill}" text-anchor="{anchor}" font-size="{size}">{escape(words)}</text>'
+    look = f'fill="{fill}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text x="{x:g}" y="{y:g}" {look}>{escape(words)}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, stroke: str = INK, more: str = "") -> str:
@@ -104,7 +107,10 @@ def method() -> str:
                 parts.append(arrow(20 + 196 * i - 24, y + 28, 20 + 196 * i, y + 28))
     parts.append(line(890, 100, 890, 142))
     parts += [line(890, 142, 694, 142), arrow(694, 142, 694, 184)]
-    parts += [arrow(890, 240, 890, 274), text(976, 294, "constraints, costs and policy choose", INK, "end")]
+    parts += [
+        arrow(890, 240, 890, 274),
+        text(976, 294, "constraints, costs and policy choose", INK, "end"),
+    ]
     return svg(1000, 310, "Model-SAT as modelsat runs it", parts)
 
 
@@ -117,7 +123,9 @@ def layout() -> str:
     parts.append(text(560, 30, "candidates last: one sequence"))
     parts += _mask(460, 70, ("p", "p", "x", "x", "x", "e1", "e2", "e3"), 3)
     parts.append(text(560, 300, "129 rows: 109 tokens and 20 candidates"))
-    parts.append(text(370, 330, "a row sees the columns that are filled; p's rows are constants", INK))
+    parts.append(
+        text(370, 330, "a row sees the columns that are filled; p's rows are constants", INK)
+    )
     return svg(740, 350, "Attention of both layouts", parts)
 
 
@@ -142,7 +150,9 @@ def aptitude() -> str:
     parts: list[str] = []
     for top, name, colour in zip((40, 230), COMPARED, (BLUE, ORANGE), strict=True):
         parts += _bars(zoo[name], top, colour)
-    parts.append(text(400, 412, "50 tasks, in the zoo's order: mathematics, medicine, sciences, law, ..."))
+    parts.append(
+        text(400, 412, "50 tasks, in the zoo's order: mathematics, medicine, sciences, law, ...")
+    )
     return svg(800, 425, "Aptitude of two candidates", parts)
 
 
@@ -167,7 +177,8 @@ def calibration() -> str:
     parts = [rect(left, bottom - size, size, size, PAPER, FAINT)]
     parts.append(line(left, bottom, left + size, bottom - size, INK, 'stroke-dasharray="5 4"'))
     parts += [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{40 * share**0.5:.1f}" fill="{BLUE}" fill-opacity="0.7"/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{40 * share**0.5:.1f}" fill="{BLUE}"'
+        ' fill-opacity="0.7"/>'
         for x, y, share in at
     ]
     for v in (0, 0.5, 1):

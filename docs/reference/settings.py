@@ -11,9 +11,9 @@ from engine.serving.settings import ENVIRONMENT, Settings, flag
 
 HEAD = """# Settings of the server
 
-Made from engine/serving/settings.py. A flag of `modelsat serve` goes before the environment, that before the TOML
-file of `--config` (or MODELSAT_CONFIG), that before the default. [Operations](../operations.md) says what each is
-good for.
+Made from engine/serving/settings.py. A flag of `modelsat serve` goes before the environment, that
+before the TOML file of `--config` (or MODELSAT_CONFIG), that before the default.
+[Operations](../operations.md) says what each is good for.
 
 """
 
