@@ -73,13 +73,11 @@ def main() -> int:
         except BlockFailedError as error:
             print(f"error: {TUTORIAL}, {error}", file=sys.stderr)
             return 1
-        downloaded = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) if cache else 0
     total = round(sum(float(str(block["seconds"])) for block in timed), 1)
     result = {
         "total_s": total,
         "target_s": TARGET_S,
         "empty_cache": parsed.empty_cache,
-        "downloaded_mb": round(downloaded / 1e6),  # 0 where the cache was the user's own
         "blocks": timed,
     }
     print(json.dumps(result))

@@ -65,17 +65,13 @@ def _comments(file: FileDescriptorProto) -> Comments:
 
 
 def _service(found: ServiceDescriptorProto, notes: Comments, path: tuple[int, ...]) -> str:
-    rows = [
-        [
-            code(m.name),
-            _kind(m.input_type, m.client_streaming),
-            _kind(m.output_type, m.server_streaming),
-            cell(notes.get((*path, METHODS, i), "")),
-        ]
-        for i, m in enumerate(found.method)
-    ]
-    about = cell(notes.get(path, ""))
-    return f"## {found.name}\n\n{about}\n\n{table(['method', 'request', 'response', ''], rows)}"
+    parts = [f"## {found.name}\n", notes.get(path, "")]
+    for i, method in enumerate(found.method):
+        asked = _kind(method.input_type, method.client_streaming)
+        answered = _kind(method.output_type, method.server_streaming)
+        parts += [f"### {found.name}.{method.name}\n", f"{asked} -> {answered}\n"]
+        parts.append(notes.get((*path, METHODS, i), ""))
+    return "\n".join(parts)
 
 
 def _types(file: FileDescriptorProto, notes: Comments) -> Iterator[str]:

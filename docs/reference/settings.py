@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from docs.reference.markdown import cell, code, table
-from engine.serving.settings import ENVIRONMENT, Settings, flag
+from engine.serving.settings import Settings, flag
 
 HEAD = """# Settings of the server
 
 Made from engine/serving/settings.py. A flag of `modelsat serve` goes before the environment, that
-before the TOML file of `--config` (or MODELSAT_CONFIG), that before the default.
+before the TOML file of `--config` (or MODELSAT_CONFIG), that before the default. `--max-waiting 64`
+is MODELSAT_MAX_WAITING=64 in the environment and `max_waiting = 64` in the file.
 [Operations](../operations.md) says what each is good for.
 
 """
@@ -23,15 +24,13 @@ def page() -> str:
     rows = [
         [
             code(flag(f.name)),
-            code(ENVIRONMENT + f.name.upper()),
-            code(f.name),
             code(_default(f)),
             code(_allowed(f)),
             cell(f.metadata["about"]),
         ]
         for f in fields(Settings)
     ]
-    return HEAD + table(["flag", "environment", "file", "default", "allowed", ""], rows)
+    return HEAD + table(["flag", "default", "allowed", ""], rows)
 
 
 def _default(field: Field[Any]) -> str:
