@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import tempfile
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -27,12 +28,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from bench.fuzz_messages import DAMAGES
-from bench.process import Server, serving
+from bench.process import Server, free_port, serving
 from bench.report import Target, conditions, finish
 from engine.pb import external_processor_pb2 as pb
 
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 CONCURRENCY, HANG_S = 16, 20.0
+RIGHT = ("OK", "INVALID_ARGUMENT")
 MODES = (0, 1, 2, 2, 2, 2, 3, 4, 4, 4, 4, 5, 99)  # of ProcessingMode.BodySendMode
 PATHS = ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/", "")
 TYPES = ("application/json", "application/json; charset=utf-8", "", "text/plain", "image/png")
@@ -178,11 +180,12 @@ async def _one(method: Any, messages: list[bytes], leave: bool, found: Found) ->
         found.answers["left"] += 1
         return
     code = (await call.code()).name
-    found.answers[code] += 1
     details = str(await call.details())
-    # grpc.aio's own: the stream had ended, with OK, while the client was still writing.
-    cut = code == "INTERNAL" and details.startswith("Internal error from Core")
-    if code not in ("OK", "INVALID_ARGUMENT") and not leave and not cut:
+    if code == "INTERNAL" and details.startswith("Internal error from Core"):
+        # grpc.aio's own: the stream had ended while the client was still writing.
+        code = "CLIENT"
+    found.answers[code] += 1
+    if code not in (*RIGHT, "CLIENT") and not leave:
         found.failures.append(f"{code}: {details[:200]}")
     if code == "INVALID_ARGUMENT" and all(map(_is_message, messages)):
         found.failures.append("INVALID_ARGUMENT, and every message is one")
@@ -229,6 +232,14 @@ def extproc_address(server: Server) -> str:
     return told[1]
 
 
+def statuses(metrics: str) -> dict[str, int]:
+    """How the server ended its streams, as it counts them itself; metrics: HOST:PORT."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    line = rf'modelsat_requests_total{{code="(\w+)",method="{METHOD[1:]}"}} (\S+)'
+    return {code: int(float(count)) for code, count in re.findall(line, text)}
+
+
 def main() -> int:
     """Run it; 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -237,20 +248,29 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s.sqlite"
-        with serving(store, "--extproc-address", "127.0.0.1:0") as server:
+        metrics = f"127.0.0.1:{free_port()}"
+        told = ("--extproc-address", "127.0.0.1:0", "--metrics-address", metrics)
+        with serving(store, *told) as server:
             address = extproc_address(server)
             asyncio.run(fuzz(address, given.seed, range(given.sequences // 10)))  # warm
             before = server.resident_mb()
             found = asyncio.run(fuzz(address, given.seed, range(given.sequences)))
             growth = server.resident_mb() / before - 1
             alive = server.process.poll() is None
+            ended = statuses(metrics)
     for failure in found.failures[:20]:
         print(failure)
+    wrong = sum(count for code, count in ended.items() if code not in (*RIGHT, "CANCELLED"))
     targets = [
         Target("failures", len(found.failures) + (not alive), "<= 0"),
+        Target("streams that the server ended otherwise", wrong, "<= 0"),
         Target("memory growth", growth, "<= 0.1"),
     ]
-    result = {**conditions(), "sequences": given.sequences, "answers": dict(found.answers)}
+    result = {
+        **conditions(sequences=given.sequences),
+        "answers": dict(found.answers),
+        "statuses": ended,
+    }
     return finish("fuzz_extproc", result, targets)
 
 
