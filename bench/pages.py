@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,14 +183,6 @@ def require_free(page: Sequence[Block]) -> None:
                 f"line {block.line}: something listens on port {taken[0]} of 127.0.0.1 already;"
                 " stop it, the page's own command needs the port."
             )
-
-
-def run_all(
-    page: Sequence[Block], running: Shell, timeout_s: float, done: Callable[[Block, float], None]
-) -> None:
-    """Run the blocks in order; `done` hears of each, with its seconds."""
-    for block in page:
-        done(block, running.run(block, timeout_s))
 
 
 def _ready(block: Block, log: Path) -> bool:

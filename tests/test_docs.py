@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.pages import Block, blocks, require_free, run_all, shell
+from bench.pages import Block, blocks, require_free, shell
 from bench.process import ROOT
 
 PAGES = [
@@ -86,7 +86,8 @@ def test_the_commands_of_a_page_work(page: Path, checkout: Path, tmp_path: Path)
         tempfile.TemporaryDirectory() as short,
         shell(tmp_path, checkout, environment(checkout, Path(short))) as running,
     ):
-        run_all(found, running, PAGE_TIMEOUT_S, lambda block, seconds: print(block.line, seconds))
+        for block in found:
+            print(f"line {block.line}: {running.run(block, PAGE_TIMEOUT_S):.1f} s")
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,13 @@ is MODELSAT_MAX_WAITING=64 in the environment and `max_waiting = 64` in the file
 
 def page() -> str:
     """A row for each field of Settings."""
-    rows = [
-        [
-            code(flag(f.name)),
-            code(_default(f)),
-            code(_allowed(f)),
-            cell(f.metadata["about"]),
-        ]
-        for f in fields(Settings)
-    ]
-    return HEAD + table(["flag", "default", "allowed", ""], rows)
+    rows = [[code(flag(f.name)), code(_default(f)), _about(f)] for f in fields(Settings)]
+    return HEAD + table(["flag", "default", ""], rows)
+
+
+def _about(field: Field[Any]) -> str:
+    allowed = _allowed(field)
+    return cell(field.metadata["about"]) + (f" ({allowed})" if allowed else "")
 
 
 def _default(field: Field[Any]) -> str:
@@ -42,9 +39,9 @@ def _default(field: Field[Any]) -> str:
 def _allowed(field: Field[Any]) -> str:
     about = field.metadata
     if about["among"]:
-        return ", ".join(about["among"])
+        return ", ".join(map(code, about["among"]))
     if isinstance(field.default, bool):
-        return "true, false"
+        return ""
     if isinstance(field.default, int | float):
-        return f"{about['low']} to {about['high']}" if about["high"] else f">= {about['low']}"
+        return f"{about['low']} to {about['high']}" if about["high"] else f"{about['low']} or more"
     return ""
