@@ -25,8 +25,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "candidates.sqlite"
         with serving(store) as server, Client(server.address) as client:
-            for _ in range(5):  # warm, as a server in use is
-                client.route(text)
+            for i in range(5):  # warm, as a server in use is, but not for this text
+                client.route(f"{text} {i}")
             console.print(f'$ modelsat route "{text}"')
             print_decision(client.route(text), console)
     svg = console.export_svg(title="modelsat")
