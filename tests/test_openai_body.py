@@ -139,6 +139,8 @@ def test_a_tool_result_is_not_the_question_and_is_counted() -> None:
     found = instruction(parse(json.dumps(anthropic).encode()))
     assert (found.text, found.context_chars) == ("How warm is it?", 9)
     assert chat(("user", result)).text == "42 degrees"
+    found = chat(("user", "How warm is it?"), ("assistant", []), ("user", result))
+    assert (found.text, found.context_chars) == ("How warm is it?", len("42 degrees"))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,7 @@ def test_other_bodies(body: dict[str, Any]) -> None:
         {"role": "tool", "content": "42", "tool_call_id": "c1"},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:..."}}]},
         {"role": "user", "content": [{"type": "text", "text": "And"}, {"text": "now?"}]},
+        {"role": "user", "content": [{"type": "tool_result", "content": [{"text": "42"}]}]},
         {"role": "developer", "content": [{"content": [{"text": "Be "}, {"text": "brief."}]}]},
     ],
 )

@@ -82,7 +82,17 @@ def _contents(body: Mapping[str, Any]) -> Iterator[tuple[Role, Any]]:
         for turn in said if isinstance(said, list) else [{"role": "user", "content": said}]:
             if isinstance(turn, Mapping):
                 role = ROLES.get(str(turn.get("role")), "tool")
-                yield role, turn.get("content", turn.get("output"))
+                content = turn.get("content", turn.get("output"))
+                parts = content if isinstance(content, list) else []
+                if results := [part for part in parts if _is_result(part)]:
+                    yield "tool", results
+                    content = [part for part in parts if not _is_result(part)]
+                yield role, content
+
+
+def _is_result(part: Any) -> bool:
+    """Anthropic's messages have a tool's result in a turn of the user."""
+    return isinstance(part, Mapping) and part.get("type") == "tool_result"
 
 
 def _parts(content: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
