@@ -46,7 +46,7 @@ def main() -> int:
         serving(Path(name) / "candidates.sqlite", "--extproc-address", "127.0.0.1:0") as server,
     ):
         processor = int(extproc_address(server).rpartition(":")[2])
-        with envoy(Path(name), processor, large, small) as running:
+        with envoy(Path(name), processor, large.port, small.port) as running:
             print(server.printed().splitlines()[-1])
             print(f"Envoy on 127.0.0.1:{running.port}, deploy/envoy/envoy.yaml\n")
             port = running.port

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.demo import MATHEMATICS, NEWCOMER, OTHERS
-from bench.fake_openai import upstream
 from bench.litellm_proxy import Proxy, proxy
 from bench.process import serving
+from bench.upstream import upstream
 from engine.client import Client
 from engine.registry.zoo import read_zoo
 

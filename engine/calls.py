@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import grpc
 
 from engine.contract.candidate import PREFIX, Candidate, id_of
 from engine.contract.errors import InvalidInputError, ModelsatError, Violation
+from engine.contract.openai import Role
 from engine.contract.prompt import check_text
 from engine.pb import candidate_service_pb2, router_service_pb2
 from engine.policy import Policy
@@ -20,7 +21,6 @@ from engine.serving.settings import MAX_MESSAGE_BYTES
 
 DEFAULT_POLICY = Policy()
 MAX_BATCH = 256  # requests of a BatchRoute
-Role = Literal["system", "user", "assistant", "tool"]
 ROLES: dict[Role, router_service_pb2.Role] = {
     "system": router_service_pb2.ROLE_SYSTEM,
     "user": router_service_pb2.ROLE_USER,
@@ -90,7 +90,7 @@ def route_request(
         check_text(instruction, MAX_MESSAGE_BYTES)
         request.text = instruction
     else:
-        request.conversation.CopyFrom(_conversation(instruction))
+        request.conversation.CopyFrom(conversation(instruction))
     if session is not None:
         request.session.id = session.name
         if session.margin is not None:
@@ -98,7 +98,8 @@ def route_request(
     return request
 
 
-def _conversation(turns: Sequence[Turn]) -> router_service_pb2.Conversation:
+def conversation(turns: Sequence[Turn]) -> router_service_pb2.Conversation:
+    """Raises InvalidInputError where there is no turn."""
     if not turns:
         raise InvalidInputError(Violation("conversation", "has no turn; send at least a user's."))
     messages = [router_service_pb2.Message(role=ROLES[t.role], text=[t.text]) for t in turns]

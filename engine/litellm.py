@@ -23,10 +23,11 @@ from typing import Any
 from litellm.integrations.custom_logger import CustomLogger
 
 from engine.aio_client import AsyncClient
-from engine.calls import ModelsatClientError, Role, Turn
+from engine.calls import ModelsatClientError, Turn
 from engine.channel import DEFAULT_SERVER, PLAIN, TOKEN, Access
 from engine.contract.candidate import PREFIX
 from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.openai import turns
 from engine.pb.router_service_pb2 import DecisionKind, RouteResponse
 from engine.policy import Policy
 
@@ -35,12 +36,6 @@ KEY = "modelsat"  # of the choice in the request's metadata
 MODEL_HEADER, PREFIX_HEADER = "x-selected-model", "x-modelsat-"
 # What LiteLLM calls chat completions, completions, responses and Anthropic's messages.
 ROUTED = ("acompletion", "atext_completion", "aresponses", "anthropic_messages")
-ROLES: Mapping[str, Role] = {
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "developer": "system",
-}
 log = logging.getLogger(__name__)
 
 
@@ -115,33 +110,6 @@ def options_from(environ: Mapping[str, str]) -> Options:
     return options
 
 
-def turns(data: Mapping[str, Any]) -> list[Turn]:
-    """What is said in any of the bodies of ROUTED; turns without text are left out."""
-    items = [
-        {"role": "system", "content": data.get("system")},
-        {"role": "system", "content": data.get("instructions")},
-        {"role": "user", "content": data.get("prompt")},
-    ]
-    for name in ("messages", "input"):
-        said = data.get(name)
-        items += said if isinstance(said, list) else [{"role": "user", "content": said}]
-    found = [
-        Turn(ROLES.get(str(i.get("role")), "tool"), _text(i.get("content", i.get("output"))))
-        for i in items
-        if isinstance(i, dict)
-    ]
-    return [turn for turn in found if turn.text.strip()]
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    parts = (part.get("text") if isinstance(part, dict) else part for part in content)
-    return "\n".join(part for part in parts if isinstance(part, str))
-
-
 def pick(answer: RouteResponse, models: Collection[str]) -> Choice | None:
     """The best ranked candidate that is in `models`; None where none is."""
     for ranked in answer.ranking:  # whatever was selected stands first
@@ -195,7 +163,8 @@ class Router(CustomLogger):  # type: ignore[misc]  # litellm is not installed wh
             if self._client is None:
                 o = self._options
                 self._client = AsyncClient(o.server, o.timeout_s, o.access, retries=False)
-            choice = pick(await self._client.route(turns(data), self._policy), _models())
+            said = [Turn(role, text) for role, text in turns(data)]
+            choice = pick(await self._client.route(said, self._policy), _models())
             why = "" if choice else "no candidate is a model of this proxy"
         except ModelsatClientError as error:
             choice, why = None, error.code

@@ -100,7 +100,7 @@ def stack(folder: Path, changes: Mapping[str, str] = {}, *arguments: str) -> Ite
         serving(folder / "s.sqlite", *told) as server,
         upstream("large") as large,
         upstream("small") as small,
-        envoy(folder, extproc_port(server), large, small, patient) as running,
+        envoy(folder, extproc_port(server), large.port, small.port, patient) as running,
     ):
         yield Stack(server, running)
 
@@ -110,6 +110,10 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     changes = FULL_DUPLEX if request.param != "BUFFERED" else {}
     with stack(tmp_path_factory.mktemp("envoy"), changes) as running:
         yield running
+
+
+def upstream_of(model: str) -> str:
+    return "large" if LARGE.fullmatch(model) else "small"
 
 
 def assert_routed(reply: Reply, sent: bytes) -> str:
@@ -123,7 +127,7 @@ def assert_routed(reply: Reply, sent: bytes) -> str:
     assert re.fullmatch(r"[0-9a-f]{32}", told["headers"][DECISION])
     expected = sent.replace(b'"model": "auto"', b'"model": "%s"' % model.encode(), 1)
     assert (told["bytes"], told["sha256"]) == (len(expected), hashlib.sha256(expected).hexdigest())
-    assert told["upstream"] == ("large" if LARGE.fullmatch(model) else "small")
+    assert told["upstream"] == upstream_of(model)
     return model
 
 
@@ -220,7 +224,7 @@ def test_a_streamed_answer_comes_untouched(both: Stack) -> None:
     sent = raw("Hi", stream=True)
     reply = both.ask(sent)
     assert reply.headers["content-type"] == "text/event-stream"
-    assert reply.body == b"".join(pieces({"model": reply.headers[HEADER]}))
+    assert reply.body == streamed(reply.headers[HEADER])
 
 
 def test_a_body_over_the_limit_is_413(both: Stack) -> None:
@@ -269,6 +273,10 @@ def test_a_candidate_is_chosen_once_it_is_registered(both: Stack) -> None:
         finally:
             client.remove("newcomer")
     assert both.ask(raw("Hi"), headers).status == 400
+
+
+def streamed(model: str) -> bytes:
+    return b"".join(pieces(upstream_of(model), model))
 
 
 def assert_by_default(reply: Reply) -> None:
@@ -353,4 +361,4 @@ def test_responses_that_are_sent_to_it_come_through(tmp_path: Path) -> None:
             reply = running.ask(raw("Hi", stream=stream))
             assert reply.status == 200
             if stream:
-                assert reply.body == b"".join(pieces({"model": reply.headers[HEADER]}))
+                assert reply.body == streamed(reply.headers[HEADER])

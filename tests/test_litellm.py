@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from bench.fake_openai import Upstream, upstream
 from bench.litellm_proxy import ENVIRONMENT, Proxy, proxy
 from bench.process import ROOT, Server, await_ready, launch
+from bench.upstream import Upstream, upstream
 from engine.client import Client
 
 pytestmark = pytest.mark.skipif(

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.calls import Turn, route_request
 from engine.contract.errors import InvalidInputError
+from engine.contract.openai import turns
+from engine.policy import Policy
+from engine.replay.requests import COLUMNS, PastRequest, past_request
+from engine.serving.convert import instruction_from
 from engine.serving.openai_body import Instruction, instruction, is_routed, parse, with_model
 
 SPACE = st.text(alphabet=" \t\n\r", max_size=3)
@@ -134,6 +139,8 @@ def test_a_tool_result_is_not_the_question_and_is_counted() -> None:
     found = instruction(parse(json.dumps(anthropic).encode()))
     assert (found.text, found.context_chars) == ("How warm is it?", 9)
     assert chat(("user", result)).text == "42 degrees"
+    found = chat(("user", "How warm is it?"), ("assistant", []), ("user", result))
+    assert (found.text, found.context_chars) == ("How warm is it?", len("42 degrees"))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +158,28 @@ def test_a_tool_result_is_not_the_question_and_is_counted() -> None:
 )
 def test_other_bodies(body: dict[str, Any]) -> None:
     assert instruction(parse(json.dumps(body).encode())).text == "Why?"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:..."}}]},
+        {"role": "user", "content": [{"type": "text", "text": "And"}, {"text": "now?"}]},
+        {"role": "user", "content": [{"type": "tool_result", "content": [{"text": "42"}]}]},
+        {"role": "developer", "content": [{"content": [{"text": "Be "}, {"text": "brief."}]}]},
+    ],
+)
+def test_a_gateway_route_and_a_replay_read_the_same_turn(last: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", "content": "Why?"}, last]}
+    found = instruction(parse(json.dumps(body).encode()))
+    said = [Turn(role, text) for role, text in turns(body)]
+    request = route_request(said, Policy(), None, dry_run=False)
+    assert instruction_from(request, 100) == (found.text, found.context_chars)
+    replayed = past_request(body, COLUMNS)
+    assert isinstance(replayed, PastRequest)
+    assert (replayed.text, replayed.context_chars) == (found.text, found.context_chars)
 
 
 @pytest.mark.parametrize("body", [{}, {"prompt": [1, 2]}, {"messages": []}, {"input": " "}])

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from engine.calls import Turn, conversation
 from engine.contract.candidate import PREFIX
 from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.openai import ROLES, turns
 from engine.contract.prompt import is_utf8
 from engine.pb import router_service_pb2
 from engine.serving.convert import instruction_from
@@ -26,14 +28,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "outcome": ("outcome", "score"),
     "time": ("time", "timestamp", "created", "startTime"),
     "decision": ("decision_id",),
-}
-ROLES = {
-    "system": router_service_pb2.ROLE_SYSTEM,
-    "developer": router_service_pb2.ROLE_SYSTEM,
-    "user": router_service_pb2.ROLE_USER,
-    "assistant": router_service_pb2.ROLE_ASSISTANT,
-    "tool": router_service_pb2.ROLE_TOOL,
-    "function": router_service_pb2.ROLE_TOOL,
 }
 MAX_TEXT_BYTES = Settings().max_text_bytes  # as a server with default settings accepts
 FIRST_MS = 1e11  # epoch numbers from here on are milliseconds
@@ -122,8 +116,7 @@ def _instruction(
     messages, text = values["messages"], values["text"]
     request = router_service_pb2.RouteRequest()
     if messages is not None:
-        for turn in _turns(messages):
-            request.conversation.messages.append(turn)
+        request.conversation.CopyFrom(conversation(_turns(messages)))
     elif isinstance(text, str):
         _require_utf8(text)
         request.text = text
@@ -138,7 +131,7 @@ def _require_utf8(text: str) -> None:
         raise ValueError("the instruction is not valid UTF-8")
 
 
-def _turns(messages: Any) -> list[router_service_pb2.Message]:
+def _turns(messages: Any) -> list[Turn]:
     """Of OpenAI's form, as a list or as its JSON text."""
     if isinstance(messages, str):
         try:
@@ -147,23 +140,13 @@ def _turns(messages: Any) -> list[router_service_pb2.Message]:
             raise ValueError("messages is no JSON") from None
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         raise ValueError("messages is no list of objects")
-    turns = []
     for i, message in enumerate(messages):
-        role = ROLES.get(str(message.get("role")))
-        if role is None:
+        if str(message.get("role")) not in ROLES:
             raise ValueError(f"messages[{i}].role is none of {', '.join(ROLES)}")
-        parts = _parts(message.get("content"))
-        _require_utf8("".join(parts))
-        turns.append(router_service_pb2.Message(role=role, text=parts))
-    return turns
-
-
-def _parts(content: Any) -> list[str]:
-    """The text of a turn; images and calls of tools have none."""
-    if isinstance(content, str):
-        return [content]
-    parts = content if isinstance(content, list) else []
-    return [p["text"] for p in parts if isinstance(p, Mapping) and isinstance(p.get("text"), str)]
+    said = [Turn(role, text) for role, text in turns({"messages": messages})]
+    for turn in said:
+        _require_utf8(turn.text)
+    return said
 
 
 def _number(value: Any, name: str) -> float:

@@ -1,37 +1,19 @@
-"""Bodies of OpenAI's chat completions, completions and responses, and of Anthropic's messages: what
-to route by, and the same bytes with another model.
-
-What is not understood is left for the upstream to judge: only what is needed to route is read.
-"""
+"""Request bodies as engine/contract/openai.py reads them: what to route by, and the same bytes with
+another model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.contract import openai
 from engine.contract.errors import InvalidInputError, Violation
 from engine.contract.prompt import is_utf8
 from engine.serving.json_members import Member, members, replaced
 
 MODEL = "model"
 ROUTED = ("/chat/completions", "/completions", "/responses", "/messages")  # ends of paths
-MAX_ANSWER_TOKENS = 1_000_000_000
-ANSWER_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-MODALITIES = {
-    "image_url": "image",
-    "input_image": "image",
-    "image": "image",
-    "input_audio": "audio",
-    "audio": "audio",
-    "video_url": "video",
-    "input_video": "video",
-    "video": "video",
-    "input_file": "file",
-    "file": "file",
-    "document": "file",
-}
-MAX_DEPTH = 4  # of contents in contents: a tool's result has parts of its own
 NOTHING_TO_READ = Violation(
     "body",
     "has no text to route by: no user turn, prompt or input with text. Send text, or name a model.",
@@ -92,71 +74,14 @@ def is_routed(path: str) -> bool:
 def instruction(body: Body) -> Instruction:
     """The last user turn that has text; without one, the last turn that has. Raises
     InvalidInputError where nothing has."""
-    given, modalities = body.members, set[str]()
-    turns = [(role, _text(content, modalities)) for role, content in _turns(given)]
-    spoken = [text for _, text in turns if text.strip()]
-    asked = [text for role, text in turns if role == "user" and text.strip()]
-    if not spoken:
+    turns = openai.turns(body.members)
+    if not turns:
         raise InvalidInputError(NOTHING_TO_READ)
-    text = (asked or spoken)[-1]
-    context = sum(map(len, spoken)) - len(text) + body.tools_chars
+    text = ([text for role, text in turns if role == "user"] or [turns[-1][1]])[-1]
     return Instruction(
         text=text if is_utf8(text) else text.encode(errors="replace").decode(),
-        context_chars=context,
-        modalities=tuple(sorted(modalities)),
-        features=_features(given),
-        answer_tokens=_answer_tokens(given),
+        context_chars=sum(len(said) for _, said in turns) - len(text) + body.tools_chars,
+        modalities=openai.modalities(body.members),
+        features=openai.features(body.members),
+        answer_tokens=openai.answer_tokens(body.members),
     )
-
-
-def _turns(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(role, content) of whichever of the four bodies it is."""
-    for name in ("system", "instructions"):
-        yield "system", given.get(name)
-    prompt = given.get("prompt")
-    yield "user", prompt
-    for name in ("messages", "input"):
-        turns = given.get(name)
-        if isinstance(turns, str):
-            yield "user", turns
-        for turn in turns if isinstance(turns, list) else ():
-            if isinstance(turn, dict):
-                role = turn.get("role", "tool")
-                yield role, turn.get("content", turn.get("output"))
-
-
-def _text(content: Any, modalities: set[str], depth: int = 0) -> str:
-    """What is text in it; the kinds of its other parts are added to `modalities`."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or depth > MAX_DEPTH:
-        return ""
-    texts = []
-    for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, dict):
-            kind = part.get("type")
-            if isinstance(kind, str) and kind in MODALITIES:
-                modalities.add(MODALITIES[kind])
-            texts.append(_text(part.get("text", part.get("content")), modalities, depth + 1))
-    return "\n".join(text for text in texts if text)
-
-
-def _features(given: Mapping[str, Any]) -> tuple[str, ...]:
-    needed = []
-    text = given.get("text")
-    forms = (given.get("response_format"), text.get("format") if isinstance(text, dict) else None)
-    if any(isinstance(f, dict) and f.get("type") in ("json_object", "json_schema") for f in forms):
-        needed.append("json_mode")
-    if given.get("tools") or given.get("functions"):
-        needed.append("tools")
-    return tuple(needed)
-
-
-def _answer_tokens(given: Mapping[str, Any]) -> int:
-    for name in ANSWER_TOKENS:
-        value = given.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return min(value, MAX_ANSWER_TOKENS)
-    return 0
