@@ -38,7 +38,7 @@ def targets() -> list[tuple[str, str]]:
 
 
 def leaves(
-    name: str, found: argparse.ArgumentParser, about: str = ""
+    name: str, found: argparse.ArgumentParser
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Every command that is no mere group of others."""
     groups = [a for a in found._actions if isinstance(a, argparse._SubParsersAction)]
@@ -71,8 +71,7 @@ def _row(action: argparse.Action) -> list[str]:
         takes = "" if action.nargs == 0 else f" {value or action.dest.upper()}"
         names = ", ".join(action.option_strings) + takes
     default = action.default
-    shown = (
-        "" if default in (None, False, argparse.SUPPRESS, [], ()) or default == Path() else default
-    )
+    nothing = default is None or default is False or default in (argparse.SUPPRESS, [], (), Path())
+    shown = "" if nothing else default
     text = (action.help or "").replace("%(default)s", str(default)).replace("%%", "%")
     return [code(names), code(str(shown)), cell(text)]
