@@ -32,6 +32,7 @@ from engine.scoring.cache import ScoreCache
 from engine.sessions import Sessions
 
 CHARS_PER_TOKEN = 4.0  # of text that is counted and not read
+COUNTED = 32  # candidates of a likely size: of a large table a policy may leave few
 # Of the time left at arrival, kept to choose without scores and to send the answer.
 SPARE_SHARE, SPARE_S = 0.1, 0.005
 Fallback = Literal["off", "deadline", "overload"]
@@ -165,9 +166,10 @@ class Router:
         return replace(decision, ranking=decision.ranking[: policy.ranking_size])
 
     def _likely_size(self, text: str) -> int:
-        """Rows of a forward for `text`, before anything was tokenised."""
+        """Rows of a forward for `text`, before it is tokenised and anyone is found eligible."""
         tokens = min(round(len(text) / CHARS_PER_TOKEN), MAX_INSTRUCTION_TOKENS)
-        return tokens + self._frame + len(self._registry.table().candidates)
+        candidates = min(len(self._registry.table().candidates), COUNTED)
+        return tokens + self._frame + candidates
 
     async def _scored_or_static(self, ready: _Ready, deadline: float) -> tuple[Scored, str]:
         """The scores; or mean aptitude, and why."""

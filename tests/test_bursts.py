@@ -48,3 +48,26 @@ def test_a_loop_on_it_keeps_its_timers_and_threads(crowded: bool) -> None:
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         assert runner.run(work()) == list(range(20))
+
+
+def test_it_does_not_spin_where_no_forward_runs() -> None:
+    free = threading.Event()
+    free.set()
+    selector = BurstSelector()
+    selector.crowded = lambda: free
+    woken = 0
+
+    async def idle() -> None:
+        select = selector.select
+
+        def counted(timeout: float | None = None) -> object:
+            nonlocal woken
+            woken += 1
+            return select(timeout)
+
+        selector.select = counted  # type: ignore[method-assign,assignment]
+        await asyncio.sleep(0.5)
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(idle())
+    assert woken < 20  # spinning made it hundreds

@@ -116,7 +116,7 @@ class Batcher:
         return self._worker.idle if recently else None
 
     def check_room(self, size: int, deadline: float) -> None:
-        """Raise what submit() would raise for a prompt of `size` rows: before it is tokenised."""
+        """Raise what submit() would raise for a prompt of `size` rows, which need not be there."""
         self._admit(size, deadline, time.monotonic())
 
     async def submit(

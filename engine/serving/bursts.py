@@ -23,7 +23,7 @@ class BurstSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Events:
         """As asyncio asks for it; what became ready meanwhile is given after the hold."""
         free = None if timeout is not None and timeout <= 0 else self.crowded()
-        if free is None:
+        if free is None or free.is_set():
             return super().select(timeout)
         longest = MAX_HOLD_S if timeout is None else min(timeout, MAX_HOLD_S)
         events = super().select(min(SETTLED_S, longest))
