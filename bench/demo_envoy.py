@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 from bench.envoy import envoy
-from bench.fuzz_extproc import extproc_address
 from bench.process import serving
 from bench.upstream import upstream
 
@@ -44,29 +43,26 @@ def main() -> int:
         upstream("large") as large,
         upstream("small") as small,
         serving(Path(name) / "candidates.sqlite", "--extproc-address", "127.0.0.1:0") as server,
+        envoy(Path(name), server, large, small) as running,
     ):
-        processor = int(extproc_address(server).rpartition(":")[2])
-        with envoy(Path(name), processor, large.port, small.port) as running:
-            print(server.printed().splitlines()[-1])
-            print(f"Envoy on 127.0.0.1:{running.port}, deploy/envoy/envoy.yaml\n")
-            port = running.port
-            print("The alias `auto`: the highest probability decides.")
-            best = curl(port, "auto", HARD)
-            print("Cost counts as well:")
-            cheap = curl(port, "auto", HARD, "x-modelsat-cost-sensitivity: 5")
-            print("Only these may be chosen:")
-            allowed = curl(port, "auto", HARD, "x-modelsat-allow: yi-6b-chat,qwen1.5-7b-chat")
-            print("A model asked for by name is left alone, and a forged header is stripped:")
-            named = curl(port, "yi-6b-chat", "Hi", "x-selected-model: jamba-1.5-large")
-            print("Wrong wishes are refused:")
-            refused = curl(port, "auto", "Hi", "x-modelsat-allow: nobody")
-            server.kill()
-            print("The router is killed; requests go on by the default route:")
-            default = curl(port, "auto", HARD)
-            print("Envoy's access log:")
-            print(
-                "\n".join(x for x in running.log.read_text().splitlines() if x.startswith("POST"))
-            )
+        print(server.printed().splitlines()[-1])
+        print(f"Envoy on 127.0.0.1:{running.port}, deploy/envoy/envoy.yaml\n")
+        port = running.port
+        print("The alias `auto`: the highest probability decides.")
+        best = curl(port, "auto", HARD)
+        print("Cost counts as well:")
+        cheap = curl(port, "auto", HARD, "x-modelsat-cost-sensitivity: 5")
+        print("Only these may be chosen:")
+        allowed = curl(port, "auto", HARD, "x-modelsat-allow: yi-6b-chat,qwen1.5-7b-chat")
+        print("A model asked for by name is left alone, and a forged header is stripped:")
+        named = curl(port, "yi-6b-chat", "Hi", "x-selected-model: jamba-1.5-large")
+        print("Wrong wishes are refused:")
+        refused = curl(port, "auto", "Hi", "x-modelsat-allow: nobody")
+        server.kill()
+        print("The router is killed; requests go on by the default route:")
+        default = curl(port, "auto", HARD)
+        print("Envoy's access log:")
+        print("\n".join(x for x in running.log.read_text().splitlines() if x.startswith("POST")))
     expected = (
         best["upstream"] == "large"
         and cheap["upstream"] == "small"

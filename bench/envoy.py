@@ -5,16 +5,15 @@ The binary is in a virtual environment of its own (make .venv-envoy/.done).
 
 from __future__ import annotations
 
-import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.process import ROOT, free_port
+from bench.process import ROOT, Server, free_port, running
+from bench.upstream import Upstream
 
 BINARY = ROOT / ".venv-envoy" / "bin" / "envoy"
 CONFIG = ROOT / "deploy" / "envoy" / "envoy.yaml"
@@ -54,38 +53,25 @@ def config(ports: Mapping[int, int], changes: Mapping[str, str]) -> str:
 
 @contextmanager
 def envoy(
-    folder: Path, extproc: int, large: int, small: int, changes: Mapping[str, str] = {}
+    folder: Path,
+    server: Server,
+    large: Upstream,
+    small: Upstream,
+    changes: Mapping[str, str] = {},
 ) -> Iterator[Envoy]:
-    """A ready one, stopped at the end. extproc, large, small: ports of what stands behind it."""
+    """A ready one, stopped at the end. server: with ext_proc."""
     found = Envoy(free_port(), free_port(), folder / f"envoy-{time.monotonic_ns()}.log")
     file = found.log.with_suffix(".yaml")
     ports = {
         LISTENER: found.port,
         ADMIN: found.admin,
-        EXTPROC: extproc,
-        LARGE: large,
-        SMALL: small,
+        EXTPROC: int(server.extproc_address.rpartition(":")[2]),
+        LARGE: large.port,
+        SMALL: small.port,
     }
     file.write_text(config(ports, changes), encoding="utf-8")
     command = [str(BINARY), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id"]
     command += ["--log-level", "warning", "--file-flush-interval-msec", "50"]
-    with found.log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        _await_ready(process, found)
+    # /ready answers 200 once the clusters were health-checked for the first time.
+    with running(command, found.log, f"http://127.0.0.1:{found.admin}/ready"):
         yield found
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _await_ready(process: subprocess.Popen[bytes], found: Envoy) -> None:
-    """/ready answers 200 once the clusters were health-checked for the first time."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{found.admin}/ready", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.05)
-    raise RuntimeError("Envoy was not ready:\n" + found.log.read_text(encoding="utf-8"))

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import grpc
 
-from bench.fuzz_extproc import extproc_address
 from bench.process import serving
 from bench.report import Target, conditions, finish
 from engine.pb import external_processor_pb2 as pb
@@ -114,7 +113,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s.sqlite"
         with serving(store, "--extproc-address", "127.0.0.1:0") as server:
-            found = asyncio.run(measure(server.address, extproc_address(server), rounds))
+            found = asyncio.run(measure(server.address, server.extproc_address, rounds))
     targets = [
         Target(f"ms that ext_proc adds at p50, {texts} texts", t["extproc"] - t["route"], "<= 2")
         for texts, t in found.items()

@@ -28,7 +28,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from bench.fuzz_messages import DAMAGES
-from bench.process import Server, free_port, serving
+from bench.process import free_port, serving
 from bench.report import Target, conditions, finish
 from engine.pb import external_processor_pb2 as pb
 
@@ -224,14 +224,6 @@ def _judge(messages: list[bytes], answers: list[bytes], found: Found) -> None:
             found.failures.append(f"HTTP {status}: {error['message'][:200]}")
 
 
-def extproc_address(server: Server) -> str:
-    """HOST:PORT of a server that was started with --extproc-address."""
-    told = re.search(r"ext_proc on (\S+)", server.printed())
-    if told is None:
-        raise ValueError("the server serves no ext_proc")
-    return told[1]
-
-
 def statuses(metrics: str) -> dict[str, int]:
     """How the server ended its streams, as it counts them itself; metrics: HOST:PORT."""
     with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as page:
@@ -251,7 +243,7 @@ def main() -> int:
         metrics = f"127.0.0.1:{free_port()}"
         told = ("--extproc-address", "127.0.0.1:0", "--metrics-address", metrics)
         with serving(store, *told) as server:
-            address = extproc_address(server)
+            address = server.extproc_address
             asyncio.run(fuzz(address, given.seed, range(given.sequences // 10)))  # warm
             before = server.resident_mb()
             found = asyncio.run(fuzz(address, given.seed, range(given.sequences)))

@@ -6,14 +6,13 @@ python -m bench.light STORE    begins to serve a second sooner than `modelsat se
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import grpc
 
-from bench.process import BUNDLE, ROOT, Server
+from bench.process import BUNDLE, ROOT, Server, start
 from engine.contract.arrays import load_arrays
 from engine.contract.bundle import read_manifest
 from engine.pb import candidate_service_pb2_grpc
@@ -43,11 +42,7 @@ async def serve(store: str) -> None:
 def launch_light(store: str, folder: Path) -> Server:
     """Start it; its log goes to `folder`."""
     log = folder / f"light-{time.monotonic_ns()}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.light", store], cwd=ROOT, stdout=output, stderr=output
-        )
-    return Server(process, log)
+    return Server(start([sys.executable, "-m", "bench.light", store], log, cwd=ROOT), log)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.process import ROOT, free_port
+from bench.process import ROOT, free_port, running
 
 ENVIRONMENT = ROOT / ".venv-litellm"  # made by `make litellm`
 CONFIG = ROOT / "deploy" / "litellm" / "config.yaml"
@@ -38,31 +34,6 @@ def proxy(folder: Path, settings: Mapping[str, str], config: Path = CONFIG) -> I
     environment["LITELLM_MASTER_KEY"] = key
     command = [str(ENVIRONMENT / "bin" / "litellm"), "--config", str(config)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment | settings, stdout=output, stderr=output
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _await_ready(url, process, log)
+    url, more = f"http://127.0.0.1:{port}", {"cwd": folder, "env": environment | settings}
+    with running(command, log, f"{url}/health/liveliness", START_S, **more):
         yield Proxy(url, key, log)
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health/liveliness", timeout=5):  # noqa: S310
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise RuntimeError(
-        "LiteLLM was not ready:\n" + log.read_text("utf-8", errors="replace")[-2000:]
-    )

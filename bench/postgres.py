@@ -10,7 +10,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
+
+from bench.process import free_port
 
 PASSWORD = "s3cret/with@signs"  # noqa: S105 - of a database that lives for a test
 ESCAPED = "s3cret%2Fwith%40signs"
@@ -35,9 +36,7 @@ class Postgres:
         root = os.geteuid() == 0
         self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid} if root else {}
         self._bin = _programs(folder)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         folder.chmod(0o777)
         secret = folder / "password"

@@ -1,17 +1,20 @@
-"""A serving process of our own on a free port, for the demo, the benchmarks and the tests."""
+"""Processes of our own on free ports, for the demos, the benchmarks and the tests."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "artifacts" / "bundle"
@@ -24,6 +27,14 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
     address: str = ""
+
+    @property
+    def extproc_address(self) -> str:
+        """HOST:PORT of its ext_proc; raises ValueError where it serves none."""
+        told = re.search(r"ext_proc on (\S+)", self.printed())
+        if told is None:
+            raise ValueError("the server serves no ext_proc")
+        return told[1]
 
     def printed(self) -> str:
         """Everything it printed so far."""
@@ -59,6 +70,51 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def start(command: Sequence[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
+    """A program whose output goes to `log`. more: see subprocess.Popen."""
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, **more)
+
+
+def is_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout_s: float) -> bool:
+    """Ask until it is; False where the program ends first or the time does."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        if ready():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, url: str, timeout_s: float = 60.0, **more: Any
+) -> Iterator[None]:
+    """A program that has answered GET `url` with 200; stopped at the end. Raises RuntimeError with
+    the end of its output where it never does. more: see subprocess.Popen."""
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310
+                return True
+        except OSError:
+            return False
+
+    process = start(command, log, **more)
+    try:
+        if not is_ready(process, answers, timeout_s):
+            printed = log.read_text("utf-8", errors="replace")[-2000:]
+            raise RuntimeError(f"{Path(command[0]).name} was not ready:\n{printed}")
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 def launch(
     store: Path,
     *arguments: str,
@@ -71,20 +127,19 @@ def launch(
     command += ["--store", str(store), "--address", f"127.0.0.1:{port}"]
     command += ["--outcomes", str(store.with_name("outcomes.sqlite")), *arguments]
     log = store.with_name(f"server-{time.monotonic_ns()}.log")
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
-    return Server(process, log)
+    return Server(start(command, log, cwd=ROOT), log)
 
 
 def await_ready(server: Server, timeout_s: float = 60.0) -> Server:
     """Wait for the ready line; raises RuntimeError with its output if the server ends first."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and server.process.poll() is None:
-        ready = [line for line in server.printed().splitlines() if line.startswith("ready")]
-        if ready:
-            server.address = ready[0].split()[2].rstrip(":")
-            return server
-        time.sleep(0.05)
+
+    def is_told() -> bool:
+        told = re.search(r"^ready on (\S+):", server.printed(), re.MULTILINE)
+        server.address = told[1] if told else ""
+        return told is not None
+
+    if is_ready(server.process, is_told, timeout_s):
+        return server
     server.kill()
     raise RuntimeError("the server was not ready:\n" + server.printed())
 

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.fuzz_extproc import extproc_address, fuzz
+from bench.fuzz_extproc import fuzz
 from bench.process import Server, serving
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc as stubs
@@ -51,7 +51,7 @@ def body(content: bytes = BODY, ends: bool = True) -> Any:
 
 
 def talk(server: Server, *messages: Any) -> list[Any]:
-    with grpc.insecure_channel(extproc_address(server)) as channel:
+    with grpc.insecure_channel(server.extproc_address) as channel:
         return list(stubs.ExternalProcessorStub(channel).Process(iter(messages), timeout=30))
 
 
@@ -156,7 +156,7 @@ def test_errors_are_immediate_responses(
 
 
 def test_a_body_that_does_not_come_is_408(server: Server) -> None:
-    with grpc.insecure_channel(extproc_address(server)) as channel:
+    with grpc.insecure_channel(server.extproc_address) as channel:
         ended = threading.Event()
 
         def half() -> Iterator[Any]:
@@ -177,7 +177,7 @@ def test_overload_and_deadline_have_their_status(tmp_path: Path) -> None:
 
 def test_health_reflects_the_service(server: Server) -> None:
     name = "envoy.service.ext_proc.v3.ExternalProcessor"
-    with grpc.insecure_channel(extproc_address(server)) as channel:
+    with grpc.insecure_channel(server.extproc_address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=30)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -196,7 +196,7 @@ def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
 
 
 async def test_random_sequences_of_messages(server: Server) -> None:
-    found = await fuzz(extproc_address(server), 7, range(600))
+    found = await fuzz(server.extproc_address, 7, range(600))
     assert found.failures == []
     assert {"OK", "INVALID_ARGUMENT", "request_headers", "request_body"} <= set(found.answers)
     assert server.process.poll() is None

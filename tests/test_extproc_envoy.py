@@ -80,12 +80,6 @@ def ask(
             client.close()
 
 
-def extproc_port(server: Server) -> int:
-    found = re.search(r"ext_proc on \S+:(\d+)", server.printed())
-    assert found
-    return int(found[1])
-
-
 def raw(text: str, model: str = "auto", **more: Any) -> bytes:
     return json.dumps(
         {"stop": None, "model": model, "messages": [{"role": "user", "content": text}], **more}
@@ -100,7 +94,7 @@ def stack(folder: Path, changes: Mapping[str, str] = {}, *arguments: str) -> Ite
         serving(folder / "s.sqlite", *told) as server,
         upstream("large") as large,
         upstream("small") as small,
-        envoy(folder, extproc_port(server), large.port, small.port, patient) as running,
+        envoy(folder, server, large, small, patient) as running,
     ):
         yield Stack(server, running)
 

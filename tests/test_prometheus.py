@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.process import ROOT, free_port, serving
+from bench.process import ROOT, free_port, running, serving
 from engine.client import Client
 from tests.conftest import INSTRUCTIONS
 from tests.deploy_tools import TOOLS
@@ -44,17 +44,16 @@ def query(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
     """What Prometheus answers, once it has read a server with some traffic on it for a while."""
     folder = tmp_path_factory.mktemp("prometheus")
     metrics, own = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    with serving(folder / "s.sqlite", "--metrics-address", metrics) as server:
-        prometheus = subprocess.Popen(_command(folder, metrics, own), stderr=subprocess.DEVNULL)
-        try:
-            with Client(server.address, timeout_s=30) as client:
-                for texts in (INSTRUCTIONS[:4], INSTRUCTIONS[:8]):
-                    client.route_many(texts)
-                    _await_scrapes(own, metrics, 3)
-            yield lambda expression: _ask(own, expression)
-        finally:
-            prometheus.terminate()
-            prometheus.wait(20)
+    command, log = _command(folder, metrics, own), folder / "prometheus.log"
+    with (
+        serving(folder / "s.sqlite", "--metrics-address", metrics) as server,
+        running(command, log, f"http://{own}/-/ready"),
+    ):
+        with Client(server.address, timeout_s=30) as client:
+            for texts in (INSTRUCTIONS[:4], INSTRUCTIONS[:8]):
+                client.route_many(texts)
+                _await_scrapes(own, metrics, 3)
+        yield lambda expression: _ask(own, expression)
 
 
 def _command(folder: Path, metrics: str, own: str) -> list[str]:
@@ -80,10 +79,7 @@ def _await_scrapes(address: str, metrics: str, more: int) -> None:
     while len(seen) < more:
         assert time.monotonic() < deadline, "Prometheus does not read the server"
         time.sleep(0.2)
-        try:
-            stamps = [float(found["value"][1]) for found in _ask(address, asked)]
-        except OSError:  # it is starting
-            continue
+        stamps = [float(found["value"][1]) for found in _ask(address, asked)]
         seen |= {stamp for stamp in stamps if stamp > begun}
 
 

@@ -6,7 +6,6 @@ begins "A. "), answer (a letter), and mmlu_subject or subtask, the task it belon
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ import numpy as np
 
 from engine.contract.aptitude_test import derived_items
 from engine.contract.errors import InvalidInputError, Violation
-from engine.contract.outcomes import split
+from engine.contract.outcomes import instructions_file, lines_of, split
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -83,8 +82,7 @@ def read_file(path: Path) -> list[Question]:
 def read_folder(folder: Path) -> dict[str, list[Question]]:
     """Task -> the items that the candidates of a data folder sat: those of its aptitude.json, else
     the ones that training derives from its scores (engine/contract/aptitude_test.py)."""
-    packed = folder / "instructions.jsonl.gz"
-    records = _records(packed if packed.is_file() else folder / "instructions.jsonl")
+    records = _records(instructions_file(folder))
     sat = folder / "aptitude.json"
     if sat.is_file():
         place = {str(r.get("id")): i for i, r in enumerate(records)}
@@ -103,10 +101,8 @@ def read_folder(folder: Path) -> dict[str, list[Question]]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    opening = gzip.open if path.suffix == ".gz" else open
     try:
-        with opening(path, "rt", encoding="utf-8") as lines:
-            records = [json.loads(line) for line in lines if line.strip()]
+        records = [json.loads(line) for line in lines_of(path) if line.strip()]
     except (OSError, EOFError, ValueError) as error:
         raise InvalidInputError(
             Violation(str(path), f"is no readable file of JSON lines ({error}).")

@@ -131,9 +131,8 @@ def known_keywords() -> dict[str, str]:
 
 
 def _require_files(folder: Path) -> None:
-    lines = ("instructions.jsonl.gz", "instructions.jsonl")
     missing = [n for n in ("candidates.json", "scores.npz") if not (folder / n).is_file()]
-    if not any((folder / n).is_file() for n in lines):
+    if not instructions_file(folder).is_file():
         missing.append("instructions.jsonl[.gz]")
     if missing:
         raise InvalidInputError(
@@ -147,7 +146,7 @@ def _require_files(folder: Path) -> None:
 def _records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The lines that are JSON objects, and what is wrong with the others."""
     records, problems = [], []
-    for number, line in enumerate(_open_lines(folder), start=1):
+    for number, line in enumerate(lines_of(instructions_file(folder)), start=1):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -160,14 +159,17 @@ def _records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return records, problems[:20]
 
 
-def _open_lines(folder: Path) -> Iterator[str]:
+def instructions_file(folder: Path) -> Path:
+    """Of a data folder; the plain one where there is none."""
     packed = folder / "instructions.jsonl.gz"
-    if packed.is_file():
-        with gzip.open(packed, "rt", encoding="utf-8") as lines:
-            yield from lines
-    else:
-        with (folder / "instructions.jsonl").open(encoding="utf-8") as lines:
-            yield from lines
+    return packed if packed.is_file() else folder / "instructions.jsonl"
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Of a text, gzipped where its name ends with .gz."""
+    opening = gzip.open if path.suffix == ".gz" else open
+    with opening(path, "rt", encoding="utf-8") as lines:
+        yield from lines
 
 
 def _problems(records: list[dict[str, Any]], names: list[str], scores: Floats) -> list[str]:
