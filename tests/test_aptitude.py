@@ -216,7 +216,11 @@ def test_nothing_is_asked_without_consent_and_the_key_is_never_shown(
         printed = run(url, questions, out, *keyed, status=1, **secret)
         assert "refused with HTTP 401: " in printed
         assert "[key]" in printed
-        run(url, questions, out, *keyed, status=0, MY_KEY="sk-right")
+        proxy = FakeLLM([], {})
+        with listening(proxy) as far:
+            through = {"http_proxy": far.removesuffix("/v1"), "no_proxy": ""}
+            run(url, questions, out, *keyed, MY_KEY="sk-right", **through)
+        assert proxy.requests == 0
         far = "http://example.invalid/v1"
         assert "plain text" in run(far, questions, out, *keyed, status=1, **secret)
     everything = printed + "".join(p.read_text() for p in tmp_path.iterdir())

@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from engine.aptitude.endpoint import Endpoint
+from engine.aptitude.endpoint import LOOPBACK, Endpoint
 from engine.aptitude.selection import PER_TASK
 from engine.contract.candidate import TEST_TASKS, Candidate, TaskResult, require_valid
 from engine.contract.errors import InvalidInputError, Violation
 
 QUESTIONS = "TIGER-Lab/MMLU-Pro"  # holds the questions that the zoo's candidates sat
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 AT_LEAST = {  # the smallest sensible value of each
     "concurrency": 1,
     "tries": 1,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from engine.aptitude.questions import Question
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHARS_PER_TOKEN = 4.0  # of English; for estimates where the endpoint does not count
 STEPS = (
     "Think step by step. End with a line of its own that says: The answer is X, where X is the"
@@ -33,6 +35,11 @@ class Endpoint:
     concurrency: int = 8
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine."""
+        return urlsplit(self.base_url).hostname in LOOPBACK
 
 
 def prompt_of(question: Question, *, direct: bool) -> str:

@@ -37,6 +37,7 @@ class LLM:
             headers=headers,
             timeout=httpx2.Timeout(endpoint.timeout_s, connect=10.0),
             limits=httpx2.Limits(max_connections=endpoint.concurrency),
+            trust_env=not endpoint.local,  # a proxy would read the key, in plain text
         )
         self._requests = Allowance(endpoint.requests_per_minute)
         self._tokens = Allowance(endpoint.tokens_per_minute)
