@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -296,6 +297,24 @@ def test_a_journal_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
         pytest.raises(InvalidInputError, match="by another run"),
     ):
         Journal(path, {"model": "x"})
+
+
+def test_a_journal_outlives_a_full_disk_and_a_crash_in_its_first_line(tmp_path: Path) -> None:
+    path, reply = tmp_path / "journal", Reply("q", "The answer is B.", 9, 1, True, False)
+    path.write_text('{"sitt')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path, {"model": "x"}) as journal:
+        before = path.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+        try:
+            with pytest.raises(InvalidInputError, match="cannot be written"):
+                journal.add(reply)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == before
+        journal.add(reply)
+    with Journal(path, {"model": "x"}) as journal:
+        assert journal.replies == {"q": reply}
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines()
         try:
-            if content and not content.startswith(FIRST):
+            if not (content.startswith(FIRST) or FIRST.startswith(content)):
                 raise ValueError("its first line is another one")
             found = json.loads(lines[0])[ASKED_AS] if lines else sitting
             replies = [Reply(**json.loads(line)) for line in lines[1:]]
@@ -104,11 +104,14 @@ class Journal:
 
     def _append(self, value: Mapping[str, Any]) -> None:
         line = json.dumps(value).encode() + b"\n"
+        whole = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             while line:
                 line = line[os.write(self._file, line) :]
             os.fsync(self._file)
         except OSError as error:
+            os.ftruncate(self._file, whole)
+            os.lseek(self._file, whole, os.SEEK_SET)
             raise self._refusal(f"cannot be written ({error.strerror}).") from error
 
     def _refusal(self, why: str) -> InvalidInputError:
