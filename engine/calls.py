@@ -21,6 +21,8 @@ from engine.serving.settings import MAX_MESSAGE_BYTES
 
 DEFAULT_POLICY = Policy()
 MAX_BATCH = 256  # requests of a BatchRoute
+FRAME_BYTES = 6  # at most, that a request takes in a batch beside its own
+MAX_BATCH_BYTES = MAX_MESSAGE_BYTES // 2  # but for a request that is larger by itself
 ROLES: dict[Role, router_service_pb2.Role] = {
     "system": router_service_pb2.ROLE_SYSTEM,
     "user": router_service_pb2.ROLE_USER,
@@ -111,8 +113,15 @@ def batches(
 ) -> Iterator[router_service_pb2.BatchRouteRequest]:
     """As many BatchRoute requests as it takes."""
     requests = [route_request(one, policy, None, dry_run) for one in instructions]
-    for first in range(0, len(requests), MAX_BATCH):
-        yield router_service_pb2.BatchRouteRequest(requests=requests[first : first + MAX_BATCH])
+    first = size = 0
+    for i, request in enumerate(requests):
+        more = request.ByteSize() + FRAME_BYTES
+        if i > first and (i - first == MAX_BATCH or size + more > MAX_BATCH_BYTES):
+            yield router_service_pb2.BatchRouteRequest(requests=requests[first:i])
+            first, size = i, 0
+        size += more
+    if requests:
+        yield router_service_pb2.BatchRouteRequest(requests=requests[first:])
 
 
 def outcome_request(

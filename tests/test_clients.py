@@ -14,6 +14,7 @@ import pytest
 
 from bench.process import ROOT, Server
 from engine.aio_client import AsyncClient
+from engine.calls import MAX_BATCH, MAX_BATCH_BYTES, batches
 from engine.client import Client, ModelsatClientError, Policy, Turn
 from engine.contract.errors import (
     InvalidInputError,
@@ -204,6 +205,17 @@ async def test_the_asyncio_client_changes_the_candidates(shared_server: Server) 
         await client.remove(NEW.id)
         assert await client.replace(before) > 0
         assert await client.candidates() == before
+
+
+def test_batches_stay_within_what_a_server_receives() -> None:
+    large, small = ["x" * 110_000] * 240, ["y"] * (MAX_BATCH + 1)
+    huge = ["z" * MAX_BATCH_BYTES]
+    texts = [*large, *huge, *small]
+    found = list(batches(texts, Policy(), False))
+    assert [r.text for batch in found for r in batch.requests] == texts
+    assert [len(batch.requests) for batch in found] == [95, 95, 50, 1, MAX_BATCH, 1]
+    assert sum(batch.ByteSize() > MAX_BATCH_BYTES for batch in found) == 1
+    assert not list(batches([], Policy(), False))
 
 
 NODE = ROOT / "deploy" / "examples" / "node"
