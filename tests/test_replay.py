@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -35,7 +37,8 @@ from engine.registry.zoo import read_zoo
 from engine.replay import scoring
 from engine.replay.columns import names_of
 from engine.replay.policies import read_policies
-from engine.replay.requests import COLUMNS, past_request
+from engine.replay.requests import COLUMNS, PastRequest, past_request
+from engine.replay.resampling import Resampling
 from engine.replay.run import Log, replay
 from engine.replay.scoring import NOBODY, Done, Plan, Scorer, Work
 from engine.scoring.backend import Readout, Scores
@@ -198,6 +201,19 @@ def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
     observed = found["used"]["observed_quality"]
     assert observed["value"] == pytest.approx(np.mean(told))
     assert observed["low"] < observed["value"] < observed["high"]
+
+
+def test_an_interval_holds_its_value_though_all_rows_are_alike() -> None:
+    """A picture is drawn of the differences, which must not be negative."""
+    for rows in range(1, 200):
+        found = Resampling(rows).mean(np.full(rows, 0.7123))
+        assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_a_column_that_holds_nothing_is_passed_over() -> None:
+    record = {"messages": [], "text": "", "prompt": "Hi", "candidate": "", "model": "yi-6b-chat"}
+    found = past_request({**record, "outcome": math.nan, "score": 0.5, "cost": 0.0}, COLUMNS)
+    assert found == PastRequest("Hi", 0, "yi-6b-chat", 0.0, 0.5, ANY)
 
 
 def test_broken_lines_are_named_and_bounded_and_no_text_shows(tmp_path: Path) -> None:

@@ -98,16 +98,23 @@ def past_request(
 
 
 def _first(record: Mapping[str, Any], paths: Sequence[str]) -> Any:
-    """The value of the first path that leads to one; a dot goes into an object."""
+    """The value of the first path that leads to something; a dot goes into an object."""
     for path in paths:
         found: Any = record.get(path)
         if found is None and "." in path:
             found = record
             for step in path.split("."):
                 found = found.get(step) if isinstance(found, Mapping) else None
-        if found is not None:
+        if not _is_nothing(found):
             return found
     return None
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a column holds no value: what a table of such logs has where others have one."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def _instruction(

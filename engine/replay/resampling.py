@@ -42,8 +42,11 @@ class Resampling:
             np.einsum("rg,g->r", self._weights, sums) for sums in (tops, bottoms)
         )
         drawn = above_each[below_each > 0] / below_each[below_each > 0]
-        low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
-        return {"value": value, "low": low, "high": high, "rows": rows}
+        if value is None or not len(drawn):
+            return {"value": value, "low": None, "high": None, "rows": rows}
+        low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+        # Rounding moves both past the value where all rows are alike.
+        return {"value": value, "low": min(low, value), "high": max(high, value), "rows": rows}
 
     def mean(self, values: Floats) -> dict[str, Any]:
         """Of the known ones."""
