@@ -143,19 +143,18 @@ class Router(CustomLogger):  # type: ignore[misc]  # litellm is not installed wh
     ) -> dict[str, Any]:
         """Set the model of a request for the alias."""
         key = _metadata_of(data)
-        if isinstance(data.get(key), dict):
-            data[key].pop(KEY, None)  # a caller's own must not become our header
+        _metadata(data, key).pop(KEY, None)  # a caller's own must not become our header
         if data.get("model") == self._options.alias and call_type in ROUTED:
             choice = await self._choose(data)
             data["model"] = choice.model
-            data[key] = {**(data.get(key) or {}), KEY: asdict(choice)}
+            data[key] = {**_metadata(data, key), KEY: asdict(choice)}
         return data
 
     async def async_post_call_response_headers_hook(
         self, data: dict[str, Any], user_api_key_dict: Any, response: Any, **_: Any
     ) -> dict[str, str] | None:
         """The choice, in headers of the reply; of a stream too."""
-        chosen = (data.get(_metadata_of(data)) or {}).get(KEY)
+        chosen = _metadata(data, _metadata_of(data)).get(KEY)
         return Choice(**chosen).headers() if chosen else None
 
     async def _choose(self, data: Mapping[str, Any]) -> Choice:
@@ -188,6 +187,12 @@ def _metadata_of(data: Mapping[str, Any]) -> str:
     """Where LiteLLM keeps what is not for the provider; `metadata` is the provider's in some
     routes."""
     return "litellm_metadata" if "litellm_metadata" in data else "metadata"
+
+
+def _metadata(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Empty where the caller sent what is no object."""
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 router = Router(options_from(os.environ))

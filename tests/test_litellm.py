@@ -144,6 +144,24 @@ def test_a_model_that_was_named_is_left_alone(gateway: Gateway) -> None:
     assert not [h for h in answer.headers if h.startswith(("x-modelsat", "x-selected"))]
 
 
+def test_metadata_of_a_wrong_kind_costs_neither_the_request_nor_the_choice() -> None:
+    """The hooks alone: the proxy refuses some kinds itself, by route."""
+    code = """
+import asyncio, engine.litellm as m
+for sent in ("abc", ["x"], 7, None):
+    data = {"model": "auto", "metadata": sent}
+    hook = m.router.async_pre_call_hook(None, None, data, "acompletion")
+    data = asyncio.run(hook)
+    assert data["metadata"]["modelsat"]["kind"] == "unrouted"
+    hook = m.router.async_post_call_response_headers_hook({"metadata": sent}, None, None)
+    assert asyncio.run(hook) is None
+"""
+    environment = {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    command = [str(ENVIRONMENT / "bin" / "python"), "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def fallen_back(gateway: Gateway, why: str) -> None:
     """Assert that the next request goes to the fallback, for that reason."""
     before = gateway.asked()
