@@ -33,6 +33,9 @@ SHAPES = (
     "First, the answer is A? No: count again.\n\n**Final answer:** {x}",
     "{listed}\n\nAnswer: {x}",
     "Adding up gives the result, so\n$$\\boxed{{{x}}}$$",
+    "Adding up gives\n$$\\boxed{{\\text{{({x}) {option}}}}}$$",
+    "The answer is {x}, I believe.",
+    "Answer {x}",
     "<think>Perhaps the answer is A.</think>\nI choose {lower}.",
 )
 RETRY_AFTER_S = 1

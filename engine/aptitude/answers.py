@@ -31,8 +31,15 @@ NAMED = [
     rf"|answer|accurate|appropriate))\b",
     rf"(?:^|[\s(]){LETTER}[).:]?(?i:\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|answer))\b",
     rf"\b(?i:correct|best|right|final)\s+(?i:{OPTION}|one)\s*(?i:is|:)?\s*{LETTER}",
+    rf"^\s*(?i:(?:the\s+)?answer)\s+{LETTER}[).:]*\s*$",
+    rf"\A(?i:{OPTION})\s+{LETTER}(?:[).:]+\s.*|[).:]*)\Z",
 ]
-SECOND = re.compile(r"\s*(?:(?:or|and|/|&)\s*\(?\s*[A-Za-z]|,\s*\(?\s*[A-Z])\s*\)?(?![\w'’])")
+# A second letter: not the I of "and I am sure", and after a comma only where no clause begins.
+SECOND = re.compile(
+    r"\s*(?:(?:or|and|/|&)\s*(?!\s*I\s+[a-z])\(?\s*[A-Za-z]\s*\)?(?![\w'’])"
+    r"|,\s*\(?\s*[A-Z]\s*\)?(?=\s*(?:[,.;:/&)}\]!]|(?:or|and)\b|$)))",
+    re.MULTILINE,
+)
 BOXED = re.compile(r"\\boxed\s*\{\s*(.*?)\s*\}")
 WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -44,7 +51,7 @@ def extract(reply: str, options: Sequence[str]) -> str | None:
     """The letter that `reply` chooses of these options, A for the first."""
     text = _plain(reply)
     if boxed := BOXED.findall(text):
-        return _valid(boxed[-1].strip("().$ "), options) or _by_text(boxed[-1], options)
+        return _in_box(boxed[-1], options)
     text = text.replace("$", "")
     named = [found for pattern in NAMERS for found in pattern.finditer(text)]
     if named:
@@ -59,6 +66,15 @@ def extract(reply: str, options: Sequence[str]) -> str | None:
     if starts and lines[-1].strip("(). ").upper() == starts[-1].upper():
         return _valid(starts[-1], options)
     return _by_text(lines[-1], options) if lines else None
+
+
+def _in_box(content: str, options: Sequence[str]) -> str | None:
+    """A letter ("B", "(B)"), the text of an option, or both ("B. 4")."""
+    bare = content.strip("().$ ")
+    begins = OPENING.match(content.strip("$ "))
+    if begins and not _either(content.strip("$ "), begins):
+        bare = begins[1]
+    return _valid(bare, options) or _by_text(content, options)
 
 
 def _plain(reply: str) -> str:
