@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.process import ROOT, Server
 from engine.aptitude.answers import extract
+from engine.aptitude.hub import from_rows
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import retry_after_s
 from engine.aptitude.marking import TaskFigure, mark, with_marks
@@ -337,6 +339,36 @@ def test_a_wrong_questions_file_is_named(line: str, words: str, tmp_path: Path) 
     path.write_text(line + "\n")
     with pytest.raises(InvalidInputError, match=words):
         read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("aptitude.json", "{}", r"aptitude.json: cannot be read \(KeyError: 'items'\)"),
+        ("aptitude.json", "{", "aptitude.json: cannot be read .*expected a JSON object"),
+        ("aptitude.json", '{"items": ["x"]}', "aptitude.json: cannot be read"),
+        ("aptitude.json", '{"items": {"a": ["x", "y"]}}', "names 2 items; expected ids of .*jsonl"),
+        ("scores.npz", None, "scores.npz: cannot be read .*No such file"),
+        ("scores.npz", "x", "scores.npz: cannot be read"),
+        ("scores.npz", np.zeros((2, 3)), r"has shape \(2, 3\); expected \(candidates, 50\)"),
+    ],
+)
+def test_a_wrong_data_folder_is_named(file: str, content: Any, words: str, tmp_path: Path) -> None:
+    write_questions(tmp_path / "instructions.jsonl", each=1)
+    if isinstance(content, str):
+        (tmp_path / file).write_text(content)
+    elif content is not None:
+        np.savez(tmp_path / file, scores=content)
+    with pytest.raises(InvalidInputError, match=words):
+        compose(str(tmp_path), 20, [], seed=0)
+
+
+def test_an_answer_that_is_no_option_is_named() -> None:
+    rows = [{"question": "1 + 1?", "choices": ["1", "2"], "answer": a} for a in (1, -1, 30)]
+    found = from_rows(rows, "some/set")
+    assert next(found).answer == "B"
+    with pytest.raises(InvalidInputError, match="some/set: row 2 has the answer 30"):
+        next(found)
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:

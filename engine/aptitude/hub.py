@@ -65,7 +65,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[Quest
     """Rows of question, choices or options, answer (a number or a letter), and subject or src.
     Rows without two options or with a hidden answer (-1) are no questions and are left out."""
     counts: dict[str, int] = {}
-    for row in rows:
+    for n, row in enumerate(rows):
         options = row.get("choices", row.get("options"))
         if "question" not in row or options is None or "answer" not in row:
             raise InvalidInputError(
@@ -76,6 +76,14 @@ def from_rows(rows: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[Quest
                 )
             )
         answer = row["answer"]
+        if isinstance(answer, int) and not -1 <= answer < min(len(options), len(LETTERS)):
+            raise InvalidInputError(
+                Violation(
+                    dataset,
+                    f"row {n} has the answer {answer}; expected -1 (hidden) or the place of one of"
+                    f" its {len(options)} options, from 0.",
+                )
+            )
         letter = LETTERS[answer] if isinstance(answer, int) else str(answer).strip()
         if len(options) < 2 or answer == -1 or letter not in LETTERS[: len(options)]:
             continue

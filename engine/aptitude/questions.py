@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,22 +83,62 @@ def read_file(path: Path) -> list[Question]:
 def read_folder(folder: Path) -> dict[str, list[Question]]:
     """Task -> the items that the candidates of a data folder sat: those of its aptitude.json, else
     the ones that training derives from its scores (engine/contract/aptitude_test.py)."""
-    records = _records(instructions_file(folder))
+    path = instructions_file(folder)
+    records = _records(path)
     sat = folder / "aptitude.json"
-    if sat.is_file():
-        place = {str(r.get("id")): i for i, r in enumerate(records)}
-        named = json.loads(sat.read_text(encoding="utf-8"))["items"]
-        items = {task: [place[q] for q in ids if q in place] for task, ids in named.items()}
-    else:
-        with np.load(folder / "scores.npz") as arrays:
-            scores = arrays["scores"].astype(np.float32)
-        training, _, _ = split([str(r["text"]) for r in records])
-        subjects = [str(r.get("subtask") or r["benchmark"]) for r in records]
-        items = derived_items(scores, subjects, training)
+    items = _named_items(sat, path, records) if sat.is_file() else _derived_items(folder, records)
     return {
-        task: [question_from(records[i], f"{folder}, line {i + 1}") for i in rows]
+        task: [question_from(records[i], f"{path}, line {i + 1}") for i in rows]
         for task, rows in items.items()
+        if rows
     }
+
+
+def _named_items(sat: Path, path: Path, records: list[dict[str, Any]]) -> dict[str, list[int]]:
+    place = {str(r.get("id")): i for i, r in enumerate(records)}
+    try:
+        named = json.loads(sat.read_text(encoding="utf-8"))["items"]
+        items = {t: [place[q] for q in ids if q in place] for t, ids in named.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInputError(
+            Violation(
+                str(sat),
+                f"cannot be read ({type(error).__name__}: {error}); expected a JSON object whose"
+                ' "items" are {task: [id, ...]}.',
+            )
+        ) from error
+    if not any(items.values()):
+        count = sum(map(len, named.values()))
+        raise InvalidInputError(
+            Violation(str(sat), f"names {count} items; expected ids of {path}, and none is.")
+        )
+    return items
+
+
+def _derived_items(folder: Path, records: list[dict[str, Any]]) -> dict[str, list[int]]:
+    path = folder / "scores.npz"
+    try:
+        with np.load(path) as arrays:
+            scores = arrays["scores"].astype(np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(
+            Violation(
+                str(path),
+                f"cannot be read ({error}); expected the candidates' scores, or an aptitude.json"
+                " beside it that names the items.",
+            )
+        ) from error
+    if scores.ndim != 2 or scores.shape[1] != len(records):
+        raise InvalidInputError(
+            Violation(
+                str(path),
+                f"has shape {scores.shape}; expected (candidates, {len(records)}), a"
+                " column for each instruction.",
+            )
+        )
+    training, _, _ = split([str(r.get("text")) for r in records])
+    subjects = [str(r.get("subtask") or r.get("benchmark")) for r in records]
+    return derived_items(scores, subjects, training)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
