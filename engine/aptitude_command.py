@@ -61,11 +61,11 @@ def _run(parsed: argparse.Namespace) -> None:
     with Journal(files.journal, sitting(paper, endpoint)) as journal:
         _examine(paper, endpoint, candidate, journal, parsed)
         marks = mark(paper.questions, journal.replies)
-    candidate = with_marks(candidate, marks)
+    candidate = with_marks(candidate, marks, direct=endpoint.direct)
     document = content(candidate, marks, paper, endpoint)
     _write(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     _write(files.picture, picture(candidate.display_name, marks))
-    print("\n".join(summary(marks, paper)))
+    print("\n".join(summary(marks, paper, direct=endpoint.direct)))
     print(f"wrote {files.out} and {files.picture}")
     if parsed.server:
         with connect(parsed) as client:

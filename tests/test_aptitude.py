@@ -371,6 +371,16 @@ def test_an_answer_that_is_no_option_is_named() -> None:
         next(found)
 
 
+def test_the_length_of_letters_alone_is_not_that_of_answers(
+    questions: Path, tmp_path: Path
+) -> None:
+    llm = FakeLLM(read_file(questions), {}, answer_tokens=1)
+    few = ("--model", "fake", "--yes", "--per-task", "1", "--direct")
+    with listening(llm) as url:
+        assert "says nothing of usual answers" in run(url, questions, tmp_path / "a.json", *few)
+    assert read_zoo(tmp_path / "a.json")[0].mean_answer_tokens is None
+
+
 def test_retry_after_is_seconds_or_a_date() -> None:
     date = "Thu, 01 Jan 1970 00:01:40 GMT"
     values = {"7": 7.0, "0.5": 0.5, date: 90.0, "": None, "soon": None}

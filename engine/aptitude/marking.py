@@ -105,12 +105,12 @@ def expected_figures(marks: Marks) -> dict[str, float]:
     return {t: round(min(1.0, max(0.0, known[t].mean + above)), 4) for t in missing}
 
 
-def with_marks(candidate: Candidate, marks: Marks) -> Candidate:
-    """`candidate` with figures, mean answer length, and the tag `partial-test` where it fits."""
+def with_marks(candidate: Candidate, marks: Marks, *, direct: bool = False) -> Candidate:
+    """`candidate` with figures, mean answer length, and the tag `partial-test` where it fits.
+    direct: whether it was asked for letters alone, whose length says nothing of its answers."""
     figures = {f.task: f.accuracy for f in marks.figures} | expected_figures(marks)
     words = task_keywords(list(figures))
     aptitude = tuple(TaskResult(w, a) for w, a in zip(words, figures.values(), strict=True))
     tags = tuple(sorted({*candidate.tags, PARTIAL})) if marks.partial else candidate.tags
-    return replace(
-        candidate, aptitude=aptitude, mean_answer_tokens=marks.mean_answer_tokens, tags=tags
-    )
+    length = None if direct else marks.mean_answer_tokens
+    return replace(candidate, aptitude=aptitude, mean_answer_tokens=length, tags=tags)

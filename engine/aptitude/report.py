@@ -11,7 +11,7 @@ from engine.aptitude.endpoint import Endpoint, estimated_tokens, prompt_of
 from engine.aptitude.marking import Marks, expected_figures
 from engine.aptitude.questions import Question
 from engine.aptitude.selection import PER_TASK, Paper
-from engine.contract.candidate import TEST_TASKS, Candidate, to_json
+from engine.contract.candidate import DEFAULT_ANSWER_TOKENS, TEST_TASKS, Candidate, to_json
 from engine.version import VERSION
 
 ENOUGH_STANDARD = 0.9  # share of questions from which the level compares with the zoo's
@@ -70,7 +70,7 @@ def content(candidate: Candidate, marks: Marks, paper: Paper, endpoint: Endpoint
     }
 
 
-def summary(marks: Marks, paper: Paper) -> list[str]:
+def summary(marks: Marks, paper: Paper, *, direct: bool = False) -> list[str]:
     """What a person should know of the result, a sentence each."""
     tasks = len(marks.figures)
     said = [
@@ -79,6 +79,11 @@ def summary(marks: Marks, paper: Paper) -> list[str]:
         + ("" if marks.counted == marks.asked else f" ({marks.asked - marks.counted} estimated)")
         + "."
     ]
+    if direct:
+        said.append(
+            "The length of letters alone (--direct) says nothing of usual answers: it is not kept,"
+            f" and costs are reckoned with {DEFAULT_ANSWER_TOKENS:g} tokens."
+        )
     if marks.unparsed:
         said.append(
             f"{marks.unparsed} replies chose no option and count as wrong; {marks.cut} of all"
