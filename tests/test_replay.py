@@ -34,7 +34,7 @@ from engine.contract.errors import InvalidInputError
 from engine.policy import Policy
 from engine.registry.table import Table, make_table
 from engine.registry.zoo import read_zoo
-from engine.replay import scoring
+from engine.replay import scoring, text
 from engine.replay.columns import names_of
 from engine.replay.policies import read_policies
 from engine.replay.requests import COLUMNS, PastRequest, past_request
@@ -196,6 +196,10 @@ def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
         if u == b and r["outcome"] is not None
     ]
     assert part["where_it_chose_what_was_used"]["observed_quality"]["rows"] == len(same)
+    over = {name: count for name, count, *_ in text.rows(found)}
+    assert over["used"].split()[0] == str(len(pairs))
+    priced = part["estimated_cost_usd"]["rows"]
+    assert over["best"] == f"{len(records)} (cost: {priced})"
     assert found["policies"]["small"]["nobody_eligible"] == len(records)
     told = [r["outcome"] for r in records if r["outcome"] is not None]
     observed = found["used"]["observed_quality"]

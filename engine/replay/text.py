@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Report = Mapping[str, Any]
-HEADINGS = ("", "quality (estimate)", "$ per 1,000 (estimate)", "cost against used")
+HEADINGS = ("", "requests", "quality (estimate)", "$ per 1,000 (estimate)", "cost against used")
 SHOWN = 8  # candidates of a mix, unknown names
 WHAT_IS_WHAT = """\
 Quality is the mean calibrated probability of what is chosen: an **estimate**, also for what was
@@ -20,15 +20,16 @@ used. Costs are estimates too: price list times input tokens and mean answer. On
 quality was measured, and only of what was used. How a policy's other choices would have turned out
 nobody has seen: where it chose what was used, estimate and outcome can be compared, but those
 requests are no fair sample of the others. Brackets are 95 % intervals of a bootstrap over requests;
-they hold the spread of the requests, not the error of the estimate itself."""
+they hold the spread of the requests, not the error of the estimate itself. Figures of different
+requests do not compare; what is said "against used" is of the same ones."""
 
 
-def rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+def rows(report: Report) -> Iterator[tuple[str, ...]]:
     """The cells under HEADINGS."""
     for name, quality, cost in policies_in(report):
         part = report["policies"].get(name)
         ratio = "" if part is None else _percent(part["against_used"]["cost_ratio"])
-        yield name, _figure(quality), _figure(cost, 1e3), ratio
+        yield name, _requests(quality, cost), _figure(quality), _figure(cost, 1e3), ratio
 
 
 def facts(report: Report) -> Iterator[str]:
@@ -100,7 +101,7 @@ def _about(name: str, part: Mapping[str, Any]) -> Iterator[str]:
 def markdown(report: Report, plots: Sequence[str]) -> str:
     """report.md; plots: names of PNGs beside it."""
     lines = ["# Replay", "", *(f"- {fact}" for fact in facts(report)), ""]
-    lines += [f"| {' | '.join(HEADINGS)} |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows(report)]
     lines += ["", WHAT_IS_WHAT, "", "## Who is chosen", "", "| | share of requests |", "|---|---|"]
     for name, part in {"used": report["used"], **report["policies"]}.items():
@@ -129,6 +130,12 @@ def print_report(report: Report, console: Console) -> None:
     for fact in facts(report):
         console.print(f"- {fact}")
     console.print("Only observed quality was measured; the rest are estimates, see report.md.")
+
+
+def _requests(quality: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
+    """Over how many the two are taken: who was used may be unknown, a price too."""
+    priced = "" if cost["rows"] == quality["rows"] else f" (cost: {cost['rows']})"
+    return f"{quality['rows']}{priced}"
 
 
 def _mix(mix: Mapping[str, int], most: int) -> str:
