@@ -154,7 +154,11 @@ def test_compose_mounts_what_is_there_and_starts_the_server_as_it_is() -> None:
     mounts = [v.split(":")[0] for s in services.values() for v in s["volumes"]]
     missing = [m for m in mounts if m.startswith(".") and not (file.parent / m).resolve().exists()]
     assert missing == []
-    parser().parse_args(services["modelsat"]["command"])
+    started = parser().parse_args(services["modelsat"]["command"])
+    assert started.fallback == "overload"  # as docs/how-to/envoy.md asks
+    # An entrypoint that starts as root and changes its user cannot do so without capabilities.
+    assert services["envoy"]["cap_drop"] == ["ALL"]
+    assert services["envoy"]["user"] == "101:101"
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))
     (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
     assert f"--metrics-address={target}" in services["modelsat"]["command"]
