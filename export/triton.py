@@ -53,22 +53,36 @@ class Signature:
 def write_repository(bundle: Path, out: Path, device: Device = "cpu", version: int = 1) -> None:
     """Write `out`; other versions of the models that are there already stay.
 
-    Raises BundleError where the bundle has no ONNX graph for `device`.
+    Raises BundleError where the bundle has no ONNX graph for `device`, or where another version is
+    there whose tensors or device are others: a model has one config.pbtxt for all its versions.
     """
     manifest = read_manifest(bundle, "bundle")
     graph = manifest.graphs.get(device, "")
     if not graph.endswith(".onnx"):
         raise BundleError(f"{bundle} has no ONNX graph for {device}, only {dict(manifest.graphs)}.")
     check_hash(bundle, manifest, graph)
+    kind = "KIND_GPU" if device == "cuda" else "KIND_CPU"
+    _check_versions(out, version, onnx_config(BACKBONE, signature(bundle / graph), kind))
     backbone, readout = (_folder(out, name, version) / "model.onnx" for name in (BACKBONE, READOUT))
     shutil.copyfile(bundle / graph, backbone)
     emit_readout(manifest, np.asarray(load_arrays(bundle).readout), readout)
-    kind = "KIND_GPU" if device == "cuda" else "KIND_CPU"
     parts = {name: signature(path) for name, path in ((BACKBONE, backbone), (READOUT, readout))}
     for name, found in parts.items():
         _write(out, name, onnx_config(name, found, kind))
-    _folder(out, ENSEMBLE, version)
+    # Triton wants the folder of a version, and git and object stores keep none that is empty.
+    (_folder(out, ENSEMBLE, version) / ".keep").touch()
     _write(out, ENSEMBLE, ensemble_config(parts[BACKBONE], parts[READOUT]))
+
+
+def _check_versions(out: Path, version: int, config: str) -> None:
+    """The backbone's is enough: it has every input, and the readout's width."""
+    file = out / BACKBONE / "config.pbtxt"
+    others = sorted(p.name for p in file.parent.glob("[0-9]*") if p.name != str(version))
+    if others and file.is_file() and file.read_text("utf-8") != config + "\n":
+        raise BundleError(
+            f"{file} is that of version {', '.join(others)}, whose tensors or device are others;"
+            " give --out another folder."
+        )
 
 
 def emit_readout(manifest: Manifest, weight: np.ndarray, path: Path) -> None:

@@ -6,15 +6,11 @@ import json
 import subprocess
 from typing import Any
 
-import pytest
-
 from bench.process import ROOT
+from tests.tools import DEPLOY, missing, needs
 
 TOOLS = ROOT / ".venv-deploy" / "bin"
-needs_tools = pytest.mark.skipif(
-    not (TOOLS / "hadolint").exists(),
-    reason="no .venv-deploy; `make .venv-deploy/.done` installs it",
-)
+needs_tools = needs(missing(DEPLOY))
 
 
 def run(*command: str, given: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.process import ROOT, Server
+from bench.process import Server
 from engine.aio_client import AsyncClient
 from engine.calls import MAX_BATCH, MAX_BATCH_BYTES, batches
 from engine.client import Client, ModelsatClientError, Policy, Turn
@@ -27,6 +26,7 @@ from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb.router_service_pb2 import RouteResponse
 from engine.serving.status import StatusInterceptor
 from tests.test_server import NEW, QUESTION, ZOO
+from tests.tools import NODE_EXAMPLE, NODE_PACKAGES, missing, needs
 
 LONG = 30.0  # seconds that nothing here takes
 FULL = OverloadedError(9, 9, retry_after_s=0.01)
@@ -218,17 +218,11 @@ def test_batches_stay_within_what_a_server_receives() -> None:
     assert not list(batches([], Policy(), False))
 
 
-NODE = ROOT / "deploy" / "examples" / "node"
-
-
-@pytest.mark.skipif(
-    not (shutil.which("node") and (NODE / "node_modules").is_dir()),
-    reason="no node here, or no packages; `make deploy/examples/node/node_modules` installs them",
-)
+@needs(missing(NODE_PACKAGES))
 def test_the_example_in_node_routes(shared_server: Server) -> None:
     def run(address: str) -> subprocess.CompletedProcess[str]:
         command = ["node", "route.mjs", QUESTION, address]
-        return subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=NODE_EXAMPLE, capture_output=True, text=True, timeout=60)
 
     done = run(shared_server.address)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ FLEET: dict[str, Any] = {
     "gpu": {"enabled": True},
     "bundle": {"claim": "my-bundle"},
     "podAnnotations": {"note": "yes"},
+}
+CHART = ROOT / "deploy" / "kubernetes" / "modelsat"
+# By other values of the chart, or by the image.
+SET_BY_VALUES = {
+    *("address", "admin_address", "metrics_address", "extproc_address", "store", "tokens"),
+    *("tls_certificate", "tls_key", "tls_client_ca", "bundle", "outcomes"),
 }
 SINGLE: dict[str, Any] = {"store": {"persistence": {"enabled": True}}}
 
@@ -123,12 +131,49 @@ def test_the_autoscaler_reads_a_metric_that_the_server_exports() -> None:
         ({"autoscaling": {"enabled": True}}, "more than one replica needs store.urlSecret"),
         ({"tls": {"clientSecret": "c"}}, "tls.clientSecret needs tls.secret"),
         ({"settings": {"tokens": "/file"}}, "invalid propertyName 'tokens'"),
+        ({"settings": {"nonsense": 3}}, "invalid propertyName 'nonsense'"),
         ({"ports": {"grpc": 70000}}, "ports"),
         ({"persistance": {}}, "persistance"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict[str, Any], why: str) -> None:
     assert why in rendered(values)["refused"]
+
+
+def test_the_chart_takes_the_settings_that_the_server_has() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
+    taken = set(schema["properties"]["settings"]["propertyNames"]["enum"])
+    known = {f.name for f in fields(Settings)} - SET_BY_VALUES
+    assert sorted(known - taken) == [], "to be added to settings.propertyNames in the schema"
+    assert sorted(taken - known) == [], "in the schema, but no setting that is left to the user"
+
+
+def test_a_gpu_is_reserved_for_the_image_that_uses_it() -> None:
+    images = {
+        "modelsat:cpu": {},
+        "modelsat:gpu": {"gpu": {"enabled": True}},
+        "modelsat:mine": {"gpu": {"enabled": True}, "image": {"tag": "mine"}},
+    }
+    for image, values in images.items():
+        found = objects(values)
+        (test,) = found["Pod/demo-modelsat-test"]["spec"]["containers"]
+        _, container = pod_of(found)
+        assert [container["image"], test["image"]] == [image, image]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) is ("gpu" in values)
+
+
+def test_helm_test_can_pull_its_image_and_call_the_server() -> None:
+    mine = {"podSelector": {"matchLabels": {"app": "gateway"}}}
+    secrets = [{"name": "registry"}]
+    found = objects({"imagePullSecrets": secrets, "networkPolicy": {"clients": [mine]}})
+    pod = found["Pod/demo-modelsat-test"]
+    assert pod["spec"]["imagePullSecrets"] == secrets
+    labels = pod["metadata"]["labels"].items()
+    callers = found["NetworkPolicy/demo-modelsat"]["spec"]["ingress"][0]["from"]
+    selectors = [c["podSelector"]["matchLabels"].items() for c in callers]
+    assert [s <= labels for s in selectors] == [False, True]
+    services = [o["spec"]["selector"] for k, o in found.items() if k.startswith("Service/")]
+    assert not any(s.items() <= labels for s in services)
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
@@ -154,7 +199,11 @@ def test_compose_mounts_what_is_there_and_starts_the_server_as_it_is() -> None:
     mounts = [v.split(":")[0] for s in services.values() for v in s["volumes"]]
     missing = [m for m in mounts if m.startswith(".") and not (file.parent / m).resolve().exists()]
     assert missing == []
-    parser().parse_args(services["modelsat"]["command"])
+    started = parser().parse_args(services["modelsat"]["command"])
+    assert started.fallback == "overload"  # as docs/how-to/envoy.md asks
+    # An entrypoint that starts as root and changes its user cannot do so without capabilities.
+    assert services["envoy"]["cap_drop"] == ["ALL"]
+    assert services["envoy"]["user"] == "101:101"
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))
     (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
     assert f"--metrics-address={target}" in services["modelsat"]["command"]

@@ -18,17 +18,16 @@ from typing import Any
 
 import pytest
 
-from bench.envoy import BINARY, FULL_DUPLEX, Envoy, envoy
+from bench.envoy import FULL_DUPLEX, Envoy, envoy
 from bench.process import BUNDLE, Server, serving
 from bench.upstream import pieces, upstream
 from engine.client import Client
 from engine.policy import Policy
 from engine.registry.zoo import read_zoo
 from tests.conftest import INSTRUCTIONS
+from tests.tools import ENVOY, missing, needs
 
-pytestmark = pytest.mark.skipif(
-    not BINARY.exists(), reason="no Envoy here; `make test` installs it"
-)
+pytestmark = needs(missing(ENVOY))
 ZOO = read_zoo(BUNDLE / "zoo.json")
 LARGE = re.compile(r".*-70b-.*|.*-72b-.*|.*-large|.*-pro-.*")  # as the routes have it
 CHAT = "/v1/chat/completions"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,14 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.process import ROOT
-from engine.contract.bundle import finish_folder, hash_files, read_manifest, start_folder
+from engine.contract.bundle import (
+    MANIFEST,
+    finish_folder,
+    hash_files,
+    read_manifest,
+    seal,
+    start_folder,
+)
 from tests import tiny
 from tests.conftest import CHECKPOINT
 from tests.fake_hub import hub
@@ -76,6 +85,35 @@ def test_what_is_pushed_comes_back_and_is_checked(checkpoint: Path, tmp_path: Pa
         unknown = run(endpoint, tmp_path / "home", "pull", "team/nothing", "--out", str(back))
         assert unknown.returncode == 1
         assert unknown.stderr.startswith("error: the hub did not do it for 'team/nothing'")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),  # a repository without a model card
+        ({"files": {"../victim": hashlib.sha256(b"mine").hexdigest()}}, "files has '../victim'"),
+        ({"graphs": {"cpu": "no.onnx"}}, "graphs names ['no.onnx']"),
+    ],
+    ids=["no card", "outside", "unlisted"],
+)
+def test_a_strangers_repository_is_taken_whole_or_refused(
+    checkpoint: Path, tmp_path: Path, change: dict[str, Any], why: str
+) -> None:
+    (tmp_path / "victim").write_bytes(b"mine")
+    manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8")) | change
+    del manifest["seal"]
+    with hub() as (endpoint, repositories):
+        repositories["team/router"] = {
+            MANIFEST: json.dumps(manifest | {"seal": seal(manifest)}).encode(),
+            **{name: (checkpoint / name).read_bytes() for name in hash_files(checkpoint)},
+        }
+        pulling = ("pull", "team/router", "--out", str(tmp_path / "back"))
+        done = run(endpoint, tmp_path / "home", *pulling)
+    assert (done.returncode == 0) is (why == ""), done.stderr
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+    left = {path.name for path in tmp_path.iterdir()} - {"home", "checkpoint"}
+    assert left == ({"victim"} if why else {"victim", "back"})
 
 
 def test_transformers_loads_the_backbone() -> None:

@@ -19,10 +19,9 @@ from bench.litellm_proxy import ENVIRONMENT, Proxy, proxy
 from bench.process import ROOT, Server, await_ready, launch
 from bench.upstream import Upstream, upstream
 from engine.client import Client
+from tests.tools import LITELLM, missing, needs
 
-pytestmark = pytest.mark.skipif(
-    not (ENVIRONMENT / ".done").exists(), reason="no LiteLLM here; `make litellm` installs it"
-)
+pytestmark = needs(missing(LITELLM))
 SECRET = "Zanzibar-4711"  # in every prompt, and nowhere in a log
 TURNS = [
     {"role": "system", "content": "Be brief."},

@@ -20,12 +20,13 @@ from engine.client import Client
 from tests.conftest import INSTRUCTIONS
 from tests.deploy_tools import TOOLS
 from tests.test_dashboard import panels
+from tests.tools import needs
 
 FOLDER = ROOT / "deploy" / "prometheus"
 PATH = f"{TOOLS}:/usr/bin:/usr/local/bin"
 PROMETHEUS, PROMTOOL = (shutil.which(name, path=PATH) for name in ("prometheus", "promtool"))
-pytestmark = pytest.mark.skipif(
-    not PROMETHEUS or not PROMTOOL, reason="no prometheus; `make .venv-deploy/.done` gets Debian's"
+pytestmark = needs(
+    "" if PROMETHEUS and PROMTOOL else "no prometheus; `make .venv-deploy/.done` gets Debian's"
 )
 QUIET = {"Errors by code", "Audit lines"}  # panels without a series on a server that is well
 Query = Callable[[str], list[Any]]

@@ -94,3 +94,17 @@ def test_the_repository_gives_the_engines_probabilities(repository: Path, versio
 def test_a_device_without_an_onnx_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no ONNX graph for tensorrt"):
         write_repository(BUNDLE, tmp_path, "tensorrt")
+
+
+def test_no_folder_is_empty_since_git_and_object_stores_keep_none(repository: Path) -> None:
+    assert [p for p in repository.rglob("*") if p.is_dir() and not any(p.iterdir())] == []
+
+
+def test_a_version_whose_tensors_are_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / BACKBONE / "1").mkdir(parents=True)
+    config = tmp_path / BACKBONE / "config.pbtxt"
+    config.write_text("of another width")
+    with pytest.raises(BundleError, match="is that of version 1"):
+        write_repository(BUNDLE, tmp_path, version=2)
+    assert sorted(p.name for p in config.parent.iterdir()) == ["1", "config.pbtxt"]
+    assert config.read_text() == "of another width"

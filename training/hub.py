@@ -67,14 +67,23 @@ def pull(repo: str, out: Path, revision: str = "main") -> Manifest:
     try:
         _told(repo, lambda: snapshot_download(repo, revision=revision, local_dir=fetched))
         manifest = _checked(fetched)
-        unfinished = start_folder(out, manifest.kind)
-        for name in (*manifest.files, CARD):
-            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-            (fetched / name).replace(unfinished / name)
-        finish_folder(unfinished, out, manifest)
+        _put_in_place(fetched, out, manifest)
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
     return manifest
+
+
+def _put_in_place(fetched: Path, out: Path, manifest: Manifest) -> None:
+    """Move what the manifest lists, and the card where there is one."""
+    unfinished = start_folder(out, manifest.kind)
+    try:
+        for name in {*manifest.files, CARD}:
+            if name in manifest.files or (fetched / name).is_file():
+                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                (fetched / name).replace(unfinished / name)
+        finish_folder(unfinished, out, manifest)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _checked(folder: Path) -> Manifest:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from engine.contract.errors import BundleError
@@ -146,7 +146,17 @@ def _parse(raw: Any, path: Path, kind: Kind) -> Manifest:
             raise BundleError(
                 f"{path}: {name} is {raw[name]!r}, expected one of {get_args(allowed)}."
             )
+    _check_names(raw["files"], raw["graphs"], path)
     return Manifest(**{**raw, "calibration": Calibration(**raw["calibration"])})
+
+
+def _check_names(files: Iterable[str], graphs: Mapping[str, str], path: Path) -> None:
+    """A manifest can come from anyone: none may name a file outside of its folder."""
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BundleError(f"{path}: files has {name!r}, expected a path inside of the folder.")
+    if unlisted := sorted(set(graphs.values()) - set(files)):
+        raise BundleError(f"{path}: graphs names {unlisted}, which files does not list.")
 
 
 def check_hash(folder: Path, manifest: Manifest, name: str) -> None:

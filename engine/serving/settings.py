@@ -181,7 +181,7 @@ def _ours(name: str) -> bool:
 
 
 # Of the command line, the clients and the tests.
-_OF_OTHERS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL")
+_OF_OTHERS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL", "REQUIRE_TOOLS")
 
 
 def _read(file: Path) -> Mapping[str, Any]:

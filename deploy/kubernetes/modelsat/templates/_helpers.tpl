@@ -3,8 +3,19 @@
 {{- $name | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
+{{/* An image without CUDA would reserve the GPU and serve on the CPU. */}}
+{{- define "modelsat.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default (ternary "gpu" "cpu" .Values.gpu.enabled) }}
+{{- end }}
+
 {{- define "modelsat.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Of the pod of `helm test`: none that a service or the disruption budget selects. */}}
+{{- define "modelsat.testSelector" -}}
+app.kubernetes.io/component: test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
