@@ -3,11 +3,13 @@ headers and body; or which HTTP error."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,18 @@ from typing import Any
 from google.rpc import code_pb2
 
 from engine.contract.candidate import PREFIX
-from engine.contract.errors import InvalidInputError, ModelsatError, OverloadedError, Violation
+from engine.contract.errors import (
+    DeadlineError,
+    InvalidInputError,
+    ModelsatError,
+    OverloadedError,
+    Violation,
+)
 from engine.pb import router_service_pb2 as pb
 from engine.policy import Policy
 from engine.router import Decision, Router, Session
 from engine.serving.convert import policy_from, session_from
-from engine.serving.openai_body import Body, instruction, is_routed, parse, with_model
+from engine.serving.openai_body import Instruction, instruction, is_routed, parse, with_model
 from engine.serving.settings import Settings
 from engine.serving.status import failure_status, reason_of
 
@@ -28,6 +36,7 @@ NAMESPACE = "modelsat"  # of metadata, both ways
 LISTS = ("allow", "deny")
 NUMBERS = ("cost_sensitivity", "min_probability", "max_cost_usd")
 WISHES = (*LISTS, *NUMBERS, "session")
+AT_ONCE_BYTES = 256 * 1024  # of a body that is read in the event loop; 10 ms at worst
 HEADER_VALUE = re.compile(r"[!-~]{1,256}")
 HTTP_STATUS = {
     code_pb2.INVALID_ARGUMENT: 400,
@@ -94,11 +103,20 @@ class Answer:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What there is to choose for. model: where the body has it."""
+
+    instruction: Instruction
+    model: slice
+
+
 class Gateway:
     """Routes HTTP requests through one Router."""
 
     def __init__(self, router: Router, options: Options) -> None:
         self._router = router
+        self._reader = ThreadPoolExecutor(1, "bodies")
         self.options = options
 
     async def answer(self, request: HttpRequest, raw: bytes) -> Answer:
@@ -106,9 +124,31 @@ class Gateway:
 
         Raises HttpError and what Router.route raises.
         """
-        path = request.headers.get(":path", "")
+        deadline = time.monotonic() + self.options.timeout_s
         self.check_size(len(raw))
-        routed = is_routed(path)
+        read = await self._read(request, raw, deadline)
+        if isinstance(read, Answer):
+            return read
+        decision = await self._route(request, read.instruction, deadline)
+        return self._chosen(raw, read.model, decision)
+
+    async def _read(self, request: HttpRequest, raw: bytes, deadline: float) -> Answer | _Asked:
+        """A large body in the one thread for it, so that the event loop goes on."""
+        if len(raw) <= AT_ONCE_BYTES:
+            return self._asked(request, raw)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(deadline):  # the loop's clock is time.monotonic()
+                return await loop.run_in_executor(self._reader, self._asked, request, raw)
+        except TimeoutError:
+            raise DeadlineError(
+                f"The body was not read within {self.options.timeout_s:g} s; it is large, or others"
+                " were read before it."
+            ) from None
+
+    def _asked(self, request: HttpRequest, raw: bytes) -> Answer | _Asked:
+        """In any thread. What was parsed goes with this call, before the wait for a decision."""
+        routed = is_routed(request.headers.get(":path", ""))
         try:
             body = parse(raw)
         except InvalidInputError:
@@ -119,7 +159,7 @@ class Gateway:
             return Answer()
         if not routed or body.model not in self.options.aliases:
             return Answer({self.options.model_header: body.model})
-        return self._chosen(body, await self._route(request, body))
+        return _Asked(instruction(body), body.place)
 
     def check_size(self, size: int) -> None:
         """Raise HttpError 413 where a body of that many bytes is not read."""
@@ -137,8 +177,7 @@ class Gateway:
             raise HttpError(415, "unsupported_media_type", why)
         return False
 
-    async def _route(self, request: HttpRequest, body: Body) -> Decision:
-        found = instruction(body)
+    async def _route(self, request: HttpRequest, found: Instruction, deadline: float) -> Decision:
         policy, session = _wishes(request, self.options.prefix)
         policy = replace(policy, expected_output_tokens=found.answer_tokens, ranking_size=1)
         if not self.options.ignore_needs:
@@ -147,18 +186,18 @@ class Gateway:
             found.text,
             policy,
             context_chars=found.context_chars,
-            deadline=time.monotonic() + self.options.timeout_s,
+            deadline=deadline,
             session=session,
         )
 
-    def _chosen(self, body: Body, decision: Decision) -> Answer:
+    def _chosen(self, raw: bytes, model: slice, decision: Decision) -> Answer:
         identifier = decision.selected.id
         name = self.options.models.get(identifier, identifier)
         model_header, decision_header = self.options.own_headers
         first = decision.ranking[0]
         return Answer(
             {model_header: name, decision_header: decision.id},
-            with_model(body, name),
+            with_model(raw, model, name),
             {
                 "selected": decision.selected.name,
                 "model": name,
