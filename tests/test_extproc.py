@@ -115,6 +115,46 @@ def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
     assert set_by(second.request_body.response)["x-selected-model"] == "mathstral-7b-v0.1"
 
 
+def wishing(wishes: dict[str, Any], **more: str) -> Any:
+    message = headers(**more)
+    message.metadata_context.filter_metadata["modelsat"].update(wishes)
+    return message
+
+
+@pytest.mark.parametrize("header", ["cost_sensitivity", "min_probability", "max_cost_usd"])
+def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, header: str) -> None:
+    def chosen(*messages: Any) -> str:
+        _, second = talk(server, *messages)
+        return set_by(second.request_body.response)["x-selected-model"]
+
+    cheap = chosen(headers(x_modelsat_cost_sensitivity="100"), body())
+    assert chosen(headers(), body()) != cheap
+    sent = {f"x_modelsat_{header}": "0.9", "x_modelsat_min_probability": "0.9"}
+    assert chosen(wishing({"cost_sensitivity": 100}, **sent), body()) == cheap
+
+
+@pytest.mark.parametrize(
+    ("message", "word"),
+    [
+        (
+            wishing({"allow": []}, x_modelsat_allow="yi-6b-chat"),
+            "metadata modelsat.allow: is empty",
+        ),
+        (wishing({"allow": None}), "metadata modelsat.allow: is empty"),
+        (wishing({"allow": ""}), "policy.allow[0]"),
+        (wishing({"session": None}), "metadata modelsat.session: is empty"),
+        (wishing({"max_cost_usd": 1, "min_probability": 1}), "give one objective"),
+        (headers(x_modelsat_max_cost_usd="1", x_modelsat_min_probability="0.5"), "give one obj"),
+    ],
+)
+def test_wishes_that_say_nothing_or_two_things_are_refused(
+    server: Server, message: Any, word: str
+) -> None:
+    answer = talk(server, message, body())[-1]
+    assert refusal(answer) == (400, "invalid_input")
+    assert word in json.loads(answer.immediate_response.body)["error"]["message"]
+
+
 def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
     (answer,) = talk(server, headers(ends=True))
     common = answer.request_headers.response

@@ -21,14 +21,13 @@ from engine.pb import external_processor_pb2_grpc
 from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
 from engine.pb.external_processor_pb2 import ProcessingResponse as Response
 from engine.serving.gateway import (
-    NAMESPACE,
-    WISHES,
     Answer,
     Gateway,
     HttpError,
     HttpRequest,
     error_of,
 )
+from engine.serving.wishes import NAMESPACE, WISHES
 
 NAME = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 METHOD = f"{NAME}/Process"

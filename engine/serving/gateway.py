@@ -16,7 +16,6 @@ from typing import Any
 
 from google.rpc import code_pb2
 
-from engine.contract.candidate import PREFIX
 from engine.contract.errors import (
     DeadlineError,
     InvalidInputError,
@@ -24,18 +23,12 @@ from engine.contract.errors import (
     OverloadedError,
     Violation,
 )
-from engine.pb import router_service_pb2 as pb
-from engine.policy import Policy
-from engine.router import Decision, Router, Session
-from engine.serving.convert import policy_from, session_from
+from engine.router import Decision, Router
 from engine.serving.openai_body import Instruction, instruction, is_routed, parse, with_model
 from engine.serving.settings import Settings
 from engine.serving.status import failure_status, reason_of
+from engine.serving.wishes import policy_and_session
 
-NAMESPACE = "modelsat"  # of metadata, both ways
-LISTS = ("allow", "deny")
-NUMBERS = ("cost_sensitivity", "min_probability", "max_cost_usd")
-WISHES = (*LISTS, *NUMBERS, "session")
 AT_ONCE_BYTES = 256 * 1024  # of a body that is read in the event loop; 10 ms at worst
 HEADER_VALUE = re.compile(r"[!-~]{1,256}")
 HTTP_STATUS = {
@@ -178,7 +171,7 @@ class Gateway:
         return False
 
     async def _route(self, request: HttpRequest, found: Instruction, deadline: float) -> Decision:
-        policy, session = _wishes(request, self.options.prefix)
+        policy, session = policy_and_session(request.wishes, request.headers, self.options.prefix)
         policy = replace(policy, expected_output_tokens=found.answer_tokens, ranking_size=1)
         if not self.options.ignore_needs:
             policy = replace(policy, modalities=found.modalities, features=found.features)
@@ -240,32 +233,6 @@ def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], bytes]
     )
     about = {"message": message, "type": kind, "param": None, "code": code}
     return status, headers, json.dumps({"type": "error", "error": about}).encode()
-
-
-def _wishes(request: HttpRequest, prefix: str) -> tuple[Policy, Session | None]:
-    """From metadata, else from the headers. Raises InvalidInputError."""
-    asked = pb.RouteRequest()
-    for name in WISHES:
-        header = prefix + name.replace("_", "-")
-        value = request.wishes.get(name, request.headers.get(header))
-        if value is None:
-            continue
-        if name in LISTS:
-            names = value if isinstance(value, list) else str(value).split(",")
-            ids = [PREFIX + str(n).strip().removeprefix(PREFIX) for n in names]
-            getattr(asked.policy, name).extend(ids)
-        elif name in NUMBERS:
-            setattr(asked.policy, name, _number(header, value))
-        else:
-            asked.session.id = str(value)
-    return policy_from(asked.policy), session_from(asked)
-
-
-def _number(header: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InvalidInputError(Violation(header, "is no number.")) from None
 
 
 def _read_models(file: Path) -> Mapping[str, str]:
