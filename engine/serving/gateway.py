@@ -25,7 +25,7 @@ from engine.contract.errors import (
 )
 from engine.router import Decision, Router
 from engine.serving.openai_body import Instruction, instruction, is_routed, parse, with_model
-from engine.serving.settings import Settings
+from engine.serving.settings import MIB, Settings
 from engine.serving.status import failure_status, reason_of
 from engine.serving.wishes import policy_and_session
 
@@ -41,12 +41,16 @@ HTTP_STATUS = {
 
 
 class HttpError(ModelsatError):
-    """To be answered with that HTTP status. code: a word for programs."""
+    """To be answered with that HTTP status. code: a word for programs. retry_after_s: None says
+    nothing of it."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Options:
     model_header: str
     prefix: str
     max_body_bytes: int
+    max_held_bytes: int
     timeout_s: float
     refuse_unreadable: bool
     ignore_needs: bool
@@ -110,6 +115,7 @@ class Gateway:
     def __init__(self, router: Router, options: Options) -> None:
         self._router = router
         self._reader = ThreadPoolExecutor(1, "bodies")
+        self._held_bytes = 0
         self.options = options
 
     async def answer(self, request: HttpRequest, raw: bytes) -> Answer:
@@ -118,7 +124,6 @@ class Gateway:
         Raises HttpError and what Router.route raises.
         """
         deadline = time.monotonic() + self.options.timeout_s
-        self.check_size(len(raw))
         read = await self._read(request, raw, deadline)
         if isinstance(read, Answer):
             return read
@@ -160,6 +165,21 @@ class Gateway:
         if size > limit:
             why = f"The body is {size} bytes or more, the limit is {limit}."
             raise HttpError(413, "body_too_large", why)
+
+    def hold(self, size: int) -> None:
+        """Count that many bytes more of bodies in memory; release() takes them off.
+
+        Raises HttpError 503 where that is too much, and counts nothing.
+        """
+        if self._held_bytes + size > self.options.max_held_bytes:
+            limit = self.options.max_held_bytes
+            why = f"Bodies of {self._held_bytes} bytes are being answered, the limit is {limit}."
+            raise HttpError(503, "too_many_bodies", why, retry_after_s=1)
+        self._held_bytes += size
+
+    def release(self, size: int) -> None:
+        """See hold()."""
+        self._held_bytes -= size
 
     def check_readable(self, request: HttpRequest) -> bool:
         """Whether to read the body; raises HttpError 415 where it is to be refused."""
@@ -209,6 +229,7 @@ def options_from(settings: Settings) -> Options:
         model_header=settings.extproc_model_header,
         prefix=settings.extproc_header_prefix,
         max_body_bytes=settings.extproc_max_body_bytes,
+        max_held_bytes=settings.extproc_max_held_mb * MIB,
         timeout_s=settings.extproc_timeout_ms / 1000,
         refuse_unreadable=settings.extproc_unreadable == "refuse",
         ignore_needs=settings.extproc_ignore_needs,
@@ -226,7 +247,7 @@ def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], bytes]
         told = failure_status(error, method)
         status = HTTP_STATUS.get(told.code, 500)
         code, message = reason_of(told).lower(), told.message
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | HttpError) and error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     kind = {429: "rate_limit_error"}.get(
         status, "invalid_request_error" if status < 500 else "server_error"
