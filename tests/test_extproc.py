@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ BUFFERED, STREAMED, PARTIAL, DUPLEX = 2, 1, 3, 4
 ASKED = {"model": "auto", "messages": [{"role": "user", "content": "Why?"}]}
 BODY = json.dumps(ASKED).encode()
 SMALL = ("--extproc-max-body-bytes", "100000", "--extproc-body-timeout-s", "1")
+PATIENCE_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,46 @@ def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
     assert set_by(second.request_body.response)["x-selected-model"] == "mathstral-7b-v0.1"
 
 
+def wishing(wishes: dict[str, Any], **more: str) -> Any:
+    message = headers(**more)
+    message.metadata_context.filter_metadata["modelsat"].update(wishes)
+    return message
+
+
+@pytest.mark.parametrize("header", ["cost_sensitivity", "min_probability", "max_cost_usd"])
+def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, header: str) -> None:
+    def chosen(*messages: Any) -> str:
+        _, second = talk(server, *messages)
+        return set_by(second.request_body.response)["x-selected-model"]
+
+    cheap = chosen(headers(x_modelsat_cost_sensitivity="100"), body())
+    assert chosen(headers(), body()) != cheap
+    sent = {f"x_modelsat_{header}": "0.9", "x_modelsat_min_probability": "0.9"}
+    assert chosen(wishing({"cost_sensitivity": 100}, **sent), body()) == cheap
+
+
+@pytest.mark.parametrize(
+    ("message", "word"),
+    [
+        (
+            wishing({"allow": []}, x_modelsat_allow="yi-6b-chat"),
+            "metadata modelsat.allow: is empty",
+        ),
+        (wishing({"allow": None}), "metadata modelsat.allow: is empty"),
+        (wishing({"allow": ""}), "policy.allow[0]"),
+        (wishing({"session": None}), "metadata modelsat.session: is empty"),
+        (wishing({"max_cost_usd": 1, "min_probability": 1}), "give one objective"),
+        (headers(x_modelsat_max_cost_usd="1", x_modelsat_min_probability="0.5"), "give one obj"),
+    ],
+)
+def test_wishes_that_say_nothing_or_two_things_are_refused(
+    server: Server, message: Any, word: str
+) -> None:
+    answer = talk(server, message, body())[-1]
+    assert refusal(answer) == (400, "invalid_input")
+    assert word in json.loads(answer.immediate_response.body)["error"]["message"]
+
+
 def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
     (answer,) = talk(server, headers(ends=True))
     common = answer.request_headers.response
@@ -167,6 +209,54 @@ def test_a_body_that_does_not_come_is_408(server: Server) -> None:
         answers = list(stubs.ExternalProcessorStub(channel).Process(half(), timeout=30))
         ended.set()
     assert [refusal(a) for a in answers] == [(408, "body_timeout")]
+
+
+def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> None:
+    """Two of 600 kB do not fit into 1 MiB; however the first one ends, it is given back."""
+    padded = json.dumps({**ASKED, "padding": "x" * 600_000}).encode()
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-held-mb", "1")
+    told += ("--extproc-max-body-bytes", "900000", "--extproc-timeout-ms", "20000")
+    with (
+        serving(tmp_path / "s.sqlite", *told) as server,
+        grpc.insecure_channel(server.extproc_address) as channel,
+    ):
+
+        def last(*messages: Any) -> Any:
+            return talk(server, *messages)[-1]
+
+        def routed() -> bool:
+            answer = last(headers(), body(padded))
+            if answer.HasField("immediate_response"):
+                assert refusal(answer) == (503, "too_many_bodies")
+                changed = answer.immediate_response.headers.set_headers
+                assert "retry-after" in {h.header.key for h in changed}
+                return False
+            return True
+
+        def until(wanted: bool) -> None:
+            deadline = time.monotonic() + PATIENCE_S
+            while routed() != wanted:
+                assert time.monotonic() < deadline
+
+        ended = threading.Event()
+
+        def half(*pieces: Any) -> Iterator[Any]:
+            yield from (headers(DUPLEX), *pieces)
+            ended.wait(PATIENCE_S)
+
+        process = stubs.ExternalProcessorStub(channel).Process
+        until(True)
+        for _ in range(3):
+            waiting = process(half(body(padded, False)))
+            until(False)
+            waiting.cancel()
+            until(True)
+            unread = process(half(body(padded)))  # its answer is more than the window holds
+            until(False)
+            unread.cancel()
+            until(True)
+            assert refusal(last(headers(), body(b"{" * 600_000))) == (400, "invalid_input")
+        ended.set()
 
 
 def test_overload_and_deadline_have_their_status(tmp_path: Path) -> None:

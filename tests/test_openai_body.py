@@ -59,7 +59,7 @@ def test_only_the_value_of_model_changes(parts: tuple[str, str, str], name: str)
     body = parse(raw)
     assert body.model == json.loads(model)
     assert body.members == json.loads(raw)
-    assert with_model(body, name) == (before + json.dumps(name) + after).encode()
+    assert with_model(raw, body.place, name) == (before + json.dumps(name) + after).encode()
 
 
 @given(st.binary(max_size=80) | st.text(max_size=80).map(str.encode) | VALUES.map(json.dumps))
@@ -90,7 +90,13 @@ def test_what_is_accepted_is_what_json_accepts(raw: bytes | str) -> None:
         (b'{"a": ' + b"[" * 100_000 + b"}", "nested too deeply"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b'\xef\xbb\xbf{"model": "auto"}', "expected '{'"),
-        (b'{"model": "auto", "mod\\u0065l": "secret"}', "2 times with different values"),
+        (b'{"model": "auto", "mod\\u0065l": "secret"}', "is there 2 times"),
+        (b'{"model": "auto", "model": "auto"}', "is there 2 times"),
+        (b'{"model": "auto"' + b', "a": 1' * 1000 + b"}", "more than 1000 members"),
+        (b'{"a": [' + b"[]," * 250_000 + b"[]]}", "more than 250000 values"),
+        (b'{"a": [' + b'"\\"",' * 150_000 + b"[]]}", "more than 250000 values"),
+        (b'"' * 1_000_000, "more than 250000 values"),
+        (b'{"a": "' + b"," * 300_000 + b"}", "no JSON object"),
     ],
 )
 def test_what_cannot_be_read_is_refused_without_its_text(raw: bytes, why: str) -> None:
@@ -99,9 +105,25 @@ def test_what_cannot_be_read_is_refused_without_its_text(raw: bytes, why: str) -
     assert "secret" not in str(caught.value)
 
 
-def test_a_model_that_is_there_twice_is_replaced_twice() -> None:
-    body = parse(b'{"model":"auto", "x": 1, "model" : "auto"}')
-    assert with_model(body, "a/b") == b'{"model":"a/b", "x": 1, "model" : "a/b"}'
+def test_a_long_text_is_no_multitude_of_values() -> None:
+    text = 'a, [b], {c: "d\\n"} ' * 100_000
+    assert chat(("user", text)).text == text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{}] * 10_001},
+        {"input": [7] * 10_001},
+        {"prompt": ["a"] * 10_001},
+        {"messages": [{"role": "user", "content": ["a"] * 100}] * 100},
+        {"messages": [{"content": [{"type": "tool_result", "content": ["a"] * 10_000}]}]},
+        {"system": [{"text": [{}] * 10_000}], "prompt": "Hi"},
+    ],
+)
+def test_more_parts_than_anyone_sends_are_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="turns and parts"):
+        instruction(parse(json.dumps(body).encode()))
 
 
 def test_a_model_that_is_no_string_is_none() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from engine.contract.errors import InvalidInputError, Violation
+
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -20,6 +22,8 @@ ROLES: Mapping[str, Role] = {
 }
 MAX_ANSWER_TOKENS = 1_000_000_000
 ANSWER_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+TEXTS: Mapping[str, Role] = {"system": "system", "instructions": "system", "prompt": "user"}
+TURNS = ("messages", "input")
 MODALITIES = {
     "image_url": "image",
     "input_image": "image",
@@ -33,11 +37,15 @@ MODALITIES = {
     "file": "file",
     "document": "file",
 }
+MAX_PARTS = 10_000  # turns and what they consist of
 MAX_DEPTH = 4  # of contents in contents: a tool's result has parts of its own
 
 
 def turns(body: Mapping[str, Any]) -> list[tuple[Role, str]]:
-    """(who speaks, what is said), oldest first; a turn without text is left out."""
+    """(who speaks, what is said), oldest first; a turn without text is left out.
+
+    Raises InvalidInputError where there are more than MAX_PARTS turns and parts."""
+    _check_parts(body)
     said = [
         (role, "\n".join(text for _, text in _parts(content) if text))
         for role, content in _contents(body)
@@ -72,16 +80,27 @@ def answer_tokens(body: Mapping[str, Any]) -> int:
     return 0
 
 
+def _check_parts(body: Mapping[str, Any]) -> None:
+    """Count before anything is walked through: level by level, none of which is too long."""
+    count, inside = 0, [body.get(name) for name in (*TEXTS, *TURNS)]
+    while lists := [each for each in inside if isinstance(each, list)]:
+        count += sum(map(len, lists))
+        if count > MAX_PARTS:
+            wrong = f"has {count} turns and parts or more; at most {MAX_PARTS} are read."
+            raise InvalidInputError(Violation("body", wrong))
+        parts = [part for each in lists for part in each if isinstance(part, Mapping)]
+        inside = [part.get(name) for part in parts for name in ("content", "output", "text")]
+
+
 def _contents(body: Mapping[str, Any]) -> Iterator[tuple[Role, Any]]:
     """Of whichever of the bodies it is."""
-    yield "system", body.get("system")
-    yield "system", body.get("instructions")
-    yield "user", body.get("prompt")
-    for name in ("messages", "input"):
+    for name, role in TEXTS.items():
+        yield role, body.get(name)
+    for name in TURNS:
         said = body.get(name)
         for turn in said if isinstance(said, list) else [{"role": "user", "content": said}]:
             if isinstance(turn, Mapping):
-                role = ROLES.get(str(turn.get("role")), "tool")
+                role = ROLES.get(_word(turn.get("role")), "tool")
                 content = turn.get("content", turn.get("output"))
                 parts = content if isinstance(content, list) else []
                 if results := [part for part in parts if _is_result(part)]:
@@ -103,5 +122,10 @@ def _parts(content: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
         if isinstance(part, str):
             yield "", part
         elif isinstance(part, Mapping):
-            yield str(part.get("type")), ""
+            yield _word(part.get("type")), ""
             yield from _parts(part.get("text", part.get("content")), depth + 1)
+
+
+def _word(value: Any) -> str:
+    """Not str() of whatever it is: that may be nested too deeply for it, and large."""
+    return value if isinstance(value, str) else ""

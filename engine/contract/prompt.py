@@ -68,7 +68,11 @@ class Prompt:
 
 def is_utf8(text: str) -> bool:
     """Whether `text` can be sent; what came from a command line or a file may hold surrogates."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_text(text: str, limit_bytes: int, field: str = "text") -> None:

@@ -21,14 +21,13 @@ from engine.pb import external_processor_pb2_grpc
 from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
 from engine.pb.external_processor_pb2 import ProcessingResponse as Response
 from engine.serving.gateway import (
-    NAMESPACE,
-    WISHES,
     Answer,
     Gateway,
     HttpError,
     HttpRequest,
     error_of,
 )
+from engine.serving.wishes import NAMESPACE, WISHES
 
 NAME = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 METHOD = f"{NAME}/Process"
@@ -60,6 +59,15 @@ class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
     ) -> AsyncIterator[Response]:
         """Answer one HTTP request."""
         exchange = Exchange(self._gateway, self._traced, dict(context.invocation_metadata() or ()))
+        try:
+            async for response in self._answers(exchange, requests):
+                yield response
+        finally:
+            exchange.close()
+
+    async def _answers(
+        self, exchange: Exchange, requests: AsyncIterator[pb.ProcessingRequest]
+    ) -> AsyncIterator[Response]:
         deadline = None
         while not exchange.done:
             try:
@@ -78,7 +86,7 @@ class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
 
 
 class Exchange:
-    """What was said about one HTTP request. done: nothing more is to be said."""
+    """What was said about one HTTP request. done: nothing more is to be said. Must be closed."""
 
     def __init__(self, gateway: Gateway, traced: Traced, metadata: Mapping[str, Any]) -> None:
         self._gateway = gateway
@@ -153,14 +161,24 @@ class Exchange:
             log.error("%s", why)
             raise HttpError(500, "protocol_error", why)
         if self._request_mode != DUPLEX:
+            self._hold(body.body)
             return self._finish([self._body_reply(await self._answer(body.body))])
         if not self.collecting:
             self.done = body.end_of_stream
             return list(_streamed("request_body", body.body, body.end_of_stream))
-        self._size += len(body.body)
-        self._gateway.check_size(self._size)
+        self._hold(body.body)
         self._chunks.append(body.body)
         return self._finish(await self._duplex(True)) if body.end_of_stream else []
+
+    def _hold(self, piece: bytes) -> None:
+        self._gateway.check_size(self._size + len(piece))
+        self._gateway.hold(len(piece))
+        self._size += len(piece)
+
+    def close(self) -> None:
+        """Let go of the body."""
+        self._gateway.release(self._size)
+        self._size = 0
 
     async def _on_trailers(self) -> list[Response]:
         collected = await self._duplex(False) if self.collecting else []
@@ -168,10 +186,11 @@ class Exchange:
 
     async def _duplex(self, ends: bool) -> list[Response]:
         """Headers and the whole body; ends: no trailers follow."""
-        raw = b"".join(self._chunks)
+        raw, streamed = b"".join(self._chunks), bool(self._chunks)
+        self._chunks.clear()
         answer = await self._answer(raw)
         body = raw if answer.body is None else answer.body
-        pieces = _streamed("request_body", body, ends) if self._chunks else ()
+        pieces = _streamed("request_body", body, ends) if streamed else ()
         return [self._headers_reply(answer, len(body)), *pieces]
 
     async def _answer(self, raw: bytes) -> Answer:

@@ -3,31 +3,33 @@ headers and body; or which HTTP error."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from google.rpc import code_pb2
 
-from engine.contract.candidate import PREFIX
-from engine.contract.errors import InvalidInputError, ModelsatError, OverloadedError, Violation
-from engine.pb import router_service_pb2 as pb
-from engine.policy import Policy
-from engine.router import Decision, Router, Session
-from engine.serving.convert import policy_from, session_from
-from engine.serving.openai_body import Body, instruction, is_routed, parse, with_model
-from engine.serving.settings import Settings
+from engine.contract.errors import (
+    DeadlineError,
+    InvalidInputError,
+    ModelsatError,
+    OverloadedError,
+    Violation,
+)
+from engine.router import Decision, Router
+from engine.serving.openai_body import Instruction, instruction, is_routed, parse, with_model
+from engine.serving.settings import MIB, Settings
 from engine.serving.status import failure_status, reason_of
+from engine.serving.wishes import policy_and_session
 
-NAMESPACE = "modelsat"  # of metadata, both ways
-LISTS = ("allow", "deny")
-NUMBERS = ("cost_sensitivity", "min_probability", "max_cost_usd")
-WISHES = (*LISTS, *NUMBERS, "session")
+AT_ONCE_BYTES = 256 * 1024  # of a body that is read in the event loop; 10 ms at worst
 HEADER_VALUE = re.compile(r"[!-~]{1,256}")
 HTTP_STATUS = {
     code_pb2.INVALID_ARGUMENT: 400,
@@ -39,12 +41,16 @@ HTTP_STATUS = {
 
 
 class HttpError(ModelsatError):
-    """To be answered with that HTTP status. code: a word for programs."""
+    """To be answered with that HTTP status. code: a word for programs. retry_after_s: None says
+    nothing of it."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Options:
     model_header: str
     prefix: str
     max_body_bytes: int
+    max_held_bytes: int
     timeout_s: float
     refuse_unreadable: bool
     ignore_needs: bool
@@ -94,11 +101,21 @@ class Answer:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What there is to choose for. model: where the body has it."""
+
+    instruction: Instruction
+    model: slice
+
+
 class Gateway:
     """Routes HTTP requests through one Router."""
 
     def __init__(self, router: Router, options: Options) -> None:
         self._router = router
+        self._reader = ThreadPoolExecutor(1, "bodies")
+        self._held_bytes = 0
         self.options = options
 
     async def answer(self, request: HttpRequest, raw: bytes) -> Answer:
@@ -106,9 +123,30 @@ class Gateway:
 
         Raises HttpError and what Router.route raises.
         """
-        path = request.headers.get(":path", "")
-        self.check_size(len(raw))
-        routed = is_routed(path)
+        deadline = time.monotonic() + self.options.timeout_s
+        read = await self._read(request, raw, deadline)
+        if isinstance(read, Answer):
+            return read
+        decision = await self._route(request, read.instruction, deadline)
+        return self._chosen(raw, read.model, decision)
+
+    async def _read(self, request: HttpRequest, raw: bytes, deadline: float) -> Answer | _Asked:
+        """A large body in the one thread for it, so that the event loop goes on."""
+        if len(raw) <= AT_ONCE_BYTES:
+            return self._asked(request, raw)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(deadline):  # the loop's clock is time.monotonic()
+                return await loop.run_in_executor(self._reader, self._asked, request, raw)
+        except TimeoutError:
+            raise DeadlineError(
+                f"The body was not read within {self.options.timeout_s:g} s; it is large, or others"
+                " were read before it."
+            ) from None
+
+    def _asked(self, request: HttpRequest, raw: bytes) -> Answer | _Asked:
+        """In any thread. What was parsed goes with this call, before the wait for a decision."""
+        routed = is_routed(request.headers.get(":path", ""))
         try:
             body = parse(raw)
         except InvalidInputError:
@@ -119,7 +157,7 @@ class Gateway:
             return Answer()
         if not routed or body.model not in self.options.aliases:
             return Answer({self.options.model_header: body.model})
-        return self._chosen(body, await self._route(request, body))
+        return _Asked(instruction(body), body.place)
 
     def check_size(self, size: int) -> None:
         """Raise HttpError 413 where a body of that many bytes is not read."""
@@ -127,6 +165,21 @@ class Gateway:
         if size > limit:
             why = f"The body is {size} bytes or more, the limit is {limit}."
             raise HttpError(413, "body_too_large", why)
+
+    def hold(self, size: int) -> None:
+        """Count that many bytes more of bodies in memory; release() takes them off.
+
+        Raises HttpError 503 where that is too much, and counts nothing.
+        """
+        if self._held_bytes + size > self.options.max_held_bytes:
+            limit = self.options.max_held_bytes
+            why = f"Bodies of {self._held_bytes} bytes are being answered, the limit is {limit}."
+            raise HttpError(503, "too_many_bodies", why, retry_after_s=1)
+        self._held_bytes += size
+
+    def release(self, size: int) -> None:
+        """See hold()."""
+        self._held_bytes -= size
 
     def check_readable(self, request: HttpRequest) -> bool:
         """Whether to read the body; raises HttpError 415 where it is to be refused."""
@@ -137,9 +190,8 @@ class Gateway:
             raise HttpError(415, "unsupported_media_type", why)
         return False
 
-    async def _route(self, request: HttpRequest, body: Body) -> Decision:
-        found = instruction(body)
-        policy, session = _wishes(request, self.options.prefix)
+    async def _route(self, request: HttpRequest, found: Instruction, deadline: float) -> Decision:
+        policy, session = policy_and_session(request.wishes, request.headers, self.options.prefix)
         policy = replace(policy, expected_output_tokens=found.answer_tokens, ranking_size=1)
         if not self.options.ignore_needs:
             policy = replace(policy, modalities=found.modalities, features=found.features)
@@ -147,18 +199,18 @@ class Gateway:
             found.text,
             policy,
             context_chars=found.context_chars,
-            deadline=time.monotonic() + self.options.timeout_s,
+            deadline=deadline,
             session=session,
         )
 
-    def _chosen(self, body: Body, decision: Decision) -> Answer:
+    def _chosen(self, raw: bytes, model: slice, decision: Decision) -> Answer:
         identifier = decision.selected.id
         name = self.options.models.get(identifier, identifier)
         model_header, decision_header = self.options.own_headers
         first = decision.ranking[0]
         return Answer(
             {model_header: name, decision_header: decision.id},
-            with_model(body, name),
+            with_model(raw, model, name),
             {
                 "selected": decision.selected.name,
                 "model": name,
@@ -177,6 +229,7 @@ def options_from(settings: Settings) -> Options:
         model_header=settings.extproc_model_header,
         prefix=settings.extproc_header_prefix,
         max_body_bytes=settings.extproc_max_body_bytes,
+        max_held_bytes=settings.extproc_max_held_mb * MIB,
         timeout_s=settings.extproc_timeout_ms / 1000,
         refuse_unreadable=settings.extproc_unreadable == "refuse",
         ignore_needs=settings.extproc_ignore_needs,
@@ -194,39 +247,13 @@ def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], bytes]
         told = failure_status(error, method)
         status = HTTP_STATUS.get(told.code, 500)
         code, message = reason_of(told).lower(), told.message
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | HttpError) and error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     kind = {429: "rate_limit_error"}.get(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
     about = {"message": message, "type": kind, "param": None, "code": code}
     return status, headers, json.dumps({"type": "error", "error": about}).encode()
-
-
-def _wishes(request: HttpRequest, prefix: str) -> tuple[Policy, Session | None]:
-    """From metadata, else from the headers. Raises InvalidInputError."""
-    asked = pb.RouteRequest()
-    for name in WISHES:
-        header = prefix + name.replace("_", "-")
-        value = request.wishes.get(name, request.headers.get(header))
-        if value is None:
-            continue
-        if name in LISTS:
-            names = value if isinstance(value, list) else str(value).split(",")
-            ids = [PREFIX + str(n).strip().removeprefix(PREFIX) for n in names]
-            getattr(asked.policy, name).extend(ids)
-        elif name in NUMBERS:
-            setattr(asked.policy, name, _number(header, value))
-        else:
-            asked.session.id = str(value)
-    return policy_from(asked.policy), session_from(asked)
-
-
-def _number(header: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InvalidInputError(Violation(header, "is no number.")) from None
 
 
 def _read_models(file: Path) -> Mapping[str, str]:

@@ -1,17 +1,23 @@
 """The members of a JSON object with the place of each value, so that one can be replaced and every
-other character stays as it was."""
+other character stays as it was.
+
+What a text of any size costs is bounded: json.loads of 10 MB of `[]` holds the interpreter for
+over a second, so a text of that many values is refused before it is read.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from engine.contract.errors import InvalidInputError, Violation
 
+MAX_MEMBERS = 1000
+MAX_VALUES = 250_000  # strings, commas and brackets: 0.1 s to count, as much to read
 _SPACE = re.compile(r"[ \t\n\r]*")
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,11 @@ class Member:
 def members(text: str) -> list[Member]:
     """Of the object that `text` is, in order and with duplicates.
 
-    Accepts what json.loads accepts but NaN and Infinity. Raises InvalidInputError, which never
-    holds a part of `text`.
+    Accepts what json.loads accepts but NaN and Infinity, of at most MAX_MEMBERS and MAX_VALUES.
+    Raises InvalidInputError, which never holds a part of `text`.
     """
+    if len(text) > MAX_VALUES and _values(text) > MAX_VALUES:
+        raise _invalid(f"has more than {MAX_VALUES} values")
     try:
         return _members(text)
     except RecursionError:
@@ -40,13 +48,19 @@ def members(text: str) -> list[Member]:
         raise _invalid("has a number that cannot be read") from None
 
 
-def replaced(text: str, found: Sequence[Member], value: str) -> str:
-    """`text` with that string as the value of every member of `found` (in order)."""
-    literal, parts, at = json.dumps(value), [], 0
-    for member in found:
-        parts += [text[at : member.begin], literal]
-        at = member.end
-    return "".join(parts) + text[at:]
+def _values(text: str) -> int:
+    """How many strings, commas and brackets there are, at least up to MAX_VALUES."""
+    count = at = 0
+    for string in _STRING.finditer(text):
+        count += 1 + _signs(text, at, string.start())
+        at = string.end()
+        if count > MAX_VALUES:
+            return count
+    return count + _signs(text, at, len(text))
+
+
+def _signs(text: str, begin: int, end: int) -> int:
+    return sum(text.count(sign, begin, end) for sign in ",[{")
 
 
 def _members(text: str) -> list[Member]:
@@ -61,6 +75,8 @@ def _members(text: str) -> list[Member]:
         begin = _expect(text, _skip(text, at), ":")
         value, end = _DECODER.raw_decode(text, begin)
         found.append(Member(key, value, begin, end))
+        if len(found) > MAX_MEMBERS:
+            raise _invalid(f"has more than {MAX_MEMBERS} members")
         at = _skip(text, end)
         if text[at : at + 1] == "}":
             return _end(text, at + 1, found)

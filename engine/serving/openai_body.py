@@ -3,6 +3,7 @@ another model."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from engine.contract import openai
 from engine.contract.errors import InvalidInputError, Violation
 from engine.contract.prompt import is_utf8
-from engine.serving.json_members import Member, members, replaced
+from engine.serving.json_members import members
 
 MODEL = "model"
 ROUTED = ("/chat/completions", "/completions", "/responses", "/messages")  # ends of paths
@@ -22,12 +23,12 @@ NOTHING_TO_READ = Violation(
 
 @dataclass(frozen=True)
 class Body:
-    """A JSON object. model: the top-level one, None where there is none or it is no string."""
+    """A JSON object; larger than its bytes, so not to be kept. model: the top-level one,
+    None where there is none or it is no string. place: of its value, among the bytes."""
 
-    text: str
     members: Mapping[str, Any]
     model: str | None
-    models: tuple[Member, ...]
+    place: slice
     tools_chars: int
 
 
@@ -44,26 +45,30 @@ class Instruction:
 
 
 def parse(raw: bytes) -> Body:
-    """Raises InvalidInputError where it is no JSON object or has two models that differ."""
+    """Raises InvalidInputError where it is no JSON object, has two models, or see json_members."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         wrong = f"is not UTF-8 at byte {error.start}; expected a JSON object in UTF-8."
         raise InvalidInputError(Violation("body", wrong)) from None
     found = members(text)
-    models = tuple(m for m in found if m.key == MODEL)
-    if any(m.value != models[0].value for m in models):
-        raise InvalidInputError(
-            Violation("model", f"is there {len(models)} times with different values; send one.")
-        )
+    models = [m for m in found if m.key == MODEL]
+    if len(models) > 1:
+        raise InvalidInputError(Violation("model", f"is there {len(models)} times; send one."))
     model = models[0].value if models and isinstance(models[0].value, str) else None
-    tools = sum(m.end - m.begin for m in found if m.key in ("tools", "functions"))
-    return Body(text, {m.key: m.value for m in found}, model, models, tools)
+    begin, end = (models[0].begin, models[0].end) if models else (0, 0)
+    first = len(text[:begin].encode())
+    return Body(
+        {m.key: m.value for m in found},
+        model,
+        slice(first, first + len(text[begin:end].encode())),
+        sum(m.end - m.begin for m in found if m.key in ("tools", "functions")),
+    )
 
 
-def with_model(body: Body, name: str) -> bytes:
-    """The body with `name` as its model; every other byte as it came."""
-    return replaced(body.text, body.models, name).encode()
+def with_model(raw: bytes, place: slice, name: str) -> bytes:
+    """The body with `name` as its model; every other byte as it came. place: see Body."""
+    return b"".join((raw[: place.start], json.dumps(name).encode(), raw[place.stop :]))
 
 
 def is_routed(path: str) -> bool:

@@ -54,6 +54,9 @@ class Settings:
     )
     extproc_models: Path = _of(NO_FILE, "JSON object: candidate id -> its upstream's name for it")
     extproc_max_body_bytes: int = _of(10 * MIB, "of one HTTP request", low=1, high=16 * MIB)
+    extproc_max_held_mb: int = _of(
+        256, "of HTTP bodies that are being answered, all together", low=1, high=MILLION
+    )
     extproc_timeout_ms: int = _of(500, "from the whole body to the choice", low=1, high=MILLION)
     extproc_body_timeout_s: int = _of(
         60, "for the whole body to come (FULL_DUPLEX_STREAMED)", low=1, high=3600
@@ -121,6 +124,9 @@ class Settings:
                 problems.append(
                     Violation(flag(name), "is no header name; expected a-z, 0-9 and dashes.")
                 )
+        if self.extproc_max_held_mb * MIB < self.extproc_max_body_bytes:
+            wrong = f"is {self.extproc_max_held_mb} MiB, less than --extproc-max-body-bytes."
+            problems.append(Violation("--extproc-max-held-mb", wrong))
         if problems:
             raise InvalidInputError(*problems)
 
