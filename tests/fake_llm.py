@@ -137,11 +137,11 @@ class FakeLLM:
                 if status == 429:
                     self.closed_until = time.monotonic() + RETRY_AFTER_S
                 return status, {"error": {"message": "try again"}}
-        time.sleep(self.delay_s)
         prompt = body["messages"][-1]["content"]
         question = next((q for q in self.questions if prompt.startswith(q.text)), None)
         if question is None:
             return 404, {"error": {"message": "no question that this fake knows"}}
+        time.sleep(self.delay_s)
         with self.lock:
             self.asked[question.id] += 1
         usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": self.answer_tokens}

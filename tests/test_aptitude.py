@@ -175,6 +175,21 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(questions: Path, tmp_path: 
             assert len(refusal.splitlines()) == 1
 
 
+def test_what_is_in_flight_when_the_endpoint_refuses_is_kept(
+    questions: Path, tmp_path: Path
+) -> None:
+    unknown = compose(str(questions), 1, [], seed=0).questions[20]
+    known = [q for q in read_file(questions) if q.id != unknown.id]
+    llm = FakeLLM(known, {}, delay_s=0.3)
+    few = ("--model", "fake", "--yes", "--per-task", "1")
+    with listening(llm) as url:
+        assert "HTTP 404" in run(url, questions, tmp_path / "a.json", *few, status=1)
+    lines = (tmp_path / "a.journal.jsonl").read_text().splitlines()[1:]
+    identifiers = {q.key: q.id for q in known}
+    assert {identifiers[json.loads(line)["question"]] for line in lines} == set(llm.asked)
+    assert 16 < len(lines) < 49
+
+
 def test_nobody_asks_before_a_retry_after_has_passed(questions: Path, tmp_path: Path) -> None:
     llm = FakeLLM(read_file(questions), {}, limit_every=20)
     few = ("--model", "fake", "--yes", "--per-task", "1", "--concurrency", "1")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from engine.aptitude.endpoint import Endpoint
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import LLM
 from engine.aptitude.questions import Question
+from engine.contract.errors import ModelsatError
 
 
 async def examine(
@@ -20,22 +21,26 @@ async def examine(
     """Ask `questions`; each reply is in `journal` before `answered` hears of it.
 
     Raises ExaminationError with the first reason why one cannot be answered, InvalidInputError
-    where the journal cannot be written.
+    where the journal cannot be written. Calls in flight are waited for first.
     """
     waiting = iter(questions)
-    async with LLM(endpoint) as llm:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(endpoint.concurrency, len(questions))):
-                    group.create_task(_sit(waiting, llm, journal, answered))
-        except ExceptionGroup as failed:  # the others were cancelled for the first
-            raise failed.exceptions[0] from None
+    failures: list[ModelsatError] = []
+    async with LLM(endpoint) as llm, asyncio.TaskGroup() as group:
 
+        async def sit() -> None:
+            try:
+                for question in waiting:
+                    reply = await llm.ask(question)
+                    journal.add(reply)
+                    answered(reply)
+            except ModelsatError as error:
+                failures.append(error)
+                llm.end()
+            except asyncio.CancelledError:
+                if not llm.ended:
+                    raise
 
-async def _sit(
-    waiting: Iterator[Question], llm: LLM, journal: Journal, answered: Callable[[Reply], None]
-) -> None:
-    for question in waiting:
-        reply = await llm.ask(question)
-        journal.add(reply)
-        answered(reply)
+        for _ in range(min(endpoint.concurrency, len(questions))):
+            group.create_task(sit())
+    if failures:
+        raise failures[0]

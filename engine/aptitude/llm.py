@@ -43,6 +43,8 @@ class LLM:
         self._tokens = Allowance(endpoint.tokens_per_minute)
         self._gate = Gate()
         self._answered, self._answer_tokens = 0, 0
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self.ended = False
 
     async def __aenter__(self) -> LLM:
         return self
@@ -56,12 +58,11 @@ class LLM:
         await self._client.aclose()
 
     async def ask(self, question: Question) -> Reply:
-        """The reply to `question`. Raises ExaminationError where trying again does not help."""
+        """The reply to `question`. Raises ExaminationError where trying again does not help,
+        CancelledError after `end`."""
         why = ""
         for attempt in range(self._endpoint.tries):
-            if attempt:
-                await asyncio.sleep(_backoff(attempt))
-            answer = await self._once(question)
+            answer = await self._once(question, attempt)
             if isinstance(answer, Reply):
                 return answer
             why = answer
@@ -70,13 +71,31 @@ class LLM:
             f" {why}; what was answered is kept, the same command goes on from there."
         )
 
-    async def _once(self, question: Question) -> Reply | str:
+    def end(self) -> None:
+        """Send nothing more; calls in flight, which are paid for, go on."""
+        self.ended = True
+        for task in self._waiting:
+            task.cancel()
+
+    async def _turn(self, attempt: int, tokens: float) -> None:
+        """Wait until the endpoint may be asked for the `attempt`th time again."""
+        task = asyncio.current_task()
+        if self.ended or task is None:
+            raise asyncio.CancelledError
+        self._waiting.add(task)
+        try:
+            await asyncio.sleep(_backoff(attempt) if attempt else 0)
+            await self._requests.take()
+            await self._tokens.take(tokens)
+            await self._gate.passed()
+        finally:
+            self._waiting.discard(task)
+
+    async def _once(self, question: Question, attempt: int) -> Reply | str:
         """One try: the reply, or why it may be tried again."""
         prompt = prompt_of(question, direct=self._endpoint.direct)
         expected = estimated_tokens(prompt) + self._usual_answer()
-        await self._requests.take()
-        await self._tokens.take(expected)
-        await self._gate.passed()
+        await self._turn(attempt, expected)
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 response = await self._client.post(
