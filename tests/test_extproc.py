@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models.write_text('{"yi-6b-chat": "01-ai/Yi-6B-Chat"}')
     told = ("--extproc-address", "127.0.0.1:0", "--extproc-unreadable", "refuse")
     told += ("--extproc-models", str(models), "--extproc-alias", "auto, best")
+    told += ("--metrics-address", "127.0.0.1:0")
     with serving(folder / "s.sqlite", *told, *SMALL) as running:
         yield running
 
@@ -212,10 +217,10 @@ def test_a_body_that_does_not_come_is_408(server: Server) -> None:
 
 
 def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> None:
-    """Two of 600 kB do not fit into 1 MiB; however the first one ends, it is given back."""
-    padded = json.dumps({**ASKED, "padding": "x" * 600_000}).encode()
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-held-mb", "1")
-    told += ("--extproc-max-body-bytes", "900000", "--extproc-timeout-ms", "20000")
+    """Two of 3 MB do not fit into 5 MiB; however the first one ends, it is given back."""
+    padded = json.dumps({**ASKED, "padding": "x" * 3_000_000}).encode()
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-held-mb", "5")
+    told += ("--extproc-max-body-bytes", "4000000", "--extproc-timeout-ms", "20000")
     with (
         serving(tmp_path / "s.sqlite", *told) as server,
         grpc.insecure_channel(server.extproc_address) as channel,
@@ -233,29 +238,36 @@ def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> 
                 return False
             return True
 
-        def until(wanted: bool) -> None:
+        def attempts() -> Iterator[int]:
             deadline = time.monotonic() + PATIENCE_S
-            while routed() != wanted:
-                assert time.monotonic() < deadline
+            yield from itertools.takewhile(lambda _: time.monotonic() < deadline, itertools.count())
+
+        def assert_room() -> None:
+            assert any(routed() for _ in attempts())
 
         ended = threading.Event()
 
-        def half(*pieces: Any) -> Iterator[Any]:
-            yield from (headers(DUPLEX), *pieces)
+        def half() -> Iterator[Any]:
+            yield headers(DUPLEX)
+            yield body(padded, False)
             ended.wait(PATIENCE_S)
 
-        process = stubs.ExternalProcessorStub(channel).Process
-        until(True)
+        def assert_held_until_cancelled() -> None:
+            for _ in attempts():
+                call = stubs.ExternalProcessorStub(channel).Process(half())
+                time.sleep(0.2)  # or it comes while the other one is there, and is refused
+                refused = not routed()
+                call.cancel()
+                if refused:
+                    return
+            raise AssertionError("two of them fit")
+
+        assert_room()
         for _ in range(3):
-            waiting = process(half(body(padded, False)))
-            until(False)
-            waiting.cancel()
-            until(True)
-            unread = process(half(body(padded)))  # its answer is more than the window holds
-            until(False)
-            unread.cancel()
-            until(True)
-            assert refusal(last(headers(), body(b"{" * 600_000))) == (400, "invalid_input")
+            assert_held_until_cancelled()
+            assert_room()
+            assert refusal(last(headers(), body(b"{" * 3_000_000))) == (400, "invalid_input")
+            assert_room()
         ended.set()
 
 
@@ -263,6 +275,28 @@ def test_overload_and_deadline_have_their_status(tmp_path: Path) -> None:
     told = ("--extproc-address", "127.0.0.1:0", "--cache-mb", "0", "--max-waiting", "1")
     with serving(tmp_path / "s.sqlite", *told, "--extproc-timeout-ms", "1") as server:
         assert refusal(talk(server, headers(), body())[-1])[0] in (429, 504)
+
+
+def test_answers_are_counted_by_their_code(server: Server) -> None:
+    port = re.search(r"metrics on port (\d+)", server.printed())
+    assert port is not None
+
+    def counted() -> Counter[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as page:
+            text = page.read().decode()
+        line = r'^modelsat_extproc_answers_total{code="(\w+)"} (\S+)$'
+        return Counter({c: int(float(n)) for c, n in re.findall(line, text, re.MULTILINE)})
+
+    before = counted()
+    talk(server, headers(), body())
+    talk(server, headers(DUPLEX), body())
+    talk(server, headers(ends=True))
+    talk(server, headers(), body(b'{"model": "named"}'))
+    talk(server, headers(), body(b"{"))
+    talk(server, headers(content_length="100001"))
+    talk(server, headers())
+    expected = {"routed": 2, "passed": 2, "invalid_input": 1, "body_too_large": 1}
+    assert counted() - before == expected
 
 
 def test_health_reflects_the_service(server: Server) -> None:
@@ -279,9 +313,15 @@ def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
         told = ("--extproc-address", "127.0.0.1:0", "--trace-address", collector.address)
         with serving(tmp_path / "s.sqlite", *told) as server:
             talk(server, headers(traceparent=f"00-{trace}-{span}-01"), body())
-            (ours,) = collector.await_spans(lambda s: s.name.endswith("/Process"), 1)
+            talk(server, headers(x_modelsat_max_cost_usd="0"), body())
+            ours, refused = collector.await_spans(lambda s: s.name.endswith("/Process"), 2)
             phases = collector.await_spans(lambda s: s.parent_span_id == ours.span_id, 5)
     assert (ours.trace_id.hex(), ours.parent_span_id.hex()) == (trace, span)
+    assert ours.status.code == ours.status.STATUS_CODE_UNSET
+    assert (refused.status.code, refused.status.message) == (
+        refused.status.STATUS_CODE_ERROR,
+        "FAILED_PRECONDITION",
+    )
     assert {p.name for p in phases} == {"prepare", "queue", "forward", "score", "choose"}
 
 

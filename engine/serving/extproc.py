@@ -2,24 +2,27 @@
 
 Only the request side is of interest, so the stream is ended (with OK) once that is answered: Envoy
 then goes on by itself, responses never come here, and a server that stops cuts none of them.
-
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
-
-from google.protobuf.json_format import MessageToDict
 
 from engine.contract.errors import InvalidInputError, Violation
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc
-from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
 from engine.pb.external_processor_pb2 import ProcessingResponse as Response
+from engine.serving.extproc_messages import (
+    EMPTY,
+    http_request,
+    immediate,
+    metadata,
+    options,
+    streamed,
+)
 from engine.serving.gateway import (
     Answer,
     Gateway,
@@ -27,38 +30,30 @@ from engine.serving.gateway import (
     HttpRequest,
     error_of,
 )
-from engine.serving.wishes import NAMESPACE, WISHES
+from engine.serving.telemetry import Telemetry
 
 NAME = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 METHOD = f"{NAME}/Process"
-CHUNK_BYTES = 62_000  # Envoy takes no more at once in FULL_DUPLEX_STREAMED
-OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+ROUTED, PASSED = "routed", "passed"
 NONE, BUFFERED, DUPLEX = pb.NONE, pb.BUFFERED, pb.FULL_DUPLEX_STREAMED
-# (method, headers) -> the span below which decisions of this task go
-Traced = Callable[[str, Mapping[str, str]], AbstractContextManager[None]]
-EMPTY: Mapping[str, Response] = {
-    "request_headers": Response(request_headers=pb.HeadersResponse()),
-    "request_trailers": Response(request_trailers=pb.TrailersResponse()),
-    "response_headers": Response(response_headers=pb.HeadersResponse()),
-    "response_body": Response(response_body=pb.BodyResponse()),
-    "response_trailers": Response(response_trailers=pb.TrailersResponse()),
-}
 log = logging.getLogger(__name__)
 
 
 class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
     """body_timeout_s: in which the body must come where Envoy keeps no time itself."""
 
-    def __init__(self, gateway: Gateway, traced: Traced, body_timeout_s: float) -> None:
+    def __init__(self, gateway: Gateway, telemetry: Telemetry, body_timeout_s: float) -> None:
         self._gateway = gateway
-        self._traced = traced
+        self._telemetry = telemetry
         self._body_timeout_s = body_timeout_s
 
     async def Process(  # noqa: N802 - named by the proto
         self, requests: AsyncIterator[pb.ProcessingRequest], context: Any
     ) -> AsyncIterator[Response]:
         """Answer one HTTP request."""
-        exchange = Exchange(self._gateway, self._traced, dict(context.invocation_metadata() or ()))
+        exchange = Exchange(
+            self._gateway, self._telemetry, dict(context.invocation_metadata() or ())
+        )
         try:
             async for response in self._answers(exchange, requests):
                 yield response
@@ -75,7 +70,7 @@ class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
                     message = await anext(requests, None)
             except TimeoutError:
                 why = f"The body did not come within {self._body_timeout_s:g} s."
-                yield _immediate(HttpError(408, "body_timeout", why), self._gateway)
+                yield exchange.refuse(HttpError(408, "body_timeout", why))
                 return
             if message is None:
                 return
@@ -88,9 +83,9 @@ class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
 class Exchange:
     """What was said about one HTTP request. done: nothing more is to be said. Must be closed."""
 
-    def __init__(self, gateway: Gateway, traced: Traced, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, gateway: Gateway, telemetry: Telemetry, metadata: Mapping[str, Any]) -> None:
         self._gateway = gateway
-        self._traced = traced
+        self._telemetry = telemetry
         self._metadata = metadata
         self._request: HttpRequest | None = None
         self._request_mode, self._response_mode = BUFFERED, NONE
@@ -98,6 +93,7 @@ class Exchange:
         self._chunks: list[bytes] = []
         self._size = 0
         self.collecting = False  # chunks of a body in DUPLEX, the headers unanswered
+        self.outcome = ""  # ROUTED, PASSED, or the code of an error
         self.done = False
 
     async def answer(self, message: pb.ProcessingRequest) -> list[Response]:
@@ -120,21 +116,20 @@ class Exchange:
                     return await self._on_trailers()
                 case "response_body" if self._response_mode == DUPLEX:
                     body = message.response_body
-                    return list(_streamed("response_body", body.body, body.end_of_stream))
+                    return list(streamed("response_body", body.body, body.end_of_stream))
                 case str():
                     return [EMPTY[kind]]
         except Exception as error:  # noqa: BLE001 - the stream stays whole whatever fails
-            self.done = True
-            return [_immediate(error, self._gateway)]
+            return [self.refuse(error)]
         raise InvalidInputError(Violation("request", "holds nothing that this version knows."))
 
     def _on_headers(self, message: pb.ProcessingRequest) -> list[Response]:
         if self._request is not None:
             raise HttpError(500, "protocol_error", "ext_proc: request headers came twice.")
-        self._request = request = _http_request(message)
+        self._request = request = http_request(message)
         mode = self._request_mode
         if message.request_headers.end_of_stream or mode == NONE:
-            return self._finish([self._headers_reply(Answer())])
+            return self._finish([self._pass()])
         if mode not in (BUFFERED, DUPLEX):
             known = {number: name for name, number in pb.BodySendMode.items()}
             word = known.get(mode, str(mode))
@@ -145,8 +140,7 @@ class Exchange:
             log.error("%s", why)
             raise HttpError(500, "unsupported_body_mode", why)
         if not self._gateway.check_readable(request):
-            reply = [self._headers_reply(Answer())]
-            return reply if mode == DUPLEX else self._finish(reply)
+            return [self._pass()] if mode == DUPLEX else self._finish([self._pass()])
         length = request.headers.get("content-length", "")
         if length.isdecimal():
             self._gateway.check_size(int(length[:20]))
@@ -165,7 +159,7 @@ class Exchange:
             return self._finish([self._body_reply(await self._answer(body.body))])
         if not self.collecting:
             self.done = body.end_of_stream
-            return list(_streamed("request_body", body.body, body.end_of_stream))
+            return list(streamed("request_body", body.body, body.end_of_stream))
         self._hold(body.body)
         self._chunks.append(body.body)
         return self._finish(await self._duplex(True)) if body.end_of_stream else []
@@ -175,10 +169,18 @@ class Exchange:
         self._gateway.hold(len(piece))
         self._size += len(piece)
 
+    def refuse(self, error: Exception) -> Response:
+        """The last answer."""
+        self.done = True
+        status, headers, self.outcome, body = error_of(error, METHOD)
+        return immediate(status, headers, body)
+
     def close(self) -> None:
-        """Let go of the body."""
+        """Let go of the body, and count the answer if there was one."""
         self._gateway.release(self._size)
         self._size = 0
+        if self.outcome:
+            self._telemetry.extproc_answered(self.outcome)
 
     async def _on_trailers(self) -> list[Response]:
         collected = await self._duplex(False) if self.collecting else []
@@ -186,11 +188,11 @@ class Exchange:
 
     async def _duplex(self, ends: bool) -> list[Response]:
         """Headers and the whole body; ends: no trailers follow."""
-        raw, streamed = b"".join(self._chunks), bool(self._chunks)
+        raw, chunked = b"".join(self._chunks), bool(self._chunks)
         self._chunks.clear()
         answer = await self._answer(raw)
         body = raw if answer.body is None else answer.body
-        pieces = _streamed("request_body", body, ends) if streamed else ()
+        pieces = streamed("request_body", body, ends) if chunked else ()
         return [self._headers_reply(answer, len(body)), *pieces]
 
     async def _answer(self, raw: bytes) -> Answer:
@@ -198,14 +200,20 @@ class Exchange:
         # Envoy's own span, where it traces; else what the client sent.
         ours = "traceparent" in self._metadata
         headers = self._metadata if ours else self._request.headers
-        with self._traced(METHOD, headers):
-            return await self._gateway.answer(self._request, raw)
+        with self._telemetry.traced(METHOD, headers):
+            answer = await self._gateway.answer(self._request, raw)
+        self.outcome = ROUTED if answer.metadata else PASSED
+        return answer
+
+    def _pass(self) -> Response:
+        self.outcome = PASSED
+        return self._headers_reply(Answer())
 
     def _headers_reply(self, answer: Answer, size: int = 0) -> Response:
         common = self._common(answer, size)
         return Response(
             request_headers=pb.HeadersResponse(response=common),
-            dynamic_metadata=_metadata(answer),
+            dynamic_metadata=metadata(answer),
         )
 
     def _body_reply(self, answer: Answer) -> Response:
@@ -213,7 +221,7 @@ class Exchange:
         if answer.body is not None:
             common.body_mutation.body = answer.body
         return Response(
-            request_body=pb.BodyResponse(response=common), dynamic_metadata=_metadata(answer)
+            request_body=pb.BodyResponse(response=common), dynamic_metadata=metadata(answer)
         )
 
     def _common(self, answer: Answer, size: int) -> pb.CommonResponse:
@@ -221,52 +229,9 @@ class Exchange:
         if answer.body is not None and self._request and "content-length" in self._request.headers:
             headers["content-length"] = str(size)
         forged = [h for h in self._gateway.options.own_headers if h not in headers]
-        mutation = pb.HeaderMutation(set_headers=_options(headers), remove_headers=forged)
+        mutation = pb.HeaderMutation(set_headers=options(headers), remove_headers=forged)
         return pb.CommonResponse(header_mutation=mutation, clear_route_cache=True)
 
     def _finish(self, responses: list[Response]) -> list[Response]:
         self.done = True
         return responses
-
-
-def _http_request(message: pb.ProcessingRequest) -> HttpRequest:
-    headers: dict[str, str] = {}
-    for each in message.request_headers.headers.headers:
-        value = each.raw_value.decode("latin-1") or each.value
-        key = each.key.lower()
-        headers[key] = f"{headers[key]},{value}" if key in headers else value
-    known = message.metadata_context.filter_metadata
-    given = MessageToDict(known[NAMESPACE]) if NAMESPACE in known else {}
-    return HttpRequest(headers, {k: v for k, v in given.items() if k in WISHES})
-
-
-def _options(headers: Mapping[str, str]) -> list[HeaderValueOption]:
-    return [
-        HeaderValueOption(
-            header=HeaderValue(key=key, raw_value=value.encode()), append_action=OVERWRITE
-        )
-        for key, value in headers.items()
-    ]
-
-
-def _metadata(answer: Answer) -> dict[str, Any] | None:
-    return {NAMESPACE: dict(answer.metadata)} if answer.metadata else None
-
-
-def _streamed(kind: str, body: bytes, ends: bool) -> Iterator[Response]:
-    """`body` in chunks, at least one."""
-    for at in range(0, len(body) or 1, CHUNK_BYTES):
-        last = ends and at + CHUNK_BYTES >= len(body)
-        response = Response()
-        piece = getattr(response, kind).response.body_mutation.streamed_response
-        piece.body, piece.end_of_stream = body[at : at + CHUNK_BYTES], last
-        yield response
-
-
-def _immediate(error: Exception, gateway: Gateway) -> Response:
-    status, headers, body = error_of(error, METHOD)
-    mutation = pb.HeaderMutation(set_headers=_options(headers))
-    answer = pb.ImmediateResponse(
-        status={"code": status}, headers=mutation, body=body, details="modelsat"
-    )
-    return Response(immediate_response=answer)

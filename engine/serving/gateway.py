@@ -237,9 +237,9 @@ def options_from(settings: Settings) -> Options:
     )
 
 
-def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], bytes]:
-    """(HTTP status, headers, JSON body as OpenAI's and Anthropic's clients read it) of anything
-    that was raised; what an operator should see is logged."""
+def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], str, bytes]:
+    """(HTTP status, headers, the word for programs, JSON body with it as OpenAI's and Anthropic's
+    clients read it) of anything that was raised; what an operator should see is logged."""
     headers = {"content-type": "application/json"}
     if isinstance(error, HttpError):
         status, code, message = error.status, error.code, str(error)
@@ -253,7 +253,7 @@ def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], bytes]
         status, "invalid_request_error" if status < 500 else "server_error"
     )
     about = {"message": message, "type": kind, "param": None, "code": code}
-    return status, headers, json.dumps({"type": "error", "error": about}).encode()
+    return status, headers, code, json.dumps({"type": "error", "error": about}).encode()
 
 
 def _read_models(file: Path) -> Mapping[str, str]:

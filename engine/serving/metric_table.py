@@ -41,6 +41,13 @@ METRICS = (
         "from a request read to its status; of a stream, its whole life",
     ),
     Metric(
+        "modelsat_extproc_answers_total",
+        "counter",
+        ("code",),
+        "HTTP requests that Envoy asked about: routed, passed (nothing to choose), or the error's"
+        " `code`; their RPCs end with OK",
+    ),
+    Metric(
         "modelsat_phase_seconds",
         "histogram",
         ("phase",),

@@ -50,6 +50,7 @@ class Metrics(Collector):
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("modelsat_requests_total")
         self._request_seconds = self._histogram("modelsat_request_seconds", SECONDS)
+        self._extproc_answers = self._counter("modelsat_extproc_answers_total")
         self._phase_seconds = self._histogram("modelsat_phase_seconds", SECONDS)
         self._phases = {phase: self._phase_seconds.labels(phase) for phase in PHASES}
         self._forward_requests = self._histogram("modelsat_forward_requests", JOINED)
@@ -69,6 +70,10 @@ class Metrics(Collector):
         """An RPC ended."""
         self._requests.labels(method, code).inc()
         self._request_seconds.labels(method).observe(seconds)
+
+    def extproc_answered(self, code: str) -> None:
+        """A gateway's HTTP request was answered. code: routed, passed, or of an error."""
+        self._extproc_answers.labels(code).inc()
 
     def forwarded(self, requests: int, rows: int) -> None:
         """A forward pass ended."""

@@ -38,7 +38,8 @@ from engine.contract.errors import (
 from engine.serving.wrapping import Wrapped
 
 DOMAIN = "modelsat"
-CODES: dict[type[ModelsatError], tuple[int, str]] = {
+_INTERNAL = (code_pb2.INTERNAL, "INTERNAL")
+CODES: dict[type[Exception], tuple[int, str]] = {
     InvalidInputError: (code_pb2.INVALID_ARGUMENT, "INVALID_INPUT"),
     NotFoundError: (code_pb2.NOT_FOUND, "NOT_FOUND"),
     RevisionNotFoundError: (code_pb2.NOT_FOUND, "REVISION_NOT_FOUND"),
@@ -62,9 +63,14 @@ OURS = ("/modelsat.", "/envoy.service.ext_proc.")
 log = logging.getLogger(__name__)
 
 
+def code_of(error: Exception) -> int:
+    """google.rpc.Code of anything that was raised."""
+    return int(CODES.get(type(error), _INTERNAL)[0])
+
+
 def to_status(error: ModelsatError) -> status_pb2.Status:
     """The google.rpc.Status of `error`, cut to what a trailer can carry."""
-    code, reason = CODES.get(type(error), (code_pb2.INTERNAL, "INTERNAL"))
+    code, reason = CODES.get(type(error), _INTERNAL)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
     return status_pb2.Status(
         code=code,

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from google.rpc import code_pb2
+
 from engine.contract.correlation import TRACE, trace_of
 from engine.contract.errors import ModelsatError
 from engine.policy import Policy
@@ -27,6 +29,7 @@ from engine.serving.exposition import exposition
 from engine.serving.http_server import HttpServer
 from engine.serving.metrics import Metrics, Sources
 from engine.serving.settings import Settings
+from engine.serving.status import code_of
 from engine.version import VERSION
 
 if TYPE_CHECKING:
@@ -93,11 +96,21 @@ class Telemetry:
         """What one HTTP request asks for, in this task. headers: see begin."""
         rpc = self._tracing.begin(name, headers) if self._tracing is not None else None
         TRACE.set(rpc.trace_id if rpc else trace_of(headers.get("traceparent", "")))
+        number = code_pb2.CANCELLED
         try:
             yield
+            number = code_pb2.OK
+        except Exception as error:
+            number = code_of(error)
+            raise
         finally:
             if self._tracing is not None and rpc is not None:
-                self._tracing.end(rpc, "OK", 0)
+                self._tracing.end(rpc, code_pb2.Code.Name(number), number)
+
+    def extproc_answered(self, code: str) -> None:
+        """See Metrics."""
+        if self.metrics is not None:
+            self.metrics.extproc_answered(code)
 
     def answered(self, call: Call, code: str, number: int) -> None:
         """It ended with that gRPC status, as name and number."""
