@@ -153,6 +153,7 @@ def test_what_is_no_request_of_the_page_is_refused(console: Console) -> None:
         b'{"text": 1}',
         b'{"text": "\\ud800"}',
     )
+    bad += (b'{"text": ' + b"[" * 100_000, b'{"policy": ' + b'{"a":' * 900 + b"1" + b"}" * 901)
     bad += (b'{"text": "x", "policy": {"bogus": 1}}', b'{"text": "x", "policy": [1]}')
     for body in bad:
         assert status("POST", "/api/route", body, Content_Type="application/json") == 400, body
@@ -171,8 +172,9 @@ def test_with_tokens_the_pages_are_open_and_the_figures_are_not(guarded: Console
     assert guarded.ask("POST", "/api/route", {"text": QUESTION})[0] == 401
     for role in ("read", "admin"):
         assert guarded.ask("GET", "/api/info", Authorization=bearer[role])[0] == 200
-    asked = guarded.ask("POST", "/api/route", {"text": QUESTION}, Authorization=bearer["read"])
-    assert asked[0] == 200
+    for role, expected in (("read", 403), ("route", 200), ("admin", 200)):
+        asked = guarded.ask("POST", "/api/route", {"text": QUESTION}, Authorization=bearer[role])
+        assert asked[0] == expected
     assert not any(token in guarded.server.printed() for token in guarded.tokens.values())
     plain = replace(guarded, tls=None)
     with pytest.raises((http.client.HTTPException, OSError)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from engine.contract.errors import InvalidInputError
+from engine.contract.errors import BundleError, InvalidInputError
+from engine.serving.listen import bind
 from engine.serving.settings import Settings, resolve
 
 NO_FILE = Path()
@@ -51,6 +53,42 @@ def test_every_wrong_value_of_every_source_is_listed(tmp_path: Path) -> None:
         "--audit-share",
         "--grace-s",
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"extproc_alias": "auto,,best"}, ["--extproc-alias"]),
+        ({"extproc_alias": "auto, best one"}, ["--extproc-alias"]),
+        ({"extproc_model_header": "content-length"}, ["--extproc-model-header"]),
+        ({"extproc_model_header": ":path"}, ["--extproc-model-header"]),
+        ({"extproc_model_header": "x-modelsat-allow"}, ["--extproc-model-header", "x-modelsat-"]),
+        ({"extproc_max_held_mb": "1"}, ["--extproc-max-held-mb", "--extproc-max-body-bytes"]),
+        (
+            {"metrics_address": "127.0.0.1:9000", "extproc_address": "127.0.0.1:9000"},
+            ["--metrics-address", "--extproc-address", "127.0.0.1:9000"],
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_violation(
+    flags: dict[str, str], words: list[str]
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        resolve(flags, {}, NO_FILE)
+    (wrong,) = caught.value.violations
+    assert all(word in f"{wrong.field} {wrong.description}" for word in words)
+
+
+def test_free_ports_and_several_aliases_go_together() -> None:
+    told = {"address": "127.0.0.1:0", "extproc_address": "127.0.0.1:0", "extproc_alias": "auto, b"}
+    assert resolve(told, {}, NO_FILE).settings.extproc_alias == "auto, b"
+
+
+async def test_a_port_that_is_taken_names_its_flag() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(admin_address=f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(BundleError, match="give --admin-address another"):
+            bind(settings, "admin_address", [], [], None)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

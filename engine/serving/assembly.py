@@ -141,7 +141,7 @@ def warm_up(parts: Parts) -> None:
 
 
 def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
-    """(HOST:PORT, what answers there), that of RouterService first."""
+    """(the setting of an address, what answers there), that of RouterService first."""
     settings = parts.settings
     routing = RouterService(
         parts.router, lambda: server_info(parts), settings.max_text_bytes, parts.outcomes
@@ -155,10 +155,10 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
         candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(changing, server)
 
     router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
-    extproc = [(settings.extproc_address, [_extproc(parts)])] if settings.extproc_address else []
+    extproc = [("extproc_address", [_extproc(parts)])] if settings.extproc_address else []
     if not settings.admin_address:
-        return [(settings.address, [router, candidates]), *extproc]
-    return [(settings.address, [router]), (settings.admin_address, [candidates]), *extproc]
+        return [("address", [router, candidates]), *extproc]
+    return [("address", [router]), ("admin_address", [candidates]), *extproc]
 
 
 def _extproc(parts: Parts) -> Service:

@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 
 from engine.contract.errors import UnavailableError
-from engine.serving.access import READING, RefusalLog, given_token, refusal
+from engine.serving.access import READING, ROUTING, RefusalLog, given_token, refusal
 from engine.serving.assembly import Parts, server_info
 from engine.serving.console_feed import Feed
 from engine.serving.console_latency import STEP_S, LatencyHistory
@@ -37,7 +37,7 @@ from engine.serving.console_views import (
 from engine.serving.http_server import PLAIN, HttpServer, Limits, Request, Response
 from engine.serving.metrics import SECONDS
 from engine.serving.router_service import route
-from engine.serving.status import failure_status
+from engine.serving.status import HTTP_STATUS, failure_status
 from engine.serving.tls import Certificates
 from engine.serving.tokens import TokenFile
 
@@ -59,15 +59,6 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
-}
-HTTP_STATUS = {
-    code_pb2.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
-    code_pb2.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
-    code_pb2.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
-    code_pb2.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
-    code_pb2.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
-    code_pb2.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    code_pb2.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
 MAX_STREAMS = 16
 MAX_REVISIONS = 100
@@ -144,7 +135,9 @@ class Console:
         answer = self._api.get(f"{request.method} {request.path}")
         if answer is None:
             return _text(HTTPStatus.NOT_FOUND, "nothing is here")
-        self._check_token(request)
+        # A dry run costs a forward pass, as Route does.
+        needed = ROUTING if answer == self._route else READING
+        self._check_token(request, needed)
         return answer(request)
 
     def _is_ours(self, hosts: list[str]) -> bool:
@@ -159,16 +152,17 @@ class Console:
             return host in ("localhost", self._host.lower())
         return True
 
-    def _check_token(self, request: Request) -> None:
+    def _check_token(self, request: Request, needed: frozenset[str]) -> None:
         """Raises UnauthenticatedError, PermissionDeniedError."""
         if self._tokens is None:
             return
         headers = request.headers.get_all("Authorization") or ()
         given = given_token([("authorization", value) for value in headers])
         token = None if given is None else self._tokens.find(given)
-        error = refusal(NAME, READING, given, token)
+        name = f"{request.path} of {NAME}"
+        error = refusal(name, needed, given, token)
         if error is not None:
-            self._refused.add(NAME, request.peer, token)
+            self._refused.add(name, request.peer, token)
             raise error
 
     def _info(self) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def route_request(body: bytes) -> pb.RouteRequest:
     """
     try:
         asked = json.loads(body)
-    except ValueError:
-        raise _wrong("body", "is no JSON in UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise _wrong("body", "is no JSON in UTF-8, or nested too deeply.") from None
     if not isinstance(asked, dict) or not asked.keys() <= REQUEST_KEYS:
         raise _wrong("body", f"is not as expected: an object with {sorted(REQUEST_KEYS)}.")
     text = asked.get("text", "")

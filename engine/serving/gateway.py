@@ -6,15 +6,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from google.rpc import code_pb2
 
 from engine.contract.errors import (
     DeadlineError,
@@ -25,19 +22,11 @@ from engine.contract.errors import (
 )
 from engine.router import Decision, Router
 from engine.serving.openai_body import Instruction, instruction, is_routed, parse, with_model
-from engine.serving.settings import MIB, Settings
-from engine.serving.status import failure_status, reason_of
+from engine.serving.settings import HEADER_VALUE, MIB, Settings
+from engine.serving.status import HTTP_STATUS, failure_status, reason_of
 from engine.serving.wishes import policy_and_session
 
 AT_ONCE_BYTES = 256 * 1024  # of a body that is read in the event loop; 10 ms at worst
-HEADER_VALUE = re.compile(r"[!-~]{1,256}")
-HTTP_STATUS = {
-    code_pb2.INVALID_ARGUMENT: 400,
-    code_pb2.FAILED_PRECONDITION: 400,
-    code_pb2.RESOURCE_EXHAUSTED: 429,
-    code_pb2.DEADLINE_EXCEEDED: 504,
-    code_pb2.UNAVAILABLE: 503,
-}
 
 
 class HttpError(ModelsatError):

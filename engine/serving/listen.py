@@ -81,12 +81,14 @@ class Listener:
 
 def bind(
     settings: Settings,
-    address: str,
+    name: str,
     services: Sequence[Service],
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     credentials: grpc.ServerCredentials | None,
 ) -> Listener:
-    """Take the port; raises BundleError where that fails. credentials: None means plain text."""
+    """Take the port of the setting `name`; raises BundleError where that fails. credentials: None
+    means plain text."""
+    address = getattr(settings, name)
     server = grpc.aio.server(interceptors=list(interceptors), options=_options(settings))
     for service in services:
         service.add(server)
@@ -102,7 +104,7 @@ def bind(
     except RuntimeError as error:
         raise BundleError(
             f"cannot listen on {address}: it is taken or not an address of this machine; give"
-            f" {_flag_of(settings, address)} another HOST:PORT."
+            f" {flag(name)} another HOST:PORT."
         ) from error
     return Listener(
         f"{address.rpartition(':')[0]}:{port}", (*PROBES, STORE, *names), server, healthy
@@ -127,11 +129,6 @@ def exposure(settings: Settings) -> list[str]:
         for address in open_to_others
         if missing
     ]
-
-
-def _flag_of(settings: Settings, address: str) -> str:
-    names = ("address", "admin_address", "extproc_address")
-    return flag(next(name for name in names if getattr(settings, name) == address))
 
 
 def _local(address: str) -> bool:

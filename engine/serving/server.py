@@ -142,12 +142,12 @@ def _bind(parts: Parts, guard: Guard, drain: Drain) -> tuple[Listener, ...]:
     return tuple(
         bind(
             settings,
-            address,
+            name,
             services,
             _interceptors(parts, guard, drain),
             None if certificates is None else certificates.credentials(),
         )
-        for address, services in services_by_address(parts)
+        for name, services in services_by_address(parts)
     )
 
 

@@ -27,6 +27,18 @@ NO_FILE = Path()
 BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
 LEVELS = ("debug", "info", "warning", "error")
 HEADER_PATTERN = re.compile(r"[a-z0-9-]{1,100}")
+HEADER_VALUE = re.compile(r"[!-~]{1,256}")
+# What another value of theirs would break.
+TAKEN_HEADERS = (
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "transfer-encoding",
+)
+LISTENING = ("address", "admin_address", "metrics_address", "console_address", "extproc_address")
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -119,14 +131,7 @@ class Settings:
             problems.append(Violation("--tls-client-ca", "needs --tls-certificate and --tls-key."))
         if self.default_candidate and not ID_PATTERN.fullmatch(self.default_candidate):
             problems.append(Violation("--default-candidate", "is no candidate id."))
-        for name in ("extproc_model_header", "extproc_header_prefix"):
-            if not HEADER_PATTERN.fullmatch(getattr(self, name)):
-                problems.append(
-                    Violation(flag(name), "is no header name; expected a-z, 0-9 and dashes.")
-                )
-        if self.extproc_max_held_mb * MIB < self.extproc_max_body_bytes:
-            wrong = f"is {self.extproc_max_held_mb} MiB, less than --extproc-max-body-bytes."
-            problems.append(Violation("--extproc-max-held-mb", wrong))
+        problems += [*_check_gateway(self), *_check_addresses(self)]
         if problems:
             raise InvalidInputError(*problems)
 
@@ -217,6 +222,36 @@ def _parse(default: Any, raw: Any) -> Any:
         return kind(raw)
     except (TypeError, ValueError):
         raise ValueError(f"expected {'a whole' if kind is int else 'a'} number.") from None
+
+
+def _check_gateway(settings: Settings) -> list[Violation]:
+    """What Envoy and its clients see."""
+    problems = []
+    for name in ("extproc_model_header", "extproc_header_prefix"):
+        if not HEADER_PATTERN.fullmatch(getattr(settings, name)):
+            wrong = "is no header name; expected a-z, 0-9 and dashes."
+            problems.append(Violation(flag(name), wrong))
+    header, prefix = settings.extproc_model_header, settings.extproc_header_prefix
+    if header in TAKEN_HEADERS or header.startswith(prefix):
+        wrong = f"is {header!r}; expected none of HTTP's own and none that begins with {prefix!r}."
+        problems.append(Violation("--extproc-model-header", wrong))
+    if not all(HEADER_VALUE.fullmatch(a.strip()) for a in settings.extproc_alias.split(",")):
+        wrong = f"is {settings.extproc_alias!r}; expected names without spaces, with commas."
+        problems.append(Violation("--extproc-alias", wrong))
+    if settings.extproc_max_held_mb * MIB < settings.extproc_max_body_bytes:
+        wrong = f"is {settings.extproc_max_held_mb} MiB, less than --extproc-max-body-bytes."
+        problems.append(Violation("--extproc-max-held-mb", wrong))
+    return problems
+
+
+def _check_addresses(settings: Settings) -> list[Violation]:
+    given = [(name, getattr(settings, name)) for name in LISTENING if getattr(settings, name)]
+    return [
+        Violation(flag(second), f"is {address}, and so is {flag(first)}; give each its own.")
+        for i, (second, address) in enumerate(given)
+        for first, other in given[:i]
+        if address == other and not address.endswith(":0")
+    ]
 
 
 def _check(f: Any, value: Any) -> list[Violation]:

@@ -55,6 +55,15 @@ CODES: dict[type[Exception], tuple[int, str]] = {
     UnauthenticatedError: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
     PermissionDeniedError: (code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED"),
 }
+HTTP_STATUS = {
+    code_pb2.INVALID_ARGUMENT: 400,
+    code_pb2.FAILED_PRECONDITION: 400,
+    code_pb2.UNAUTHENTICATED: 401,
+    code_pb2.PERMISSION_DENIED: 403,
+    code_pb2.RESOURCE_EXHAUSTED: 429,
+    code_pb2.UNAVAILABLE: 503,
+    code_pb2.DEADLINE_EXCEEDED: 504,
+}  # anything else is 500
 # A status travels in trailers that gRPC rejects at random above 8 KB: the message percent-encoded
 # (3 bytes for 1), and message and details again in base64 (4 for 3).
 MAX_MESSAGE_BYTES = 700

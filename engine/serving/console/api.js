@@ -51,7 +51,9 @@ async function call(path, options = {}) {
     const response = await fetch(path, { ...options, headers });
     if (response.ok) return response;
     const error = await failure(response);
-    if (error.status !== 401 && error.status !== 403) throw error;
+    // A token that may read and not route still shows everything else.
+    const useless = error.status === 401 || (error.status === 403 && options.method !== "POST");
+    if (!useless) throw error;
     if (sessionStorage.getItem(KEY) === token) sessionStorage.removeItem(KEY);
     await login(token ? error.message : "");
   }
