@@ -23,6 +23,7 @@ from engine.registry.zoo import read_zoo
 from engine.serving.console_feed import SIZE
 from engine.serving.console_latency import quantile
 from engine.serving.console_server import FILES, MAX_STREAMS
+from engine.serving.http_server import HttpServer, Limits, Response
 from tests.consoles import PATIENCE_S, Console, showing, showing_guarded
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
@@ -158,6 +159,33 @@ def test_what_is_no_request_of_the_page_is_refused(console: Console) -> None:
     for body in bad:
         assert status("POST", "/api/route", body, Content_Type="application/json") == 400, body
     assert "Traceback" not in console.server.printed()
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"GET / HTTP/1.0\r\n", b"POST / HTTP/1.0\r\nContent-Length: 9999\r\n\r\n"]
+)
+def test_a_request_that_comes_byte_by_byte_is_let_go(begun: bytes) -> None:
+    served = HttpServer(
+        "127.0.0.1:0", "--console-address", lambda _: Response(200, "", b""), Limits(9999, 1, 0.5)
+    )
+    served.start()
+    try:
+        with socket.create_connection(("127.0.0.1", served.port)) as dripping:
+            dripping.sendall(begun)
+            dripping.settimeout(0.05)
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                assert time.monotonic() < deadline
+                try:
+                    dripping.sendall(b"x")
+                    if not dripping.recv(1):
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+    finally:
+        served.stop()
 
 
 def test_with_tokens_the_pages_are_open_and_the_figures_are_not(guarded: Console) -> None:

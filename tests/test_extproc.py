@@ -27,6 +27,7 @@ BUFFERED, STREAMED, PARTIAL, DUPLEX = 2, 1, 3, 4
 ASKED = {"model": "auto", "messages": [{"role": "user", "content": "Why?"}]}
 BODY = json.dumps(ASKED).encode()
 SMALL = ("--extproc-max-body-bytes", "100000", "--extproc-body-timeout-s", "1")
+SMALL += ("--max-text-bytes", "50000")
 PATIENCE_S = 20.0
 
 
@@ -78,7 +79,9 @@ def refusal(answer: Any) -> tuple[int, str]:
 def test_a_buffered_body_is_answered_with_everything_at_once(server: Server) -> None:
     length = {"content-length": str(len(BODY)), "x-modelsat-allow": "yi-6b-chat"}
     first, second = talk(server, headers(**length), body())
-    assert first == pb.ProcessingResponse(request_headers=pb.HeadersResponse())
+    stripped = first.request_headers.response.header_mutation
+    assert not stripped.set_headers
+    assert set(stripped.remove_headers) == {"x-selected-model", "x-modelsat-decision-id"}
     common, expected = second.request_body.response, BODY.replace(b"auto", b"01-ai/Yi-6B-Chat")
     assert common.body_mutation.body == expected
     assert common.clear_route_cache
@@ -189,6 +192,11 @@ def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
         ((headers(content_length="100001"), body()), 413, "body_too_large"),
         ((headers(), body(b" " * 100_001)), 413, "body_too_large"),
         ((headers(DUPLEX), *[body(b" " * 50_000, False)] * 3), 413, "body_too_large"),
+        (
+            (headers(), body(b'{"model": "auto", "prompt": "' + b"x" * 60_000 + b'"}')),
+            400,
+            "invalid_input",
+        ),
         ((headers(content_encoding="gzip"), body()), 415, "unsupported_media_type"),
         ((headers(DUPLEX, content_type="image/png"), body()), 415, "unsupported_media_type"),
         ((headers(STREAMED), body()), 500, "unsupported_body_mode"),
@@ -200,6 +208,40 @@ def test_errors_are_immediate_responses(
     server: Server, messages: tuple[Any, ...], status: int, code: str
 ) -> None:
     assert refusal(talk(server, *messages)[-1]) == (status, code)
+
+
+EMBEDDINGS = {":path": "/v1/embeddings"}
+
+
+def test_what_is_not_routed_passes_however_large(server: Server) -> None:
+    (answer,) = talk(server, headers(content_length="100001", **EMBEDDINGS))
+    assert not set_by(answer.request_headers.response)
+    _, answer = talk(server, headers(**EMBEDDINGS), body(b" " * 100_001))
+    assert not set_by(answer.request_body.response)
+    named = b'{"model": "named"}'
+    _, answer = talk(server, headers(**EMBEDDINGS), body(named))
+    assert set_by(answer.request_body.response)["x-selected-model"] == "named"
+    pieces = [named, b" " * 100_000, b"x" * 70_000, b"y"]
+    messages = [body(piece, piece is pieces[-1]) for piece in pieces]
+    first, *chunks = talk(server, headers(DUPLEX, **EMBEDDINGS), *messages)
+    assert not set_by(first.request_headers.response)
+    echoed = [c.request_body.response.body_mutation.streamed_response for c in chunks]
+    assert b"".join(e.body for e in echoed) == b"".join(pieces)
+    assert [e.end_of_stream for e in echoed] == [False] * (len(echoed) - 1) + [True]
+
+
+def test_a_large_body_is_read_within_the_timeout(tmp_path: Path) -> None:
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-timeout-ms", "1")
+    large = b'{"model": "named", "padding": "' + b"\\n" * 2_000_000 + b'"}'
+    with serving(tmp_path / "s.sqlite", *told) as server:
+        answers = talk(server, headers(**EMBEDDINGS), body(large))
+    assert refusal(answers[-1]) == (504, "deadline_exceeded")
+
+
+def test_a_wrong_configuration_does_not_fill_the_log(server: Server) -> None:
+    for _ in range(100):
+        talk(server, headers(PARTIAL))
+    assert server.printed().count("request_body_mode is BUFFERED_PARTIAL") < 100
 
 
 def test_a_body_that_does_not_come_is_408(server: Server) -> None:

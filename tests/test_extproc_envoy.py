@@ -173,6 +173,15 @@ def test_everything_else_passes_untouched(both: Stack) -> None:
         assert DECISION not in told["headers"]
 
 
+def test_a_body_over_the_limit_passes_where_nothing_is_routed(both: Stack) -> None:
+    sent = raw("Hi", "some/other", padding="x" * 11_000_000)
+    reply = both.ask(sent, {HEADER: "jamba-1.5-large"}, "/v1/embeddings")
+    told = reply.told
+    assert (reply.status, told["upstream"]) == (200, "small")
+    assert told["sha256"] == hashlib.sha256(sent).hexdigest()
+    assert HEADER not in told["headers"]
+
+
 def test_requests_without_a_body_pass(both: Stack) -> None:
     assert both.ask(path="/v1/models", method="GET").told["path"] == "/v1/models"
 

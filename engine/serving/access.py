@@ -7,7 +7,6 @@ that is not listed here needs the role admin.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import grpc
 from grpc_status import rpc_status
 
 from engine.contract.errors import ModelsatError, PermissionDeniedError, UnauthenticatedError
+from engine.serving.logs import FewLines
 from engine.serving.status import to_status
 from engine.serving.tokens import ROLES, Token, TokenFile
 
@@ -43,7 +43,6 @@ NEEDED: Mapping[str, frozenset[str]] = {
     CANDIDATES + "RollbackRevision": ADMIN,
 }
 SCHEME = "bearer "
-LOGGED_PER_S = 10  # refusals; who has no token must not fill the disk
 log = logging.getLogger(__name__)
 
 
@@ -111,17 +110,9 @@ class RefusalLog:
     """Who was turned away, a few lines a second."""
 
     def __init__(self) -> None:
-        self._second = 0
-        self._count = 0
+        self._lines = FewLines(log, logging.WARNING, "calls were refused")
 
     def add(self, method: str, peer: str, token: Token | None) -> None:
-        """Log a refusal, never the token; those beyond LOGGED_PER_S only as a number."""
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._count > LOGGED_PER_S:
-                log.warning("%d more calls were refused", self._count - LOGGED_PER_S)
-            self._second, self._count = second, 0
-        self._count += 1
-        if self._count <= LOGGED_PER_S:
-            who = "no known token" if token is None else f"token {token.name!r} ({token.role})"
-            log.warning("refused %s from %s: %s", method, peer, who)
+        """Log a refusal, never the token."""
+        who = "no known token" if token is None else f"token {token.name!r} ({token.role})"
+        self._lines.add("refused %s from %s: %s", method, peer, who)

@@ -30,13 +30,14 @@ from engine.serving.gateway import (
     HttpRequest,
     error_of,
 )
+from engine.serving.logs import FewLines
 from engine.serving.telemetry import Telemetry
 
 NAME = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 METHOD = f"{NAME}/Process"
 ROUTED, PASSED = "routed", "passed"
 NONE, BUFFERED, DUPLEX = pb.NONE, pb.BUFFERED, pb.FULL_DUPLEX_STREAMED
-log = logging.getLogger(__name__)
+misconfigured = FewLines(logging.getLogger(__name__), logging.ERROR, "requests met the same")
 
 
 class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
@@ -66,7 +67,7 @@ class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
         deadline = None
         while not exchange.done:
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline if exchange.collecting else None):
                     message = await anext(requests, None)
             except TimeoutError:
                 why = f"The body did not come within {self._body_timeout_s:g} s."
@@ -137,37 +138,49 @@ class Exchange:
                 f"ext_proc: request_body_mode is {word}, in which the model can no longer change;"
                 " set BUFFERED or FULL_DUPLEX_STREAMED in Envoy's processing_mode."
             )
-            log.error("%s", why)
+            misconfigured.add("%s", why)
             raise HttpError(500, "unsupported_body_mode", why)
-        if not self._gateway.check_readable(request):
-            return [self._pass()] if mode == DUPLEX else self._finish([self._pass()])
         length = request.headers.get("content-length", "")
-        if length.isdecimal():
-            self._gateway.check_size(int(length[:20]))
+        if not self._gateway.check_readable(request, int(length[:20]) if length.isdecimal() else 0):
+            return [self._pass()] if mode == DUPLEX else self._finish([self._pass()])
         if mode == BUFFERED:
-            return [EMPTY["request_headers"]]
+            return [self._headers_reply(Answer())]  # what is forged goes, whatever comes next
         self.collecting = True
         return []
 
     async def _on_body(self, body: pb.HttpBody) -> list[Response]:
         if self._request is None:
             why = "ext_proc: a body came without headers; set request_header_mode SEND in Envoy."
-            log.error("%s", why)
+            misconfigured.add("%s", why)
             raise HttpError(500, "protocol_error", why)
+        ends = body.end_of_stream
+        if self._request_mode == DUPLEX and not self.collecting:
+            self.done = ends
+            return list(streamed("request_body", body.body, ends))
+        readable = self._gateway.check_readable(self._request, self._size + len(body.body))
         if self._request_mode != DUPLEX:
-            self._hold(body.body)
+            if not readable:
+                self.outcome = PASSED
+                return self._finish([self._body_reply(Answer())])
+            self._hold(len(body.body))
             return self._finish([self._body_reply(await self._answer(body.body))])
-        if not self.collecting:
-            self.done = body.end_of_stream
-            return list(streamed("request_body", body.body, body.end_of_stream))
-        self._hold(body.body)
         self._chunks.append(body.body)
-        return self._finish(await self._duplex(True)) if body.end_of_stream else []
+        if not readable:
+            return self._pass_chunks(ends)
+        self._hold(len(body.body))
+        return self._finish(await self._duplex(True)) if ends else []
 
-    def _hold(self, piece: bytes) -> None:
-        self._gateway.check_size(self._size + len(piece))
-        self._gateway.hold(len(piece))
-        self._size += len(piece)
+    def _hold(self, size: int) -> None:
+        self._gateway.hold(size)
+        self._size += size
+
+    def _pass_chunks(self, ends: bool) -> list[Response]:
+        """From here on, everything as it comes."""
+        self.collecting, self.done = False, ends
+        raw = b"".join(self._chunks)
+        self._chunks.clear()
+        self._release()
+        return [self._pass(), *streamed("request_body", raw, ends)]
 
     def refuse(self, error: Exception) -> Response:
         """The last answer."""
@@ -177,10 +190,13 @@ class Exchange:
 
     def close(self) -> None:
         """Let go of the body, and count the answer if there was one."""
-        self._gateway.release(self._size)
-        self._size = 0
+        self._release()
         if self.outcome:
             self._telemetry.extproc_answered(self.outcome)
+
+    def _release(self) -> None:
+        self._gateway.release(self._size)
+        self._size = 0
 
     async def _on_trailers(self) -> list[Response]:
         collected = await self._duplex(False) if self.collecting else []

@@ -20,6 +20,7 @@ from engine.contract.errors import (
     OverloadedError,
     Violation,
 )
+from engine.contract.prompt import check_text
 from engine.router import Decision, Router
 from engine.serving.openai_body import Instruction, instruction, is_routed, parse, with_model
 from engine.serving.settings import HEADER_VALUE, MIB, Settings
@@ -51,6 +52,7 @@ class Options:
     prefix: str
     max_body_bytes: int
     max_held_bytes: int
+    max_text_bytes: int
     timeout_s: float
     refuse_unreadable: bool
     ignore_needs: bool
@@ -146,14 +148,9 @@ class Gateway:
             return Answer()
         if not routed or body.model not in self.options.aliases:
             return Answer({self.options.model_header: body.model})
-        return _Asked(instruction(body), body.place)
-
-    def check_size(self, size: int) -> None:
-        """Raise HttpError 413 where a body of that many bytes is not read."""
-        limit = self.options.max_body_bytes
-        if size > limit:
-            why = f"The body is {size} bytes or more, the limit is {limit}."
-            raise HttpError(413, "body_too_large", why)
+        found = instruction(body)
+        check_text(found.text, self.options.max_text_bytes, "instruction")
+        return _Asked(found, body.place)
 
     def hold(self, size: int) -> None:
         """Count that many bytes more of bodies in memory; release() takes them off.
@@ -170,14 +167,17 @@ class Gateway:
         """See hold()."""
         self._held_bytes -= size
 
-    def check_readable(self, request: HttpRequest) -> bool:
-        """Whether to read the body; raises HttpError 415 where it is to be refused."""
-        if request.is_json:
-            return True
-        if self.options.refuse_unreadable and is_routed(request.headers.get(":path", "")):
+    def check_readable(self, request: HttpRequest, size: int = 0) -> bool:
+        """Whether to read a body of `size` bytes or more. What is not routed is passed on; raises
+        HttpError 413 or 415 where it is to be refused."""
+        routed, limit = is_routed(request.headers.get(":path", "")), self.options.max_body_bytes
+        if not request.is_json and self.options.refuse_unreadable and routed:
             why = "The body is compressed or no JSON; send application/json without an encoding."
             raise HttpError(415, "unsupported_media_type", why)
-        return False
+        if request.is_json and size > limit and routed:
+            why = f"The body is {size} bytes or more, the limit is {limit}."
+            raise HttpError(413, "body_too_large", why)
+        return request.is_json and size <= limit
 
     async def _route(self, request: HttpRequest, found: Instruction, deadline: float) -> Decision:
         policy, session = policy_and_session(request.wishes, request.headers, self.options.prefix)
@@ -219,6 +219,7 @@ def options_from(settings: Settings) -> Options:
         prefix=settings.extproc_header_prefix,
         max_body_bytes=settings.extproc_max_body_bytes,
         max_held_bytes=settings.extproc_max_held_mb * MIB,
+        max_text_bytes=settings.max_text_bytes,
         timeout_s=settings.extproc_timeout_ms / 1000,
         refuse_unreadable=settings.extproc_unreadable == "refuse",
         ignore_needs=settings.extproc_ignore_needs,

@@ -1,15 +1,18 @@
 """HTTP for people and scrapers, in threads of its own: it answers while the event loop is busy.
 
 HTTP/1.0, a request to a connection: few ask, and nothing is left to get out of step. Everything a
-peer can take is bounded: connections, header lines, body, and the time it neither sends nor reads.
+peer can take is bounded: connections, header lines, body, the time in which the whole request
+comes, and that in which nothing of the answer is taken.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
@@ -19,7 +22,7 @@ from typing import Any, Protocol
 
 from engine.contract.errors import ModelsatError
 
-IDLE_S = 10  # a peer that neither asks nor reads is let go
+IDLE_S = 10  # a peer that does not read is let go
 MAX_CONNECTIONS = 64
 STREAM_BUFFER = 64 * 1024  # bytes the kernel holds for a reader that is behind
 PLAIN = "text/plain; charset=utf-8"
@@ -61,10 +64,12 @@ Answer = Callable[[Request], Response]  # called in the connection's thread; mus
 
 @dataclass(frozen=True)
 class Limits:
-    """max_body: bytes of a POST; 0 takes none. Peers beyond `connections` are hung up on."""
+    """max_body: bytes of a POST; 0 takes none. Peers beyond `connections` are hung up on, and those
+    whose request is not whole after request_s."""
 
     max_body: int = 0
     connections: int = MAX_CONNECTIONS
+    request_s: float = 10
 
 
 class HttpServer:
@@ -164,6 +169,13 @@ class _Handler(BaseHTTPRequestHandler):
     error_message_format, error_content_type = "%(code)d %(message)s\n", PLAIN
     server: _Server
 
+    def setup(self) -> None:
+        """A socket's timeout begins anew with every byte."""
+        super().setup()
+        self.rfile.close()
+        deadline = time.monotonic() + self.server.limits.request_s
+        self.rfile = io.BufferedReader(_Until(self.connection, deadline))
+
     def do_GET(self) -> None:
         self._answer(b"")
 
@@ -177,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.rfile.read(int(length)))
 
     def _answer(self, body: bytes) -> None:
+        self.connection.settimeout(IDLE_S)
         path, _, query = self.path.partition("?")
         peer = "{}:{}".format(*self.client_address)
         response = self.server.answer(Request(self.command, path, query, self.headers, body, peer))
@@ -206,6 +219,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Requests are no news, and may hold what is secret."""
+
+
+class _Until(io.RawIOBase):
+    """Reads a socket; raises TimeoutError from `deadline` (time.monotonic()) on."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection, self._deadline = connection, deadline
+
+    def readable(self) -> bool:
+        """See io.RawIOBase."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
 
 
 def _hung_up(connection: socket.socket) -> bool:

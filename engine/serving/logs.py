@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from types import TracebackType
@@ -20,9 +21,30 @@ from engine.contract.correlation import DECISION, TRACE
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 # What every record has; whatever else is in one was given as `extra`.
 _OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
+LINES_PER_S = 10
 IDS = ("decision_id", "trace_id")
 # Their debug lines are of their inner workings, thousands a minute.
 QUIET = ("grpc", "opentelemetry", "asyncio")
+
+
+class FewLines:
+    """Lets LINES_PER_S lines a second into a log, so that callers cannot fill the disk. what: of
+    those left out, "N more WHAT"."""
+
+    def __init__(self, log: logging.Logger, level: int, what: str) -> None:
+        self._log, self._level, self._what = log, level, what
+        self._second = self._count = 0
+
+    def add(self, message: str, *values: object) -> None:
+        """See logging.Logger.log."""
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._count > LINES_PER_S:
+                self._log.log(self._level, "%d more %s", self._count - LINES_PER_S, self._what)
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count <= LINES_PER_S:
+            self._log.log(self._level, message, *values)
 
 
 def configure(log_format: str, level: str, stream: TextIO | None = None) -> None:
