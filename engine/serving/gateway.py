@@ -27,7 +27,7 @@ from engine.serving.settings import HEADER_VALUE, MIB, Settings
 from engine.serving.status import HTTP_STATUS, failure_status, reason_of
 from engine.serving.wishes import policy_and_session
 
-AT_ONCE_BYTES = 256 * 1024  # of a body that is read in the event loop; 10 ms at worst
+AT_ONCE_BYTES = 64 * 1024  # of a body that is read in the event loop; 5 ms at worst
 
 
 class HttpError(ModelsatError):
