@@ -174,6 +174,7 @@ def save(run: Run) -> None:
         (fresh / "run.json").write_text(json.dumps(state), encoding="utf-8")
         old = folder.with_suffix(".old")
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # a kill may have left a part
             folder.replace(old)
         fresh.replace(folder)
         shutil.rmtree(old, ignore_errors=True)
