@@ -102,7 +102,9 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
                 name = REFERENCE.format(depth)
                 contenders[name] = reference_pipeline(depth, tokens, some, threads)
                 rounds[name] = most
-        except ImportError:
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
             skipped[REFERENCE.format(FULL_DEPTH)] = "torch is not installed"
         return medians(contenders, rounds)
 

@@ -58,20 +58,22 @@ def embeddings(count: int, seed: int = 1) -> NDArray[np.float32]:
     count=st.integers(1, 20),
     seed=st.integers(0, 9),
 )
+@example([1, 27, 20], 9, 4)  # the farthest seen, 1.6e-5
 @settings(max_examples=15, deadline=None)
 def test_graph_equals_torch(
     layout: Layout, ops: type[Portable], lengths: list[int], count: int, seed: int
 ) -> None:
     prompts, e = tiny.prompts(lengths, seed), embeddings(count, seed)
-    model = tiny.model_sat(BASE).eval()
+    # In double precision: torch's own rounding in single is up to half of the bound.
+    model = tiny.model_sat(BASE).double().eval()
     with torch.no_grad():
-        expected = model.margins(*tiny.padded(prompts), torch.from_numpy(e), layout).numpy()
+        exact = torch.from_numpy(e).double()
+        expected = model.margins(*tiny.padded(prompts), exact, layout).numpy()
     head = BASE.arrays["model.embed_tokens.weight"]
     readout = BASE.arrays["model.norm.weight"] * (head[model.yes_id] - head[model.no_id])
     hidden = backend(layout, ops).hidden(prompts, e)
     found = score_reference(hidden, readout, eps=CONFIG.eps, scale=1.0, offset=0.0)
-    # In fp32 the order of the sums alone moved one of many probabilities by 2.4e-5.
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-expected)), atol=1e-4)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-expected)), atol=2e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

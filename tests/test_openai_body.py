@@ -223,9 +223,11 @@ def test_no_shape_of_a_body_fails_otherwise(a: Any, b: Any, c: Any) -> None:
         for shape in shapes:
             try:
                 raw = json.dumps({name: shape, "tools": b, "text": c, "max_tokens": a}).encode()
-                instruction(parse(raw))
+                found = instruction(parse(raw))
             except InvalidInputError:
                 continue
+            assert found.text.strip()
+            assert found.context_chars >= 0
 
 
 def test_paths() -> None:

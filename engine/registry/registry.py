@@ -232,10 +232,12 @@ class Registry:
             self._refreshing.add_done_callback(self._running.discard)
 
     async def _refresh(self) -> None:
+        before = self._watch.state
         try:
             async with self._lock:
                 await self._catch_up()
-            self._watch.reached()
+            if self._watch.state is before:  # a loss that was noticed meanwhile is newer than this
+                self._watch.reached()
         except StoreError as error:
             self._watch.lost(str(error))
 
