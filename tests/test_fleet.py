@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,20 @@ def test_servers_that_start_at_once_set_up_one_store(server: Postgres) -> None:
     assert [(r.table().revision, ids(r)) for r in opened] == [(1, ["first"])] * 6
     for member in opened:
         asyncio.run(member.close())
+
+
+async def test_what_was_read_before_a_loss_is_no_sign_of_life(tmp_path: Path) -> None:
+    """A refresh is under way when the listener hears that the database is gone."""
+    one = registry(str(tmp_path / "s.sqlite"))
+    async with one._lock:
+        one._seen(one.table().revision + 1, "")
+        await asyncio.sleep(0)  # the refresh has begun, and waits
+        one._seen(None, "OperationalError")
+    await asyncio.gather(*one._running)
+    assert not one.store_state.connected
+    one._seen(one.table().revision, "")
+    assert one.store_state.connected
+    await one.close()
 
 
 @pytest.mark.parametrize("end", [Postgres.kill, Postgres.stop])
