@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from bench.process import ROOT
 from engine.contract.bundle import Calibration, Representation, start_folder
@@ -25,6 +26,7 @@ from training.lowrank import cut
 from training.merge import fold, write_model
 from training.model import build
 from training.plan import Plan, Tune, parse_plan
+from training.precision import mixed_precision
 from training.pretrained import load_pretrained
 from training.run import prepare, read_pools
 
@@ -50,6 +52,7 @@ def plan(tmp_path: Path) -> Plan:
         backbone_lr=3e-3,
         validate_every=1000,
     )
+        precision="float32",
 
 
 def losses(out: str) -> list[float]:
@@ -94,6 +97,39 @@ def test_a_run_learns_and_its_adapter_merges(
 
 
 def command(plan: Plan, *launcher: str) -> list[str]:
+def test_half_precision_learns_and_leaves_float32_weights(plan: Plan) -> None:
+    """In a process of its own: accelerate keeps one precision a process."""
+    plan = replace(plan, precision="bfloat16", reworded=0.5, stronger=1.0)
+    subprocess.run(command(plan), check=True, capture_output=True)
+    found = losses(plan.out)
+    assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
+    state = load_file(Path(plan.out) / "state" / "model.safetensors")
+    assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
+
+
+def test_the_faster_number_type_is_found_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert mixed_precision("auto") in ("no", "bf16")
+    assert (mixed_precision("float32"), mixed_precision("bfloat16")) == ("no", "bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert mixed_precision("auto") is None
+    assert mixed_precision("float32") == "no"
+
+
+def test_an_epoch_goes_on_where_the_last_one_ended(plan: Plan) -> None:
+    plan = replace(plan, instructions=(24,), epochs=4)
+    (pool,) = prepare(plan).pools
+    epochs = [epoch_rows(plan, 0, pool, epoch) for epoch in range(4)]
+    assert all(len(set(rows)) == 24 for rows in epochs)
+    count = len(pool.train)
+    assert 48 < count < 96, "else this tests nothing"
+    assert set(np.concatenate(epochs)[:count]) == set(pool.train)
+    assert list(trained_rows(plan, 0, pool)) == sorted(pool.train)
+    whole = replace(plan, instructions=(0,))
+    assert set(epoch_rows(whole, 0, pool, 1)) == set(pool.train)
+
+
     """The command line of `plan`."""
     words = [sys.executable, *launcher, "-m", "training.train"]
     for name, value in asdict(plan).items():

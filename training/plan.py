@@ -13,6 +13,7 @@ from engine.contract.errors import InvalidInputError, Violation
 from training.base import BACKBONE, ENCODER
 
 Tune = Literal["full", "lora"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,20 @@ class Plan:
     seed: int = 0
 
     def limit(self, folder: int) -> int | None:
+    stronger: float = 0.0
+    reworded: float = 0.5
+    precision: Precision = "auto"
         """Training rows of the folder with this number; None where all are used."""
         several = len(self.instructions) > 1
         return (self.instructions[folder] if several else self.instructions[0]) or None
 
 
-CHOICES = {"layout": Layout, "representation": Representation, "tune": Tune}
+CHOICES = {
+    "layout": Layout,
+    "representation": Representation,
+    "tune": Tune,
+    "precision": Precision,
+}
 
 
 def parse_plan(description: str | None, arguments: list[str] | None = None) -> Plan:

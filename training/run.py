@@ -1,7 +1,7 @@
 """A training run: what a step reads and changes, its checkpoints, its predictions.
 
 accelerate places model and batches, so that the same script runs on one CPU, one GPU, or many
-processes under torchrun or `accelerate launch` (DDP, FSDP, DeepSpeed; bf16 where chosen there).
+processes under torchrun or `accelerate launch` (DDP, FSDP, DeepSpeed).
 
 Letters: V variants, B instructions, M candidates.
 """
@@ -32,6 +32,7 @@ from training.lora import adapt
 from training.model import ModelSat, TextEncoder, build
 from training.plan import Plan
 from training.pool import Pool, make_pool
+from training.precision import mixed_precision
 
 Floats = NDArray[np.float32]
 NEUTRAL = Calibration(1.0, 0.0)
@@ -120,7 +121,7 @@ def _kept(outcomes: Outcomes, plan: Plan) -> Outcomes:
 def prepare(plan: Plan) -> Run:
     """Weights, data and optimiser; the state of a checkpoint where one is found."""
     torch.manual_seed(plan.seed)
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision=mixed_precision(plan.precision))
     found = read_pools(plan)
     base = load_base(plan.backbone, CACHE, plan.layers)
     psi = load_base(plan.encoder, CACHE)
