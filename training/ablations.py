@@ -42,6 +42,8 @@ COMMON: dict[str, Any] = {
     "without": "qwen|gemini|phi|jamba|command-r|mathstral",
     "instructions": (1500,),
     "validate_every": 10**9,
+    "made": 9,
+    "reworded": 0.0,
 }
 TESTED, TESTED_EACH = 400, 100  # held-out rows; where every candidate is a sequence of its own
 INIT_STD = 0.041666  # SmolLM2's initializer_range
@@ -88,6 +90,10 @@ VARIANTS: dict[str, Variant] = {
 
 
 @dataclass(frozen=True)
+    "teacher: depth 30": Variant(teacher="depth 30"),
+    "size: 1,500 twice": Variant({"epochs": 2}),
+    "size: 1,500 twice, half reworded": Variant({"epochs": 2, "reworded": 0.5}),
+    "shipped recipe, 1,500 once": Variant({"made": 32, "reworded": 0.5}),
 class Sampled(Pool):
     """A pool whose steps show `count` candidates."""
 

@@ -47,7 +47,7 @@ def batches(
     """
     if seed is None:
         order = sorted(rows, key=lambda r: len(tokens[r]))
-        return [_pad(tokens, np.array(part), pool) for part in _chunks(order, size)]
+        return [pad([tokens[r] for r in part], part, pool) for part in _chunks(order, size)]
     random = np.random.default_rng(seed)
     shuffled = list(random.permutation(rows))
     groups = [
@@ -55,16 +55,18 @@ def batches(
         for bucket in _chunks(shuffled, size * BUCKET)
         for part in _chunks(sorted(bucket, key=lambda r: len(tokens[r])), size)
     ]
-    return [_pad(tokens, np.array(groups[i]), pool) for i in random.permutation(len(groups))]
+    ordered = [groups[i] for i in random.permutation(len(groups))]
+    return [pad([tokens[r] for r in part], part, pool) for part in ordered]
 
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _pad(tokens: Sequence[Ints], rows: Ints, pool: int) -> Batch:
-    lengths = np.array([len(tokens[r]) for r in rows], dtype=np.int64)
-    padded = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : lengths[i]] = tokens[row]
-    return Batch(padded, lengths, rows, pool)
+def pad(tokens: Sequence[Ints], rows: Sequence[int] | Ints, pool: int) -> Batch:
+    """The batch of these instructions, which have these numbers."""
+    lengths = np.array([len(t) for t in tokens], dtype=np.int64)
+    padded = np.zeros((len(tokens), int(lengths.max())), dtype=np.int64)
+    for i, own in enumerate(tokens):
+        padded[i, : lengths[i]] = own
+    return Batch(padded, lengths, np.asarray(rows), pool)

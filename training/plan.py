@@ -22,7 +22,11 @@ class Plan:
 
     data: folders, the first one's candidates set the norms. benchmarks: train on these alone.
     without: candidates left out, by a regular expression. made: made candidates a step
-    (training/augment.py).
+    (training/augment.py). exact: share of the steps that show the figures as they are, others draw
+    them anew. instructions: training rows an epoch, of each folder or of all, 0 = no
+    limit; the next epoch takes the next ones. stronger: a candidate's outcomes weigh as its mean
+    accuracy to this power, 0 = all alike. reworded: share of the instructions that a step puts as
+    another harness would (training/wording.py).
     """
 
     data: tuple[str, ...]
@@ -46,14 +50,14 @@ class Plan:
     across: float = 0.25
     within: float = 0.5
     checkpoint_minutes: float = 4.0
+    stronger: float = 0.0
+    reworded: float = 0.5
+    precision: Precision = "auto"
     validate_every: int = 400
     seed: int = 0
 
     def limit(self, folder: int) -> int | None:
-    stronger: float = 0.0
-    reworded: float = 0.5
-    precision: Precision = "auto"
-        """Training rows of the folder with this number; None where all are used."""
+        """Training rows an epoch of the folder with this number; None where all are used."""
         several = len(self.instructions) > 1
         return (self.instructions[folder] if several else self.instructions[0]) or None
 

@@ -13,14 +13,16 @@ from training.augment import draw
 from training.capability import Capabilities
 from training.data import Batch, batches, tokenise
 from training.model import TextEncoder
+from training.plan import Plan
+from training.wording import reworded
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """outcomes: M candidates x N instructions. tokens: N. vectors: (T, E). c: (V, M, C),
-    standardised. train, validation, test: row numbers."""
+    """outcomes: M candidates x N instructions. tokens: N, by tokenizer. vectors: (T, E). c:
+    (V, M, C), standardised. train, validation, test: row numbers."""
 
     outcomes: Outcomes
     tokens: list[NDArray[np.int64]]
@@ -33,6 +35,7 @@ class Pool:
     def step(
         self, random: np.random.Generator, batch: Batch, capability: Capabilities, made: int
     ) -> tuple[Floats, Floats]:
+    tokenizer: Tokenizer
         """c (M + K, C) and outcomes (B, M + K)."""
         scores = self.outcomes.scores[:, batch.rows]
         if capability.representation == "text":
@@ -40,7 +43,15 @@ class Pool:
         subjects = [self.outcomes.subjects[i] for i in batch.rows]
         drawn = draw(random, self.outcomes.test, scores, subjects, made)
         c = capability.drawn(drawn, self.outcomes.test.keywords, self.vectors)
-        return c, drawn.outcomes.T.copy()
+        return Shown(c, drawn.outcomes.T.copy(), np.nanmean(drawn.figures, axis=1))
+
+    def reworded(self, random: np.random.Generator, batch: Batch, share: float) -> Batch:
+        """`batch` with about this share of its instructions in another form."""
+        tokens = [self.tokens[row] for row in batch.rows]
+        for i in np.flatnonzero(random.random(len(tokens)) < share):
+            text = reworded(random, self.outcomes.texts[batch.rows[i]])
+            (tokens[i],) = tokenise([text], self.tokenizer)
+        return pad(tokens, batch.rows, batch.pool)
 
     def batches(self, rows: Ints, size: int, seed: int | None, number: int) -> list[Batch]:
         """`rows` in batches that name this pool by its number."""
@@ -59,3 +70,4 @@ def make_pool(
         capability.of(outcomes.test, vectors, encoder),
         *split(outcomes.texts),
     )
+        tokenizer,

@@ -56,10 +56,11 @@ def forward(run: Run, batch: Batch, random: np.random.Generator) -> tuple[Any, A
     """(loss to go back through, binary cross-entropy for the log)."""
     pool = run.pools[batch.pool]
     share = batch.part(run.accelerator.process_index, run.accelerator.num_processes)
-    c, outcomes = pool.step(random, share, run.capability, run.plan.made)
-    margins = logits(run, share, c)
-    truth = torch.from_numpy(outcomes).to(margins.device)
-    value = loss.total(margins, truth, run.plan.across, run.plan.within)
+    shown = pool.step(random, share, run.capability, run.plan)
+    margins = logits(run, pool.reworded(random, share, run.plan.reworded), shown.c)
+    truth = torch.from_numpy(shown.outcomes).to(margins.device)
+    weights = torch.from_numpy(shown.levels.clip(LEAST_LEVEL) ** run.plan.stronger).to(margins)
+    value = loss.total(margins, truth, run.plan.across, run.plan.within, weights)
     real = len(pool.outcomes.candidates)
     return value, loss.bce(margins.detach()[:, :real], truth[:, :real])
 
