@@ -48,7 +48,7 @@ def test_every_drawn_candidate_sat_something(seed: int, made: int) -> None:
     random = np.random.default_rng(seed)
     test = sat(random, missing=0.5)
     outcomes = (random.random((M, B)) < 0.5).astype(np.float32)
-    drawn = draw(random, test, outcomes, [SUBJECTS[0]] * B, made)
+    drawn = draw(random, test, outcomes, [SUBJECTS[0]] * B, made, 0.5)
     assert drawn.figures.shape == (M + made, T)
     assert drawn.outcomes.shape == (M + made, B)
     assert not np.isnan(drawn.figures).all(axis=1).any()

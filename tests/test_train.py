@@ -29,6 +29,7 @@ from training.plan import Plan, Tune, parse_plan
 from training.precision import mixed_precision
 from training.pretrained import load_pretrained
 from training.run import prepare, read_pools
+from training.train import epoch_rows, trained_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 
@@ -51,8 +52,8 @@ def plan(tmp_path: Path) -> Plan:
         connector_lr=3e-3,
         backbone_lr=3e-3,
         validate_every=1000,
-    )
         precision="float32",
+    )
 
 
 def losses(out: str) -> list[float]:
@@ -96,7 +97,6 @@ def test_a_run_learns_and_its_adapter_merges(
     torch.testing.assert_close(plain, adapted, atol=0.02, rtol=0.02)
 
 
-def command(plan: Plan, *launcher: str) -> list[str]:
 def test_half_precision_learns_and_leaves_float32_weights(plan: Plan) -> None:
     """In a process of its own: accelerate keeps one precision a process."""
     plan = replace(plan, precision="bfloat16", reworded=0.5, stronger=1.0)
@@ -130,6 +130,7 @@ def test_an_epoch_goes_on_where_the_last_one_ended(plan: Plan) -> None:
     assert set(epoch_rows(whole, 0, pool, 1)) == set(pool.train)
 
 
+def command(plan: Plan, *launcher: str) -> list[str]:
     """The command line of `plan`."""
     words = [sys.executable, *launcher, "-m", "training.train"]
     for name, value in asdict(plan).items():
@@ -232,6 +233,21 @@ def test_losses_ignore_what_was_not_measured() -> None:
     torch.testing.assert_close(loss.contrast(logits, outcomes), expected)
     assert loss.contrast(logits, torch.ones(2, 3)) == 0
     assert loss.total(logits, torch.full((2, 3), torch.nan), 1.0, 1.0) == 0
+
+
+def test_weights_let_a_candidate_count_more() -> None:
+    """As if a candidate of weight 2 were there twice, in each of the losses' means."""
+    random = np.random.default_rng(0)
+    logits = torch.from_numpy(random.normal(size=(6, 3)))
+    outcomes = torch.from_numpy((random.random((6, 3)) < 0.5).astype(float))
+    outcomes[1, 1] = torch.nan
+    weights, twice = torch.tensor([1.0, 2.0, 1.0]).double(), [0, 1, 1, 2]
+    for function in (loss.bce, loss.contrast):
+        torch.testing.assert_close(
+            function(logits, outcomes, weights), function(logits[:, twice], outcomes[:, twice])
+        )
+    even = loss.total(logits, outcomes, 0.3, 0.7, torch.full((3,), 5.0).double())
+    torch.testing.assert_close(even, loss.total(logits, outcomes, 0.3, 0.7))
 
 
 def test_platt_finds_the_calibration_it_was_made_with() -> None:

@@ -31,7 +31,7 @@ from training.capability import Capabilities, new_connector
 from training.data import Batch
 from training.model import TextEncoder
 from training.plan import Plan
-from training.pool import Pool, make_pool
+from training.pool import Pool, Shown, make_pool
 from training.representations import Represent, bare, pieces, standardised, truncated, weighted
 from training.run import STATE, Run, predict, prepare, read_pools, start_calibration
 from training.train import loop, schedule_of, trained_rows
@@ -70,6 +70,9 @@ VARIANTS: dict[str, Variant] = {
     "depth 12": Variant({"layers": 12}),
     "weights: not pretrained": Variant(blank=True),
     "candidates: none made": Variant(REAL),
+    "candidates: thirty-two made": Variant({"made": 32}),
+    "candidates: thirty-two made, figures redrawn": Variant({"made": 32, "exact": 0.0}),
+    "candidates: figures always redrawn": Variant({"exact": 0.0}),
     "c: weighted figures": Variant(REAL, (weighted,)),
     "c: bare figures": Variant(REAL, (bare,)),
     "c: text in pieces": Variant(REAL, (pieces,)),
@@ -82,30 +85,31 @@ VARIANTS: dict[str, Variant] = {
     ),
     "loss: bce + within": Variant({"across": 0.0}),
     "loss: bce + across": Variant({"within": 0.0}),
+    "loss: stronger candidates weigh more": Variant({"stronger": 1.0}),
     "teacher: depth 12": Variant(teacher="depth 12"),
     "another seed": Variant({"seed": 1}),
     "size: 3,000": Variant({"instructions": (3000,)}),
     "depth 30": Variant({"layers": 30}),
-}
-
-
-@dataclass(frozen=True)
     "teacher: depth 30": Variant(teacher="depth 30"),
     "size: 1,500 twice": Variant({"epochs": 2}),
     "size: 1,500 twice, half reworded": Variant({"epochs": 2, "reworded": 0.5}),
     "shipped recipe, 1,500 once": Variant({"made": 32, "reworded": 0.5}),
+}
+
+
+@dataclass(frozen=True)
 class Sampled(Pool):
     """A pool whose steps show `count` candidates."""
 
     count: int = 4
 
     def step(
-        self, random: np.random.Generator, batch: Batch, capability: Capabilities, made: int
-    ) -> tuple[Floats, Floats]:
-        """c (count, C) and outcomes (B, count)."""
-        c, outcomes = super().step(random, batch, capability, made)
-        shown = random.permutation(outcomes.shape[1])[: self.count]
-        return c[shown], outcomes[:, shown]
+        self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
+    ) -> Shown:
+        """`count` of the candidates."""
+        every = super().step(random, batch, capability, plan)
+        kept = random.permutation(len(every.c))[: self.count]
+        return Shown(every.c[kept], every.outcomes[:, kept], every.levels[kept])
 
 
 def run_variant(name: str, data: str, out: Path) -> None:
@@ -199,7 +203,8 @@ def taught(pool: Pool, file: Path) -> Pool:
 
 def table(out: Path) -> str:
     """Markdown: AUCs of every variant that is there, and the paired difference from base."""
-    reference = np.load(out / slug("base") / "result.npz")
+    base = out / slug("base") / "result.npz"
+    reference = np.load(base) if base.is_file() else None
     lines = [
         "| variant | AUC, seen | within | AUC, unseen | within | beside base, all | minutes |",
         "|---|---|---|---|---|---|---|",
@@ -214,7 +219,8 @@ def table(out: Path) -> str:
         for part in (result["seen"], ~result["seen"]):
             p, truth = result["p"][:, part], result["truth"][:, part]
             cells += [f"{metrics.pooled_auc(p, truth):.4f}", f"{metrics.within_auc(p, truth):.4f}"]
-        cells += ["" if name == "base" else beside(result, reference), f"{minutes:.0f}"]
+        compared = reference is not None and name != "base"
+        cells += [beside(result, reference) if compared else "", f"{minutes:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -7,6 +7,8 @@ of the test included, others are made whose figures and outcomes agree as those 
 either  what A or B gets right: stronger than any real one.
 both    what A and B get right: weaker than the weaker.
 splice  A in some subjects, B in the others: a specialist.
+blend   A on some questions, B on the others, whatever they ask: a level between, and of the shape
+        what 20 questions a task tell of it by chance.
 
 Letters: M candidates, K made ones, T tasks, Q questions of a task, B instructions.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +25,9 @@ from numpy.typing import NDArray
 from engine.contract.aptitude_test import AptitudeTest
 
 Floats = NDArray[np.float32]
+JOINS = {"either": np.maximum, "both": np.minimum}
 QUESTIONS = 20  # of a task, where the data hold no single answers
-KINDS = ("either", "both", "splice")
-EXACT_SHARE = 0.5  # of the steps that show the figures as they are
+KINDS = ("either", "both", "splice", "blend")
 SUBSET_SHARE, FORGET_SHARE = 0.3, 0.3
 
 
@@ -44,11 +47,13 @@ def draw(
     outcomes: Floats,
     subjects: Sequence[str],
     made: int,
+    exact: float,
 ) -> Drawn:
-    """The candidates of a step, K = `made`. outcomes: (M, B) of them; subjects: B names."""
-    figures = test.figures if random.random() < EXACT_SHARE else another_sitting(random, test)
+    """The candidates of a step, K = `made`. outcomes: (M, B) of them; subjects: B names; exact: the
+    share of steps that show the figures as they are."""
+    figures = test.figures if random.random() < exact else another_sitting(random, test)
     if made and test.answers is not None:
-        parts = [make(random, test, outcomes, subjects, KINDS[k % 3]) for k in range(made)]
+        parts = [make(random, test, outcomes, subjects, KINDS[k % len(KINDS)]) for k in range(made)]
         figures = np.concatenate([figures, np.stack([figure for figure, _ in parts])])
         outcomes = np.concatenate([outcomes, np.stack([outcome for _, outcome in parts])])
     if random.random() < SUBSET_SHARE:
@@ -82,7 +87,7 @@ def make(
     subjects: Sequence[str],
     kind: str,
 ) -> tuple[Floats, Floats]:
-    """(figures (T,), outcomes (B,)) of one made candidate. NaN where either parent has none."""
+    """(figures (T,), outcomes (B,)) of one made candidate. NaN where its parents have none."""
     assert test.answers is not None
     first, second = random.choice(len(outcomes), size=2, replace=len(outcomes) < 2)
     answers_a, answers_b = test.answers[first], test.answers[second]
@@ -95,7 +100,7 @@ def make(
         mixed = np.where([side[s] for s in subjects], a, b)
         tested = np.isin(subjects, test.subjects)
         return figures, np.where(tested, mixed, np.nan).astype(np.float32)
-    join = np.maximum if kind == "either" else np.minimum
+    join = partial(pick, random, random.random()) if kind == "blend" else JOINS[kind]
     joined = join(answers_a, answers_b)
     known = ~np.isnan(joined)
     count = known.sum(axis=1)
@@ -104,3 +109,8 @@ def make(
     if np.isnan(figures).all():  # parents without a common task: stands for nobody
         return test.figures[first], np.full_like(a, np.nan)
     return figures, join(a, b)
+
+
+def pick(random: np.random.Generator, share: float, a: Floats, b: Floats) -> Floats:
+    """About `share` of a's elements, b's in the other places."""
+    return np.where(random.random(a.shape) < share, a, b).astype(np.float32)

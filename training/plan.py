@@ -40,19 +40,20 @@ class Plan:
     representation: Representation = "accuracy_weighted"
     tune: Tune = "full"
     rank: int = 64
-    instructions: tuple[int, ...] = (0,)  # training rows: of each folder, or of all; 0 = no limit
+    instructions: tuple[int, ...] = (0,)
     batch: int = 8
     stage1_steps: int = 20
     epochs: int = 1
-    made: int = 9
+    made: int = 32
+    exact: float = 0.5
     connector_lr: float = 1e-4
     backbone_lr: float = 2e-4
     across: float = 0.25
     within: float = 0.5
-    checkpoint_minutes: float = 4.0
     stronger: float = 0.0
     reworded: float = 0.5
     precision: Precision = "auto"
+    checkpoint_minutes: float = 4.0
     validate_every: int = 400
     seed: int = 0
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from engine.contract.outcomes import Ints, Outcomes, split
 from training.augment import draw
 from training.capability import Capabilities
-from training.data import Batch, batches, tokenise
+from training.data import Batch, batches, pad, tokenise
 from training.model import TextEncoder
 from training.plan import Plan
 from training.wording import reworded
@@ -20,11 +20,22 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a step shows: c (M, C) of real and made candidates, outcomes (B, M), and levels (M,),
+    the candidates' mean accuracy by the figures shown."""
+
+    c: Floats
+    outcomes: Floats
+    levels: Floats
+
+
+@dataclass(frozen=True)
 class Pool:
     """outcomes: M candidates x N instructions. tokens: N, by tokenizer. vectors: (T, E). c:
     (V, M, C), standardised. train, validation, test: row numbers."""
 
     outcomes: Outcomes
+    tokenizer: Tokenizer
     tokens: list[NDArray[np.int64]]
     vectors: Floats
     c: Floats
@@ -33,15 +44,15 @@ class Pool:
     test: Ints
 
     def step(
-        self, random: np.random.Generator, batch: Batch, capability: Capabilities, made: int
-    ) -> tuple[Floats, Floats]:
-    tokenizer: Tokenizer
-        """c (M + K, C) and outcomes (B, M + K)."""
+        self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
+    ) -> Shown:
+        """The M candidates and plan.made others."""
         scores = self.outcomes.scores[:, batch.rows]
         if capability.representation == "text":
-            return self.c[random.integers(len(self.c))], scores.T.copy()
+            levels = np.nanmean(self.outcomes.test.figures, axis=1)
+            return Shown(self.c[random.integers(len(self.c))], scores.T.copy(), levels)
         subjects = [self.outcomes.subjects[i] for i in batch.rows]
-        drawn = draw(random, self.outcomes.test, scores, subjects, made)
+        drawn = draw(random, self.outcomes.test, scores, subjects, plan.made, plan.exact)
         c = capability.drawn(drawn, self.outcomes.test.keywords, self.vectors)
         return Shown(c, drawn.outcomes.T.copy(), np.nanmean(drawn.figures, axis=1))
 
@@ -65,9 +76,9 @@ def make_pool(
     vectors = capability.vectors(outcomes.test.keywords, encoder)
     return Pool(
         outcomes,
+        tokenizer,
         tokenise(outcomes.texts, tokenizer),
         vectors,
         capability.of(outcomes.test, vectors, encoder),
         *split(outcomes.texts),
     )
-        tokenizer,

@@ -39,6 +39,7 @@ from training.pool import Pool
 from training.pretrained import save_pretrained
 from training.run import Run, logits, predict, prepare, save, start_calibration
 
+LEAST_LEVEL = 0.01  # for weights by level: who failed everything still counts
 WATCHED = 200  # validation rows of the first folder that are scored while training
 
 
@@ -103,7 +104,7 @@ def schedule_of(run: Run) -> list[Batch]:
         random = np.random.default_rng([plan.seed, epoch])
         work = []
         for number, pool in enumerate(run.pools):
-            rows = trained_rows(plan, number, pool)
+            rows = epoch_rows(plan, number, pool, epoch)
             work += pool.batches(rows, plan.batch, plan.seed + epoch, number)
         steps += [work[i] for i in random.permutation(len(work))]
     return steps
@@ -221,9 +222,18 @@ def report_of(run: Run, fit: Calibration) -> dict[str, Any]:
     return report
 
 
+def epoch_rows(plan: Plan, number: int, pool: Pool, epoch: int) -> Ints:
+    """The rows of folder `number` in this epoch: where the plan limits them, each epoch goes on
+    where the last one ended, so that more of them are seen in the same time."""
+    order = np.random.default_rng(plan.seed).permutation(pool.train)
+    count = min(plan.limit(number) or len(order), len(order))
+    return order.take(np.arange(epoch * count, (epoch + 1) * count), mode="wrap")
+
+
 def trained_rows(plan: Plan, number: int, pool: Pool) -> Ints:
-    """The rows of folder `number` that the plan trains on."""
-    return np.random.default_rng(plan.seed).permutation(pool.train)[: plan.limit(number)]
+    """The rows of folder `number` that the plan trains on, each once."""
+    every = [epoch_rows(plan, number, pool, epoch) for epoch in range(plan.epochs)]
+    return np.unique(np.concatenate(every))
 
 
 def training_set(run: Run) -> TrainingSet:
