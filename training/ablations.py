@@ -1,6 +1,7 @@
 """Ablations at one reduced size: what each choice of the recipe is worth.
 
     python -m training.ablations --data DATA/mmlu_pro_cot --out OUT [--only REGEX] [--table]
+        [--instructions 1500]
 
 Every variant is the protocol's plan (its families left out, MMLU-Pro rows alone) on a reduced
 number of instructions once, changed as its name says. The tuned model itself is scored, without
@@ -15,7 +16,7 @@ import json
 import re
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,69 +33,14 @@ from training.data import Batch
 from training.model import TextEncoder
 from training.plan import Plan
 from training.pool import Pool, Shown, make_pool
-from training.representations import Represent, bare, pieces, standardised, truncated, weighted
+from training.representations import Represent, standardised
 from training.run import STATE, Run, predict, prepare, read_pools, start_calibration
 from training.train import loop, schedule_of, trained_rows
+from training.variants import COMMON, VARIANTS, Variant
 
 Floats = NDArray[np.float32]
-COMMON: dict[str, Any] = {
-    "benchmarks": ("mmlu_pro",),
-    "without": "qwen|gemini|phi|jamba|command-r|mathstral",
-    "instructions": (1500,),
-    "validate_every": 10**9,
-    "made": 9,
-    "reworded": 0.0,
-}
 TESTED, TESTED_EACH = 400, 100  # held-out rows; where every candidate is a sequence of its own
 INIT_STD = 0.041666  # SmolLM2's initializer_range
-
-
-@dataclass(frozen=True)
-class Variant:
-    """plan: settings that differ. represent: other representations, fixed through training.
-    sampled: candidates that a step shows, 0 = all. teacher: a variant whose probabilities are half
-    of what a step aims at. blank: no pretrained backbone."""
-
-    plan: dict[str, Any] = field(default_factory=dict)
-    represent: tuple[Represent, ...] = ()
-    sampled: int = 0
-    teacher: str = ""
-    blank: bool = False
-
-
-REAL = {"made": 0}
-VARIANTS: dict[str, Variant] = {
-    "base": Variant(),
-    "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
-    "depth 3": Variant({"layers": 3}),
-    "depth 12": Variant({"layers": 12}),
-    "weights: not pretrained": Variant(blank=True),
-    "candidates: none made": Variant(REAL),
-    "candidates: thirty-two made": Variant({"made": 32}),
-    "candidates: thirty-two made, figures redrawn": Variant({"made": 32, "exact": 0.0}),
-    "candidates: figures always redrawn": Variant({"exact": 0.0}),
-    "c: weighted figures": Variant(REAL, (weighted,)),
-    "c: bare figures": Variant(REAL, (bare,)),
-    "c: text in pieces": Variant(REAL, (pieces,)),
-    "c: text truncated": Variant(REAL, (truncated,)),
-    "c: weighted figures and text": Variant(REAL, (weighted, pieces)),
-    "size: 500": Variant({"instructions": (500,)}),
-    "layout: candidate last, 4 sampled": Variant(REAL, sampled=4),
-    "layout: capability first, 4 sampled": Variant(
-        REAL | {"layout": "capability_first"}, sampled=4
-    ),
-    "loss: bce + within": Variant({"across": 0.0}),
-    "loss: bce + across": Variant({"within": 0.0}),
-    "loss: stronger candidates weigh more": Variant({"stronger": 1.0}),
-    "teacher: depth 12": Variant(teacher="depth 12"),
-    "another seed": Variant({"seed": 1}),
-    "size: 3,000": Variant({"instructions": (3000,)}),
-    "depth 30": Variant({"layers": 30}),
-    "teacher: depth 30": Variant(teacher="depth 30"),
-    "size: 1,500 twice": Variant({"epochs": 2}),
-    "size: 1,500 twice, half reworded": Variant({"epochs": 2, "reworded": 0.5}),
-    "shipped recipe, 1,500 once": Variant({"made": 32, "reworded": 0.5}),
-}
 
 
 @dataclass(frozen=True)
@@ -112,11 +58,12 @@ class Sampled(Pool):
         return Shown(every.c[kept], every.outcomes[:, kept], every.levels[kept])
 
 
-def run_variant(name: str, data: str, out: Path) -> None:
+def run_variant(name: str, data: str, out: Path, instructions: int) -> None:
     """Train and score one variant; leaves result.json and result.npz in out/NAME."""
     started, variant, folder = time.monotonic(), VARIANTS[name], out / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
-    run = prepare(Plan((data,), str(folder), **COMMON | variant.plan))
+    common = COMMON | {"instructions": (instructions,)}
+    run = prepare(Plan((data,), str(folder), **common | variant.plan))
     tested = everyone(run)
     change(run, variant, tested, out)
     steps = schedule_of(run)
@@ -249,6 +196,7 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--instructions", type=int, default=1500, help="what each trains on")
     parser.add_argument("--only", default="", help="variants whose names match")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
@@ -256,7 +204,7 @@ def main() -> None:
         done = (args.out / slug(name) / "result.json").is_file()
         if re.search(args.only, name) and not done and not args.table:
             print(name, flush=True)
-            run_variant(name, args.data, args.out)
+            run_variant(name, args.data, args.out, args.instructions)
     print(table(args.out))
 
 
