@@ -8,7 +8,6 @@ ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
 ENVOY := .venv-envoy/.done
-PLAN ?= training/plans/shipped.json
 NODE_EXAMPLE := deploy/examples/node
 # npm's own mark, written last: a folder that it left half way, or emptied, is built again.
 NODE_PACKAGES := $(NODE_EXAMPLE)/node_modules/.package-lock.json
@@ -64,8 +63,14 @@ lint: $(VENV)/.dev ## style, types, import rules, proto drift and breaking chang
 audit: $(VENV)/.dev ## known vulnerabilities of the packages that serving installs
 	$(BIN)/python .ci/audit requirements/serve.txt
 
-train: $(VENV)/.dev ## train PLAN on DATA; resumes where it stopped
+train: $(VENV)/.dev ## train on DATA in two passes, or by PLAN; resumes where it stopped
+ifdef PLAN
 	$(BIN)/python -m training.train --plan $(PLAN) --data $(DATA) --out artifacts/train $(TRAIN)
+else
+	$(BIN)/python -m training.train --plan training/plans/first-pass.json --data $(DATA) --out artifacts/first-pass
+	$(BIN)/python -m training.train --plan training/plans/second-pass.json --data $(DATA) \
+		--weights artifacts/first-pass --out artifacts/train $(TRAIN)
+endif
 
 evaluate: $(BUNDLE) $(VENV)/.dev ## report and plots: held-out rows of DATA through the bundle
 	$(BIN)/python -m training.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation

@@ -28,8 +28,8 @@ from training.model import build
 from training.plan import Plan, Tune, parse_plan
 from training.precision import mixed_precision
 from training.pretrained import load_pretrained
-from training.run import prepare, read_pools
-from training.train import epoch_rows, trained_rows
+from training.run import predict, prepare, read_pools, start_calibration
+from training.train import epoch_rows, schedule_of, trained_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 
@@ -130,6 +130,34 @@ def test_an_epoch_goes_on_where_the_last_one_ended(plan: Plan) -> None:
     assert set(epoch_rows(whole, 0, pool, 1)) == set(pool.train)
 
 
+def test_a_run_goes_on_from_trained_weights(plan: Plan, tmp_path: Path) -> None:
+    """At its first step it predicts what the weights predicted; it remembers their questions."""
+    train.train(plan)
+    one = prepare(plan)  # at its last checkpoint
+    train.ship_backbone(one, tmp_path)
+    other = folders.write(tmp_path / "other", seed=5)
+    more = replace(plan, data=(str(other),), weights=plan.out, out=str(tmp_path / "more"))
+    two = prepare(more)
+    assert two.capability.norms.means == one.capability.norms.means
+    pretrained = load_pretrained(Path(plan.out))
+    two.start = start_calibration(two, schedule_of(two)[0])
+    assert two.start == pretrained.calibration
+    rows = one.pools[0].test
+    one.start = pretrained.calibration
+    c = one.pools[0].c[0] * one.capability.scale + one.capability.shift
+    c = (c - two.capability.shift) / two.capability.scale
+    found = predict(two, replace(one.pools[0], c=c[None].astype(np.float32)), rows)
+    np.testing.assert_allclose(found, predict(one, one.pools[0], rows), atol=0.02)
+    train.train(more)
+    known = load_pretrained(Path(more.out)).training_set
+    before = pretrained.training_set
+    assert known is not None
+    assert before is not None
+    assert set(before.fingerprints) < set(known.fingerprints)
+    with pytest.raises(BundleError, match="layers 2, the plan 1"):
+        prepare(replace(more, layers=1))
+
+
 def command(plan: Plan, *launcher: str) -> list[str]:
     """The command line of `plan`."""
     words = [sys.executable, *launcher, "-m", "training.train"]
@@ -208,7 +236,7 @@ def test_every_plan_in_the_folder_is_one() -> None:
             "", ["--plan", str(file), "--data", "a", "b", "--out", "c", "--seed", "7"]
         )
         assert (found.data, found.out, found.seed) == (("a", "b"), "c", 7)
-        for name, value in json.loads(file.read_text()).items():
+        for name, value in (json.loads(file.read_text()) | {"seed": 7}).items():
             kept = getattr(found, name)
             assert (list(kept) if isinstance(kept, tuple) else kept) == value
 

@@ -63,18 +63,23 @@ def means_of(norms: TaskNorms, keywords: list[str]) -> NDArray[np.float64]:
 
 
 def capabilities(
-    test: AptitudeTest, encoder: TextEncoder, representation: Representation
+    test: AptitudeTest,
+    encoder: TextEncoder,
+    representation: Representation,
+    norms: TaskNorms | None = None,
 ) -> Capabilities:
-    """Norms and scale from the test that the first pool's candidates sat."""
+    """Norms, where not given, and scale from the test that the first pool's candidates sat."""
     embedded = encoder.embed(test.keywords)
-    means = np.nanmean(test.figures, axis=0)
-    norms = TaskNorms(embedded.mean(axis=0), dict(zip(test.keywords, means.tolist(), strict=True)))
+    if norms is None:
+        means = np.nanmean(test.figures, axis=0).tolist()
+        norms = TaskNorms(embedded.mean(axis=0), dict(zip(test.keywords, means, strict=True)))
     if representation == "text":
         c = _texts(test, encoder)
         shift, scale = c.mean(axis=(0, 1)), np.full(c.shape[-1], c.std(axis=1).mean())
     else:
         vectors = keyword_vectors(embedded, norms.center)
-        shift, scale = _scale_of(accuracy_weighted(test.figures, means, vectors))
+        known = means_of(norms, test.keywords)
+        shift, scale = _scale_of(accuracy_weighted(test.figures, known, vectors))
     return Capabilities(representation, norms, shift.astype(np.float32), scale.astype(np.float32))
 
 

@@ -18,7 +18,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The defaults are the shipped run's.
+    """The defaults are those of the shipped run.
 
     data: folders, the first one's candidates set the norms. benchmarks: train on these alone.
     without: candidates left out, by a regular expression. made: made candidates a step
@@ -26,13 +26,14 @@ class Plan:
     them anew. instructions: training rows an epoch, of each folder or of all, 0 = no
     limit; the next epoch takes the next ones. stronger: a candidate's outcomes weigh as its mean
     accuracy to this power, 0 = all alike. reworded: share of the instructions that a step puts as
-    another harness would (training/wording.py).
+    another harness would (training/wording.py). weights: a folder of trained ones to begin with.
     """
 
     data: tuple[str, ...]
     out: str
     benchmarks: tuple[str, ...] = ()
     without: str = ""
+    weights: str = ""
     backbone: str = BACKBONE
     encoder: str = ENCODER
     layers: int = 6

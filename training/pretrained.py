@@ -27,7 +27,7 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CONNECTOR = "connector.safetensors"
 MODEL = "model.json"
-LOCAL = {"data", "out"}  # paths, of which only the last part is kept
+LOCAL = {"data", "out", "weights"}  # paths, of which only the last part is kept
 
 
 @dataclass(frozen=True)

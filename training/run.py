@@ -33,6 +33,8 @@ from training.model import ModelSat, TextEncoder, build
 from training.plan import Plan
 from training.pool import Pool, make_pool
 from training.precision import mixed_precision
+from training.pretrained import Pretrained
+from training.weights import begun, unfolded, weights_of
 
 Floats = NDArray[np.float32]
 NEUTRAL = Calibration(1.0, 0.0)
@@ -42,8 +44,8 @@ STATE = "state"
 
 @dataclass
 class Run:
-    """What a step reads and changes. start: applied to margins, so that the first predictions are
-    near the base rate."""
+    """What a step reads and changes. weights: what the run began with. start: applied to margins,
+    so that the first predictions are near the base rate, or those of the weights."""
 
     plan: Plan
     model: Any
@@ -51,6 +53,7 @@ class Run:
     capability: Capabilities
     optimizer: Any
     accelerator: Accelerator
+    weights: Pretrained | None
     start: Calibration = NEUTRAL
     step: int = 0
 
@@ -128,10 +131,16 @@ def prepare(plan: Plan) -> Run:
     _require_family("backbone", base, "llama")
     _require_family("encoder", psi, "bert")
     encoder = TextEncoder(psi)
-    capability = capabilities(found[0].test, encoder, plan.representation)
+    weights = weights_of(plan)
+    norms = weights.norms if weights else None
+    capability = capabilities(found[0].test, encoder, plan.representation, norms)
     pools = [make_pool(o, capability, encoder, base.tokenizer) for o in found]
-    backbone = adapt(build(base, causal=True), plan)
-    connector = new_connector(pools[0].c.shape[-1], backbone.get_input_embeddings().weight)
+    backbone = adapt(build(begun(base, weights), causal=True), plan)
+    connector = (
+        unfolded(weights.connector, capability)
+        if weights
+        else new_connector(pools[0].c.shape[-1], backbone.get_input_embeddings().weight)
+    )
     model = ModelSat(backbone, connector, base.tokenizer)
     tuned = [p for p in model.backbone.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -140,7 +149,7 @@ def prepare(plan: Plan) -> Run:
         fused=True,
     )
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    run = Run(plan, prepared, pools, capability, optimizer, accelerator)
+    run = Run(plan, prepared, pools, capability, optimizer, accelerator, weights)
     restore(run)
     return run
 
@@ -156,7 +165,10 @@ def _require_family(part: str, base: Base, family: str) -> None:
 
 def start_calibration(run: Run, batch: Batch) -> Calibration:
     """What to apply to margins so that the first predictions are the base rate, give or take
-    START_SPREAD: the trial that started elsewhere lost its first 100 steps."""
+    START_SPREAD: the trial that started elsewhere lost its first 100 steps. Trained weights bring
+    their own."""
+    if run.weights:
+        return run.weights.calibration
     pool = run.pools[batch.pool]
     with torch.no_grad():
         margins = logits(run, batch, pool.c[0])

@@ -237,12 +237,14 @@ def trained_rows(plan: Plan, number: int, pool: Pool) -> Ints:
 
 
 def training_set(run: Run) -> TrainingSet:
-    """What the bundle remembers of the instructions."""
+    """What the bundle remembers of the instructions; those of the weights it began with too."""
     numbered = list(enumerate(run.pools))
     seen = [(pool, int(i)) for n, pool in numbered for i in trained_rows(run.plan, n, pool)]
     fitted = [(pool, int(row)) for pool in run.pools for row in pool.validation]
+    before = run.weights.training_set if run.weights else None
     return describe(
-        [fingerprint(pool.outcomes.texts[row]) for pool, row in seen + fitted],
+        [fingerprint(pool.outcomes.texts[row]) for pool, row in seen + fitted]
+        + ([] if before is None else before.fingerprints.tolist()),
         [pool.tokens[row] for pool, row in seen],
         run.model.backbone.get_input_embeddings().weight.shape[0],
     )
