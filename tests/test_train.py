@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -289,16 +290,20 @@ def test_platt_finds_the_calibration_it_was_made_with() -> None:
 
 
 def test_the_card_and_the_readme_say_what_was_measured() -> None:
-    """The run measured the torch model, the documents the bundle: equal to what they show."""
+    """The run measured the torch model in bfloat16, the documents the bundle in int8: .002 apart at
+    most."""
     report = json.loads((ROOT / "pretrained" / "model.json").read_text())["report"]["datasets"]
     trained = sum(part["instructions_trained"] for part in report.values())
     card = (ROOT / "pretrained" / "README.md").read_text()
     readme = (ROOT / "README.md").read_text()
     assert f"{trained:,} instructions" in card
-    for name in ("mmlu_pro_cot", "llmrouter9"):
-        auc = report[name]["pooled_auc"]
-        assert f"| {auc:.4f} ".replace("0.", ".") in card
-        assert f"| {auc:.3f} ".replace("0.", ".") in readme
+    # Of helm_mmlu the documents score more rows, all that training left out.
+    compared = ["mmlu_pro_cot", "llmrouter9", "zeroeval"]
+    for text, shown in ((card, list(report)), (readme, compared[:2])):
+        (row,) = re.findall(r"^\| pooled AUC.*\|$", text, re.MULTILINE)
+        found = dict(zip(shown, map(float, row.split("|")[2:-1]), strict=True))
+        for name in set(shown) & set(compared):
+            assert found[name] == pytest.approx(report[name]["pooled_auc"], abs=0.002)
 
 
 def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
