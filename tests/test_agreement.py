@@ -28,7 +28,7 @@ MANIFEST = read_manifest(BUNDLE, "bundle")
 ARRAYS = load_arrays(BUNDLE)
 ZOO = sorted(read_zoo(BUNDLE / "zoo.json"), key=lambda c: c.id)
 LIMIT = 1e-3
-INT8_LIMIT = 0.03  # the server's default graph; evaluated in docs/quality.md
+INT8_MEAN, INT8_MOST = 0.01, 0.05  # the server's default graph; evaluated in docs/quality.md
 Kernel = Callable[..., NDArray[np.float32]]
 
 
@@ -99,9 +99,11 @@ def test_graph_and_kernel_agree_with_torch(
 
 
 def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
-    for text, expected in zip(INSTRUCTIONS, from_torch, strict=True):
-        ranking = {r.candidate: r.probability for r in client.route(text).ranking}
-        np.testing.assert_allclose([ranking[c.name] for c in ZOO], expected, atol=INT8_LIMIT)
+    rankings = [client.route(text).ranking for text in INSTRUCTIONS]
+    by_name = [{r.candidate: r.probability for r in ranking} for ranking in rankings]
+    found = np.array([[p[c.name] for c in ZOO] for p in by_name])
+    np.testing.assert_allclose(found, from_torch, atol=INT8_MOST)
+    assert np.abs(found - from_torch).mean() < INT8_MEAN
 
 
 @pytest.mark.parametrize("layout", ["candidate_last", "capability_first"])

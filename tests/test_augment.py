@@ -37,6 +37,13 @@ def test_made_candidates_lie_where_their_kind_says(seed: int) -> None:
             assert figures.mean() >= np.sort(test.figures.mean(axis=1))[0]
         elif kind == "both":
             assert (figures <= best).all()
+        elif kind == "blend":
+            # A task where one parent is right on all that the other is, and they agree on others,
+            # bounds it: no more right than by either, no less than by both.
+            either, both = test.answers.max(axis=0).mean(axis=1), test.answers.min(axis=0)
+            assert (figures <= either + 1e-6).all()
+            assert (figures >= both.mean(axis=1) - 1e-6).all()
+            assert all(m in outcomes[:, b] for b, m in enumerate(made))
         else:
             assert all(f in test.figures[:, t] for t, f in enumerate(figures))
             assert all(m in outcomes[:, b] for b, m in enumerate(made))

@@ -58,6 +58,8 @@ class Pool:
 
     def reworded(self, random: np.random.Generator, batch: Batch, share: float) -> Batch:
         """`batch` with about this share of its instructions in another form."""
+        if not share or not len(batch.rows):  # one of several processes may have no row of a batch
+            return batch
         tokens = [self.tokens[row] for row in batch.rows]
         for i in np.flatnonzero(random.random(len(tokens)) < share):
             text = reworded(random, self.outcomes.texts[batch.rows[i]])

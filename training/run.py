@@ -124,7 +124,10 @@ def _kept(outcomes: Outcomes, plan: Plan) -> Outcomes:
 def prepare(plan: Plan) -> Run:
     """Weights, data and optimiser; the state of a checkpoint where one is found."""
     torch.manual_seed(plan.seed)
-    accelerator = Accelerator(mixed_precision=mixed_precision(plan.precision))
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # else CPU processes under torchrun each train alone
+        mixed_precision=mixed_precision(plan.precision),
+    )
     found = read_pools(plan)
     base = load_base(plan.backbone, CACHE, plan.layers)
     psi = load_base(plan.encoder, CACHE)
