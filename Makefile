@@ -67,7 +67,7 @@ train: $(VENV)/.dev ## train on DATA in two passes, or by PLAN; resumes where it
 ifdef PLAN
 	$(BIN)/python -m training.train --plan $(PLAN) --data $(DATA) --out artifacts/train $(TRAIN)
 else
-	$(BIN)/python -m training.train --plan training/plans/first-pass.json --data $(DATA) --out artifacts/first-pass
+	$(BIN)/python -m training.train --plan training/plans/first-pass.json --data $(DATA) --out artifacts/first-pass $(TRAIN)
 	$(BIN)/python -m training.train --plan training/plans/second-pass.json --data $(DATA) \
 		--weights artifacts/first-pass --out artifacts/train $(TRAIN)
 endif

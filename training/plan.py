@@ -18,7 +18,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The defaults are those of the shipped run.
+    """The defaults are the recipe; training/plans/ has what its runs change of it.
 
     data: folders, the first one's candidates set the norms. benchmarks: train on these alone.
     without: candidates left out, by a regular expression. made: made candidates a step

@@ -185,6 +185,7 @@ def save(run: Run) -> None:
     folder = Path(run.plan.out) / STATE
     fresh = folder.with_suffix(".unfinished")
     run.accelerator.save_state(str(fresh))
+    run.accelerator.wait_for_everyone()  # each process writes a part of it
     if run.accelerator.is_main_process:
         state = {"plan": asdict(run.plan), "step": run.step, "start": asdict(run.start)}
         (fresh / "run.json").write_text(json.dumps(state), encoding="utf-8")
