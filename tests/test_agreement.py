@@ -28,7 +28,9 @@ MANIFEST = read_manifest(BUNDLE, "bundle")
 ARRAYS = load_arrays(BUNDLE)
 ZOO = sorted(read_zoo(BUNDLE / "zoo.json"), key=lambda c: c.id)
 LIMIT = 1e-3
-INT8_MEAN, INT8_MOST = 0.01, 0.05  # the server's default graph; evaluated in docs/quality.md
+# The server's default graph; evaluated in docs/quality.md. One probability of 100 may be off by
+# more than INT8_LIMIT.
+INT8_MEAN, INT8_LIMIT, INT8_MOST = 0.01, 0.03, 0.05
 Kernel = Callable[..., NDArray[np.float32]]
 
 
@@ -103,7 +105,9 @@ def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.flo
     by_name = [{r.candidate: r.probability for r in ranking} for ranking in rankings]
     found = np.array([[p[c.name] for c in ZOO] for p in by_name])
     np.testing.assert_allclose(found, from_torch, atol=INT8_MOST)
-    assert np.abs(found - from_torch).mean() < INT8_MEAN
+    off = np.abs(found - from_torch)
+    assert np.quantile(off, 0.99) < INT8_LIMIT
+    assert off.mean() < INT8_MEAN
 
 
 @pytest.mark.parametrize("layout", ["candidate_last", "capability_first"])

@@ -38,8 +38,7 @@ def test_made_candidates_lie_where_their_kind_says(seed: int) -> None:
         elif kind == "both":
             assert (figures <= best).all()
         elif kind == "blend":
-            # A task where one parent is right on all that the other is, and they agree on others,
-            # bounds it: no more right than by either, no less than by both.
+            # No more right than the best answers of all together, no less than the worst.
             either, both = test.answers.max(axis=0).mean(axis=1), test.answers.min(axis=0)
             assert (figures <= either + 1e-6).all()
             assert (figures >= both.mean(axis=1) - 1e-6).all()

@@ -197,7 +197,7 @@ async def test_a_caller_that_leaves_is_counted_out() -> None:
             slow = channel.unary_unary("/test.Service/slow")(b"x")
             await asyncio.sleep(0)
             slow.cancel()
-            await drain.close(LONG)
+            assert await drain.close(LONG), "a call is counted still"
             while len(service.ended) < len(watches):
                 await asyncio.sleep(0.01)
         await server.stop(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from training.model import build
 from training.plan import Plan, Tune, parse_plan
 from training.precision import mixed_precision
 from training.pretrained import load_pretrained
-from training.run import predict, prepare, read_pools, start_calibration
+from training.run import find_state, predict, prepare, read_pools, start_calibration
 from training.train import epoch_rows, schedule_of, trained_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -104,6 +105,7 @@ def test_half_precision_learns_and_leaves_float32_weights(plan: Plan) -> None:
     subprocess.run(command(plan), check=True, capture_output=True)
     found = losses(plan.out)
     assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
+    assert find_state(plan)["precision"] == "bf16"
     state = load_file(Path(plan.out) / "state" / "model.safetensors")
     assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
 
@@ -156,7 +158,7 @@ def test_a_run_goes_on_from_trained_weights(plan: Plan, tmp_path: Path) -> None:
     assert before is not None
     assert set(before.fingerprints) < set(known.fingerprints)
     with pytest.raises(BundleError, match="layers 2, the plan 1"):
-        prepare(replace(more, layers=1))
+        prepare(replace(more, layers=1, out=str(tmp_path / "one layer")))
 
 
 def command(plan: Plan, *launcher: str) -> list[str]:
@@ -196,6 +198,7 @@ def test_two_processes_train_as_one(plan: Plan, tmp_path: Path) -> None:
     """torchrun on two CPU processes; each takes half of every batch."""
     # What is left out depends on who shares a batch: contrasts are means over the pairs at hand.
     plan = replace(plan, epochs=2, made=0, across=0.0, within=0.0, reworded=0.0)
+    plan = replace(plan, instructions=(49,), checkpoint_minutes=0.0)  # the last batch is of one row
     one = replace(plan, out=str(tmp_path / "one"))
     subprocess.run(command(one), check=True, capture_output=True)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -209,6 +212,11 @@ def test_two_processes_train_as_one(plan: Plan, tmp_path: Path) -> None:
     # Halves of a batch have different numbers of measured outcomes, so means differ a little.
     drift = np.abs(two.connector.weight - single.connector.weight).mean()
     assert drift < 0.2 * np.abs(single.connector.weight).mean()
+    shutil.rmtree(Path(plan.out) / "state.old", ignore_errors=True)
+    (Path(plan.out) / "state").rename(Path(plan.out) / "state.old")  # as a kill may leave it
+    subprocess.run(command(plan, *launcher), check=True, capture_output=True, timeout=300)
+    again = load_pretrained(Path(plan.out))
+    np.testing.assert_array_equal(again.connector.weight, two.connector.weight)
 
 
 def test_the_plan_is_told_before_it_starts(

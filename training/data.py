@@ -28,8 +28,10 @@ class Batch:
     pool: int = 0
 
     def part(self, rank: int, of: int) -> Batch:
-        """Every `of`-th instruction, from number `rank` on: what one of several processes does."""
-        return Batch(self.tokens[rank::of], self.lengths[rank::of], self.rows[rank::of], self.pool)
+        """Every `of`-th instruction, from number `rank` on: what one of several processes does.
+        Where there are fewer than processes, some do the same one: no model takes none."""
+        mine = slice(rank % len(self.rows), None, of)
+        return Batch(self.tokens[mine], self.lengths[mine], self.rows[mine], self.pool)
 
 
 def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[Ints]:

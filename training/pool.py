@@ -58,7 +58,7 @@ class Pool:
 
     def reworded(self, random: np.random.Generator, batch: Batch, share: float) -> Batch:
         """`batch` with about this share of its instructions in another form."""
-        if not share or not len(batch.rows):  # one of several processes may have no row of a batch
+        if not share:
             return batch
         tokens = [self.tokens[row] for row in batch.rows]
         for i in np.flatnonzero(random.random(len(tokens)) < share):

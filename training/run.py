@@ -8,6 +8,7 @@ Letters: V variants, B instructions, M candidates.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -124,13 +125,15 @@ def _kept(outcomes: Outcomes, plan: Plan) -> Outcomes:
 def prepare(plan: Plan) -> Run:
     """Weights, data and optimiser; the state of a checkpoint where one is found."""
     torch.manual_seed(plan.seed)
+    state = find_state(plan)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # else CPU processes under torchrun each train alone
-        mixed_precision=mixed_precision(plan.precision),
+        mixed_precision=state["precision"] if state else mixed_precision(plan.precision),
     )
     found = read_pools(plan)
-    base = load_base(plan.backbone, CACHE, plan.layers)
-    psi = load_base(plan.encoder, CACHE)
+    with accelerator.main_process_first():  # which fetches them where they are not here yet
+        base = load_base(plan.backbone, CACHE, plan.layers)
+        psi = load_base(plan.encoder, CACHE)
     _require_family("backbone", base, "llama")
     _require_family("encoder", psi, "bert")
     encoder = TextEncoder(psi)
@@ -153,7 +156,9 @@ def prepare(plan: Plan) -> Run:
     )
     prepared, optimizer = accelerator.prepare(model, optimizer)
     run = Run(plan, prepared, pools, capability, optimizer, accelerator, weights)
-    restore(run)
+    if state:
+        accelerator.load_state(str(Path(plan.out) / STATE))
+        run.step, run.start = state["step"], Calibration(**state["start"])
     return run
 
 
@@ -187,7 +192,12 @@ def save(run: Run) -> None:
     run.accelerator.save_state(str(fresh))
     run.accelerator.wait_for_everyone()  # each process writes a part of it
     if run.accelerator.is_main_process:
-        state = {"plan": asdict(run.plan), "step": run.step, "start": asdict(run.start)}
+        state = {
+            "plan": asdict(run.plan),
+            "precision": run.accelerator.mixed_precision,
+            "step": run.step,
+            "start": asdict(run.start),
+        }
         (fresh / "run.json").write_text(json.dumps(state), encoding="utf-8")
         old = folder.with_suffix(".old")
         if folder.exists():
@@ -198,18 +208,19 @@ def save(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def restore(run: Run) -> None:
-    """Continue from the state folder where there is one; it must be of the same plan."""
-    folder = Path(run.plan.out) / STATE
+def find_state(plan: Plan) -> dict[str, Any] | None:
+    """What a checkpoint says of itself, None where there is none. A run goes on in the precision
+    that it began with. Raises ModelsatError where the checkpoint is of another plan."""
+    folder = Path(plan.out) / STATE
     old = folder.with_suffix(".old")
     if old.exists() and not folder.exists():  # killed between the two renamings of save
-        old.replace(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process of the run was first
+            old.replace(folder)
     if not folder.exists():
-        return
-    state = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if state["plan"] != json.loads(json.dumps(asdict(run.plan))):
+        return None
+    state: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if state["plan"] != json.loads(json.dumps(asdict(plan))):
         raise ModelsatError(
             f"{folder} is the state of another plan; give --out another folder, or remove it."
         )
-    run.accelerator.load_state(str(folder))
-    run.step, run.start = state["step"], Calibration(**state["start"])
+    return state

@@ -39,16 +39,17 @@ class Drain(grpc.aio.ServerInterceptor):
         self._idle.set()
         self._wrapped = Wrapped(self._around)
 
-    async def close(self, timeout_s: float) -> None:
-        """Refuse new calls and end streams; returns when no call is left and no new one comes, or
-        after timeout_s."""
+    async def close(self, timeout_s: float) -> bool:
+        """Refuse new calls and end streams; True once no call is left and no new one comes, False
+        after timeout_s (seconds)."""
         self._closed.set()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
                 await self._quiet()
         except TimeoutError:
-            return
+            return False
+        return True
 
     async def _quiet(self) -> None:
         """Wait until nobody was refused for QUIET_S, MAX_QUIET_S at most: a call that comes in the
