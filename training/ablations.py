@@ -5,8 +5,9 @@
 
 Every variant is the protocol's plan (its families left out, MMLU-Pro rows alone) on a reduced
 number of instructions once, changed as its name says. The tuned model itself is scored, without
-the cut to an adapter, on held-out rows: over the candidates it saw and over those it never saw.
-A variant found in OUT is not run again. Ends with the table.
+the cut to an adapter, on validation rows, so that the test rows stay out of every choice: over
+the candidates it saw and over those it never saw. A variant found in OUT is not run again. Ends
+with the table.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from training.train import loop, schedule_of, trained_rows
 from training.variants import COMMON, VARIANTS, Variant
 
 Floats = NDArray[np.float32]
-TESTED, TESTED_EACH = 400, 100  # held-out rows; where every candidate is a sequence of its own
+SCORED, SCORED_EACH = 500, 125  # validation rows; where every candidate is a sequence of its own
 INIT_STD = 0.041666  # SmolLM2's initializer_range
 
 
@@ -71,8 +72,8 @@ def run_variant(name: str, data: str, out: Path, instructions: int) -> None:
         run.start = start_calibration(run, steps[0])
     loop(run, steps, folder)
     minutes = (time.monotonic() - started) / 60
-    count = TESTED if run.plan.layout == "candidate_last" else TESTED_EACH
-    rows = np.random.default_rng(0).permutation(tested.test)[:count]
+    count = SCORED if run.plan.layout == "candidate_last" else SCORED_EACH
+    rows = np.random.default_rng(0).permutation(tested.validation)[:count]
     learnt = trained_rows(run.plan, 0, run.pools[0])
     soft = probabilities(run, run.pools[0], learnt) if name in teachers() else np.zeros(0)
     p = probabilities(run, tested, rows)

@@ -11,8 +11,6 @@ COMMON: dict[str, Any] = {
     "benchmarks": ("mmlu_pro",),
     "without": "qwen|gemini|phi|jamba|command-r|mathstral",
     "validate_every": 10**9,
-    "made": 9,
-    "reworded": 0.0,
 }
 
 
@@ -32,33 +30,31 @@ class Variant:
 REAL = {"made": 0}
 VARIANTS: dict[str, Variant] = {
     "base": Variant(),
-    "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
+    "another seed": Variant({"seed": 1}),
     "depth 3": Variant({"layers": 3}),
     "depth 12": Variant({"layers": 12}),
+    "depth 30": Variant({"layers": 30}),
+    "teacher: depth 12": Variant(teacher="depth 12"),
+    "teacher: depth 30": Variant(teacher="depth 30"),
     "weights: not pretrained": Variant(blank=True),
+    "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
+    "loss: bce + within": Variant({"across": 0.0}),
+    "loss: bce + across": Variant({"within": 0.0}),
+    "loss: stronger candidates weigh more": Variant({"stronger": 1.0}),
     "candidates: none made": Variant(REAL),
-    "candidates: thirty-two made": Variant({"made": 32}),
-    "candidates: thirty-two made, figures redrawn": Variant({"made": 32, "exact": 0.0}),
+    "candidates: nine made": Variant({"made": 9}),
     "candidates: figures always redrawn": Variant({"exact": 0.0}),
+    "instructions: never reworded": Variant({"reworded": 0.0}),
+    "size: 500": Variant({"instructions": (500,)}),
+    "size: 3,000": Variant({"instructions": (3000,)}),
+    "size: each twice": Variant({"epochs": 2}),
+    "layout: candidate last, 4 sampled": Variant(REAL, sampled=4),
+    "layout: capability first, 4 sampled": Variant(
+        REAL | {"layout": "capability_first"}, sampled=4
+    ),
     "c: weighted figures": Variant(REAL, (weighted,)),
     "c: bare figures": Variant(REAL, (bare,)),
     "c: text in pieces": Variant(REAL, (pieces,)),
     "c: text truncated": Variant(REAL, (truncated,)),
     "c: weighted figures and text": Variant(REAL, (weighted, pieces)),
-    "size: 500": Variant({"instructions": (500,)}),
-    "layout: candidate last, 4 sampled": Variant(REAL, sampled=4),
-    "layout: capability first, 4 sampled": Variant(
-        REAL | {"layout": "capability_first"}, sampled=4
-    ),
-    "loss: bce + within": Variant({"across": 0.0}),
-    "loss: bce + across": Variant({"within": 0.0}),
-    "loss: stronger candidates weigh more": Variant({"stronger": 1.0}),
-    "teacher: depth 12": Variant(teacher="depth 12"),
-    "another seed": Variant({"seed": 1}),
-    "size: 3,000": Variant({"instructions": (3000,)}),
-    "depth 30": Variant({"layers": 30}),
-    "teacher: depth 30": Variant(teacher="depth 30"),
-    "size: each twice": Variant({"epochs": 2}),
-    "size: each twice, half reworded": Variant({"epochs": 2, "reworded": 0.5}),
-    "the shipped recipe": Variant({"made": 32, "reworded": 0.5}),
 }
