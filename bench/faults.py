@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.fault_cases import CASES, Case
+from bench.fault_case import Case
+from bench.fault_cases import CASES
 from bench.kill_rounds import Tally, folder_launches, kill_rounds
 from bench.postgres import postgres
 

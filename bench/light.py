@@ -20,7 +20,7 @@ from engine.registry.onnx_encoder import load_encoder
 from engine.registry.opening import open_registry
 from engine.registry.zoo import read_zoo
 from engine.serving.candidate_service import CandidateService
-from engine.serving.status import StatusInterceptor
+from engine.serving.status_interceptor import StatusInterceptor
 
 
 async def serve(store: str) -> None:

@@ -24,7 +24,7 @@ from engine.contract.errors import (
 )
 from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb.router_service_pb2 import RouteResponse
-from engine.serving.status import StatusInterceptor
+from engine.serving.status_interceptor import StatusInterceptor
 from tests.test_server import NEW, QUESTION, ZOO
 from tests.tools import NODE_EXAMPLE, NODE_PACKAGES, missing, needs
 

@@ -19,7 +19,7 @@ from engine.pb import candidate_service_pb2_grpc
 from engine.registry.registry import Registry
 from engine.registry.zoo import read_zoo
 from engine.serving.candidate_service import CandidateService
-from engine.serving.status import StatusInterceptor
+from engine.serving.status_interceptor import StatusInterceptor
 from tests.stores import candidate, registry
 
 Stub = Any

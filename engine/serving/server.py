@@ -23,7 +23,7 @@ from engine.serving.console_server import Console, open_console
 from engine.serving.drain import Drain
 from engine.serving.listen import Listener, bind, exposure
 from engine.serving.settings import Settings
-from engine.serving.status import StatusInterceptor
+from engine.serving.status_interceptor import StatusInterceptor
 from engine.serving.telemetry import open_telemetry
 from engine.serving.telemetry_interceptor import TelemetryInterceptor
 from engine.serving.tls import Certificates, TlsFiles
