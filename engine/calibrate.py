@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from engine import tradeoff
 from engine.contract.candidate import DEFAULT_ANSWER_TOKENS
 from engine.contract.errors import InvalidInputError, Violation
-from engine.contract.outcomes import Outcomes, read_outcomes
+from engine.contract.outcomes import Ints, Outcomes, read_outcomes
 from engine.registry.prices import costs_of
+from engine.registry.zoo import read_zoo
 from engine.scoring.offline import score_outcomes
 from engine.tradeoff import Point
 
@@ -27,6 +28,7 @@ Floats = NDArray[np.floating[Any]]
 
 HELP = "the cost sensitivity that meets a target on your own outcomes"
 BUNDLE = Path("artifacts/bundle")
+ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Target:
 @dataclass(frozen=True)
 class Recommendation:
     """point: None where no sensitivity meets the target. best, accuracy, cost: of the best single
-    candidate among `candidates`; accuracy in [0, 1], cost in US dollars a request."""
+    candidate among `candidates`; accuracy in [0, 1], cost in US dollars a request. dearer: id of
+    the zoo's dearest candidate where it is dearer than all of `candidates`: a sensitivity weighs
+    costs against the dearest, so where that one is eligible the same value saves less."""
 
     candidates: list[str]
     best: str
@@ -49,6 +53,7 @@ class Recommendation:
     cost: float
     points: list[Point]
     point: Point | None
+    dearer: str | None = None
 
 
 def recommend(
@@ -62,9 +67,9 @@ def recommend(
     if to.quality is not None:
         chosen = tradeoff.cheapest_at(points, to.quality * float(accuracy[best]))
     else:
-        limit = (to.cost or 0.0) * float(cost[best])
+        limit = (to.cost or 0.0) * float(cost[best]) * ROUNDING
         cheap = [x for x in points if x.cost <= limit]
-        chosen = max(cheap, key=lambda x: x.accuracy) if cheap else None
+        chosen = max(cheap, key=lambda x: (x.accuracy, -x.cost)) if cheap else None
     return Recommendation(
         names, names[best], float(accuracy[best]), float(cost[best]), points, chosen
     )
@@ -82,9 +87,35 @@ def calibrate(bundle: Path, data: Path, zoo: Path, to: Target) -> Recommendation
     if len(priced) < 2:
         raise InvalidInputError(_too_few(outcomes, zoo, len(priced)))
     block = tradeoff.full_block(outcomes.scores[priced].T)
+    if len(block.candidates) < 2:
+        raise InvalidInputError(_too_scattered(data, outcomes.scores[priced]))
     part = np.ix_(block.rows, priced[block.candidates])
     names = [outcomes.candidates[i] for i in priced[block.candidates]]
-    return recommend(scored.p[part], outcomes.scores.T[part], costs[part], names, to)
+    found = recommend(scored.p[part], outcomes.scores.T[part], costs[part], names, to)
+    dearest = float(costs[part].mean(axis=0).max())
+    return replace(found, dearer=_dearer(zoo, scored.input_tokens[block.rows], dearest))
+
+
+def _dearer(zoo: Path, input_tokens: Ints, dearest: float) -> str | None:
+    """The dearest of the zoo on these instructions, if dearer than `dearest`, the mean cost of the
+    dearest judged one; no judged one is, so its name need not be matched."""
+    means = {}
+    for candidate in read_zoo(zoo):
+        costs = [candidate.expected_cost_usd(int(t), DEFAULT_ANSWER_TOKENS) for t in input_tokens]
+        means[candidate.id] = sum(c or 0.0 for c in costs) / len(costs)
+    most = max(means, key=lambda name: means[name])
+    return most if means[most] > dearest * ROUNDING else None
+
+
+def _too_scattered(data: Path, scores: Floats) -> Violation:
+    shared = int(((~np.isnan(scores)).sum(axis=0) > 1).sum())
+    return Violation(
+        str(data),
+        f"has {shared} instructions measured for two or more of the {len(scores)} candidates with"
+        " prices, and none for all of those measured most often; a choice can only be judged where"
+        " its alternatives were measured too. Send the same instructions to at least 2 candidates"
+        " and record what came of each.",
+    )
 
 
 def _too_few(outcomes: Outcomes, zoo: Path, priced: int) -> Violation:
@@ -95,17 +126,26 @@ def _too_few(outcomes: Outcomes, zoo: Path, priced: int) -> Violation:
     )
 
 
+def _shares(x: Point, found: Recommendation) -> tuple[float | None, float | None]:
+    """Of the best single candidate's accuracy and of its cost; None where that is 0."""
+    return (
+        x.accuracy / found.accuracy if found.accuracy else None,
+        x.cost / found.cost if found.cost else None,
+    )
+
+
 def as_dict(found: Recommendation) -> dict[str, Any]:
     """What --json prints."""
 
     def shown(x: Point) -> dict[str, Any]:
+        quality, cost_share = _shares(x, found)
         top = {n: round(float(s), 4) for n, s in zip(found.candidates, x.shares, strict=True) if s}
         return {
             "cost_sensitivity": x.sensitivity,
             "accuracy": x.accuracy,
             "cost_usd": x.cost,
-            "quality": x.accuracy / found.accuracy if found.accuracy else None,
-            "cost_share": x.cost / found.cost if found.cost else None,
+            "quality": quality,
+            "cost_share": cost_share,
             "chosen": top,
         }
 
@@ -115,6 +155,8 @@ def as_dict(found: Recommendation) -> dict[str, Any]:
             "accuracy": found.accuracy,
             "cost_usd": found.cost,
         },
+        "candidates": found.candidates,
+        "dearer_unjudged": found.dearer,
         "recommended": None if found.point is None else shown(found.point),
         "curve": [shown(x) for x in found.points],
     }
@@ -140,18 +182,31 @@ def print_recommendation(found: Recommendation, console: Console) -> None:
             continue  # the same choices as the line before
         last = x
         mark = "->" if found.point is not None and x.sensitivity == found.point.sensitivity else ""
-        shares = (x.accuracy / found.accuracy, x.cost / found.cost)
-        cells = [f"{x.sensitivity:.3g}", f"{x.accuracy:.4f}", f"{shares[0]:.1%}"]
-        table.add_row(mark, *cells, f"${1e3 * x.cost:.4f}", f"{shares[1]:.1%}")
+        quality, cost = ("-" if s is None else f"{s:.1%}" for s in _shares(x, found))
+        cells = [f"{x.sensitivity:.3g}", f"{x.accuracy:.4f}", quality]
+        table.add_row(mark, *cells, f"${1e3 * x.cost:.4f}", cost)
     console.print(table)
     console.print(
         f"the best single candidate is {found.best}: accuracy {found.accuracy:.4f},"
         f" ${1e3 * found.cost:.4f} for 1,000 requests"
     )
+    _print_for_whom(found, console)
     if found.point is None:
         console.print("no cost sensitivity meets the target on these outcomes")
     else:
         console.print(f"-> cost sensitivity {found.point.sensitivity:.3g}")
+
+
+def _print_for_whom(found: Recommendation, console: Console) -> None:
+    """Whom the sensitivities hold for, and who in the zoo changes what they mean."""
+    names = ", ".join(found.candidates)
+    console.print(f"a cost sensitivity holds for the candidates judged: {names}", soft_wrap=True)
+    if found.dearer is not None:
+        console.print(
+            f"warning: {found.dearer} of the zoo is dearer than all of these and was not judged;"
+            " where it is eligible the same sensitivity saves less: deny it, or measure it too",
+            soft_wrap=True,
+        )
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

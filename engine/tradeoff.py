@@ -38,12 +38,18 @@ class Block:
 
 def full_block(outcomes: Floats) -> Block:
     """The block with most outcomes among those of candidates measured at least as often as some
-    candidate is; a choice can only be judged where every alternative was measured."""
+    candidate is; a choice can only be judged where every alternative was measured.
+
+    Two candidates at least, for one alone leaves nothing to choose, unless there is only one in
+    all. Empty where no instruction was measured for all of such a group.
+    """
     known = ~np.isnan(outcomes)
-    coverage = known.mean(axis=0)
+    coverage = known.sum(axis=0)
     best = Block(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     for least in np.unique(coverage):
         candidates = np.flatnonzero(coverage >= least)
+        if len(candidates) < min(2, known.shape[1]):
+            continue
         rows = np.flatnonzero(known[:, candidates].all(axis=1))
         if len(candidates) * len(rows) > len(best.candidates) * len(best.rows):
             best = Block(candidates, rows)
@@ -52,11 +58,21 @@ def full_block(outcomes: Floats) -> Block:
 
 def point(p: Floats, outcomes: Floats, costs: Floats, sensitivity: float) -> Point:
     """Outcome and cost of the best trade at `sensitivity`, as policy.choose would take it."""
-    chosen = trade(p, costs, sensitivity).argmax(axis=1)
+    chosen = _cheapest_best(trade(p, costs, sensitivity), costs)
     rows = np.arange(len(p))
     shares = np.bincount(chosen, minlength=p.shape[1]) / max(1, len(p))
-    accuracy, cost = outcomes[rows, chosen].mean(), costs[rows, chosen].mean()
+    # float64: in float32 the same outcomes in another order have another mean.
+    accuracy = outcomes[rows, chosen].mean(dtype=np.float64)
+    cost = costs[rows, chosen].mean()
     return Point(sensitivity, float(accuracy), float(cost), shares)
+
+
+def _cheapest_best(utility: Floats, costs: Floats) -> NDArray[np.int64]:
+    """(B,) the column with each row's highest utility; of equal ones the cheapest, unknown last."""
+    best = utility == utility.max(axis=1, keepdims=True)
+    known = np.where(np.isnan(costs), np.finfo(np.float64).max, costs)
+    cheapest: NDArray[np.int64] = np.where(best, known, np.inf).argmin(axis=1)
+    return cheapest
 
 
 def curve(p: Floats, outcomes: Floats, costs: Floats) -> list[Point]:
@@ -66,7 +82,7 @@ def curve(p: Floats, outcomes: Floats, costs: Floats) -> list[Point]:
 
 def singles(outcomes: Floats, costs: Floats) -> tuple[Floats, Floats]:
     """(M,) mean outcome and (M,) mean cost of always taking one candidate."""
-    return outcomes.mean(axis=0), costs.mean(axis=0)
+    return outcomes.mean(axis=0, dtype=np.float64), costs.mean(axis=0)
 
 
 def cheapest_at(points: list[Point], accuracy: float) -> Point | None:

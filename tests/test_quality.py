@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from bench.process import ROOT
 from engine import calibrate, tradeoff
 from engine.calibrate import Target
 from engine.cli import main as modelsat
+from engine.contract.errors import InvalidInputError
 from engine.policy import Policy, choose
+from engine.scoring.offline import Scored
 from tests import folders
 from training import baselines, evaluate, metrics
 from training.baselines import Rows
@@ -31,6 +35,26 @@ def made_up(rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.
     outcomes = (random.random(p.shape) < p).astype(float)
     costs = np.array([1.0, 2.0, 10.0, 40.0]) * random.uniform(0.5, 2, (rows, 1)) * 1e-5
     return p, outcomes, costs
+
+
+def write_zoo(path: Path, prices: dict[str, float]) -> Path:
+    """Candidates with these US dollars per million input tokens, twice that for output."""
+    base = json.loads((BUNDLE / "zoo.json").read_text())["candidates"][0]
+    zoo = [
+        base
+        | {"id": name, "display_name": name, "price_source": "test"}
+        | {"input_usd_per_million": usd, "output_usd_per_million": 2 * usd}
+        for name, usd in prices.items()
+    ]
+    path.write_text(json.dumps({"candidates": zoo}))
+    return path
+
+
+def printed(found: calibrate.Recommendation) -> str:
+    """What `modelsat calibrate` shows of it."""
+    console = Console(file=io.StringIO(), width=120, highlight=False, markup=False)
+    calibrate.print_recommendation(found, console)
+    return console.file.getvalue()
 
 
 def test_within_auc_is_the_mean_of_each_row() -> None:
@@ -64,6 +88,43 @@ def test_the_full_block_has_no_gap(seed: int) -> None:
     assert not np.isnan(outcomes[np.ix_(block.rows, block.candidates)]).any()
     whole = (~np.isnan(outcomes)).all(axis=1).sum() * 5
     assert len(block.rows) * len(block.candidates) >= whole
+
+
+def test_the_full_block_leaves_a_choice() -> None:
+    """Two candidates with few common rows are judged before one with many."""
+    apart = np.full((30, 3), np.nan)
+    apart[np.arange(30), np.arange(30) % 3] = 1.0
+    assert tradeoff.full_block(apart).candidates.size == 0
+    often = np.full((30, 3), np.nan)
+    often[:, 0], often[:4, 1], often[4:8, 2] = 1.0, 1.0, 1.0
+    often[3:5, 1:] = 0.0
+    assert tradeoff.full_block(often).rows.tolist() == [3, 4]
+    assert tradeoff.full_block(often[:, :1]).rows.size == 30  # there is only this one
+    assert tradeoff.full_block(often[:0]).rows.size == 0
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]))
+def test_of_equal_trades_the_curve_takes_the_cheapest_as_the_policy_does(
+    seed: int, value: float
+) -> None:
+    random = np.random.default_rng(seed)
+    p, costs = random.integers(0, 3, (20, 4)) / 10, random.choice([1.0, 2.0, np.nan], (20, 4))
+    for i in range(20):
+        known = [None if np.isnan(c) else c for c in costs[i]]
+        taken = choose(["a", "b", "c", "d"], p[i], known, Policy("cost_sensitivity", value))
+        found = tradeoff.point(p[[i]], p[[i]], costs[[i]], value)
+        assert int(found.shares.argmax()) == taken.order[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_accuracy_is_missed_for_the_order_of_a_sum(seed: int) -> None:
+    """Outcomes are float32 shares; who is always taken is as accurate as always taking it."""
+    y = np.random.default_rng(seed).random((1000, 3)).astype(np.float32)
+    y[:, 2] = (y[:, 2] + 2) / 3
+    p, costs = np.tile([0.1, 0.2, 0.9], (1000, 1)), np.tile([1.0, 2.0, 3.0], (1000, 1))
+    accuracy, _ = tradeoff.singles(y, costs)
+    assert tradeoff.cheapest_at(tradeoff.curve(p, y, costs), float(accuracy.max())) is not None
 
 
 @settings(max_examples=60)
@@ -100,6 +161,122 @@ def test_good_probabilities_save_money_and_calibrate_says_how_much() -> None:
     assert calibrate.recommend(p, outcomes, costs, names, Target(2.0, None)).point is None
 
 
+def test_max_cost_forgives_rounding_and_spends_nothing_for_nothing() -> None:
+    names, whole = ["dear", "cheap"], Target(None, 1.0)
+    costs = np.random.default_rng(0).random((1000, 2)) * [1.0, 1e-3]
+    p, y = np.tile([0.9, 0.1], (1000, 1)), np.tile([1.0, 0.0], (1000, 1))
+    always = tradeoff.point(p, y, costs, 0.0).cost
+    assert always > tradeoff.singles(y, costs)[1][0]  # the same sum in another order
+    found = calibrate.recommend(p, y, costs, names, whole).point
+    assert found is not None
+    assert found.accuracy == 1.0
+    alike = np.tile([0.9, 0.89], (1000, 1))
+    found = calibrate.recommend(alike, np.ones_like(y), costs, names, whole).point
+    assert found is not None
+    assert found.cost == pytest.approx(costs[:, 1].mean(), rel=0.1)
+
+
+def test_a_share_of_nothing_is_a_dash() -> None:
+    p, y, costs = made_up(50)
+    y[:, 3], costs[:, 3] = 1.0, 0.0
+    free = calibrate.recommend(p, y, costs, ["a", "b", "c", "d"], Target(0.9, None))
+    assert free.best == "d"
+    wrong = calibrate.recommend(p, np.zeros_like(y), costs, ["a", "b", "c", "d"], Target(0.9, None))
+    for found in (free, wrong):
+        first = printed(found).splitlines()[3].split("│")
+        assert [cell.strip() for cell in first].count("-") == 1, first
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder whose probabilities are made up, in no time."""
+    monkeypatch.setattr(
+        calibrate,
+        "score_outcomes",
+        lambda _, outcomes: Scored(
+            made_up(len(outcomes.texts))[0], np.arange(1, len(outcomes.texts) + 1)
+        ),
+    )
+    return folders.write(tmp_path / "own")
+
+
+def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path) -> None:
+    prices = {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0}
+    zoo, target = tmp_path / "zoo.json", Target(0.5, None)
+    found = calibrate.calibrate(BUNDLE, recorded, write_zoo(zoo, prices | {"mean": 3.9}), target)
+    assert found.dearer is None
+    assert "warning" not in printed(found)
+    prices |= {"gold": 5.0, "silver": 4.5}
+    found = calibrate.calibrate(BUNDLE, recorded, write_zoo(zoo, prices), target)
+    assert calibrate.as_dict(found)["dearer_unjudged"] == "gold"
+    lines = printed(found).splitlines()
+    assert "a cost sensitivity holds for the candidates judged: c0, c1, c2, c3" in lines
+    assert any(x.startswith("warning: gold of the zoo is dearer than all") for x in lines)
+
+
+def test_calibrate_judges_no_candidate_alone(recorded: Path, tmp_path: Path) -> None:
+    """As recorded traffic is: one outcome an instruction."""
+    scores = np.load(recorded / "scores.npz")["scores"]
+    one = np.arange(scores.shape[1]) % folders.CANDIDATES == np.arange(len(scores))[:, None]
+    np.savez(recorded / "scores.npz", scores=np.where(one, np.nan_to_num(scores), np.nan))
+    zoo = write_zoo(tmp_path / "zoo.json", {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0})
+    with pytest.raises(InvalidInputError, match="has 0 instructions measured for two or more of"):
+        calibrate.calibrate(BUNDLE, recorded, zoo, Target(0.5, None))
+
+
+def test_nothing_has_no_figures() -> None:
+    nothing = np.zeros((0, 3))
+    assert np.isnan(list(metrics.report(nothing, nothing).values())).all()
+    assert np.isnan(metrics.interval(lambda r: metrics.brier(nothing[r], nothing[r]), 0)).all()
+    alone = np.full((40, 2), np.nan)
+    alone[:20, 0], alone[20:, 1] = 1.0, 0.0
+    found = evaluate.figures(evaluate.Judged(None, made_up(40)[0][:, :2], alone, alone))
+    assert np.isnan([found["routed_gain"], *found["routed_gain_ci"], found["within_auc"]]).all()
+
+
+def test_a_resample_that_misses_the_accuracy_counts() -> None:
+    assert metrics.interval(lambda r: 1.0 if 0 in r else np.inf, 50) == (1.0, np.inf)
+    assert metrics.interval(lambda _: np.inf, 50) == (np.inf, np.inf)
+
+
+def test_all_cost_figures_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, y, costs = made_up(60)
+    calls = []
+    real = tradeoff.curve
+    monkeypatch.setattr(metrics, "RESAMPLES", 40)
+    monkeypatch.setattr(tradeoff, "curve", lambda *a: calls.append(1) or real(*a))
+    found = evaluate.routing(evaluate.Judged(None, 1 - p, y, costs))
+    assert len(calls) == 1 + metrics.RESAMPLES
+    assert found["cost_at_100"] == found["cost_at_100_ci"][1] == np.inf
+    low, high = found["area_ci"]
+    assert low < found["area"] < high
+
+
+def test_every_dataset_has_its_place_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = {"instructions": 9, "candidates": 2}
+    cost = {"cost_at_95": np.inf, "cost_at_95_ci": (0.5, np.inf)}
+    table = evaluate.as_markdown({"a": size, "b": size | cost})
+    assert "| cost_at_95 |  | none (0.500 to none) |" in table
+    words = ["--data", str(tmp_path / "a" / "own"), str(tmp_path / "b" / "own")]
+    monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(tmp_path / "out")])
+    with pytest.raises(InvalidInputError, match=r"a/own and .*b/own, both called 'own'"):
+        evaluate.main()
+
+
+def test_prices_come_from_the_bundle_that_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, given = folders.write(tmp_path / "own"), []
+    words = ["--bundle", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["evaluate", *words])
+    monkeypatch.setattr(evaluate, "judge", lambda *a: given.append(a[2]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.main()
+    assert given == [tmp_path / "zoo.json"]
+
+
 def rows_of(seed: int, count: int) -> Rows:
     """Candidates 0 and 1 do well where the first, or the second, coordinate is positive."""
     random = np.random.default_rng(seed)
@@ -134,12 +311,9 @@ def test_a_folder_is_evaluated_through_the_bundle(
     """The command that `make evaluate` runs, then `modelsat calibrate` on the same folder."""
     data = folders.write(tmp_path / "own", aptitude=False, subjects=2)
     names = [f"c{i}" for i in range(folders.CANDIDATES)]
-    base = json.loads((BUNDLE / "zoo.json").read_text())["candidates"][0]
-    price = {"input_usd_per_million": 1.0, "output_usd_per_million": 2.0, "price_source": "test"}
-    zoo = [base | price | {"id": n, "display_name": n} for n in names]
-    (tmp_path / "zoo.json").write_text(json.dumps({"candidates": zoo}))
+    zoo = write_zoo(tmp_path / "zoo.json", dict.fromkeys(names, 1.0))
     out = tmp_path / "out"
-    words = ["--bundle", str(BUNDLE), "--data", str(data), "--zoo", str(tmp_path / "zoo.json")]
+    words = ["--bundle", str(BUNDLE), "--data", str(data), "--zoo", str(zoo)]
     monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(out)])
     evaluate.main()
     capsys.readouterr()

@@ -4,8 +4,8 @@
 
 Any folder in the form of docs/architecture.md, "Data folders"; candidates' aptitude comes from its
 aptitude.json or from a part of its own scores. Scored are the instructions that the bundle was not
-trained on: of a folder that training used, the held-out tenth; of another, every row whose
-question was in no training row. It scores through the exported bundle, the thing that is served.
+trained on: every row whose question was in no training or validation row. It scores through the
+exported bundle, the thing that is served.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,16 @@ from training import metrics
 from training.plots import plot_dataset
 
 Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
 FEWEST = 30  # rows below which a part has no figures of its own
+ROUTING = (
+    "routed_accuracy",
+    "best_single_accuracy",
+    "routed_gain",
+    "random_accuracy",
+    "oracle_accuracy",
+)
+COSTS = ("cost_at_95", "cost_at_100", "mix_at_95", "area")
 
 
 @dataclass(frozen=True)
@@ -77,55 +86,66 @@ def figures(judged: Judged) -> dict[str, Any]:
         "outcomes": int((~np.isnan(y)).sum()),
     }
 
-    def add(name: str, figure: Callable[[NDArray[np.int64]], float], rows: int) -> None:
-        result[name] = figure(np.arange(rows))
-        result[f"{name}_ci"] = metrics.interval(figure, rows)
+    def add(name: str, figure: Callable[[Ints], float]) -> None:
+        result.update(measured((name,), lambda r: [figure(r)], len(p)))
 
-    add("pooled_auc", lambda r: metrics.pooled_auc(p[r], y[r]), len(p))
-    add("within_auc", lambda r: float(np.nanmean(within[r])), len(p))
-    add("brier", lambda r: metrics.brier(p[r], y[r]), len(p))
-    add("ece", lambda r: metrics.ece(p[r], y[r]), len(p))
-    add_routing(add, judged)
-    result["top_share"] = metrics.top_share(p)
+    add("pooled_auc", lambda r: metrics.pooled_auc(p[r], y[r]))
+    add("within_auc", lambda r: metrics.nanmean(within[r]))
+    add("brier", lambda r: metrics.brier(p[r], y[r]))
+    add("ece", lambda r: metrics.ece(p[r], y[r]))
+    return result | routing(judged) | {"top_share": metrics.top_share(p)}
+
+
+def measured(
+    names: Sequence[str], figures_of: Callable[[Ints], Sequence[float]], rows: int
+) -> dict[str, Any]:
+    """Each name's figure of all rows and its interval, as report.json holds them."""
+    values, bounds = figures_of(np.arange(rows)), metrics.intervals(figures_of, rows)
+    result: dict[str, Any] = {}
+    for name, value, bound in zip(names, values, bounds, strict=True):
+        result |= {name: value, f"{name}_ci": bound}
     return result
 
 
-def add_routing(add: Callable[..., None], judged: Judged) -> None:
-    """What is got by following the probabilities, where every alternative was measured."""
+def routing(judged: Judged) -> dict[str, Any]:
+    """What is got by following the probabilities, where every alternative was measured; NaN where
+    that is nowhere."""
     block = tradeoff.full_block(judged.scores)
     part = np.ix_(block.rows, block.candidates)
     p, y, costs = judged.p[part], judged.scores[part], judged.costs[part]
+    if not len(y):
+        return measured(ROUTING, lambda _: [float("nan")] * len(ROUTING), 0)
     chosen = y[np.arange(len(y)), p.argmax(axis=1)]
-    single = int(y.mean(axis=0).argmax())
-    add("routed_accuracy", lambda r: float(chosen[r].mean()), len(y))
-    add("best_single_accuracy", lambda r: float(y[r, single].mean()), len(y))
-    add("routed_gain", lambda r: float((chosen - y[:, single])[r].mean()), len(y))
-    add("random_accuracy", lambda r: float(y[r].mean()), len(y))
-    add("oracle_accuracy", lambda r: float(y[r].max(axis=1).mean()), len(y))
+    single = y[:, int(y.mean(axis=0).argmax())]
+    gains = (chosen, single, chosen - single, y, y.max(axis=1))
+    result = measured(ROUTING, lambda r: [float(x[r].mean()) for x in gains], len(y))
     priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
     if len(priced) > 1:
         p, y, costs = p[:, priced], y[:, priced], costs[:, priced]
-        for name, share in (("cost_at_95", 0.95), ("cost_at_100", 1.0)):
-            add(name, lambda r, s=share: cost_share(p[r], y[r], costs[r], s), len(y))
-        add("mix_at_95", lambda r: mix_share(p[r], y[r], costs[r], 0.95), len(y))
-        points = tradeoff.curve(p, y, costs)
-        add("area", lambda _: tradeoff.area(points, costs.mean(axis=0)), 1)
+        result |= measured(COSTS, lambda r: cost_figures(p[r], y[r], costs[r]), len(y))
+    return result
 
 
-def cost_share(p: Floats, y: Floats, costs: Floats, share: float) -> float:
-    """Least cost with `share` of the best single candidate's accuracy, over that one's cost."""
+def cost_figures(p: Floats, y: Floats, costs: Floats) -> list[float]:
+    """COSTS, all from one curve: the least cost with 95 % and all of the best single candidate's
+    accuracy, over that one's cost; with 95 % over the cheapest as accurate random mix's; the area.
+
+    Infinite where no cost sensitivity is as accurate, so that a resample which misses counts.
+    """
+    points = tradeoff.curve(p, y, costs)
     accuracy, cost = tradeoff.singles(y, costs)
     best = int(accuracy.argmax())
-    found = tradeoff.cheapest_at(tradeoff.curve(p, y, costs), share * accuracy[best])
-    return float("nan") if found is None else found.cost / float(cost[best])
+    wanted = 0.95 * float(accuracy[best])
+    found = tradeoff.cheapest_at(points, wanted), tradeoff.cheapest_at(points, accuracy[best])
+    least, whole = (np.inf if x is None else x.cost for x in found)
+    mix = tradeoff.mix_cost(accuracy, cost, wanted)
+    shares = [_over(least, float(cost[best])), _over(whole, float(cost[best])), _over(least, mix)]
+    return [*shares, tradeoff.area(points, cost)]
 
 
-def mix_share(p: Floats, y: Floats, costs: Floats, share: float) -> float:
-    """The same cost, over that of the cheapest random mix of two candidates as accurate."""
-    accuracy, cost = tradeoff.singles(y, costs)
-    wanted = share * float(accuracy.max())
-    found = tradeoff.cheapest_at(tradeoff.curve(p, y, costs), wanted)
-    return float("nan") if found is None else found.cost / tradeoff.mix_cost(accuracy, cost, wanted)
+def _over(cost: float, of: float) -> float:
+    """NaN over nothing: what costs no money has no share."""
+    return cost / of if of else float("nan")
 
 
 def parts(judged: Judged) -> dict[str, dict[str, dict[str, float]]]:
@@ -149,11 +169,9 @@ def parts(judged: Judged) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def as_markdown(datasets: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of the figures, intervals beside them, a column for each dataset."""
+    """A table of the figures of any dataset, intervals beside them, a column for each dataset."""
     names = list(datasets)
-    figures = [
-        k for k in next(iter(datasets.values())) if f"{k}_ci" in next(iter(datasets.values()))
-    ]
+    figures = dict.fromkeys(k for d in datasets.values() for k in d if f"{k}_ci" in d)
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     sizes = [f"{datasets[n]['instructions']} x {datasets[n]['candidates']}" for n in names]
     lines.append("| instructions x candidates | " + " | ".join(sizes) + " |")
@@ -162,9 +180,31 @@ def as_markdown(datasets: Mapping[str, Mapping[str, Any]]) -> str:
         for name in names:
             value = datasets[name].get(figure)
             low, high = datasets[name].get(f"{figure}_ci", (0.0, 0.0))
-            cells.append("" if value is None else f"{value:.4f} ({low:.3f} to {high:.3f})")
+            interval = f"({_shown(low, 3)} to {_shown(high, 3)})"
+            cells.append("" if value is None else f"{_shown(value, 4)} {interval}")
         lines.append(f"| {figure} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: float, digits: int) -> str:
+    """A cost is infinite where no cost sensitivity reaches the accuracy."""
+    return "none" if np.isinf(value) else f"{value:.{digits}f}"
+
+
+def require_distinct(folders: Iterable[Path]) -> None:
+    """Raise InvalidInputError where two folders have one name, for reports go by it."""
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        if folder.name in seen:
+            raise InvalidInputError(
+                Violation(
+                    "--data",
+                    f"has {seen[folder.name]} and {folder}, both called {folder.name!r}: one's"
+                    " report would replace the other's. Rename one, or evaluate them one by one"
+                    " with an --out for each.",
+                )
+            )
+        seen[folder.name] = folder
 
 
 def main() -> None:
@@ -172,14 +212,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"))
     parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--zoo", type=Path, default=Path("pretrained/zoo.json"))
+    parser.add_argument("--zoo", type=Path, help="prices; the bundle's own zoo.json by default")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    require_distinct(arguments.data)
+    zoo = arguments.zoo or arguments.bundle / "zoo.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
     datasets = {}
     for folder in arguments.data:
         outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
-        judged = judge(arguments.bundle, outcomes, arguments.zoo)
+        judged = judge(arguments.bundle, outcomes, zoo)
         datasets[folder.name] = figures(judged) | parts(judged)
         plot_dataset(judged.p, judged.scores, judged.costs, arguments.out / folder.name)
     report = {"datasets": datasets}

@@ -5,7 +5,7 @@ Letters: B instructions, M candidates. p, outcomes: (B, M); NaN outcomes are lef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from engine.tradeoff import full_block
 
 Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
 RESAMPLES = 200
 
 
@@ -38,12 +39,12 @@ def within_aucs(p: Floats, outcomes: Floats) -> Floats:
 
 def within_auc(p: Floats, outcomes: Floats) -> float:
     """Mean of within_aucs."""
-    return _nanmean(within_aucs(p, outcomes))
+    return nanmean(within_aucs(p, outcomes))
 
 
 def brier(p: Floats, outcomes: Floats) -> float:
     """Mean squared difference (Brier, 1950)."""
-    return _nanmean((p - outcomes) ** 2)
+    return nanmean((p - outcomes) ** 2)
 
 
 def reliability(p: Floats, outcomes: Floats, bins: int = 15) -> tuple[Floats, Floats, Floats]:
@@ -59,22 +60,26 @@ def reliability(p: Floats, outcomes: Floats, bins: int = 15) -> tuple[Floats, Fl
 
 
 def ece(p: Floats, outcomes: Floats) -> float:
-    """Expected calibration error over 15 equal-width bins (Guo et al., ICML 2017)."""
+    """Expected calibration error over 15 equal-width bins (Guo et al., ICML 2017); NaN of none."""
     mean, seen, share = reliability(p, outcomes)
-    return float((np.abs(mean - seen) * share).sum())
+    return float((np.abs(mean - seen) * share).sum()) if len(share) else float("nan")
 
 
 def routed(p: Floats, outcomes: Floats) -> tuple[float, float]:
-    """(mean outcome of the highest p, of the best single candidate), on tradeoff.full_block."""
+    """(mean outcome of the highest p, of the best single candidate), on tradeoff.full_block; NaN
+    where that is empty."""
     block = full_block(outcomes)
+    if not len(block.rows):
+        return float("nan"), float("nan")
     part = np.ix_(block.rows, block.candidates)
     chosen = outcomes[part][np.arange(len(block.rows)), p[part].argmax(axis=1)]
     return float(chosen.mean()), float(outcomes[part].mean(axis=0).max())
 
 
 def top_share(p: Floats) -> float:
-    """Share of instructions whose highest p goes to the most often chosen candidate."""
-    return float(np.bincount(p.argmax(axis=1)).max() / len(p))
+    """Share of instructions whose highest p goes to the most often chosen candidate; NaN where
+    there are none."""
+    return float(np.bincount(p.argmax(axis=1)).max() / len(p)) if len(p) else float("nan")
 
 
 def report(p: Floats, outcomes: Floats) -> dict[str, float]:
@@ -90,13 +95,28 @@ def report(p: Floats, outcomes: Floats) -> dict[str, float]:
     }
 
 
-def interval(
-    figure: Callable[[NDArray[np.int64]], float], rows: int, seed: int = 0
-) -> tuple[float, float]:
+def interval(figure: Callable[[Ints], float], rows: int, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of `figure` (of row numbers), over resampled instructions."""
+    return intervals(lambda drawn: [figure(drawn)], rows, seed)[0]
+
+
+def intervals(
+    figures: Callable[[Ints], Sequence[float]], rows: int, seed: int = 0
+) -> list[tuple[float, float]]:
+    """The same of several figures of the same resamples, which share what they are made of."""
     random = np.random.default_rng(seed)
-    values = [figure(random.integers(0, rows, rows)) for _ in range(RESAMPLES)]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    values = np.array([figures(random.integers(0, rows, rows)) for _ in range(RESAMPLES)])
+    return [_middle(of_one) for of_one in values.T]
+
+
+def _middle(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of `values`, which may be infinite; NaN ones are left out."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    # Between two infinities there is nothing to interpolate: their difference is NaN.
+    infinite = bool(np.isinf(known).any())
+    low, high = np.percentile(known, [2.5, 97.5], method="nearest" if infinite else "linear")
     return float(low), float(high)
 
 
@@ -116,6 +136,7 @@ def platt(margins: Floats, outcomes: Floats) -> tuple[float, float]:
     return float(fit.coef_[0, 0]), float(fit.intercept_[0])
 
 
-def _nanmean(values: Floats) -> float:
+def nanmean(values: Floats) -> float:
+    """Mean of what is no NaN; NaN, without a warning, where nothing is left."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
