@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,44 @@ def test_bad_data_is_refused_with_every_problem(tmp_path: Path) -> None:
     (data / "scores.npz").unlink()
     with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\]"):
         read_outcomes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("instructions.jsonl", "5\n[1]", r"line 1: no JSON object \(a int\).*line 2"),
+        (
+            "candidates.json",
+            '[{"name": ',
+            r"candidates.json: JSONDecodeError.*expected a JSON list",
+        ),
+        ("candidates.json", '["x"]', "candidates.json: AttributeError"),
+        ("scores.npz", "no archive", "scores.npz: .*expected a matrix"),
+        ("aptitude.json", "{}", "aptitude.json: KeyError"),
+        ("aptitude.json", '{"tasks": ["t"], "items": {}, "scores": {"c0": ["x"]}}', "ValueError"),
+    ],
+)
+def test_a_file_of_another_form_is_named(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    folder = folders.write(tmp_path)
+    (folder / name).write_text(content)
+    with pytest.raises(InvalidInputError, match=re.compile(words, re.DOTALL)):
+        read_outcomes(folder)
+
+
+def test_questions_in_other_scripts_are_told_apart() -> None:
+    chinese = ["解释 DNA 的结构", "DNA 是什么时候发现的?", "解释 DNA 的结构!"]
+    assert len({normalised(text) for text in chinese}) == 2
+    assert normalised("What is «π» - exactly?") == normalised("what is exactly")
+
+
+def test_a_derived_test_has_at_most_fifty_tasks() -> None:
+    subjects = [f"s{i % 250}" for i in range(25_000)]
+    scores = np.random.default_rng(0).integers(0, 2, (3, 25_000)).astype(np.float32)
+    items = derived_items(scores, subjects, np.arange(25_000))
+    assert len(items) == 50
+    assert {len(rows) for rows in items.values()} == {20}
 
 
 def test_aptitude_items_are_kept_out(tmp_path: Path) -> None:

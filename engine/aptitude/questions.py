@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from engine.contract.aptitude_test import derived_items
+from engine.contract.data_folder import instructions_file, lines_of
 from engine.contract.errors import InvalidInputError, Violation
-from engine.contract.outcomes import instructions_file, lines_of, split
+from engine.contract.outcomes import split
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

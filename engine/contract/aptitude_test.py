@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-BUDGET = 1000  # questions of a whole test: 50 tasks x 20 in the paper
+MOST_TASKS, BUDGET = 50, 1000  # tasks and questions of a whole test, as in the paper
 LARGEST_SHARE = 0.2  # of a subject's training rows that a derived test may take
 FEWEST = 5  # answers below which a task has no figure
 
@@ -41,13 +41,16 @@ class AptitudeTest:
 def derived_items(
     scores: Floats, subjects: Sequence[str], training: Ints, seed: int = 0
 ) -> dict[str, list[int]]:
-    """Task -> rows, a task for each subject, at most BUDGET in all; only of `training` rows.
+    """Task -> rows, a task for each of the MOST_TASKS largest subjects, at most BUDGET in all; only
+    of `training` rows.
 
     Items are drawn without replacement with weight r (1 - r), r the share of candidates that do
     well: most weight where about half of them fail (Model-SAT, section 3: distinguishability).
     """
     random = np.random.default_rng(seed)
-    names = sorted({subjects[i] for i in training})
+    sizes = Counter(subjects[i] for i in training)
+    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_TASKS]
+    names = sorted(largest)
     items: dict[str, list[int]] = {}
     for name in names:
         rows = np.array([i for i in training if subjects[i] == name])

@@ -6,20 +6,19 @@ Letters: N instructions, M candidates, T tasks, Q questions of a task.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.aptitude_test import AptitudeTest, derived_items, derived_keywords, sittings
 from engine.contract.circle import circled
+from engine.contract.data_folder import read_folder
 from engine.contract.errors import InvalidInputError, Violation
 
 Floats = NDArray[np.float32]
@@ -71,19 +70,10 @@ def read_outcomes(folder: Path) -> Outcomes:
     Without an aptitude.json the test is derived from the training part of the candidates' own
     scores (engine/contract/aptitude_test.py). Raises InvalidInputError that lists every problem.
     """
-    _require_files(folder)
-    records, unreadable = _records(folder)
-    names = [str(c.get("name", "")) for c in json.loads((folder / "candidates.json").read_text())]
-    with np.load(folder / "scores.npz") as arrays:
-        scores = arrays["scores"].astype(np.float32)
-    path = folder / "aptitude.json"
-    sat = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    problems = unreadable + _problems(records, names, scores)
-    problems += [] if sat is None else _aptitude_problems(sat, names)
-    if problems:
-        raise InvalidInputError(*(Violation(str(folder), problem) for problem in problems))
-    kept, scores, place = circled(records, scores)
-    records = [records[row] for row in kept]
+    data = read_folder(folder)
+    names, sat = data.candidates, data.sat
+    kept, scores, place = circled(data.records, data.scores)
+    records = [data.records[row] for row in kept]
     subjects = [str(r.get("subtask") or r["benchmark"]) for r in records]
     texts = [str(r["text"]) for r in records]
     if sat is None:
@@ -130,88 +120,14 @@ def known_keywords() -> dict[str, str]:
     return known
 
 
-def _require_files(folder: Path) -> None:
-    missing = [n for n in ("candidates.json", "scores.npz") if not (folder / n).is_file()]
-    if not instructions_file(folder).is_file():
-        missing.append("instructions.jsonl[.gz]")
-    if missing:
-        raise InvalidInputError(
-            Violation(
-                str(folder),
-                f'misses {missing}; docs/architecture.md, "Data folders", says what they hold.',
-            )
-        )
-
-
-def _records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines that are JSON objects, and what is wrong with the others."""
-    records, problems = [], []
-    for number, line in enumerate(lines_of(instructions_file(folder)), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            problems.append(f"instructions, line {number}: no JSON ({error}).")
-            continue
-        missing = [k for k in ("id", "benchmark", "text") if k not in record]
-        if missing:
-            problems.append(f"instructions, line {number}: misses {missing}.")
-        records.append({"id": "?", "benchmark": "?", "text": "?", **record})
-    return records, problems[:20]
-
-
-def instructions_file(folder: Path) -> Path:
-    """Of a data folder; the plain one where there is none."""
-    packed = folder / "instructions.jsonl.gz"
-    return packed if packed.is_file() else folder / "instructions.jsonl"
-
-
-def lines_of(path: Path) -> Iterator[str]:
-    """Of a text, gzipped where its name ends with .gz."""
-    opening = gzip.open if path.suffix == ".gz" else open
-    with opening(path, "rt", encoding="utf-8") as lines:
-        yield from lines
-
-
-def _problems(records: list[dict[str, Any]], names: list[str], scores: Floats) -> list[str]:
-    problems = []
-    expected = (len(names), len(records))
-    if scores.shape != expected:
-        problems.append(
-            f"scores.npz: scores is {scores.shape}, expected {expected}"
-            " (candidates.json x instructions.jsonl)."
-        )
-    if outside := int(((scores < 0) | (scores > 1)).sum()):
-        problems.append(f"scores.npz: {outside} values lie outside [0, 1].")
-    if empty := [r["id"] for r in records if not str(r["text"]).strip()]:
-        problems.append(f"instructions: {len(empty)} have no text, first {empty[0]!r}.")
-    identifiers = [r["id"] for r in records]
-    if len(set(identifiers)) != len(identifiers):
-        problems.append("instructions: ids are not unique.")
-    if len(set(names)) != len(names) or "" in names:
-        problems.append("candidates.json: names are not unique, or empty.")
-    if scores.shape == expected:
-        silent = [n for n, row in zip(names, scores, strict=True) if np.isnan(row).all()]
-        if silent:
-            problems.append(f"scores.npz: {silent} have no measured outcome.")
-    return problems
-
-
-def _aptitude_problems(sat: Mapping[str, Any], names: list[str]) -> list[str]:
-    figures = {n: [x for x in sat["scores"].get(n, []) if x is not None] for n in names}
-    problems = []
-    if wrong := [n for n in names if not all(0 <= a <= 1 for a in figures[n])]:
-        problems.append(f"aptitude.json: figures of {wrong} lie outside [0, 1].")
-    full = len(sat["tasks"])
-    if missing := [n for n in names if len(sat["scores"].get(n, [])) != full or not figures[n]]:
-        problems.append(f"aptitude.json: no full set of figures for {missing}.")
-    return problems
-
-
 def normalised(text: str) -> str:
-    """Letters and digits of the stem in lower case: what makes two questions the same."""
+    """Letters and digits of the stem in lower case: what makes two questions the same. Those of
+    a-z alone, unless most letters are others."""
     stem = text.split("\nA. ")[0]
-    latin = re.sub(r"[^a-z0-9]+", " ", stem.lower()).strip()
-    return latin or stem.casefold().strip()
+    letters = [c for c in stem if c.isalpha()]
+    if 2 * sum(c.isascii() for c in letters) >= len(letters):
+        return re.sub(r"[^a-z0-9]+", " ", stem.lower()).strip() or stem.casefold().strip()
+    return re.sub(r"[\W_]+", " ", stem.casefold()).strip()
 
 
 def fingerprint(text: str) -> int:
