@@ -129,6 +129,41 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
         write_folder([Outcome("1", "b", "t", "m", 1.0)] * 2, tmp_path / "out")
     with pytest.raises(InvalidInputError, match="total_cost"):
         list(FORMS["routerbench"](tmp_path / "t.csv"))
+    with pytest.raises(InvalidInputError, match="'1' has two different texts"):
+        write_folder([Outcome("1", "b", t, t, 1.0) for t in "tu"], tmp_path / "out")
+    with pytest.raises(InvalidInputError, match="outcomes: are none"):
+        write_folder(FORMS["lm-eval"](tmp_path), tmp_path / "out")
     with_gap = [Outcome(str(i), "b", f"t{i}", "m", 0.5) for i in range(3)]
     write_folder([*with_gap, Outcome("0", "b", "t0", "n", 1.0)], tmp_path / "gap")
     assert np.isnan(np.load(tmp_path / "gap" / "scores.npz")["scores"]).sum() == 2
+
+
+def test_cells_are_read_as_they_stand(tmp_path: Path) -> None:
+    """Ids may begin anew in each benchmark; "None" is a word; what is empty is not measured."""
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "id,benchmark,instruction,candidate,score\n"
+        "1,sums,2 + 2?,m,True\n1,capitals,None,m,0.5\n2,,Where?,m,\n"
+    )
+    found = list(from_table(path))
+    assert [(o.benchmark, o.text) for o in found] == [
+        ("sums", "2 + 2?"),
+        ("capitals", "None"),
+        ("t", "Where?"),
+    ]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "instructions.jsonl.gz").write_bytes(b"of an earlier import")
+    assert write_folder(found, out) == (3, 1)
+    assert np.load(out / "scores.npz")["scores"].tolist()[0][:2] == [1.0, 0.5]
+    assert np.isnan(np.load(out / "scores.npz")["scores"][0, 2])
+    assert not (out / "instructions.jsonl.gz").exists()
+
+
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    sample = {"doc_id": 1, "doc": {"question": "first\u2028second"}, "acc": 1.0}
+    (tmp_path / "m").mkdir()
+    path = tmp_path / "m" / "samples_task_2026-11-01T10-00-00.jsonl"
+    path.write_text(json.dumps(sample, ensure_ascii=False) + "\n", encoding="utf-8")
+    (found,) = FORMS["lm-eval"](tmp_path)
+    assert found.text == "first\u2028second"

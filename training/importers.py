@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from engine.contract.data_folder import lines_of
 from engine.contract.errors import InvalidInputError, ModelsatError, Violation
 from engine.contract.outcomes import read_outcomes
 from engine.outcome_export import BENCHMARK, join
@@ -54,14 +55,30 @@ class Outcome:
 
 def from_table(path: Path) -> Iterator[Outcome]:
     """A row for each outcome; `benchmark` and `id` columns are optional."""
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    frame = read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
     column = {name: _column(frame, path, name) for name in ALIASES}
     for row in frame.to_dict("records"):
-        text = str(row[column["text"]])
-        identifier = str(row.get("id", row.get("prompt_id", text)))
-        benchmark = str(row.get("benchmark", row.get("category", path.stem)))
-        score = float(row[column["score"]])
-        yield Outcome(identifier, benchmark, text, str(row[column["candidate"]]), score)
+        text = row[column["text"]]
+        identifier = row.get("id") or row.get("prompt_id") or text
+        benchmark = row.get("benchmark") or row.get("category") or path.stem
+        score = _number(row[column["score"]])
+        yield Outcome(identifier, benchmark, text, row[column["candidate"]], score)
+
+
+def _number(cell: str) -> float:
+    """NaN, not measured, where the cell is empty."""
+    return float({"": "nan", "true": "1", "false": "0"}.get(cell.lower(), cell))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Every cell as text, so that "None" stays a word and an empty cell is empty."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """The same of a Parquet file."""
+    frame = pd.read_parquet(path)
+    return frame.astype(object).where(frame.notna(), "").map(str)
 
 
 def from_routerbench(path: Path) -> Iterator[Outcome]:
@@ -96,7 +113,7 @@ def from_lm_eval(path: Path) -> Iterator[Outcome]:
     for file in sorted(path.rglob("samples_*.jsonl")):
         task = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
         seen: set[str] = set()
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in filter(str.strip, lines_of(file)):
             sample = json.loads(line)
             identifier = f"{task}/{sample['doc_id']}"
             score = _metric(sample)
@@ -145,16 +162,22 @@ def _column(frame: pd.DataFrame, path: Path, name: str) -> str:
 
 
 def write_folder(outcomes: Iterable[Outcome], out: Path) -> tuple[int, int]:
-    """Write the folder; returns (instructions, candidates). Two scores of one pair are an error."""
-    texts: dict[str, tuple[str, str]] = {}
-    scores: dict[tuple[str, str], float] = {}
+    """Write the folder in place of one that is there; returns (instructions, candidates). Raises
+    InvalidInputError where there is no outcome, a pair has two scores, or an id two texts."""
+    texts: dict[tuple[str, str], str] = {}
+    scores: dict[tuple[str, tuple[str, str]], float] = {}
     for outcome in outcomes:
-        texts.setdefault(outcome.id, (outcome.benchmark, outcome.text))
-        if (pair := (outcome.candidate, outcome.id)) in scores:
+        key = (outcome.benchmark, outcome.id)
+        short = repr(outcome.id[:60])
+        if texts.setdefault(key, outcome.text) != outcome.text:
+            raise InvalidInputError(Violation("outcomes", f"{short} has two different texts."))
+        if (pair := (outcome.candidate, key)) in scores:
             raise InvalidInputError(
-                Violation("outcomes", f"{outcome.candidate} has two scores on {outcome.id[:60]!r}.")
+                Violation("outcomes", f"{outcome.candidate} has two scores on {short}.")
             )
         scores[pair] = outcome.score
+    if not scores:
+        raise InvalidInputError(Violation("outcomes", "are none; is this the right source?"))
     names, ids = sorted({c for c, _ in scores}), list(texts)
     place = {identifier: i for i, identifier in enumerate(ids)}
     row = {name: i for i, name in enumerate(names)}
@@ -162,8 +185,9 @@ def write_folder(outcomes: Iterable[Outcome], out: Path) -> tuple[int, int]:
     for (candidate, identifier), score in scores.items():
         matrix[row[candidate], place[identifier]] = score
     out.mkdir(parents=True, exist_ok=True)
+    (out / "instructions.jsonl.gz").unlink(missing_ok=True)  # it would be read in its place
     with (out / "instructions.jsonl").open("w", encoding="utf-8") as file:
-        for number, (benchmark, text) in enumerate(texts.values()):
+        for number, ((benchmark, _), text) in enumerate(texts.items()):
             line = {"id": f"{benchmark}/{number}", "benchmark": benchmark, "text": text}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     (out / "candidates.json").write_text(json.dumps([{"name": n} for n in names], indent=1))
