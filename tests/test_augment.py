@@ -21,6 +21,16 @@ def sat(random: np.random.Generator, missing: float) -> AptitudeTest:
     return AptitudeTest([f"k{t}" for t in range(T)], SUBJECTS, figures, answers)
 
 
+def agreement(random: np.random.Generator, test: AptitudeTest, kind: str) -> bool:
+    """Whether the outcomes on the items of a task are what its figure says, but for a blend, which
+    takes others of them from either parent."""
+    for task in range(T):
+        figures, made = make(random, test, test.answers[:, task], [SUBJECTS[task]] * Q, kind)
+        if kind != "blend" and not np.isclose(made.mean(), figures[task]):
+            return False
+    return True
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_made_candidates_lie_where_their_kind_says(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -32,6 +42,7 @@ def test_made_candidates_lie_where_their_kind_says(seed: int) -> None:
         figures, made = make(random, test, outcomes, rows, kind)
         assert ((figures >= 0) & (figures <= 1)).all()
         assert set(made.tolist()) <= {0.0, 1.0}
+        assert agreement(random, test, kind)
         if kind == "either":
             assert (figures >= worst).all()
             assert figures.mean() >= np.sort(test.figures.mean(axis=1))[0]
@@ -66,6 +77,9 @@ def test_another_sitting_scatters_about_the_figures() -> None:
     test = sat(random, missing=0.1)
     sittings = np.stack([another_sitting(random, test) for _ in range(2000)])
     np.testing.assert_allclose(sittings.mean(axis=0), test.figures, atol=0.02)
+    unknown = np.where(np.arange(T)[:, None] == 0, np.nan, test.answers).astype(np.float32)
+    once = AptitudeTest(test.keywords, test.subjects, test.figures, unknown)
+    assert len(np.unique([another_sitting(random, once)[0, 0] for _ in range(200)])) > 4
     bare = AptitudeTest(
         test.keywords, test.subjects, np.where(test.figures > 0.6, np.nan, 0.4), None
     )

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file
 from bench.process import ROOT
 from engine.contract.bundle import Calibration, Representation, start_folder
 from engine.contract.errors import BundleError, InvalidInputError, ModelsatError
+from engine.contract.outcomes import split
 from tests import folders, tiny
 from tests.conftest import CHECKPOINT
 from training import loss, metrics, train
@@ -99,9 +101,10 @@ def test_a_run_learns_and_its_adapter_merges(
     torch.testing.assert_close(plain, adapted, atol=0.02, rtol=0.02)
 
 
-def test_half_precision_learns_and_leaves_float32_weights(plan: Plan) -> None:
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_half_precision_learns_and_leaves_float32_weights(plan: Plan, tune: Tune) -> None:
     """In a process of its own: accelerate keeps one precision a process."""
-    plan = replace(plan, precision="bfloat16", reworded=0.5, stronger=1.0)
+    plan = replace(plan, precision="bfloat16", reworded=0.5, stronger=1.0, tune=tune)
     subprocess.run(command(plan), check=True, capture_output=True)
     found = losses(plan.out)
     assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
@@ -260,6 +263,36 @@ def test_a_plan_leaves_out_candidates_and_benchmarks(plan: Plan) -> None:
         read_pools(replace(plan, benchmarks=("other",)))
 
 
+@pytest.mark.parametrize("odd", ["one task", "one candidate", "all right"])
+def test_data_without_any_spread_are_trained_on(plan: Plan, tmp_path: Path, odd: str) -> None:
+    folder = folders.write(tmp_path / "odd", aptitude=False)  # one subject: one task
+    scores = np.load(folder / "scores.npz")["scores"]
+    kept = slice(1, 2) if odd == "one candidate" else slice(None)
+    scores = np.ones_like(scores) if odd == "all right" else scores
+    names = json.loads((folder / "candidates.json").read_text())[kept]
+    (folder / "candidates.json").write_text(json.dumps(names))
+    np.savez(folder / "scores.npz", scores=scores[kept])
+    report = train.train(replace(plan, data=(str(folder),), epochs=1))
+    assert np.isfinite(report["datasets"]["odd"]["ece"])
+
+
+def test_folders_that_do_not_go_together_are_refused(plan: Plan, tmp_path: Path) -> None:
+    one, two = str(folders.write(tmp_path / "a" / "x")), str(folders.write(tmp_path / "b" / "x"))
+    with pytest.raises(InvalidInputError) as refused:
+        read_pools(replace(plan, data=(one, two), instructions=(5, 5, 5)))
+    assert "folders named ['x', 'x']" in str(refused.value)
+    assert "has 3 numbers for 2 folders" in str(refused.value)
+    few = folders.write(tmp_path / "few")
+    lines = (few / "instructions.jsonl").read_text().splitlines()
+    fewest = [
+        i for i in range(len(lines)) if i not in split([json.loads(x)["text"] for x in lines])[1]
+    ]
+    (few / "instructions.jsonl").write_text("\n".join(lines[i] for i in fewest))
+    np.savez(few / "scores.npz", scores=np.load(few / "scores.npz")["scores"][:, fewest])
+    with pytest.raises(InvalidInputError, match="no instruction in the validation part"):
+        read_pools(replace(plan, data=(str(few),)))
+
+
 def test_losses_ignore_what_was_not_measured() -> None:
     logits = torch.tensor([[2.0, -1.0, 9.0], [0.5, 0.0, -9.0]])
     outcomes = torch.tensor([[1.0, 0.0, torch.nan], [0.0, 1.0, torch.nan]])
@@ -325,10 +358,12 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_a_base_stored_in_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    """By a process that has not met bfloat16 before."""
     half = tiny.base()
-    write_model(
-        tmp_path / "m", Base({**half.config, "dtype": "bfloat16"}, half.arrays, half.tokenizer)
-    )
+    arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in half.arrays.items()}
+    write_model(tmp_path / "m", Base({**half.config, "dtype": "bfloat16"}, arrays, half.tokenizer))
+    read = f"from training.base import load_base; load_base({str(tmp_path / 'm')!r}, layers=1)"
+    subprocess.run([sys.executable, "-c", read], check=True, cwd=ROOT)
     model = build(load_base(str(tmp_path / "m"), layers=1), causal=True)
     assert model.dtype == torch.float32
     assert len(model.model.layers) == 1

@@ -26,7 +26,7 @@ from engine.contract.aptitude_test import AptitudeTest
 
 Floats = NDArray[np.float32]
 JOINS = {"either": np.maximum, "both": np.minimum}
-QUESTIONS = 20  # of a task, where the data hold no single answers
+QUESTIONS = 20  # of a task whose single answers the data do not hold
 KINDS = ("either", "both", "splice", "blend")
 SUBSET_SHARE, FORGET_SHARE = 0.3, 0.3
 
@@ -75,7 +75,8 @@ def another_sitting(random: np.random.Generator, test: AptitudeTest) -> Floats:
     if test.answers is None:
         questions = np.full(test.figures.shape, QUESTIONS)
     else:
-        questions = np.maximum((~np.isnan(test.answers)).sum(axis=2), 1)
+        known = (~np.isnan(test.answers)).sum(axis=2)
+        questions = np.where(known > 0, known, QUESTIONS)
     drawn = random.binomial(questions, np.nan_to_num(test.figures).clip(0, 1)) / questions
     return np.where(np.isnan(test.figures), np.nan, drawn).astype(np.float32)
 

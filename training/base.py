@@ -193,6 +193,7 @@ def _read(path: Path) -> Base:
 
 
 def _safetensors(folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    import ml_dtypes  # noqa: F401 - without it NumPy knows no bfloat16
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))

@@ -109,7 +109,7 @@ def logistic(train: Rows, test: Rows) -> Floats:
 
 
 def mlp(train: Rows, validation: Rows, test: Rows, seed: int = 0) -> Floats:
-    """One hidden layer shared by all candidates, an output for each; stopped on validation AUC."""
+    """One hidden layer shared by all candidates, an output for each; stopped on validation loss."""
     torch.manual_seed(seed)
     width, candidates = train.x.shape[1], len(train.scores)
     network = nn.Sequential(

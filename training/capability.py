@@ -23,6 +23,10 @@ from training.model import TextEncoder
 
 Floats = NDArray[np.float32]
 LEVEL = 3.0
+# The least spread that is told apart at the start: a test of one task has no shape at all, two
+# specialists may have one level. Fifty tasks and 29 candidates have .04 and .13.
+LEAST_SHAPE, LEAST_LEVEL = 0.02, 0.05
+LEAST_SPREAD = 0.001  # of texts
 
 
 @dataclass(frozen=True)
@@ -43,23 +47,18 @@ class Capabilities:
         """(V, M, C), standardised: what serving will compute from the same figures."""
         if self.representation == "text":
             return self._standardise(_texts(test, encoder))
-        means = means_of(self.norms, test.keywords)
+        means = self.norms.of(test.keywords)
         return self._standardise(accuracy_weighted(test.figures, means, vectors)[None])
 
     def drawn(self, drawn: Drawn, keywords: list[str], vectors: Floats) -> Floats:
         """(M + K, C), standardised, of figures as a step of training draws them."""
-        means = means_of(self.norms, keywords)
+        means = self.norms.of(keywords)
         if not drawn.means_known:
             means = np.full_like(means, np.nan)
         return self._standardise(accuracy_weighted(drawn.figures, means, vectors))
 
     def _standardise(self, c: Floats) -> Floats:
         return np.asarray((c - self.shift) / self.scale, dtype=np.float32)
-
-
-def means_of(norms: TaskNorms, keywords: list[str]) -> NDArray[np.float64]:
-    """(T,) mu_t, NaN where the training candidates did not sit the task."""
-    return np.array([norms.means.get(k, np.nan) for k in keywords])
 
 
 def capabilities(
@@ -75,10 +74,11 @@ def capabilities(
         norms = TaskNorms(embedded.mean(axis=0), dict(zip(test.keywords, means, strict=True)))
     if representation == "text":
         c = _texts(test, encoder)
-        shift, scale = c.mean(axis=(0, 1)), np.full(c.shape[-1], c.std(axis=1).mean())
+        spread = max(float(c.std(axis=1).mean()), LEAST_SPREAD)
+        shift, scale = c.mean(axis=(0, 1)), np.full(c.shape[-1], spread)
     else:
         vectors = keyword_vectors(embedded, norms.center)
-        known = means_of(norms, test.keywords)
+        known = norms.of(test.keywords)
         shift, scale = _scale_of(accuracy_weighted(test.figures, known, vectors))
     return Capabilities(representation, norms, shift.astype(np.float32), scale.astype(np.float32))
 
@@ -98,8 +98,9 @@ def _scale_of(c: Floats) -> tuple[Floats, Floats]:
     questions a task leave as much noise as signal in the shape (docs/log.md)."""
     shift = np.zeros(c.shape[1], dtype=np.float32)
     shift[-1] = c[:, -1].mean()
-    scale = np.full(c.shape[1], np.sqrt((c[:, :-1] ** 2).mean()), dtype=np.float32)
-    scale[-1] = c[:, -1].std() / (LEVEL * np.sqrt(c.shape[1] - 1))
+    shape = max(float(np.sqrt((c[:, :-1] ** 2).mean())), LEAST_SHAPE)
+    scale = np.full(c.shape[1], shape, dtype=np.float32)
+    scale[-1] = max(float(c[:, -1].std()), LEAST_LEVEL) / (LEVEL * np.sqrt(c.shape[1] - 1))
     return shift, scale
 
 
@@ -114,8 +115,8 @@ def new_connector(width_in: int, embeddings: torch.Tensor) -> nn.Linear:
 
 def folded(connector: nn.Linear, shift: Floats, scale: Floats) -> Connector:
     """The connector for plain representations: W (c - shift) / scale + b = W' c + b'."""
-    weight = connector.weight.detach().numpy() / scale
+    weight = connector.weight.detach().cpu().numpy() / scale
     return Connector(
         weight.astype(np.float32),
-        (connector.bias.detach().numpy() - weight @ shift).astype(np.float32),
+        (connector.bias.detach().cpu().numpy() - weight @ shift).astype(np.float32),
     )

@@ -17,6 +17,16 @@ ADAM = 16  # bytes a trained parameter: value, gradient, two moments
 KEPT = 68
 
 
+def rows_of(run: Run, batch: Batch) -> int:
+    """Of the residual stream: each instruction once with every candidate at its end, or once for
+    each candidate."""
+    instructions, tokens = batch.tokens.shape
+    shown = len(run.pools[batch.pool].outcomes.candidates) + run.plan.made
+    if run.plan.layout == "candidate_last":
+        return int(instructions * (tokens + shown))
+    return int(instructions * shown * (1 + tokens))
+
+
 def estimate(run: Run, steps: list[Batch], forward: Callable[..., Any]) -> str:
     """Steps, candidates, memory and time; one forward and backward pass is measured, on the step
     of median length, and changes nothing."""
@@ -24,7 +34,7 @@ def estimate(run: Run, steps: list[Batch], forward: Callable[..., Any]) -> str:
     total = sum(p.numel() for p in model.parameters())
     tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = model.backbone.get_input_embeddings().weight.shape[1]
-    rows = max(b.tokens.shape[0] * (b.tokens.shape[1] + 100) for b in steps)
+    rows = max(rows_of(run, b) for b in steps)
     memory = 4 * (total - tuned) + ADAM * tuned + KEPT * width * plan.layers * rows
     left = steps[run.step :]
     if left:

@@ -37,7 +37,11 @@ def _fused(module: Any) -> Any:
     def forward(x: Tensor) -> Tensor:
         low, high = module.lora_A["default"].weight, module.lora_B["default"].weight
         weight, scale = module.base_layer.weight, module.scaling["default"]
-        flat = Adapted.apply(x.flatten(0, -2), weight, low, high, scale)
+        device = x.device.type
+        half = torch.is_autocast_enabled(device)  # in-place products are not cast by themselves
+        kind = torch.get_autocast_dtype(device) if half else x.dtype
+        parts = (part.to(kind) for part in (x.flatten(0, -2), weight, low, high))
+        flat = Adapted.apply(*parts, scale)
         return flat.unflatten(0, x.shape[:-1])
 
     return forward

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from engine.contract.bundle import Calibration
 from engine.contract.errors import BundleError, InvalidInputError, ModelsatError, Violation
-from engine.contract.outcomes import Ints, Outcomes, read_outcomes
+from engine.contract.outcomes import Ints, Outcomes, read_outcomes, split
 from training.base import CACHE, Base, load_base
 from training.capability import Capabilities, capabilities, new_connector
 from training.data import Batch
@@ -102,9 +102,29 @@ def read_pools(plan: Plan) -> list[Outcomes]:
             found.append(_kept(read_outcomes(Path(folder)), plan))
         except InvalidInputError as error:
             problems += error.violations
-    if problems:
+    if problems := problems or _problems(found, plan):
         raise InvalidInputError(*problems)
     return found
+
+
+def _problems(found: list[Outcomes], plan: Plan) -> list[Violation]:
+    """What keeps folders that are right each by itself from being trained on together."""
+    problems = []
+    names = [outcomes.name for outcomes in found]
+    if len(set(names)) < len(names):
+        problems.append(Violation("data", f"are folders named {names}; give each another name."))
+    if len(plan.instructions) not in (1, len(found)):
+        wrong = f"has {len(plan.instructions)} numbers for {len(found)} folders; expected one each."
+        problems.append(Violation("instructions", wrong))
+    splits = [split(outcomes.texts) for outcomes in found]
+    for outcomes, (training, _, _) in zip(found, splits, strict=True):
+        if not len(training):
+            wrong = f"has {len(outcomes.texts)} instructions, none of them in the training part."
+            problems.append(Violation(outcomes.name, wrong))
+    if not any(len(validation) for _, validation, _ in splits):
+        wrong = "have no instruction in the validation part (5 %), which calibration is fitted on;"
+        problems.append(Violation("data", f"{wrong} a hundred instructions are usually enough."))
+    return problems
 
 
 def _kept(outcomes: Outcomes, plan: Plan) -> Outcomes:
@@ -180,8 +200,8 @@ def start_calibration(run: Run, batch: Batch) -> Calibration:
     pool = run.pools[batch.pool]
     with torch.no_grad():
         margins = logits(run, batch, pool.c[0])
-    rate = float(np.nanmean(pool.outcomes.scores))
-    scale = START_SPREAD / float(margins.std())
+    rate = float(np.nanmean(pool.outcomes.scores).clip(0.01, 0.99))
+    scale = START_SPREAD / max(float(margins.std()), 1e-6)
     return Calibration(scale, float(np.log(rate / (1 - rate))) - scale * float(margins.mean()))
 
 

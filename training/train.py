@@ -1,6 +1,6 @@
 """Train Model-SAT: stage 1 the connector alone, stage 2 connector and backbone.
 
-    python -m training.train --data DIR... --out DIR                    the shipped run's settings
+    python -m training.train --data DIR... --out DIR                    a pass; `make train`: two
     python -m training.train --data DIR --out DIR --instructions 400    a few minutes on a laptop
     accelerate launch -m training.train --data DIR... --out DIR         several GPUs or nodes
 
