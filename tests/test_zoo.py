@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.process import ROOT
-from engine.contract.arrays import load_arrays
+from engine.contract.arrays import TaskNorms, load_arrays
 from engine.contract.bundle import read_manifest
 from engine.contract.candidate import Candidate, TaskResult, validate
 from engine.contract.errors import InvalidInputError
@@ -48,6 +48,13 @@ def test_a_short_test_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
     encoder = load_encoder(BUNDLE, read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE))
     seen = np.stack([encoder.encode(c) for c in candidates_of(outcomes)])
     served = np.stack([encoder.encode(c) for c in zoo_of(outcomes, [])])
+    # A training run of one's own knows the means of its tasks.
+    means = dict(
+        zip(outcomes.test.keywords, np.nanmean(outcomes.test.figures, axis=0), strict=True)
+    )
+    norms = TaskNorms(np.zeros(1, dtype=np.float32), means)
+    (served_tasks,) = {tuple(r.task for r in c.aptitude) for c in zoo_of(outcomes, [])}
+    assert not np.isnan(norms.of(served_tasks)).any()
     spread = np.linalg.norm(seen - seen.mean(axis=0), axis=-1).mean()
     assert np.linalg.norm(seen - served, axis=-1).max() < 0.15 * spread
 

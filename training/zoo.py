@@ -11,6 +11,7 @@ of the one that training derives from its outcomes.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -45,7 +46,7 @@ def in_orders(task: str, count: int) -> list[str]:
     """`count` names of one task, which embed nearly alike; numbered where words are too few."""
     orders = islice(permutations(task.split(", ")), 1000)
     names = list(dict.fromkeys(", ".join(order) for order in orders))[:count]
-    return names + [f"{task} {n + 1}" for n in range(len(names), count)]
+    return names + [f"{task}, part {n + 1}" for n in range(len(names), count)]
 
 
 def zoo_of(outcomes: Outcomes, described: Sequence[Candidate]) -> list[Candidate]:
@@ -64,8 +65,9 @@ def zoo_of(outcomes: Outcomes, described: Sequence[Candidate]) -> list[Candidate
 
 
 def id_for(name: str) -> str:
-    """The characters of `name` that an id may have: engine/contract/candidate.py."""
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")[:63].rstrip("._-")
+    """The characters of `name` that an id may have (engine/contract/candidate.py), else a hash."""
+    latin = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")[:63].rstrip("._-")
+    return latin or f"candidate-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def refreshed(described: Sequence[Candidate], outcomes: Outcomes) -> list[Candidate]:
@@ -100,7 +102,8 @@ def main() -> None:
         about = f"The candidates of {outcomes.name}; figures from its aptitude test."
     else:
         candidates = refreshed(described, outcomes)
-        about = json.loads(given.zoo.read_text(encoding="utf-8"))["about"]
+        content = json.loads(given.zoo.read_text(encoding="utf-8"))
+        about = content.get("about", "") if isinstance(content, dict) else ""
     write(candidates, about, given.out or given.zoo)
     print(f"{given.out or given.zoo}: {len(candidates)} candidates")
 

@@ -5,8 +5,10 @@ Letters: T tasks, E encoder width, C representation width, D backbone width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,19 @@ class TaskNorms:
 
     center: Floats
     means: Mapping[str, float]
+
+    def of(self, tasks: Sequence[str]) -> NDArray[np.float64]:
+        """(T,) mu_t, NaN where the training candidates did not sit the task. The order of a task's
+        keywords does not matter, nor does a `part N` among them."""
+        return np.array([self._by_words.get(_words(task), np.nan) for task in tasks])
+
+    @cached_property
+    def _by_words(self) -> dict[frozenset[str], float]:
+        return {_words(task): mean for task, mean in self.means.items()}
+
+
+def _words(task: str) -> frozenset[str]:
+    return frozenset(w for w in task.split(", ") if not re.fullmatch(r"part \d+", w))
 
 
 @dataclass(frozen=True)

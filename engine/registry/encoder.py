@@ -144,9 +144,9 @@ class CapabilityEncoder:
         return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
 
     def _weighted(self, results: Sequence[TaskResult]) -> Floats:
-        vectors = self._vectors([r.task for r in results])
-        means = [self._norms.means.get(r.task, np.nan) for r in results]
-        return accuracy_weighted(np.array([r.accuracy for r in results]), np.array(means), vectors)
+        tasks = [r.task for r in results]
+        accuracies = np.array([r.accuracy for r in results])
+        return accuracy_weighted(accuracies, self._norms.of(tasks), self._vectors(tasks))
 
     def _vectors(self, tasks: Sequence[str]) -> Floats:
         new = [t for t in tasks if t not in self._known]
