@@ -1,12 +1,13 @@
 """Ablations at one reduced size: what each choice of the recipe is worth.
 
-    python -m training.ablations --data DATA/mmlu_pro_cot --out OUT [--only REGEX] [--table]
-        [--instructions 1500]
+    python -m training.ablations --data DATA/mmlu_pro_cot --elsewhere DATA/llmrouter9 DATA/zeroeval
+        --out OUT [--only REGEX] [--table] [--instructions 1500]
 
 Every variant is the protocol's plan (its families left out, MMLU-Pro rows alone) on a reduced
 number of instructions once, changed as its name says. The tuned model itself is scored, without
 the cut to an adapter, on validation rows, so that the test rows stay out of every choice: over
-the candidates it saw and over those it never saw. A variant found in OUT is not run again. Ends
+the candidates it saw and over those it never saw; and on folders that it saw nothing of, neither
+candidates nor harness nor, mostly, kinds of tasks. A variant found in OUT is not run again. Ends
 with the table.
 """
 
@@ -26,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from engine.contract.outcomes import Outcomes
+from engine.contract.outcomes import Outcomes, fingerprint, read_outcomes
 from training import metrics
 from training.base import CACHE, load_base
 from training.capability import Capabilities, new_connector
@@ -59,10 +60,12 @@ class Sampled(Pool):
         return Shown(every.c[kept], every.outcomes[:, kept], every.levels[kept])
 
 
-def run_variant(name: str, data: str, out: Path, instructions: int) -> None:
+def run_variant(name: str, data: str, elsewhere: list[Path], out: Path, instructions: int) -> None:
     """Train and score one variant; leaves result.json and result.npz in out/NAME."""
     started, variant, folder = time.monotonic(), VARIANTS[name], out / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
+    if variant.represent:  # a state's connector would be of another width than prepare()'s
+        shutil.rmtree(folder / STATE, ignore_errors=True)
     common = COMMON | {"instructions": (instructions,)}
     run = prepare(Plan((data,), str(folder), **common | variant.plan))
     tested = everyone(run)
@@ -79,9 +82,28 @@ def run_variant(name: str, data: str, out: Path, instructions: int) -> None:
     p = probabilities(run, tested, rows)
     truth = tested.outcomes.scores[:, rows].T
     seen = np.isin(tested.outcomes.candidates, run.pools[0].outcomes.candidates)
-    np.savez(folder / "result.npz", p=p, truth=truth, seen=seen, soft=soft, learnt=learnt)
+    found = {} if variant.represent else scored_elsewhere(run, elsewhere, learnt, count)
+    np.savez(folder / "result.npz", p=p, truth=truth, seen=seen, soft=soft, learnt=learnt, **found)
     (folder / "result.json").write_text(json.dumps({"minutes": minutes}))
     shutil.rmtree(folder / STATE, ignore_errors=True)
+
+
+def scored_elsewhere(
+    run: Run, folders: list[Path], learnt: NDArray[np.int64], count: int
+) -> dict[str, Any]:
+    """p_{folder} and truth_{folder}, (count, M) each, of rows that are neither test rows nor ask
+    what the run learnt."""
+    texts = run.pools[0].outcomes.texts
+    asked = {fingerprint(texts[row]) for row in learnt}
+    found: dict[str, Any] = {}
+    for folder in folders:
+        pool = pool_of(run, read_outcomes(folder))
+        rows = np.random.default_rng(0).permutation(np.concatenate([pool.train, pool.validation]))
+        rows = np.array([r for r in rows if fingerprint(pool.outcomes.texts[r]) not in asked])
+        rows = rows[:count]
+        found[f"p_{folder.name}"] = probabilities(run, pool, rows)
+        found[f"truth_{folder.name}"] = pool.outcomes.scores[:, rows].T
+    return found
 
 
 def teachers() -> set[str]:
@@ -96,9 +118,12 @@ def probabilities(run: Run, pool: Pool, rows: NDArray[np.int64]) -> Floats:
 
 def everyone(run: Run) -> Pool:
     """The plan's rows with the candidates that it leaves out."""
-    outcomes: Outcomes = read_pools(replace(run.plan, without=""))[0]
-    tokenizer = load_base(run.plan.backbone, CACHE, run.plan.layers).tokenizer
-    return make_pool(outcomes, run.capability, encoder_of(run), tokenizer)
+    return pool_of(run, read_pools(replace(run.plan, without=""))[0])
+
+
+def pool_of(run: Run, outcomes: Outcomes) -> Pool:
+    """`outcomes` as the run reads them."""
+    return make_pool(outcomes, run.capability, encoder_of(run), run.pools[0].tokenizer)
 
 
 def encoder_of(run: Run) -> TextEncoder:
@@ -153,24 +178,37 @@ def table(out: Path) -> str:
     """Markdown: AUCs of every variant that is there, and the paired difference from base."""
     base = out / slug("base") / "result.npz"
     reference = np.load(base) if base.is_file() else None
-    lines = [
-        "| variant | AUC, seen | within | AUC, unseen | within | beside base, all | minutes |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    places = [] if reference is None else elsewhere_in(reference)
+    headings = ["variant", "AUC, seen", "within", "AUC, unseen", "within", "beside base, all"]
+    for place in places:
+        headings += [f"AUC, {place}", "within"]
+    headings.append("minutes")
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for name in VARIANTS:
         folder = out / slug(name)
         if not (folder / "result.json").is_file():
             continue
         result = np.load(folder / "result.npz")
-        minutes = json.loads((folder / "result.json").read_text())["minutes"]
         cells = [name]
         for part in (result["seen"], ~result["seen"]):
-            p, truth = result["p"][:, part], result["truth"][:, part]
-            cells += [f"{metrics.pooled_auc(p, truth):.4f}", f"{metrics.within_auc(p, truth):.4f}"]
-        compared = reference is not None and name != "base"
-        cells += [beside(result, reference) if compared else "", f"{minutes:.0f}"]
+            cells += aucs(result["p"][:, part], result["truth"][:, part])
+        cells.append("" if reference is None or name == "base" else beside(result, reference))
+        for place in places:
+            known = f"p_{place}" in result
+            cells += aucs(result[f"p_{place}"], result[f"truth_{place}"]) if known else ["", ""]
+        cells.append(f"{json.loads((folder / 'result.json').read_text())['minutes']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def aucs(p: Any, truth: Any) -> list[str]:
+    """Pooled and within an instruction."""
+    return [f"{metrics.pooled_auc(p, truth):.4f}", f"{metrics.within_auc(p, truth):.4f}"]
+
+
+def elsewhere_in(result: Any) -> list[str]:
+    """The folders that a result was scored on beside its own."""
+    return [n.removeprefix("p_") for n in result.files if n.startswith("p_")]
 
 
 def beside(result: Any, reference: Any) -> str:
@@ -196,6 +234,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", required=True)
+    parser.add_argument("--elsewhere", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--instructions", type=int, default=1500, help="what each trains on")
     parser.add_argument("--only", default="", help="variants whose names match")
@@ -205,7 +244,7 @@ def main() -> None:
         done = (args.out / slug(name) / "result.json").is_file()
         if re.search(args.only, name) and not done and not args.table:
             print(name, flush=True)
-            run_variant(name, args.data, args.out, args.instructions)
+            run_variant(name, args.data, args.elsewhere, args.out, args.instructions)
     print(table(args.out))
 
 

@@ -37,6 +37,8 @@ VARIANTS: dict[str, Variant] = {
     "teacher: depth 12": Variant(teacher="depth 12"),
     "teacher: depth 30": Variant(teacher="depth 30"),
     "weights: not pretrained": Variant(blank=True),
+    "tuned: half the rate": Variant({"backbone_lr": 1e-4}),
+    "tuned: adapter of rank 64": Variant({"tune": "lora", "backbone_lr": 5e-4}),
     "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
     "loss: bce + within": Variant({"across": 0.0}),
     "loss: bce + across": Variant({"within": 0.0}),
