@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.candidate import Candidate, check_word_lists
-from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.errors import InvalidInputError, UnavailableError, Violation
 from engine.policy import Policy
 from engine.registry.table import Table
 
@@ -109,6 +110,21 @@ def eligible(
             rows.append(row)
             costs.append(cost)
     return Eligible(np.array(rows, dtype=np.int64), tuple(costs), excluded)
+
+
+def scored(
+    table: Table, able: Eligible, p: NDArray[np.float32]
+) -> tuple[Eligible, NDArray[np.float32]]:
+    """`able` and its probabilities (E,) without those that are no number, as where float16
+    overflows: NaN would win every comparison. Raises UnavailableError where none is left."""
+    finite = np.isfinite(p)
+    if finite.all():
+        return able, p
+    if not finite.any():
+        raise UnavailableError("No candidate has a finite score; try another server.")
+    lost = {table.candidates[row].id: "its score is not finite" for row in able.rows[~finite]}
+    costs = tuple(compress(able.costs, finite))
+    return Eligible(able.rows[finite], costs, able.excluded | lost), p[finite]
 
 
 def _checks(policy: Policy, needed: int) -> list[Check]:

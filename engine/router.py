@@ -252,7 +252,9 @@ def conclude(
     p: NDArray[np.float32],
     under: Circumstances,
 ) -> Decision:
-    """The decision that probabilities p (E,) of the eligible lead to; untimed and unnamed."""
+    """The decision that probabilities p (E,) of the eligible lead to; untimed and unnamed. Raises
+    UnavailableError where none of them is finite."""
+    able, p = constraints.scored(table, able, p)
     candidates = [table.candidates[row] for row in able.rows]
     choice = decide([c.id for c in candidates], p, able.costs, policy, under)
     ranking = tuple(

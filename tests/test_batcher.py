@@ -414,3 +414,31 @@ async def test_a_forward_that_hangs_shows_in_liveness_until_it_goes_on() -> None
     assert told.alive == [False, True]
     watch.cancel()
     await batcher.stop()
+
+
+async def test_forwards_that_all_fail_show_in_liveness_until_one_succeeds() -> None:
+    backend, told = FakeBackend(), Told()
+    batcher = Batcher(backend, READOUT)
+    batcher.start()
+    watch = asyncio.create_task(watch_stalls(batcher, [cast(Listener, told)], limit_s=0.2))
+
+    async def ask() -> None:
+        await batcher.submit(np.ones(3, np.int64), table(1, 7), np.arange(7))
+
+    backend.error = RuntimeError()
+    with pytest.raises(UnavailableError):
+        await ask()
+    await asyncio.sleep(0.4)
+    assert told.alive == [], "one failure and silence are no cause for a restart"
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError):
+            await ask()
+        while len(told.alive) < 1:
+            await asyncio.sleep(0.01)
+        backend.error = None
+        await ask()
+        while len(told.alive) < 2:
+            await asyncio.sleep(0.01)
+    assert told.alive == [False, True]
+    watch.cancel()
+    await batcher.stop()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from engine.calls import Turn, route_request
 from engine.contract.errors import InvalidInputError
-from engine.contract.openai import turns
+from engine.contract.openai import MAX_PARTS, turns
+from engine.pb import router_service_pb2 as pb
 from engine.policy import Policy
 from engine.replay.requests import COLUMNS, PastRequest, past_request
 from engine.serving.convert import instruction_from
@@ -130,6 +131,22 @@ def test_a_long_text_is_no_multitude_of_values() -> None:
 def test_more_parts_than_anyone_sends_are_refused(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match="turns and parts"):
         instruction(parse(json.dumps(body).encode()))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ([pb.Message()] * (MAX_PARTS + 1), "has 10001 turns; at most 10000 are read"),
+        ([pb.Message(text=["a"] * 101)] * 100, "has 10100 texts in its turns; at most 10000"),
+    ],
+)
+def test_more_turns_than_anyone_sends_are_refused_before_they_are_read(
+    given: list[pb.Message], why: str
+) -> None:
+    """Their roles are wrong too, which is found only by walking through them."""
+    request = pb.RouteRequest(conversation=pb.Conversation(messages=given))
+    with pytest.raises(InvalidInputError, match=why):
+        instruction_from(request, 1_000_000)
 
 
 def test_a_model_that_is_no_string_is_none() -> None:

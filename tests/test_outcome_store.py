@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,15 @@ from hypothesis import strategies as st
 
 from bench.process import BUNDLE
 from engine.cli import main as cli
-from engine.contract.errors import AlreadyExistsError, StoreError, UnavailableError
+from engine.contract.errors import (
+    AlreadyExistsError,
+    OverloadedError,
+    StoreError,
+    UnavailableError,
+)
 from engine.contract.outcomes import read_outcomes
 from engine.outcome_export import export, join
+from engine.registry import outcome_store
 from engine.registry.outcome_store import OutcomeStore, Recorded, read_recorded
 from engine.registry.zoo import read_zoo
 from tests.test_importers import MODELS, PROMPTS, check, score
@@ -94,6 +102,55 @@ async def test_a_file_that_cannot_be_written_fails_the_call_and_not_the_next(
     other.close()
     assert await store.record(Recorded("d1", "a", 1.0))
     await store.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_an_outcome_is_not_acknowledged_into_a_moved_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / "o.sqlite"
+    store, call = OutcomeStore(path, 10), Recorded("d1", "a", 1.0)
+    before = Recorded("d0", "a", 1.0)
+    assert await store.record(before)
+    file, elsewhere = tmp_path / f"o.sqlite{suffix}", tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    with pytest.raises(StoreError, match="was removed or replaced while the server ran; nothing"):
+        await store.record(call)
+    elsewhere.rename(file)
+    assert await store.record(call), "what was refused was not kept"
+    await store.close()
+    assert list(read_recorded(path)) == [before, call]
+
+
+TEXT = "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "told"),
+    [("MAX_WAITING", 2, "2 outcomes wait"), ("MAX_WAITING_BYTES", 1500, "bytes of outcomes wait")],
+)
+async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, told: str
+) -> None:
+    monkeypatch.setattr(outcome_store, limit, value)
+    store, disk = OutcomeStore(tmp_path / "o.sqlite", 10), threading.Event()
+    store._thread.submit(disk.wait, 30)
+    calls = [Recorded(f"d{i}", "a", 1.0, TEXT) for i in range(5)]
+    first = asyncio.create_task(store.record(calls[0]))
+    await asyncio.sleep(0.05)  # now it is with the thread
+    waiting = [asyncio.create_task(store.record(call)) for call in calls[1:3]]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match=told) as refused:
+        await store.record(calls[3])
+    assert refused.value.retry_after_s > 0
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    assert (len(store._waiting), store._waiting_bytes) == (1, sys.getsizeof(TEXT))
+    last = asyncio.create_task(store.record(calls[4]))
+    disk.set()
+    assert await asyncio.gather(first, waiting[1], last) == [True] * 3
+    await store.close()
+    assert [r.decision_id for r in read_recorded(tmp_path / "o.sqlite")] == ["d0", "d2", "d4"]
 
 
 def test_an_unusable_file_is_named_and_left_alone(tmp_path: Path) -> None:

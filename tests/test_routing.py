@@ -22,6 +22,7 @@ from engine.cli import main as cli
 from engine.client import Client, ModelsatClientError
 from engine.contract.bundle import Calibration
 from engine.contract.candidate import Candidate, TaskResult
+from engine.contract.errors import UnavailableError
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb import router_service_pb2 as rpb
@@ -31,7 +32,9 @@ from engine.registry.table import make_table
 from engine.registry.zoo import read_zoo
 from engine.router import Router, Rules, Session
 from engine.scoring.batcher import Batcher, Limits, Readout
+from engine.scoring.cache import ScoreCache
 from engine.serving.convert import candidate_to
+from engine.serving.metrics import Metrics
 from engine.serving.router_service import RouterService
 from engine.serving.streams import as_ready
 from tests.conftest import INSTRUCTIONS
@@ -244,16 +247,19 @@ class OneToken:
         return SimpleNamespace(ids=[1] if sequence else [])
 
 
-def a_router(backend: FakeBackend, rules: Rules) -> tuple[Router, Batcher]:
+def a_router(
+    backend: FakeBackend, rules: Rules, cache: ScoreCache | None = None, **embedded: float
+) -> tuple[Router, Batcher]:
+    """embedded: what stands in the embedding of a candidate in place of ones."""
     entries = [
-        (judged(name, a), np.ones((1, 4), np.float32))
+        (judged(name, a), np.full((1, 4), embedded.get(name, 1.0), np.float32))
         for name, a in (("cheap", 0.2), ("good", 0.7), ("middling", 0.4))
     ]
     table = make_table(1, entries, (1, 4))
     readout = Readout(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
     batcher = Batcher(backend, readout, Limits())
     registry: Any = SimpleNamespace(table=lambda: table)
-    return Router(registry, batcher, OneToken(), rules=rules), batcher
+    return Router(registry, batcher, OneToken(), cache=cache, rules=rules), batcher
 
 
 async def test_a_deadline_that_cannot_be_met_is_answered_statically(tmp_path: Path) -> None:
@@ -295,6 +301,27 @@ async def test_without_a_deadline_the_scores_are_waited_for() -> None:
     assert (decision.kind, decision.selected.id) == ("abstained", "good")
     late = await router.route("y", Policy(), deadline=time.monotonic() - 1)
     assert late.kind == "fallback"
+    await batcher.stop()
+
+
+async def test_a_score_that_is_not_finite_excludes_its_candidate_alone() -> None:
+    """As where float16 overflows; the others are ranked, doubted and measured without it."""
+    cache, metrics = ScoreCache(1 << 20), Metrics()
+    router, batcher = a_router(FakeBackend(), Rules(), cache, good=np.nan)
+    batcher.start()
+    decision = await router.route("x", Policy(min_confidence=0.1))
+    assert (decision.kind, decision.selected.id) == ("scored", "cheap")
+    assert [r.candidate.id for r in decision.ranking] == ["cheap", "middling"]
+    cheap, middling = (r.expected_cost_usd for r in decision.ranking)
+    assert cheap is not None
+    assert middling == pytest.approx(2 * cheap), "costs stay with their candidates"
+    assert decision.exclusions == {"good": "its score is not finite"}
+    assert cache.size == 0
+    metrics.decided(decision, decision.kind)
+    mean = metrics.registry.get_sample_value("modelsat_probability_mean", {"of": "all"})
+    assert mean == decision.ranking[0].probability
+    with pytest.raises(UnavailableError, match="finite"):
+        await router.route("x", Policy(allow=("good",)))
     await batcher.stop()
 
 

@@ -20,13 +20,15 @@ from grpc_status import rpc_status
 from bench.process import BUNDLE, ROOT, Server, await_ready, launch, serving
 from engine.cli import main as cli
 from engine.client import Client, ModelsatClientError
-from engine.contract.candidate import Candidate, TaskResult
+from engine.contract.candidate import Candidate, TaskResult, validate
+from engine.contract.errors import InvalidInputError, Violation
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import router_service_pb2 as rpb
 from engine.policy import Policy
 from engine.registry.zoo import read_zoo
 from engine.serving.convert import candidate_to
+from engine.serving.status import to_status
 from tests.conftest import INSTRUCTIONS
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
@@ -269,6 +271,19 @@ def test_a_huge_list_is_refused_before_it_is_read(shared_server: Server) -> None
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
         with pytest.raises(grpc.RpcError, match="has 500000 names"):
             stub.Route(rpb.RouteRequest(text="x", policy=rpb.Policy(allow=names)))
+
+
+def test_a_multitude_of_figures_is_one_problem(shared_server: Server) -> None:
+    wrong = replace(NEW, aptitude=(TaskResult("", 2.0),) * 100_000)
+    with grpc.insecure_channel(shared_server.address) as channel:
+        stub = candidate_service_pb2_grpc.CandidateServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="has 100000 figures, expected 50") as refused:
+            stub.CreateCandidate(cpb.CreateCandidateRequest(candidate=candidate_to(wrong)))
+    (told,) = status_of(refused.value)[2]["BadRequest"].field_violations
+    assert told.field == "candidate.aptitude"
+    assert len(validate(wrong)) == 1
+    many = InvalidInputError(*[Violation("long", "x" * 300)] * 20, Violation("late", "short"))
+    assert b"late" not in to_status(many).details[1].value, "the first that does not fit ends it"
 
 
 # --- candidates ------------------------------------------------------------------------------

@@ -167,6 +167,14 @@ def _etag(candidate: Candidate) -> str:
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 
+def wrong_count(count: int, field: str) -> Violation:
+    """What is wrong with `count` aptitude figures where there are not TEST_TASKS."""
+    return Violation(
+        field,
+        f"has {count} figures, expected {TEST_TASKS}: one for each task of the aptitude test.",
+    )
+
+
 _ID_RULE = "an id is 1 to 63 of a-z 0-9 . _ - and begins and ends with a letter or digit"
 
 
@@ -191,13 +199,9 @@ def _check_words(candidate: Candidate, field: str) -> list[Violation]:
 def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation]:
     problems = []
     if len(results) != TEST_TASKS:
-        problems.append(
-            Violation(
-                field,
-                f"has {len(results)} figures, expected {TEST_TASKS}: one for each task of the"
-                " aptitude test.",
-            )
-        )
+        problems.append(wrong_count(len(results), field))
+    if len(results) > TEST_TASKS:
+        return problems  # however many there are, they are not walked through
     seen: set[str] = set()
     for i, result in enumerate(results):
         at = f"{field}[{i}]"

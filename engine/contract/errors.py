@@ -116,10 +116,12 @@ class NoEligibleCandidateError(ModelsatError):
 
 
 class OverloadedError(ModelsatError):
-    """The queue is full; try again after `retry_after_s` seconds."""
+    """The queue is full; try again after `retry_after_s` seconds. what: those that wait."""
 
-    def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"The queue is full: {waiting} requests wait, the limit is {limit}.")
+    def __init__(
+        self, waiting: int, limit: int, retry_after_s: float, what: str = "requests"
+    ) -> None:
+        super().__init__(f"The queue is full: {waiting} {what} wait, the limit is {limit}.")
         self.retry_after_s = retry_after_s
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,21 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.contract.errors import AlreadyExistsError, ModelsatError, StoreError, UnavailableError
+from engine.contract.errors import (
+    AlreadyExistsError,
+    ModelsatError,
+    OverloadedError,
+    StoreError,
+    UnavailableError,
+)
+from engine.registry.inodes import check_inodes, inodes
 
 SCHEMA = 1
 BUSY_S = 5.0  # to wait for another process that writes the same file
+MAX_WAITING = 10_000  # outcomes that wait while others are written
+MAX_WAITING_BYTES = 64 << 20  # of their texts; the one that reaches it is still taken
+RETRY_S = 1.0
+_REMOVED = "nothing was recorded. Put it back, or restart the server to begin a new one"
 # Rows are added at the end and dropped at the front, so numbers have no gaps and count them.
 _CREATE = f"""
 BEGIN IMMEDIATE;
@@ -48,6 +60,11 @@ class _Waiting:
     outcome: Recorded
     result: asyncio.Future[bool]
 
+    @property
+    def size(self) -> int:
+        """Bytes of memory that its text takes."""
+        return sys.getsizeof(self.outcome.text)
+
 
 class OutcomeStore:
     """An open file. Use it from one event loop; other processes may read and write it too."""
@@ -57,7 +74,8 @@ class OutcomeStore:
         oldest go first. Raises StoreError where the file is unusable; it is left as it is."""
         self._path = path
         self._limit = limit
-        self._waiting: list[_Waiting] = []
+        self._waiting: dict[_Waiting, None] = {}  # in order of arrival
+        self._waiting_bytes = 0
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
         with _translated(path, "opened"):
@@ -79,20 +97,28 @@ class OutcomeStore:
             _check_schema(self._db, self._path)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
+            self._db.execute("SELECT 1 FROM outcome LIMIT 1").fetchone()  # creates a new file's log
+            self._inodes = inodes(self._path)
 
     async def record(self, outcome: Recorded) -> bool:
         """Keep `outcome`; True once it is on disk, False where it was there already.
 
         The same outcome again changes nothing; AlreadyExistsError where the decision has another
-        score of the candidate, StoreError where it cannot be written.
+        score of the candidate, OverloadedError where too much waits already, StoreError where it
+        cannot be written.
         """
         if self._closed:
             raise UnavailableError("The server is stopping; try another.")
-        result: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(outcome, result))
+        self._admit()
+        waiting = _Waiting(outcome, asyncio.get_running_loop().create_future())
+        self._waiting[waiting] = None
+        self._waiting_bytes += waiting.size
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_all(), name="outcomes")
-        return await result
+        try:
+            return await waiting.result
+        finally:
+            self._drop(waiting)
 
     async def close(self) -> None:
         """Write what waits, then close the file."""
@@ -102,12 +128,26 @@ class OutcomeStore:
         self._thread.shutdown()
         self._db.close()
 
+    def _admit(self) -> None:
+        """Raise where a slow disk would let the queue grow without bound."""
+        count, size = len(self._waiting), self._waiting_bytes
+        if count >= MAX_WAITING:
+            raise OverloadedError(count, MAX_WAITING, RETRY_S, "outcomes")
+        if size >= MAX_WAITING_BYTES:
+            raise OverloadedError(size, MAX_WAITING_BYTES, RETRY_S, "bytes of outcomes")
+
+    def _drop(self, waiting: _Waiting) -> None:
+        """A call that has ended leaves no text behind; does nothing where it is being written."""
+        if waiting in self._waiting:
+            del self._waiting[waiting]
+            self._waiting_bytes -= waiting.size
+
     async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
             # A caller that gave up before the write began is not recorded; its retry will be.
             batch = [w for w in self._waiting if not w.result.done()]
-            self._waiting = []
+            self._waiting, self._waiting_bytes = {}, 0
             told: Sequence[bool | Exception]
             try:
                 told = await loop.run_in_executor(
@@ -134,6 +174,7 @@ class OutcomeStore:
                     "DELETE FROM outcome WHERE number <= (SELECT max(number) FROM outcome) - ?",
                     (self._limit,),
                 )
+                check_inodes(self._inodes, _REMOVED)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:  # a full disk has rolled back already

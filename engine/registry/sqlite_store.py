@@ -13,6 +13,7 @@ from typing import IO, Any
 from engine.contract.errors import StoreError
 from engine.registry import history
 from engine.registry.history import Row
+from engine.registry.inodes import check_inodes, inodes
 from engine.registry.store import (
     DEFAULT_KEEP,
     SCHEMA,
@@ -88,8 +89,7 @@ class SqliteStore:
                 found = [(b, history.candidate_of(b)) for b in history.bodies(self._db)]
                 encoded = [(b, history.raw_of(reembed(c))) for b, c in found]
                 history.embed_again(self._db, encoded, encoder_id)
-        files = (self._path, self._path.with_name(self._path.name + "-wal"))
-        self._files = {f: f.stat().st_ino for f in files if f.exists()}
+        self._inodes = inodes(self._path)
 
     def load(self, revision: int | None = None) -> tuple[int, list[Entry]]:
         """See Store."""
@@ -113,7 +113,7 @@ class SqliteStore:
             made = history.write(
                 self._db, change, expected_revision, description, now_us, self._keep
             )
-            self._check_files()
+            check_inodes(self._inodes, _REMOVED)
         return made
 
     def follow(self, seen: Seen) -> None:
@@ -123,16 +123,6 @@ class SqliteStore:
         """Close the file, for another server to open."""
         self._connection.close()
         self._lock.close()
-
-    def _check_files(self) -> None:
-        """SQLite would go on writing into a file that has no name any more."""
-        for file, inode in self._files.items():
-            if not file.exists() or file.stat().st_ino != inode:
-                raise StoreError(
-                    f"{file} was removed or replaced while the server ran; nothing was changed, and"
-                    " the server goes on with the candidates it has. Stop it, put a copy back"
-                    " (modelsat store restore), and start it again."
-                )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -158,6 +148,10 @@ class SqliteStore:
 RESTORE = (
     "restore a copy of it (modelsat store restore), or give --store another path to begin anew; the"
     " file was not changed"
+)
+_REMOVED = (
+    "nothing was changed, and the server goes on with the candidates it has. Stop it, put a copy"
+    " back (modelsat store restore), and start it again"
 )
 _FREE = "nothing was changed; free disk space or mend its permissions, and send the change again"
 REEMBED = (

@@ -76,7 +76,7 @@ class Batcher:
         self._stopped = False
         self._pace = Pace()
         self._running: tuple[float, int] | None = None  # the present forward: begin, rows
-        self._failing = False
+        self._failures: tuple[float, float] | None = None  # first and last since one succeeded
         self._refused = -float("inf")  # when the last one was
 
     @property
@@ -104,6 +104,12 @@ class Batcher:
         """Seconds that the present forward has run; 0 where none does. One that hangs keeps all
         others waiting until their deadlines."""
         return 0.0 if self._running is None else time.monotonic() - self._running[0]
+
+    @property
+    def failing_s(self) -> float:
+        """Seconds from the first to the last forward that failed, where none has succeeded since;
+        0 otherwise. Silence after a failure does not count: nothing was tried."""
+        return 0.0 if self._failures is None else self._failures[1] - self._failures[0]
 
     def estimated_wait_s(self, rows: int) -> float:
         """Seconds until a request of `rows` (tokens and candidate rows) that came now would be
@@ -205,7 +211,7 @@ class Batcher:
             self._running = None
         ended = time.monotonic()
         self._pace.measure(batch.size, ended - now, ended)
-        self._failing = False
+        self._failures = None
         for work, scored in zip(batch.works, done, strict=True):
             if not work.result.done():
                 work.result.set_result(scored)
@@ -229,9 +235,10 @@ class Batcher:
 
     def _report(self, error: Exception) -> None:
         """Once until something succeeds: the requests that fail are logged by their status."""
-        if not self._failing:
+        now = time.monotonic()
+        if self._failures is None:
             log.error("scoring fails by %s; the next request is tried again", type(error).__name__)
-        self._failing = True
+        self._failures = (now if self._failures is None else self._failures[0], now)
 
 
 def _expire(work: Work) -> None:

@@ -48,8 +48,9 @@ class ScoreCache:
         return found
 
     def put(self, key: Key, p: NDArray[np.float32]) -> None:
-        """Keep `p`, and drop what was used longest ago where it does not fit."""
-        if key in self._entries or _bytes(key, p) > self._limit:
+        """Keep `p`, and drop what was used longest ago where it does not fit. What is not finite is
+        not kept: the next forward may do better."""
+        if key in self._entries or _bytes(key, p) > self._limit or not np.isfinite(p).all():
             return
         kept = p.copy()
         kept.setflags(write=False)

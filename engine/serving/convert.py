@@ -11,12 +11,15 @@ from google.protobuf.duration_pb2 import Duration
 from engine.contract.candidate import (
     MAX_CANDIDATES,
     PREFIX,
+    TEST_TASKS,
     WORD_LISTS,
     Candidate,
     TaskResult,
     id_of,
+    wrong_count,
 )
 from engine.contract.errors import InvalidInputError, Violation
+from engine.contract.openai import MAX_PARTS
 from engine.contract.prompt import check_text
 from engine.pb import candidate_pb2, router_service_pb2
 from engine.policy import Kind, Policy
@@ -42,7 +45,10 @@ ROLES = set(router_service_pb2.Role.values()) - {router_service_pb2.ROLE_UNSPECI
 
 
 def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
-    """Raises InvalidInputError where the name is no resource name; the rest is not validated."""
+    """Raises InvalidInputError where the name is no resource name, or the aptitude figures are too
+    many to be read; the rest is not validated."""
+    if (count := len(message.aptitude)) > TEST_TASKS:
+        raise InvalidInputError(wrong_count(count, f"{field}.aptitude"))
     fields: dict[str, Any] = {k: getattr(message, k) for k in OPTIONAL if message.HasField(k)}
     fields |= {k: tuple(sorted(getattr(message, k))) for k in WORD_LISTS}
     return Candidate(
@@ -124,7 +130,8 @@ def session_from(request: router_service_pb2.RouteRequest) -> Session | None:
 def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tuple[str, int]:
     """(the text to read, characters that are only counted); see Conversation in the proto.
 
-    Raises InvalidInputError where there is nothing to read, or more than `limit` bytes in all.
+    Raises InvalidInputError where there is nothing to read, or more than MAX_PARTS turns or texts,
+    or more than `limit` bytes in all.
     """
     form = request.WhichOneof("instruction")
     if form == "text":
@@ -135,14 +142,7 @@ def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tu
             Violation("instruction", "is not set; send text or a conversation.")
         )
     turns = request.conversation.messages
-    for i, turn in enumerate(turns):
-        if turn.role not in ROLES:
-            raise InvalidInputError(
-                Violation(
-                    f"conversation.messages[{i}].role",
-                    f"is {turn.role}; expected ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL.",
-                )
-            )
+    _check_turns(turns)
     texts = ["\n".join(turn.text) for turn in turns]
     spoken = [i for i, turn in enumerate(turns) if turn.role == router_service_pb2.ROLE_USER]
     if not spoken:
@@ -153,6 +153,24 @@ def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tu
     text = texts[spoken[-1]]
     check_text(text, limit, f"conversation.messages[{spoken[-1]}].text")
     return text, sum(map(len, texts)) - len(text)
+
+
+def _check_turns(turns: Sequence[router_service_pb2.Message]) -> None:
+    """Counted before anything is walked through, as over HTTP: an empty turn takes two bytes."""
+    if (count := len(turns)) > MAX_PARTS:
+        wrong = f"has {count} turns; at most {MAX_PARTS} are read."
+        raise InvalidInputError(Violation("conversation.messages", wrong))
+    if (count := sum(len(turn.text) for turn in turns)) > MAX_PARTS:
+        wrong = f"has {count} texts in its turns; at most {MAX_PARTS} are read."
+        raise InvalidInputError(Violation("conversation.messages", wrong))
+    for i, turn in enumerate(turns):
+        if turn.role not in ROLES:
+            raise InvalidInputError(
+                Violation(
+                    f"conversation.messages[{i}].role",
+                    f"is {turn.role}; expected ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL.",
+                )
+            )
 
 
 def response_from(decision: Decision) -> router_service_pb2.RouteResponse:

@@ -29,7 +29,7 @@ from engine.serving.telemetry_interceptor import TelemetryInterceptor
 from engine.serving.tls import Certificates, TlsFiles
 from engine.serving.tokens import TokenFile
 
-STALLED_S = 30.0  # of one forward pass, from which on liveness asks for a restart
+STALLED_S = 30.0  # of a forward pass or of failed ones, from which on liveness asks for a restart
 MAX_NOTICE_S = 1.0  # in which load balancers see NOT_SERVING; at most a quarter of the grace
 log = logging.getLogger(__name__)
 
@@ -107,21 +107,30 @@ async def start_server(parts: Parts, guard: Guard) -> Running:
 async def watch_stalls(
     batcher: Batcher, listeners: Sequence[Listener], limit_s: float = STALLED_S
 ) -> None:
-    """Turn liveness NOT_SERVING while a forward pass runs longer than it ever should: a thread that
-    hangs cannot be stopped, only the process can."""
+    """Turn liveness NOT_SERVING while a forward pass runs longer than it ever should (a thread that
+    hangs cannot be stopped, only the process can), or where two or more failed over as long and
+    none succeeded. Readiness stays, so requests still come, and the first that is scored ends it.
+    """
     alive = True
     while True:
         await asyncio.sleep(min(1.0, limit_s / 4))
-        if (batcher.stalled_s < limit_s) != alive:
+        trouble = _trouble(batcher, limit_s)
+        if (not trouble) != alive:
             alive = not alive
-            log.log(
-                logging.INFO if alive else logging.ERROR,
-                "the forward pass %s",
-                "goes on"
-                if alive
-                else f"has run for {batcher.stalled_s:.0f} s; restart the server",
-            )
+            if alive:
+                log.info("the forward pass goes on")
+            else:
+                log.error("%s; restart the server", trouble)
             await asyncio.gather(*(listener.live(alive) for listener in listeners))
+
+
+def _trouble(batcher: Batcher, limit_s: float) -> str:
+    """What only a restart may end; empty where nothing has lasted for limit_s."""
+    if (stalled_s := batcher.stalled_s) >= limit_s:
+        return f"the forward pass has run for {stalled_s:.0f} s"
+    if (failing_s := batcher.failing_s) >= limit_s:
+        return f"every forward pass has failed for {failing_s:.0f} s"
+    return ""
 
 
 def _telling(listeners: Sequence[Listener]) -> Callable[[StoreState], None]:

@@ -115,7 +115,8 @@ def _details(error: ModelsatError) -> list[Message]:
         request = error_details_pb2.BadRequest()
         for wrong in error.violations:
             field, description = _cut(wrong.field, 100), _cut(wrong.description, 300)
-            _add(request.field_violations, request, field=field, description=description)
+            if not _add(request.field_violations, request, field=field, description=description):
+                break  # there may be any number more
         return [request]
     if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
         kind = getattr(error, "resource_type", "modelsat.v1.Candidate")
@@ -127,9 +128,10 @@ def _details(error: ModelsatError) -> list[Message]:
         failure = error_details_pb2.PreconditionFailure()
         for name, why in error.reasons.items():
             subject, words = PREFIX + name, _cut(why, 300)
-            _add(
+            if not _add(
                 failure.violations, failure, type="ELIGIBILITY", subject=subject, description=words
-            )
+            ):
+                break
         return [failure]
     if isinstance(error, OverloadedError | UnavailableError | StoreError):
         retry = error_details_pb2.RetryInfo()
@@ -138,11 +140,14 @@ def _details(error: ModelsatError) -> list[Message]:
     return []
 
 
-def _add(entries: Any, whole: Message, **values: str) -> None:
-    """Append to a repeated field unless the detail would outgrow its share of the trailer."""
+def _add(entries: Any, whole: Message, **values: str) -> bool:
+    """Append to a repeated field, and return True, unless the detail would outgrow its share of the
+    trailer."""
     entry = entries.add(**values)
-    if whole.ByteSize() > MAX_DETAIL_BYTES:
+    fits = whole.ByteSize() <= MAX_DETAIL_BYTES
+    if not fits:
         entries.remove(entry)
+    return fits
 
 
 def _packed(message: Message) -> any_pb2.Any:
