@@ -144,7 +144,7 @@ def _examiner() -> Callable[..., Coroutine[None, None, None]]:
         from engine.aptitude.examiner import examine
     except ImportError as error:
         raise InvalidInputError(
-            Violation("aptitude run", f"needs {error.name}: pip install 'modelsat[aptitude]'.")
+            Violation("aptitude run", f"needs {error.name}: pip install '.[aptitude]'.")
         ) from error
     return examine
 

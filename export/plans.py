@@ -68,7 +68,7 @@ def library() -> str:
     for name in LIBRARIES:
         if importlib.util.find_spec(name):
             return name
-    raise BundleError(f"none of {', '.join(LIBRARIES)} is installed: `pip install modelsat[trt]`")
+    raise BundleError(f"none of {', '.join(LIBRARIES)} is installed: `pip install '.[trt]'`")
 
 
 def write_plans(folder: Path, encoder: Base, width: int, capabilities: list[str]) -> list[Plan]:

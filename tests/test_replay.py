@@ -426,9 +426,9 @@ def test_what_is_missing_is_said_before_anything_is_scored(
     table = tmp_path / "empty.parquet"
     table.touch()
     for package, extra, more in (
-        ("ray", "modelsat[ray]", ("--ray", "local")),
-        ("pyarrow", "modelsat[replay]", (str(table),)),
-        ("matplotlib", "modelsat[replay]", ()),
+        ("ray", ".[ray]", ("--ray", "local")),
+        ("pyarrow", ".[replay]", (str(table),)),
+        ("matplotlib", ".[replay]", ()),
     ):
         monkeypatch.setitem(sys.modules, package, None)
         assert cli([arguments[0], *more, *arguments[1:]]) == 1

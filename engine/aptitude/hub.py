@@ -29,7 +29,7 @@ def read_hub(dataset: str, revision: str | None = None) -> list[Question]:
             Violation(
                 "--questions",
                 f"is a data set of the hub, which needs {error.name}:"
-                " pip install 'modelsat[aptitude]', or give a local file.",
+                " pip install '.[aptitude]', or give a local file.",
             )
         ) from error
     try:

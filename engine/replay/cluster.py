@@ -44,7 +44,7 @@ def _connected(address: str, workers: int) -> Any:
         import ray
     except ImportError as error:
         raise InvalidInputError(
-            Violation("--ray", "needs ray, which is not installed; pip install 'modelsat[ray]'.")
+            Violation("--ray", "needs ray, which is not installed; pip install '.[ray]'.")
         ) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:

@@ -47,7 +47,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
                 problems.append(Violation(name, f"is of no known format; expected {known}."))
             found[Path(name)] = None
     if any(file.suffix == ".parquet" for file in found) and not find_spec("pyarrow"):
-        problems.append(Violation(".parquet", "needs pyarrow; pip install 'modelsat[replay]'."))
+        problems.append(Violation(".parquet", "needs pyarrow; pip install '.[replay]'."))
     if problems:
         raise InvalidInputError(*problems)
     return list(found)

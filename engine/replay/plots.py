@@ -23,7 +23,7 @@ def require_matplotlib() -> None:
         raise InvalidInputError(
             Violation(
                 "plots",
-                "need matplotlib; pip install 'modelsat[replay]', or give --no-plots.",
+                "need matplotlib; pip install '.[replay]', or give --no-plots.",
             )
         ) from error
     matplotlib.use("Agg")

@@ -52,7 +52,7 @@ def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backen
         return open_tensorrt(bundle, manifest, find_libraries())
     # The list says what the wheel was built with; whether there is a GPU, only a session knows.
     if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise BundleError("this onnxruntime is built without CUDA: `pip install modelsat[gpu]`.")
+        raise BundleError("this onnxruntime is built without CUDA: `pip install '.[gpu]'`.")
     check_hash(bundle, manifest, manifest.graphs[device])
     return OnnxBackend(bundle / manifest.graphs[device], threads, cuda=device == "cuda")
 

@@ -28,7 +28,7 @@ def find_library() -> Any:
                 return importlib.import_module(name)
             except (ImportError, OSError) as error:
                 raise BundleError(f"{name} is installed and does not load: {error}") from error
-    raise BundleError(f"none of {', '.join(LIBRARIES)} is installed: `pip install modelsat[trt]`.")
+    raise BundleError(f"none of {', '.join(LIBRARIES)} is installed: `pip install '.[trt]'`.")
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,12 @@ METRICS = (
     ),
     Metric("modelsat_revision", "gauge", (), "revision of the table that is served"),
     Metric("modelsat_candidates", "gauge", (), "candidates in it"),
-    Metric("modelsat_store_up", "gauge", (), "1 if the candidate store answers, 0 if it does not"),
+    Metric(
+        "modelsat_store_up",
+        "gauge",
+        (),
+        "1 if the candidate store answers, 0 if PostgreSQL does not; an SQLite file is always 1",
+    ),
     Metric(
         "modelsat_cache_hits_total", "counter", (), "decisions from probabilities already known"
     ),

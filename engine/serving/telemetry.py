@@ -208,7 +208,7 @@ def _open_tracing(address: str) -> Tracing:
     except ModuleNotFoundError as error:
         raise ModelsatError(
             f"--trace-address needs a package that is not installed ({error.name}); run"
-            " `pip install modelsat[otel]`, or leave it out."
+            " `pip install '.[otel]'`, or leave it out."
         ) from error
     return Tracing(address, VERSION)
 
