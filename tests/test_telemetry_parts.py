@@ -60,12 +60,16 @@ def decision(chosen: str = "a", revision: int = 1, identifier: str = "d" * 32) -
 # --- the interceptor, around methods of every kind ---------------------------------------------
 
 
+HANGING: list[bool] = []  # a call that hangs, from when its handler runs
+
+
 async def unary(request: bytes, context: Any) -> bytes:
     if request == b"abort":
         await context.abort(grpc.StatusCode.NOT_FOUND, "gone")
     if request == b"raise":
         raise ValueError("boom")
     if request == b"hang":
+        HANGING.append(True)
         await asyncio.sleep(60)
     return request
 
@@ -127,9 +131,11 @@ async def test_every_kind_of_method_is_counted_by_how_it_ended(
         for name in HANDLERS:
             for request in ends:
                 with suppress(grpc.RpcError):
-                    await ask(channel, name, request, 0.2 if request == b"hang" else None)
+                    await ask(channel, name, request, 0.8 if request == b"hang" else None)
+            HANGING.clear()
             gone = asyncio.create_task(ask(channel, name, b"hang", None))
-            await asyncio.sleep(0.1)
+            while not HANGING:
+                await asyncio.sleep(0.01)
             gone.cancel()
     await server.stop(5)
     for name in HANDLERS:
@@ -345,7 +351,7 @@ def test_what_cannot_be_had_is_said_in_a_sentence(
         open_telemetry(Settings(audit=tmp_path / "missing" / "a.jsonl"))
     monkeypatch.delitem(sys.modules, "engine.serving.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(ModelsatError, match=r"pip install modelsat\[otel\]"):
+    with pytest.raises(ModelsatError, match=r"pip install '\.\[otel\]'"):
         open_telemetry(Settings(trace_address="127.0.0.1:4317"))
 
 
