@@ -6,9 +6,8 @@
 Every variant is the protocol's plan (its families left out, MMLU-Pro rows alone) on a reduced
 number of instructions once, changed as its name says. The tuned model itself is scored, without
 the cut to an adapter, on validation rows, so that the test rows stay out of every choice: over
-the candidates it saw and over those it never saw; and on folders that it saw nothing of, neither
-candidates nor harness nor, mostly, kinds of tasks. A variant found in OUT is not run again. Ends
-with the table.
+the candidates it saw and over those it never saw; and on rows of folders of whose outcomes it saw
+nothing. A variant found in OUT is not run again. Ends with the table.
 """
 
 from __future__ import annotations
