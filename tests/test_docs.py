@@ -74,6 +74,9 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
         "MODELSAT_STORE": str(folder / "candidates.sqlite"),
         "MODELSAT_OUTCOMES": str(folder / "outcomes.sqlite"),
         "TMPDIR": str(folder),
+        # make has fetched the packages; a registry that hangs would hang the page.
+        "npm_config_prefer_offline": "true",
+        "npm_config_audit": "false",
     }
 
 
