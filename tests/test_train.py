@@ -282,6 +282,10 @@ def test_folders_that_do_not_go_together_are_refused(plan: Plan, tmp_path: Path)
         read_pools(replace(plan, data=(one, two), instructions=(5, 5, 5)))
     assert "folders named ['x', 'x']" in str(refused.value)
     assert "has 3 numbers for 2 folders" in str(refused.value)
+    broken = folders.write(tmp_path / "broken")
+    (broken / "scores.npz").unlink()
+    with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\].*has 2 numbers for 1"):
+        read_pools(replace(plan, data=(str(broken),), instructions=(5, 5)))
     few = folders.write(tmp_path / "few")
     lines = (few / "instructions.jsonl").read_text().splitlines()
     fewest = [

@@ -102,26 +102,32 @@ def read_pools(plan: Plan) -> list[Outcomes]:
             found.append(_kept(read_outcomes(Path(folder)), plan))
         except InvalidInputError as error:
             problems += error.violations
-    if problems := problems or _problems(found, plan):
+    if problems := problems + _of_the_plan(plan) + _of_the_splits(found, plan):
         raise InvalidInputError(*problems)
     return found
 
 
-def _problems(found: list[Outcomes], plan: Plan) -> list[Violation]:
-    """What keeps folders that are right each by itself from being trained on together."""
+def _of_the_plan(plan: Plan) -> list[Violation]:
     problems = []
-    names = [outcomes.name for outcomes in found]
+    names = [Path(folder).name for folder in plan.data]
     if len(set(names)) < len(names):
         problems.append(Violation("data", f"are folders named {names}; give each another name."))
-    if len(plan.instructions) not in (1, len(found)):
-        wrong = f"has {len(plan.instructions)} numbers for {len(found)} folders; expected one each."
+    if len(plan.instructions) not in (1, len(names)):
+        wrong = f"has {len(plan.instructions)} numbers for {len(names)} folders; expected one each."
         problems.append(Violation("instructions", wrong))
+    return problems
+
+
+def _of_the_splits(found: list[Outcomes], plan: Plan) -> list[Violation]:
+    """found: the folders that could be read; only all of them can lack validation rows."""
+    problems = []
     splits = [split(outcomes.texts) for outcomes in found]
     for outcomes, (training, _, _) in zip(found, splits, strict=True):
         if not len(training):
             wrong = f"has {len(outcomes.texts)} instructions, none of them in the training part."
             problems.append(Violation(outcomes.name, wrong))
-    if not any(len(validation) for _, validation, _ in splits):
+    whole = len(found) == len(plan.data)
+    if whole and not any(len(validation) for _, validation, _ in splits):
         wrong = "have no instruction in the validation part (5 %), which calibration is fitted on;"
         problems.append(Violation("data", f"{wrong} a hundred instructions are usually enough."))
     return problems
