@@ -18,7 +18,7 @@ BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
-        docs envoy demo-envoy litellm demo-litellm proto-archive image
+        docs wheel envoy demo-envoy litellm demo-litellm proto-archive image
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -84,6 +84,9 @@ docs: $(VENV)/.dev ## the documentation as a site, build/site
 
 proto: $(VENV)/.dev ## generate engine/pb from proto/
 	$(BIN)/python -m engine.pb.generate
+
+wheel: $(VENV)/bin/python ## a wheel of the server, its client and what builds a bundle, in dist/
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps -w dist .
 
 proto-archive: $(VENV)/.dev ## the API to publish: .proto files and a buf image, in dist/
 	@mkdir -p dist

@@ -37,6 +37,7 @@ EXTRAS = {
         "ruff>=0.17",
         "import-linter>=2.16",
         "buf-bin>=1.75",
+        "codespell>=2.4",
         "grpcio-tools>=1.85",
         "types-grpcio>=1.85",
         "types-protobuf>=7",
@@ -48,15 +49,39 @@ EXTRAS = {
     ],
 }
 
+HOME = "https://github.com/modelsat/modelsat"  # the one place of the project's address here
+
 setup(
     name="modelsat",
     version=run_path("engine/version.py")["VERSION"],
     description="Routes each instruction to the LLM that will handle it best, in milliseconds",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url=HOME,
+    project_urls={
+        "Documentation": f"{HOME}/tree/main/docs",
+        "Changelog": f"{HOME}/blob/main/CHANGELOG.md",
+        "Source": HOME,
+        "Issues": f"{HOME}/issues",
+    },
+    author="The modelsat authors",
     license="Apache-2.0",
+    keywords="llm routing, model selection, llm gateway, envoy ext_proc, litellm, grpc, inference",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: System :: Networking",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
-    packages=find_packages(include=["engine*", "export*", "training*", "cpp_ext*", "bench*"]),
+    # The server, its client and what builds a bundle; no benchmarks, tests, tools or research.
+    packages=find_packages(include=["modelsat*", "engine*", "export*", "training*", "cpp_ext*"]),
     package_dir={"": "."},
     package_data={
         "engine": ["py.typed"],
