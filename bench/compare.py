@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.contenders import (
+from bench.baselines import (
     FULL_DEPTH,
     KERNEL,
     LENGTH,
@@ -30,15 +30,15 @@ from bench.contenders import (
     rows,
 )
 from bench.latency import texts
-from bench.load import closed_loop
-from bench.process import BUNDLE, await_ready, launch
+from bench.load_generator import closed_loop
 from bench.report import Target, conditions, markdown, write
-from engine.contract.bundle import read_manifest
-from engine.scoring.onnx_backend import OnnxBackend
+from engine.bundle.manifest import read_manifest
+from engine.inference.onnx import OnnxBackend
 from export.formats import POSITIONS, cached_prompt
-from export.llama import emit_backbone
-from export.ops import Int8, LlamaConfig
-from training.base import BACKBONE, CACHE, load_base
+from export.onnx.llama import emit_backbone
+from export.onnx.ops import Int8, LlamaConfig
+from tools.processes import BUNDLE, await_ready, launch
+from training.weights.base import BACKBONE, CACHE, load_base
 
 
 def served(quick: bool, scratch: Path) -> dict[str, Any]:

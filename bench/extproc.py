@@ -21,10 +21,10 @@ from pathlib import Path
 
 import grpc
 
-from bench.process import serving
 from bench.report import Target, conditions, finish
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc, router_service_pb2, router_service_pb2_grpc
+from tools.processes import serving
 
 TEXT = "A train leaves at {} o'clock at 80 km/h; another follows an hour later at 100 km/h. When?"
 HEADERS = {

@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.load import Seen, closed_loop, open_loop
-from bench.process import BUNDLE, serving
+from bench.load_generator import Seen, closed_loop, open_loop
 from bench.report import RESULTS, conditions
+from tools.processes import BUNDLE, serving
 
 SENTENCE = "A train leaves at 9:40 and arrives at 13:05; how long is the journey? "
 WARM_UP = 10

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.process import ROOT
+from tools.processes import ROOT
 
 VERSION = "3.22.1"
 FOLDER = ROOT / "build" / "llama.cpp"

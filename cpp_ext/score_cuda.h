@@ -3,7 +3,7 @@
  * Probabilities are those of score.h. Then, of each request, the candidates that may be chosen are
  * ordered by utility = probability - penalty, ties by the smaller number; one that is NaN is never
  * chosen. The penalty (cost sensitivity x cost / dearest cost) and everything that is not plain
- * arithmetic on it stay in engine/policy.py.
+ * arithmetic on it stay in engine/routing/ranking.py.
  *
  * Compiled for sm_80, 86, 89, 90 and 120 and emulated on a CPU (cuda_emulation.h); not yet run on a
  * GPU.

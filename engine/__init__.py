@@ -1,1 +1,3 @@
-"""The serving engine: contract > registry > scoring > policy > router > serving, one way."""
+"""Serving engine: api < bundle | datasets < registry < inference < routing < serving < cli."""
+
+__version__ = "0.2.0"

@@ -15,27 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engine.contract import bundle, training_set
-from engine.contract.arrays import ScoringArrays, save_arrays
-from engine.contract.bundle import (
+from engine import __version__
+from engine.api.errors import BundleError, ModelsatError
+from engine.bundle import training_set
+from engine.bundle.arrays import ScoringArrays, save_arrays
+from engine.bundle.manifest import (
     Manifest,
     finish_folder,
     hash_files,
+    made_by,
     read_manifest,
     start_folder,
 )
-from engine.contract.errors import BundleError, ModelsatError
+from engine.registry.catalog import read_zoo
 from engine.registry.onnx_encoder import load_embedder, load_encoder
-from engine.registry.zoo import read_zoo
-from engine.version import VERSION
-from export.bert import emit_encoder
 from export.formats import FORMATS, write_formats
-from export.ops import LlamaConfig
+from export.onnx.bert import emit_encoder
+from export.onnx.ops import LlamaConfig
 from export.parity import Parity, parity
-from export.plans import PLANS, Plan, write_plans
 from export.reference import encoder_row
-from training.base import Base, load_base
-from training.pretrained import load_connector
+from export.tensorrt import PLANS, Plan, write_plans
+from training.weights.adapter import load_connector
+from training.weights.base import Base, load_base
 
 PARITY_LIMIT = 1e-3
 PARITY_CANDIDATES = 3
@@ -81,7 +82,7 @@ def export(checkpoint: Path, out: Path, formats: list[str], capabilities: list[s
         source,
         kind="bundle",
         files=hash_files(unfinished),
-        made_by=bundle.made_by("export", sys.argv[1:], VERSION),
+        made_by=made_by("export", sys.argv[1:], __version__),
         graphs=written.graphs,
         parity=written.parity | {"encoder": _encoder_parity(unfinished, encoder)},
     )

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.contract.bundle import Device, Layout
-from engine.contract.candidate import MAX_CANDIDATES
-from engine.contract.prompt import INQUIRY, MAX_INSTRUCTION_TOKENS
-from engine.scoring.onnx_backend import OnnxBackend
-from export.graph import Graph
-from export.half import HalfGraph
-from export.llama import Cached, emit_backbone
-from export.ops import Int8, LlamaConfig, OnnxRuntime, Portable
+from engine.api.candidate import MAX_CANDIDATES
+from engine.bundle.manifest import Device, Layout
+from engine.bundle.prompt import INQUIRY, MAX_INSTRUCTION_TOKENS
+from engine.inference.onnx import OnnxBackend
+from export.onnx.fp16 import HalfGraph
+from export.onnx.graph import Graph
+from export.onnx.llama import Cached, emit_backbone
+from export.onnx.ops import Int8, LlamaConfig, OnnxRuntime, Portable
 from export.parity import Parity
 from export.reference import keys_values
-from training.base import Base
+from training.weights.base import Base
 
 # Rows of the rotation tables, 0.6 MB: the longest prompt, and as many candidates as a table holds
 # in the two task orders of the text representation.

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cpp_ext import score_reference
-from engine.contract.bundle import Manifest
-from engine.contract.prompt import render
-from engine.scoring.onnx_backend import OnnxBackend
-from export.ops import Arrays, LlamaConfig
+from engine.bundle.manifest import Manifest
+from engine.bundle.prompt import render
+from engine.inference.onnx import OnnxBackend
+from export.onnx.ops import Arrays, LlamaConfig
 from export.reference import hidden_row
 
 INSTRUCTIONS = (

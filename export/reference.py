@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.bundle import Layout
-from export.ops import Arrays, LlamaConfig
+from engine.bundle.manifest import Layout
+from export.onnx.ops import Arrays, LlamaConfig
 
 Floats = NDArray[np.float64]
 

@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from engine.contract.arrays import load_arrays
-from engine.contract.bundle import Device, Manifest, check_hash, read_manifest
-from engine.contract.errors import BundleError, ModelsatError
-from export.graph import FLOAT, Graph
+from engine.api.errors import BundleError, ModelsatError
+from engine.bundle.arrays import load_arrays
+from engine.bundle.manifest import Device, Manifest, check_hash, read_manifest
+from export.onnx.graph import FLOAT, Graph
 
 BACKBONE, READOUT, ENSEMBLE = "modelsat_backbone", "modelsat_readout", "modelsat"
 TYPES = {TensorProto.INT64: "TYPE_INT64", TensorProto.FLOAT: "TYPE_FP32"}

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from bench.process import ROOT, Server, serving
-from engine.client import Client
+from engine.client.sync import Client
+from tools.processes import ROOT, Server, serving
 
 settings.register_profile("modelsat", deadline=None)  # no test asserts a time
 settings.load_profile("modelsat")
 CHECKPOINT = ROOT / "artifacts" / "checkpoint"
-INSTRUCTIONS = (Path(__file__).parent / "instructions.txt").read_text("utf-8").splitlines()
+INSTRUCTIONS = (
+    (Path(__file__).parent / "support" / "instructions.txt").read_text("utf-8").splitlines()
+)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from training.data import Batch
-from training.run import Run
+from training.data.dataset import Batch
+from training.state import Run
 
 ADAM = 16  # bytes a trained parameter: value, gradient, two moments
 # float32 values kept for the backward pass, a row and layer, in widths of the residual stream:

@@ -23,21 +23,21 @@ import torch
 from scipy.special import expit
 from tqdm import tqdm
 
-from engine.contract.bundle import Calibration
-from engine.contract.errors import ModelsatError
-from engine.contract.outcomes import Ints, fingerprint
-from engine.contract.training_set import TrainingSet, describe, save_training_set
-from training import loss, metrics
-from training.base import CACHE, load_base
-from training.capability import folded
-from training.data import Batch
+from engine.api.errors import ModelsatError
+from engine.bundle.manifest import Calibration
+from engine.bundle.training_set import TrainingSet, describe, save_training_set
+from engine.datasets.outcomes import Ints, fingerprint
+from training.config import Plan, parse_plan
+from training.data.capability import folded
+from training.data.dataset import Batch, Pool
 from training.estimate import estimate
-from training.lowrank import cut, write_adapter
-from training.plan import Plan, parse_plan
-from training.plots import plot_training
-from training.pool import Pool
-from training.pretrained import save_pretrained
-from training.run import Run, logits, predict, prepare, save, start_calibration
+from training.evaluation import metrics
+from training.evaluation.plots import plot_training
+from training.model import loss
+from training.model.lora import cut, write_adapter
+from training.state import Run, logits, predict, prepare, save, start_calibration
+from training.weights.adapter import save_pretrained
+from training.weights.base import CACHE, load_base
 
 LEAST_LEVEL = 0.01  # for weights by level: who failed everything still counts
 WATCHED = 200  # validation rows of the first folder that are scored while training

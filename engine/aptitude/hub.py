@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
+from engine.api.errors import InvalidInputError, Violation
 from engine.aptitude.questions import LETTERS, Question, lettered
-from engine.contract.errors import InvalidInputError, Violation
 
 # The first pattern that matches is taken: cais/mmlu has a folder a subject, and all of them again.
 SHARDS = ("all/test-*.parquet", "data/test-*.parquet", "*/test-*.parquet", "*test*.parquet")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engine.contract.errors import InvalidInputError, Violation
+from engine.api.errors import InvalidInputError, Violation
 
 ASKED_AS = "sitting"
 FIRST = b'{"sitting": '

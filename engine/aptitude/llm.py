@@ -6,17 +6,17 @@ import asyncio
 import email.utils
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
-from engine.aptitude.endpoint import Endpoint, estimated_tokens, prompt_of
-from engine.aptitude.journal import Reply
-from engine.aptitude.limits import Allowance, Gate
+from engine.api.errors import ModelsatError
+from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.questions import Question
-from engine.contract.errors import ModelsatError
 
 RETRIED = {408, 409, 425, 429, *range(500, 600)}
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0
@@ -201,3 +201,119 @@ def _message(response: httpx2.Response, said: str) -> str:
         404: " (is --base-url right, with /v1, and --model one of its models?)",
     }
     return " ".join(said.split())[:300] + advice.get(response.status_code, "")
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+CHARS_PER_TOKEN = 4.0  # of English; for estimates where the endpoint does not count
+STEPS = (
+    "Think step by step. End with a line of its own that says: The answer is X, where X is the"
+    " letter of the option you choose."
+)
+LETTER_ONLY = "Reply with the letter of the right option and nothing else."
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """base_url: up to and with /v1. key: empty sends none. body: fields joined to every request,
+    None removes one. timeout_s: for one try. longest_wait_s: that a Retry-After may ask for."""
+
+    base_url: str
+    model: str
+    key: str = field(default="", repr=False)
+    direct: bool = False
+    max_tokens: int = 2048
+    body: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float = 120.0
+    tries: int = 8
+    longest_wait_s: float = 300.0
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine."""
+        return urlsplit(self.base_url).hostname in LOOPBACK
+
+
+def prompt_of(question: Question, *, direct: bool) -> str:
+    """What the model reads."""
+    return f"{question.text}\n\n{LETTER_ONLY if direct else STEPS}"
+
+
+def estimated_tokens(text: str) -> int:
+    """Tokens of `text`, by its length."""
+    return round(len(text) / CHARS_PER_TOKEN) + 1
+
+
+class Allowance:
+    """So much a minute, evenly: a token bucket that never holds more than a second's worth, or one
+    request. per_minute: None is no limit."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._rate = None if per_minute is None else per_minute / 60
+        self._next = 0.0
+
+    async def take(self, amount: float = 1.0) -> None:
+        """Wait for the turn of `amount`."""
+        if self._rate is None:
+            return
+        now = time.monotonic()
+        turn = max(self._next, now - 1.0)
+        self._next = turn + amount / self._rate
+        await asyncio.sleep(max(0.0, turn - now))
+
+    def correct(self, amount: float) -> None:
+        """Count `amount` more (or less, where it is negative) for what was taken."""
+        if self._rate is not None:
+            self._next += amount / self._rate
+
+
+class Gate:
+    """Shut for everybody until a moment: what a Retry-After asks for."""
+
+    def __init__(self) -> None:
+        self._opens = 0.0
+
+    def shut(self, seconds: float) -> None:
+        """Nobody passes for `seconds` from now, or longer where that was said before."""
+        self._opens = max(self._opens, time.monotonic() + seconds)
+
+    async def passed(self) -> None:
+        """Wait until it is open."""
+        while (left := self._opens - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+
+async def examine(
+    questions: Sequence[Question],
+    endpoint: Endpoint,
+    journal: Journal,
+    answered: Callable[[Reply], None],
+) -> None:
+    """Ask `questions`; each reply is in `journal` before `answered` hears of it.
+
+    Raises ExaminationError with the first reason why one cannot be answered, InvalidInputError
+    where the journal cannot be written. Calls in flight are waited for first.
+    """
+    waiting = iter(questions)
+    failures: list[ModelsatError] = []
+    async with LLM(endpoint) as llm, asyncio.TaskGroup() as group:
+
+        async def sit() -> None:
+            try:
+                for question in waiting:
+                    reply = await llm.ask(question)
+                    journal.add(reply)
+                    answered(reply)
+            except ModelsatError as error:
+                failures.append(error)
+                llm.end()
+            except asyncio.CancelledError:
+                if not llm.ended:
+                    raise
+
+        for _ in range(min(endpoint.concurrency, len(questions))):
+            group.create_task(sit())
+    if failures:
+        raise failures[0]

@@ -12,15 +12,16 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.contract.aptitude_test import derived_items
-from engine.contract.data_folder import instructions_file, lines_of
-from engine.contract.errors import InvalidInputError, Violation
-from engine.contract.outcomes import split
+from engine.api.errors import InvalidInputError, Violation
+from engine.datasets.aptitude_test import derived_items
+from engine.datasets.folder import instructions_file, lines_of
+from engine.datasets.outcomes import split
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -83,7 +84,7 @@ def read_file(path: Path) -> list[Question]:
 
 def read_folder(folder: Path) -> dict[str, list[Question]]:
     """Task -> the items that the candidates of a data folder sat: those of its aptitude.json, else
-    the ones that training derives from its scores (engine/contract/aptitude_test.py)."""
+    the ones that training derives from its scores (engine/datasets/aptitude_test.py)."""
     path = instructions_file(folder)
     records = _records(path)
     sat = folder / "aptitude.json"
@@ -152,3 +153,21 @@ def _records(path: Path) -> list[dict[str, Any]]:
     if wrong := [n for n, r in enumerate(records, start=1) if not isinstance(r, dict)]:
         raise InvalidInputError(Violation(f"{path}, line {wrong[0]}", "is no JSON object."))
     return records
+
+
+FILE = Path(__file__).parent / "reference_test.json"
+
+
+@dataclass(frozen=True)
+class StandardTask:
+    """mean: accuracy of the training candidates. items: keys of the questions they sat."""
+
+    mean: float
+    items: frozenset[str]
+
+
+@lru_cache(maxsize=1)
+def standard_tasks() -> dict[str, StandardTask]:
+    """Task -> what is known of it."""
+    raw = json.loads(FILE.read_text(encoding="utf-8"))
+    return {t: StandardTask(e["mean"], frozenset(e["items"])) for t, e in raw.items()}

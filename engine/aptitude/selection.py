@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.api.candidate import TEST_TASKS
+from engine.api.errors import InvalidInputError, Violation
 from engine.aptitude.hub import read_hub
-from engine.aptitude.questions import Question, read_file, read_folder
-from engine.aptitude.standard import standard_tasks
-from engine.contract.candidate import TEST_TASKS
-from engine.contract.errors import InvalidInputError, Violation
+from engine.aptitude.questions import Question, read_file, read_folder, standard_tasks
 
 PER_TASK = 20
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.arrays import Connector, TaskNorms
-from engine.contract.bundle import Representation
-from engine.contract.candidate import Candidate, TaskResult
-from engine.contract.errors import InvalidInputError, Violation
+from engine.api.candidate import Candidate, TaskResult
+from engine.api.errors import InvalidInputError, Violation
+from engine.bundle.arrays import Connector, TaskNorms
+from engine.bundle.manifest import Representation
 
 Floats = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Floats]

@@ -10,8 +10,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from engine.contract.arrays import ScoringArrays
-from engine.contract.bundle import Manifest
+from engine.bundle.arrays import ScoringArrays
+from engine.bundle.manifest import Manifest
 from engine.registry.encoder import CapabilityEncoder
 
 PIECE = 16  # texts a run: bounds the memory of a test with many new tasks

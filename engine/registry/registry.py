@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from engine.contract.candidate import MAX_CANDIDATES, PREFIX, Candidate, require_valid
-from engine.contract.errors import (
+from engine.api.candidate import MAX_CANDIDATES, PREFIX, Candidate, require_valid
+from engine.api.errors import (
     AlreadyExistsError,
     ConflictError,
     EtagMismatchError,
@@ -18,9 +21,18 @@ from engine.contract.errors import (
     StoreError,
     Violation,
 )
-from engine.registry.current import CurrentTable, StoreWatch
 from engine.registry.encoder import CapabilityEncoder
-from engine.registry.store import Change, Entry, Revision, Store, StoreState
+from engine.registry.stores.base import (
+    DEFAULT_KEEP,
+    Change,
+    Encode,
+    Entry,
+    Revision,
+    Store,
+    StoreState,
+    is_postgres,
+)
+from engine.registry.stores.sqlite import SqliteStore
 from engine.registry.table import Table, make_table
 
 Merge = Callable[[Candidate | None], Candidate]
@@ -268,3 +280,107 @@ def _entries_after(table: Table, change: Change) -> Mapping[str, Entry]:
         entries.pop(identifier, None)
     entries.update({c.id: (c, e) for c, e in change.write})
     return entries
+
+
+log = logging.getLogger(__name__)
+
+
+class CurrentTable:
+    """One reference to an immutable table. Everything but table is for the event loop's thread."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._changed = asyncio.Event()
+        self._ended = False
+
+    def show(self, table: Table) -> None:
+        """Swap it, and wake those who wait."""
+        self.table = table
+        self._wake()
+
+    def end(self) -> None:
+        """Let every newer() end."""
+        self._ended = True
+        self._wake()
+
+    async def newer(self) -> AsyncGenerator[Table, None]:
+        """The table as it is, then each newer one until end(). Who is slow gets the newest, not
+        every step: nothing is queued."""
+        last = None
+        while not self._ended:
+            changed = self._changed
+            if (table := self.table) is not last:
+                last = table
+                yield table
+            else:
+                await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class StoreWatch:
+    """Whether the store can be reached, for health and metrics; of the event loop's thread."""
+
+    def __init__(self) -> None:
+        self.state = StoreState(True, time.monotonic())
+        self.hooks: list[Callable[[StoreState], None]] = []
+
+    def reached(self) -> None:
+        """It answers."""
+        if not self.state.connected:
+            log.info("the candidate store is back")
+            self._set(StoreState(True, time.monotonic()))
+
+    def lost(self, reason: str) -> None:
+        """It does not, because of `reason`."""
+        if self.state.connected:
+            log.error("the candidate store is lost (%s); serving the last revision", reason)
+            self._set(StoreState(False, time.monotonic(), reason))
+
+    def _set(self, state: StoreState) -> None:
+        self.state = state
+        for hook in self.hooks:
+            hook(state)
+
+
+def open_registry(
+    url: str,
+    encoder: CapabilityEncoder,
+    encoder_id: str,
+    width: int,
+    zoo: Sequence[Candidate],
+    *,
+    reembed: bool = False,
+    keep: int = DEFAULT_KEEP,
+) -> Registry:
+    """Open the store at `url`; a store that has never held anything begins with `zoo`.
+
+    url: path of an SQLite file, or postgresql://. keep: revisions. Raises StoreError.
+    """
+    shape = (encoder.variants, width)
+    store = open_store(url, encoder_id, shape, encoder.encode if reembed else None, keep)
+    if store.revision() == 0:
+        begun = Change(write=[(c, encoder.encode(c)) for c in zoo])
+        with suppress(ConflictError):  # another server began it at the same time
+            store.apply(begun, 0, f"began with the {len(zoo)} candidates of the bundle")
+    return Registry(store, encoder, shape)
+
+
+def open_store(
+    url: str, encoder_id: str, shape: tuple[int, int], reembed: Encode | None, keep: int
+) -> Store:
+    """The kind of store that `url` names. shape: (V, D). Raises StoreError."""
+    if not is_postgres(url):
+        return SqliteStore(Path(url), encoder_id, shape, reembed, keep)
+    try:
+        from engine.registry.stores.postgres import PostgresStore
+    except ImportError as error:
+        raise StoreError(NO_DRIVER) from error
+    return PostgresStore(url, encoder_id, shape, reembed, keep)
+
+
+NO_DRIVER = (
+    "A postgresql:// store needs psycopg, which is not installed; pip install 'psycopg[binary]'."
+)

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.candidate import Candidate
+from engine.api.candidate import Candidate
 
 Floats = NDArray[np.float32]
 

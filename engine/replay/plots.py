@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.contract.errors import InvalidInputError, Violation
+from engine.api.errors import InvalidInputError, Violation
 from engine.replay.report import policies_in
 
 Report = Mapping[str, Any]

@@ -10,13 +10,13 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from engine import constraints
-from engine.contract.candidate import PREFIX
-from engine.contract.errors import InvalidInputError, Violation
+from engine.api.candidate import PREFIX
+from engine.api.errors import InvalidInputError, Violation
+from engine.api.policy import Policy
+from engine.api.proto import policy_from
 from engine.pb import router_service_pb2
-from engine.policy import Policy
 from engine.registry.table import Table
-from engine.serving.convert import policy_from
+from engine.routing import eligibility
 
 DEFAULT = {"default": Policy()}  # what Route does where no policy is sent
 NAMES = ("allow", "deny", "default_candidate")  # of candidates, with or without the prefix
@@ -79,7 +79,7 @@ def _policy(name: str, fields: Any, table: Table) -> Policy:
     named = {k: _with_prefix(v) if k in NAMES else v for k, v in fields.items()}
     try:
         policy = policy_from(json_format.ParseDict(named, router_service_pb2.Policy()))
-        constraints.check(policy, table)
+        eligibility.check(policy, table)
     except json_format.ParseError as error:
         raise InvalidInputError(Violation(at, f"cannot be read: {error}")) from error
     except InvalidInputError as error:

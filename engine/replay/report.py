@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.policy import Policy
+from engine.api.candidate import DEFAULT_ANSWER_TOKENS
+from engine.api.policy import Policy
 from engine.registry.table import Table
-from engine.replay.columns import Columns, Floats
-from engine.replay.resampling import Resampling
-from engine.replay.scoring import KINDS, NOBODY
+from engine.replay.scoring import KINDS, NOBODY, Columns, Floats, Scores
+from engine.routing import tradeoff
 
 BINS = 10  # of the reliability table
 PERIODS = 40  # of the plot over time
@@ -161,3 +161,105 @@ def policies_in(report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, estimated quality, estimated cost) of what was used and of each policy."""
     for name, part in {"used": report["used"], **report["policies"]}.items():
         yield name, part["estimated_quality"], part["estimated_cost_usd"]
+
+
+RESAMPLES, BLOCKS, SEED = 1000, 2000, 0
+
+
+class Resampling:
+    """Resamples blocks, single rows up to BLOCKS of them: rows that came together may be alike.
+    All figures of one object use the same resamples, so differences are paired."""
+
+    def __init__(self, rows: int) -> None:
+        count = max(1, min(rows, BLOCKS))
+        self._starts = np.arange(count) * rows // count
+        random = np.random.default_rng(SEED)
+        shares = np.full(count, 1 / count)
+        self._weights = random.multinomial(count, shares, size=RESAMPLES).astype(np.float64)
+
+    def ratio(self, above: Floats, below: Floats) -> dict[str, Any]:
+        """sum(above) / sum(below) of the rows where both are known, with its 95 % interval; None
+        for what cannot be told. (N,) each."""
+        known = ~(np.isnan(above) | np.isnan(below))
+        rows = int(known.sum())
+        if not rows:
+            return {"value": None, "low": None, "high": None, "rows": 0}
+        tops, bottoms = (
+            np.add.reduceat(np.where(known, x, 0.0), self._starts) for x in (above, below)
+        )
+        total = float(bottoms.sum())
+        value = float(tops.sum()) / total if total else None
+        # einsum, not a product of matrices: no threads, so the same bits every time.
+        above_each, below_each = (
+            np.einsum("rg,g->r", self._weights, sums) for sums in (tops, bottoms)
+        )
+        drawn = above_each[below_each > 0] / below_each[below_each > 0]
+        if value is None or not len(drawn):
+            return {"value": value, "low": None, "high": None, "rows": rows}
+        low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+        # Rounding moves both past the value where all rows are alike.
+        return {"value": value, "low": min(low, value), "high": max(high, value), "rows": rows}
+
+    def mean(self, values: Floats) -> dict[str, Any]:
+        """Of the known ones."""
+        return self.ratio(values.astype(np.float64), np.where(np.isnan(values), np.nan, 1.0))
+
+
+ROWS = 20_000  # at most, evenly spaced over the log
+
+
+class Sample:
+    """Probabilities of every `stride`-th request, kept while chunks go by in any order."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
+        self._stride = 1
+
+    def add(self, first: int, scores: Scores) -> None:
+        """Scores of the requests from number `first` on."""
+        for i in range(-first % self._stride, len(scores.p), self._stride):
+            self._kept[first + i] = scores.p[i].copy(), scores.input_tokens[i]
+        while len(self._kept) > 2 * ROWS:
+            self._stride *= 2
+            self._kept = {n: v for n, v in self._kept.items() if n % self._stride == 0}
+
+    def arrays(self, total: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(p, input tokens) of at most 2 * ROWS of `total` requests, the same ones in any order."""
+        stride = 1
+        while -(-total // stride) > 2 * ROWS:
+            stride *= 2
+        numbers = range(0, total, stride)
+        kept = [self._kept[n] for n in numbers]
+        return np.stack([p for p, _ in kept]), np.array([tokens for _, tokens in kept])
+
+
+def frontier(p: NDArray[np.float32], input_tokens: NDArray[np.int64], table: Table) -> Any:
+    """Mean p and mean cost at each cost sensitivity, and of each candidate alone; among those with
+    prices. p: (n, M); input_tokens: (n,). None where fewer than two have prices."""
+    rows = [
+        (i, c)
+        for i, c in enumerate(table.candidates)
+        if c.expected_cost_usd(1, DEFAULT_ANSWER_TOKENS) is not None
+    ]
+    if len(rows) < 2:
+        return None
+    costs = np.array(
+        [
+            [c.expected_cost_usd(int(t), DEFAULT_ANSWER_TOKENS) for _, c in rows]
+            for t in input_tokens
+        ]
+    )
+    kept = p[:, [i for i, _ in rows]].astype(np.float64)
+    points = tradeoff.curve(kept, kept, costs)
+    quality, cost = tradeoff.singles(kept, costs)
+    return {
+        "requests": len(p),
+        "curve": [
+            {"cost_sensitivity": x.sensitivity, "quality": x.accuracy, "cost_usd": x.cost}
+            for x in points
+        ],
+        "always_one": {
+            c.id: {"quality": float(q), "cost_usd": float(usd)}
+            for (_, c), q, usd in zip(rows, quality, cost, strict=True)
+        },
+    }

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.contract.errors import InvalidInputError, Violation
-from engine.replay.checkpoint import Checkpoint
-from engine.replay.columns import Columns, Names, columns_of, joined
-from engine.replay.frontier import Sample, frontier
-from engine.replay.local import Execute
-from engine.replay.log import read_lines
-from engine.replay.report import report
-from engine.replay.requests import PastRequest, past_request, top_level
-from engine.replay.scoring import Done, Plan, Work
+import numpy as np
+
+from engine.api.errors import InvalidInputError, Violation
+from engine.bundle.prompt import PROMPT_VERSION
+from engine.replay.log import PastRequest, past_request, read_lines, top_level
+from engine.replay.report import Sample, frontier, report
+from engine.replay.scoring import Columns, Done, Names, Plan, Scores, Work, columns_of, joined
+from engine.replay.workers import Execute
 
 SHOWN_BROKEN = 20
 Score = Callable[[str, str], float]  # (decision id, candidate as logged) -> outcome or NaN
@@ -161,3 +162,44 @@ def _about(broken: Broken, names: Names) -> dict[str, Any]:
         "without_candidate": names.unnamed,
         "unknown_candidates": dict(ordered),
     }
+
+
+class Checkpoint:
+    """The folder of one or more replays; written by one process at a time."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._shape = len(plan.table.candidates)
+        made_by = (PROMPT_VERSION, plan.manifest_hash, plan.table.embeddings.shape)
+        self._origin = hashlib.sha256(repr(made_by).encode())
+        self._origin.update(plan.table.embeddings.tobytes())
+
+    def key(self, instructions: Sequence[tuple[str, int]]) -> str:
+        """Names the scores of these (text, context_chars)."""
+        digest = self._origin.copy()
+        for text, context_chars in instructions:
+            encoded = text.encode()
+            digest.update(b"%d %d " % (len(encoded), context_chars))
+            digest.update(encoded)
+        return digest.hexdigest()[:32]
+
+    def load(self, key: str, rows: int) -> Scores | None:
+        """The scores of `key`; None where they are not here whole."""
+        try:
+            with self._path(key).open("rb") as raw, np.load(raw) as file:
+                found = Scores(file["p"], file["input_tokens"], file["unlikeness"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return found if found.p.shape == (rows, self._shape) else None
+
+    def save(self, key: str, scores: Scores) -> None:
+        """Whole or not at all."""
+        path = self._path(key)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez(file, **vars(scores))
+        part.replace(path)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.npz"

@@ -13,21 +13,20 @@ from dataclasses import dataclass
 
 import grpc
 
-from engine.contract.errors import ModelsatError
-from engine.registry.store import StoreState
-from engine.scoring.batcher import Batcher
-from engine.serving.access import AccessInterceptor
-from engine.serving.assembly import Parts, load, services_by_address, warm_up
-from engine.serving.bursts import BurstSelector
-from engine.serving.console_server import Console, open_console
-from engine.serving.drain import Drain
-from engine.serving.listen import Listener, bind, exposure
+from engine.api.errors import ModelsatError
+from engine.inference.batcher import Batcher
+from engine.registry.stores.base import StoreState
+from engine.serving.auth.interceptor import AccessInterceptor
+from engine.serving.auth.tls import Certificates, TlsFiles
+from engine.serving.auth.tokens import TokenFile
+from engine.serving.components import Parts, load, services_by_address, warm_up
+from engine.serving.console.app import Console, open_console
+from engine.serving.event_loop import BurstSelector
+from engine.serving.rpc.drain import Drain
+from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryInterceptor
+from engine.serving.rpc.listener import Listener, bind, exposure
 from engine.serving.settings import Settings
-from engine.serving.status_interceptor import StatusInterceptor
 from engine.serving.telemetry import open_telemetry
-from engine.serving.telemetry_interceptor import TelemetryInterceptor
-from engine.serving.tls import Certificates, TlsFiles
-from engine.serving.tokens import TokenFile
 
 STALLED_S = 30.0  # of a forward pass or of failed ones, from which on liveness asks for a restart
 MAX_NOTICE_S = 1.0  # in which load balancers see NOT_SERVING; at most a quarter of the grace

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from engine.contract.bundle import Device
-from engine.contract.candidate import ID_PATTERN
-from engine.contract.errors import InvalidInputError, Violation
-from engine.registry.store import without_password
+from engine.api.candidate import ID_PATTERN
+from engine.api.errors import InvalidInputError, Violation
+from engine.api.limits import MAX_MESSAGE_BYTES, MIB
+from engine.bundle.manifest import Device
+from engine.registry.stores.base import without_password
 
-# A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
-MIB = 1024 * 1024
-MAX_MESSAGE_BYTES = 20 * MIB
 ENVIRONMENT = "MODELSAT_"
 MILLION = 1_000_000
 NO_FILE = Path()

@@ -1,0 +1,37 @@
+"""The pipeline that Model-SAT's paper describes, in torch and transformers: what we are beside.
+
+[e_c, x, p] for every candidate, a batch of M sequences, eager attention, the vocabulary head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.weights.base import BACKBONE, CACHE, load_base
+
+
+def reference_pipeline(
+    layers: int, tokens: NDArray[np.int64], embeddings: NDArray[np.float32], threads: int
+) -> Callable[[], object]:
+    """A call that scores tokens (L,) with embeddings (M, D); ImportError where torch is missing."""
+    import torch
+
+    from training.model.model import build
+
+    torch.set_num_threads(threads)
+    base = load_base(BACKBONE, CACHE, layers)
+    model = build(base, causal=True)
+    model.set_attn_implementation("eager")
+    count = len(embeddings)
+
+    @torch.no_grad()
+    def run() -> object:
+        prefix = model.get_input_embeddings()(torch.from_numpy(tokens))
+        first = torch.from_numpy(embeddings)[:, None]
+        rows = torch.cat([first, prefix.expand(count, -1, -1)], dim=1)
+        return model(inputs_embeds=rows, use_cache=False).logits[:, -1].softmax(dim=-1)
+
+    return run

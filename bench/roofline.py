@@ -1,0 +1,81 @@
+"""The least work of a request, and how fast this machine does it.
+
+Letters: S rows of a full layer (tokens read and candidates), M candidates, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from export.onnx.graph import FLOAT, Graph
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama backbone's sizes. keys: width of all key/value heads. inner: of the MLP."""
+
+    layers: int
+    width: int
+    keys: int
+    inner: int
+    head: int
+
+    def operations(self, rows: int, candidates: int, seen: int) -> int:
+        """Multiplications and additions of the products that are needed: `rows` in each layer but
+        the last, where only candidate rows have queries, attention output and MLP. seen: keys that
+        a row may attend to."""
+        d, k, f = self.width, self.keys, self.inner
+        attention = 2 * 2 * d * seen
+        each = 2 * (2 * d * d + 2 * d * k + 3 * d * f) + attention
+        last = rows * 2 * 2 * d * k + candidates * (2 * (2 * d * d + 3 * d * f) + attention)
+        return (self.layers - 1) * rows * each + last
+
+    def bytes(self, width: float) -> float:
+        """Of all matrices, at `width` bytes a weight."""
+        d, k, f = self.width, self.keys, self.inner
+        return self.layers * (2 * d * d + 2 * d * k + 3 * d * f) * width
+
+
+def products(shape: Shape, rows: int, candidates: int, seen: int, path: Path) -> None:
+    """Write a graph of those products and nothing else, each with weights of its own: input x
+    (rows, D), keys (K, H, seen) and values (K, seen, H) of a layer's attention."""
+    g, random = Graph("products"), np.random.default_rng(0)
+    d, k, f, h = shape.width, shape.keys, shape.inner, shape.head
+
+    def product(x: str, into: int, out: int) -> str:
+        matrix = (random.standard_normal((into, out)) * into**-0.5).astype(np.float32)
+        return str(g.op("MatMul", x, g.weight(f"w{len(g._weights)}", matrix)))
+
+    x = g.input("x", FLOAT, [rows, d])
+    keys, values = (
+        g.input("keys", FLOAT, [k // h, h, seen]),
+        g.input("values", FLOAT, [k // h, seen, h]),
+    )
+    unused = []
+    for layer in range(shape.layers):
+        unused.append(product(x, d, 2 * k))
+        if layer == shape.layers - 1:
+            x = g.after(x, rows - candidates, axis=0)
+        # The heads of a query that share keys stand below each other: (K, G * rows, H), as served.
+        query = g.reshape(product(x, d, d), k // h, -1, h)
+        mixed = g.op("MatMul", g.op("MatMul", query, keys), values)
+        mixed = product(g.reshape(mixed, -1, d), d, d)
+        gate, up = product(mixed, d, f), product(mixed, d, f)
+        unused.append(up)
+        x = product(gate, f, d)
+    for number, value in enumerate(unused):
+        g.output(f"unused_{number}", value, [None, None])  # type: ignore[list-item]
+    g.output("y", x, [candidates, d])
+    g.save(path)
+
+
+def session(path: Path, threads: int) -> ort.InferenceSession:
+    """As the server opens its own."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,1 +1,0 @@
-"""The documentation; its scripts are in reference/."""

@@ -1,1 +1,0 @@
-"""Writes the reference pages from what they describe, whenever the site is built."""

@@ -1,0 +1,247 @@
+"""A candidate LLM and its aptitude test, as plain immutable values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from engine.api.errors import InvalidInputError, Violation
+from engine.api.limits import is_utf8
+
+ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+WORD_PATTERN = re.compile(r"[a-z0-9._-]{1,63}")
+WORD_LISTS = ("modalities", "features", "tags", "regions")
+MAX_WORDS = 32  # of a list
+PREFIX = "candidates/"
+TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
+MAX_TASK_CHARS = 300
+DEFAULT_ANSWER_TOKENS = 400.0  # of a candidate whose mean answer was never measured
+MAX_NAME_CHARS = 200
+MAX_NUMBER = 1_000_000_000  # of tokens, or US dollars per million of them
+MAX_CANDIDATES = 1000  # of a table
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """task: the keywords that name it; accuracy: share of its questions answered right, [0, 1]."""
+
+    task: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One LLM that can be chosen. None means unknown: it is never guessed.
+
+    Prices are US dollars per million tokens, the context window and the mean answer are tokens.
+    modalities (beside text), features, tags, regions: words to choose by, see candidate.proto.
+    """
+
+    id: str
+    aptitude: tuple[TaskResult, ...]
+    display_name: str = ""
+    context_window: int | None = None
+    input_usd_per_million: float | None = None
+    output_usd_per_million: float | None = None
+    price_source: str = ""
+    mean_answer_tokens: float | None = None
+    modalities: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The resource name, `candidates/{id}`."""
+        return PREFIX + self.id
+
+    @property
+    def etag(self) -> str:
+        """A hash of everything above; changes when and only when the candidate does."""
+        return _etag(self)
+
+    def mean_accuracy(self) -> float:
+        """Mean of the aptitude figures, [0, 1]."""
+        return math.fsum(r.accuracy for r in self.aptitude) / len(self.aptitude)
+
+    def expected_cost_usd(self, input_tokens: int, default_answer_tokens: float) -> float | None:
+        """Price of reading `input_tokens` and of a mean answer; None where no price is known."""
+        if self.input_usd_per_million is None or self.output_usd_per_million is None:
+            return None
+        answer = self.mean_answer_tokens
+        answer = default_answer_tokens if answer is None else answer
+        million_usd = (
+            input_tokens * self.input_usd_per_million + answer * self.output_usd_per_million
+        )
+        return million_usd / 1e6
+
+
+def id_of(name: str, field: str = "name") -> str:
+    """The id in the resource name `candidates/{id}`; raises InvalidInputError otherwise."""
+    identifier = name.removeprefix(PREFIX)
+    if not name.startswith(PREFIX) or not ID_PATTERN.fullmatch(identifier):
+        raise InvalidInputError(
+            Violation(field, f"is {name[:80]!r}; expected candidates/{{id}}, {_ID_RULE}.")
+        )
+    return identifier
+
+
+def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
+    """Everything wrong with `candidate`, all at once; an empty list where nothing is."""
+    return [
+        *_check_words(candidate, field),
+        *_check_aptitude(candidate.aptitude, f"{field}.aptitude"),
+        *_check_numbers(candidate, field),
+        *check_word_lists(candidate, field),
+    ]
+
+
+def check_word_lists(holder: Any, field: str) -> list[Violation]:
+    """What is wrong with the WORD_LISTS of a candidate, or of a policy that asks for them."""
+    problems = []
+    for label in WORD_LISTS:
+        words = getattr(holder, label)
+        at = f"{field}.{label}"
+        if len(words) > MAX_WORDS:
+            problems.append(Violation(at, f"has {len(words)} words, the limit is {MAX_WORDS}."))
+            continue
+        if wrong := [w for w in words if not WORD_PATTERN.fullmatch(w)]:
+            problems.append(
+                Violation(at, f"has {wrong[0][:80]!r}; expected words of 1 to 63 of a-z 0-9 . _ -.")
+            )
+        if len(set(words)) < len(words):
+            repeated = next(w for i, w in enumerate(words) if w in words[:i])
+            problems.append(Violation(at, f"repeats {repeated[:80]!r}."))
+    return problems
+
+
+def require_valid(candidates: Sequence[Candidate], field: str = "candidates") -> None:
+    """Raise one InvalidInputError that lists every problem of `candidates`, duplicates too."""
+    single = len(candidates) == 1
+    problems = [
+        problem
+        for i, candidate in enumerate(candidates)
+        for problem in validate(candidate, field if single else f"{field}[{i}]")
+    ]
+    seen: dict[str, int] = {}
+    for i, candidate in enumerate(candidates):
+        if candidate.id in seen:
+            problems.append(
+                Violation(
+                    f"{field}[{i}].name",
+                    f"is {candidate.name}, which {field}[{seen[candidate.id]}] has already;"
+                    " names are unique.",
+                )
+            )
+        seen.setdefault(candidate.id, i)
+    if problems:
+        raise InvalidInputError(*problems)
+
+
+def to_json(candidate: Candidate) -> dict[str, Any]:
+    """A JSON object; unknown values are left out."""
+    fields = {k: v for k, v in vars(candidate).items() if v not in (None, "", ())}
+    fields |= {k: list(fields[k]) for k in WORD_LISTS if k in fields}
+    fields["aptitude"] = [{"task": r.task, "accuracy": r.accuracy} for r in candidate.aptitude]
+    return fields
+
+
+def from_json(value: Mapping[str, Any]) -> Candidate:
+    """The inverse of to_json, for files this project wrote; values are not validated."""
+    fields = dict(value)
+    results = fields.pop("aptitude")
+    aptitude = tuple(TaskResult(r["task"], float(r["accuracy"])) for r in results)
+    fields |= {k: tuple(fields[k]) for k in WORD_LISTS if k in fields}
+    return Candidate(aptitude=aptitude, **fields)
+
+
+@lru_cache(maxsize=4 * MAX_CANDIDATES)
+def _etag(candidate: Candidate) -> str:
+    payload = json.dumps(to_json(candidate), sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
+def wrong_count(count: int, field: str) -> Violation:
+    """What is wrong with `count` aptitude figures where there are not TEST_TASKS."""
+    return Violation(
+        field,
+        f"has {count} figures, expected {TEST_TASKS}: one for each task of the aptitude test.",
+    )
+
+
+_ID_RULE = "an id is 1 to 63 of a-z 0-9 . _ - and begins and ends with a letter or digit"
+
+
+def _check_words(candidate: Candidate, field: str) -> list[Violation]:
+    problems = []
+    if not ID_PATTERN.fullmatch(candidate.id):
+        problems.append(Violation(f"{field}.name", f"has id {candidate.id[:80]!r}; {_ID_RULE}."))
+    for label in ("display_name", "price_source"):
+        text = getattr(candidate, label)
+        size = len(text)
+        if not is_utf8(text):
+            problems.append(Violation(f"{field}.{label}", "is not valid UTF-8."))
+        if size > MAX_NAME_CHARS:
+            problems.append(
+                Violation(
+                    f"{field}.{label}", f"is {size} characters, the limit is {MAX_NAME_CHARS}."
+                )
+            )
+    return problems
+
+
+def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation]:
+    problems = []
+    if len(results) != TEST_TASKS:
+        problems.append(wrong_count(len(results), field))
+    if len(results) > TEST_TASKS:
+        return problems  # however many there are, they are not walked through
+    seen: set[str] = set()
+    for i, result in enumerate(results):
+        at = f"{field}[{i}]"
+        if not 0.0 <= result.accuracy <= 1.0:  # false for NaN too
+            problems.append(
+                Violation(f"{at}.accuracy", f"is {result.accuracy}, expected a share in [0, 1].")
+            )
+        if not is_utf8(result.task):
+            problems.append(Violation(f"{at}.task", "is not valid UTF-8."))
+        if not result.task.strip() or len(result.task) > MAX_TASK_CHARS:
+            problems.append(
+                Violation(
+                    f"{at}.task",
+                    f"is {len(result.task)} characters; expected 1 to {MAX_TASK_CHARS} that name"
+                    " the task by keywords.",
+                )
+            )
+        if result.task in seen:
+            problems.append(Violation(f"{at}.task", f"repeats {result.task[:80]!r}."))
+        seen.add(result.task)
+    return problems
+
+
+def _check_numbers(candidate: Candidate, field: str) -> list[Violation]:
+    problems = []
+    for label in ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens"):
+        value = getattr(candidate, label)
+        if value is not None and not 0 <= value <= MAX_NUMBER:  # true for NaN too
+            problems.append(
+                Violation(
+                    f"{field}.{label}",
+                    f"is {value}; expected 0 to {MAX_NUMBER}, or leave it out if it is unknown.",
+                )
+            )
+    window = candidate.context_window
+    if window is not None and not 0 < window <= MAX_NUMBER:
+        problems.append(
+            Violation(
+                f"{field}.context_window",
+                f"is {window} tokens; expected 1 to {MAX_NUMBER}, or leave it out.",
+            )
+        )
+    return problems

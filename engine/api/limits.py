@@ -1,0 +1,37 @@
+"""Size limits that every entrance shares, and the check of a text against them."""
+
+from __future__ import annotations
+
+from engine.api.errors import InvalidInputError, Violation
+
+# A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
+MIB = 1024 * 1024
+MAX_MESSAGE_BYTES = 20 * MIB
+
+
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be sent; what came from a command line or a file may hold surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
+    """Raise InvalidInputError unless `text` has something to read within `limit_bytes`."""
+    if not is_utf8(text):
+        raise InvalidInputError(Violation(field, "is not valid UTF-8; send text as UTF-8."))
+    if not text.strip():
+        raise InvalidInputError(
+            Violation(field, "is empty or white space; send the instruction to route.")
+        )
+    size = len(text.encode())
+    if size > limit_bytes:
+        raise InvalidInputError(
+            Violation(
+                field,
+                f"is {size} bytes, the limit is {limit_bytes}; send the part that says what is"
+                " to be done, or start the server with a larger --max-text-bytes.",
+            )
+        )

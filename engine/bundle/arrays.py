@@ -1,0 +1,99 @@
+"""The small arrays of a bundle, scoring.npz: what surrounds the two graphs.
+
+Letters: T tasks, E encoder width, C representation width, D backbone width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api.errors import BundleError
+from engine.bundle.manifest import BUILD_ANEW
+
+Floats = NDArray[np.float32]
+FILE = "scoring.npz"
+
+
+@dataclass(frozen=True)
+class TaskNorms:
+    """What accuracies are compared with, measured on the training candidates.
+
+    center: (E,) mean keyword embedding. means: task -> mean accuracy, of the tasks they sat.
+    """
+
+    center: Floats
+    means: Mapping[str, float]
+
+    def of(self, tasks: Sequence[str]) -> NDArray[np.float64]:
+        """(T,) mu_t, NaN where the training candidates did not sit the task. The order of a task's
+        keywords does not matter, nor does a `part N` among them."""
+        return np.array([self._by_words.get(_words(task), np.nan) for task in tasks])
+
+    @cached_property
+    def _by_words(self) -> dict[frozenset[str], float]:
+        return {_words(task): mean for task, mean in self.means.items()}
+
+
+def _words(task: str) -> frozenset[str]:
+    return frozenset(w for w in task.split(", ") if not re.fullmatch(r"part \d+", w))
+
+
+@dataclass(frozen=True)
+class Connector:
+    """e_c = W c + b. weight: (D, C), bias: (D,)."""
+
+    weight: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class ScoringArrays:
+    """readout: (D,) = the final norm's gain times (w_yes - w_no). encoder_tokens: how many the
+    encoder reads; a longer text is an error, never cut."""
+
+    readout: Floats
+    connector: Connector
+    norms: TaskNorms
+    encoder_tokens: int
+
+
+def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
+    """Write scoring.npz; no pickle."""
+    norms = arrays.norms
+    np.savez(
+        folder / FILE,
+        readout=arrays.readout,
+        connector_weight=arrays.connector.weight,
+        connector_bias=arrays.connector.bias,
+        center=norms.center,
+        tasks=np.array(list(norms.means)),
+        task_means=np.array(list(norms.means.values()), dtype=np.float64),
+        encoder_tokens=np.int64(arrays.encoder_tokens),
+    )
+
+
+def load_arrays(folder: Path) -> ScoringArrays:
+    """Read scoring.npz; raises BundleError where it is not finite or not of its shape."""
+    with np.load(folder / FILE) as file:
+        arrays = {name: file[name] for name in file.files}
+    readout, weight = arrays["readout"], arrays["connector_weight"]
+    if weight.shape[0] != len(readout) or arrays["connector_bias"].shape != readout.shape:
+        raise BundleError(
+            f"{folder / FILE}: connector_weight is {weight.shape}, readout {readout.shape};"
+            f" both must have the backbone's width; {BUILD_ANEW}."
+        )
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BundleError(f"{folder / FILE}: {name} holds values that are not finite.")
+    tasks = [str(t) for t in arrays["tasks"]]
+    means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
+    norms = TaskNorms(arrays["center"], means)
+    connector = Connector(weight, arrays["connector_bias"])
+    return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]))

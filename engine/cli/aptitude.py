@@ -1,0 +1,164 @@
+"""`modelsat aptitude run`: a live OpenAI-compatible LLM sits the aptitude test and is registered.
+
+modelsat aptitude run --base-url http://127.0.0.1:8000/v1 --model NAME --register HOST:PORT
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.api.candidate import Candidate
+from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
+from engine.aptitude.grading import mark, with_marks
+from engine.aptitude.journal import Journal
+from engine.aptitude.llm import Endpoint
+from engine.aptitude.questions import Question
+from engine.aptitude.report import content, cost_usd, estimate, picture, sitting, summary
+from engine.aptitude.selection import Paper, compose
+from engine.cli import aptitude_flags, server_flags
+from engine.cli.aptitude_flags import candidate_from, endpoint_from
+from engine.cli.server_flags import connect
+from engine.client.sync import ModelsatClientError
+
+HELP = "examine a live LLM and register it"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where result, picture and journal go."""
+
+    out: Path
+    picture: Path
+    journal: Path
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The actions of `modelsat aptitude`."""
+    run = command.add_subparsers(required=True, metavar="ACTION").add_parser("run", help=HELP)
+    aptitude_flags.add_arguments(run)
+    server_flags.add_arguments(run, flag="--register", default=None)
+    run.set_defaults(run=_run)
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    candidate, endpoint = candidate_from(parsed), endpoint_from(parsed, os.environ)
+    tasks = [t for t in parsed.tasks.split(",") if t]
+    paper = compose(parsed.questions, parsed.per_task, tasks, parsed.seed)
+    if parsed.dry_run:
+        _print_estimate(paper.questions, endpoint, candidate, parsed)
+        return
+    if parsed.server:
+        _require_free(candidate, parsed)
+    files = _files(parsed.out or Path(f"aptitude-{candidate.id}.json"))
+    with Journal(files.journal, sitting(paper, endpoint)) as journal:
+        _examine(paper, endpoint, candidate, journal, parsed)
+        marks = mark(paper.questions, journal.replies)
+    candidate = with_marks(candidate, marks, direct=endpoint.direct)
+    document = content(candidate, marks, paper, endpoint)
+    _write(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    _write(files.picture, picture(candidate.display_name, marks))
+    print("\n".join(summary(marks, paper, direct=endpoint.direct)))
+    print(f"wrote {files.out} and {files.picture}")
+    if parsed.server:
+        with connect(parsed) as client:
+            print(f"registered {client.add(candidate).name} at {parsed.server}")
+
+
+def _examine(
+    paper: Paper,
+    endpoint: Endpoint,
+    candidate: Candidate,
+    journal: Journal,
+    parsed: argparse.Namespace,
+) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    left = [q for q in paper.questions if q.key not in journal.replies]
+    if known := len(paper.questions) - len(left):
+        print(f"{known} answers are in the journal already.")
+    if not left:
+        return
+    _print_estimate(left, endpoint, candidate, parsed)
+    if not parsed.yes:
+        _confirm()
+    examine = _examiner()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(paper.questions), completed=known)
+        try:
+            asyncio.run(examine(left, endpoint, journal, lambda _: progress.advance(bar)))
+        except KeyboardInterrupt:
+            progress.console.print("stopped; the same command goes on from here")
+            raise
+
+
+def _print_estimate(
+    left: Sequence[Question], endpoint: Endpoint, candidate: Candidate, parsed: argparse.Namespace
+) -> None:
+    tokens = estimate(left, endpoint, parsed.expected_answer_tokens)
+    usd = cost_usd(tokens, candidate)
+    price = (
+        "no prices given (--input-price, --output-price)" if usd is None else f"about ${usd:.4f}"
+    )
+    print(
+        f"{len(left)} questions to {endpoint.model}: about {tokens[0]:,} tokens to read and"
+        f" {tokens[1]:,} to write; {price}."
+    )
+
+
+def _confirm() -> None:
+    if not sys.stdin.isatty():
+        raise InvalidInputError(
+            Violation("--yes", "is needed where nobody can be asked; --dry-run only estimates.")
+        )
+    if input("Ask them? [y/N] ").strip().lower() not in {"y", "yes"}:
+        raise KeyboardInterrupt
+
+
+def _require_free(candidate: Candidate, parsed: argparse.Namespace) -> None:
+    """Find out before the test whether the server will take the candidate."""
+    with connect(parsed) as client:
+        try:
+            client.candidate(candidate.id)
+        except ModelsatClientError as error:
+            if error.code != "NOT_FOUND":
+                raise
+        else:
+            raise AlreadyExistsError(
+                candidate.name,
+                "is registered already; `modelsat candidates remove` it, or give --id another.",
+            )
+
+
+def _examiner() -> Callable[..., Coroutine[None, None, None]]:
+    try:
+        from engine.aptitude.llm import examine
+    except ImportError as error:
+        raise InvalidInputError(
+            Violation("aptitude run", f"needs {error.name}: pip install '.[aptitude]'.")
+        ) from error
+    return examine
+
+
+def _files(out: Path) -> Files:
+    files = Files(out, out.with_suffix(".svg"), out.with_suffix(".journal.jsonl"))
+    if out.suffix != ".json" or not out.parent.is_dir():
+        raise InvalidInputError(
+            Violation("--out", f"is {out}; expected a .json file in a folder that is there.")
+        )
+    return files
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

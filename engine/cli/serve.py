@@ -1,0 +1,42 @@
+"""`modelsat serve`: serve a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from engine.serving.settings import Settings, flag, resolve
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of `modelsat serve`."""
+    command.add_argument(
+        "--config", help="TOML file of settings; flags and MODELSAT_* go before it"
+    )
+    for f in fields(Settings):
+        about, default = f.metadata["about"], f.default
+        more: dict[str, Any] = (
+            {"action": "store_const", "const": "true"} if default is False else {}
+        )
+        shown = f" (default {default})" if default and str(default) != "." else ""
+        command.add_argument(flag(f.name), dest=f.name, help=about + shown, **more)
+    command.set_defaults(run=_run)
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from engine.serving.event_loop import BurstSelector
+    from engine.serving.server import serve
+    from engine.serving.telemetry import logs
+
+    config = Path(parsed.config or os.environ.get("MODELSAT_CONFIG", ""))
+    given = {f.name: getattr(parsed, f.name) for f in fields(Settings)}
+    resolved = resolve(given, os.environ, config)
+    logs.configure(resolved.settings.log_format, resolved.settings.log_level)
+    print(f"settings, defaults aside:\n{resolved.table()}", flush=True)
+    bursts = BurstSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(bursts)) as runner:
+        runner.run(serve(resolved.settings, bursts))

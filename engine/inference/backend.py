@@ -1,0 +1,80 @@
+"""The one seam: what scores. Letters: B requests, L tokens, M candidates of a table, V variants of
+each, K of the M that are asked for, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpp_ext import score
+from engine.bundle.manifest import Calibration
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Hidden = NDArray[Any]  # float32, float16, or bfloat16 bits
+Forward = Callable[[Sequence[Ints], Floats], Hidden]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What turns a row into a probability. weight: (D,), see cpp_ext.score."""
+
+    weight: Floats
+    eps: float
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Scores:
+    """p: (B, K). score_s: seconds of the kernel, 0 where it runs on a GPU inside of forward_s."""
+
+    p: Floats
+    forward_s: float
+    score_s: float
+
+
+class Backend(Protocol):
+    """One forward pass and the scoring kernel; blocking, called from one thread at a time."""
+
+    def probabilities(
+        self, tokens: Sequence[Ints], embeddings: Floats, rows: Ints, readout: Readout
+    ) -> Scores:
+        """B prompts of tokens (L_b,), a whole table (M, V, D), the K rows of it that are asked for.
+
+        A table is passed as one and the same array every time and never written to: a backend may
+        keep a copy of it, known by its identity, and so of the readout.
+        Raises UnavailableError where it fails.
+        """
+
+    def prepare(self, embeddings: Floats) -> None:
+        """Requests will read this table soon: begin to upload it. From any thread; never waits,
+        never raises, and may do nothing."""
+
+    def describe(self) -> str:
+        """What runs, for people: 'onnxruntime CPU, 2 threads, backbone.onnx'."""
+
+
+def score_rows(
+    forward: Forward, tokens: Sequence[Ints], embeddings: Floats, rows: Ints, readout: Readout
+) -> Scores:
+    """Backend.probabilities from a forward that gives rows before the final norm: tokens and
+    embeddings (K * V, D) -> (B, K * V, D)."""
+    begun = time.monotonic()
+    variants, width = embeddings.shape[1:]
+    hidden = forward(tokens, embeddings[rows].reshape(len(rows) * variants, width))
+    forwarded = time.monotonic()
+    p = score(
+        hidden,
+        readout.weight,
+        eps=readout.eps,
+        scale=readout.calibration.scale,
+        offset=readout.calibration.offset,
+        variants=variants,
+    )
+    return Scores(p, forwarded - begun, time.monotonic() - forwarded)

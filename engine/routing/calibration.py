@@ -1,0 +1,154 @@
+"""Recommend the cost sensitivity that meets a target on a user's own outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api.candidate import DEFAULT_ANSWER_TOKENS
+from engine.api.errors import InvalidInputError, Violation
+from engine.datasets.outcomes import Ints, Outcomes, read_outcomes
+from engine.inference.offline import score_outcomes
+from engine.registry.catalog import costs_of, read_zoo
+from engine.routing import tradeoff
+from engine.routing.tradeoff import Point
+
+Floats = NDArray[np.floating[Any]]
+
+
+ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
+
+
+@dataclass(frozen=True)
+class Target:
+    """At least `quality` of the best single candidate's accuracy, at most `cost` of its cost; one
+    of them is None."""
+
+    quality: float | None
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """point: None where no sensitivity meets the target. best, accuracy, cost: of the best single
+    candidate among `candidates`; accuracy in [0, 1], cost in US dollars a request. dearer: id of
+    the zoo's dearest candidate where it is dearer than all of `candidates`: a sensitivity weighs
+    costs against the dearest, so where that one is eligible the same value saves less."""
+
+    candidates: list[str]
+    best: str
+    accuracy: float
+    cost: float
+    points: list[Point]
+    point: Point | None
+    dearer: str | None = None
+
+
+def recommend(
+    p: Floats, scores: Floats, costs: Floats, names: list[str], to: Target
+) -> Recommendation:
+    """p, scores, costs: (B, M) without gaps; the cheapest point that is good enough, or the best
+    one that is cheap enough."""
+    accuracy, cost = tradeoff.singles(scores, costs)
+    best = int(accuracy.argmax())
+    points = tradeoff.curve(p, scores, costs)
+    if to.quality is not None:
+        chosen = tradeoff.cheapest_at(points, to.quality * float(accuracy[best]))
+    else:
+        limit = (to.cost or 0.0) * float(cost[best]) * ROUNDING
+        cheap = [x for x in points if x.cost <= limit]
+        chosen = max(cheap, key=lambda x: (x.accuracy, -x.cost)) if cheap else None
+    return Recommendation(
+        names, names[best], float(accuracy[best]), float(cost[best]), points, chosen
+    )
+
+
+def calibrate(bundle: Path, data: Path, zoo: Path, to: Target) -> Recommendation:
+    """Score `data` through `bundle` and recommend; `zoo` brings the prices.
+
+    Raises InvalidInputError where fewer than two candidates have prices and common outcomes.
+    """
+    outcomes = read_outcomes(data)
+    scored = score_outcomes(bundle, outcomes)
+    costs = costs_of(outcomes, scored.input_tokens, zoo, DEFAULT_ANSWER_TOKENS)
+    priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
+    if len(priced) < 2:
+        raise InvalidInputError(_too_few(outcomes, zoo, len(priced)))
+    block = tradeoff.full_block(outcomes.scores[priced].T)
+    if len(block.candidates) < 2:
+        raise InvalidInputError(_too_scattered(data, outcomes.scores[priced]))
+    part = np.ix_(block.rows, priced[block.candidates])
+    names = [outcomes.candidates[i] for i in priced[block.candidates]]
+    found = recommend(scored.p[part], outcomes.scores.T[part], costs[part], names, to)
+    dearest = float(costs[part].mean(axis=0).max())
+    return replace(found, dearer=_dearer(zoo, scored.input_tokens[block.rows], dearest))
+
+
+def _dearer(zoo: Path, input_tokens: Ints, dearest: float) -> str | None:
+    """The dearest of the zoo on these instructions, if dearer than `dearest`, the mean cost of the
+    dearest judged one; no judged one is, so its name need not be matched."""
+    means = {}
+    for candidate in read_zoo(zoo):
+        costs = [candidate.expected_cost_usd(int(t), DEFAULT_ANSWER_TOKENS) for t in input_tokens]
+        means[candidate.id] = sum(c or 0.0 for c in costs) / len(costs)
+    most = max(means, key=lambda name: means[name])
+    return most if means[most] > dearest * ROUNDING else None
+
+
+def _too_scattered(data: Path, scores: Floats) -> Violation:
+    shared = int(((~np.isnan(scores)).sum(axis=0) > 1).sum())
+    return Violation(
+        str(data),
+        f"has {shared} instructions measured for two or more of the {len(scores)} candidates with"
+        " prices, and none for all of those measured most often; a choice can only be judged where"
+        " its alternatives were measured too. Send the same instructions to at least 2 candidates"
+        " and record what came of each.",
+    )
+
+
+def _too_few(outcomes: Outcomes, zoo: Path, priced: int) -> Violation:
+    return Violation(
+        str(zoo),
+        f"has prices for {priced} of {outcomes.candidates[:5]}...; at least 2 are needed. Give"
+        " --zoo a file whose display_name or id is the candidate's name in the data.",
+    )
+
+
+def shares(x: Point, found: Recommendation) -> tuple[float | None, float | None]:
+    """Of the best single candidate's accuracy and of its cost; None where that is 0."""
+    return (
+        x.accuracy / found.accuracy if found.accuracy else None,
+        x.cost / found.cost if found.cost else None,
+    )
+
+
+def as_dict(found: Recommendation) -> dict[str, Any]:
+    """What --json prints."""
+
+    def shown(x: Point) -> dict[str, Any]:
+        quality, cost_share = shares(x, found)
+        top = {n: round(float(s), 4) for n, s in zip(found.candidates, x.shares, strict=True) if s}
+        return {
+            "cost_sensitivity": x.sensitivity,
+            "accuracy": x.accuracy,
+            "cost_usd": x.cost,
+            "quality": quality,
+            "cost_share": cost_share,
+            "chosen": top,
+        }
+
+    return {
+        "best_single": {
+            "candidate": found.best,
+            "accuracy": found.accuracy,
+            "cost_usd": found.cost,
+        },
+        "candidates": found.candidates,
+        "dearer_unjudged": found.dearer,
+        "recommended": None if found.point is None else shown(found.point),
+        "curve": [shown(x) for x in found.points],
+    }

@@ -1,0 +1,118 @@
+"""Who may call what: bearer tokens with roles, checked before a request is read.
+
+Health is open to all, so that load balancers need no token; reflection needs any token; a method
+that is not listed here needs the role admin.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+
+from engine.api.errors import ModelsatError, PermissionDeniedError, UnauthenticatedError
+from engine.serving.auth.tokens import ROLES, Token, TokenFile
+from engine.serving.rpc.status import to_status
+from engine.serving.telemetry.logs import FewLines
+
+OPEN = "/grpc.health.v1.Health/"
+ANY_ROLE = "/grpc.reflection."
+ROUTER, CANDIDATES = "/modelsat.v1.RouterService/", "/modelsat.v1.CandidateService/"
+EVERYONE = frozenset(ROLES)
+ADMIN = frozenset({"admin"})
+ROUTING, READING = ADMIN | {"route"}, ADMIN | {"read"}
+EXTPROC = "/envoy.service.ext_proc.v3.ExternalProcessor/"
+NEEDED: Mapping[str, frozenset[str]] = {
+    EXTPROC + "Process": ROUTING,
+    ROUTER + "Route": ROUTING,
+    ROUTER + "BatchRoute": ROUTING,
+    ROUTER + "StreamRoute": ROUTING,
+    ROUTER + "RecordOutcome": ROUTING,
+    ROUTER + "GetServerInfo": EVERYONE,
+    CANDIDATES + "GetCandidate": READING,
+    CANDIDATES + "ListCandidates": READING,
+    CANDIDATES + "ListRevisions": READING,
+    CANDIDATES + "WatchCandidates": READING,
+    CANDIDATES + "CreateCandidate": ADMIN,
+    CANDIDATES + "UpdateCandidate": ADMIN,
+    CANDIDATES + "DeleteCandidate": ADMIN,
+    CANDIDATES + "BatchReplaceCandidates": ADMIN,
+    CANDIDATES + "RollbackRevision": ADMIN,
+}
+SCHEME = "bearer "
+log = logging.getLogger(__name__)
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read."""
+
+    def __init__(self, tokens: TokenFile) -> None:
+        self._tokens = tokens
+        self._log = RefusalLog()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(OPEN):
+            return handler
+        given = given_token(handler_call_details.invocation_metadata)
+        token = None if given is None else self._tokens.find(given)
+        needed = EVERYONE if method.startswith(ANY_ROLE) else NEEDED.get(method, ADMIN)
+        error = refusal(method, needed, given, token)
+        return handler if error is None else self._refusing(method, error, token)
+
+    def _refusing(self, method: str, error: ModelsatError, token: Token | None) -> Any:
+        async def refuse(_: Any, context: Any) -> None:
+            self._log.add(method, context.peer(), token)
+            status = rpc_status.to_status(to_status(error))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+
+        # As a stream, whatever the method is: a single request would be received first.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def given_token(metadata: Iterable[tuple[str, Any]] | None) -> str | None:
+    """What stands behind `authorization: Bearer`; None unless it is there exactly once."""
+    values = [value for key, value in metadata or () if key == "authorization"]
+    if len(values) != 1 or not isinstance(values[0], str):
+        return None
+    scheme, text = values[0][: len(SCHEME)], values[0][len(SCHEME) :].strip()
+    return text if scheme.lower() == SCHEME and text else None
+
+
+def refusal(
+    method: str, needed: frozenset[str], given: str | None, token: Token | None
+) -> ModelsatError | None:
+    """Why a call that sent the text `given`, known as `token`, is refused; None: it is not."""
+    if given is None:
+        return UnauthenticatedError(
+            "The call carries no token; send the metadata `authorization: Bearer TOKEN` once."
+        )
+    if token is None:
+        return UnauthenticatedError(
+            "The token is not known to this server; `modelsat token` makes one and the entry for"
+            " the server's file of tokens."
+        )
+    if token.role in needed:
+        return None
+    return PermissionDeniedError(token.name, token.role, method, needed)
+
+
+class RefusalLog:
+    """Who was turned away, a few lines a second."""
+
+    def __init__(self) -> None:
+        self._lines = FewLines(log, logging.WARNING, "calls were refused")
+
+    def add(self, method: str, peer: str, token: Token | None) -> None:
+        """Log a refusal, never the token."""
+        who = "no known token" if token is None else f"token {token.name!r} ({token.role})"
+        self._lines.add("refused %s from %s: %s", method, peer, who)

@@ -1,0 +1,204 @@
+"""The server's certificate: checked at the start, read anew when its files change.
+
+gRPC asks for it at every handshake; what is asked costs a stat of each file. Connections keep the
+certificate that they began with, so a new one breaks no request.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from engine.api.errors import InvalidInputError, Violation
+from engine.serving.auth.file_watch import signature
+
+CERTIFICATE, KEY, CLIENT_CA = "--tls-certificate", "--tls-key", "--tls-client-ca"
+PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+MAX_FLIGHTS = 10  # of a handshake; TLS 1.3 takes three
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files. client_ca: the authority that client certificates must come from; an empty path
+    asks for none."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path
+
+    def paths(self) -> tuple[Path, ...]:
+        """Those that are given."""
+        return tuple(p for p in (self.certificate, self.key, self.client_ca) if p.name)
+
+
+class Certificates:
+    """The newest usable state of the files, for any number of ports.
+
+    Raises InvalidInputError where the files cannot be used at the start; later such files are
+    logged once, and the state before them stays.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._lock = threading.Lock()  # gRPC asks from threads of its own
+        self._signature = signature(files.paths())
+        self._version = 0
+        self._newest = _load(files)
+        self._context, self._context_version = _context(files), self._version
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For one port."""
+        shown = self._version
+
+        def fetch() -> Any:  # None says: as before; gRPC's stubs do not know it
+            nonlocal shown
+            version, newest = self._refresh()
+            if version == shown:
+                return None
+            shown = version
+            return newest
+
+        required = bool(self._files.client_ca.name)
+        return grpc.dynamic_ssl_server_credentials(self._newest, fetch, required)
+
+    def context(self) -> ssl.SSLContext:
+        """For one connection of a socket of our own."""
+        version, _ = self._refresh()
+        with self._lock:
+            if version != self._context_version:
+                try:
+                    self._context, self._context_version = _context(self._files), version
+                except (OSError, ssl.SSLError) as error:  # changed again since it was checked
+                    log.warning("the TLS certificate changes: %s", type(error).__name__)
+            return self._context
+
+    def _refresh(self) -> tuple[int, grpc.ServerCertificateConfiguration]:
+        with self._lock:
+            seen = signature(self._files.paths())
+            if seen != self._signature:
+                self._signature = seen
+                self._reload()
+            return self._version, self._newest
+
+    def _reload(self) -> None:
+        try:
+            self._newest = _load(self._files)
+        except InvalidInputError as error:
+            log.error("the TLS certificate stays as it was: %s", error)
+            return
+        self._version += 1
+        log.info("new TLS certificate from %s", self._files.certificate)
+
+
+def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    """What gRPC needs, checked. Raises InvalidInputError."""
+    before = signature(files.paths())
+    chain, key = _read(CERTIFICATE, files.certificate), _read(KEY, files.key)
+    _check_pair(files, chain, key)
+    roots = None
+    if files.client_ca.name:
+        roots = _read(CLIENT_CA, files.client_ca)
+        _check_authority(files.client_ca, roots)
+    if signature(files.paths()) != before:
+        raise InvalidInputError(Violation(CERTIFICATE, "and its files changed while being read."))
+    return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key, password="")
+    if files.client_ca.name:
+        context.load_verify_locations(files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _read(flag: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _wrong(
+            flag, path, f"cannot be read ({error.strerror})", "give a file that this user may read"
+        ) from error
+
+
+def _check_pair(files: TlsFiles, chain: bytes, key: bytes) -> None:
+    """Shakes hands with itself in memory, as a client that knows the certificate would."""
+    leaf = PEM.search(chain.decode("ascii", errors="replace"))
+    if leaf is None:
+        raise _wrong(
+            CERTIFICATE,
+            files.certificate,
+            "holds no PEM certificate",
+            "give the chain as PEM, the server's own certificate first",
+        )
+    if b"ENCRYPTED" in key:
+        raise _wrong(KEY, files.key, "is encrypted", "give a key without a passphrase")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        server.load_cert_chain(files.certificate, files.key, password="")
+    except (OSError, ssl.SSLError) as error:
+        reason = str(getattr(error, "reason", None) or type(error).__name__)
+        mismatch = "MISMATCH" in reason
+        found = "does not match the certificate" if mismatch else f"is no usable key ({reason})"
+        raise _wrong(
+            KEY, files.key, found, f"give the PEM key that {files.certificate} was made for"
+        ) from error
+    try:
+        _shake_hands(server, leaf[0])
+    except ssl.SSLError as error:
+        why = getattr(error, "verify_message", None) or error.reason
+        raise _wrong(
+            CERTIFICATE, files.certificate, f"clients would refuse: {why}", "renew it"
+        ) from error
+
+
+def _shake_hands(server: ssl.SSLContext, leaf: str) -> None:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(cadata=leaf)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for _ in range(MAX_FLIGHTS):
+        waiting = [end for end in ends if not _step(end)]
+        if not waiting:
+            return
+    raise ssl.SSLError("the handshake does not end")
+
+
+def _step(end: ssl.SSLObject) -> bool:
+    try:
+        end.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
+
+
+def _check_authority(path: Path, roots: bytes) -> None:
+    store = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        store.load_verify_locations(cadata=roots.decode("ascii", errors="replace"))
+    except ssl.SSLError as error:
+        raise _wrong(CLIENT_CA, path, "holds no PEM certificate", "give the authority's") from error
+    ends = [ssl.cert_time_to_seconds(str(c["notAfter"])) for c in store.get_ca_certs()]
+    if not ends:
+        raise _wrong(CLIENT_CA, path, "holds no authority", "give the certificate of one")
+    if max(ends) < time.time():
+        raise _wrong(CLIENT_CA, path, "has expired", "give a current one")
+
+
+def _wrong(flag: str, path: Path, found: str, remedy: str) -> InvalidInputError:
+    return InvalidInputError(Violation(flag, f"is {path}, which {found}; {remedy}."))

@@ -1,0 +1,188 @@
+"""What a server is made of: bundle, store, scoring, and the services on top, by address."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import grpc
+import numpy as np
+from tokenizers import Tokenizer
+
+import cpp_ext
+from engine import __version__
+from engine.api.errors import BundleError
+from engine.bundle.arrays import load_arrays
+from engine.bundle.manifest import Manifest, read_manifest
+from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, render
+from engine.bundle.training_set import load_training_set
+from engine.inference.backend import Backend, Readout
+from engine.inference.batcher import Batcher, Limits
+from engine.inference.cache import ScoreCache
+from engine.inference.devices import open_backend
+from engine.pb import (
+    candidate_service_pb2,
+    candidate_service_pb2_grpc,
+    external_processor_pb2_grpc,
+    router_service_pb2,
+    router_service_pb2_grpc,
+)
+from engine.registry.catalog import read_zoo
+from engine.registry.onnx_encoder import load_encoder
+from engine.registry.registry import Registry, open_registry
+from engine.registry.stores.outcomes import OutcomeStore
+from engine.routing.router import Fallback, Router, Rules
+from engine.routing.sessions import Sessions
+from engine.serving.extproc.gateway import Gateway, options_from
+from engine.serving.extproc.service import NAME as EXTPROC
+from engine.serving.extproc.service import ExternalProcessor
+from engine.serving.rpc.candidate_service import CandidateService
+from engine.serving.rpc.listener import Service
+from engine.serving.rpc.router_service import RouterService
+from engine.serving.settings import Settings
+from engine.serving.telemetry import Telemetry, sources
+from engine.serving.telemetry.metrics import Sources
+
+ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+CANDIDATES = candidate_service_pb2.DESCRIPTOR.services_by_name["CandidateService"].full_name
+WARM_UP = "Hi"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the services are made of, loaded and not yet serving."""
+
+    settings: Settings
+    manifest: Manifest
+    backend: Backend
+    readout: Readout
+    kernel: str
+    tokenizer: Tokenizer
+    registry: Registry
+    batcher: Batcher
+    router: Router
+    outcomes: OutcomeStore
+    telemetry: Telemetry
+    sources: Sources
+
+
+def load(settings: Settings, telemetry: Telemetry) -> Parts:
+    """Check and load everything. Raises BundleError, StoreError, InvalidInputError."""
+    manifest = read_manifest(settings.bundle, "bundle")
+    arrays = load_arrays(settings.bundle)
+    encoder = load_encoder(settings.bundle, manifest, arrays)
+    backend = open_backend(settings.bundle, manifest, settings.device, settings.threads)
+    tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
+    registry = open_registry(
+        settings.store,
+        encoder,
+        manifest.encoder_id,
+        manifest.width,
+        read_zoo(settings.bundle / "zoo.json"),
+        reembed=settings.reembed,
+        keep=settings.keep_revisions,
+    )
+    readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
+    batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting), telemetry.forwarded)
+    cache = ScoreCache(settings.cache_mb << 20)
+    outcomes = OutcomeStore(settings.outcomes, settings.max_outcomes)
+    router = Router(
+        registry,
+        batcher,
+        tokenizer,
+        load_training_set(settings.bundle),
+        cache,
+        Sessions(settings.max_sessions, settings.session_ttl_s),
+        Rules(
+            cast(Fallback, settings.fallback),
+            settings.default_candidate,
+            settings.switching_margin,
+        ),
+        observe=telemetry.decided,
+    )
+    kernel = cpp_ext.implementation()
+    if not kernel.startswith("c++"):
+        log.warning("scoring runs in %s", kernel)
+    scoring = (backend, readout, kernel, tokenizer, registry, batcher)
+    about = {"version": __version__, "backend": backend.describe(), "kernel": kernel}
+    watched = sources(
+        registry.table,
+        batcher,
+        settings.max_waiting,
+        cache,
+        about,
+        lambda: registry.store_state.connected,
+    )
+    return Parts(settings, manifest, *scoring, router, outcomes, telemetry, watched)
+
+
+def warm_up(parts: Parts) -> None:
+    """One forward pass of a short prompt, so that the first request finds everything in place.
+
+    Raises BundleError where the backbone fails.
+    """
+    prompt = render(WARM_UP, parts.tokenizer)
+    embeddings = parts.registry.table().embeddings
+    if not len(embeddings):
+        embeddings = np.zeros((1, *embeddings.shape[1:]), dtype=np.float32)
+    every = np.arange(len(embeddings))
+    try:
+        parts.backend.probabilities([prompt.tokens], embeddings, every, parts.readout)
+    except Exception as error:
+        raise BundleError(
+            f"the backbone of {parts.settings.bundle} fails on a short prompt"
+            f" ({type(error).__name__}); try another --device, or `make clean export`."
+        ) from error
+
+
+def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
+    """(the setting of an address, what answers there), that of RouterService first."""
+    settings = parts.settings
+    routing = RouterService(
+        parts.router, lambda: server_info(parts), settings.max_text_bytes, parts.outcomes
+    )
+    changing = CandidateService(parts.registry)
+
+    def add_router(server: grpc.aio.Server) -> None:
+        router_service_pb2_grpc.add_RouterServiceServicer_to_server(routing, server)
+
+    def add_candidates(server: grpc.aio.Server) -> None:
+        candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(changing, server)
+
+    router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
+    extproc = [("extproc_address", [_extproc(parts)])] if settings.extproc_address else []
+    if not settings.admin_address:
+        return [("address", [router, candidates]), *extproc]
+    return [("address", [router]), ("admin_address", [candidates]), *extproc]
+
+
+def _extproc(parts: Parts) -> Service:
+    """Raises InvalidInputError."""
+    gateway = Gateway(parts.router, options_from(parts.settings))
+    timeout_s = parts.settings.extproc_body_timeout_s
+    processor = ExternalProcessor(gateway, parts.telemetry, timeout_s)
+    add = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
+    return Service(EXTPROC, partial(add, processor))
+
+
+def server_info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
+    """What is served, and by what."""
+    manifest, table = parts.manifest, parts.registry.table()
+    return router_service_pb2.GetServerInfoResponse(
+        version=__version__,
+        backend=parts.backend.describe(),
+        kernel=parts.kernel,
+        layout=manifest.layout,
+        representation=manifest.representation,
+        depth=manifest.depth,
+        prompt_version=manifest.prompt_version,
+        encoder_id=manifest.encoder_id,
+        revision=table.revision,
+        candidates=len(table.candidates),
+        max_instruction_tokens=MAX_INSTRUCTION_TOKENS,
+        max_text_bytes=parts.settings.max_text_bytes,
+    )

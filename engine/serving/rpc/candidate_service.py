@@ -1,0 +1,289 @@
+"""CandidateService: from proto to Registry and back; field masks, paging, repeated requests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+
+from engine.api.candidate import ID_PATTERN, PREFIX, WORD_LISTS, Candidate, id_of
+from engine.api.errors import InvalidInputError, NotFoundError, Violation
+from engine.api.proto import OPTIONAL, candidate_from, candidate_to
+from engine.pb import candidate_pb2, candidate_service_pb2_grpc
+from engine.pb import candidate_service_pb2 as pb
+from engine.registry.registry import Registry
+from engine.registry.stores.base import Revision
+from engine.registry.table import Table
+
+DEFAULT_PAGE, MAX_PAGE = 50, 200
+MAX_REMEMBERED = 1024  # request ids
+MAX_REQUEST_ID_CHARS = 64
+MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL, *WORD_LISTS)
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Message, Message]
+
+log = logging.getLogger(__name__)
+
+
+class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
+    """See proto/modelsat/v1/candidate_service.proto; errors are mapped by StatusInterceptor."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._answered: OrderedDict[str, tuple[bytes, asyncio.Task[Any]]] = OrderedDict()
+
+    async def CreateCandidate(
+        self, request: pb.CreateCandidateRequest, context: Context
+    ) -> candidate_pb2.Candidate:
+        """Register a new candidate; a repeated request id joins the first request of that id."""
+        key = request.request_id
+        if len(key) > MAX_REQUEST_ID_CHARS:
+            raise InvalidInputError(
+                Violation(
+                    "request_id", f"is {len(key)} characters; at most {MAX_REQUEST_ID_CHARS}."
+                )
+            )
+        if not key or request.validate_only:
+            return await self._create(request)
+        content = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        if key not in self._answered:
+            self._remember(key, content, asyncio.create_task(self._create(request)))
+        known, task = self._answered[key]
+        if known != content:
+            raise InvalidInputError(
+                Violation("request_id", "was used before for another request; take a new one.")
+            )
+        # Shielded: the change goes on without a caller that gave up, and its retry finds it here.
+        answer: candidate_pb2.Candidate = await asyncio.shield(task)
+        return answer
+
+    async def _create(self, request: pb.CreateCandidateRequest) -> candidate_pb2.Candidate:
+        candidate = await self._registry.create(
+            _new_candidate(request), validate_only=request.validate_only
+        )
+        self._log("created", candidate.name, request.validate_only)
+        return candidate_to(candidate)
+
+    def _remember(self, key: str, content: bytes, task: asyncio.Task[Any]) -> None:
+        def forget_failure(done: asyncio.Task[Any]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                self._answered.pop(key, None)
+
+        task.add_done_callback(forget_failure)
+        self._answered[key] = (content, task)
+        if len(self._answered) > MAX_REMEMBERED:
+            self._answered.popitem(last=False)
+
+    async def GetCandidate(
+        self, request: pb.GetCandidateRequest, context: Context
+    ) -> candidate_pb2.Candidate:
+        """Return one candidate."""
+        candidate = self._registry.table().get(id_of(request.name))
+        if candidate is None:
+            raise NotFoundError(request.name)
+        return candidate_to(candidate)
+
+    async def ListCandidates(
+        self, request: pb.ListCandidatesRequest, context: Context
+    ) -> pb.ListCandidatesResponse:
+        """Return a page. The token is the last id of the page before, so that candidates added or
+        removed in between neither repeat nor hide others."""
+        if request.page_size < 0:
+            raise InvalidInputError(
+                Violation("page_size", f"is {request.page_size}; expected 0 or more.")
+            )
+        if request.page_token and not ID_PATTERN.fullmatch(request.page_token):
+            raise InvalidInputError(
+                Violation("page_token", "is no next_page_token of this server; begin without one.")
+            )
+        table = self._registry.table()
+        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        rest = [c for c in table.candidates if c.id > request.page_token]
+        page = rest[:size]
+        return pb.ListCandidatesResponse(
+            candidates=await asyncio.to_thread(candidate_messages, page),
+            next_page_token=page[-1].id if len(rest) > size else "",
+            revision=table.revision,
+        )
+
+    async def UpdateCandidate(
+        self, request: pb.UpdateCandidateRequest, context: Context
+    ) -> candidate_pb2.Candidate:
+        """Change the fields that the mask names."""
+        given = candidate_from(request.candidate, "candidate")
+        fields = _masked(request)
+
+        def merge(present: Candidate | None) -> Candidate:
+            if present is None:
+                return given
+            return replace(present, **{name: getattr(given, name) for name in fields})
+
+        candidate = await self._registry.update(
+            given.id,
+            merge,
+            etag=request.candidate.etag,
+            allow_missing=request.allow_missing,
+            validate_only=request.validate_only,
+        )
+        self._log("updated", candidate.name, request.validate_only)
+        return candidate_to(candidate)
+
+    async def DeleteCandidate(
+        self, request: pb.DeleteCandidateRequest, context: Context
+    ) -> empty_pb2.Empty:
+        """Remove a candidate."""
+        await self._registry.delete(
+            id_of(request.name),
+            etag=request.etag,
+            allow_missing=request.allow_missing,
+            validate_only=request.validate_only,
+        )
+        self._log("deleted", request.name, request.validate_only)
+        return empty_pb2.Empty()
+
+    async def BatchReplaceCandidates(
+        self, request: pb.BatchReplaceCandidatesRequest, context: Context
+    ) -> pb.BatchReplaceCandidatesResponse:
+        """Make the given list the whole table."""
+        given = await asyncio.to_thread(_candidates, request.candidates)
+        table = await self._registry.replace(given, validate_only=request.validate_only)
+        self._log("replaced all by", f"{len(given)} candidates", request.validate_only)
+        answer = given if request.validate_only else table.candidates
+        return pb.BatchReplaceCandidatesResponse(
+            candidates=await asyncio.to_thread(candidate_messages, answer), revision=table.revision
+        )
+
+    async def ListRevisions(
+        self, request: pb.ListRevisionsRequest, context: Context
+    ) -> pb.ListRevisionsResponse:
+        """Return a page, newest first. The token is the last number of the page before."""
+        if request.page_size < 0:
+            raise InvalidInputError(
+                Violation("page_size", f"is {request.page_size}; expected 0 or more.")
+            )
+        return await page_of_revisions(
+            self._registry, request.page_token, min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        )
+
+    async def RollbackRevision(
+        self, request: pb.RollbackRevisionRequest, context: Context
+    ) -> pb.RollbackRevisionResponse:
+        """Make the table of an earlier revision the newest one."""
+        if not 0 < request.revision < 2**62:
+            raise InvalidInputError(
+                Violation("revision", f"is {request.revision}; expected 1 or more.")
+            )
+        made = await self._registry.rollback(request.revision, validate_only=request.validate_only)
+        self._log("rolled back to", str(request.revision), request.validate_only)
+        return pb.RollbackRevisionResponse(revision=revision_to(made))
+
+    async def WatchCandidates(
+        self, request: pb.WatchCandidatesRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
+        """Answer with the table, then with its changes, until the server stops."""
+        async with aclosing(watch(self._registry, request.known_revision)) as answers:
+            async for answer in answers:
+                yield answer
+
+    def _log(self, what: str, name: str, validate_only: bool) -> None:
+        if not validate_only:
+            log.info("%s %s, revision %d", what, name, self._registry.table().revision)
+
+
+# Long enough (see candidate_messages) to be done off the loop.
+def _candidates(messages: Sequence[candidate_pb2.Candidate]) -> list[Candidate]:
+    return [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(messages)]
+
+
+def _new_candidate(request: pb.CreateCandidateRequest) -> Candidate:
+    message = candidate_pb2.Candidate()
+    message.CopyFrom(request.candidate)
+    given = PREFIX + request.candidate_id
+    if request.candidate_id and message.name not in ("", given):
+        raise InvalidInputError(
+            Violation("candidate_id", f"says {given[:80]!r}, candidate.name another; give one.")
+        )
+    if request.candidate_id:
+        message.name = given
+    return candidate_from(message, "candidate")
+
+
+def _masked(request: pb.UpdateCandidateRequest) -> tuple[str, ...]:
+    """The fields to change, as google.aip.dev/134 reads a mask."""
+    paths = tuple(request.update_mask.paths)
+    if not paths:
+        present = {descriptor.name for descriptor, _ in request.candidate.ListFields()}
+        return tuple(name for name in MUTABLE if name in present)
+    if paths == ("*",):
+        return MUTABLE
+    if unknown := [path for path in paths if path not in MUTABLE]:
+        raise InvalidInputError(
+            Violation("update_mask", f"names {unknown}; can be changed: {list(MUTABLE)}, or '*'.")
+        )
+    return paths
+
+
+def candidate_messages(candidates: Sequence[Candidate]) -> list[candidate_pb2.Candidate]:
+    """0.3 ms a candidate."""
+    return [candidate_to(c) for c in candidates]
+
+
+def revision_to(revision: Revision) -> pb.Revision:
+    """create_time is unset for a revision that was not made."""
+    message = pb.Revision(
+        number=revision.number,
+        description=revision.description,
+        candidates=revision.candidates,
+    )
+    if revision.created_us:
+        message.create_time.FromMicroseconds(revision.created_us)
+    return message
+
+
+async def page_of_revisions(registry: Registry, token: str, size: int) -> pb.ListRevisionsResponse:
+    """token: the last number of the page before, empty for the first page."""
+    if token and not (token.isascii() and token.isdigit() and len(token) < 19):
+        raise InvalidInputError(
+            Violation("page_token", "is no next_page_token of this server; begin without one.")
+        )
+    found = await registry.revisions(int(token) if token else None, size + 1)
+    page = found[:size]
+    return pb.ListRevisionsResponse(
+        revisions=[revision_to(r) for r in page],
+        next_page_token=str(page[-1].number) if len(found) > size else "",
+    )
+
+
+async def watch(
+    registry: Registry, known_revision: int
+) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
+    """The whole table unless the watcher has it, then each change; ends when the server stops."""
+    shown: Table | None = None
+    async with aclosing(registry.tables()) as tables:
+        async for table in tables:
+            if shown is None and table.revision == known_revision:
+                shown = table
+                continue
+            answer = await asyncio.to_thread(_step, shown, table)
+            shown = table
+            yield answer
+
+
+def _step(shown: Table | None, table: Table) -> pb.WatchCandidatesResponse:
+    """What takes a watcher that has `shown` (None: nothing) to `table`."""
+    changed = [c for c in table.candidates if shown is None or shown.get(c.id) != c]
+    gone = [] if shown is None else [c.id for c in shown.candidates if c.id not in table.rows]
+    return pb.WatchCandidatesResponse(
+        revision=table.revision,
+        changed=candidate_messages(changed),
+        removed=[PREFIX + i for i in gone],
+    )

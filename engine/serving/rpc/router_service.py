@@ -1,0 +1,212 @@
+"""RouterService: from proto to Router and back; one request, several, a stream of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from engine.api.candidate import id_of
+from engine.api.errors import InvalidInputError, Violation
+from engine.api.limits import check_text
+from engine.api.proto import instruction_from, policy_from, session_from
+from engine.pb import router_service_pb2 as pb
+from engine.pb import router_service_pb2_grpc
+from engine.registry.stores.outcomes import OutcomeStore, Recorded
+from engine.routing.router import Router
+from engine.serving.rpc.responses import response_from
+from engine.serving.rpc.status import failure_status, reason_of
+
+MAX_BATCH = 256
+MAX_AT_A_TIME = 64  # of one caller's batch or stream, so that it leaves room in the queue
+MAX_STREAM_ID_CHARS = 64
+MAX_CATEGORY_CHARS = 200
+DECISION_ID = re.compile(r"[0-9a-f]{32}")
+Info = Callable[[], pb.GetServerInfoResponse]
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Message, Message]
+
+
+class RouterService(router_service_pb2_grpc.RouterServiceServicer):
+    """See proto/modelsat/v1/router_service.proto; errors are mapped by StatusInterceptor."""
+
+    def __init__(
+        self, router: Router, info: Info, max_text_bytes: int, outcomes: OutcomeStore
+    ) -> None:
+        self._router = router
+        self._max_text_bytes = max_text_bytes
+        self._info = info
+        self._outcomes = outcomes
+
+    async def Route(self, request: pb.RouteRequest, context: Context) -> pb.RouteResponse:
+        """Choose a candidate."""
+        return await self._route(request, _deadline(context))
+
+    async def BatchRoute(
+        self, request: pb.BatchRouteRequest, context: Context
+    ) -> pb.BatchRouteResponse:
+        """Choose for each request; one that fails does not fail the others."""
+        count = len(request.requests)
+        if not 1 <= count <= MAX_BATCH:
+            raise InvalidInputError(
+                Violation("requests", f"has {count} entries; expected 1 to {MAX_BATCH}.")
+            )
+        deadline, slots = _deadline(context), asyncio.Semaphore(MAX_AT_A_TIME)
+
+        async def one(each: pb.RouteRequest) -> pb.RouteResult:
+            async with slots:
+                return await self._result(each, deadline, "BatchRoute")
+
+        async with asyncio.TaskGroup() as group:  # cancels them all where the caller gives up
+            tasks = [group.create_task(one(each)) for each in request.requests]
+        return pb.BatchRouteResponse(results=[task.result() for task in tasks])
+
+    async def StreamRoute(
+        self, requests: AsyncIterator[pb.StreamRouteRequest], context: Context
+    ) -> AsyncIterator[pb.StreamRouteResponse]:
+        """Choose for each request as it comes."""
+        deadline = _deadline(context)
+
+        async def one(each: pb.StreamRouteRequest) -> pb.StreamRouteResponse:
+            if len(each.id) > MAX_STREAM_ID_CHARS:
+                wrong = Violation(
+                    "id", f"is {len(each.id)} characters; at most {MAX_STREAM_ID_CHARS}."
+                )
+                result = _error(InvalidInputError(wrong), "StreamRoute")
+            else:
+                result = await self._result(each.request, deadline, "StreamRoute")
+            return pb.StreamRouteResponse(id=each.id[:MAX_STREAM_ID_CHARS], result=result)
+
+        async with aclosing(as_ready(requests, one, MAX_AT_A_TIME)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def RecordOutcome(
+        self, request: pb.RecordOutcomeRequest, context: Context
+    ) -> pb.RecordOutcomeResponse:
+        """Keep an outcome; see OutcomeStore.record."""
+        outcome = _recorded(request, self._max_text_bytes)
+        return pb.RecordOutcomeResponse(recorded=await self._outcomes.record(outcome))
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        """Say what is served."""
+        return self._info()
+
+    async def _route(self, request: pb.RouteRequest, deadline: float) -> pb.RouteResponse:
+        return await route(self._router, request, self._max_text_bytes, deadline)
+
+    async def _result(
+        self, request: pb.RouteRequest, deadline: float, method: str
+    ) -> pb.RouteResult:
+        try:
+            return pb.RouteResult(response=await self._route(request, deadline))
+        except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
+            return _error(error, method)
+
+
+async def route(
+    router: Router, request: pb.RouteRequest, max_text_bytes: int, deadline: float
+) -> pb.RouteResponse:
+    """The answer to one request, over whatever it came. deadline: of time.monotonic()."""
+    text, context_chars = instruction_from(request, max_text_bytes)
+    decision = await router.route(
+        text,
+        policy_from(request.policy),
+        context_chars=context_chars,
+        deadline=deadline,
+        session=session_from(request),
+        dry_run=request.dry_run,
+    )
+    return response_from(decision)
+
+
+def _error(error: Exception, method: str) -> pb.RouteResult:
+    status = failure_status(error, method)
+    told = pb.RouteError(code=status.code, message=status.message, reason=reason_of(status))
+    return pb.RouteResult(error=told)
+
+
+def _deadline(context: Context) -> float:
+    """Of time.monotonic()."""
+    left = context.time_remaining()
+    return float("inf") if left is None else time.monotonic() + left
+
+
+def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> Recorded:
+    """Raises one InvalidInputError that lists everything that is wrong."""
+    problems: list[Violation] = []
+    identifier = ""
+    if not DECISION_ID.fullmatch(request.decision_id):
+        found = request.decision_id[:80]
+        problems.append(
+            Violation("decision_id", f"is {found!r}; expected decision_id of an answer of Route.")
+        )
+    try:
+        identifier = id_of(request.candidate, "candidate")
+        if request.text:
+            check_text(request.text, max_text_bytes)
+    except InvalidInputError as error:
+        problems += error.violations
+    if not 0 <= request.score <= 1:  # true for NaN too
+        problems.append(Violation("score", f"is {request.score}; expected a number in [0, 1]."))
+    if len(request.category) > MAX_CATEGORY_CHARS:
+        size = len(request.category)
+        problems.append(
+            Violation("category", f"is {size} characters, the limit is {MAX_CATEGORY_CHARS}.")
+        )
+    if problems:
+        raise InvalidInputError(*problems)
+    return Recorded(request.decision_id, identifier, request.score, request.text, request.category)
+
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+async def as_ready(
+    requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Answer]], limit: int
+) -> AsyncGenerator[Answer, None]:
+    """answer(r) of every request, in order of completion.
+
+    At most `limit` requests are read and not yet answered, answers that nobody took yet included,
+    so that a reader who stalls stalls the sender. What runs is cancelled when the iteration ends
+    or is closed; close it (contextlib.aclosing) rather than leave that to the garbage collector.
+    `answer` does not raise.
+    """
+    slots = asyncio.Semaphore(limit)
+    ready: asyncio.Queue[Answer | None] = asyncio.Queue()
+    running: set[asyncio.Task[None]] = set()
+
+    async def work(request: Request) -> None:
+        ready.put_nowait(await answer(request))
+
+    async def read() -> None:
+        try:
+            await slots.acquire()
+            async for request in requests:
+                task = asyncio.create_task(work(request))
+                running.add(task)
+                task.add_done_callback(running.discard)
+                await slots.acquire()
+            await asyncio.gather(*running)
+        finally:
+            ready.put_nowait(None)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (found := await ready.get()) is not None:
+            yield found
+            slots.release()
+        await reader  # raises what the transport raised
+    finally:
+        for task in (reader, *running):
+            task.cancel()
+        await asyncio.gather(reader, *running, return_exceptions=True)

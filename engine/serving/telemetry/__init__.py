@@ -1,0 +1,226 @@
+"""What leaves the server about its work: metrics, traces, log lines, audit sample.
+
+The router, the batcher and the gRPC server tell it what happened; nothing that it does may fail a
+request or make one wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from google.rpc import code_pb2
+
+from engine import __version__
+from engine.api.errors import ModelsatError
+from engine.api.policy import Policy
+from engine.api.request_context import TRACE, trace_of
+from engine.inference.batcher import Batcher
+from engine.inference.cache import ScoreCache
+from engine.registry.table import Table
+from engine.routing.router import Decision
+from engine.serving.console.feed import Feed
+from engine.serving.console.http_server import HttpServer
+from engine.serving.rpc.status import code_of
+from engine.serving.settings import Settings
+from engine.serving.telemetry.audit import AuditLog
+from engine.serving.telemetry.metrics import Metrics, Sources, exposition
+
+if TYPE_CHECKING:
+    from engine.serving.telemetry.tracing import Rpc, Tracing
+
+TRACE_HEADERS = ("traceparent", "tracestate")
+# Asked every few seconds by every prober; counted, but no traces.
+# Of ext_proc, traced() knows the caller better.
+UNTRACED = ("grpc.health.", "grpc.reflection.", "envoy.service.ext_proc.")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """An RPC that is being answered. method: package.Service/Method. began: perf_counter."""
+
+    method: str
+    began: float
+    rpc: Rpc | None
+
+
+class Telemetry:
+    """One for a server; each part is None where the settings leave it off. metrics and feed are
+    what the console reads."""
+
+    def __init__(
+        self,
+        metrics: Metrics | None = None,
+        exposition: HttpServer | None = None,
+        tracing: Tracing | None = None,
+        audit: AuditLog | None = None,
+        feed: Feed | None = None,
+    ) -> None:
+        self.metrics = metrics
+        self.feed = feed
+        self._exposition = exposition
+        self._tracing = tracing
+        self._audit = audit
+
+    def start(self, sources: Sources) -> None:
+        """Serve /metrics; sources are read at every scrape, those of the audit are added."""
+        if self.metrics is None:
+            return
+        sampled = dict(sources.sampled)
+        if self._audit is not None:
+            lines = self._audit.lines
+            sampled["modelsat_audit_lines_total"] = lambda: {(k,): v for k, v in lines.items()}
+        self.metrics.watch(Sources(sources.candidates, sampled))
+        if self._exposition is not None:
+            self._exposition.start()
+            log.info("metrics on port %d, /metrics", self._exposition.port)
+
+    def begin(self, method: str, headers: Mapping[str, str]) -> Call:
+        """An RPC begins in this task. headers: its metadata, at least those of TRACE_HEADERS."""
+        rpc = None
+        if self._tracing is not None and not method.startswith(UNTRACED):
+            rpc = self._tracing.begin(method, headers)
+        traceparent = headers.get("traceparent", "")
+        TRACE.set(rpc.trace_id if rpc else trace_of(traceparent))
+        return Call(method, time.perf_counter(), rpc)
+
+    @contextmanager
+    def traced(self, name: str, headers: Mapping[str, str]) -> Iterator[None]:
+        """What one HTTP request asks for, in this task. headers: see begin."""
+        rpc = self._tracing.begin(name, headers) if self._tracing is not None else None
+        TRACE.set(rpc.trace_id if rpc else trace_of(headers.get("traceparent", "")))
+        number = code_pb2.CANCELLED
+        try:
+            yield
+            number = code_pb2.OK
+        except Exception as error:
+            number = code_of(error)
+            raise
+        finally:
+            if self._tracing is not None and rpc is not None:
+                self._tracing.end(rpc, code_pb2.Code.Name(number), number)
+
+    def extproc_answered(self, code: str) -> None:
+        """See Metrics."""
+        if self.metrics is not None:
+            self.metrics.extproc_answered(code)
+
+    def answered(self, call: Call, code: str, number: int) -> None:
+        """It ended with that gRPC status, as name and number."""
+        if self.metrics is not None:
+            self.metrics.answered(call.method, code, time.perf_counter() - call.began)
+        if self._tracing is not None and call.rpc is not None:
+            self._tracing.end(call.rpc, code, number)
+
+    def forwarded(self, requests: int, rows: int) -> None:
+        """A forward pass of so many requests and rows ended."""
+        if self.metrics is not None:
+            self.metrics.forwarded(requests, rows)
+
+    def decided(self, decision: Decision, policy: Policy, text: str, dry_run: bool) -> None:
+        """A decision was made in this task; its ranking holds every eligible candidate.
+
+        A dry run is traced and logged, but neither counted nor audited nor shown.
+        """
+        kind = decision.kind
+        try:
+            if self._tracing is not None:
+                self._tracing.decided(decision, kind)
+            if self.metrics is not None and not dry_run:
+                self.metrics.decided(decision, kind)
+            if self._audit is not None and not dry_run:
+                self._audit.offer(decision, kind, policy, TRACE.get(), text)
+            if self.feed is not None and not dry_run:
+                self.feed.add(decision, text)
+        except Exception as error:  # the caller gets the decision all the same
+            log.error("telemetry of a decision failed: %s", type(error).__name__, exc_info=True)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_decision(decision, kind, dry_run)
+
+    def reopen(self) -> None:
+        """Open the audit file anew, as SIGHUP asks for."""
+        if self._audit is not None:
+            self._audit.reopen()
+
+    async def stop(self) -> None:
+        """Send and write what waits, for a few seconds at most, and close the port."""
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        for part in (self._audit, self._tracing, self._exposition):
+            if part is not None:
+                part.stop()
+
+
+def open_telemetry(settings: Settings) -> Telemetry:
+    """Everything that the settings turn on. Raises ModelsatError in one sentence where a port is
+    taken, a file cannot be written or a package is missing."""
+    tracing = _open_tracing(settings.trace_address) if settings.trace_address else None
+    metrics = served = audit = feed = None
+    if settings.metrics_address or settings.console_address:
+        metrics = Metrics()
+    if settings.metrics_address and metrics is not None:
+        served = exposition(settings.metrics_address, metrics.registry)
+    if settings.console_address:
+        feed = Feed(with_text=settings.audit_text)
+    if settings.audit.name:
+        audit = AuditLog(settings.audit, settings.audit_share, with_text=settings.audit_text)
+    return Telemetry(metrics, served, tracing, audit, feed)
+
+
+def sources(
+    table: Callable[[], Table],
+    batcher: Batcher,
+    queue_limit: int,
+    cache: ScoreCache,
+    about: Mapping[str, str],
+    store_up: Callable[[], bool] = lambda: True,
+) -> Sources:
+    """What a scrape reads. about: version, backend and kernel, in this order. store_up: whether
+    the candidate store answers; called from another thread at every scrape, so it must not wait."""
+    info = {tuple(about.values()): 1.0}
+    return Sources(
+        lambda: table().rows,
+        {
+            "modelsat_info": lambda: info,
+            "modelsat_queue_length": lambda: {(): batcher.waiting},
+            "modelsat_queue_limit": lambda: {(): queue_limit},
+            "modelsat_revision": lambda: {(): table().revision},
+            "modelsat_candidates": lambda: {(): len(table().candidates)},
+            "modelsat_store_up": lambda: {(): store_up()},
+            "modelsat_cache_hits_total": lambda: {(): cache.hits},
+            "modelsat_cache_misses_total": lambda: {(): cache.misses},
+            "modelsat_cache_bytes": lambda: {(): cache.size},
+        },
+    )
+
+
+def _open_tracing(address: str) -> Tracing:
+    try:
+        from engine.serving.telemetry.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ModelsatError(
+            f"--trace-address needs a package that is not installed ({error.name}); run"
+            " `pip install '.[otel]'`, or leave it out."
+        ) from error
+    return Tracing(address, __version__)
+
+
+def _log_decision(decision: Decision, kind: str, dry_run: bool) -> None:
+    log.debug(
+        "decided",
+        extra={
+            "selected": decision.selected.name,
+            "kind": kind,
+            "revision": decision.revision,
+            "input_tokens": decision.input_tokens,
+            "dry_run": dry_run,
+            "total_ms": round(1000 * decision.timing["total"], 3),
+        },
+    )

@@ -1,0 +1,154 @@
+"""OpenTelemetry spans, joined to the caller's trace and sent to a collector by OTLP over gRPC.
+
+One span for an RPC, below it one for each phase, made from the times that were measured anyway. An
+RPC of several decisions (BatchRoute, StreamRoute) has a span `decide` for each, with the phases
+below. Sampled is what the caller samples; without a caller's trace, everything. Never a text.
+
+opentelemetry is imported here alone, and this module only where --trace-address is set.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from threading import Thread
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from engine.routing.router import Decision
+
+WAITING = 2048  # spans; the oldest are dropped where the collector does not take them
+BATCH = 512
+DELAY_MS = 1000
+EXPORT_S = 5.0
+STOP_S = 3.0
+SEVERAL = ("/BatchRoute", "/StreamRoute")
+# In the order in which they happen; `choose` ends with the decision.
+PHASES = ("prepare", "queue", "forward", "score")
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """The span of a running RPC. several: it may make more than one decision."""
+
+    span: Span
+    context: Context
+    several: bool
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return format_trace_id(self.span.get_span_context().trace_id)
+
+
+_RUNNING: ContextVar[Rpc | None] = ContextVar("rpc", default=None)
+
+
+class Tracing:
+    """Sends spans to the OTLP collector at `address` (HOST:PORT, without TLS)."""
+
+    def __init__(self, address: str, version: str) -> None:
+        about = {
+            "service.name": os.environ.get("OTEL_SERVICE_NAME", "modelsat"),
+            "service.version": version,
+            "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
+        }
+        self._exporter = OTLPSpanExporter(f"http://{address}", insecure=True, timeout=EXPORT_S)
+        self._provider = TracerProvider(
+            ParentBased(ALWAYS_ON), Resource.create(about), shutdown_on_exit=False
+        )
+        self._provider.add_span_processor(
+            BatchSpanProcessor(
+                self._exporter,
+                max_queue_size=WAITING,
+                schedule_delay_millis=DELAY_MS,
+                max_export_batch_size=BATCH,
+            )
+        )
+        self._tracer: Tracer = self._provider.get_tracer("modelsat", version)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def begin(self, method: str, headers: Mapping[str, str]) -> Rpc:
+        """The span of an RPC; decisions of this task, and of those it starts, go below it.
+
+        method: full name, package.Service/Method. headers: those of the W3C trace context.
+        """
+        service, _, name = method.rpartition("/")
+        parent = self._propagator.extract(headers, Context())
+        span = self._tracer.start_span(
+            method,
+            parent,
+            SpanKind.SERVER,
+            {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
+        )
+        rpc = Rpc(span, set_span_in_context(span, parent), method.endswith(SEVERAL))
+        _RUNNING.set(rpc)
+        return rpc
+
+    def end(self, rpc: Rpc, code: str, number: int) -> None:
+        """The RPC was answered with that gRPC status, as name and number."""
+        rpc.span.set_attribute("rpc.grpc.status_code", number)
+        if number:
+            rpc.span.set_status(Status(StatusCode.ERROR, code))
+        rpc.span.end()
+
+    def decided(self, decision: Decision, kind: str) -> None:
+        """A decision was made just now, in the task of an RPC."""
+        rpc = _RUNNING.get()
+        if rpc is None or not rpc.span.is_recording():
+            return
+        end = time.time_ns()
+        begin = end - _nanoseconds(decision, "total")
+        span, context = rpc.span, rpc.context
+        if rpc.several:
+            span = self._tracer.start_span("decide", context, start_time=begin)
+            context = set_span_in_context(span, context)
+        span.set_attributes(
+            {
+                "modelsat.decision_id": decision.id,
+                "modelsat.revision": decision.revision,
+                "modelsat.selected": decision.selected.name,
+                "modelsat.kind": kind,
+            }
+        )
+        at = begin
+        for phase in PHASES:
+            at = self._phase(phase, context, at, at + _nanoseconds(decision, phase))
+        self._phase("choose", context, end - _nanoseconds(decision, "choose"), end)
+        if rpc.several:
+            span.end(end)
+
+    def _phase(self, name: str, context: Context, begin: int, end: int) -> int:
+        self._tracer.start_span(name, context, start_time=begin).end(end)
+        return end
+
+    def stop(self) -> None:
+        """Send what waits, within STOP_S."""
+        ending = Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        ending.start()
+        ending.join(STOP_S)
+        if ending.is_alive():  # the collector does not answer; without the exporter, it gives up
+            self._exporter.shutdown()
+
+
+def _nanoseconds(decision: Decision, phase: str) -> int:
+    return round(decision.timing.get(phase, 0.0) * 1e9)

@@ -1,0 +1,218 @@
+"""Simple routers on the same rows, to measure Model-SAT against.
+
+Each takes training rows and test rows and gives probabilities (B, M). Text is read by
+all-MiniLM-L6-v2 (256 tokens). Those that learn a number for each candidate cannot judge one they
+have not seen; `bilinear` and `aptitude_knn` can, from its aptitude figures.
+
+Letters: N training rows, B test rows, M candidates, U unseen ones, E embedding width, T tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.evaluation.metrics import pooled_auc
+from training.model.loss import bce
+from training.model.model import TextEncoder
+from training.weights.base import CACHE, ENCODER, load_base
+
+Floats = NDArray[np.float32]
+READS = 256  # tokens of MiniLM
+NEIGHBOURS = (20, 40, 80)
+PRIOR = 10.0  # outcomes that a candidate's mean counts for beside a subject's own
+
+
+@dataclass(frozen=True)
+class Rows:
+    """x: (N, E) embeddings. scores: (M, N). subjects: N names."""
+
+    x: Floats
+    scores: Floats
+    subjects: Sequence[str]
+
+
+def embed(texts: Sequence[str], cache: Path) -> Floats:
+    """(N, E) MiniLM embeddings, kept in `cache`."""
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    path = cache / f"{digest}.npy"
+    if path.is_file():
+        return np.asarray(np.load(path))
+    encoder = TextEncoder(load_base(ENCODER, CACHE))
+    encoder.tokenizer.enable_truncation(READS)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found: list[Floats] = []
+    for start in tqdm(range(0, len(order), 64), desc="embed", unit="batch"):
+        found.append(encoder.embed([texts[i] for i in order[start : start + 64]]))
+    x = np.empty((len(texts), found[0].shape[1]), dtype=np.float32)
+    x[order] = np.concatenate(found)
+    cache.mkdir(parents=True, exist_ok=True)
+    np.save(path, x)
+    return x
+
+
+def candidate_mean(train: Rows, rows: int) -> Floats:
+    """(rows, M): each candidate's mean outcome; its first choice is the best single one."""
+    return np.tile(np.nanmean(train.scores, axis=1), (rows, 1))
+
+
+def subject_mean(train: Rows, test: Rows) -> Floats:
+    """Each candidate's mean on the instruction's subject, drawn to its own mean. It is told the
+    subject, which a router is not."""
+    prior: Floats = np.nanmean(train.scores, axis=1)
+    table: dict[str, Any] = {}
+    names = np.array(train.subjects)
+    for name in set(train.subjects):
+        part = train.scores[:, names == name]
+        known = (~np.isnan(part)).sum(axis=1)
+        table[name] = (np.nansum(part, axis=1) + PRIOR * prior) / (known + PRIOR)
+    return np.stack([table.get(s, prior) for s in test.subjects])
+
+
+def knn(train: Rows, test: Rows, neighbours: int) -> Floats:
+    """Mean outcome on the nearest training rows, weighted by cosine, drawn to the mean."""
+    near, weight = _nearest(train.x, test.x, neighbours)
+    found = train.scores[:, near]
+    known = ~np.isnan(found)
+    total = (np.where(known, found, 0) * weight).sum(axis=2)
+    prior = np.nanmean(train.scores, axis=1)[:, None]
+    return np.asarray(((total + 2 * prior) / ((known * weight).sum(axis=2) + 2)).T)
+
+
+def _nearest(x: Floats, y: Floats, neighbours: int) -> tuple[NDArray[np.int64], Floats]:
+    similarity = y @ x.T
+    near = np.argpartition(-similarity, neighbours, axis=1)[:, :neighbours]
+    return near, np.take_along_axis(similarity, near, axis=1).clip(0.01)
+
+
+def logistic(train: Rows, test: Rows) -> Floats:
+    """Logistic regression for each candidate."""
+    p = []
+    for scores in train.scores:
+        known = ~np.isnan(scores)
+        x, y = train.x[known], scores[known]
+        fit = LogisticRegression(C=1.0, max_iter=300).fit(
+            np.concatenate([x, x]), np.repeat([1, 0], len(y)), np.concatenate([y, 1 - y])
+        )
+        p.append(fit.predict_proba(test.x)[:, 1])
+    return np.stack(p, axis=1)
+
+
+def mlp(train: Rows, validation: Rows, test: Rows, seed: int = 0) -> Floats:
+    """One hidden layer shared by all candidates, an output for each; stopped on validation loss."""
+    torch.manual_seed(seed)
+    width, candidates = train.x.shape[1], len(train.scores)
+    network = nn.Sequential(
+        nn.Linear(width, 256), nn.GELU(), nn.Dropout(0.2), nn.Linear(256, candidates)
+    )
+    return _fit(network, lambda x, _: network(x), train, validation, test)
+
+
+def bilinear(
+    train: Rows, validation: Rows, test: Rows, figures: Floats, tested: Floats, seed: int = 0
+) -> Floats:
+    """x W a + u x + v a + b, a = aptitude figures (M, T); `tested` (U, T) are those of the
+    candidates to judge, seen or not. -> (B, U)."""
+    torch.manual_seed(seed)
+    center, spread = np.nanmean(figures, axis=0), max(float(np.nanstd(figures)), 1e-3)
+
+    def standard(a: Floats) -> Tensor:
+        filled = np.nan_to_num((a - center) / spread)
+        return torch.from_numpy(np.concatenate([filled, np.ones((len(a), 1))], 1)).float()
+
+    left = nn.Linear(train.x.shape[1], figures.shape[1] + 1)
+    seen, judged = standard(figures), standard(tested)
+
+    return _fit(
+        left, lambda x, last: left(x) @ (judged if last else seen).T, train, validation, test
+    )
+
+
+def _fit(
+    network: nn.Module,
+    score: Callable[[Tensor, bool], Tensor],
+    train: Rows,
+    validation: Rows,
+    test: Rows,
+    epochs: int = 60,
+) -> Floats:
+    """Adam on binary cross-entropy; the epoch with the least validation loss wins. score: of
+    embeddings, and whether these are the test rows."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
+    x, y = torch.from_numpy(train.x), torch.from_numpy(train.scores.T.copy())
+    held, truth = torch.from_numpy(validation.x), torch.from_numpy(validation.scores.T.copy())
+    best, result, wait = np.inf, np.zeros(0, dtype=np.float32), 0
+    for _ in range(epochs):
+        network.train()
+        for rows in torch.randperm(len(x)).split(128):
+            optimizer.zero_grad()
+            bce(score(x[rows], False), y[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            network.eval()
+            value = float(bce(score(held, False), truth))
+            wait += 1
+            if value < best - 1e-4:
+                best, wait = value, 0
+                result = torch.sigmoid(score(torch.from_numpy(test.x), True)).numpy()
+        if wait == 5:
+            break
+    return result
+
+
+def aptitude_knn(
+    train: Rows, test: Rows, figures: Floats, tested: Floats, neighbours: int = 40
+) -> Floats:
+    """kNN over instructions, for each judged candidate the seen ones' outcomes weighted by how
+    near their aptitude is; corrected by the difference in mean aptitude. -> (B, U)."""
+    seen = knn(train, test, neighbours)
+    filled, other = np.nan_to_num(figures), np.nan_to_num(tested)
+    distance = ((other[:, None] - filled[None]) ** 2).mean(axis=2)
+    weight = np.exp(-distance / 0.01) + 1e-9
+    weight /= weight.sum(axis=1, keepdims=True)
+    offset = np.nanmean(tested, axis=1) - weight @ np.nanmean(figures, axis=1)
+    return np.asarray((seen @ weight.T + offset).clip(0.001, 0.999))
+
+
+def best_knn(train: Rows, validation: Rows, test: Rows) -> Floats:
+    """kNN with the number of neighbours that does best on validation rows."""
+    auc = {k: pooled_auc(knn(train, validation, k), validation.scores.T) for k in NEIGHBOURS}
+    return knn(train, test, max(auc, key=lambda k: auc[k]))
+
+
+def seen_baselines(train: Rows, validation: Rows, test: Rows, figures: Floats) -> dict[str, Floats]:
+    """Every baseline that judges candidates it was trained on."""
+    random = np.random.default_rng(0)
+    return {
+        "random": random.random((len(test.x), len(train.scores))).astype(np.float32),
+        "candidate mean": candidate_mean(train, len(test.x)),
+        "subject mean": subject_mean(train, test),
+        "kNN": best_knn(train, validation, test),
+        "logistic regression": logistic(train, test),
+        "MLP": mlp(train, validation, test),
+        "bilinear": bilinear(train, validation, test, figures, figures),
+    }
+
+
+def unseen_baselines(
+    train: Rows, validation: Rows, test: Rows, figures: Floats, tested: Floats
+) -> dict[str, Floats]:
+    """Every baseline that judges candidates by their figures alone; `tested`: (U, T)."""
+    random = np.random.default_rng(0)
+    level = np.nanmean(tested, axis=1)
+    return {
+        "random": random.random((len(test.x), len(tested))).astype(np.float32),
+        "mean aptitude": np.tile(level, (len(test.x), 1)),
+        "bilinear": bilinear(train, validation, test, figures, tested),
+        "aptitude-weighted kNN": aptitude_knn(train, test, figures, tested),
+    }

@@ -1,0 +1,82 @@
+"""A bundle that is not what its manifest says is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.api.errors import BundleError
+from engine.bundle.manifest import MANIFEST, read_manifest, seal
+from tools.processes import BUNDLE
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A copy whose files are links, but for the manifest and the small ones."""
+    copy = tmp_path / "bundle"
+    copy.mkdir()
+    for source in BUNDLE.iterdir():
+        if source.stat().st_size > 10_000_000:
+            (copy / source.name).symlink_to(source)
+        else:
+            shutil.copy(source, copy)
+    return copy
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    raw = json.loads((bundle / MANIFEST).read_text())
+    change(raw)
+    raw["seal"] = seal(raw)
+    (bundle / MANIFEST).write_text(json.dumps(raw))
+
+
+def flip_byte(bundle: Path) -> None:
+    path = bundle / "scoring.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "flipped byte": (flip_byte, r"scoring\.npz: sha256 is \w+\.\.\., the manifest says"),
+    "missing file": (lambda b: (b / "zoo.json").unlink(), r"zoo\.json is missing"),
+    "no manifest": (lambda b: (b / MANIFEST).unlink(), r"holds no manifest\.json"),
+    "not JSON": (lambda b: (b / MANIFEST).write_text("{"), "not readable JSON"),
+    "a list": (lambda b: (b / MANIFEST).write_text("[]"), "holds list, expected an object"),
+    "schema": (lambda b: edit(b, lambda m: m.update(schema=99)), "schema is 99, this engine"),
+    "prompt": (
+        lambda b: edit(b, lambda m: m.update(prompt_version="old")),
+        "prompt_version is 'old', this engine expects",
+    ),
+    "kind": (lambda b: edit(b, lambda m: m.update(kind="checkpoint")), "kind is 'checkpoint'"),
+    "layout": (lambda b: edit(b, lambda m: m.update(layout="sideways")), "layout is 'sideways'"),
+    "figure": (
+        lambda b: (b / MANIFEST).write_text(
+            (b / MANIFEST).read_text().replace('"scale": ', '"scale": 8')
+        ),
+        "its seal does not match",
+    ),
+    "field": (lambda b: edit(b, lambda m: m.pop("norm_eps")), r"missing \['norm_eps'\]"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_bundle_is_refused_with_found_and_expected(bundle: Path, case: str) -> None:
+    damage, words = BROKEN[case]
+    damage(bundle)
+    with pytest.raises(BundleError, match=words) as refused:
+        read_manifest(bundle, "bundle")
+    assert "make clean export" in str(refused.value) or case == "layout"
+
+
+def test_the_built_bundle_is_whole(bundle: Path) -> None:
+    manifest = read_manifest(bundle, "bundle")
+    assert manifest.graphs["cpu"] == "backbone.int8.onnx"
+    assert max(manifest.parity["onnx"], manifest.parity["encoder"]) < 1e-3
+    assert manifest.parity["int8"] < 0.03
+    assert {p.name for p in BUNDLE.iterdir()} == {*manifest.files, MANIFEST}

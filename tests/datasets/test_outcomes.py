@@ -1,0 +1,172 @@
+"""Data folders: every problem at once, no aptitude item in a row, equal questions on one side."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.api.errors import InvalidInputError
+from engine.bundle.training_set import describe, load_training_set, save_training_set
+from engine.datasets.aptitude_test import FEWEST, derived_items
+from engine.datasets.outcomes import fingerprint, normalised, read_outcomes, split
+from tests.support import datasets
+
+
+def test_bad_data_is_refused_with_every_problem(tmp_path: Path) -> None:
+    data = datasets.write(tmp_path)
+    scores = np.load(data / "scores.npz")["scores"]
+    scores[1, 1] = 1.5
+    np.savez(data / "scores.npz", scores=scores[:, :-1])
+    lines = (data / "instructions.jsonl").read_text().splitlines()
+    lines[3] = json.dumps({"id": "q3", "benchmark": "made-up", "text": "  "})
+    lines[4] = json.dumps({"id": "q4", "text": "no benchmark"})
+    test = json.loads((data / "aptitude.json").read_text())
+    test["scores"]["c2"][0] = 85
+    del test["scores"]["c1"]
+    (data / "aptitude.json").write_text(json.dumps(test))
+    (data / "instructions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InvalidInputError) as refused:
+        read_outcomes(data)
+    for words in (
+        "is (4, 79), expected (4, 80)",
+        "1 values lie outside [0, 1]",
+        "first 'q3'",
+        "line 5: misses ['benchmark']",
+        "['c2'] lie",
+        "no full set of figures for ['c1']",
+    ):
+        assert words in str(refused.value)
+    (data / "scores.npz").unlink()
+    with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\]"):
+        read_outcomes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("instructions.jsonl", "5\n[1]", r"line 1: no JSON object \(a int\).*line 2"),
+        (
+            "candidates.json",
+            '[{"name": ',
+            r"candidates.json: JSONDecodeError.*expected a JSON list",
+        ),
+        ("candidates.json", '["x"]', "candidates.json: AttributeError"),
+        ("scores.npz", "no archive", "scores.npz: .*expected a matrix"),
+        ("aptitude.json", "{}", "aptitude.json: KeyError"),
+        ("aptitude.json", '{"tasks": ["t"], "items": {}, "scores": {"c0": ["x"]}}', "ValueError"),
+    ],
+)
+def test_a_file_of_another_form_is_named(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    folder = datasets.write(tmp_path)
+    (folder / name).write_text(content)
+    with pytest.raises(InvalidInputError, match=re.compile(words, re.DOTALL)):
+        read_outcomes(folder)
+
+
+def test_questions_in_other_scripts_are_told_apart() -> None:
+    chinese = ["解释 DNA 的结构", "DNA 是什么时候发现的?", "解释 DNA 的结构!"]
+    assert len({normalised(text) for text in chinese}) == 2
+    assert normalised("What is «π» - exactly?") == normalised("what is exactly")
+
+
+def test_a_derived_test_has_at_most_fifty_tasks() -> None:
+    subjects = [f"s{i % 250}" for i in range(25_000)]
+    scores = np.random.default_rng(0).integers(0, 2, (3, 25_000)).astype(np.float32)
+    items = derived_items(scores, subjects, np.arange(25_000))
+    assert len(items) == 50
+    assert {len(rows) for rows in items.values()} == {20}
+
+
+def test_aptitude_items_are_kept_out(tmp_path: Path) -> None:
+    """By id, and by question: q8 asks what the item q7 asks."""
+    path = datasets.write(tmp_path) / "instructions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[8]["text"] = rows[7]["text"].upper() + "?"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    outcomes = read_outcomes(tmp_path)
+    assert len(outcomes.texts) == datasets.INSTRUCTIONS - 2
+    assert not any(text.split()[3] in ("7", "8") for text in outcomes.texts)
+
+
+def test_a_test_is_derived_where_a_folder_brings_none(tmp_path: Path) -> None:
+    with_items = datasets.write(tmp_path / "a", aptitude=False, subjects=2)
+    outcomes = read_outcomes(with_items)
+    again = read_outcomes(with_items)
+    test = outcomes.test
+    assert len(test.keywords) == 2
+    assert test.answers is not None
+    assert np.nanmean(test.figures, axis=1)[-1] == np.nanmean(test.figures, axis=1).max()
+    np.testing.assert_array_equal(test.figures, again.test.figures)
+    items = test.answers.shape[2] * 2
+    assert len(outcomes.texts) <= datasets.INSTRUCTIONS - items + 1
+    train, validation, held_out = split(outcomes.texts)
+    lines = [json.loads(x) for x in (with_items / "instructions.jsonl").read_text().splitlines()]
+    before = [len(part) for part in split([str(r["text"]) for r in lines])]
+    # Items come from the training part alone: the parts that measure lose nothing.
+    assert [len(validation), len(held_out)] == before[1:]
+    assert len(train) < before[0]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_derived_items_are_distinct_training_rows(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, 2, (3, 120)).astype(np.float32)
+    scores[random.random(scores.shape) < 0.2] = np.nan
+    subjects = [f"s{i}" for i in random.integers(0, 3, 120)]
+    training = np.flatnonzero(random.random(120) < 0.8)
+    items = derived_items(scores, subjects, training, seed)
+    for name, rows in items.items():
+        assert len(rows) == len(set(rows)) >= FEWEST
+        assert set(rows) <= set(training.tolist())
+        assert all(subjects[i] == name for i in rows)
+        assert not np.isnan(scores[:, rows]).all(axis=0).any()
+
+
+@given(st.text(min_size=1), st.sampled_from(["  ", "\n", "?!", " - "]))
+def test_equal_questions_land_on_the_same_side(text: str, noise: str) -> None:
+    other = text.upper().lower() + noise
+    if normalised(text) == normalised(other):
+        assert fingerprint(text) == fingerprint(other)
+        assert [len(part) for part in split([text])] == [len(part) for part in split([other])]
+
+
+def test_what_is_remembered_of_training_tells_the_strange_from_the_usual(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, 50, 40) for _ in range(300)]
+    save_training_set(tmp_path, describe([5, 3, 3, 2**32 - 1], prompts, 100))
+    known = load_training_set(tmp_path)
+    assert known is not None
+    assert known.fingerprints.tolist() == [3, 5, 2**32 - 1]
+    assert known.unlikeness(np.arange(60, 90)) == 1.0
+    assert 0.2 < np.mean([known.unlikeness(p) for p in prompts]) < 0.8
+    assert load_training_set(tmp_path / "nothing") is None
+
+
+def test_only_who_stays_right_under_rotation_was_right(tmp_path: Path) -> None:
+    data = datasets.write(tmp_path)
+    lines = [json.loads(line) for line in (data / "instructions.jsonl").read_text().splitlines()]
+    for place, row in enumerate((10, 40, 70)):
+        lines[row] |= {"circle": "one question", "text": f"Which is it? \nA. {place}"}
+    (data / "instructions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    scores = np.load(data / "scores.npz")["scores"]
+    scores[:, [10, 40, 70]] = [[1, 1, 1], [1, 0, 1], [1, np.nan, 1], [np.nan] * 3]
+    np.savez(data / "scores.npz", scores=scores)
+
+    found = read_outcomes(data)
+    (row,) = [i for i, text in enumerate(found.texts) if text.startswith("Which is it?")]
+    assert found.texts[row].endswith("0"), "the first rotation stands for all of them"
+    np.testing.assert_array_equal(found.scores[:, row], [1, 0, 1, np.nan])
+
+    test = json.loads((data / "aptitude.json").read_text())
+    test["items"] = {"task_0": ["q70"]}
+    (data / "aptitude.json").write_text(json.dumps(test))
+    left = read_outcomes(data).texts
+    assert not any(text.startswith("Which") for text in left), "an item, by any of its rotations"

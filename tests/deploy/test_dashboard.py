@@ -1,0 +1,65 @@
+"""The Grafana dashboard and the docs say what the server exports, no more and no less.
+
+tests/serving/test_telemetry.py holds a real server to the same table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+from engine.serving.telemetry.metrics import BY_NAME, METRICS
+from tools.processes import ROOT
+
+DASHBOARD = ROOT / "deploy" / "grafana" / "modelsat.json"
+ROWS = ("Traffic and errors", "Latency by phase", "Queue and batches", "Choices", "Quality drift")
+NAME = re.compile(r"\b(?:modelsat|process)_\w+")
+SUFFIX = re.compile(r"_(?:bucket|sum|count)$")
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
+    return found
+
+
+def test_the_dashboard_queries_every_metric_and_no_other() -> None:
+    queried = set()
+    for panel in panels():
+        for target in panel.get("targets", ()):
+            names = NAME.findall(target["expr"])
+            assert names, panel["title"]
+            for name in names:
+                base = SUFFIX.sub("", name)
+                metric = BY_NAME[name if name in BY_NAME else base]
+                assert (metric.kind == "histogram") == (name != base), name
+                queried.add(metric.name)
+                for label in re.findall(rf"{name}\{{([^}}]*)\}}", target["expr"]):
+                    used = set(re.findall(r'(\w+)(?:=~|!=|!~|=)"', label))
+                    assert used <= {*metric.labels, "instance"}, target["expr"]
+    unseen = set(BY_NAME) - queried
+    assert unseen == {"process_virtual_memory_bytes", "process_start_time_seconds"}
+
+
+def test_the_panels_are_in_rows_and_do_not_overlap() -> None:
+    assert [p["title"] for p in panels() if p["type"] == "row"] == [*ROWS, "Fleet"]
+    assert len({p["id"] for p in panels()}) == len(panels())
+    cells = [
+        (x, y)
+        for p in panels()
+        for box in [p["gridPos"]]
+        for x in range(box["x"], box["x"] + box["w"])
+        for y in range(box["y"], box["y"] + box["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+    assert all(p["description"] for p in panels() if p["type"] != "row")
+
+
+def test_the_docs_hold_the_table_as_the_code_prints_it() -> None:
+    command = [sys.executable, "-m", "engine.serving.telemetry.metrics"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert len(printed.splitlines()) == len(METRICS) + 2
+    assert printed in (ROOT / "docs" / "operations.md").read_text("utf-8")

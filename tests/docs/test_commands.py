@@ -1,0 +1,134 @@
+"""Every command in README, tutorial and how-to pages is run, or says why it is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.optional_tools import ENVOY, LITELLM, NODE_PACKAGES, missing, needs
+from tools.docs.doc_blocks import Block, blocks, require_free, shell
+from tools.processes import ROOT
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs/tutorial.md",
+    *sorted((ROOT / "docs/how-to").glob("*.md")),
+]
+PAGE_TIMEOUT_S = 120
+# Built by make, and too large to be built once more for each page. Not node_modules: `npm ci` would
+# empty the folder behind the link.
+SHARED = (".venv", "artifacts", ".venv-envoy", ".venv-litellm")
+NEEDED = {"clients": NODE_PACKAGES, "envoy": ENVOY, "litellm": LITELLM, "tutorial": ENVOY}
+LONG_AGO = 10**9  # so that make finds everything that is shared newer than its sources
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def skipped() -> list[tuple[str, Block]]:
+    return [
+        (f"{name_of(p)}:{b.line}", b)
+        for p in PAGES
+        for b in blocks(p.read_text("utf-8"))
+        if b.not_run is not None
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the working tree, changes included; what make builds is linked."""
+    copy = tmp_path_factory.mktemp("checkout") / "modelsat"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    kernels = [str(p.relative_to(ROOT)) for p in (ROOT / "cpp_ext").glob("_score*.so")]
+    for name in [*filter(None, listed), *kernels]:
+        source, target = ROOT / name, copy / name
+        if source.is_file() and not source.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+            os.utime(target, (LONG_AGO, LONG_AGO))
+    for name in SHARED:
+        if (ROOT / name).exists():
+            (copy / name).symlink_to((ROOT / name).resolve())
+    return copy
+
+
+def environment(checkout: Path, folder: Path) -> dict[str, str]:
+    """That of a reader in the copy; stores and temporary files go to `folder`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MODELSAT_", "PYTEST_"))}
+    return kept | {
+        "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(checkout),  # .venv's own modelsat is that of the real checkout
+        "MODELSAT_STORE": str(folder / "candidates.sqlite"),
+        "MODELSAT_OUTCOMES": str(folder / "outcomes.sqlite"),
+        "TMPDIR": str(folder),
+        # make has fetched the packages; a registry that hangs would hang the page.
+        "npm_config_prefer_offline": "true",
+        "npm_config_audit": "false",
+    }
+
+
+def cases() -> list[Any]:
+    """A case for each page; of those that need a tool that is not here, one that skips."""
+    marks = [[needs(missing(NEEDED[p.stem]))] if p.stem in NEEDED else [] for p in PAGES]
+    return [pytest.param(p, id=name_of(p), marks=m) for p, m in zip(PAGES, marks, strict=True)]
+
+
+@pytest.mark.parametrize("page", cases())
+def test_the_commands_of_a_page_work(page: Path, checkout: Path, tmp_path: Path) -> None:
+    found = [b for b in blocks(page.read_text("utf-8")) if b.not_run is None]
+    assert found, "a page without a command that can be run"
+    require_free(found)
+    # Not tmp_path: Ray's sockets are below TMPDIR, and a socket's path has 107 bytes at most.
+    with (
+        tempfile.TemporaryDirectory() as short,
+        shell(tmp_path, checkout, environment(checkout, Path(short))) as running,
+    ):
+        for block in found:
+            print(f"line {block.line}: {running.run(block, PAGE_TIMEOUT_S):.1f} s")
+    if page.stem in NEEDED:
+        assert missing(NEEDED[page.stem]) == ""  # the page left the real checkout as it was
+
+
+@pytest.mark.parametrize(
+    ("where", "block"), skipped(), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_a_block_that_is_not_run_says_why(where: str, block: Block) -> None:
+    assert len(block.not_run.split()) > 1, f"{where} says no reason"
+    pytest.skip(f"{where} is not run: {block.not_run}")
+
+
+def test_make_test_runs_where_no_tool_can_be_installed(tmp_path: Path) -> None:
+    """Neither an environment of its own nor npm's packages; the suite starts nevertheless."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    stubs = {"bin/npm": "exit 1", "bin/python": 'echo "started: $*"', ".ci/chromium": "exit 0"}
+    for name, body in stubs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("requirements", "examples/node"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copy(ROOT / ".ci/prometheus", tmp_path / ".ci")
+    built = [f"--assume-old={name}" for name in ("artifacts/bundle/manifest.json", "bin/.dev")]
+    done = subprocess.run(
+        ["make", *built, "test", "PYTHON=false", "VENV=bin", "BIN=bin"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "started: -m pytest" in done.stdout
+    assert done.stderr.count("skipped: ") == 4

@@ -1,0 +1,62 @@
+"""fp16 graphs are near their fp32 ones, and TensorRT builds plans of them where it is installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from engine.api.errors import BundleError
+from engine.inference.onnx import OnnxBackend
+from export.onnx.fp16 import HalfGraph
+from export.onnx.llama import emit_backbone
+from export.onnx.ops import LlamaConfig
+from export.tensorrt import LIBRARIES, backbone_profile, build_plan
+from tests.export.test_graph import embeddings
+from tests.support import tiny_llama
+
+BASE = tiny_llama.base()
+CONFIG = LlamaConfig.of(BASE.config)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("half") / "half.onnx"
+    emit_backbone(CONFIG, BASE.arrays, "candidate_last", path, graph=HalfGraph)
+    return path
+
+
+def test_products_are_half_and_near_full_precision(half: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full.onnx"
+    emit_backbone(CONFIG, BASE.arrays, "candidate_last", full)
+    prompts, e = tiny_llama.prompts([30, 7]), embeddings(5)
+    found, expected = (OnnxBackend(p, 1).hidden(prompts, e) for p in (half, full))
+    assert found.dtype == np.float32
+    gap = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert 0 < gap < 5e-3
+    stored = {w.name: w.data_type for w in onnx.load(half).graph.initializer}
+    matrices = {k: v for k, v in stored.items() if "proj" in k or "embed" in k}
+    assert set(matrices.values()) == {TensorProto.FLOAT16}
+    assert len(matrices) > 10
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+
+
+@pytest.mark.skipif(not any(map(find_spec, LIBRARIES)), reason="no TensorRT: pip install .[trt]")
+def test_a_plan_is_built(half: Path, tmp_path: Path) -> None:
+    profile = backbone_profile(CONFIG.width)
+    plan = build_plan(half, tmp_path / "tiny.plan", "89", profile, tmp_path / "timings")
+    assert (tmp_path / "tiny.plan").stat().st_size == plan.size > 10_000
+    assert set(plan.inputs) == {"tokens", "lengths", "embeddings"}
+    with pytest.raises(BundleError, match="gives no plan for sm89"):
+        build_plan(tmp_path / "none.onnx", tmp_path / "none.plan", "89", profile, tmp_path / "t")
+
+
+def test_what_fp16_cannot_hold_is_refused(tmp_path: Path) -> None:
+    arrays = dict(BASE.arrays)
+    arrays["model.embed_tokens.weight"] = arrays["model.embed_tokens.weight"] + 1e5
+    with pytest.raises(BundleError, match="more than fp16 can"):
+        emit_backbone(CONFIG, arrays, "candidate_last", tmp_path / "x.onnx", graph=HalfGraph)

@@ -1,0 +1,125 @@
+"""Which backend opens where, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.api.errors import BundleError
+from engine.bundle.arrays import Connector, ScoringArrays, TaskNorms, save_arrays
+from engine.bundle.manifest import Manifest, hash_files, read_manifest
+from engine.inference import devices
+from engine.inference.onnx import OnnxBackend
+from engine.inference.tensorrt.backend import TensorRTBackend
+from tests.inference.test_tensorrt import Machine, emit, fake_machine
+from tests.support import tiny_llama
+from tools.processes import BUNDLE
+
+FILES = ["backbone.onnx", "backbone.sm89.plan", "encoder.sm90.plan", "backbone.sm120.plan"]
+
+
+def test_the_plan_is_the_one_of_the_gpu_that_is_here() -> None:
+    assert devices.choose_plan(FILES, "89") == "backbone.sm89.plan"
+    assert devices.choose_plan(FILES, "120") == "backbone.sm120.plan"
+    with pytest.raises(BundleError, match=r"GPU here is sm90, .* for sm120, sm89; .*--sm 90"):
+        devices.choose_plan(FILES, "90")
+    with pytest.raises(BundleError, match="plans are for none"):
+        devices.choose_plan(FILES[:1], "90")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
+    """A tiny one whose plan is the fake's; of the real bundle's manifest but for its files."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    path = emit(folder)
+    (folder / "backbone.sm89.plan").write_bytes(path.read_bytes())
+    (folder / "backbone.sm86.plan").write_bytes(path.read_bytes())
+    readout = np.linspace(-1, 1, tiny_llama.WIDTH).astype(np.float32)
+    norms = TaskNorms(np.zeros(2, np.float32), {})
+    connector = Connector(np.zeros((tiny_llama.WIDTH, 3), np.float32), readout)
+    save_arrays(folder, ScoringArrays(readout, connector, norms, 8))
+    graphs = {"tensorrt": "backbone.sm89.plan", "cpu": path.name, "cuda": path.name}
+    manifest = replace(
+        read_manifest(BUNDLE, "bundle"),
+        width=tiny_llama.WIDTH, files=hash_files(folder), graphs=graphs,
+    )  # fmt: skip
+    return folder, manifest
+
+
+@pytest.fixture
+def machine(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A fake GPU (see test_tensorrt.py), found where a real one would be."""
+    fake = fake_machine(bundle[0] / "backbone.fp16.onnx")
+    monkeypatch.setattr(devices, "find_libraries", lambda: fake.libraries)
+    return fake
+
+
+def test_auto_takes_tensorrt_where_it_works(
+    bundle: tuple[Path, Manifest], machine: Machine
+) -> None:
+    backend = devices.open_backend(*bundle)
+    assert isinstance(backend, TensorRTBackend)
+    assert "backbone.sm89.plan, 1 CUDA graphs" in backend.describe(), "it was tried out"
+    backend.close()
+    machine.fake.fake_capability(b"86")
+    try:
+        backend = devices.open_backend(*bundle, device="tensorrt")
+    finally:
+        machine.fake.fake_capability(b"89")
+    assert "backbone.sm86.plan" in backend.describe()
+    backend.close()
+    assert machine.fake.fake_live() == 0
+
+
+@pytest.mark.parametrize("why", ["no kernel", "no such plan", "a changed file", "no sense"])
+def test_auto_says_why_not_and_takes_the_cpu(
+    bundle: tuple[Path, Manifest], machine: Machine, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, why: str,
+) -> None:  # fmt: skip
+    words = {
+        "no kernel": "cudaGetDeviceCount failed",
+        "no such plan": "GPU here is sm75",
+        "a changed file": "changed or damaged",
+        "no sense": "differ by nan in p",
+    }[why]
+    folder, manifest = bundle
+    if why == "no kernel":
+        machine.fake.fake_fail(b"cudaGetDeviceCount", 35)
+
+        def fails() -> None:
+            try:
+                machine.libraries.cuda.devices()
+            except Exception as error:
+                raise BundleError(f"no GPU answers: {error}") from error
+
+        monkeypatch.setattr(devices, "find_libraries", fails)
+    elif why == "a changed file":
+        (folder / "backbone.sm89.plan").write_bytes(b"changed")
+    elif why == "no sense":
+        manifest = replace(manifest, calibration=replace(manifest.calibration, scale=float("nan")))
+    if why == "no such plan":
+        machine.fake.fake_capability(b"75")
+    try:
+        with caplog.at_level(logging.INFO):
+            backend = devices.open_backend(folder, manifest, threads=1)
+    finally:
+        machine.fake.fake_capability(b"89")
+    assert isinstance(backend, OnnxBackend)
+    told = [r.getMessage() for r in caplog.records if r.name == devices.log.name]
+    assert [m.split(":")[0] for m in told] == ["not on tensorrt", "not on cuda"]
+    assert words in told[0]
+    assert machine.fake.fake_live() == 0
+    with pytest.raises(BundleError):
+        devices.open_backend(*bundle, device="cuda")
+
+
+def test_a_bundle_without_plans_names_its_devices() -> None:
+    manifest = read_manifest(BUNDLE, "bundle")
+    graphs = {name: file for name, file in manifest.graphs.items() if name != "tensorrt"}
+    with pytest.raises(BundleError, match="no graph for --device tensorrt, only for"):
+        devices.open_backend(BUNDLE, replace(manifest, graphs=graphs), device="tensorrt")

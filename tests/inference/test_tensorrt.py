@@ -1,0 +1,382 @@
+"""The TensorRT backend gives what ONNX Runtime and the CPU kernel give.
+
+The same tests run on a fake GPU (fake_cuda.cc, fake_tensorrt.py: they check what is done with the
+calls, and say nothing about a GPU) and, where there is one with TensorRT and nvcc, on a real GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpp_ext import cuda as kernel
+from engine.api.errors import BundleError, ModelsatError, UnavailableError
+from engine.bundle.manifest import Calibration
+from engine.inference.backend import Readout
+from engine.inference.onnx import OnnxBackend
+from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
+from engine.inference.tensorrt.cuda import Cuda
+from engine.inference.tensorrt.memory import MAX_ROWS
+from engine.inference.tensorrt.plan import INPUTS
+from export.onnx.fp16 import HalfGraph
+from export.onnx.llama import emit_backbone
+from export.onnx.ops import LlamaConfig
+from export.tensorrt import backbone_profile, build_plan
+from tests.support import tiny_llama
+from tests.support.fake_tensorrt import Module
+
+BASE = tiny_llama.base()
+READOUT = Readout(
+    np.linspace(-1, 1, tiny_llama.WIDTH).astype(np.float32), 1e-5, Calibration(0.7, -0.2)
+)  # fmt: skip
+SOURCE = Path(__file__).parents[1] / "support" / "fake_cuda.cc"
+
+
+@dataclass
+class Machine:
+    """A GPU, real or not. tolerance: of p, of fp16 products beside fp32 ones."""
+
+    plan: Path
+    graph: Path
+    libraries: Libraries
+    tolerance: float
+    fake: ctypes.CDLL | None = None
+
+    def open(self, graphs: int = 4) -> TensorRTBackend:
+        return TensorRTBackend(self.plan, self.libraries, graphs)
+
+
+def emit(folder: Path) -> Path:
+    path = folder / "backbone.fp16.onnx"
+    emit_backbone(
+        LlamaConfig.of(BASE.config), BASE.arrays, "candidate_last", path, graph=HalfGraph
+    )  # fmt: skip
+    return path
+
+
+@cache
+def fake_library() -> Path:
+    built = Path(mkdtemp()) / "fake_cuda.so"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    where = ["-DMODELSAT_EMULATION", f"-I{Path(kernel.__file__).parent}", "-x", "c++", str(SOURCE)]
+    subprocess.run(["g++", *flags, *where, "-o", str(built)], check=True, capture_output=True)
+    return built
+
+
+def fake_machine(graph: Path, **module: Any) -> Machine:
+    library = kernel.load(fake_library())
+    libraries = Libraries(Cuda(library), library, Module(library, **module))
+    return Machine(graph, graph, libraries, 1e-5, library)
+
+
+@cache
+def gpu_machine(graph: Path) -> Machine | str:
+    """The real one, or why not."""
+    try:
+        libraries = find_libraries()
+        capability = libraries.cuda.capability()
+        plan = graph.with_name(f"backbone.sm{capability}.plan")
+        profile = backbone_profile(tiny_llama.WIDTH)
+        build_plan(graph, plan, capability, profile, graph.with_name("timings"))
+    except ModelsatError as error:
+        return str(error)
+    return Machine(plan, graph, libraries, 5e-3)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return emit(tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture(scope="module", params=["fake", "fake rtx", "gpu"])
+def machine(request: pytest.FixtureRequest, graph: Path) -> Machine:
+    if request.param != "gpu":
+        return fake_machine(graph, its_own_graphs=request.param == "fake rtx")
+    found = gpu_machine(graph)
+    if isinstance(found, str):
+        pytest.skip(f"no GPU: {found}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def backend(machine: Machine) -> Iterator[TensorRTBackend]:
+    """One for many shapes; closed, it leaves nothing behind."""
+    opened = machine.open()
+    yield opened
+    opened.close()
+    if machine.fake is not None:
+        assert machine.fake.fake_live() == 0
+        assert machine.libraries.tensorrt.queue.errors == []
+
+
+@pytest.fixture(scope="module")
+def exact(graph: Path) -> OnnxBackend:
+    return OnnxBackend(graph, threads=1)
+
+
+def table(seed: int, candidates: int, variants: int = 1) -> np.ndarray:
+    shape = (candidates, variants, tiny_llama.WIDTH)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=5),
+    candidates=st.integers(1, 30),
+    variants=st.integers(1, 3),
+    seed=st.integers(0, 2),
+    again=st.integers(1, 3),
+    data=st.data(),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_shape_gives_the_probabilities_of_the_cpu(
+    machine: Machine, backend: TensorRTBackend, exact: OnnxBackend, lengths: list[int],
+    candidates: int, variants: int, seed: int, again: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    """Queued, captured and from a graph (the second and third time); any rows, in any order."""
+    of, prompts = table(seed, candidates, variants), tiny_llama.prompts(lengths, seed)
+    rows = np.array(data.draw(st.permutations(range(candidates))))[: 1 + seed * 5]
+    expected = exact.probabilities(prompts, of, rows, READOUT).p
+    for _ in range(again):
+        found = backend.probabilities(prompts, of, rows, READOUT)
+        np.testing.assert_allclose(found.p, expected, rtol=0, atol=machine.tolerance)
+        assert found.p.shape == (len(lengths), len(rows))
+        assert found.score_s == 0
+
+
+@pytest.mark.parametrize(
+    "case", ["a thousand rows", "the longest prompt", "too many requests", "too many rows"]
+)
+def test_the_ends_of_the_profile(
+    machine: Machine, backend: TensorRTBackend, exact: OnnxBackend, case: str
+) -> None:
+    lengths, of = {
+        "a thousand rows": ([20], table(3, 1000)),
+        "the longest prompt": ([320], table(3, 1)),
+        "too many requests": ([9] * 33, table(3, 2)),
+        "too many rows": ([9], table(3, 400, 3)),
+    }[case]
+    prompts, rows = tiny_llama.prompts(lengths), np.arange(len(of))
+    found = backend.probabilities(prompts, of, rows, READOUT).p
+    expected = exact.probabilities(prompts, of, rows, READOUT).p
+    np.testing.assert_allclose(found, expected, rtol=0, atol=machine.tolerance)
+
+
+def test_what_does_not_fit_is_refused_in_a_sentence(backend: TensorRTBackend) -> None:
+    one, rows = table(0, 1), np.arange(1)
+    with pytest.raises(UnavailableError, match="321 tokens, the plan was built for 320"):
+        backend.probabilities(tiny_llama.prompts([321]), one, rows, READOUT)
+    large = np.zeros((MAX_ROWS + 1, 1, tiny_llama.WIDTH), dtype=np.float32)
+    with pytest.raises(UnavailableError, match=f"at most {MAX_ROWS}"):
+        backend.probabilities(tiny_llama.prompts([9]), large, rows, READOUT)
+    backend.prepare(large)
+    narrow = Readout(np.ones(3, dtype=np.float32), 1e-5, READOUT.calibration)
+    with pytest.raises(UnavailableError, match="readout is"):
+        backend.probabilities(tiny_llama.prompts([9]), one, rows, narrow)
+
+
+def test_another_readout_is_not_answered_from_old_graphs(
+    machine: Machine, backend: TensorRTBackend, exact: OnnxBackend
+) -> None:
+    of, prompts, rows = table(1, 4), tiny_llama.prompts([12]), np.arange(4)
+    other = Readout(READOUT.weight[::-1].copy(), 1e-3, Calibration(0.2, 0.4))
+    for readout in (READOUT, READOUT, READOUT, other, other, other, READOUT):
+        found = backend.probabilities(prompts, of, rows, readout).p
+        expected = exact.probabilities(prompts, of, rows, readout).p
+        np.testing.assert_allclose(found, expected, rtol=0, atol=machine.tolerance)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30))
+@settings(max_examples=25, deadline=None)
+def test_swaps_never_mix_tables(
+    machine: Machine, backend: TensorRTBackend, exact: OnnxBackend,
+    steps: list[tuple[int, bool]],
+) -> None:  # fmt: skip
+    """Tables are announced and read in any order, also before they were ever announced."""
+    tables, prompts, rows = [table(i, 5) for i in range(4)], tiny_llama.prompts([7]), np.arange(5)
+    expected = [exact.probabilities(prompts, of, rows, READOUT).p for of in tables]
+    for which, announced in steps:
+        if announced:
+            backend.prepare(tables[which])
+        else:
+            found = backend.probabilities(prompts, tables[which], rows, READOUT).p
+            np.testing.assert_allclose(found, expected[which], rtol=0, atol=machine.tolerance)
+
+
+def test_swaps_from_another_thread_never_mix_tables(
+    machine: Machine, backend: TensorRTBackend, exact: OnnxBackend
+) -> None:
+    tables, prompts, rows = [table(i, 5) for i in range(8)], tiny_llama.prompts([7]), np.arange(5)
+    expected = [exact.probabilities(prompts, of, rows, READOUT).p for of in tables]
+    stop = threading.Event()
+
+    def announce() -> None:
+        random = np.random.default_rng(0)
+        while not stop.is_set():
+            backend.prepare(tables[random.integers(8)])
+
+    thread = threading.Thread(target=announce)
+    thread.start()
+    try:
+        for i in range(200):
+            which = i // 3 % 8
+            found = backend.probabilities(prompts, tables[which], rows, READOUT).p
+            np.testing.assert_allclose(found, expected[which], rtol=0, atol=machine.tolerance)
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+@pytest.fixture
+def fake(graph: Path) -> Machine:
+    return fake_machine(graph)
+
+
+def ask(backend: TensorRTBackend, length: int = 9, candidates: int = 3) -> np.ndarray:
+    return backend.probabilities(
+        tiny_llama.prompts([length]), table(0, candidates), np.arange(candidates), READOUT
+    ).p
+
+
+def test_a_table_announced_during_a_forward_leaves_that_one_alone(fake: Machine) -> None:
+    """Its upload is over before the forward reads its own table, and the next forward has it."""
+    backend, old, new = fake.open(graphs=0), table(0, 3), table(1, 3)
+    prompts, rows, module = tiny_llama.prompts([9]), np.arange(3), fake.libraries.tensorrt
+    expected = [backend.probabilities(prompts, of, rows, READOUT).p for of in (new, old)]
+
+    def announce() -> None:
+        for of in (new, table(2, 3), table(3, 3), new):
+            backend.prepare(of)
+            fake.libraries.cuda.wait(backend._tables._stream)
+
+    backend.probabilities(prompts, table(4, 3), rows, READOUT)  # the new one is gone
+    module.before_queue = announce
+    np.testing.assert_array_equal(backend.probabilities(prompts, old, rows, READOUT).p, expected[1])
+    module.before_queue = lambda: None
+    assert backend._tables._find(new) is not None
+    np.testing.assert_array_equal(backend.probabilities(prompts, new, rows, READOUT).p, expected[0])
+    backend.close()
+
+
+def test_graphs_are_few_and_made_the_second_time(fake: Machine) -> None:
+    backend = fake.open(graphs=2)
+    before = fake.fake.fake_launches()
+    counted = [(fake.fake.fake_launches() - before, ask(backend, n)) for n in (9, 9, 9, 30, 9)]
+    assert [launches for launches, _ in counted] == [0, 0, 0, 1, 2], "32 tokens are one shape"
+    for length in (40, 40, 80, 80, 120, 120):
+        ask(backend, length)
+    assert "2 CUDA graphs" in backend.describe()
+    backend.close()
+    assert fake.fake.fake_live() == 0, "what was dropped was destroyed"
+
+
+def test_without_graphs_where_a_capture_fails(
+    fake: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("cudaStreamBeginCapture", "modelsat_rank_cuda", "cudaGraphInstantiateWithFlags"):
+        backend = fake.open()
+        first = ask(backend)
+        second = partial(ask, backend)
+        if name == "modelsat_rank_cuda":  # fails inside of the capture, not before
+            second = failing_in_capture(fake, second)
+        else:
+            fake.fake.fake_fail(name.encode(), 901)
+        with caplog.at_level(logging.WARNING):
+            np.testing.assert_array_equal(second(), first)
+        assert "no CUDA graphs" in caplog.text
+        np.testing.assert_array_equal(ask(backend), first)
+        assert "0 CUDA graphs" in backend.describe()
+        backend.close()
+        assert fake.fake.fake_live() == 0
+        caplog.clear()
+
+
+def failing_in_capture(fake: Machine, call: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    module, capturing = fake.libraries.tensorrt, fake.libraries.tensorrt.capturing
+
+    def armed() -> bool:
+        if capturing():
+            fake.fake.fake_fail(b"modelsat_rank_cuda", 4)
+        return capturing()
+
+    def run() -> np.ndarray:
+        module.capturing = armed
+        try:
+            return call()
+        finally:
+            module.capturing = capturing
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("cudaMemcpyAsync", 700, "cudaMemcpyAsync failed: a made-up failure"),
+        ("cudaStreamSynchronize", 700, "cudaStreamSynchronize failed"),
+        ("modelsat_gather_cuda", 4, "was not launched: .* a failed launch"),
+    ],
+)
+def test_a_failure_is_one_requests_and_says_what_failed(
+    fake: Machine, name: str, code: int, words: str
+) -> None:
+    backend = fake.open()
+    expected = ask(backend)
+    fake.fake.fake_fail(name.encode(), code)
+    with pytest.raises(UnavailableError, match=words):
+        ask(backend)
+    np.testing.assert_array_equal(ask(backend), expected)
+    backend.close()
+
+
+def test_a_plan_that_is_none_or_finds_no_memory_is_a_bundle_error(
+    fake: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "backbone.sm89.plan"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(BundleError, match="does not load in fake_tensorrt"):
+        TensorRTBackend(broken, fake.libraries)
+    assert "not a plan" in caplog.text
+    fake.fake.fake_fail(b"cudaMallocHost", 2)
+    with pytest.raises(BundleError, match="does not run on this GPU: cudaMallocHost failed"):
+        fake.open()
+    assert fake.fake.fake_live() == 0
+
+
+def test_the_fake_has_nothing_that_the_real_library_lacks() -> None:
+    """What the backend calls, by name, in tensorrt_rtx, whose wheel needs no GPU to be imported."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="no TensorRT: pip install .[trt]")
+    used = {
+        trt.Runtime: ["deserialize_cuda_engine"],
+        trt.ICudaEngine: [
+            *("num_io_tensors", "get_tensor_name", "get_tensor_dtype", "create_runtime_config"),
+            *("get_tensor_profile_shape", "device_memory_size_v2", "create_execution_context"),
+        ],
+        trt.IExecutionContext: [
+            *("set_device_memory", "set_tensor_address", "set_input_shape", "execute_async_v3"),
+        ],
+        trt.IRuntimeConfig: [
+            "cuda_graph_strategy",
+            "dynamic_shapes_kernel_specialization_strategy",
+        ],
+        trt.CudaGraphStrategy: ["WHOLE_GRAPH_CAPTURE"],
+        trt.DynamicShapesKernelSpecializationStrategy: ["LAZY"],
+        trt.ExecutionContextAllocationStrategy: ["USER_MANAGED"],
+        trt.DataType: ["INT64", "FLOAT", "HALF", "BF16"],
+        trt.ILogger: ["log"],
+    }
+    missing = [f"{c.__name__}.{n}" for c, names in used.items() for n in names if not hasattr(c, n)]
+    assert missing == []
+    assert set(backbone_profile(1)) == set(INPUTS)

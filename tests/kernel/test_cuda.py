@@ -1,0 +1,93 @@
+"""The CUDA kernel, emulated on the CPU, against the float64 reference and NumPy's order."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cpp_ext import cuda, score_reference
+from tests.kernel.test_cpu import CALIBRATION, DTYPES, TOLERANCE, as_dtype, draw
+
+SOURCE = Path(cuda.__file__).parent / "score_cuda.cu"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    built = tmp_path_factory.mktemp("cuda") / "emulated.so"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    emulated = ["-DMODELSAT_EMULATION", "-x", "c++", str(SOURCE), "-o", str(built)]
+    subprocess.run(["g++", *flags, *emulated], check=True, capture_output=True, text=True)
+    return cuda.load(built)
+
+
+def launch(
+    library: ctypes.CDLL, kind: str, hidden: np.ndarray, variants: int, ranked: int, **given: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(probability (B, M), order (B, ranked)), and that nothing was written beyond them."""
+    batch, rows, width = hidden.shape
+    candidates = rows // variants
+    p = np.full(batch * candidates + 1, 7, dtype=np.float32)
+    order = np.full(batch * ranked + 1, 7, dtype=np.int32)
+    inputs = [hidden, given["weight"], given["allowed"], given["penalty"]]
+    at = cuda.Pointers(*(a.ctypes.data for a in [*inputs, p, order]))
+    sizes = cuda.Sizes(DTYPES.index(kind), batch, candidates, variants, width, ranked)
+    cuda.rank(library, at, sizes, **CALIBRATION)
+    assert (p[-1], order[-1]) == (7, 7)
+    return p[:-1].reshape(batch, candidates), order[:-1].reshape(batch, ranked)
+
+
+@settings(max_examples=60)
+@example(seed=0, batch=1, candidates=1, variants=1, width=1, ranked=3, kind="fp32")
+@example(seed=1, batch=2, candidates=1000, variants=1, width=33, ranked=1000, kind="fp16")
+@example(seed=2, batch=1, candidates=4096, variants=1, width=3, ranked=5, kind="bf16")
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(1, 5),
+    candidates=st.integers(1, 40),
+    variants=st.integers(1, 3),
+    width=st.integers(1, 300),
+    ranked=st.integers(0, 45),
+    kind=st.sampled_from(DTYPES),
+)
+def test_rows_and_order_are_the_references(
+    library: ctypes.CDLL, seed: int, batch: int, candidates: int, variants: int, width: int,
+    ranked: int, kind: str,
+) -> None:  # fmt: skip
+    """With equal rows (ties), a row of NaN, one too large for fp32 sums, and some left out."""
+    random = np.random.default_rng(seed)
+    rows, weight = draw(seed, batch, candidates * variants, width)
+    rows[:, -1] = rows[:, 0]
+    if seed % 3 == 0:
+        rows[0, random.integers(candidates * variants)] = np.nan
+    if seed % 5 == 0:
+        rows[0, random.integers(candidates * variants)] *= 1e30
+    hidden, arguments = as_dtype(rows, kind)
+    allowed = (random.random((batch, candidates)) < 0.8).astype(np.uint8)
+    if seed % 7 == 0:
+        allowed[0] = 0
+    penalty = random.integers(0, 3, (batch, candidates)).astype(np.float32) / 8
+    given = {"weight": weight, "allowed": allowed, "penalty": penalty}
+
+    p, order = launch(library, kind, hidden, variants, ranked, **given)
+
+    expected = score_reference(hidden, weight, variants=variants, **arguments, **CALIBRATION)
+    np.testing.assert_allclose(p, expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_array_equal(order, cuda.order_reference(p, allowed, penalty, ranked))
+
+
+def test_a_size_that_no_block_can_hold_is_refused(library: ctypes.CDLL) -> None:
+    hidden = np.zeros((1, 4097, 1), dtype=np.float32)
+    given = {
+        "weight": np.ones(1, dtype=np.float32),
+        "allowed": np.ones((1, 4097), dtype=np.uint8),
+        "penalty": np.zeros((1, 4097), dtype=np.float32),
+    }
+    with pytest.raises(RuntimeError, match="3: a size out of range"):
+        launch(library, "fp32", hidden, 1, 1, **given)

@@ -1,0 +1,139 @@
+"""The capability representation keeps every figure and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.api.candidate import Candidate, TaskResult
+from engine.api.errors import InvalidInputError
+from engine.bundle.arrays import Connector, TaskNorms, load_arrays
+from engine.bundle.manifest import read_manifest
+from engine.registry.catalog import read_zoo
+from engine.registry.encoder import (
+    CapabilityEncoder,
+    capability_sentences,
+    pack,
+    text_representation,
+)
+from engine.registry.onnx_encoder import load_encoder
+from tests.conftest import CHECKPOINT
+from tools.processes import BUNDLE
+from training.model.model import TextEncoder
+from training.weights.base import load_base
+
+ZOO = read_zoo(BUNDLE / "zoo.json")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> CapabilityEncoder:
+    return load_encoder(BUNDLE, read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE))
+
+
+@pytest.mark.parametrize("index", range(50))
+def test_each_single_figure_changes_the_embedding(encoder: CapabilityEncoder, index: int) -> None:
+    before = ZOO[0]
+    results = list(before.aptitude)
+    figure = results[index].accuracy
+    results[index] = replace(results[index], accuracy=figure + (0.05 if figure < 0.5 else -0.05))
+    changed = encoder.encode(replace(before, aptitude=tuple(results)))
+    moved = np.linalg.norm(changed - encoder.encode(before))
+    # One of 1,000 answers: little, and well above float noise.
+    assert moved > 1e-3 * np.linalg.norm(changed)
+
+
+@given(st.permutations(range(50)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_the_tasks_does_not_matter(order: list[int]) -> None:
+    encoder = _plain_encoder()
+    shuffled = tuple(ZOO[1].aptitude[i] for i in order)
+    np.testing.assert_array_equal(
+        encoder.encode(replace(ZOO[1], aptitude=shuffled)), encoder.encode(ZOO[1])
+    )
+
+
+def _plain_encoder() -> CapabilityEncoder:
+    random = np.random.default_rng(0)
+    known = {r.task: random.standard_normal(6).astype(np.float32) for r in ZOO[1].aptitude}
+    return CapabilityEncoder(
+        embed=lambda texts: np.stack([known[t] for t in texts]),
+        count=len,
+        limit=512,
+        representation="accuracy_weighted",
+        norms=TaskNorms(np.zeros(6, np.float32), dict.fromkeys(known, 0.5)),
+        connector=Connector(np.eye(7, dtype=np.float32), np.zeros(7, np.float32)),
+    )
+
+
+def test_tasks_the_training_never_saw_are_encoded(encoder: CapabilityEncoder) -> None:
+    strange = tuple(TaskResult(f"Cookery, Dish {i}", 0.5) for i in range(50))
+    embedding = encoder.encode(replace(ZOO[0], aptitude=strange))
+    assert np.isfinite(embedding).all()
+
+
+def test_what_is_remembered_of_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is cut, the tasks of the candidate at hand stay."""
+    monkeypatch.setattr("engine.registry.encoder.MAX_KNOWN_TASKS", 3)
+    encoder = _plain_encoder()
+    encoder._embed = lambda texts: np.stack([np.full(6, len(t), np.float32) for t in texts])
+    first = Candidate("a", tuple(TaskResult(f"strange {i}", 0.5) for i in range(5)))
+    second = Candidate("b", (*first.aptitude[:2], TaskResult("stranger", 0.5)))
+    before = encoder.encode(first)
+    encoder.encode(second)
+    np.testing.assert_array_equal(encoder.encode(first), before)
+
+
+def test_the_graph_embeds_as_torch_does(encoder: CapabilityEncoder) -> None:
+    torch_encoder = TextEncoder(load_base(str(CHECKPOINT / "encoder")))
+    texts = [r.task for r in ZOO[0].aptitude] + ["x", "word " * 300]
+    found = encoder._embed(texts)
+    np.testing.assert_allclose(found, torch_encoder.embed(texts), atol=2e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(60, 200))
+def test_pieces_hold_every_sentence_whole(words: list[int], limit: int) -> None:
+    sentences = [" ".join([f"s{i}"] * count) for i, count in enumerate(words)]
+    pieces = pack(sentences, lambda text: len(text.split()), limit)
+    assert " ".join(pieces).split() == " ".join(sentences).split()
+    assert all(len(piece.split()) <= limit for piece in pieces)
+
+
+def test_a_sentence_too_long_for_the_encoder_is_an_error_not_a_cut() -> None:
+    with pytest.raises(InvalidInputError, match="the encoder reads 20"):
+        pack(["one", "word " * 21], lambda text: len(text.split()), 20)
+
+
+def test_text_mode_reads_all_fifty_tasks_in_two_orders() -> None:
+    seen: list[str] = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        seen.extend(texts)
+        return np.array([[len(t), 1.0] for t in texts], dtype=np.float32)
+
+    figures = ZOO[0].aptitude
+    found = text_representation(figures, embed, lambda text: len(text.split()), 256)  # type: ignore[arg-type]
+    assert found.shape == (2, 2)
+    for sentence in capability_sentences(figures):
+        assert sum(sentence in piece for piece in seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("aptitude", "words"),
+    [
+        (ZOO[0].aptitude[:49], "has 49 figures, expected 50"),
+        ((*ZOO[0].aptitude[:49], TaskResult("x", 1.5)), "is 1.5, expected a share"),
+        ((*ZOO[0].aptitude[:49], TaskResult("x", float("nan"))), "is nan, expected a share"),
+        ((*ZOO[0].aptitude[:49], ZOO[0].aptitude[0]), "repeats"),
+        ((*ZOO[0].aptitude[:49], TaskResult(" ", 0.5)), "name the task"),
+    ],
+)
+def test_a_wrong_aptitude_test_is_named(aptitude: tuple[TaskResult, ...], words: str) -> None:
+    from engine.api.candidate import validate
+
+    problems = validate(Candidate("x", aptitude))
+    assert any(words in p.description for p in problems)

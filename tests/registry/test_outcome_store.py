@@ -1,0 +1,237 @@
+"""Recorded outcomes: kept once, bounded, durable, and readable as training data."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.api.errors import (
+    AlreadyExistsError,
+    OverloadedError,
+    StoreError,
+    UnavailableError,
+)
+from engine.cli.main import main as cli
+from engine.datasets.outcomes import read_outcomes
+from engine.registry.catalog import read_zoo
+from engine.registry.recorded import export, join
+from engine.registry.stores import outcomes as outcome_store
+from engine.registry.stores.outcomes import OutcomeStore, Recorded, read_recorded
+from tests.training.test_importers import MODELS, PROMPTS, check, score
+from tools.processes import BUNDLE
+from training.data.importers import from_modelsat, write_folder
+
+CALL = st.builds(
+    Recorded,
+    decision_id=st.sampled_from(["d1", "d2", "d3"]),
+    candidate=st.sampled_from(["a", "b"]),
+    score=st.sampled_from([0.0, 0.5, 1.0]),
+    text=st.sampled_from(["", "text"]),
+)
+
+
+async def told(store: OutcomeStore, call: Recorded) -> bool | str:
+    try:
+        return await store.record(call)
+    except AlreadyExistsError:
+        return "conflict"
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(CALL, max_size=6), max_size=6), st.integers(1, 4))
+def test_the_store_is_what_a_list_of_calls_says(bursts: list[list[Recorded]], limit: int) -> None:
+    """Bursts are recorded together; between them the file is closed and opened again."""
+    kept: list[Recorded] = []
+
+    async def scenario(path: Path) -> None:
+        nonlocal kept
+        for burst in bursts:
+            store = OutcomeStore(path, limit)
+            answers = await asyncio.gather(*(told(store, call) for call in burst))
+            await store.close()
+            for call, answer in zip(burst, answers, strict=True):
+                known = [k for k in kept if (k.decision_id, k.candidate) ==
+                         (call.decision_id, call.candidate)]  # fmt: skip
+                if not known:
+                    assert answer is True
+                    kept.append(call)
+                else:
+                    assert answer == (False if known[0].score == call.score else "conflict")
+            kept = kept[-limit:]
+            assert list(read_recorded(path)) == kept
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(scenario(Path(folder) / "o.sqlite"))
+
+
+async def test_calls_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
+    store = OutcomeStore(tmp_path / "o.sqlite", 1000)
+    commits: list[str] = []
+    store._db.set_trace_callback(lambda s: commits.append(s) if s == "COMMIT" else None)
+    calls = [Recorded(f"d{i}", "a", 1.0) for i in range(200)]
+    assert all(await asyncio.gather(*(store.record(call) for call in calls)))
+    assert len(commits) < 5
+    await store.close()
+    assert [r.decision_id for r in read_recorded(tmp_path / "o.sqlite")] == [
+        call.decision_id for call in calls
+    ]
+    with pytest.raises(UnavailableError):
+        await store.record(calls[0])
+
+
+async def test_a_file_that_cannot_be_written_fails_the_call_and_not_the_next(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "o.sqlite"
+    store = OutcomeStore(path, 10)
+    other = sqlite3.connect(path, isolation_level=None)
+    store._db.execute("PRAGMA busy_timeout = 1")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="could not be written"):
+        await store.record(Recorded("d1", "a", 1.0))
+    other.execute("ROLLBACK")
+    other.close()
+    assert await store.record(Recorded("d1", "a", 1.0))
+    await store.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_an_outcome_is_not_acknowledged_into_a_moved_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / "o.sqlite"
+    store, call = OutcomeStore(path, 10), Recorded("d1", "a", 1.0)
+    before = Recorded("d0", "a", 1.0)
+    assert await store.record(before)
+    file, elsewhere = tmp_path / f"o.sqlite{suffix}", tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    with pytest.raises(StoreError, match="was removed or replaced while the server ran; nothing"):
+        await store.record(call)
+    elsewhere.rename(file)
+    assert await store.record(call), "what was refused was not kept"
+    await store.close()
+    assert list(read_recorded(path)) == [before, call]
+
+
+TEXT = "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "told"),
+    [("MAX_WAITING", 2, "2 outcomes wait"), ("MAX_WAITING_BYTES", 1500, "bytes of outcomes wait")],
+)
+async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, told: str
+) -> None:
+    monkeypatch.setattr(outcome_store, limit, value)
+    store, disk = OutcomeStore(tmp_path / "o.sqlite", 10), threading.Event()
+    store._thread.submit(disk.wait, 30)
+    calls = [Recorded(f"d{i}", "a", 1.0, TEXT) for i in range(5)]
+    first = asyncio.create_task(store.record(calls[0]))
+    await asyncio.sleep(0.05)  # now it is with the thread
+    waiting = [asyncio.create_task(store.record(call)) for call in calls[1:3]]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match=told) as refused:
+        await store.record(calls[3])
+    assert refused.value.retry_after_s > 0
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    assert (len(store._waiting), store._waiting_bytes) == (1, sys.getsizeof(TEXT))
+    last = asyncio.create_task(store.record(calls[4]))
+    disk.set()
+    assert await asyncio.gather(first, waiting[1], last) == [True] * 3
+    await store.close()
+    assert [r.decision_id for r in read_recorded(tmp_path / "o.sqlite")] == ["d0", "d2", "d4"]
+
+
+def test_an_unusable_file_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "o.sqlite"
+    path.write_text("something else, of enough length to be no database header at all " * 3)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="not a database"):
+        OutcomeStore(path, 10)
+    assert path.read_bytes() == before
+    foreign = sqlite3.connect(tmp_path / "f.sqlite")
+    foreign.execute("CREATE TABLE t (x)")
+    foreign.close()
+    with pytest.raises(StoreError, match="schema is 0, this version's is 1"):
+        OutcomeStore(tmp_path / "f.sqlite", 10)
+    with pytest.raises(StoreError, match="does not exist"):
+        list(read_recorded(tmp_path / "nowhere.sqlite"))
+
+
+def test_texts_join_decisions_and_means_join_scores() -> None:
+    found, without = join(
+        [
+            Recorded("d1", "a", 1.0),
+            Recorded("d1", "b", 0.0, "one", "maths"),
+            Recorded("d2", "a", 0.0, "one"),
+            Recorded("d3", "a", 0.5),
+        ]
+    )
+    (only,) = found
+    assert (only.id, only.text, only.category) == ("d1", "one", "maths")
+    assert (only.mean("a"), only.mean("b")) == (0.5, 0.0)
+    assert np.isnan(only.mean("c"))
+    assert without == 1
+
+
+async def recorded(path: Path, names: tuple[str, ...] = MODELS) -> Path:
+    """80 decisions on which every candidate was judged; one without a text."""
+    store = OutcomeStore(path, 1000)
+    calls = [
+        Recorded(f"d{i:03}", name, score(model, i), prompt, ["maths", "places"][i % 2])
+        for i, prompt in enumerate(PROMPTS)
+        for name, model in zip(names, MODELS, strict=True)
+    ]
+    await asyncio.gather(*(store.record(c) for c in [*calls, Recorded("d999", names[0], 1.0)]))
+    await store.close()
+    return path
+
+
+async def test_an_export_is_read_as_training_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = await recorded(tmp_path / "o.sqlite")
+    out = tmp_path / "out"
+    assert cli(["outcomes", "export", "--outcomes", str(file), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "80 instructions x 3 candidates" in said
+    assert "left out: 1 outcomes without text" in said
+    outcomes = read_outcomes(out)
+    check(outcomes)
+    assert set(outcomes.subjects) == {"maths", "places"}
+    assert len(outcomes.test.keywords) == 2
+    assert write_folder(from_modelsat(file), tmp_path / "imported") == (80, 3)
+    check(read_outcomes(tmp_path / "imported"))
+
+
+async def test_an_export_takes_aptitude_from_the_bundle(tmp_path: Path) -> None:
+    zoo = read_zoo(BUNDLE / "zoo.json")
+    names = (zoo[0].id, zoo[1].id, "stranger")
+    file = await recorded(tmp_path / "o.sqlite", names)
+    done = export(file, tmp_path / "out", BUNDLE)
+    assert (done.instructions, done.candidates) == (80, 2)
+    assert done.unknown == {"stranger": 80}
+    outcomes = read_outcomes(tmp_path / "out")
+    assert outcomes.candidates == sorted(names[:2])
+    row = outcomes.candidates.index(zoo[0].id)
+    figures = {r.task: r.accuracy for r in zoo[0].aptitude}
+    found = dict(zip(outcomes.test.keywords, outcomes.test.figures[row], strict=True))
+    assert found == pytest.approx(figures)
+
+
+def test_nothing_to_export_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "o.sqlite"
+    asyncio.run(OutcomeStore(file, 10).close())
+    assert cli(["outcomes", "export", "--outcomes", str(file), "--out", str(tmp_path)]) == 1
+    assert "has no outcome to export" in capsys.readouterr().err

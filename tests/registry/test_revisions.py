@@ -1,0 +1,209 @@
+"""Revisions, rollback and watching over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from engine.cli.main import main as cli
+from engine.client.sync import Client
+from engine.pb import candidate_service_pb2 as pb
+from engine.pb import candidate_service_pb2_grpc
+from engine.registry.catalog import read_zoo
+from engine.registry.registry import Registry
+from engine.serving.rpc.candidate_service import CandidateService
+from engine.serving.rpc.interceptors import StatusInterceptor
+from tests.support.stores import candidate, registry
+from tools.processes import BUNDLE, serving
+
+Stub = Any
+
+
+@asynccontextmanager
+async def served(tmp_path: Path) -> AsyncIterator[tuple[Stub, Registry, grpc.aio.Server, Any]]:
+    """CandidateService alone on a port: (stub, registry, server, channel)."""
+    members = registry(str(tmp_path / "s.sqlite"), candidate("a"), candidate("b"), keep=5)
+    server = grpc.aio.server(interceptors=[StatusInterceptor()])
+    service = CandidateService(members)
+    candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = candidate_service_pb2_grpc.CandidateServiceStub(channel)
+            yield stub, members, server, channel
+    finally:
+        await members.close()
+        await server.stop(0)
+
+
+async def test_a_rollback_is_a_revision_of_its_own(tmp_path: Path) -> None:
+    async with served(tmp_path) as (stub, members, _, _):
+        await members.delete("a")
+        await members.create(candidate("c"))
+        dry = await stub.RollbackRevision(
+            pb.RollbackRevisionRequest(revision=1, validate_only=True)
+        )
+        assert (dry.revision.number, dry.revision.candidates) == (4, 2)
+        assert members.table().revision == 3
+        made = (await stub.RollbackRevision(pb.RollbackRevisionRequest(revision=1))).revision
+        assert (made.number, made.description, made.candidates) == (4, "rolled back to 1", 2)
+        assert made.create_time.seconds > 0
+        assert [c.id for c in members.table().candidates] == ["a", "b"]
+        numbers: list[int] = []
+        token = ""
+        while True:
+            request = pb.ListRevisionsRequest(page_size=3, page_token=token)
+            page = await stub.ListRevisions(request)
+            numbers += [r.number for r in page.revisions]
+            token = page.next_page_token
+            if not token:
+                break
+        assert numbers == [4, 3, 2, 1]
+        for i in range(3):
+            await members.create(candidate(f"more-{i}"))
+        with pytest.raises(grpc.aio.AioRpcError, match="Revision 2 is not kept") as gone:
+            await stub.RollbackRevision(pb.RollbackRevisionRequest(revision=2))
+        assert gone.value.code() == grpc.StatusCode.NOT_FOUND
+        for wrong in (
+            stub.RollbackRevision(pb.RollbackRevisionRequest()),
+            stub.ListRevisions(pb.ListRevisionsRequest(page_token="x")),
+            stub.ListRevisions(pb.ListRevisionsRequest(page_size=-1)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await wrong
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_watcher_can_keep_a_table_of_its_own(tmp_path: Path) -> None:
+    async with served(tmp_path) as (stub, members, _, _):
+        call = stub.WatchCandidates(pb.WatchCandidatesRequest())
+        table = {c.name: c for c in (await call.read()).changed}
+        assert set(table) == {"candidates/a", "candidates/b"}
+        await members.create(candidate("c"))
+        first = await call.read()
+        assert ([c.name for c in first.changed], list(first.removed)) == (["candidates/c"], [])
+        for i in range(40):  # it does not read meanwhile
+            await members.update("c", lambda _, i=i: candidate("c", i / 40))
+        await members.delete("a")
+        await members.update("b", lambda _: candidate("b", 0.1))
+        answers = 0
+        while True:
+            answer = await call.read()
+            answers += 1
+            table.update({c.name: c for c in answer.changed})
+            for name in answer.removed:
+                del table[name]
+            if answer.revision == members.table().revision:
+                break
+        listed = (await stub.ListCandidates(pb.ListCandidatesRequest())).candidates
+        assert [table[name] for name in sorted(table)] == list(listed)
+        assert answers <= 42
+        call.cancel()
+
+
+async def test_who_knows_the_revision_hears_of_the_next_one_only(tmp_path: Path) -> None:
+    async with served(tmp_path) as (stub, members, server, _):
+        call = stub.WatchCandidates(pb.WatchCandidatesRequest(known_revision=1))
+        reading = asyncio.ensure_future(call.read())
+        await asyncio.wait([reading], timeout=0.2)
+        assert not reading.done()
+        await members.create(candidate("c"))
+        answer = await reading
+        assert (answer.revision, [c.name for c in answer.changed]) == (2, ["candidates/c"])
+        other = stub.WatchCandidates(pb.WatchCandidatesRequest(known_revision=77))
+        assert len((await other.read()).changed) == 3
+        members.end_watches()
+        assert await call.read() is grpc.aio.EOF
+        assert await other.read() is grpc.aio.EOF
+        assert await call.code() == grpc.StatusCode.OK
+        await server.stop(60)  # nothing is in flight, so it does not last
+
+
+async def test_bytes_that_are_no_watch_request_are_refused(tmp_path: Path) -> None:
+    async with served(tmp_path) as (stub, _, _, channel):
+        call = channel.unary_stream("/modelsat.v1.CandidateService/WatchCandidates")(b"\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError, match="cannot be read") as refused:
+            await call.read()
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert (await stub.ListCandidates(pb.ListCandidatesRequest())).revision == 1
+
+
+def guarded(behaviour: Any) -> tuple[grpc.GenericRpcHandler, str]:
+    """A bidirectional method of requests that are watch requests."""
+    handler = grpc.stream_stream_rpc_method_handler(
+        behaviour,
+        request_deserializer=pb.WatchCandidatesRequest.FromString,
+        response_serializer=pb.WatchCandidatesResponse.SerializeToString,
+    )
+    methods = {"Echo": handler}
+    return grpc.method_handlers_generic_handler("modelsat.v1.Test", methods), "Test/Echo"
+
+
+async def test_a_bidirectional_stream_is_guarded_too() -> None:
+    async def echo(requests: Any, _: Any) -> AsyncIterator[pb.WatchCandidatesResponse]:
+        async for request in requests:
+            if request.known_revision == 13:
+                raise ZeroDivisionError("secret words")
+            yield pb.WatchCandidatesResponse(revision=request.known_revision)
+
+    handler, _ = guarded(echo)
+    server = grpc.aio.server(interceptors=[StatusInterceptor()])
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    good = pb.WatchCandidatesRequest(known_revision=7).SerializeToString()
+    bad = pb.WatchCandidatesRequest(known_revision=13).SerializeToString()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for last, code, words in (
+            (b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT, "cannot be read"),
+            (bad, grpc.StatusCode.INTERNAL, "ZeroDivisionError"),
+        ):
+            call = channel.stream_stream("/modelsat.v1.Test/Echo")()
+            await call.write(good)
+            assert pb.WatchCandidatesResponse.FromString(await call.read()).revision == 7
+            await call.write(last)
+            with pytest.raises(grpc.aio.AioRpcError, match=words) as refused:
+                await call.read()
+            assert refused.value.code() == code
+            assert "secret" not in refused.value.details()
+    await server.stop(0)
+
+
+def test_the_command_line_rolls_back_and_backs_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, copy = tmp_path / "s.sqlite", tmp_path / "copy.sqlite"
+    zoo = read_zoo(BUNDLE / "zoo.json")
+    with serving(store, "--keep-revisions", "3") as server:
+        where = ["--server", server.address]
+        assert cli(["candidates", "remove", zoo[0].id, *where]) == 0
+        assert cli(["store", "backup", "--store", str(store), str(copy)]) == 0
+        assert cli(["candidates", "rollback", "1", "--validate-only", *where]) == 0
+        assert cli(["candidates", "rollback", "1", *where]) == 0
+        assert cli(["candidates", "rollback", "9", *where]) == 1
+        assert cli(["candidates", "revisions", *where]) == 0
+        assert cli(["store", "restore", "--store", str(store), str(copy)]) == 1
+        with Client(server.address) as client:
+            assert len(client.candidates()) == len(zoo)
+            watched = client.watch(3)
+            client.remove(zoo[1].id)
+            assert [next(watched).revision] == [4]
+            assert server.terminate() == 0, "a watcher does not hold it up"
+            assert list(watched) == []
+    out, err = capsys.readouterr()
+    assert "rolled back to 1: would be revision 3, " in out
+    assert "rolled back to 1: is revision 3, " in out
+    assert "deleted" in out
+    assert "Revision 9 is not kept" in err
+    assert "open in another server" in err
+    assert cli(["store", "restore", "--store", str(store), str(copy)]) == 0
+    with serving(store) as server, Client(server.address) as client:
+        assert len(client.candidates()) == len(zoo) - 1
+        assert [r.number for r in client.revisions()] == [5, 2, 1]

@@ -1,0 +1,434 @@
+"""Past requests under other policies: the same report however the work is cut and interrupted, the
+same choices as the server's."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from engine.api.errors import InvalidInputError
+from engine.api.policy import Policy
+from engine.bundle.manifest import Calibration
+from engine.cli.main import main as cli
+from engine.cli.replay import recorded
+from engine.client.sync import Client
+from engine.inference.backend import Readout, Scores
+from engine.registry.catalog import read_zoo
+from engine.registry.table import Table, make_table
+from engine.replay import render, scoring
+from engine.replay.log import COLUMNS, PastRequest, past_request
+from engine.replay.policies import read_policies
+from engine.replay.report import Resampling
+from engine.replay.run import Log, replay
+from engine.replay.scoring import NOBODY, Done, Plan, Scorer, Work, names_of
+from engine.serving.rpc.responses import KINDS
+from tests.conftest import INSTRUCTIONS
+from tools.processes import BUNDLE, ROOT, Server
+
+ZOO = read_zoo(BUNDLE / "zoo.json")
+POLICIES = {
+    "best": Policy(),
+    "trade": Policy("cost_sensitivity", 0.3, deny=("gemini-1.5-pro-002",)),
+    "cheap": Policy("max_cost_usd", 1e-4, max_unlikeness=0.9),
+    "floor": Policy("min_probability", 0.6, min_confidence=0.5, default_candidate="yi-6b-chat"),
+    "small": Policy(min_context_window=1_000_000, tags=("nobody-has-it",)),
+}
+SPECS = [
+    *("--policy", "best=", "--policy", "trade=cost_sensitivity=0.3,deny=gemini-1.5-pro-002"),
+    *("--policy", "floor=min_probability=0.6"),
+]
+Record = dict[str, Any]
+
+
+class HashBackend:
+    """Probabilities that hang on every token and on nothing else."""
+
+    def probabilities(
+        self,
+        tokens: Sequence[NDArray[np.int64]],
+        embeddings: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        readout: Readout,
+    ) -> Scores:
+        seeds = [zlib.crc32(t.tobytes()) for t in tokens]
+        p = [np.random.default_rng(s).random(len(embeddings), np.float32)[rows] for s in seeds]
+        return Scores(np.stack(p), 0.0, 0.0)
+
+    def prepare(self, embeddings: NDArray[np.float32]) -> None:
+        pass
+
+    def describe(self) -> str:
+        return "hash"
+
+
+def quick_table() -> Table:
+    return make_table(1, [(c, np.zeros((1, 2), np.float32)) for c in ZOO], (1, 2))
+
+
+TABLE = quick_table()
+SCORER = Scorer(
+    TABLE,
+    list(POLICIES.values()),
+    Tokenizer.from_file(str(BUNDLE / "tokenizer.json")),
+    HashBackend(),
+    Readout(np.zeros(2, np.float32), 1e-5, Calibration(1.0, 0.0)),
+)
+
+
+def quick(files: Sequence[Path], out: Path, chunk: int, seed: int = 0, **more: Any) -> Record:
+    """A replay in this process whose answers come in a random order."""
+
+    def execute(works: Iterable[Work]) -> Iterator[Done]:
+        done = [SCORER.do(work) for work in works]
+        random.Random(seed).shuffle(done)
+        yield from done
+
+    plan = Plan(BUNDLE, "made-up", TABLE, POLICIES)
+    log = Log(files, COLUMNS, chunk=chunk, **more)
+    return replay(log, plan, names_of(TABLE, []), out, execute, lambda *_: None)
+
+
+def write_jsonl(path: Path, records: Iterable[Record | str]) -> Path:
+    lines = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records).encode()
+    path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+    return path
+
+
+def some_records(count: int) -> list[Record]:
+    """Texts and conversations, known and unknown candidates, outcomes here and there."""
+    draw = random.Random(count)
+    records: list[Record] = []
+    for i in range(count):
+        text = draw.choice(INSTRUCTIONS)
+        turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
+        used = draw.choice([c.id for c in ZOO[:4]] + [ZOO[5].display_name, "a-stranger"])
+        records.append(
+            {
+                "messages": turns if i % 2 else None,
+                "text": None if i % 2 else text,
+                "model": used,
+                "outcome": draw.choice([None, 0.0, 0.25, 1.0]),
+                "cost": draw.choice([None, 1e-4]),
+                "timestamp": 1_700_000_000 + 60 * i,
+            }
+        )
+    return records
+
+
+# --- however it is cut -----------------------------------------------------------------------
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    count=st.integers(1, 40),
+    chunk=st.integers(1, 45),
+    seed=st.integers(0, 9),
+    cut=st.integers(0, 40),
+    kept=st.floats(0, 1),
+)
+def test_chunks_order_files_formats_and_interruptions_do_not_show(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    chunk: int,
+    seed: int,
+    cut: int,
+    kept: float,
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    here = tmp_path_factory.mktemp("cut")
+    records = some_records(count)
+    whole = quick([write_jsonl(here / "whole.jsonl", records)], here / "a", count)
+    halves = [
+        write_jsonl(here / "1.jsonl.gz", records[:cut]),
+        write_jsonl(here / "2.jsonl", records[cut:]),
+    ]
+    assert quick(halves, here / "b", chunk, seed) == whole
+    for finished in sorted((here / "b").iterdir()):  # a run that was killed, torn files and all
+        if random.Random(seed).random() > kept:
+            finished.write_bytes(finished.read_bytes()[: int(kept * finished.stat().st_size)])
+    assert quick(halves, here / "b", chunk, seed + 1) == whole
+    pq.write_table(pa.Table.from_pylist(records), here / "same.parquet", row_group_size=7)
+    assert quick([here / "same.parquet"], here / "c", chunk) == whole
+
+
+def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
+    """Against a count by hand, over rows whose scores are known."""
+    records = some_records(30)
+    found = quick([write_jsonl(tmp_path / "log.jsonl", records)], tmp_path / "out", 8)
+    rows = {c.id: i for i, c in enumerate(TABLE.candidates)}
+    rows |= {c.display_name: rows[c.id] for c in ZOO}
+    requests = [past_request(r, COLUMNS) for r in records]
+    done = SCORER.do(Work(0, tuple((r.text, r.context_chars) for r in requests), None))  # type: ignore[union-attr]
+    used = [rows.get(r["model"], NOBODY) for r in records]
+    assert found["log"]["unknown_candidates"] == {"a-stranger": used.count(NOBODY)}
+    best = done.decisions.choice[:, 0]
+    assert (best == done.scores.p.argmax(axis=1)).all()
+    part = found["policies"]["best"]
+    assert part["estimated_quality"]["value"] == pytest.approx(done.scores.p.max(axis=1).mean())
+    pairs = [(u, b) for u, b in zip(used, best, strict=True) if u != NOBODY]
+    share = sum(u != b for u, b in pairs) / len(pairs)
+    assert part["against_used"]["changed"]["value"] == pytest.approx(share)
+    same = [
+        r["outcome"]
+        for r, u, b in zip(records, used, best, strict=True)
+        if u == b and r["outcome"] is not None
+    ]
+    assert part["where_it_chose_what_was_used"]["observed_quality"]["rows"] == len(same)
+    over = {name: count for name, count, *_ in render.rows(found)}
+    assert over["used"].split()[0] == str(len(pairs))
+    priced = part["estimated_cost_usd"]["rows"]
+    assert over["best"] == f"{len(records)} (cost: {priced})"
+    assert found["policies"]["small"]["nobody_eligible"] == len(records)
+    told = [r["outcome"] for r in records if r["outcome"] is not None]
+    observed = found["used"]["observed_quality"]
+    assert observed["value"] == pytest.approx(np.mean(told))
+    assert observed["low"] < observed["value"] < observed["high"]
+
+
+def test_an_interval_holds_its_value_though_all_rows_are_alike() -> None:
+    """A picture is drawn of the differences, which must not be negative."""
+    for rows in range(1, 200):
+        found = Resampling(rows).mean(np.full(rows, 0.7123))
+        assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_a_column_that_holds_nothing_is_passed_over() -> None:
+    record = {"messages": [], "text": "", "prompt": "Hi", "candidate": "", "model": "yi-6b-chat"}
+    found = past_request({**record, "outcome": math.nan, "score": 0.5, "cost": 0.0}, COLUMNS)
+    assert found == PastRequest("Hi", 0, "yi-6b-chat", 0.0, 0.5, ANY)
+
+
+def test_broken_lines_are_named_and_bounded_and_no_text_shows(tmp_path: Path) -> None:
+    secret = "a secret that nobody may read"
+    broken: list[Record | str] = [
+        f'{{"text": "{secret}"',
+        json.dumps([secret]),
+        {"text": secret, "outcome": 1.5},
+        {"text": secret, "cost": "cheap"},
+        {"text": " "},
+        {"messages": [{"role": "narrator", "content": secret}]},
+        {"messages": [{"role": "assistant", "content": secret}]},
+        {"text": secret, "time": "yesterday"},
+        {"text": secret, "time": 1e300},
+        {"messages": [{"role": "user", "content": "\udfff" + secret}]},
+        {"text": "\ud800" + secret},
+        {"model": "x"},
+    ]
+    lines = [*some_records(3), *broken, {"text": secret}]
+    log = write_jsonl(tmp_path / "log.jsonl", lines)
+    found = quick([log], tmp_path / "out", 4)
+    assert found["requests"] == 4
+    assert found["log"]["broken"]["count"] == len(broken)
+    assert [x["line"] for x in found["log"]["broken"]["first"]] == list(range(4, 4 + len(broken)))
+    assert secret not in json.dumps(found)
+    assert not any(secret.encode() in f.read_bytes() for f in (tmp_path / "out").iterdir())
+    with pytest.raises(InvalidInputError, match=r"log.jsonl:4: is no JSON") as refused:
+        quick([log], tmp_path / "out", 4, max_broken=5)
+    assert secret not in str(refused.value)
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(write_jsonl(tmp_path / "x.jsonl.gz", lines * 9).read_bytes()[:-30])
+    with pytest.raises(InvalidInputError, match="cannot be read on after row"):
+        quick([cut], tmp_path / "out", 4)
+
+
+def test_policies_have_the_names_of_the_api(tmp_path: Path) -> None:
+    file = tmp_path / "policies.toml"
+    file.write_text('[capped]\nmax_cost_usd = 0.001\nallow = ["candidates/yi-6b-chat"]\n')
+    spec = "trade=cost_sensitivity=0.3,deny=yi-6b-chat,deny=command-r-v01,max_unlikeness=0.9"
+    found = read_policies([spec, "plain="], file, TABLE)
+    denied = ("yi-6b-chat", "command-r-v01")
+    assert found == {
+        "capped": Policy("max_cost_usd", 0.001, allow=("yi-6b-chat",)),
+        "trade": Policy("cost_sensitivity", 0.3, deny=denied, max_unlikeness=0.9),
+        "plain": Policy(),
+    }
+    for wrong, words in {
+        "a=cost=1": "policy a: has unknown fields",
+        "a=cost_sensitivity=1,max_cost_usd=1": "policy a: .*objective",
+        "a=min_probability=7": "policy a, policy.min_probability: is 7",
+        "a=deny=nobody": "candidates/nobody, which is not registered",
+        "a=min_confidence=x": "policy a: cannot be read",
+    }.items():
+        with pytest.raises(InvalidInputError, match=words):
+            read_policies([wrong], None, TABLE)
+
+
+# --- the real bundle -------------------------------------------------------------------------
+
+
+def test_replay_chooses_as_the_server_does(client: Client) -> None:
+    table = scoring.open_table(BUNDLE, ZOO)
+    plan = scoring.make_plan(BUNDLE, table, POLICIES)
+    texts = INSTRUCTIONS[:12]
+    done = scoring.open_scorer(plan).do(Work(0, tuple((t, 0) for t in texts), None))
+    for j, policy in enumerate(POLICIES.values()):
+        for i, answer in enumerate(client.route_many(texts, policy)):
+            row = int(done.decisions.choice[i, j])
+            if row == NOBODY:
+                assert answer.error.reason == "NO_ELIGIBLE_CANDIDATE"
+                continue
+            first = answer.response.ranking[0]
+            # Joined into one forward, p moves by some thousandths (int8 rounding).
+            assert float(done.decisions.p[i, j]) == pytest.approx(first.probability, abs=0.02)
+            near = [r for r in answer.response.ranking if r.utility > first.utility - 0.01]
+            assert table.candidates[row].name in {r.candidate for r in near}
+            alone = client.route(texts[i], policy)
+            assert alone.selected == table.candidates[row].name
+            assert KINDS[scoring.KINDS[done.decisions.kind[i, j]]] == alone.kind
+
+
+def test_recorded_outcomes_are_joined_by_their_decisions(
+    shared_server: Server, client: Client, tmp_path: Path
+) -> None:
+    answers = [client.route(text) for text in INSTRUCTIONS[:2]]
+    for answer, score in zip(answers, (0.25, 0.75), strict=True):
+        client.record_outcome(answer.decision_id, answer.selected, score)
+    records: list[Record] = [
+        {"query": "Hi", "decision_id": a.decision_id, "selected": a.selected} for a in answers
+    ]
+    records.append({"query": "Hi", "decision_id": answers[0].decision_id, "model": "yi-6b-chat"})
+    log = write_jsonl(tmp_path / "log.jsonl", records)
+    known = recorded(shared_server.log.with_name("outcomes.sqlite"))
+    found = quick([log], tmp_path / "out", 4, outcome_of=known)["used"]["observed_quality"]
+    assert (found["value"], found["rows"]) == (0.5, 2)
+
+
+def command(log: Path, out: Path, *more: str) -> list[str]:
+    python = [sys.executable, "-W", "error", "-m", "engine.cli.main", "replay", str(log)]
+    return [*python, "--out", str(out), "--bundle", str(BUNDLE), "--chunk", "4", *SPECS, *more]
+
+
+def run(log: Path, out: Path, *more: str) -> bytes:
+    done = subprocess.run(
+        command(log, out, *more), cwd=ROOT, capture_output=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return (out / "report.json").read_bytes()
+
+
+def start(log: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """A run that has finished a chunk and not the last one."""
+    process = subprocess.Popen(
+        command(log, out, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if list(out.glob("scores/*.npz")):
+            return process
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[0].decode())
+
+
+def descendants(pid: int) -> list[int]:
+    """Of a process of ours, children before theirs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 requests of real texts."""
+    return write_jsonl(tmp_path_factory.mktemp("log") / "log.jsonl", some_records(60))
+
+
+@pytest.fixture(scope="module")
+def unbroken(log: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """report.json of one worker."""
+    return run(log, tmp_path_factory.mktemp("one"), "--workers", "1")
+
+
+def test_killed_and_resumed_is_unbroken(log: Path, unbroken: bytes, tmp_path: Path) -> None:
+    process = start(log, tmp_path, "--workers", "2")
+    workers = descendants(process.pid)
+    process.kill()
+    process.communicate()
+    finished = {f: f.stat().st_mtime_ns for f in tmp_path.glob("scores/*.npz")}
+    assert 0 < len(finished) < 15
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(_alive(pid) for pid in workers):
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in workers)
+    assert run(log, tmp_path, "--workers", "2") == unbroken
+    assert all(f.stat().st_mtime_ns == made for f, made in finished.items())
+    pictures = {"cost-quality.png", "mix.png", "agreement.png", "over-time.png"}
+    assert pictures | {"report.md"} <= {f.name for f in tmp_path.iterdir()}
+
+
+def test_a_ray_cluster_reports_the_same_though_a_worker_dies(
+    log: Path, unbroken: bytes, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    process = start(log, tmp_path, "--ray", "local", "--workers", "2")
+    actors = [pid for pid in descendants(process.pid) if _name(pid).startswith("ray::Worker")]
+    os.kill(actors[0], signal.SIGKILL)
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    assert (tmp_path / "report.json").read_bytes() == unbroken
+    assert "Warning" not in output
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_what_is_missing_is_said_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write_jsonl(tmp_path / "log.jsonl", [{"text": "Hi"}])
+    arguments = ["replay", str(log), "--out", str(tmp_path / "out"), "--bundle", str(BUNDLE)]
+    for wrong, words in {
+        "--column=colour=red": "FIELD of messages, text",
+        "--alias=a=b": "expected LOGGED=ID",
+        "--chunk=0": "--chunk: is 0",
+    }.items():
+        assert cli([*arguments, wrong]) == 1
+        assert words in capsys.readouterr().err
+    assert cli(["replay", str(tmp_path / "*.csv"), "--out", str(tmp_path)]) == 1
+    assert "names no file" in capsys.readouterr().err
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    assert cli([*arguments, "--ray", "127.0.0.1:1"]) == 1
+    assert "reaches no cluster at '127.0.0.1:1'" in capsys.readouterr().err
+    table = tmp_path / "empty.parquet"
+    table.touch()
+    for package, extra, more in (
+        ("ray", ".[ray]", ("--ray", "local")),
+        ("pyarrow", ".[replay]", (str(table),)),
+        ("matplotlib", ".[replay]", ()),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert cli([arguments[0], *more, *arguments[1:]]) == 1
+        assert extra in capsys.readouterr().err

@@ -1,0 +1,210 @@
+"""Choosing: constraints hold, the knob is monotone, equal input gives equal output."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.api.candidate import Candidate
+from engine.api.errors import InvalidInputError
+from engine.api.policy import Policy
+from engine.registry.table import make_table
+from engine.routing.eligibility import check, eligible
+from engine.routing.ranking import choose
+
+COSTS = st.none() | st.floats(0, 10)
+POOL = st.lists(st.tuples(st.floats(0, 1), COSTS), min_size=1, max_size=12)
+
+
+def ids(count: int) -> list[str]:
+    return [f"c{i:02}" for i in range(count)]
+
+
+def chosen(pool: list[tuple[float, float | None]], policy: Policy) -> int:
+    p, costs = zip(*pool, strict=True)
+    return choose(ids(len(pool)), np.array(p), costs, policy).order[0]
+
+
+@given(POOL, st.floats(0, 10), st.floats(0, 10))
+def test_more_cost_sensitivity_never_chooses_a_dearer_candidate(
+    pool: list[tuple[float, float | None]], one: float, other: float
+) -> None:
+    known = [cost for _, cost in pool if cost is not None]
+    low, high = sorted((one, other))
+    dearest = max(known, default=0.0)
+    costs = [dearest if cost is None else cost for _, cost in pool]
+    frugal = costs[chosen(pool, Policy("cost_sensitivity", high))]
+    lavish = costs[chosen(pool, Policy("cost_sensitivity", low))]
+    assert frugal <= lavish + 1e-9 * max(1.0, dearest)
+
+
+@given(POOL)
+def test_without_cost_sensitivity_the_highest_probability_wins(
+    pool: list[tuple[float, float | None]],
+) -> None:
+    assert pool[chosen(pool, Policy())][0] == max(p for p, _ in pool)
+
+
+@given(POOL, st.floats(0, 1))
+def test_min_probability_takes_the_cheapest_that_reaches_it(
+    pool: list[tuple[float, float | None]], floor: float
+) -> None:
+    p, cost = pool[chosen(pool, Policy("min_probability", floor))]
+    reaching = [c for q, c in pool if q >= floor]
+    if reaching:
+        assert p >= floor
+        assert (math.inf if cost is None else cost) == min(
+            math.inf if c is None else c for c in reaching
+        )
+    else:
+        assert p == max(q for q, _ in pool)
+
+
+@given(POOL, st.sampled_from(["cost_sensitivity", "min_probability"]), st.floats(0, 1))
+def test_the_ranking_is_a_permutation_sorted_by_utility(
+    pool: list[tuple[float, float | None]], objective: str, value: float
+) -> None:
+    p, costs = zip(*pool, strict=True)
+    policy = Policy(objective, value)  # type: ignore[arg-type]
+    choice = choose(ids(len(pool)), np.array(p), costs, policy)
+    ranked = [choice.utility[i] for i in choice.order]
+    assert sorted(choice.order) == list(range(len(pool)))
+    assert ranked == sorted(ranked, reverse=True)
+    assert ids(len(pool))[choice.order[0]] in choice.reason
+
+
+CHEAP = Candidate(
+    "cheap", (), context_window=4096, input_usd_per_million=1, output_usd_per_million=1
+)
+DEAR = replace(CHEAP, id="dear", output_usd_per_million=100.0, context_window=None)
+UNKNOWN = replace(CHEAP, id="unknown", input_usd_per_million=None)
+SEEING = replace(
+    CHEAP,
+    id="seeing",
+    modalities=("audio", "image"),
+    features=("json_mode", "tools"),
+    tags=("production", "tier-2"),
+    regions=("eu",),
+)
+POOL_OF_FOUR = (CHEAP, DEAR, UNKNOWN, SEEING)
+TABLE = make_table(7, [(c, np.zeros((1, 4), np.float32)) for c in POOL_OF_FOUR], (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("policy", "left", "words"),
+    [
+        (Policy(), {"cheap", "dear", "unknown", "seeing"}, ""),
+        (Policy(allow=("dear",)), {"dear"}, "allow list"),
+        (Policy(deny=("dear",)), {"cheap", "unknown", "seeing"}, "deny list"),
+        (Policy("max_cost_usd", 0.01), {"cheap", "seeing"}, "no known price"),
+        (Policy(expected_output_tokens=4000), {"dear"}, "4100 are needed"),
+        (Policy(allow=("cheap",), deny=("cheap",)), set(), "deny list"),
+        (Policy(modalities=("image", "text")), {"seeing"}, "does not read image"),
+        (Policy(modalities=("text",)), {"cheap", "dear", "unknown", "seeing"}, ""),
+        (Policy(features=("json_mode", "tools")), {"seeing"}, "lacks the feature json_mode, tools"),
+        (Policy(tags=("production",)), {"seeing"}, "lacks the tag production"),
+        (Policy(regions=("eu", "us-east-1")), {"seeing"}, "has no known region"),
+        (Policy(regions=("asia",)), set(), "is in eu, not in asia"),
+        (Policy(min_context_window=4096), {"cheap", "unknown", "seeing"}, "no known context"),
+        (Policy(min_context_window=5000), set(), "reads 4096 tokens, at least 5000"),
+        (Policy(max_input_usd_per_million=1), {"cheap", "dear", "seeing"}, "no known input price"),
+        (Policy(max_output_usd_per_million=2), {"cheap", "unknown", "seeing"}, "$100 per million"),
+    ],
+)
+def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], words: str) -> None:
+    found = eligible(TABLE, policy, input_tokens=100, default_answer_tokens=400)
+    assert {TABLE.candidates[row].id for row in found.rows} == left
+    assert set(found.excluded) == {c.id for c in TABLE.candidates} - left
+    assert not words or any(words in why for why in found.excluded.values())
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy("cost_sensitivity", -1.0),
+        Policy("cost_sensitivity", math.nan),
+        Policy("cost_sensitivity", math.inf),
+        Policy("max_cost_usd", math.nan),
+        Policy("max_cost_usd", -0.5),
+        Policy("min_probability", 1.5),
+        Policy(allow=("nobody",)),
+        Policy(deny=("nobody",)),
+        Policy(ranking_size=-1),
+        Policy(expected_output_tokens=-1),
+        Policy(min_context_window=-1),
+        Policy(max_input_usd_per_million=-1.0),
+        Policy(max_output_usd_per_million=math.inf),
+        Policy(min_confidence=1.1),
+        Policy(min_confidence=math.nan),
+        Policy(max_unlikeness=-0.1),
+        Policy(default_candidate="nobody"),
+        Policy(features=("Tools",)),
+        Policy(regions=("",)),
+        Policy(tags=tuple(f"t{i}" for i in range(33))),
+    ],
+)
+def test_a_wrong_policy_is_named(policy: Policy) -> None:
+    with pytest.raises(InvalidInputError, match=r"policy\.\w+"):
+        check(policy, TABLE)
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c"]), unique=True).map(tuple)
+ANYONE = st.builds(
+    Candidate,
+    id=st.uuids().map(str),
+    aptitude=st.just(()),
+    context_window=st.none() | st.integers(1, 10_000),
+    input_usd_per_million=st.none() | st.floats(0, 10),
+    output_usd_per_million=st.none() | st.floats(0, 10),
+    modalities=WORDS,
+    features=WORDS,
+    tags=WORDS,
+    regions=WORDS,
+)
+DEMANDS = st.builds(
+    Policy,
+    modalities=WORDS,
+    features=WORDS,
+    tags=WORDS,
+    regions=WORDS,
+    min_context_window=st.integers(0, 10_000),
+    expected_output_tokens=st.integers(0, 10_000),
+    max_input_usd_per_million=st.none() | st.floats(0, 10),
+    max_output_usd_per_million=st.none() | st.floats(0, 10),
+)
+
+
+def satisfies(c: Candidate, policy: Policy, input_tokens: int) -> bool:
+    """The constraints once more, as the proto words them."""
+    window, needed = c.context_window, input_tokens + policy.expected_output_tokens
+    prices = (
+        (c.input_usd_per_million, policy.max_input_usd_per_million),
+        (c.output_usd_per_million, policy.max_output_usd_per_million),
+    )
+    return (
+        set(policy.modalities) <= set(c.modalities)
+        and set(policy.features) <= set(c.features)
+        and set(policy.tags) <= set(c.tags)
+        and (not policy.regions or not set(policy.regions).isdisjoint(c.regions))
+        and (window is None or window >= needed)
+        and (not policy.min_context_window or (window or 0) >= policy.min_context_window)
+        and all(limit is None or (p is not None and p <= limit) for p, limit in prices)
+    )
+
+
+@given(st.lists(ANYONE, max_size=8), DEMANDS, st.integers(0, 5000))
+def test_eligible_are_exactly_those_that_satisfy_every_constraint(
+    pool: list[Candidate], policy: Policy, input_tokens: int
+) -> None:
+    table = make_table(1, [(c, np.zeros((1, 4), np.float32)) for c in pool], (1, 4))
+    check(policy, table)
+    found = eligible(table, policy, input_tokens, default_answer_tokens=400)
+    left = {table.candidates[row].id for row in found.rows}
+    assert left == {c.id for c in pool if satisfies(c, policy, input_tokens)}
+    assert set(found.excluded) == {c.id for c in pool} - left
+    assert all(found.excluded.values())

@@ -1,0 +1,375 @@
+"""The stream of ext_proc against a real server, without Envoy: every answer, limit and refusal."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine.pb import external_processor_pb2 as pb
+from engine.pb import external_processor_pb2_grpc as stubs
+from tests.reliability.fuzz.extproc import fuzz
+from tests.support.otlp_collector import collecting
+from tools.processes import Server, serving
+
+BUFFERED, STREAMED, PARTIAL, DUPLEX = 2, 1, 3, 4
+ASKED = {"model": "auto", "messages": [{"role": "user", "content": "Why?"}]}
+BODY = json.dumps(ASKED).encode()
+SMALL = ("--extproc-max-body-bytes", "100000", "--extproc-body-timeout-s", "1")
+SMALL += ("--max-text-bytes", "50000")
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("extproc")
+    models = folder / "models.json"
+    models.write_text('{"yi-6b-chat": "01-ai/Yi-6B-Chat"}')
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-unreadable", "refuse")
+    told += ("--extproc-models", str(models), "--extproc-alias", "auto, best")
+    told += ("--metrics-address", "127.0.0.1:0")
+    with serving(folder / "s.sqlite", *told, *SMALL) as running:
+        yield running
+
+
+def headers(mode: int = BUFFERED, ends: bool = False, **more: str) -> Any:
+    message = pb.ProcessingRequest()
+    message.protocol_config.request_body_mode = mode
+    message.request_headers.end_of_stream = ends
+    told = {":path": "/v1/chat/completions", "content-type": "application/json"}
+    for key, value in (told | more).items():
+        name = key.replace("_", "-")
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    return message
+
+
+def body(content: bytes = BODY, ends: bool = True) -> Any:
+    return pb.ProcessingRequest(request_body={"body": content, "end_of_stream": ends})
+
+
+def talk(server: Server, *messages: Any) -> list[Any]:
+    with grpc.insecure_channel(server.extproc_address) as channel:
+        return list(stubs.ExternalProcessorStub(channel).Process(iter(messages), timeout=30))
+
+
+def set_by(common: Any) -> dict[str, str]:
+    changed = common.header_mutation.set_headers
+    assert all(h.append_action == h.OVERWRITE_IF_EXISTS_OR_ADD for h in changed)
+    return {h.header.key: h.header.raw_value.decode() for h in changed}
+
+
+def refusal(answer: Any) -> tuple[int, str]:
+    refused = answer.immediate_response
+    told = {h.header.key: h.header.raw_value for h in refused.headers.set_headers}
+    assert told["content-type"] == b"application/json"
+    return refused.status.code, json.loads(refused.body)["error"]["code"]
+
+
+def test_a_buffered_body_is_answered_with_everything_at_once(server: Server) -> None:
+    length = {"content-length": str(len(BODY)), "x-modelsat-allow": "yi-6b-chat"}
+    first, second = talk(server, headers(**length), body())
+    stripped = first.request_headers.response.header_mutation
+    assert not stripped.set_headers
+    assert set(stripped.remove_headers) == {"x-selected-model", "x-modelsat-decision-id"}
+    common, expected = second.request_body.response, BODY.replace(b"auto", b"01-ai/Yi-6B-Chat")
+    assert common.body_mutation.body == expected
+    assert common.clear_route_cache
+    changed = set_by(common)
+    assert changed["x-selected-model"] == "01-ai/Yi-6B-Chat"
+    assert changed["content-length"] == str(len(expected))
+    told = second.dynamic_metadata["modelsat"]
+    assert told["selected"] == "candidates/yi-6b-chat"
+    assert told["decision_id"] == changed["x-modelsat-decision-id"]
+    assert 0 < told["probability"] < 1
+
+
+def test_without_a_length_none_is_set(server: Server) -> None:
+    """A chunked body has none."""
+    _, second = talk(server, headers(), body(BODY.replace(b"auto", b"best")))
+    assert "content-length" not in set_by(second.request_body.response)
+    assert "x-selected-model" in set_by(second.request_body.response)
+
+
+@pytest.mark.parametrize("trailers", [False, True])
+def test_a_streamed_body_is_answered_once_it_is_whole(server: Server, trailers: bool) -> None:
+    padded = json.dumps({**ASKED, "padding": "x" * 90_000}).encode()
+    pieces = [padded[at : at + 30_000] for at in range(0, len(padded), 30_000)]
+    messages = [body(piece, piece is pieces[-1] and not trailers) for piece in pieces]
+    ending = [pb.ProcessingRequest(request_trailers={})] if trailers else []
+    first, *chunks = talk(server, headers(DUPLEX), *messages, *ending)
+    model = set_by(first.request_headers.response)["x-selected-model"]
+    assert first.request_headers.response.clear_route_cache
+    if trailers:
+        assert chunks.pop().WhichOneof("response") == "request_trailers"
+    echoed = [c.request_body.response.body_mutation.streamed_response for c in chunks]
+    assert b"".join(e.body for e in echoed) == padded.replace(b'"auto"', json.dumps(model).encode())
+    assert max(len(e.body) for e in echoed) <= 62_000
+    assert [e.end_of_stream for e in echoed] == [False] * (len(echoed) - 1) + [not trailers]
+
+
+def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
+    first = headers(x_modelsat_allow="yi-6b-chat")
+    first.metadata_context.filter_metadata["modelsat"].update({"allow": ["mathstral-7b-v0.1"]})
+    _, second = talk(server, first, body())
+    assert set_by(second.request_body.response)["x-selected-model"] == "mathstral-7b-v0.1"
+
+
+def wishing(wishes: dict[str, Any], **more: str) -> Any:
+    message = headers(**more)
+    message.metadata_context.filter_metadata["modelsat"].update(wishes)
+    return message
+
+
+@pytest.mark.parametrize("header", ["cost_sensitivity", "min_probability", "max_cost_usd"])
+def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, header: str) -> None:
+    def chosen(*messages: Any) -> str:
+        _, second = talk(server, *messages)
+        return set_by(second.request_body.response)["x-selected-model"]
+
+    cheap = chosen(headers(x_modelsat_cost_sensitivity="100"), body())
+    assert chosen(headers(), body()) != cheap
+    sent = {f"x_modelsat_{header}": "0.9", "x_modelsat_min_probability": "0.9"}
+    assert chosen(wishing({"cost_sensitivity": 100}, **sent), body()) == cheap
+
+
+@pytest.mark.parametrize(
+    ("message", "word"),
+    [
+        (
+            wishing({"allow": []}, x_modelsat_allow="yi-6b-chat"),
+            "metadata modelsat.allow: is empty",
+        ),
+        (wishing({"allow": None}), "metadata modelsat.allow: is empty"),
+        (wishing({"allow": ""}), "policy.allow[0]"),
+        (wishing({"session": None}), "metadata modelsat.session: is empty"),
+        (wishing({"max_cost_usd": 1, "min_probability": 1}), "give one objective"),
+        (headers(x_modelsat_max_cost_usd="1", x_modelsat_min_probability="0.5"), "give one obj"),
+    ],
+)
+def test_wishes_that_say_nothing_or_two_things_are_refused(
+    server: Server, message: Any, word: str
+) -> None:
+    answer = talk(server, message, body())[-1]
+    assert refusal(answer) == (400, "invalid_input")
+    assert word in json.loads(answer.immediate_response.body)["error"]["message"]
+
+
+def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
+    (answer,) = talk(server, headers(ends=True))
+    common = answer.request_headers.response
+    assert not common.header_mutation.set_headers
+    assert list(common.header_mutation.remove_headers) == [
+        "x-selected-model",
+        "x-modelsat-decision-id",
+    ]
+    answers = talk(
+        server,
+        pb.ProcessingRequest(response_headers={}),
+        pb.ProcessingRequest(response_body={"body": b"data: 1\n\n"}),
+        pb.ProcessingRequest(response_trailers={}),
+    )
+    assert [a.ByteSize() for a in answers] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("messages", "status", "code"),
+    [
+        ((headers(), body(b"{")), 400, "invalid_input"),
+        ((headers(), body(b'{"model": "auto"}')), 400, "invalid_input"),
+        ((headers(x_modelsat_max_cost_usd="0"), body()), 400, "no_eligible_candidate"),
+        ((headers(x_modelsat_session="s" * 200), body()), 400, "invalid_input"),
+        ((headers(content_length="100001"), body()), 413, "body_too_large"),
+        ((headers(), body(b" " * 100_001)), 413, "body_too_large"),
+        ((headers(DUPLEX), *[body(b" " * 50_000, False)] * 3), 413, "body_too_large"),
+        (
+            (headers(), body(b'{"model": "auto", "prompt": "' + b"x" * 60_000 + b'"}')),
+            400,
+            "invalid_input",
+        ),
+        ((headers(content_encoding="gzip"), body()), 415, "unsupported_media_type"),
+        ((headers(DUPLEX, content_type="image/png"), body()), 415, "unsupported_media_type"),
+        ((headers(STREAMED), body()), 500, "unsupported_body_mode"),
+        ((headers(PARTIAL), body()), 500, "unsupported_body_mode"),
+        ((body(),), 500, "protocol_error"),
+    ],
+)
+def test_errors_are_immediate_responses(
+    server: Server, messages: tuple[Any, ...], status: int, code: str
+) -> None:
+    assert refusal(talk(server, *messages)[-1]) == (status, code)
+
+
+EMBEDDINGS = {":path": "/v1/embeddings"}
+
+
+def test_what_is_not_routed_passes_however_large(server: Server) -> None:
+    (answer,) = talk(server, headers(content_length="100001", **EMBEDDINGS))
+    assert not set_by(answer.request_headers.response)
+    _, answer = talk(server, headers(**EMBEDDINGS), body(b" " * 100_001))
+    assert not set_by(answer.request_body.response)
+    named = b'{"model": "named"}'
+    _, answer = talk(server, headers(**EMBEDDINGS), body(named))
+    assert set_by(answer.request_body.response)["x-selected-model"] == "named"
+    pieces = [named, b" " * 100_000, b"x" * 70_000, b"y"]
+    messages = [body(piece, piece is pieces[-1]) for piece in pieces]
+    first, *chunks = talk(server, headers(DUPLEX, **EMBEDDINGS), *messages)
+    assert not set_by(first.request_headers.response)
+    echoed = [c.request_body.response.body_mutation.streamed_response for c in chunks]
+    assert b"".join(e.body for e in echoed) == b"".join(pieces)
+    assert [e.end_of_stream for e in echoed] == [False] * (len(echoed) - 1) + [True]
+
+
+def test_a_large_body_is_read_within_the_timeout(tmp_path: Path) -> None:
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-timeout-ms", "1")
+    large = b'{"model": "named", "padding": "' + b"\\n" * 2_000_000 + b'"}'
+    with serving(tmp_path / "s.sqlite", *told) as server:
+        answers = talk(server, headers(**EMBEDDINGS), body(large))
+    assert refusal(answers[-1]) == (504, "deadline_exceeded")
+
+
+def test_a_wrong_configuration_does_not_fill_the_log(server: Server) -> None:
+    with grpc.insecure_channel(server.extproc_address) as channel:
+        for _ in range(100):
+            list(stubs.ExternalProcessorStub(channel).Process(iter([headers(PARTIAL)]), timeout=30))
+    assert server.printed().count("request_body_mode is BUFFERED_PARTIAL") < 100
+
+
+def test_a_body_that_does_not_come_is_408(server: Server) -> None:
+    with grpc.insecure_channel(server.extproc_address) as channel:
+        ended = threading.Event()
+
+        def half() -> Iterator[Any]:
+            yield headers(DUPLEX)
+            yield body(BODY[:10], False)
+            ended.wait(20)
+
+        answers = list(stubs.ExternalProcessorStub(channel).Process(half(), timeout=30))
+        ended.set()
+    assert [refusal(a) for a in answers] == [(408, "body_timeout")]
+
+
+def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> None:
+    """Two of 3 MB do not fit into 5 MiB; however the first one ends, it is given back."""
+    padded = json.dumps({**ASKED, "padding": "x" * 3_000_000}).encode()
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-held-mb", "5")
+    told += ("--extproc-max-body-bytes", "4000000", "--extproc-timeout-ms", "20000")
+    with (
+        serving(tmp_path / "s.sqlite", *told) as server,
+        grpc.insecure_channel(server.extproc_address) as channel,
+    ):
+
+        def last(*messages: Any) -> Any:
+            return talk(server, *messages)[-1]
+
+        def routed() -> bool:
+            answer = last(headers(), body(padded))
+            if answer.HasField("immediate_response"):
+                assert refusal(answer) == (503, "too_many_bodies")
+                changed = answer.immediate_response.headers.set_headers
+                assert "retry-after" in {h.header.key for h in changed}
+                return False
+            return True
+
+        def attempts() -> Iterator[int]:
+            deadline = time.monotonic() + PATIENCE_S
+            yield from itertools.takewhile(lambda _: time.monotonic() < deadline, itertools.count())
+
+        def assert_room() -> None:
+            assert any(routed() for _ in attempts())
+
+        ended = threading.Event()
+
+        def half() -> Iterator[Any]:
+            yield headers(DUPLEX)
+            yield body(padded, False)
+            ended.wait(PATIENCE_S)
+
+        def assert_held_until_cancelled() -> None:
+            for _ in attempts():
+                call = stubs.ExternalProcessorStub(channel).Process(half())
+                time.sleep(0.2)  # or it comes while the other one is there, and is refused
+                refused = not routed()
+                call.cancel()
+                if refused:
+                    return
+            raise AssertionError("two of them fit")
+
+        assert_room()
+        for _ in range(3):
+            assert_held_until_cancelled()
+            assert_room()
+            assert refusal(last(headers(), body(b"{" * 3_000_000))) == (400, "invalid_input")
+            assert_room()
+        ended.set()
+
+
+def test_overload_and_deadline_have_their_status(tmp_path: Path) -> None:
+    told = ("--extproc-address", "127.0.0.1:0", "--cache-mb", "0", "--max-waiting", "1")
+    with serving(tmp_path / "s.sqlite", *told, "--extproc-timeout-ms", "1") as server:
+        assert refusal(talk(server, headers(), body())[-1])[0] in (429, 504)
+
+
+def test_answers_are_counted_by_their_code(server: Server) -> None:
+    port = re.search(r"metrics on port (\d+)", server.printed())
+    assert port is not None
+
+    def counted() -> Counter[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as page:
+            text = page.read().decode()
+        line = r'^modelsat_extproc_answers_total{code="(\w+)"} (\S+)$'
+        return Counter({c: int(float(n)) for c, n in re.findall(line, text, re.MULTILINE)})
+
+    before = counted()
+    talk(server, headers(), body())
+    talk(server, headers(DUPLEX), body())
+    talk(server, headers(ends=True))
+    talk(server, headers(), body(b'{"model": "named"}'))
+    talk(server, headers(), body(b"{"))
+    talk(server, headers(content_length="100001"))
+    talk(server, headers())
+    expected = {"routed": 2, "passed": 2, "invalid_input": 1, "body_too_large": 1}
+    assert counted() - before == expected
+
+
+def test_health_reflects_the_service(server: Server) -> None:
+    name = "envoy.service.ext_proc.v3.ExternalProcessor"
+    with grpc.insecure_channel(server.extproc_address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=30)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with collecting() as collector:
+        told = ("--extproc-address", "127.0.0.1:0", "--trace-address", collector.address)
+        with serving(tmp_path / "s.sqlite", *told) as server:
+            talk(server, headers(traceparent=f"00-{trace}-{span}-01"), body())
+            talk(server, headers(x_modelsat_max_cost_usd="0"), body())
+            ours, refused = collector.await_spans(lambda s: s.name.endswith("/Process"), 2)
+            phases = collector.await_spans(lambda s: s.parent_span_id == ours.span_id, 5)
+    assert (ours.trace_id.hex(), ours.parent_span_id.hex()) == (trace, span)
+    assert ours.status.code == ours.status.STATUS_CODE_UNSET
+    assert (refused.status.code, refused.status.message) == (
+        refused.status.STATUS_CODE_ERROR,
+        "FAILED_PRECONDITION",
+    )
+    assert {p.name for p in phases} == {"prepare", "queue", "forward", "score", "choose"}
+
+
+async def test_random_sequences_of_messages(server: Server) -> None:
+    found = await fuzz(server.extproc_address, 7, range(600))
+    assert found.failures == []
+    assert {"OK", "INVALID_ARGUMENT", "request_headers", "request_body"} <= set(found.answers)
+    assert server.process.poll() is None

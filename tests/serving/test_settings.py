@@ -1,0 +1,101 @@
+"""Settings from flags, environment and a file: who goes before whom, and all errors at once."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from engine.api.errors import BundleError, InvalidInputError
+from engine.serving.rpc.listener import bind
+from engine.serving.settings import Settings, resolve
+
+NO_FILE = Path()
+
+
+def test_flags_go_before_environment_before_file_before_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "modelsat.toml"
+    file.write_text(
+        'threads = 1\ncache_mb = 2\nmax_waiting = 3\nreembed = true\naudit = "a.jsonl"\n'
+    )
+    environ = {"MODELSAT_CACHE_MB": "20", "MODELSAT_MAX_WAITING": "30", "HOME": "/"}
+    found = resolve({"max_waiting": "300", "threads": None}, environ, file)
+    s = found.settings
+    assert (s.threads, s.cache_mb, s.max_waiting, s.reembed) == (1, 20, 300, True)
+    assert s.audit == Path("a.jsonl")
+    told = {n: w for n, w in found.sources.items() if w != "default"}
+    assert told == {
+        "threads": str(file),
+        "cache_mb": "environment",
+        "max_waiting": "flag",
+        "reembed": str(file),
+        "audit": str(file),
+    }
+    assert "max_waiting = 300 (flag)" in found.table()
+
+
+def test_every_wrong_value_of_every_source_is_listed(tmp_path: Path) -> None:
+    file = tmp_path / "modelsat.toml"
+    file.write_text('threads = "many"\nno_such = 1\nfallback = "sometimes"\n')
+    flags = {"address": "nowhere", "cache_mb": "-1", "tls_key": "k.pem", "audit_share": "nan"}
+    with pytest.raises(InvalidInputError) as caught:
+        resolve(flags, {"MODELSAT_GRACE_S": "1.5"}, file)
+    named = {v.field for v in caught.value.violations}
+    assert named == {
+        "--threads",
+        "no_such",
+        "--fallback",
+        "--address",
+        "--cache-mb",
+        "--tls-key",
+        "--audit-share",
+        "--grace-s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"extproc_alias": "auto,,best"}, ["--extproc-alias"]),
+        ({"extproc_alias": "auto, best one"}, ["--extproc-alias"]),
+        ({"extproc_model_header": "content-length"}, ["--extproc-model-header"]),
+        ({"extproc_model_header": ":path"}, ["--extproc-model-header"]),
+        ({"extproc_model_header": "x-modelsat-allow"}, ["--extproc-model-header", "x-modelsat-"]),
+        ({"extproc_max_held_mb": "1"}, ["--extproc-max-held-mb", "--extproc-max-body-bytes"]),
+        (
+            {"metrics_address": "127.0.0.1:9000", "extproc_address": "127.0.0.1:9000"},
+            ["--metrics-address", "--extproc-address", "127.0.0.1:9000"],
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_violation(
+    flags: dict[str, str], words: list[str]
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        resolve(flags, {}, NO_FILE)
+    (wrong,) = caught.value.violations
+    assert all(word in f"{wrong.field} {wrong.description}" for word in words)
+
+
+def test_free_ports_and_several_aliases_go_together() -> None:
+    told = {"address": "127.0.0.1:0", "extproc_address": "127.0.0.1:0", "extproc_alias": "auto, b"}
+    assert resolve(told, {}, NO_FILE).settings.extproc_alias == "auto, b"
+
+
+async def test_a_port_that_is_taken_names_its_flag() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(admin_address=f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(BundleError, match="give --admin-address another"):
+            bind(settings, "admin_address", [], [], None)
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"missing\.toml"):
+        resolve({}, {}, tmp_path / "missing.toml")
+
+
+def test_defaults_are_valid_and_every_setting_says_what_it_is() -> None:
+    assert resolve({}, {}, NO_FILE).settings == Settings()
+    assert all(f.metadata["about"] for f in fields(Settings))

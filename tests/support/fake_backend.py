@@ -1,0 +1,48 @@
+"""A backend that computes something checkable instead of a forward pass."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.inference.backend import Readout, Scores, score_rows
+
+
+class FakeBackend:
+    """Row r of request b is embeddings[r] * first token; records what it was given."""
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: BaseException | None = None
+
+    def hidden(
+        self, tokens: Sequence[NDArray[np.int64]], embeddings: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        self.gate.wait(10)
+        time.sleep(self.delay_s)
+        self.batches.append(len(tokens))
+        if self.error is not None:
+            raise self.error
+        return np.stack([embeddings * np.float32(t[0]) for t in tokens])
+
+    def probabilities(
+        self,
+        tokens: Sequence[NDArray[np.int64]],
+        embeddings: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        readout: Readout,
+    ) -> Scores:
+        return score_rows(self.hidden, tokens, embeddings, rows, readout)
+
+    def prepare(self, embeddings: NDArray[np.float32]) -> None:
+        pass
+
+    def describe(self) -> str:
+        return "fake"

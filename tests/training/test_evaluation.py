@@ -1,0 +1,350 @@
+"""Figures, trade-offs and baselines on outcomes whose truth is known."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from engine.api.errors import InvalidInputError
+from engine.api.policy import Policy
+from engine.cli import calibrate as calibrate_command
+from engine.cli.main import main as modelsat
+from engine.inference.offline import Scored
+from engine.routing import calibration, tradeoff
+from engine.routing.calibration import Target
+from engine.routing.ranking import choose
+from research import baselines
+from research.baselines import Rows
+from tests.support import datasets
+from tools.processes import ROOT
+from training.evaluation import evaluate, metrics
+
+BUNDLE = ROOT / "artifacts" / "bundle"
+
+
+def made_up(rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """p, outcomes drawn from p, and costs, of four candidates; the dear ones are better."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 1.5, (rows, 1)) + np.array([-1.0, -0.5, 0.3, 1.0])
+    p = 1 / (1 + np.exp(-logits - random.normal(0, 0.8, (rows, 4))))
+    outcomes = (random.random(p.shape) < p).astype(float)
+    costs = np.array([1.0, 2.0, 10.0, 40.0]) * random.uniform(0.5, 2, (rows, 1)) * 1e-5
+    return p, outcomes, costs
+
+
+def write_zoo(path: Path, prices: dict[str, float]) -> Path:
+    """Candidates with these US dollars per million input tokens, twice that for output."""
+    base = json.loads((BUNDLE / "zoo.json").read_text())["candidates"][0]
+    zoo = [
+        base
+        | {"id": name, "display_name": name, "price_source": "test"}
+        | {"input_usd_per_million": usd, "output_usd_per_million": 2 * usd}
+        for name, usd in prices.items()
+    ]
+    path.write_text(json.dumps({"candidates": zoo}))
+    return path
+
+
+def printed(found: calibration.Recommendation) -> str:
+    """What `modelsat calibrate` shows of it."""
+    console = Console(file=io.StringIO(), width=120, highlight=False, markup=False)
+    calibrate_command.print_recommendation(found, console)
+    return console.file.getvalue()
+
+
+def test_within_auc_is_the_mean_of_each_row() -> None:
+    p, outcomes, _ = made_up(60)
+    outcomes[0, 0] = np.nan
+    expected = []
+    for row, truth in zip(p, outcomes, strict=True):
+        known = ~np.isnan(truth)
+        if len(set(truth[known])) == 2:
+            expected.append(roc_auc_score(truth[known], row[known]))
+    assert metrics.within_auc(p, outcomes) == pytest.approx(np.mean(expected))
+    flat = np.full_like(p, 0.5)
+    assert metrics.within_auc(flat, outcomes) == 0.5
+
+
+def test_probabilities_that_tell_the_truth_are_calibrated() -> None:
+    p, outcomes, _ = made_up(20000)
+    assert metrics.ece(p, outcomes) < 0.01
+    assert metrics.ece(p**2, outcomes) > 0.05
+    assert metrics.brier(p, outcomes) < metrics.brier(p**2, outcomes)
+    low, high = metrics.interval(lambda r: metrics.brier(p[r], outcomes[r]), 500)
+    assert low < metrics.brier(p[:500], outcomes[:500]) < high
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_full_block_has_no_gap(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    outcomes = random.random((12, 5))
+    outcomes[random.random(outcomes.shape) < random.random()] = np.nan
+    block = tradeoff.full_block(outcomes)
+    assert not np.isnan(outcomes[np.ix_(block.rows, block.candidates)]).any()
+    whole = (~np.isnan(outcomes)).all(axis=1).sum() * 5
+    assert len(block.rows) * len(block.candidates) >= whole
+
+
+def test_the_full_block_leaves_a_choice() -> None:
+    """Two candidates with few common rows are judged before one with many."""
+    apart = np.full((30, 3), np.nan)
+    apart[np.arange(30), np.arange(30) % 3] = 1.0
+    assert tradeoff.full_block(apart).candidates.size == 0
+    often = np.full((30, 3), np.nan)
+    often[:, 0], often[:4, 1], often[4:8, 2] = 1.0, 1.0, 1.0
+    often[3:5, 1:] = 0.0
+    assert tradeoff.full_block(often).rows.tolist() == [3, 4]
+    assert tradeoff.full_block(often[:, :1]).rows.size == 30  # there is only this one
+    assert tradeoff.full_block(often[:0]).rows.size == 0
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]))
+def test_of_equal_trades_the_curve_takes_the_cheapest_as_the_policy_does(
+    seed: int, value: float
+) -> None:
+    random = np.random.default_rng(seed)
+    p, costs = random.integers(0, 3, (20, 4)) / 10, random.choice([1.0, 2.0, np.nan], (20, 4))
+    for i in range(20):
+        known = [None if np.isnan(c) else c for c in costs[i]]
+        taken = choose(["a", "b", "c", "d"], p[i], known, Policy("cost_sensitivity", value))
+        found = tradeoff.point(p[[i]], p[[i]], costs[[i]], value)
+        assert int(found.shares.argmax()) == taken.order[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_accuracy_is_missed_for_the_order_of_a_sum(seed: int) -> None:
+    """Outcomes are float32 shares; who is always taken is as accurate as always taking it."""
+    y = np.random.default_rng(seed).random((1000, 3)).astype(np.float32)
+    y[:, 2] = (y[:, 2] + 2) / 3
+    p, costs = np.tile([0.1, 0.2, 0.9], (1000, 1)), np.tile([1.0, 2.0, 3.0], (1000, 1))
+    accuracy, _ = tradeoff.singles(y, costs)
+    assert tradeoff.cheapest_at(tradeoff.curve(p, y, costs), float(accuracy.max())) is not None
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 20))
+def test_the_curve_takes_whom_the_policy_takes(seed: int, value: float) -> None:
+    p, outcomes, costs = made_up(5, seed)
+    ids = ["a", "b", "c", "d"]
+    policy = Policy("cost_sensitivity", value)
+    taken = [choose(ids, p[i], list(costs[i]), policy).order[0] for i in range(5)]
+    found = tradeoff.point(p, outcomes, costs, value)
+    rows = np.arange(5)
+    assert found.accuracy == pytest.approx(outcomes[rows, taken].mean())
+    assert found.cost == pytest.approx(costs[rows, taken].mean())
+
+
+def test_a_mix_of_two_costs_what_the_line_between_them_says() -> None:
+    accuracies, costs = np.array([0.5, 0.6, 0.9]), np.array([1.0, 5.0, 9.0])
+    assert tradeoff.mix_cost(accuracies, costs, 0.7) == pytest.approx(5.0)  # half of 1, half of 9
+    assert tradeoff.mix_cost(accuracies, costs, 0.95) == np.inf
+    assert tradeoff.mix_cost(accuracies, costs, 0.4) == 1.0
+
+
+def test_good_probabilities_save_money_and_calibrate_says_how_much() -> None:
+    p, outcomes, costs = made_up(4000)
+    names = ["a", "b", "c", "d"]
+    found = calibration.recommend(p, outcomes, costs, names, Target(0.97, None))
+    assert found.best == "d"
+    assert found.point is not None
+    assert found.point.accuracy >= 0.97 * found.accuracy
+    assert found.point.cost < 0.6 * found.cost
+    cheap = calibration.recommend(p, outcomes, costs, names, Target(None, 0.3)).point
+    assert cheap is not None
+    assert cheap.cost <= 0.3 * found.cost
+    assert calibration.recommend(p, outcomes, costs, names, Target(2.0, None)).point is None
+
+
+def test_max_cost_forgives_rounding_and_spends_nothing_for_nothing() -> None:
+    names, whole = ["dear", "cheap"], Target(None, 1.0)
+    costs = np.random.default_rng(0).random((1000, 2)) * [1.0, 1e-3]
+    p, y = np.tile([0.9, 0.1], (1000, 1)), np.tile([1.0, 0.0], (1000, 1))
+    always = tradeoff.point(p, y, costs, 0.0).cost
+    assert always > tradeoff.singles(y, costs)[1][0]  # the same sum in another order
+    found = calibration.recommend(p, y, costs, names, whole).point
+    assert found is not None
+    assert found.accuracy == 1.0
+    alike = np.tile([0.9, 0.89], (1000, 1))
+    found = calibration.recommend(alike, np.ones_like(y), costs, names, whole).point
+    assert found is not None
+    assert found.cost == pytest.approx(costs[:, 1].mean(), rel=0.1)
+
+
+def test_a_share_of_nothing_is_a_dash() -> None:
+    p, y, costs = made_up(50)
+    y[:, 3], costs[:, 3] = 1.0, 0.0
+    free = calibration.recommend(p, y, costs, ["a", "b", "c", "d"], Target(0.9, None))
+    assert free.best == "d"
+    wrong = calibration.recommend(
+        p, np.zeros_like(y), costs, ["a", "b", "c", "d"], Target(0.9, None)
+    )
+    for found in (free, wrong):
+        first = printed(found).splitlines()[3].split("│")
+        assert [cell.strip() for cell in first].count("-") == 1, first
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder whose probabilities are made up, in no time."""
+    monkeypatch.setattr(
+        calibration,
+        "score_outcomes",
+        lambda _, outcomes: Scored(
+            made_up(len(outcomes.texts))[0], np.arange(1, len(outcomes.texts) + 1)
+        ),
+    )
+    return datasets.write(tmp_path / "own")
+
+
+def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path) -> None:
+    prices = {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0}
+    zoo, target = tmp_path / "zoo.json", Target(0.5, None)
+    found = calibration.calibrate(BUNDLE, recorded, write_zoo(zoo, prices | {"mean": 3.9}), target)
+    assert found.dearer is None
+    assert "warning" not in printed(found)
+    prices |= {"gold": 5.0, "silver": 4.5}
+    found = calibration.calibrate(BUNDLE, recorded, write_zoo(zoo, prices), target)
+    assert calibration.as_dict(found)["dearer_unjudged"] == "gold"
+    lines = printed(found).splitlines()
+    assert "a cost sensitivity holds for the candidates judged: c0, c1, c2, c3" in lines
+    assert any(x.startswith("warning: gold of the zoo is dearer than all") for x in lines)
+
+
+def test_calibrate_judges_no_candidate_alone(recorded: Path, tmp_path: Path) -> None:
+    """As recorded traffic is: one outcome an instruction."""
+    scores = np.load(recorded / "scores.npz")["scores"]
+    one = np.arange(scores.shape[1]) % datasets.CANDIDATES == np.arange(len(scores))[:, None]
+    np.savez(recorded / "scores.npz", scores=np.where(one, np.nan_to_num(scores), np.nan))
+    zoo = write_zoo(tmp_path / "zoo.json", {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0})
+    with pytest.raises(InvalidInputError, match="has 0 instructions measured for two or more of"):
+        calibration.calibrate(BUNDLE, recorded, zoo, Target(0.5, None))
+
+
+def test_nothing_has_no_figures() -> None:
+    nothing = np.zeros((0, 3))
+    assert np.isnan(list(metrics.report(nothing, nothing).values())).all()
+    assert np.isnan(metrics.interval(lambda r: metrics.brier(nothing[r], nothing[r]), 0)).all()
+    alone = np.full((40, 2), np.nan)
+    alone[:20, 0], alone[20:, 1] = 1.0, 0.0
+    found = evaluate.figures(evaluate.Judged(None, made_up(40)[0][:, :2], alone, alone))
+    assert np.isnan([found["routed_gain"], *found["routed_gain_ci"], found["within_auc"]]).all()
+
+
+def test_a_resample_that_misses_the_accuracy_counts() -> None:
+    assert metrics.interval(lambda r: 1.0 if 0 in r else np.inf, 50) == (1.0, np.inf)
+    assert metrics.interval(lambda _: np.inf, 50) == (np.inf, np.inf)
+
+
+def test_all_cost_figures_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, y, costs = made_up(60)
+    calls = []
+    real = tradeoff.curve
+    monkeypatch.setattr(metrics, "RESAMPLES", 40)
+    monkeypatch.setattr(tradeoff, "curve", lambda *a: calls.append(1) or real(*a))
+    found = evaluate.routing(evaluate.Judged(None, 1 - p, y, costs))
+    assert len(calls) == 1 + metrics.RESAMPLES
+    assert found["cost_at_100"] == found["cost_at_100_ci"][1] == np.inf
+    low, high = found["area_ci"]
+    assert low < found["area"] < high
+
+
+def test_every_dataset_has_its_place_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = {"instructions": 9, "candidates": 2}
+    cost = {"cost_at_95": np.inf, "cost_at_95_ci": (0.5, np.inf)}
+    table = evaluate.as_markdown({"a": size, "b": size | cost})
+    assert "| cost_at_95 |  | none (0.500 to none) |" in table
+    words = ["--data", str(tmp_path / "a" / "own"), str(tmp_path / "b" / "own")]
+    monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(tmp_path / "out")])
+    with pytest.raises(InvalidInputError, match=r"a/own and .*b/own, both called 'own'"):
+        evaluate.main()
+
+
+def test_prices_come_from_the_bundle_that_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, given = datasets.write(tmp_path / "own"), []
+    words = ["--bundle", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["evaluate", *words])
+    monkeypatch.setattr(evaluate, "judge", lambda *a: given.append(a[2]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.main()
+    assert given == [tmp_path / "zoo.json"]
+
+
+def rows_of(seed: int, count: int) -> Rows:
+    """Candidates 0 and 1 do well where the first, or the second, coordinate is positive."""
+    random = np.random.default_rng(seed)
+    x = random.normal(0, 1, (count, 8)).astype(np.float32)
+    p = 1 / (1 + np.exp(-4 * x[:, :2].T))
+    scores = np.concatenate([p, p[::-1]])
+    drawn = (random.random(scores.shape) < scores).astype(np.float32)
+    drawn[0, :5] = np.nan
+    return Rows(x, drawn, ["left" if v > 0 else "right" for v in x[:, 0]])
+
+
+def test_baselines_learn_what_there_is_to_learn() -> None:
+    train, validation, test = rows_of(0, 1500), rows_of(1, 200), rows_of(2, 400)
+    figures = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+    found = baselines.seen_baselines(train, validation, test, figures)
+    auc = {name: metrics.pooled_auc(p, test.scores.T) for name, p in found.items()}
+    assert abs(auc["random"] - 0.5) < 0.06
+    assert abs(auc["candidate mean"] - 0.5) < 0.1
+    assert auc["subject mean"] > 0.65
+    for name in ("kNN", "logistic regression", "MLP", "bilinear"):
+        assert auc[name] > 0.8, name
+    seen = Rows(train.x, train.scores[:2], train.subjects)
+    held = Rows(validation.x, validation.scores[:2], validation.subjects)
+    unseen = baselines.unseen_baselines(seen, held, test, figures[:2], figures[2:])
+    for name in ("bilinear", "aptitude-weighted kNN"):
+        assert metrics.pooled_auc(unseen[name], test.scores[2:].T) > 0.8, name
+
+
+def test_a_folder_is_evaluated_through_the_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that `make evaluate` runs, then `modelsat calibrate` on the same folder."""
+    data = datasets.write(tmp_path / "own", aptitude=False, subjects=2)
+    names = [f"c{i}" for i in range(datasets.CANDIDATES)]
+    zoo = write_zoo(tmp_path / "zoo.json", dict.fromkeys(names, 1.0))
+    out = tmp_path / "out"
+    words = ["--bundle", str(BUNDLE), "--data", str(data), "--zoo", str(zoo)]
+    monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(out)])
+    evaluate.main()
+    capsys.readouterr()
+    found = json.loads((out / "report.json").read_text())["datasets"]["own"]
+    for figure in (
+        "pooled_auc",
+        "within_auc",
+        "brier",
+        "ece",
+        "routed_accuracy",
+        "best_single_accuracy",
+        "random_accuracy",
+        "oracle_accuracy",
+        "cost_at_95",
+    ):
+        low, high = found[f"{figure}_ci"]
+        assert low <= found[figure] <= high or np.isnan(found[figure]), figure
+    assert found["random_accuracy"] <= found["best_single_accuracy"] <= found["oracle_accuracy"]
+    assert set(found["by_candidate"]) == set(names)
+    for name in ("report.md", "own-reliability.png", "own-cost.png"):
+        assert (out / name).stat().st_size > 0
+    target = ["--min-quality", "0.5", "--json"]
+    assert modelsat(["calibrate", *words, *target]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["recommended"]["quality"] >= 0.5
+    assert modelsat(["calibrate", *words, "--max-cost", "1.0"]) == 0
+    assert "-> cost sensitivity" in capsys.readouterr().out
+    assert modelsat(["calibrate", *words[:4], "--min-quality", "0.9"]) == 1
+    assert "at least 2 are needed" in capsys.readouterr().err

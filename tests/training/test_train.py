@@ -1,0 +1,377 @@
+"""Training at tiny width on made-up outcomes: it learns, resumes exactly, and merges."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from engine.api.errors import BundleError, InvalidInputError, ModelsatError
+from engine.bundle.manifest import Calibration, Representation, start_folder
+from engine.datasets.outcomes import split
+from tests.conftest import CHECKPOINT
+from tests.support import datasets, tiny_llama
+from tools.processes import ROOT
+from training import train
+from training.config import Plan, Tune, parse_plan
+from training.evaluation import metrics
+from training.model import loss
+from training.model.lora import cut
+from training.model.model import build
+from training.model.precision import mixed_precision
+from training.state import find_state, predict, prepare, read_pools, start_calibration
+from training.train import epoch_rows, schedule_of, trained_rows
+from training.weights.adapter import load_pretrained
+from training.weights.base import Base, load_base
+from training.weights.merge import fold, write_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A tiny backbone, the real encoder, and outcomes that depend on the first word."""
+    write_model(tmp_path / "backbone", tiny_llama.base(layers=2))
+    return Plan(
+        data=(str(datasets.write(tmp_path / "data")),),
+        out=str(tmp_path / "out"),
+        backbone=str(tmp_path / "backbone"),
+        encoder=str(CHECKPOINT / "encoder"),
+        layers=2,
+        batch=8,
+        epochs=6,
+        stage1_steps=6,
+        rank=4,
+        made=3,
+        connector_lr=3e-3,
+        backbone_lr=3e-3,
+        validate_every=1000,
+        precision="float32",
+    )
+
+
+def losses(out: str) -> list[float]:
+    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("representation", "tune"),
+    [("accuracy_weighted", "full"), ("accuracy_weighted", "lora"), ("text", "full")],
+)
+def test_a_run_learns_and_its_adapter_merges(
+    plan: Plan, tmp_path: Path, representation: Representation, tune: Tune
+) -> None:
+    """Two folders, one of them without an aptitude test of its own."""
+    second = datasets.write(tmp_path / "second", aptitude=False, seed=1, subjects=2)
+    plan = replace(plan, data=(*plan.data, str(second)), representation=representation, tune=tune)
+    report = train.train(plan)
+    found = losses(plan.out)
+    assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
+    assert all(part["pooled_auc"] > 0.6 for part in report["datasets"].values())
+    assert (Path(plan.out) / "curves.png").stat().st_size > 1000
+    pretrained = load_pretrained(Path(plan.out))
+    assert pretrained.calibration != Calibration(1.0, 0.0)
+    base = load_base(plan.backbone)
+    merged = Base(
+        base.config, fold(base.arrays, pretrained.lora, pretrained.lora_scale), base.tokenizer
+    )
+    run = prepare(plan)  # restores the last checkpoint
+    if tune == "full":
+        cut(run.plain.backbone, base.arrays, plan.rank)
+    pool, capability = run.pools[0], run.capability
+    plain_c = pool.c[0] * capability.scale + capability.shift
+    e = plain_c @ pretrained.connector.weight.T + pretrained.connector.bias
+    tokens, lengths = tiny_llama.padded(tiny_llama.prompts([7, 3]))
+    with torch.no_grad():
+        adapted = run.plain.eval()(tokens, lengths, torch.from_numpy(pool.c[0]), plan.layout)
+        run.plain.backbone = build(merged, causal=True)
+        plain = run.plain.margins(tokens, lengths, torch.from_numpy(e).float(), plan.layout)
+    # The adapter ships in half precision.
+    torch.testing.assert_close(plain, adapted, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_half_precision_learns_and_leaves_float32_weights(plan: Plan, tune: Tune) -> None:
+    """In a process of its own: accelerate keeps one precision a process."""
+    plan = replace(plan, precision="bfloat16", reworded=0.5, stronger=1.0, tune=tune)
+    subprocess.run(command(plan), check=True, capture_output=True)
+    found = losses(plan.out)
+    assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
+    assert find_state(plan)["precision"] == "bf16"
+    state = load_file(Path(plan.out) / "state" / "model.safetensors")
+    assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
+
+
+def test_the_faster_number_type_is_found_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert mixed_precision("auto") in ("no", "bf16")
+    assert (mixed_precision("float32"), mixed_precision("bfloat16")) == ("no", "bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert mixed_precision("auto") is None
+    assert mixed_precision("float32") == "no"
+
+
+def test_an_epoch_goes_on_where_the_last_one_ended(plan: Plan) -> None:
+    plan = replace(plan, instructions=(24,), epochs=4)
+    (pool,) = prepare(plan).pools
+    epochs = [epoch_rows(plan, 0, pool, epoch) for epoch in range(4)]
+    assert all(len(set(rows)) == 24 for rows in epochs)
+    count = len(pool.train)
+    assert 48 < count < 96, "else this tests nothing"
+    assert set(np.concatenate(epochs)[:count]) == set(pool.train)
+    assert list(trained_rows(plan, 0, pool)) == sorted(pool.train)
+    whole = replace(plan, instructions=(0,))
+    assert set(epoch_rows(whole, 0, pool, 1)) == set(pool.train)
+
+
+def test_a_run_goes_on_from_trained_weights(plan: Plan, tmp_path: Path) -> None:
+    """At its first step it predicts what the weights predicted; it remembers their questions."""
+    train.train(plan)
+    one = prepare(plan)  # at its last checkpoint
+    train.ship_backbone(one, tmp_path)
+    other = datasets.write(tmp_path / "other", seed=5)
+    more = replace(plan, data=(str(other),), weights=plan.out, out=str(tmp_path / "more"))
+    two = prepare(more)
+    assert two.capability.norms.means == one.capability.norms.means
+    pretrained = load_pretrained(Path(plan.out))
+    two.start = start_calibration(two, schedule_of(two)[0])
+    assert two.start == pretrained.calibration
+    rows = one.pools[0].test
+    one.start = pretrained.calibration
+    c = one.pools[0].c[0] * one.capability.scale + one.capability.shift
+    c = (c - two.capability.shift) / two.capability.scale
+    found = predict(two, replace(one.pools[0], c=c[None].astype(np.float32)), rows)
+    np.testing.assert_allclose(found, predict(one, one.pools[0], rows), atol=0.02)
+    train.train(more)
+    known = load_pretrained(Path(more.out)).training_set
+    before = pretrained.training_set
+    assert known is not None
+    assert before is not None
+    assert set(before.fingerprints) < set(known.fingerprints)
+    with pytest.raises(BundleError, match="layers 2, the plan 1"):
+        prepare(replace(more, layers=1, out=str(tmp_path / "one layer")))
+
+
+def command(plan: Plan, *launcher: str) -> list[str]:
+    """The command line of `plan`."""
+    words = [sys.executable, *launcher, "-m", "training.train"]
+    for name, value in asdict(plan).items():
+        if value != "" and value != ():
+            values = value if isinstance(value, tuple) else (value,)
+            words += ["--" + name.replace("_", "-"), *map(str, values)]
+    return words
+
+
+def test_a_run_killed_and_resumed_is_as_if_it_had_not_been(plan: Plan, tmp_path: Path) -> None:
+    """kill -9 in the middle of stage 2, at whatever point of a step it hits."""
+    plan = replace(plan, stage1_steps=3, epochs=3, checkpoint_minutes=0.0)  # a checkpoint a step
+    whole = replace(plan, out=str(tmp_path / "whole"))
+    subprocess.run(command(whole), check=True, capture_output=True)
+    written = Path(plan.out) / "metrics.jsonl"
+    with subprocess.Popen(command(plan), stdout=-3, stderr=-3) as process:
+        while process.poll() is None and (not written.is_file() or len(losses(plan.out)) < 9):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert 9 <= len(losses(plan.out)) < len(losses(whole.out))
+    old = Path(plan.out) / "state.old"
+    old.mkdir(exist_ok=True)
+    (old / "left").touch()  # as where the kill hits the removal of the state before
+    subprocess.run(command(plan), check=True, capture_output=True)
+    np.testing.assert_allclose(losses(plan.out), losses(whole.out), rtol=1e-4)
+    a, b = (load_pretrained(Path(x.out)) for x in (plan, whole))
+    np.testing.assert_allclose(a.connector.weight, b.connector.weight, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ModelsatError, match="state of another plan"):
+        prepare(replace(plan, batch=4))
+
+
+def test_two_processes_train_as_one(plan: Plan, tmp_path: Path) -> None:
+    """torchrun on two CPU processes; each takes half of every batch."""
+    # What is left out depends on who shares a batch: contrasts are means over the pairs at hand.
+    plan = replace(plan, epochs=2, made=0, across=0.0, within=0.0, reworded=0.0)
+    plan = replace(plan, instructions=(49,), checkpoint_minutes=0.0)  # the last batch is of one row
+    one = replace(plan, out=str(tmp_path / "one"))
+    subprocess.run(command(one), check=True, capture_output=True)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        command(plan, *launcher), check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("plan: ") == 1, "each process trained alone"
+    two, single = load_pretrained(Path(plan.out)), load_pretrained(Path(one.out))
+    assert two.report["steps"] == single.report["steps"]
+    # Halves of a batch have different numbers of measured outcomes, so means differ a little.
+    drift = np.abs(two.connector.weight - single.connector.weight).mean()
+    assert drift < 0.2 * np.abs(single.connector.weight).mean()
+    shutil.rmtree(Path(plan.out) / "state.old", ignore_errors=True)
+    (Path(plan.out) / "state").rename(Path(plan.out) / "state.old")  # as a kill may leave it
+    subprocess.run(command(plan, *launcher), check=True, capture_output=True, timeout=300)
+    again = load_pretrained(Path(plan.out))
+    np.testing.assert_array_equal(again.connector.weight, two.connector.weight)
+
+
+def test_the_plan_is_told_before_it_starts(
+    plan: Plan, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    train.train(replace(plan, epochs=1))
+    said = capsys.readouterr().out
+    for words in (
+        "training rows x 4",
+        "million parameters",
+        "GiB of memory",
+        "minutes from step 0",
+    ):
+        assert words in said
+    broken = datasets.write(tmp_path / "broken")
+    (broken / "candidates.json").write_text("[]")
+    also = datasets.write(tmp_path / "also")
+    (also / "scores.npz").unlink()
+    with pytest.raises(InvalidInputError) as refused:
+        train.train(replace(plan, data=(str(broken), str(also)), out=str(tmp_path / "new")))
+    assert "expected (0, 80)" in str(refused.value)
+    assert "misses ['scores.npz']" in str(refused.value)
+
+
+def test_every_plan_in_the_folder_is_one() -> None:
+    for file in sorted((ROOT / "training" / "plans").glob("*.json")):
+        found = parse_plan(
+            "", ["--plan", str(file), "--data", "a", "b", "--out", "c", "--seed", "7"]
+        )
+        assert (found.data, found.out, found.seed) == (("a", "b"), "c", 7)
+        for name, value in (json.loads(file.read_text()) | {"seed": 7}).items():
+            kept = getattr(found, name)
+            assert (list(kept) if isinstance(kept, tuple) else kept) == value
+
+
+def test_a_plan_leaves_out_candidates_and_benchmarks(plan: Plan) -> None:
+    (outcomes,) = read_pools(replace(plan, without="C[01]$"))
+    assert outcomes.candidates == ["c2", "c3"]
+    assert outcomes.test.figures.shape[0] == outcomes.scores.shape[0] == 2
+    with pytest.raises(InvalidInputError, match="nothing is left"):
+        read_pools(replace(plan, benchmarks=("other",)))
+
+
+@pytest.mark.parametrize("odd", ["one task", "one candidate", "all right"])
+def test_data_without_any_spread_are_trained_on(plan: Plan, tmp_path: Path, odd: str) -> None:
+    folder = datasets.write(tmp_path / "odd", aptitude=False)  # one subject: one task
+    scores = np.load(folder / "scores.npz")["scores"]
+    kept = slice(1, 2) if odd == "one candidate" else slice(None)
+    scores = np.ones_like(scores) if odd == "all right" else scores
+    names = json.loads((folder / "candidates.json").read_text())[kept]
+    (folder / "candidates.json").write_text(json.dumps(names))
+    np.savez(folder / "scores.npz", scores=scores[kept])
+    report = train.train(replace(plan, data=(str(folder),), epochs=1))
+    assert np.isfinite(report["datasets"]["odd"]["ece"])
+
+
+def test_folders_that_do_not_go_together_are_refused(plan: Plan, tmp_path: Path) -> None:
+    one, two = str(datasets.write(tmp_path / "a" / "x")), str(datasets.write(tmp_path / "b" / "x"))
+    with pytest.raises(InvalidInputError) as refused:
+        read_pools(replace(plan, data=(one, two), instructions=(5, 5, 5)))
+    assert "folders named ['x', 'x']" in str(refused.value)
+    assert "has 3 numbers for 2 folders" in str(refused.value)
+    broken = datasets.write(tmp_path / "broken")
+    (broken / "scores.npz").unlink()
+    with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\].*has 2 numbers for 1"):
+        read_pools(replace(plan, data=(str(broken),), instructions=(5, 5)))
+    few = datasets.write(tmp_path / "few")
+    lines = (few / "instructions.jsonl").read_text().splitlines()
+    fewest = [
+        i for i in range(len(lines)) if i not in split([json.loads(x)["text"] for x in lines])[1]
+    ]
+    (few / "instructions.jsonl").write_text("\n".join(lines[i] for i in fewest))
+    np.savez(few / "scores.npz", scores=np.load(few / "scores.npz")["scores"][:, fewest])
+    with pytest.raises(InvalidInputError, match="no instruction in the validation part"):
+        read_pools(replace(plan, data=(str(few),)))
+
+
+def test_losses_ignore_what_was_not_measured() -> None:
+    logits = torch.tensor([[2.0, -1.0, 9.0], [0.5, 0.0, -9.0]])
+    outcomes = torch.tensor([[1.0, 0.0, torch.nan], [0.0, 1.0, torch.nan]])
+    for function in (loss.bce, loss.contrast):
+        torch.testing.assert_close(
+            function(logits, outcomes), function(logits[:, :2], outcomes[:, :2])
+        )
+    # One well-done against one badly done: softplus of the difference, for each candidate.
+    expected = torch.nn.functional.softplus(torch.tensor([0.5 - 2.0, -1.0 - 0.0])).mean()
+    torch.testing.assert_close(loss.contrast(logits, outcomes), expected)
+    assert loss.contrast(logits, torch.ones(2, 3)) == 0
+    assert loss.total(logits, torch.full((2, 3), torch.nan), 1.0, 1.0) == 0
+
+
+def test_weights_let_a_candidate_count_more() -> None:
+    """As if a candidate of weight 2 were there twice, in each of the losses' means."""
+    random = np.random.default_rng(0)
+    logits = torch.from_numpy(random.normal(size=(6, 3)))
+    outcomes = torch.from_numpy((random.random((6, 3)) < 0.5).astype(float))
+    outcomes[1, 1] = torch.nan
+    weights, twice = torch.tensor([1.0, 2.0, 1.0]).double(), [0, 1, 1, 2]
+    for function in (loss.bce, loss.contrast):
+        torch.testing.assert_close(
+            function(logits, outcomes, weights), function(logits[:, twice], outcomes[:, twice])
+        )
+    even = loss.total(logits, outcomes, 0.3, 0.7, torch.full((3,), 5.0).double())
+    torch.testing.assert_close(even, loss.total(logits, outcomes, 0.3, 0.7))
+
+
+def test_platt_finds_the_calibration_it_was_made_with() -> None:
+    random = np.random.default_rng(0)
+    margins = random.normal(0, 2, (4000, 5))
+    outcomes = (random.random(margins.shape) < 1 / (1 + np.exp(-(0.7 * margins - 0.4)))).astype(
+        float
+    )
+    outcomes[:100] = np.nan
+    assert metrics.platt(margins, outcomes) == pytest.approx((0.7, -0.4), abs=0.05)
+
+
+def test_the_card_and_the_readme_say_what_was_measured() -> None:
+    """The run measured the torch model in bfloat16, the documents the bundle in int8: .002 apart at
+    most."""
+    report = json.loads((ROOT / "pretrained" / "model.json").read_text())["report"]["datasets"]
+    trained = sum(part["instructions_trained"] for part in report.values())
+    card = (ROOT / "pretrained" / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert f"{trained:,} instructions" in card
+    # Of helm_mmlu the documents score more rows, all that training left out.
+    compared = ["mmlu_pro_cot", "llmrouter9", "zeroeval"]
+    for text, shown in ((card, list(report)), (readme, compared[:2])):
+        (row,) = re.findall(r"^\| pooled AUC.*\|$", text, re.MULTILINE)
+        found = dict(zip(shown, map(float, row.split("|")[2:-1]), strict=True))
+        for name in set(shown) & set(compared):
+            assert found[name] == pytest.approx(report[name]["pooled_auc"], abs=0.002)
+
+
+def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("two years of work")
+    with pytest.raises(BundleError, match="not empty and holds no checkpoint"):
+        start_folder(tmp_path, "checkpoint")
+    assert precious.read_text() == "two years of work"
+
+
+def test_a_base_stored_in_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    """By a process that has not met bfloat16 before."""
+    half = tiny_llama.base()
+    arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in half.arrays.items()}
+    write_model(tmp_path / "m", Base({**half.config, "dtype": "bfloat16"}, arrays, half.tokenizer))
+    read = (
+        f"from training.weights.base import load_base; load_base({str(tmp_path / 'm')!r}, layers=1)"
+    )
+    subprocess.run([sys.executable, "-c", read], check=True, cwd=ROOT)
+    model = build(load_base(str(tmp_path / "m"), layers=1), causal=True)
+    assert model.dtype == torch.float32
+    assert len(model.model.layers) == 1

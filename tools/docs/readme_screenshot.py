@@ -1,0 +1,39 @@
+"""The picture in the README: a real answer of the shipped model, as the terminal shows it.
+
+python -m tools.docs.readme_screenshot "If 3x + 7 = 22, what is x?" docs/images/route.svg
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from engine.cli.route import print_decision
+from engine.client.sync import Client
+from tools.processes import serving
+
+
+def main() -> None:
+    """Route the first argument, write the second."""
+    text, target = sys.argv[1:]
+    console = Console(record=True, width=92, file=io.StringIO(), highlight=False, markup=False)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "candidates.sqlite"
+        with serving(store) as server, Client(server.address) as client:
+            for i in range(5):  # warm, as a server in use is, but not for this text
+                client.route(f"{text} {i}")
+            console.print(f'$ modelsat route "{text}"')
+            print_decision(client.route(text), console)
+    svg = console.export_svg(title="modelsat")
+    # rich names a web font on a host of its own; any monospace font will do.
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    Path(target).write_text(svg, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Fake upstreams that speak OpenAI's protocol: who answers, which model was asked for, what came.
+
+    python -m tools.fake_upstream NAME PORT
+
+For the demos, tests and benchmarks; nothing here answers a question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+PAUSE_S = 0.02  # between the pieces of a streamed answer
+
+
+@dataclass
+class Upstream:
+    """bodies: of the requests it got, oldest first; an empty one for what is no JSON object."""
+
+    name: str
+    port: int
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """As OpenAI's clients want it."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    told: Upstream
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            self._answer(b"".join(self._chunks()))
+        else:
+            self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Silent."""
+
+    def _chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+
+    def _answer(self, body: bytes) -> None:
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            asked = None
+        asked = asked if isinstance(asked, dict) else {}
+        upstream, model = self.server.told, asked.get("model")
+        upstream.bodies.append(asked)
+        if asked.get("stream"):
+            self._stream(pieces(upstream.name, model))
+            return
+        told = {
+            "upstream": upstream.name,
+            "path": self.path,
+            "bytes": len(body),
+            "sha256": hashlib.sha256(body).hexdigest(),
+            "headers": {k.lower(): v for k, v in self.headers.items()},
+        }
+        content = json.dumps(_whole(self.path, model, f"{upstream.name} answers") | told).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _stream(self, events: list[bytes]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in [*events, b""]:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            self.wfile.flush()
+            time.sleep(PAUSE_S)
+
+
+def pieces(name: str, model: str | None) -> list[bytes]:
+    """The events of a streamed answer of the upstream `name`."""
+    about = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": model}
+    deltas: list[dict[str, str]] = [{"content": f"{name} "}, {"content": "answers"}, {}]
+    choices = [{"index": 0, "delta": d, "finish_reason": None if d else "stop"} for d in deltas]
+    events = [json.dumps({**about, "choices": [choice]}) for choice in choices]
+    return [f"data: {event}\n\n".encode() for event in [*events, "[DONE]"]]
+
+
+def _whole(path: str, model: str | None, said: str) -> dict[str, Any]:
+    """Of a response, a completion, or else a chat completion."""
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    about = {"id": "1", "created": int(time.time()), "model": model, "usage": usage}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+    if path.endswith("/responses"):
+        part = {"type": "output_text", "text": said, "annotations": []}
+        turn = {"type": "message", "id": "m", "role": "assistant", "status": "completed"}
+        output = [{**turn, "content": [part]}]
+        usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+        more: dict[str, Any] = {
+            "object": "response",
+            "status": "completed",
+            "output": output,
+            "usage": usage,
+        }
+        more |= {"created_at": about["created"], "parallel_tool_calls": True}
+        return {**about, **more, "tool_choice": "auto", "tools": [], "error": None}
+    if path.endswith("/completions") and not path.endswith("/chat/completions"):
+        return {**about, "object": "text_completion", "choices": [{**choice, "text": said}]}
+    choice["message"] = {"role": "assistant", "content": said}
+    return {**about, "object": "chat.completion", "choices": [choice]}
+
+
+@contextmanager
+def upstream(name: str, port: int = 0) -> Iterator[Upstream]:
+    """One that runs, on a free port where it is 0."""
+    server = _Server(("127.0.0.1", port), _Handler)
+    server.told = Upstream(name, int(server.server_address[1]))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.told
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+if __name__ == "__main__":
+    with upstream(sys.argv[1], int(sys.argv[2])):
+        print(f"{sys.argv[1]} listens on port {sys.argv[2]}", flush=True)
+        threading.Event().wait()

@@ -1,0 +1,163 @@
+"""Processes of our own on free ports, for the demos, the benchmarks and the tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "artifacts" / "bundle"
+
+
+@dataclass
+class Server:
+    """A serving process; log holds what it printed, both streams. address: HOST:PORT."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    address: str = ""
+
+    @property
+    def extproc_address(self) -> str:
+        """HOST:PORT of its ext_proc; raises ValueError where it serves none."""
+        told = re.search(r"ext_proc on (\S+)", self.printed())
+        if told is None:
+            raise ValueError("the server serves no ext_proc")
+        return told[1]
+
+    def printed(self) -> str:
+        """Everything it printed so far."""
+        return self.log.read_text(encoding="utf-8")
+
+    def kill(self) -> None:
+        """kill -9, and wait for the end."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self) -> int:
+        """SIGTERM, as an orchestrator stops it; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def resident_mb(self) -> float:
+        """Memory it holds now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+        resident = next(x for x in status.splitlines() if x.startswith("VmRSS"))
+        return int(resident.split()[1]) / 1024
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time it used so far."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8")
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(command: Sequence[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
+    """A program whose output goes to `log`. more: see subprocess.Popen."""
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, **more)
+
+
+def is_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout_s: float) -> bool:
+    """Ask until it is; False where the program ends first or the time does."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        if ready():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, url: str, timeout_s: float = 60.0, **more: Any
+) -> Iterator[None]:
+    """A program that has answered GET `url` with 200; stopped at the end. Raises RuntimeError with
+    the end of its output where it never does. more: see subprocess.Popen."""
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - a loopback URL
+                return True
+        except OSError:
+            return False
+
+    process = start(command, log, **more)
+    try:
+        if not is_ready(process, answers, timeout_s):
+            printed = log.read_text("utf-8", errors="replace")[-2000:]
+            raise RuntimeError(f"{Path(command[0]).name} was not ready:\n{printed}")
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def launch(
+    store: Path,
+    *arguments: str,
+    bundle: Path = BUNDLE,
+    python: tuple[str, ...] = (),
+    port: int = 0,
+) -> Server:
+    """Start `modelsat serve`, on a free port where it is 0; does not wait until it is ready."""
+    command = [
+        sys.executable,
+        *python,
+        "-m",
+        "engine.cli.main",
+        "serve",
+        "--bundle",
+        str(bundle),
+    ]
+    command += ["--store", str(store), "--address", f"127.0.0.1:{port}"]
+    command += ["--outcomes", str(store.with_name("outcomes.sqlite")), *arguments]
+    log = store.with_name(f"server-{time.monotonic_ns()}.log")
+    return Server(start(command, log, cwd=ROOT), log)
+
+
+def await_ready(server: Server, timeout_s: float = 60.0) -> Server:
+    """Wait for the ready line; raises RuntimeError with its output if the server ends first."""
+
+    def is_told() -> bool:
+        told = re.search(r"^ready on (\S+):", server.printed(), re.MULTILINE)
+        server.address = told[1] if told else ""
+        return told is not None
+
+    if is_ready(server.process, is_told, timeout_s):
+        return server
+    server.kill()
+    raise RuntimeError("the server was not ready:\n" + server.printed())
+
+
+@contextmanager
+def serving(store: Path, *arguments: str, bundle: Path = BUNDLE) -> Iterator[Server]:
+    """A ready server; stopped at the end if it still runs."""
+    server = await_ready(launch(store, *arguments, bundle=bundle))
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.terminate()

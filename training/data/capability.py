@@ -1,0 +1,122 @@
+"""Capability representations of the training candidates, and the scale the connector starts at.
+
+Letters: M candidates, T tasks, V variants, C representation width, D backbone width, E encoder
+width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from engine.api.candidate import TaskResult
+from engine.bundle.arrays import Connector, TaskNorms
+from engine.bundle.manifest import Representation
+from engine.datasets.aptitude_test import AptitudeTest
+from engine.registry.encoder import accuracy_weighted, keyword_vectors, text_representation
+from training.data.augment import Drawn
+from training.model.model import TextEncoder
+
+Floats = NDArray[np.float32]
+LEVEL = 3.0
+# The least spread that is told apart at the start: a test of one task has no shape at all, two
+# specialists may have one level. Fifty tasks and 29 candidates have .04 and .13.
+LEAST_SHAPE, LEAST_LEVEL = 0.02, 0.05
+LEAST_SPREAD = 0.001  # of texts
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """How figures become representations. shift, scale: (C,), for the connector to start at a sane
+    size."""
+
+    representation: Representation
+    norms: TaskNorms
+    shift: Floats
+    scale: Floats
+
+    def vectors(self, keywords: list[str], encoder: TextEncoder) -> Floats:
+        """(T, E) k_t of these tasks."""
+        return keyword_vectors(encoder.embed(keywords), self.norms.center)
+
+    def of(self, test: AptitudeTest, vectors: Floats, encoder: TextEncoder) -> Floats:
+        """(V, M, C), standardised: what serving will compute from the same figures."""
+        if self.representation == "text":
+            return self._standardise(_texts(test, encoder))
+        means = self.norms.of(test.keywords)
+        return self._standardise(accuracy_weighted(test.figures, means, vectors)[None])
+
+    def drawn(self, drawn: Drawn, keywords: list[str], vectors: Floats) -> Floats:
+        """(M + K, C), standardised, of figures as a step of training draws them."""
+        means = self.norms.of(keywords)
+        if not drawn.means_known:
+            means = np.full_like(means, np.nan)
+        return self._standardise(accuracy_weighted(drawn.figures, means, vectors))
+
+    def _standardise(self, c: Floats) -> Floats:
+        return np.asarray((c - self.shift) / self.scale, dtype=np.float32)
+
+
+def capabilities(
+    test: AptitudeTest,
+    encoder: TextEncoder,
+    representation: Representation,
+    norms: TaskNorms | None = None,
+) -> Capabilities:
+    """Norms, where not given, and scale from the test that the first pool's candidates sat."""
+    embedded = encoder.embed(test.keywords)
+    if norms is None:
+        means = np.nanmean(test.figures, axis=0).tolist()
+        norms = TaskNorms(embedded.mean(axis=0), dict(zip(test.keywords, means, strict=True)))
+    if representation == "text":
+        c = _texts(test, encoder)
+        spread = max(float(c.std(axis=1).mean()), LEAST_SPREAD)
+        shift, scale = c.mean(axis=(0, 1)), np.full(c.shape[-1], spread)
+    else:
+        vectors = keyword_vectors(embedded, norms.center)
+        known = norms.of(test.keywords)
+        shift, scale = _scale_of(accuracy_weighted(test.figures, known, vectors))
+    return Capabilities(representation, norms, shift.astype(np.float32), scale.astype(np.float32))
+
+
+def _texts(test: AptitudeTest, encoder: TextEncoder) -> Floats:
+    """(V, M, E)."""
+    variants = []
+    for figures in test.figures:
+        sat = zip(test.keywords, figures, strict=True)
+        results = [TaskResult(k, float(a)) for k, a in sat if not np.isnan(a)]
+        variants.append(text_representation(results, encoder.embed, encoder.count, encoder.limit))
+    return np.stack(variants, axis=1)
+
+
+def _scale_of(c: Floats) -> tuple[Floats, Floats]:
+    """The mean accuracy gets LEVEL times the weight of all the shape together at the start: 20
+    questions a task leave as much noise as signal in the shape (docs/log.md)."""
+    shift = np.zeros(c.shape[1], dtype=np.float32)
+    shift[-1] = c[:, -1].mean()
+    shape = max(float(np.sqrt((c[:, :-1] ** 2).mean())), LEAST_SHAPE)
+    scale = np.full(c.shape[1], shape, dtype=np.float32)
+    scale[-1] = max(float(c[:, -1].std()), LEAST_LEVEL) / (LEVEL * np.sqrt(c.shape[1] - 1))
+    return shift, scale
+
+
+def new_connector(width_in: int, embeddings: torch.Tensor) -> nn.Linear:
+    """(C -> D), its outputs about as long as the backbone's token embeddings (vocabulary, D)."""
+    connector = nn.Linear(width_in, embeddings.shape[1])
+    size = float(embeddings.detach().pow(2).mean().sqrt())
+    nn.init.normal_(connector.weight, std=size / np.sqrt(2 * width_in))
+    nn.init.zeros_(connector.bias)
+    return connector
+
+
+def folded(connector: nn.Linear, shift: Floats, scale: Floats) -> Connector:
+    """The connector for plain representations: W (c - shift) / scale + b = W' c + b'."""
+    weight = connector.weight.detach().cpu().numpy() / scale
+    return Connector(
+        weight.astype(np.float32),
+        (connector.bias.detach().cpu().numpy() - weight @ shift).astype(np.float32),
+    )

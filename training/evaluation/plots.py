@@ -1,0 +1,91 @@
+"""Curves where people would rather look than read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.routing import tradeoff
+from training.evaluation import metrics
+
+Floats = NDArray[np.floating]
+
+
+def plot_dataset(p: Floats, outcomes: Floats, costs: Floats, stem: Path) -> None:
+    """Reliability, and accuracy against cost where prices are known; p, outcomes, costs (B, M)."""
+    _reliability(p, outcomes, stem.with_name(stem.name + "-reliability.png"))
+    block = tradeoff.full_block(outcomes)
+    part = np.ix_(block.rows, block.candidates)
+    priced = np.flatnonzero(~np.isnan(costs[part]).any(axis=0))
+    if len(priced) > 1:
+        kept = (p[part][:, priced], outcomes[part][:, priced], costs[part][:, priced])
+        _cost_quality(*kept, stem.with_name(stem.name + "-cost.png"))
+
+
+def _reliability(p: Floats, outcomes: Floats, path: Path) -> None:
+    mean, seen, share = metrics.reliability(p, outcomes)
+    figure, axes = plt.subplots(figsize=(4.2, 4))
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    axes.scatter(mean, seen, s=12 + 400 * share)
+    axes.set(xlabel="predicted probability", ylabel="share that succeeded")
+    axes.set_title(f"ECE {metrics.ece(p, outcomes):.3f}")
+    _save(figure, path)
+
+
+def _cost_quality(p: Floats, outcomes: Floats, costs: Floats, path: Path) -> None:
+    points = tradeoff.curve(p, outcomes, costs)
+    accuracy, cost = tradeoff.singles(outcomes, costs)
+    figure, axes = plt.subplots(figsize=(5.5, 4))
+    axes.plot([1e3 * x.cost for x in points], [x.accuracy for x in points], label="routed")
+    axes.scatter(1e3 * cost, accuracy, color="black", s=14, label="one candidate always")
+    axes.set(xlabel="US dollars per 1,000 requests", ylabel="accuracy", xscale="log")
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_training(metrics_file: Path, path: Path) -> None:
+    """Loss of each step with its running mean, and the watched AUCs."""
+    records = [json.loads(x) for x in metrics_file.read_text(encoding="utf-8").splitlines()]
+    steps = [r["step"] for r in records]
+    bce = np.array([r["bce"] for r in records])
+    window = max(1, len(bce) // 40)
+    smooth = np.convolve(bce, np.ones(window) / window, mode="valid")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+    left.plot(steps, bce, color="lightgrey", linewidth=0.7)
+    left.plot(steps[window - 1 :], smooth)
+    left.set(xlabel="step", ylabel="binary cross-entropy")
+    watched = [r for r in records if "pooled_auc" in r]
+    for name in ("pooled_auc", "within_auc", "top_share"):
+        right.plot([r["step"] for r in watched], [r[name] for r in watched], label=name)
+    right.set(xlabel="step")
+    if watched:
+        right.legend()
+    _save(figure, path)
+
+
+def plot_lines(
+    lines: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str, path: Path
+) -> None:
+    """Named lines over the same labelled steps."""
+    figure, axes = plt.subplots(figsize=(8, 4))
+    for name, values in lines.items():
+        axes.plot(range(len(values)), values, marker="o", markersize=3, label=name)
+    axes.set_xticks(range(len(labels)), labels, rotation=70, fontsize=7)
+    axes.set(ylabel=ylabel)
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,190 @@
+"""Model-SAT in torch: capability encoder + connector + backbone, both layouts, one scoring.
+
+    candidate_last    z = [x, p, e_c1 .. e_cM]: the prefix is read once; every candidate is one
+                      more token at the same position, sees the prefix and itself. |x|+|p|+M rows.
+    capability_first  z = [e_c, x, p], the paper's: M sequences of 1+|x|+|p| rows.
+
+Letters: B instructions, L prompt tokens, M candidates, D backbone width, E encoder width,
+C representation width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import rotate_half
+
+from engine.api.errors import BundleError
+from engine.bundle.manifest import Layout
+from engine.bundle.prompt import NO, YES
+from training.weights.base import Base, single_token
+
+
+def build(base: Base, *, causal: bool) -> Any:
+    """A transformers model with `base`'s arrays; a causal LM, or a plain encoder."""
+    settings = dict(base.config)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = (AutoModelForCausalLM if causal else AutoModel).from_config(
+        config, attn_implementation="sdpa"
+    )
+    state = {name: torch.from_numpy(array) for name, array in base.arrays.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    # Tied heads, BERT's unused pooler and constant position ids may be absent; nothing else.
+    lost = [
+        m for m in missing if not m.startswith(("lm_head", "pooler")) and "position_ids" not in m
+    ]
+    odd = [u for u in unexpected if not u.startswith("pooler") and "position_ids" not in u]
+    if lost or odd:
+        raise BundleError(f"the base weights miss {lost[:3]} and have unknown {odd[:3]}.")
+    if causal:
+        model.tie_weights()
+    return model.eval()
+
+
+class TextEncoder:
+    """psi: texts -> mean-pooled, normalised (N, E), as the exported encoder computes it."""
+
+    def __init__(self, base: Base) -> None:
+        self.model = build(base, causal=False)
+        self.tokenizer = base.tokenizer
+        self.tokenizer.no_truncation()
+        self.tokenizer.enable_padding()
+        self.limit = int(base.config["max_position_embeddings"])
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, the encoder's special ones included."""
+        self.tokenizer.no_padding()
+        count = len(self.tokenizer.encode(text).ids)
+        self.tokenizer.enable_padding()
+        return count
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Any:
+        """(N, E) float32 NumPy array."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([e.ids for e in encoded])
+        mask = torch.tensor([e.attention_mask for e in encoded])
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return nn.functional.normalize(pooled, dim=-1).numpy()
+
+
+class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
+    """Backbone and connector; `forward` gives logit('Yes') - logit('No') for each candidate."""
+
+    def __init__(self, backbone: Any, connector: nn.Linear, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.connector = connector
+        self.yes_id = single_token(tokenizer, YES)
+        self.no_id = single_token(tokenizer, NO)
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, capabilities: Tensor, layout: Layout
+    ) -> Tensor:
+        """tokens (B, L), lengths (B,), capabilities (M, C) -> margins (B, M)."""
+        embeddings = self.connector(capabilities)
+        return self.margins(tokens, lengths, embeddings, layout)
+
+    def margins(
+        self, tokens: Tensor, lengths: Tensor, embeddings: Tensor, layout: Layout
+    ) -> Tensor:
+        """The same from embeddings e_c (M, D)."""
+        prefix = self.backbone.get_input_embeddings()(tokens)
+        if layout == "candidate_last":
+            inputs, mask, positions = candidate_last(prefix, lengths, embeddings)
+        else:
+            inputs, mask, positions = capability_first(prefix, embeddings)
+        count = len(embeddings)
+        if layout == "candidate_last":
+            rows = self._hidden(inputs, mask, positions, tail=count)
+        else:
+            hidden = self._hidden(inputs, mask, positions, tail=inputs.shape[1])
+            per_pair = hidden.unflatten(0, (len(tokens), count))
+            index = lengths[:, None, None, None].expand(-1, count, 1, hidden.shape[-1])
+            rows = per_pair.gather(2, index).squeeze(2)
+        head = self.backbone.get_output_embeddings().weight
+        return rows @ (head[self.yes_id] - head[self.no_id])
+
+    def _hidden(self, inputs: Tensor, mask: Tensor, positions: Tensor, tail: int) -> Tensor:
+        """(N, tail, D) after the final norm: the last `tail` rows, all that the last layer must
+        compute."""
+        decoder = self._decoder()
+        turns = decoder.rotary_emb(inputs, position_ids=positions)
+        for layer in decoder.layers[:-1]:
+            inputs = layer(inputs, attention_mask=mask, position_embeddings=turns, use_cache=False)
+        return decoder.norm(last_rows(decoder.layers[-1], inputs, mask, turns, tail))
+
+    def _decoder(self) -> Any:
+        base = getattr(self.backbone, "get_base_model", lambda: self.backbone)()
+        return base.model
+
+
+def last_rows(
+    layer: Any, inputs: Tensor, mask: Tensor, turns: tuple[Tensor, Tensor], tail: int
+) -> Tensor:
+    """(N, tail, D) of a Llama layer's output. inputs (N, S, D); every row is a key and a value,
+    only the last `tail` are queries."""
+    attention = layer.self_attn
+    x = layer.input_layernorm(inputs)
+
+    def heads(of: Tensor) -> Tensor:
+        return of.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    cos, sin = turns
+    q = turned(heads(attention.q_proj(x[:, -tail:])), cos[:, -tail:], sin[:, -tail:])
+    k = turned(heads(attention.k_proj(x)), cos, sin)
+    v = heads(attention.v_proj(x))
+    mixed = nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask[:, :, -tail:], scale=attention.scaling, enable_gqa=True
+    )
+    out = inputs[:, -tail:] + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return out + layer.mlp(layer.post_attention_layernorm(out))
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (N, heads, S, head width); cos, sin (N, S, head width)."""
+    return x * cos[:, None] + rotate_half(x) * sin[:, None]
+
+
+def candidate_last(
+    prefix: Tensor, lengths: Tensor, embeddings: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """prefix (B, L, D), embeddings (M, D) -> inputs (B, L+M, D), additive mask, positions."""
+    batch, length, _ = prefix.shape
+    count = len(embeddings)
+    inputs = torch.cat([prefix, embeddings.expand(batch, -1, -1)], dim=1)
+    steps = torch.arange(length, device=prefix.device)
+    allowed = torch.zeros(
+        batch, length + count, length + count, dtype=torch.bool, device=prefix.device
+    )
+    allowed[:, :length, :length] = steps[:, None] >= steps
+    allowed[:, length:, :length] = (steps < lengths[:, None])[:, None]
+    allowed[:, length:, length:] = torch.eye(count, dtype=torch.bool, device=prefix.device)
+    positions = torch.cat([steps.expand(batch, -1), lengths[:, None].expand(-1, count)], dim=1)
+    return inputs, _additive(allowed, prefix), positions
+
+
+def capability_first(prefix: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """prefix (B, L, D), embeddings (M, D) -> inputs (B*M, 1+L, D), additive mask, positions.
+
+    Right padding needs no mask of its own: causal rows never look ahead into it.
+    """
+    batch, length, width = prefix.shape
+    count = len(embeddings)
+    first = embeddings[None, :, None].expand(batch, -1, 1, -1)
+    rest = prefix[:, None].expand(-1, count, -1, -1)
+    inputs = torch.cat([first, rest], dim=2).reshape(batch * count, 1 + length, width)
+    steps = torch.arange(1 + length, device=prefix.device)
+    allowed = (steps[:, None] >= steps).expand(batch * count, -1, -1)
+    return inputs, _additive(allowed, prefix), steps.expand(batch * count, -1)
+
+
+def _additive(allowed: Tensor, like: Tensor) -> Tensor:
+    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~allowed, torch.finfo(like.dtype).min)[:, None]

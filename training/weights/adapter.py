@@ -1,0 +1,133 @@
+"""What a training run leaves and the repository ships: adapter, connector, model.json.
+
+adapter_config.json, adapter_model.safetensors   peft's form, half precision
+connector.safetensors    weight (D, C), bias (D,), center (E,), task_means (T,)
+model.json               base models, layers, layout, tasks, calibration, plan, report
+training_set.npz         fingerprints and token frequencies of the training instructions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api.errors import BundleError
+from engine.bundle.arrays import Connector, TaskNorms
+from engine.bundle.manifest import Calibration, Layout, Representation
+from engine.bundle.prompt import PROMPT_VERSION
+from engine.bundle.training_set import TrainingSet, load_training_set
+
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+CONNECTOR = "connector.safetensors"
+MODEL = "model.json"
+LOCAL = {"data", "out", "weights"}  # paths, of which only the last part is kept
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained Model-SAT, less its base weights. lora: peft's names -> arrays."""
+
+    backbone: str
+    encoder: str
+    layers: int
+    layout: Layout
+    representation: Representation
+    calibration: Calibration
+    connector: Connector
+    norms: TaskNorms
+    lora: Mapping[str, NDArray[np.float32]]
+    lora_scale: float
+    report: Mapping[str, Any]
+    training_set: TrainingSet | None
+
+
+def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
+    """weight (D, C), bias (D,), center (E,), task_means (T,); the tasks as metadata."""
+    from safetensors.numpy import save_file
+
+    arrays = {
+        "weight": connector.weight,
+        "bias": connector.bias,
+        "center": norms.center,
+        "task_means": np.array(list(norms.means.values()), dtype=np.float32),
+    }
+    save_file(arrays, path, metadata={"tasks": json.dumps(list(norms.means))})
+
+
+def load_connector(path: Path) -> tuple[Connector, TaskNorms]:
+    """The inverse of save_connector."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        words = file.metadata()
+    tasks = json.loads(words["tasks"])
+    means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
+    return Connector(arrays["weight"], arrays["bias"]), TaskNorms(arrays["center"], means)
+
+
+def _names(value: str | Sequence[str]) -> str | list[str]:
+    return Path(value).name if isinstance(value, str) else [Path(v).name for v in value]
+
+
+def save_pretrained(
+    folder: Path,
+    plan: Mapping[str, Any],
+    connector: Connector,
+    norms: TaskNorms,
+    calibration: Calibration,
+    report: Mapping[str, Any],
+) -> None:
+    """Write connector and model.json beside the adapter that peft saved, and halve the adapter."""
+    from safetensors.numpy import load_file, save_file
+
+    adapter = load_file(folder / ADAPTER)
+    save_file({k: v.astype(np.float16) for k, v in adapter.items()}, folder / ADAPTER)
+    save_connector(folder / CONNECTOR, connector, norms)
+    kept = {k: plan[k] for k in ("backbone", "encoder", "layers", "layout", "representation")}
+    description = {
+        **kept,
+        "calibration": asdict(calibration),
+        "prompt_version": PROMPT_VERSION,
+        "plan": {k: _names(v) if k in LOCAL else v for k, v in plan.items()},
+        "report": dict(report),
+    }
+    (folder / MODEL).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def load_pretrained(folder: Path) -> Pretrained:
+    """Read `folder`; raises BundleError where a file is missing."""
+    from safetensors.numpy import load_file
+
+    missing = [n for n in (ADAPTER, ADAPTER_CONFIG, CONNECTOR, MODEL) if not (folder / n).is_file()]
+    if missing:
+        raise BundleError(f"{folder} misses {missing}; `make train` or the repository holds them.")
+    model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if (found := model["prompt_version"]) != PROMPT_VERSION:
+        raise BundleError(
+            f"{folder / MODEL}: prompt_version is {found!r}, this code renders {PROMPT_VERSION!r};"
+            " train anew, or use the version that trained it."
+        )
+    connector, norms = load_connector(folder / CONNECTOR)
+    return Pretrained(
+        backbone=model["backbone"],
+        encoder=model["encoder"],
+        layers=model["layers"],
+        layout=model["layout"],
+        representation=model["representation"],
+        calibration=Calibration(**model["calibration"]),
+        connector=connector,
+        norms=norms,
+        lora={k: v.astype(np.float32) for k, v in load_file(folder / ADAPTER).items()},
+        lora_scale=config["lora_alpha"] / config["r"],
+        report=model["report"],
+        training_set=load_training_set(folder),
+    )
