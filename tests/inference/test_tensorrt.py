@@ -71,7 +71,8 @@ def emit(folder: Path) -> Path:
 def fake_library() -> Path:
     built = Path(mkdtemp()) / "fake_cuda.so"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    where = ["-DMODELSAT_EMULATION", f"-I{Path(kernel.__file__).parent}", "-x", "c++", str(SOURCE)]
+    where = ["-DMODELSAT_EMULATION", f"-I{Path(kernel.__file__).parent}", f"-I{SOURCE.parent}"]
+    where += ["-x", "c++", str(SOURCE)]
     subprocess.run(["g++", *flags, *where, "-o", str(built)], check=True, capture_output=True)
     return built
 

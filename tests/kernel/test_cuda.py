@@ -22,7 +22,8 @@ SOURCE = Path(cuda.__file__).parent / "score_cuda.cu"
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     built = tmp_path_factory.mktemp("cuda") / "emulated.so"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    emulated = ["-DMODELSAT_EMULATION", "-x", "c++", str(SOURCE), "-o", str(built)]
+    support = Path(__file__).parents[1] / "support"
+    emulated = ["-DMODELSAT_EMULATION", f"-I{support}", "-x", "c++", str(SOURCE), "-o", str(built)]
     subprocess.run(["g++", *flags, *emulated], check=True, capture_output=True, text=True)
     return cuda.load(built)
 
