@@ -117,5 +117,5 @@ setup(
         "rich>=13.9",  # below 14 is what LiteLLM lives with
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["modelsat=engine.cli:main"]},
+    entry_points={"console_scripts": ["modelsat=engine.cli.main:main"]},
 )
