@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.bundle.manifest import Layout
+from engine.bundle.types import Float64Array
 from export.onnx.ops import Arrays, LlamaConfig
-
-Floats = NDArray[np.float64]
 
 
 def hidden_row(
@@ -24,7 +23,7 @@ def hidden_row(
     tokens: NDArray[np.int64],
     embedding: NDArray[np.float32],
     layout: Layout,
-) -> Floats:
+) -> Float64Array:
     """tokens (L,), embedding (D,) -> the last row of the residual stream (D,), before the norm."""
     prefix = arrays["model.embed_tokens.weight"][tokens]
     parts = [prefix, embedding[None]] if layout == "candidate_last" else [embedding[None], prefix]
@@ -54,12 +53,14 @@ def _weights(arrays: Arrays, layer: int) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def _layer(c: LlamaConfig, w: Arrays, x: Floats) -> tuple[Floats, Floats, Floats]:
+def _layer(
+    c: LlamaConfig, w: Arrays, x: Float64Array
+) -> tuple[Float64Array, Float64Array, Float64Array]:
     """The layer's output (rows, D), its keys and values (K, rows, H)."""
     rows = len(x)
     normed = _norm(x, w["input_layernorm"], c.eps)
 
-    def heads(name: str, count: int) -> Floats:
+    def heads(name: str, count: int) -> Float64Array:
         flat = normed @ w[f"self_attn.{name}_proj"].T
         return flat.reshape(rows, count, c.head_width).swapaxes(0, 1)
 
@@ -78,11 +79,11 @@ def _layer(c: LlamaConfig, w: Arrays, x: Floats) -> tuple[Floats, Floats, Floats
     return np.asarray(x + inner @ w["mlp.down_proj"].T), key, value
 
 
-def _norm(x: Floats, gain: NDArray[np.float32], eps: float) -> Floats:
+def _norm(x: Float64Array, gain: NDArray[np.float32], eps: float) -> Float64Array:
     return np.asarray(x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * gain)
 
 
-def _rotate(x: Floats, theta: float) -> Floats:
+def _rotate(x: Float64Array, theta: float) -> Float64Array:
     rows, width = x.shape[-2:]
     frequency = theta ** (-np.arange(width // 2) / (width // 2))
     angle = np.arange(rows)[:, None] * np.concatenate([frequency, frequency])
@@ -90,13 +91,15 @@ def _rotate(x: Floats, theta: float) -> Floats:
     return np.asarray(x * np.cos(angle) + np.concatenate([-second, first], axis=-1) * np.sin(angle))
 
 
-def encoder_row(config: Mapping[str, Any], arrays: Arrays, tokens: NDArray[np.int64]) -> Floats:
+def encoder_row(
+    config: Mapping[str, Any], arrays: Arrays, tokens: NDArray[np.int64]
+) -> Float64Array:
     """tokens (L,) with special ones -> psi (E,), mean-pooled and normalised (BERT family)."""
 
-    def linear(x: Floats, name: str) -> Floats:
+    def linear(x: Float64Array, name: str) -> Float64Array:
         return np.asarray(x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"])
 
-    def norm(x: Floats, name: str) -> Floats:
+    def norm(x: Float64Array, name: str) -> Float64Array:
         centred = x - x.mean(axis=-1, keepdims=True)
         size = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + config["layer_norm_eps"])
         return np.asarray(centred / size * arrays[f"{name}.weight"] + arrays[f"{name}.bias"])

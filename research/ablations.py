@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from engine.bundle.types import Float32Array
 from engine.datasets.outcomes import Outcomes, fingerprint, read_outcomes
 from research.representations import Represent, bare, pieces, standardised, truncated, weighted
 from training.config import Plan
@@ -37,7 +38,6 @@ from training.state import STATE, Run, predict, prepare, read_pools, start_calib
 from training.train import loop, schedule_of, trained_rows
 from training.weights.base import CACHE, load_base
 
-Floats = NDArray[np.float32]
 SCORED, SCORED_EACH = 500, 125  # validation rows; where every candidate is a sequence of its own
 INIT_STD = 0.041666  # SmolLM2's initializer_range
 
@@ -108,7 +108,7 @@ def teachers() -> set[str]:
     return {v.teacher for v in VARIANTS.values()}
 
 
-def probabilities(run: Run, pool: Pool, rows: NDArray[np.int64]) -> Floats:
+def probabilities(run: Run, pool: Pool, rows: NDArray[np.int64]) -> Float32Array:
     """(len(rows), M)."""
     return np.asarray(expit(predict(run, pool, rows)).mean(axis=0))
 

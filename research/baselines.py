@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from engine.bundle.types import Float32Array
 from training.evaluation.metrics import pooled_auc
 from training.model.loss import bce
 from training.model.model import TextEncoder
 from training.weights.base import CACHE, ENCODER, load_base
 
-Floats = NDArray[np.float32]
 READS = 256  # tokens of MiniLM
 NEIGHBOURS = (20, 40, 80)
 PRIOR = 10.0  # outcomes that a candidate's mean counts for beside a subject's own
@@ -37,12 +37,12 @@ PRIOR = 10.0  # outcomes that a candidate's mean counts for beside a subject's o
 class Rows:
     """x: (N, E) embeddings. scores: (M, N). subjects: N names."""
 
-    x: Floats
-    scores: Floats
+    x: Float32Array
+    scores: Float32Array
     subjects: Sequence[str]
 
 
-def embed(texts: Sequence[str], cache: Path) -> Floats:
+def embed(texts: Sequence[str], cache: Path) -> Float32Array:
     """(N, E) MiniLM embeddings, kept in `cache`."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     path = cache / f"{digest}.npy"
@@ -51,7 +51,7 @@ def embed(texts: Sequence[str], cache: Path) -> Floats:
     encoder = TextEncoder(load_base(ENCODER, CACHE))
     encoder.tokenizer.enable_truncation(READS)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found: list[Floats] = []
+    found: list[Float32Array] = []
     for start in tqdm(range(0, len(order), 64), desc="embed", unit="batch"):
         found.append(encoder.embed([texts[i] for i in order[start : start + 64]]))
     x = np.empty((len(texts), found[0].shape[1]), dtype=np.float32)
@@ -61,15 +61,15 @@ def embed(texts: Sequence[str], cache: Path) -> Floats:
     return x
 
 
-def candidate_mean(train: Rows, rows: int) -> Floats:
+def candidate_mean(train: Rows, rows: int) -> Float32Array:
     """(rows, M): each candidate's mean outcome; its first choice is the best single one."""
     return np.tile(np.nanmean(train.scores, axis=1), (rows, 1))
 
 
-def subject_mean(train: Rows, test: Rows) -> Floats:
+def subject_mean(train: Rows, test: Rows) -> Float32Array:
     """Each candidate's mean on the instruction's subject, drawn to its own mean. It is told the
     subject, which a router is not."""
-    prior: Floats = np.nanmean(train.scores, axis=1)
+    prior: Float32Array = np.nanmean(train.scores, axis=1)
     table: dict[str, Any] = {}
     names = np.array(train.subjects)
     for name in set(train.subjects):
@@ -79,7 +79,7 @@ def subject_mean(train: Rows, test: Rows) -> Floats:
     return np.stack([table.get(s, prior) for s in test.subjects])
 
 
-def knn(train: Rows, test: Rows, neighbours: int) -> Floats:
+def knn(train: Rows, test: Rows, neighbours: int) -> Float32Array:
     """Mean outcome on the nearest training rows, weighted by cosine, drawn to the mean."""
     near, weight = _nearest(train.x, test.x, neighbours)
     found = train.scores[:, near]
@@ -89,13 +89,15 @@ def knn(train: Rows, test: Rows, neighbours: int) -> Floats:
     return np.asarray(((total + 2 * prior) / ((known * weight).sum(axis=2) + 2)).T)
 
 
-def _nearest(x: Floats, y: Floats, neighbours: int) -> tuple[NDArray[np.int64], Floats]:
+def _nearest(
+    x: Float32Array, y: Float32Array, neighbours: int
+) -> tuple[NDArray[np.int64], Float32Array]:
     similarity = y @ x.T
     near = np.argpartition(-similarity, neighbours, axis=1)[:, :neighbours]
     return near, np.take_along_axis(similarity, near, axis=1).clip(0.01)
 
 
-def logistic(train: Rows, test: Rows) -> Floats:
+def logistic(train: Rows, test: Rows) -> Float32Array:
     """Logistic regression for each candidate."""
     p = []
     for scores in train.scores:
@@ -108,7 +110,7 @@ def logistic(train: Rows, test: Rows) -> Floats:
     return np.stack(p, axis=1)
 
 
-def mlp(train: Rows, validation: Rows, test: Rows, seed: int = 0) -> Floats:
+def mlp(train: Rows, validation: Rows, test: Rows, seed: int = 0) -> Float32Array:
     """One hidden layer shared by all candidates, an output for each; stopped on validation loss."""
     torch.manual_seed(seed)
     width, candidates = train.x.shape[1], len(train.scores)
@@ -119,14 +121,19 @@ def mlp(train: Rows, validation: Rows, test: Rows, seed: int = 0) -> Floats:
 
 
 def bilinear(
-    train: Rows, validation: Rows, test: Rows, figures: Floats, tested: Floats, seed: int = 0
-) -> Floats:
+    train: Rows,
+    validation: Rows,
+    test: Rows,
+    figures: Float32Array,
+    tested: Float32Array,
+    seed: int = 0,
+) -> Float32Array:
     """x W a + u x + v a + b, a = aptitude figures (M, T); `tested` (U, T) are those of the
     candidates to judge, seen or not. -> (B, U)."""
     torch.manual_seed(seed)
     center, spread = np.nanmean(figures, axis=0), max(float(np.nanstd(figures)), 1e-3)
 
-    def standard(a: Floats) -> Tensor:
+    def standard(a: Float32Array) -> Tensor:
         filled = np.nan_to_num((a - center) / spread)
         return torch.from_numpy(np.concatenate([filled, np.ones((len(a), 1))], 1)).float()
 
@@ -145,7 +152,7 @@ def _fit(
     validation: Rows,
     test: Rows,
     epochs: int = 60,
-) -> Floats:
+) -> Float32Array:
     """Adam on binary cross-entropy; the epoch with the least validation loss wins. score: of
     embeddings, and whether these are the test rows."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
@@ -171,8 +178,8 @@ def _fit(
 
 
 def aptitude_knn(
-    train: Rows, test: Rows, figures: Floats, tested: Floats, neighbours: int = 40
-) -> Floats:
+    train: Rows, test: Rows, figures: Float32Array, tested: Float32Array, neighbours: int = 40
+) -> Float32Array:
     """kNN over instructions, for each judged candidate the seen ones' outcomes weighted by how
     near their aptitude is; corrected by the difference in mean aptitude. -> (B, U)."""
     seen = knn(train, test, neighbours)
@@ -184,13 +191,15 @@ def aptitude_knn(
     return np.asarray((seen @ weight.T + offset).clip(0.001, 0.999))
 
 
-def best_knn(train: Rows, validation: Rows, test: Rows) -> Floats:
+def best_knn(train: Rows, validation: Rows, test: Rows) -> Float32Array:
     """kNN with the number of neighbours that does best on validation rows."""
     auc = {k: pooled_auc(knn(train, validation, k), validation.scores.T) for k in NEIGHBOURS}
     return knn(train, test, max(auc, key=lambda k: auc[k]))
 
 
-def seen_baselines(train: Rows, validation: Rows, test: Rows, figures: Floats) -> dict[str, Floats]:
+def seen_baselines(
+    train: Rows, validation: Rows, test: Rows, figures: Float32Array
+) -> dict[str, Float32Array]:
     """Every baseline that judges candidates it was trained on."""
     random = np.random.default_rng(0)
     return {
@@ -205,8 +214,8 @@ def seen_baselines(train: Rows, validation: Rows, test: Rows, figures: Floats) -
 
 
 def unseen_baselines(
-    train: Rows, validation: Rows, test: Rows, figures: Floats, tested: Floats
-) -> dict[str, Floats]:
+    train: Rows, validation: Rows, test: Rows, figures: Float32Array, tested: Float32Array
+) -> dict[str, Float32Array]:
     """Every baseline that judges candidates by their figures alone; `tested`: (U, T)."""
     random = np.random.default_rng(0)
     level = np.nanmean(tested, axis=1)

@@ -21,29 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.datasets.outcomes import Ints, Outcomes, read_outcomes, split
+from engine.bundle.types import FloatArray, Int64Array
+from engine.datasets.outcomes import Outcomes, read_outcomes, split
 from research.baselines import Rows, embed, seen_baselines, unseen_baselines
 from training.evaluation import metrics
 from training.evaluation.evaluate import Judged, figures, judge
 from training.evaluation.plots import plot_dataset, plot_lines
 
-Floats = NDArray[np.floating]
 UNSEEN = "qwen|gemini|phi|jamba|command-r|mathstral"
 ELSEWHERE = ("gsm8k", "crux", "math_l5")
 FIRST_ZOO = 5  # candidates to begin P5 with
 EMBEDDINGS = Path("artifacts/embeddings")
 
 
-def part(judged: Judged, rows: Ints, candidates: Ints) -> Judged:
+def part(judged: Judged, rows: Int64Array, candidates: Int64Array) -> Judged:
     """These rows and candidates alone."""
     at = np.ix_(rows, candidates)
     outcomes = judged.outcomes.take(rows).only(candidates)
     return Judged(outcomes, judged.p[at], judged.scores[at], judged.costs[at])
 
 
-def compared(judged: Judged, baselines: Mapping[str, Floats]) -> dict[str, Any]:
+def compared(judged: Judged, baselines: Mapping[str, FloatArray]) -> dict[str, Any]:
     """The model's figures, each baseline's, and the lead over the best of them, with intervals."""
     result: dict[str, Any] = {"model": figures(judged), "baselines": {}}
     for name, p in baselines.items():
@@ -52,7 +51,7 @@ def compared(judged: Judged, baselines: Mapping[str, Floats]) -> dict[str, Any]:
     best = max(auc, key=lambda name: auc[name])
     y, mine, other = judged.scores, judged.p, baselines[best]
 
-    def lead(rows: Ints) -> float:
+    def lead(rows: Int64Array) -> float:
         return metrics.pooled_auc(mine[rows], y[rows]) - metrics.pooled_auc(other[rows], y[rows])
 
     result["best_baseline"] = best
@@ -71,23 +70,25 @@ class Bench:
         self.train, self.validation = (self.among(r, benchmarks) for r in (train, validation))
         self.judged = judge(bundle, self.outcomes.take(self.test), zoo)
 
-    def among(self, rows: Ints, benchmarks: tuple[str, ...]) -> Ints:
+    def among(self, rows: Int64Array, benchmarks: tuple[str, ...]) -> Int64Array:
         """The rows of these benchmarks; all where none is named."""
         names = self.outcomes.benchmarks
         return np.array([i for i in rows if not benchmarks or names[i] in benchmarks], dtype=int)
 
-    def rows(self, rows: Ints, candidates: Ints) -> Rows:
+    def rows(self, rows: Int64Array, candidates: Int64Array) -> Rows:
         """What a baseline reads."""
         names = [self.outcomes.subjects[i] for i in rows]
         return Rows(self.x[rows], self.outcomes.scores[np.ix_(candidates, rows)], names)
 
-    def tested(self, benchmarks: tuple[str, ...]) -> tuple[Ints, Ints]:
+    def tested(self, benchmarks: tuple[str, ...]) -> tuple[Int64Array, Int64Array]:
         """(row numbers in the folder, positions among the test rows) of these benchmarks."""
         rows = self.among(self.test, benchmarks)
         return rows, np.flatnonzero(np.isin(self.test, rows))
 
 
-def seen_protocol(bench: Bench, candidates: Ints, benchmarks: tuple[str, ...]) -> dict[str, Any]:
+def seen_protocol(
+    bench: Bench, candidates: Int64Array, benchmarks: tuple[str, ...]
+) -> dict[str, Any]:
     """Candidates that training saw, on held-out rows."""
     rows, at = bench.tested(benchmarks)
     found = seen_baselines(
@@ -100,7 +101,7 @@ def seen_protocol(bench: Bench, candidates: Ints, benchmarks: tuple[str, ...]) -
 
 
 def unseen_protocol(
-    bench: Bench, known: Ints, judged: Ints, benchmarks: tuple[str, ...]
+    bench: Bench, known: Int64Array, judged: Int64Array, benchmarks: tuple[str, ...]
 ) -> dict[str, Any]:
     """Candidates that are known by their figures alone."""
     rows, at = bench.tested(benchmarks)

@@ -9,41 +9,40 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.candidate import TaskResult
+from engine.bundle.types import Float32Array
 from engine.datasets.aptitude_test import AptitudeTest
 from engine.registry.encoder import capability_sentences, text_representation
 from training.data.capability import Capabilities
 from training.model.model import TextEncoder
 
-Floats = NDArray[np.float32]
-Represent = Callable[[AptitudeTest, Capabilities, TextEncoder], Floats]
+Represent = Callable[[AptitudeTest, Capabilities, TextEncoder], Float32Array]
 
 
-def weighted(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Floats:
+def weighted(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
     """(1, M, E + 1): the shipped one."""
     shipped = replace(capability, representation="accuracy_weighted")
     return shipped.of(test, shipped.vectors(test.keywords, encoder), encoder)
 
 
-def bare(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Floats:
+def bare(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
     """(1, M, T): the figures less their means over the training candidates."""
     means = np.array([capability.norms.means[k] for k in test.keywords])
     return np.asarray(test.figures - means, dtype=np.float32)[None]
 
 
-def pieces(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Floats:
+def pieces(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
     """(V, M, E): the paper's sentences in pieces that the encoder reads whole."""
     return _each(
         test, lambda r: text_representation(r, encoder.embed, encoder.count, encoder.limit)
     )
 
 
-def truncated(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Floats:
+def truncated(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
     """(V, M, E): the same as one text, of which the encoder reads what fits."""
 
-    def embed(results: list[TaskResult]) -> Floats:
+    def embed(results: list[TaskResult]) -> Float32Array:
         orders = [np.random.default_rng(seed).permutation(len(results)) for seed in range(2)]
         texts = [" ".join(capability_sentences([results[i] for i in order])) for order in orders]
         return np.asarray(encoder.embed(texts), dtype=np.float32)
@@ -60,7 +59,7 @@ def standardised(
     tested: AptitudeTest,
     capability: Capabilities,
     encoder: TextEncoder,
-) -> tuple[Floats, Floats]:
+) -> tuple[Float32Array, Float32Array]:
     """(V, M, C) of the candidates trained on and of those tested, at unit size over the first."""
     first, second = [], []
     for part in parts:
@@ -71,7 +70,7 @@ def standardised(
     return _joined(first), _joined(second)
 
 
-def _each(test: AptitudeTest, embed: Callable[[list[TaskResult]], Floats]) -> Floats:
+def _each(test: AptitudeTest, embed: Callable[[list[TaskResult]], Float32Array]) -> Float32Array:
     every = []
     for row in test.figures:
         sat = zip(test.keywords, row, strict=True)
@@ -79,7 +78,7 @@ def _each(test: AptitudeTest, embed: Callable[[list[TaskResult]], Floats]) -> Fl
     return np.stack(every, axis=1)
 
 
-def _joined(parts: list[Floats]) -> Floats:
+def _joined(parts: list[Float32Array]) -> Float32Array:
     """Along C, every part repeated to the same number of variants."""
     most = max(len(p) for p in parts)
     return np.concatenate([np.repeat(p, most // len(p), axis=0) for p in parts], axis=-1)

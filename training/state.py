@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.api.errors import BundleError, InvalidInputError, ModelsatError, Violation
 from engine.bundle.arrays import Connector
 from engine.bundle.manifest import Calibration
-from engine.datasets.outcomes import Ints, Outcomes, read_outcomes, split
+from engine.bundle.types import Float32Array, Int64Array
+from engine.datasets.outcomes import Outcomes, read_outcomes, split
 from training.config import Plan
 from training.data.capability import Capabilities, capabilities, new_connector
 from training.data.dataset import Batch, Pool, make_pool
@@ -37,7 +37,6 @@ from training.weights.adapter import Pretrained, load_pretrained
 from training.weights.base import CACHE, Base, load_base
 from training.weights.merge import fold
 
-Floats = NDArray[np.float32]
 NEUTRAL = Calibration(1.0, 0.0)
 START_SPREAD = 0.4  # standard deviation of the first log-odds
 STATE = "state"
@@ -65,7 +64,7 @@ class Run:
         return plain
 
 
-def logits(run: Run, batch: Batch, c: Floats) -> Tensor:
+def logits(run: Run, batch: Batch, c: Float32Array) -> Tensor:
     """(B, M) margins, scaled and shifted by run.start."""
     device = run.accelerator.device
     margins = run.model(
@@ -78,7 +77,7 @@ def logits(run: Run, batch: Batch, c: Floats) -> Tensor:
 
 
 @torch.no_grad()
-def predict(run: Run, pool: Pool, rows: Ints) -> Floats:
+def predict(run: Run, pool: Pool, rows: Int64Array) -> Float32Array:
     """(V, len(rows), M) log-odds of each variant, in the order of `rows`."""
     run.model.eval()
     place = {int(row): i for i, row in enumerate(rows)}

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from engine.api.errors import ModelsatError
 from engine.bundle.manifest import Calibration
 from engine.bundle.training_set import TrainingSet, describe, save_training_set
-from engine.datasets.outcomes import Ints, fingerprint
+from engine.bundle.types import Int64Array
+from engine.datasets.outcomes import fingerprint
 from training.config import Plan, parse_plan
 from training.data.capability import folded
 from training.data.dataset import Batch, Pool
@@ -222,7 +223,7 @@ def report_of(run: Run, fit: Calibration) -> dict[str, Any]:
     return report
 
 
-def epoch_rows(plan: Plan, number: int, pool: Pool, epoch: int) -> Ints:
+def epoch_rows(plan: Plan, number: int, pool: Pool, epoch: int) -> Int64Array:
     """The rows of folder `number` in this epoch: where the plan limits them, each epoch goes on
     where the last one ended, so that more of them are seen in the same time."""
     order = np.random.default_rng(plan.seed).permutation(pool.train)
@@ -230,7 +231,7 @@ def epoch_rows(plan: Plan, number: int, pool: Pool, epoch: int) -> Ints:
     return order.take(np.arange(epoch * count, (epoch + 1) * count), mode="wrap")
 
 
-def trained_rows(plan: Plan, number: int, pool: Pool) -> Ints:
+def trained_rows(plan: Plan, number: int, pool: Pool) -> Int64Array:
     """The rows of folder `number` that the plan trains on, each once."""
     every = [epoch_rows(plan, number, pool, epoch) for epoch in range(plan.epochs)]
     return np.unique(np.concatenate(every))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from engine.api.errors import BundleError
 from engine.bundle.manifest import BUILD_ANEW
+from engine.bundle.types import Float32Array
 
-Floats = NDArray[np.float32]
 FILE = "scoring.npz"
 
 
@@ -28,7 +28,7 @@ class TaskNorms:
     center: (E,) mean keyword embedding. means: task -> mean accuracy, of the tasks they sat.
     """
 
-    center: Floats
+    center: Float32Array
     means: Mapping[str, float]
 
     def of(self, tasks: Sequence[str]) -> NDArray[np.float64]:
@@ -49,8 +49,8 @@ def _words(task: str) -> frozenset[str]:
 class Connector:
     """e_c = W c + b. weight: (D, C), bias: (D,)."""
 
-    weight: Floats
-    bias: Floats
+    weight: Float32Array
+    bias: Float32Array
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ScoringArrays:
     """readout: (D,) = the final norm's gain times (w_yes - w_no). encoder_tokens: how many the
     encoder reads; a longer text is an error, never cut."""
 
-    readout: Floats
+    readout: Float32Array
     connector: Connector
     norms: TaskNorms
     encoder_tokens: int

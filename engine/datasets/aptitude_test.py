@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from engine.bundle.types import Float32Array, Int64Array
+
 MOST_TASKS, BUDGET = 50, 1000  # tasks and questions of a whole test, as in the paper
 LARGEST_SHARE = 0.2  # of a subject's training rows that a derived test may take
 FEWEST = 5  # answers below which a task has no figure
@@ -29,17 +28,17 @@ class AptitudeTest:
 
     keywords: list[str]
     subjects: list[str]
-    figures: Floats
-    answers: Floats | None
+    figures: Float32Array
+    answers: Float32Array | None
 
-    def only(self, candidates: Ints) -> AptitudeTest:
+    def only(self, candidates: Int64Array) -> AptitudeTest:
         """The same test, a part of the candidates."""
         answers = None if self.answers is None else self.answers[candidates]
         return replace(self, figures=self.figures[candidates], answers=answers)
 
 
 def derived_items(
-    scores: Floats, subjects: Sequence[str], training: Ints, seed: int = 0
+    scores: Float32Array, subjects: Sequence[str], training: Int64Array, seed: int = 0
 ) -> dict[str, list[int]]:
     """Task -> rows, a task for each of the MOST_TASKS largest subjects, at most BUDGET in all; only
     of `training` rows.
@@ -66,7 +65,7 @@ def derived_items(
 
 
 def derived_keywords(
-    names: Sequence[str], subjects: Sequence[str], texts: Sequence[str], rows: Ints
+    names: Sequence[str], subjects: Sequence[str], texts: Sequence[str], rows: Int64Array
 ) -> list[str]:
     """For each task its name and the five words that set its instructions apart: those in a larger
     share of them than of the others (difference of document frequencies)."""
@@ -86,7 +85,7 @@ def derived_keywords(
 def sittings(
     items: Mapping[str, list[int]],
     keywords: list[str],
-    scores: Floats,
+    scores: Float32Array,
     subjects: Sequence[str],
     figures: Mapping[str, Sequence[float | None]] | None,
     names: Sequence[str],
@@ -105,7 +104,7 @@ def sittings(
     return AptitudeTest(keywords, majority, found.astype(np.float32), known)
 
 
-def answers_to(items: Sequence[Sequence[int]], scores: Floats) -> Floats:
+def answers_to(items: Sequence[Sequence[int]], scores: Float32Array) -> Float32Array:
     """(M, T, Q) outcomes of the rows of each task, Q of the longest; shorter ones end in NaN."""
     longest = max((len(rows) for rows in items), default=0)
     answers = np.full((len(scores), len(items), longest), np.nan, dtype=np.float32)

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.bundle.types import Float32Array
 
-Floats = NDArray[np.float32]
 TOLD = 20  # unreadable lines that are named
 FORM = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
 Read = TypeVar("Read")
@@ -31,7 +30,7 @@ class DataFolder:
 
     records: list[dict[str, Any]]
     candidates: list[str]
-    scores: Floats
+    scores: Float32Array
     sat: Mapping[str, Any] | None
 
 
@@ -68,10 +67,10 @@ def _names(path: Path) -> list[str]:
     return [str(candidate.get("name", "")) for candidate in json.loads(path.read_text("utf-8"))]
 
 
-def _scores(path: Path) -> Floats:
+def _scores(path: Path) -> Float32Array:
     """a matrix of numbers under the key scores."""
     with np.load(path) as arrays:
-        scores: Floats = arrays["scores"].astype(np.float32)
+        scores: Float32Array = arrays["scores"].astype(np.float32)
     if scores.ndim != 2:
         raise ValueError(f"scores has {scores.ndim} dimensions")
     return scores
@@ -144,7 +143,7 @@ def _instruction_problems(records: list[dict[str, Any]]) -> list[str]:
     return problems
 
 
-def _score_problems(scores: Floats, names: list[str], instructions: int) -> list[str]:
+def _score_problems(scores: Float32Array, names: list[str], instructions: int) -> list[str]:
     problems = []
     expected = (len(names), instructions)
     if scores.shape != expected:

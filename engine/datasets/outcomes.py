@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.bundle.types import Float32Array, Int64Array
 from engine.datasets.aptitude_test import AptitudeTest, derived_items, derived_keywords, sittings
 from engine.datasets.folder import read_folder
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 TEST_PERCENT, VALIDATION_PERCENT = 10, 5
 
 
@@ -39,10 +37,10 @@ class Outcomes:
     benchmarks: list[str]
     subjects: list[str]
     candidates: list[str]
-    scores: Floats
+    scores: Float32Array
     test: AptitudeTest
 
-    def take(self, rows: Ints) -> Outcomes:
+    def take(self, rows: Int64Array) -> Outcomes:
         """The same candidates on a part of the instructions."""
         return replace(
             self,
@@ -52,7 +50,7 @@ class Outcomes:
             scores=self.scores[:, rows],
         )
 
-    def only(self, candidates: Ints) -> Outcomes:
+    def only(self, candidates: Int64Array) -> Outcomes:
         """The same instructions, a part of the candidates."""
         return replace(
             self,
@@ -98,7 +96,7 @@ def read_outcomes(folder: Path) -> Outcomes:
     return everything.take(rows)
 
 
-def _usable(texts: Sequence[str], scores: Floats, items: set[int]) -> Ints:
+def _usable(texts: Sequence[str], scores: Float32Array, items: set[int]) -> Int64Array:
     """Rows that somebody answered and that are no aptitude item, nor one in other words' clothes:
     the same question under another id would leak as well."""
     asked = {normalised(texts[i]) for i in items}
@@ -135,7 +133,7 @@ def fingerprint(text: str) -> int:
     return int.from_bytes(hashlib.sha256(normalised(text).encode()).digest()[:4], "big")
 
 
-def split(texts: Sequence[str]) -> tuple[Ints, Ints, Ints]:
+def split(texts: Sequence[str]) -> tuple[Int64Array, Int64Array, Int64Array]:
     """Row numbers (train, validation, test), by a hash of the normalised text.
 
     Equal questions land on the same side, in every dataset and every run.
@@ -153,7 +151,9 @@ def split(texts: Sequence[str]) -> tuple[Ints, Ints, Ints]:
 Records = Sequence[Mapping[str, Any]]
 
 
-def circled(records: Records, scores: Floats) -> tuple[list[int], Floats, dict[str, int]]:
+def circled(
+    records: Records, scores: Float32Array
+) -> tuple[list[int], Float32Array, dict[str, int]]:
     """Records that share a `circle` are one question: its first record stands for all of them, with
     each candidate's lowest measured score. A record without one is a question of its own.
 

@@ -9,23 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cpp_ext import score
 from engine.bundle.manifest import Calibration
+from engine.bundle.types import Float32Array, Int64Array
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 Hidden = NDArray[Any]  # float32, float16, or bfloat16 bits
-Forward = Callable[[Sequence[Ints], Floats], Hidden]
+Forward = Callable[[Sequence[Int64Array], Float32Array], Hidden]
 
 
 @dataclass(frozen=True)
 class Readout:
     """What turns a row into a probability. weight: (D,), see cpp_ext.score."""
 
-    weight: Floats
+    weight: Float32Array
     eps: float
     calibration: Calibration
 
@@ -34,7 +32,7 @@ class Readout:
 class Scores:
     """p: (B, K). score_s: seconds of the kernel, 0 where it runs on a GPU inside of forward_s."""
 
-    p: Floats
+    p: Float32Array
     forward_s: float
     score_s: float
 
@@ -43,7 +41,11 @@ class Backend(Protocol):
     """One forward pass and the scoring kernel; blocking, called from one thread at a time."""
 
     def probabilities(
-        self, tokens: Sequence[Ints], embeddings: Floats, rows: Ints, readout: Readout
+        self,
+        tokens: Sequence[Int64Array],
+        embeddings: Float32Array,
+        rows: Int64Array,
+        readout: Readout,
     ) -> Scores:
         """B prompts of tokens (L_b,), a whole table (M, V, D), the K rows of it that are asked for.
 
@@ -52,7 +54,7 @@ class Backend(Protocol):
         Raises UnavailableError where it fails.
         """
 
-    def prepare(self, embeddings: Floats) -> None:
+    def prepare(self, embeddings: Float32Array) -> None:
         """Requests will read this table soon: begin to upload it. From any thread; never waits,
         never raises, and may do nothing."""
 
@@ -61,7 +63,11 @@ class Backend(Protocol):
 
 
 def score_rows(
-    forward: Forward, tokens: Sequence[Ints], embeddings: Floats, rows: Ints, readout: Readout
+    forward: Forward,
+    tokens: Sequence[Int64Array],
+    embeddings: Float32Array,
+    rows: Int64Array,
+    readout: Readout,
 ) -> Scores:
     """Backend.probabilities from a forward that gives rows before the final norm: tokens and
     embeddings (K * V, D) -> (B, K * V, D)."""

@@ -29,8 +29,9 @@ from engine.api.errors import (
     UnavailableError,
     WaitTooLongError,
 )
+from engine.bundle.types import Int64Array
 from engine.inference.backend import Backend, Readout
-from engine.inference.request_queue import Batch, Ints, Queue, Scored, Work
+from engine.inference.request_queue import Batch, Queue, Scored, Work
 from engine.registry.table import Table
 
 __all__ = ["Batcher", "Limits", "Scored"]
@@ -128,7 +129,7 @@ class Batcher:
         self._admit(size, deadline, time.monotonic())
 
     async def submit(
-        self, tokens: Ints, table: Table, rows: Ints, deadline: float = float("inf")
+        self, tokens: Int64Array, table: Table, rows: Int64Array, deadline: float = float("inf")
     ) -> Scored:
         """Score `rows` (ascending) of `table` for the prompt `tokens` (L,). deadline: of
         time.monotonic(); without one only the length of the queue is a bound.

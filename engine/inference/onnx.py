@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.manifest import BUILD_ANEW
-from engine.inference.backend import Floats, Hidden, Ints, Readout, Scores, score_rows
+from engine.bundle.types import Float32Array, Int64Array
+from engine.inference.backend import Hidden, Readout, Scores, score_rows
 
 
 class OnnxBackend:
@@ -43,12 +44,16 @@ class OnnxBackend:
         self._graph = graph
 
     def probabilities(
-        self, tokens: Sequence[Ints], embeddings: Floats, rows: Ints, readout: Readout
+        self,
+        tokens: Sequence[Int64Array],
+        embeddings: Float32Array,
+        rows: Int64Array,
+        readout: Readout,
     ) -> Scores:
         """See Backend."""
         return score_rows(self.hidden, tokens, embeddings, rows, readout)
 
-    def prepare(self, embeddings: Floats) -> None:
+    def prepare(self, embeddings: Float32Array) -> None:
         """See Backend; nothing to do."""
 
     def hidden(

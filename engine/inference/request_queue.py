@@ -6,13 +6,11 @@ import asyncio
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.errors import DeadlineError
+from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.table import Table
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 PADDING_SHARE = 0.2  # of a joined forward's rows that may be padding
 MAX_OVERTAKEN = 64
 TOO_LATE = "Too little of the deadline was left to score it when its turn came."
@@ -22,7 +20,7 @@ TOO_LATE = "Too little of the deadline was left to score it when its turn came."
 class Scored:
     """p: (len(rows),) probabilities in the order of the request's rows; times in seconds."""
 
-    p: Floats
+    p: Float32Array
     queue_s: float
     forward_s: float
     score_s: float
@@ -33,9 +31,9 @@ class Work:
     """A request that waits. deadline, arrived: of time.monotonic(). rows: (E,) of the table,
     ascending. size: tokens and candidate rows. overtaken: later ones that were forwarded before."""
 
-    tokens: Ints
+    tokens: Int64Array
     table: Table
-    rows: Ints
+    rows: Int64Array
     deadline: float
     arrived: float
     result: asyncio.Future[Scored] = field(repr=False)
@@ -49,7 +47,7 @@ class Batch:
     needs, ascending. size: tokens and candidate rows, without padding."""
 
     works: list[Work] = field(default_factory=list)
-    union: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    union: Int64Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     longest: int = 0
     tokens: int = 0
     deadline: float = float("inf")
@@ -85,7 +83,7 @@ class Batch:
         self.deadline = deadline
         return True
 
-    def _padded(self, longest: int, union: Ints) -> int:
+    def _padded(self, longest: int, union: Int64Array) -> int:
         variants: int = self.works[0].table.embeddings.shape[1]
         return (len(self.works) + 1) * (longest + len(union) * variants)
 

@@ -17,7 +17,8 @@ from engine.api.candidate import (
     require_valid,
 )
 from engine.api.errors import InvalidInputError, Violation
-from engine.datasets.outcomes import Ints, Outcomes
+from engine.bundle.types import Int64Array
+from engine.datasets.outcomes import Outcomes
 
 NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens")
 WORDS = ("display_name", "price_source")
@@ -93,7 +94,7 @@ def _aptitude(value: Any) -> tuple[TaskResult, ...]:
 
 
 def costs_of(
-    outcomes: Outcomes, input_tokens: Ints, zoo: Path | None, answer_tokens: float
+    outcomes: Outcomes, input_tokens: Int64Array, zoo: Path | None, answer_tokens: float
 ) -> NDArray[np.float64]:
     """(B, M) US dollars of each instruction and candidate; NaN where no price is known.
 

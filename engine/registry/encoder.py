@@ -27,15 +27,15 @@ from engine.api.candidate import Candidate, TaskResult
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.manifest import Representation
+from engine.bundle.types import Float32Array
 
-Floats = NDArray[np.float32]
-Embed = Callable[[Sequence[str]], Floats]
+Embed = Callable[[Sequence[str]], Float32Array]
 TEXT_VARIANTS = 2
 FULL_TEST = 50  # tasks of the paper's aptitude test
 MAX_KNOWN_TASKS = 10_000  # 15 MB at E = 384
 
 
-def keyword_vectors(embeddings: Floats, center: Floats) -> Floats:
+def keyword_vectors(embeddings: Float32Array, center: Float32Array) -> Float32Array:
     """(T, E) keyword embeddings -> centred and normalised, as the formula's k_t."""
     centred = embeddings - center
     length = np.linalg.norm(centred, axis=1, keepdims=True)
@@ -43,8 +43,8 @@ def keyword_vectors(embeddings: Floats, center: Floats) -> Floats:
 
 
 def accuracy_weighted(
-    accuracies: NDArray[np.floating[Any]], means: NDArray[np.floating[Any]], vectors: Floats
-) -> Floats:
+    accuracies: NDArray[np.floating[Any]], means: NDArray[np.floating[Any]], vectors: Float32Array
+) -> Float32Array:
     """(..., T) accuracies, NaN = not sat; (T,) means mu_t, NaN = not known; (T, E) vectors ->
     (..., E + 1), see the module."""
     figures = np.asarray(accuracies, dtype=np.float64)
@@ -96,7 +96,7 @@ def pack(sentences: Sequence[str], count: Callable[[str], int], limit: int) -> l
 
 def text_representation(
     aptitude: Sequence[TaskResult], embed: Embed, count: Callable[[str], int], limit: int
-) -> Floats:
+) -> Float32Array:
     """(V, E): the mean embedding of the pieces, for V = TEXT_VARIANTS orders of the tasks."""
     ordered = capability_sentences(sorted(aptitude, key=lambda r: r.task))
     variants = []
@@ -128,14 +128,14 @@ class CapabilityEncoder:
         self._representation = representation
         self._norms = norms
         self._connector = connector
-        self._known: dict[str, Floats] = {}
+        self._known: dict[str, Float32Array] = {}
 
     @property
     def variants(self) -> int:
         """V: embeddings per candidate, whose probabilities are averaged."""
         return 1 if self._representation == "accuracy_weighted" else TEXT_VARIANTS
 
-    def encode(self, candidate: Candidate) -> Floats:
+    def encode(self, candidate: Candidate) -> Float32Array:
         """(V, D) float32; equal aptitude gives an equal embedding, in whatever order it came."""
         if self._representation == "text":
             c = text_representation(candidate.aptitude, self._embed, self._count, self._limit)
@@ -143,12 +143,12 @@ class CapabilityEncoder:
             c = self._weighted(sorted(candidate.aptitude, key=lambda r: r.task))[None]
         return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
 
-    def _weighted(self, results: Sequence[TaskResult]) -> Floats:
+    def _weighted(self, results: Sequence[TaskResult]) -> Float32Array:
         tasks = [r.task for r in results]
         accuracies = np.array([r.accuracy for r in results])
         return accuracy_weighted(accuracies, self._norms.of(tasks), self._vectors(tasks))
 
-    def _vectors(self, tasks: Sequence[str]) -> Floats:
+    def _vectors(self, tasks: Sequence[str]) -> Float32Array:
         new = [t for t in tasks if t not in self._known]
         for task in new:
             if self._count(task) > self._limit:

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.candidate import Candidate
-
-Floats = NDArray[np.float32]
+from engine.bundle.types import Float32Array
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Table:
 
     revision: int
     candidates: tuple[Candidate, ...]
-    embeddings: Floats
+    embeddings: Float32Array
     rows: Mapping[str, int] = field(repr=False)
 
     def get(self, identifier: str) -> Candidate | None:
@@ -35,13 +33,13 @@ class Table:
         return None if row is None else self.candidates[row]
 
     @cached_property
-    def mean_accuracies(self) -> Floats:
+    def mean_accuracies(self) -> Float32Array:
         """(M,) means of the aptitude figures: what is known of candidates without scoring them."""
         return np.array([c.mean_accuracy() for c in self.candidates], dtype=np.float32)
 
 
 def make_table(
-    revision: int, entries: Sequence[tuple[Candidate, Floats]], shape: tuple[int, int]
+    revision: int, entries: Sequence[tuple[Candidate, Float32Array]], shape: tuple[int, int]
 ) -> Table:
     """entries: candidates with their (V, D) embeddings, in any order. shape: (V, D)."""
     ordered = sorted(entries, key=lambda entry: entry[0].id)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from engine.api.candidate import DEFAULT_ANSWER_TOKENS
 from engine.api.policy import Policy
+from engine.bundle.types import FloatArray
 from engine.registry.table import Table
-from engine.replay.scoring import KINDS, NOBODY, Columns, Floats, Scores
+from engine.replay.scoring import KINDS, NOBODY, Columns, Scores
 from engine.routing import tradeoff
 
 BINS = 10  # of the reliability table
@@ -123,7 +124,7 @@ def _over_time(columns: Columns, policies: list[str]) -> dict[str, Any] | None:
     edges = np.linspace(time.min(), time.max(), PERIODS + 1)
     period = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, PERIODS - 1)
 
-    def means(values: Floats) -> list[float | None]:
+    def means(values: FloatArray) -> list[float | None]:
         kept = values[known]
         told = ~np.isnan(kept)
         sums = np.bincount(period[told], kept[told], PERIODS)
@@ -141,7 +142,7 @@ def _over_time(columns: Columns, policies: list[str]) -> dict[str, Any] | None:
     }
 
 
-def _period(time: Floats) -> dict[str, str] | None:
+def _period(time: FloatArray) -> dict[str, str] | None:
     known = time[~np.isnan(time)]
     if not len(known):
         return None
@@ -177,7 +178,7 @@ class Resampling:
         shares = np.full(count, 1 / count)
         self._weights = random.multinomial(count, shares, size=RESAMPLES).astype(np.float64)
 
-    def ratio(self, above: Floats, below: Floats) -> dict[str, Any]:
+    def ratio(self, above: FloatArray, below: FloatArray) -> dict[str, Any]:
         """sum(above) / sum(below) of the rows where both are known, with its 95 % interval; None
         for what cannot be told. (N,) each."""
         known = ~(np.isnan(above) | np.isnan(below))
@@ -200,7 +201,7 @@ class Resampling:
         # Rounding moves both past the value where all rows are alike.
         return {"value": value, "low": min(low, value), "high": max(high, value), "rows": rows}
 
-    def mean(self, values: Floats) -> dict[str, Any]:
+    def mean(self, values: FloatArray) -> dict[str, Any]:
         """Of the known ones."""
         return self.ratio(values.astype(np.float64), np.where(np.isnan(values), np.nan, 1.0))
 

@@ -26,6 +26,7 @@ from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import Tokenizer as AnyTokenizer
 from engine.bundle.training_set import TrainingSet, load_training_set
+from engine.bundle.types import FloatArray, Int64Array
 from engine.inference.backend import Backend, Readout
 from engine.inference.devices import open_backend
 from engine.registry.onnx_encoder import load_encoder
@@ -36,7 +37,6 @@ from engine.routing.router import Reading, admit, conclude, read
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NOBODY = -1
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Scores:
     """p: (n, M) float32. input_tokens: (n,). unlikeness: (n,), NaN where unknown."""
 
     p: NDArray[np.float32]
-    input_tokens: Ints
+    input_tokens: Int64Array
     unlikeness: NDArray[np.float64]
 
 
@@ -216,9 +216,6 @@ def _manifest_hash(bundle: Path) -> str:
     return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
 
 
-Floats = NDArray[np.floating]
-
-
 @dataclass(frozen=True)
 class Columns:
     """(N,) each. used: table row of what answered, NOBODY where the table has none of that name or
@@ -226,11 +223,11 @@ class Columns:
     time: see PastRequest. NaN is unknown. decisions: (N, P)."""
 
     used: NDArray[np.int16]
-    used_p: Floats
-    used_cost: Floats
-    logged_cost: Floats
-    outcome: Floats
-    time: Floats
+    used_p: FloatArray
+    used_cost: FloatArray
+    logged_cost: FloatArray
+    outcome: FloatArray
+    time: FloatArray
     input_tokens: NDArray[np.int64]
     decisions: Decisions
 

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.candidate import DEFAULT_ANSWER_TOKENS
 from engine.api.errors import InvalidInputError, Violation
-from engine.datasets.outcomes import Ints, Outcomes, read_outcomes
+from engine.bundle.types import FloatArray, Int64Array
+from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of, read_zoo
 from engine.routing import tradeoff
 from engine.routing.tradeoff import Point
-
-Floats = NDArray[np.floating[Any]]
-
 
 ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
 
@@ -49,7 +46,7 @@ class Recommendation:
 
 
 def recommend(
-    p: Floats, scores: Floats, costs: Floats, names: list[str], to: Target
+    p: FloatArray, scores: FloatArray, costs: FloatArray, names: list[str], to: Target
 ) -> Recommendation:
     """p, scores, costs: (B, M) without gaps; the cheapest point that is good enough, or the best
     one that is cheap enough."""
@@ -88,7 +85,7 @@ def calibrate(bundle: Path, data: Path, zoo: Path, to: Target) -> Recommendation
     return replace(found, dearer=_dearer(zoo, scored.input_tokens[block.rows], dearest))
 
 
-def _dearer(zoo: Path, input_tokens: Ints, dearest: float) -> str | None:
+def _dearer(zoo: Path, input_tokens: Int64Array, dearest: float) -> str | None:
     """The dearest of the zoo on these instructions, if dearer than `dearest`, the mean cost of the
     dearest judged one; no judged one is, so its name need not be matched."""
     means = {}
@@ -99,7 +96,7 @@ def _dearer(zoo: Path, input_tokens: Ints, dearest: float) -> str | None:
     return most if means[most] > dearest * ROUNDING else None
 
 
-def _too_scattered(data: Path, scores: Floats) -> Violation:
+def _too_scattered(data: Path, scores: FloatArray) -> Violation:
     shared = int(((~np.isnan(scores)).sum(axis=0) > 1).sum())
     return Violation(
         str(data),

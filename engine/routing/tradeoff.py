@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.bundle.types import FloatArray
 from engine.routing.ranking import trade
 
-Floats = NDArray[np.floating]
 SENSITIVITIES = (0.0, *np.geomspace(0.003, 30.0, 60).tolist())
 
 
@@ -36,7 +36,7 @@ class Block:
     rows: NDArray[np.int64]
 
 
-def full_block(outcomes: Floats) -> Block:
+def full_block(outcomes: FloatArray) -> Block:
     """The block with most outcomes among those of candidates measured at least as often as some
     candidate is; a choice can only be judged where every alternative was measured.
 
@@ -56,7 +56,7 @@ def full_block(outcomes: Floats) -> Block:
     return best
 
 
-def point(p: Floats, outcomes: Floats, costs: Floats, sensitivity: float) -> Point:
+def point(p: FloatArray, outcomes: FloatArray, costs: FloatArray, sensitivity: float) -> Point:
     """Outcome and cost of the best trade at `sensitivity`, as policy.choose would take it."""
     chosen = _cheapest_best(trade(p, costs, sensitivity), costs)
     rows = np.arange(len(p))
@@ -67,7 +67,7 @@ def point(p: Floats, outcomes: Floats, costs: Floats, sensitivity: float) -> Poi
     return Point(sensitivity, float(accuracy), float(cost), shares)
 
 
-def _cheapest_best(utility: Floats, costs: Floats) -> NDArray[np.int64]:
+def _cheapest_best(utility: FloatArray, costs: FloatArray) -> NDArray[np.int64]:
     """(B,) the column with each row's highest utility; of equal ones the cheapest, unknown last."""
     best = utility == utility.max(axis=1, keepdims=True)
     known = np.where(np.isnan(costs), np.finfo(np.float64).max, costs)
@@ -75,12 +75,12 @@ def _cheapest_best(utility: Floats, costs: Floats) -> NDArray[np.int64]:
     return cheapest
 
 
-def curve(p: Floats, outcomes: Floats, costs: Floats) -> list[Point]:
+def curve(p: FloatArray, outcomes: FloatArray, costs: FloatArray) -> list[Point]:
     """A point for each of SENSITIVITIES, from the most accurate to the cheapest."""
     return [point(p, outcomes, costs, s) for s in SENSITIVITIES]
 
 
-def singles(outcomes: Floats, costs: Floats) -> tuple[Floats, Floats]:
+def singles(outcomes: FloatArray, costs: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(M,) mean outcome and (M,) mean cost of always taking one candidate."""
     return outcomes.mean(axis=0, dtype=np.float64), costs.mean(axis=0)
 
@@ -91,7 +91,7 @@ def cheapest_at(points: list[Point], accuracy: float) -> Point | None:
     return min(reached, key=lambda x: x.cost) if reached else None
 
 
-def mix_cost(accuracies: Floats, costs: Floats, accuracy: float) -> float:
+def mix_cost(accuracies: FloatArray, costs: FloatArray, accuracy: float) -> float:
     """The least mean cost at which a random mix of two candidates, the same for every instruction,
     has `accuracy`; infinite where none has."""
     best = np.inf
@@ -106,7 +106,7 @@ def mix_cost(accuracies: Floats, costs: Floats, accuracy: float) -> float:
     return best
 
 
-def area(points: list[Point], costs: Floats) -> float:
+def area(points: list[Point], costs: FloatArray) -> float:
     """Mean of the best accuracy at or below each cost, over costs from the cheapest candidate's to
     the dearest's; a mean of accuracies, in [0, 1]."""
     grid = np.linspace(float(costs.min()), float(costs.max()), 200)

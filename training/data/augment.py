@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.bundle.types import Float32Array
 from engine.datasets.aptitude_test import AptitudeTest
 
-Floats = NDArray[np.float32]
 JOINS = {"either": np.maximum, "both": np.minimum}
 QUESTIONS = 20  # of a task whose single answers the data do not hold
 KINDS = ("either", "both", "splice", "blend")
@@ -36,15 +35,15 @@ class Drawn:
     """figures: (M + K, T), NaN = not sat. outcomes: (M + K, B). means_known: whether the tasks
     count as ones that the training candidates sat."""
 
-    figures: Floats
-    outcomes: Floats
+    figures: Float32Array
+    outcomes: Float32Array
     means_known: bool
 
 
 def draw(
     random: np.random.Generator,
     test: AptitudeTest,
-    outcomes: Floats,
+    outcomes: Float32Array,
     subjects: Sequence[str],
     made: int,
     exact: float,
@@ -69,7 +68,7 @@ def draw(
     return Drawn(figures, outcomes, random.random() >= FORGET_SHARE)
 
 
-def another_sitting(random: np.random.Generator, test: AptitudeTest) -> Floats:
+def another_sitting(random: np.random.Generator, test: AptitudeTest) -> Float32Array:
     """(M, T): Binomial(Q, figure) / Q, so that the connector learns what a figure says and not
     which of a few dozen candidates it belongs to."""
     if test.answers is None:
@@ -84,10 +83,10 @@ def another_sitting(random: np.random.Generator, test: AptitudeTest) -> Floats:
 def make(
     random: np.random.Generator,
     test: AptitudeTest,
-    outcomes: Floats,
+    outcomes: Float32Array,
     subjects: Sequence[str],
     kind: str,
-) -> tuple[Floats, Floats]:
+) -> tuple[Float32Array, Float32Array]:
     """(figures (T,), outcomes (B,)) of one made candidate. NaN where its parents have none."""
     assert test.answers is not None
     first, second = random.choice(len(outcomes), size=2, replace=len(outcomes) < 2)
@@ -112,6 +111,8 @@ def make(
     return figures, join(a, b)
 
 
-def pick(random: np.random.Generator, share: float, a: Floats, b: Floats) -> Floats:
+def pick(
+    random: np.random.Generator, share: float, a: Float32Array, b: Float32Array
+) -> Float32Array:
     """About `share` of a's elements, b's in the other places."""
     return np.where(random.random(a.shape) < share, a, b).astype(np.float32)

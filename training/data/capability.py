@@ -10,18 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from engine.api.candidate import TaskResult
 from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.manifest import Representation
+from engine.bundle.types import Float32Array
 from engine.datasets.aptitude_test import AptitudeTest
 from engine.registry.encoder import accuracy_weighted, keyword_vectors, text_representation
 from training.data.augment import Drawn
 from training.model.model import TextEncoder
 
-Floats = NDArray[np.float32]
 LEVEL = 3.0
 # The least spread that is told apart at the start: a test of one task has no shape at all, two
 # specialists may have one level. Fifty tasks and 29 candidates have .04 and .13.
@@ -36,28 +35,28 @@ class Capabilities:
 
     representation: Representation
     norms: TaskNorms
-    shift: Floats
-    scale: Floats
+    shift: Float32Array
+    scale: Float32Array
 
-    def vectors(self, keywords: list[str], encoder: TextEncoder) -> Floats:
+    def vectors(self, keywords: list[str], encoder: TextEncoder) -> Float32Array:
         """(T, E) k_t of these tasks."""
         return keyword_vectors(encoder.embed(keywords), self.norms.center)
 
-    def of(self, test: AptitudeTest, vectors: Floats, encoder: TextEncoder) -> Floats:
+    def of(self, test: AptitudeTest, vectors: Float32Array, encoder: TextEncoder) -> Float32Array:
         """(V, M, C), standardised: what serving will compute from the same figures."""
         if self.representation == "text":
             return self._standardise(_texts(test, encoder))
         means = self.norms.of(test.keywords)
         return self._standardise(accuracy_weighted(test.figures, means, vectors)[None])
 
-    def drawn(self, drawn: Drawn, keywords: list[str], vectors: Floats) -> Floats:
+    def drawn(self, drawn: Drawn, keywords: list[str], vectors: Float32Array) -> Float32Array:
         """(M + K, C), standardised, of figures as a step of training draws them."""
         means = self.norms.of(keywords)
         if not drawn.means_known:
             means = np.full_like(means, np.nan)
         return self._standardise(accuracy_weighted(drawn.figures, means, vectors))
 
-    def _standardise(self, c: Floats) -> Floats:
+    def _standardise(self, c: Float32Array) -> Float32Array:
         return np.asarray((c - self.shift) / self.scale, dtype=np.float32)
 
 
@@ -83,7 +82,7 @@ def capabilities(
     return Capabilities(representation, norms, shift.astype(np.float32), scale.astype(np.float32))
 
 
-def _texts(test: AptitudeTest, encoder: TextEncoder) -> Floats:
+def _texts(test: AptitudeTest, encoder: TextEncoder) -> Float32Array:
     """(V, M, E)."""
     variants = []
     for figures in test.figures:
@@ -93,7 +92,7 @@ def _texts(test: AptitudeTest, encoder: TextEncoder) -> Floats:
     return np.stack(variants, axis=1)
 
 
-def _scale_of(c: Floats) -> tuple[Floats, Floats]:
+def _scale_of(c: Float32Array) -> tuple[Float32Array, Float32Array]:
     """The mean accuracy gets LEVEL times the weight of all the shape together at the start: 20
     questions a task leave as much noise as signal in the shape (docs/log.md)."""
     shift = np.zeros(c.shape[1], dtype=np.float32)
@@ -113,7 +112,7 @@ def new_connector(width_in: int, embeddings: torch.Tensor) -> nn.Linear:
     return connector
 
 
-def folded(connector: nn.Linear, shift: Floats, scale: Floats) -> Connector:
+def folded(connector: nn.Linear, shift: Float32Array, scale: Float32Array) -> Connector:
     """The connector for plain representations: W (c - shift) / scale + b = W' c + b'."""
     weight = connector.weight.detach().cpu().numpy() / scale
     return Connector(

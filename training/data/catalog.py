@@ -25,12 +25,12 @@ import numpy as np
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid, to_json
 from engine.api.errors import ModelsatError
-from engine.datasets.aptitude_test import Floats
+from engine.bundle.types import Float32Array
 from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.registry.catalog import read_zoo
 
 
-def figures_of(keywords: Sequence[str], accuracies: Floats) -> tuple[TaskResult, ...]:
+def figures_of(keywords: Sequence[str], accuracies: Float32Array) -> tuple[TaskResult, ...]:
     """The TEST_TASKS figures that a candidate is registered with. accuracies: (T,), NaN = not sat.
 
     A task of a smaller test stands there about TEST_TASKS / T times, its keywords in other orders:

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.bundle.prompt import Tokenizer, render
-from engine.datasets.outcomes import Ints, Outcomes, split
+from engine.bundle.types import Float32Array, Int64Array
+from engine.datasets.outcomes import Outcomes, split
 from training.config import Plan
 from training.data.augment import draw
 from training.data.capability import Capabilities
 from training.data.reformat import reworded
 from training.model.model import TextEncoder
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Shown:
     """What a step shows: c (M, C) of real and made candidates, outcomes (B, M), and levels (M,),
     the candidates' mean accuracy by the figures shown."""
 
-    c: Floats
-    outcomes: Floats
-    levels: Floats
+    c: Float32Array
+    outcomes: Float32Array
+    levels: Float32Array
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Pool:
     outcomes: Outcomes
     tokenizer: Tokenizer
     tokens: list[NDArray[np.int64]]
-    vectors: Floats
-    c: Floats
-    train: Ints
-    validation: Ints
-    test: Ints
+    vectors: Float32Array
+    c: Float32Array
+    train: Int64Array
+    validation: Int64Array
+    test: Int64Array
 
     def step(
         self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
@@ -66,7 +65,7 @@ class Pool:
             (tokens[i],) = tokenise([text], self.tokenizer)
         return pad(tokens, batch.rows, batch.pool)
 
-    def batches(self, rows: Ints, size: int, seed: int | None, number: int) -> list[Batch]:
+    def batches(self, rows: Int64Array, size: int, seed: int | None, number: int) -> list[Batch]:
         """`rows` in batches that name this pool by its number."""
         return batches(self.tokens, rows, size, seed, number)
 
@@ -94,9 +93,9 @@ class Batch:
     """tokens: (B, L) right-padded with 0. lengths: (B,). rows: (B,) instruction numbers of the
     pool with number `pool`."""
 
-    tokens: Ints
-    lengths: Ints
-    rows: Ints
+    tokens: Int64Array
+    lengths: Int64Array
+    rows: Int64Array
     pool: int = 0
 
     def part(self, rank: int, of: int) -> Batch:
@@ -106,13 +105,13 @@ class Batch:
         return Batch(self.tokens[mine], self.lengths[mine], self.rows[mine], self.pool)
 
 
-def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[Ints]:
+def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[Int64Array]:
     """Prompt tokens of each text, as serving renders them."""
     return [render(text, tokenizer).tokens for text in texts]
 
 
 def batches(
-    tokens: Sequence[Ints], rows: Ints, size: int, seed: int | None, pool: int = 0
+    tokens: Sequence[Int64Array], rows: Int64Array, size: int, seed: int | None, pool: int = 0
 ) -> list[Batch]:
     """`rows` in batches of `size` of about equal length; shuffled by `seed`, or in length order.
 
@@ -137,7 +136,7 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def pad(tokens: Sequence[Ints], rows: Sequence[int] | Ints, pool: int) -> Batch:
+def pad(tokens: Sequence[Int64Array], rows: Sequence[int] | Int64Array, pool: int) -> Batch:
     """The batch of these instructions, which have these numbers."""
     lengths = np.array([len(t) for t in tokens], dtype=np.int64)
     padded = np.zeros((len(tokens), int(lengths.max())), dtype=np.int64)

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.candidate import DEFAULT_ANSWER_TOKENS
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
 from engine.bundle.training_set import load_training_set
+from engine.bundle.types import FloatArray, Int64Array
 from engine.datasets.outcomes import Outcomes, fingerprint, read_outcomes
 from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of
@@ -32,8 +32,6 @@ from engine.routing import tradeoff
 from training.evaluation import metrics
 from training.evaluation.plots import plot_dataset
 
-Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
 FEWEST = 30  # rows below which a part has no figures of its own
 ROUTING = (
     "routed_accuracy",
@@ -51,9 +49,9 @@ class Judged:
     price is known."""
 
     outcomes: Outcomes
-    p: Floats
-    scores: Floats
-    costs: Floats
+    p: FloatArray
+    scores: FloatArray
+    costs: FloatArray
 
 
 def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
@@ -87,7 +85,7 @@ def figures(judged: Judged) -> dict[str, Any]:
         "outcomes": int((~np.isnan(y)).sum()),
     }
 
-    def add(name: str, figure: Callable[[Ints], float]) -> None:
+    def add(name: str, figure: Callable[[Int64Array], float]) -> None:
         result.update(measured((name,), lambda r: [figure(r)], len(p)))
 
     add("pooled_auc", lambda r: metrics.pooled_auc(p[r], y[r]))
@@ -98,7 +96,7 @@ def figures(judged: Judged) -> dict[str, Any]:
 
 
 def measured(
-    names: Sequence[str], figures_of: Callable[[Ints], Sequence[float]], rows: int
+    names: Sequence[str], figures_of: Callable[[Int64Array], Sequence[float]], rows: int
 ) -> dict[str, Any]:
     """Each name's figure of all rows and its interval, as report.json holds them."""
     values, bounds = figures_of(np.arange(rows)), metrics.intervals(figures_of, rows)
@@ -127,7 +125,7 @@ def routing(judged: Judged) -> dict[str, Any]:
     return result
 
 
-def cost_figures(p: Floats, y: Floats, costs: Floats) -> list[float]:
+def cost_figures(p: FloatArray, y: FloatArray, costs: FloatArray) -> list[float]:
     """COSTS, all from one curve: the least cost with 95 % and all of the best single candidate's
     accuracy, over that one's cost; with 95 % over the cheapest as accurate random mix's; the area.
 

@@ -8,25 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from engine.bundle.types import FloatArray, Int64Array
 from engine.routing.tradeoff import full_block
 
-Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
 RESAMPLES = 200
 
 
-def pooled_auc(p: Floats, outcomes: Floats) -> float:
+def pooled_auc(p: FloatArray, outcomes: FloatArray) -> float:
     """AUC over all measured (instruction, candidate) pairs; outcomes above 0.5 count as good."""
     known = ~np.isnan(outcomes)
     good = outcomes[known] > 0.5
     return float(roc_auc_score(good, p[known])) if good.any() and not good.all() else float("nan")
 
 
-def within_aucs(p: Floats, outcomes: Floats) -> Floats:
+def within_aucs(p: FloatArray, outcomes: FloatArray) -> FloatArray:
     """(B,) AUC of the candidates' order within each instruction; NaN where all did well or none."""
     values = np.full(len(p), np.nan)
     for i, (row, truth) in enumerate(zip(p, outcomes, strict=True)):
@@ -37,17 +35,19 @@ def within_aucs(p: Floats, outcomes: Floats) -> Floats:
     return values
 
 
-def within_auc(p: Floats, outcomes: Floats) -> float:
+def within_auc(p: FloatArray, outcomes: FloatArray) -> float:
     """Mean of within_aucs."""
     return nanmean(within_aucs(p, outcomes))
 
 
-def brier(p: Floats, outcomes: Floats) -> float:
+def brier(p: FloatArray, outcomes: FloatArray) -> float:
     """Mean squared difference (Brier, 1950)."""
     return nanmean((p - outcomes) ** 2)
 
 
-def reliability(p: Floats, outcomes: Floats, bins: int = 15) -> tuple[Floats, Floats, Floats]:
+def reliability(
+    p: FloatArray, outcomes: FloatArray, bins: int = 15
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(mean p, mean outcome, share of the pairs) of each of `bins` equal-width bins in use."""
     known = ~np.isnan(outcomes)
     values, truth = p[known], outcomes[known]
@@ -59,13 +59,13 @@ def reliability(p: Floats, outcomes: Floats, bins: int = 15) -> tuple[Floats, Fl
     return mean, seen, count[used] / count.sum()
 
 
-def ece(p: Floats, outcomes: Floats) -> float:
+def ece(p: FloatArray, outcomes: FloatArray) -> float:
     """Expected calibration error over 15 equal-width bins (Guo et al., ICML 2017); NaN of none."""
     mean, seen, share = reliability(p, outcomes)
     return float((np.abs(mean - seen) * share).sum()) if len(share) else float("nan")
 
 
-def routed(p: Floats, outcomes: Floats) -> tuple[float, float]:
+def routed(p: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
     """(mean outcome of the highest p, of the best single candidate), on tradeoff.full_block; NaN
     where that is empty."""
     block = full_block(outcomes)
@@ -76,13 +76,13 @@ def routed(p: Floats, outcomes: Floats) -> tuple[float, float]:
     return float(chosen.mean()), float(outcomes[part].mean(axis=0).max())
 
 
-def top_share(p: Floats) -> float:
+def top_share(p: FloatArray) -> float:
     """Share of instructions whose highest p goes to the most often chosen candidate; NaN where
     there are none."""
     return float(np.bincount(p.argmax(axis=1)).max() / len(p)) if len(p) else float("nan")
 
 
-def report(p: Floats, outcomes: Floats) -> dict[str, float]:
+def report(p: FloatArray, outcomes: FloatArray) -> dict[str, float]:
     """The figures that training watches, for p, outcomes (B, M)."""
     accuracy, best = routed(p, outcomes)
     return {
@@ -95,13 +95,15 @@ def report(p: Floats, outcomes: Floats) -> dict[str, float]:
     }
 
 
-def interval(figure: Callable[[Ints], float], rows: int, seed: int = 0) -> tuple[float, float]:
+def interval(
+    figure: Callable[[Int64Array], float], rows: int, seed: int = 0
+) -> tuple[float, float]:
     """95 % bootstrap interval of `figure` (of row numbers), over resampled instructions."""
     return intervals(lambda drawn: [figure(drawn)], rows, seed)[0]
 
 
 def intervals(
-    figures: Callable[[Ints], Sequence[float]], rows: int, seed: int = 0
+    figures: Callable[[Int64Array], Sequence[float]], rows: int, seed: int = 0
 ) -> list[tuple[float, float]]:
     """The same of several figures of the same resamples, which share what they are made of."""
     random = np.random.default_rng(seed)
@@ -109,7 +111,7 @@ def intervals(
     return [_middle(of_one) for of_one in values.T]
 
 
-def _middle(values: Floats) -> tuple[float, float]:
+def _middle(values: FloatArray) -> tuple[float, float]:
     """The middle 95 % of `values`, which may be infinite; NaN ones are left out."""
     known = values[~np.isnan(values)]
     if not len(known):
@@ -120,7 +122,7 @@ def _middle(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def platt(margins: Floats, outcomes: Floats) -> tuple[float, float]:
+def platt(margins: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
     """(scale, offset) of p = sigmoid(scale * margin + offset) (Platt 1999).
 
     Outcomes between 0 and 1 count as that share of a success. The unit L2 penalty on the scale is
@@ -136,7 +138,7 @@ def platt(margins: Floats, outcomes: Floats) -> tuple[float, float]:
     return float(fit.coef_[0, 0]), float(fit.intercept_[0])
 
 
-def nanmean(values: Floats) -> float:
+def nanmean(values: FloatArray) -> float:
     """Mean of what is no NaN; NaN, without a warning, where nothing is left."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

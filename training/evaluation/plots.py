@@ -9,18 +9,17 @@ from typing import Any
 
 import matplotlib
 
+from engine.bundle.types import FloatArray
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.routing import tradeoff
 from training.evaluation import metrics
 
-Floats = NDArray[np.floating]
 
-
-def plot_dataset(p: Floats, outcomes: Floats, costs: Floats, stem: Path) -> None:
+def plot_dataset(p: FloatArray, outcomes: FloatArray, costs: FloatArray, stem: Path) -> None:
     """Reliability, and accuracy against cost where prices are known; p, outcomes, costs (B, M)."""
     _reliability(p, outcomes, stem.with_name(stem.name + "-reliability.png"))
     block = tradeoff.full_block(outcomes)
@@ -31,7 +30,7 @@ def plot_dataset(p: Floats, outcomes: Floats, costs: Floats, stem: Path) -> None
         _cost_quality(*kept, stem.with_name(stem.name + "-cost.png"))
 
 
-def _reliability(p: Floats, outcomes: Floats, path: Path) -> None:
+def _reliability(p: FloatArray, outcomes: FloatArray, path: Path) -> None:
     mean, seen, share = metrics.reliability(p, outcomes)
     figure, axes = plt.subplots(figsize=(4.2, 4))
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
@@ -41,7 +40,7 @@ def _reliability(p: Floats, outcomes: Floats, path: Path) -> None:
     _save(figure, path)
 
 
-def _cost_quality(p: Floats, outcomes: Floats, costs: Floats, path: Path) -> None:
+def _cost_quality(p: FloatArray, outcomes: FloatArray, costs: FloatArray, path: Path) -> None:
     points = tradeoff.curve(p, outcomes, costs)
     accuracy, cost = tradeoff.singles(outcomes, costs)
     figure, axes = plt.subplots(figsize=(5.5, 4))

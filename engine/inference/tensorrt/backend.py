@@ -19,7 +19,8 @@ import numpy as np
 
 from cpp_ext import cuda as kernel
 from engine.api.errors import BundleError, ModelsatError, UnavailableError
-from engine.inference.backend import Floats, Ints, Readout, Scores
+from engine.bundle.types import Float32Array, Int64Array
+from engine.inference.backend import Readout, Scores
 from engine.inference.tensorrt.cuda import Cuda, find_cuda
 from engine.inference.tensorrt.memory import Buffers, DeviceTables, Memory
 from engine.inference.tensorrt.plan import find_library, load_plan
@@ -96,7 +97,11 @@ class TensorRTBackend:
         return self._plan.profile
 
     def probabilities(
-        self, tokens: Sequence[Ints], embeddings: Floats, rows: Ints, readout: Readout
+        self,
+        tokens: Sequence[Int64Array],
+        embeddings: Float32Array,
+        rows: Int64Array,
+        readout: Readout,
     ) -> Scores:
         """See Backend."""
         begun = time.monotonic()
@@ -115,7 +120,7 @@ class TensorRTBackend:
             self._tables.release()
         return Scores(p, time.monotonic() - begun, 0.0)
 
-    def prepare(self, embeddings: Floats) -> None:
+    def prepare(self, embeddings: Float32Array) -> None:
         """See Backend."""
         self._tables.prepare(embeddings)
 
@@ -148,7 +153,9 @@ class TensorRTBackend:
         )
         self._readout = readout
 
-    def _forward(self, tokens: Sequence[Ints], table: int, rows: Ints, variants: int) -> Floats:
+    def _forward(
+        self, tokens: Sequence[Int64Array], table: int, rows: Int64Array, variants: int
+    ) -> Float32Array:
         """(B, K) of what one forward takes."""
         lengths = [len(row) for row in tokens]
         check_lengths(self.profile, lengths)

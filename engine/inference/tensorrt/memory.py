@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from engine.api.candidate import MAX_CANDIDATES
 from engine.api.errors import UnavailableError
-from engine.inference.backend import Floats, Ints
+from engine.bundle.types import Float32Array, Int64Array
 from engine.inference.tensorrt.cuda import Cuda
 from engine.inference.tensorrt.plan import Addresses, Plan
 from engine.inference.tensorrt.shapes import Shape
@@ -74,7 +74,7 @@ class Buffers:
         self.allowed = memory.device(batch * rows)
         self.penalty = memory.device(self.p.nbytes)
 
-    def fill(self, tokens: Sequence[Ints], rows: Ints, shape: Shape) -> None:
+    def fill(self, tokens: Sequence[Int64Array], rows: Int64Array, shape: Shape) -> None:
         """Padding: tokens 0, which are masked; requests of them; the first candidate again."""
         ids = self.tokens[: shape.batch * shape.length].reshape(shape.batch, shape.length)
         ids[:] = 0
@@ -97,9 +97,9 @@ class _Slot:
     """device: address of (MAX_ROWS, D). staging: pinned, the same size. uploaded: an event."""
 
     device: int
-    staging: Floats
+    staging: Float32Array
     uploaded: int
-    table: Floats | None = field(default=None, repr=False)
+    table: Float32Array | None = field(default=None, repr=False)
 
 
 class DeviceTables:
@@ -117,7 +117,7 @@ class DeviceTables:
         self._read: _Slot | None = None
         self._lock = Lock()
 
-    def prepare(self, table: Floats) -> None:
+    def prepare(self, table: Float32Array) -> None:
         """Begin to upload `table` (M, V, D) where a buffer is free now; see Backend.prepare."""
         if self._find(table) or table.size > len(self._slots[0].staging):
             return
@@ -131,7 +131,7 @@ class DeviceTables:
         finally:
             self._lock.release()
 
-    def acquire(self, table: Floats, stream: int) -> int:
+    def acquire(self, table: Float32Array, stream: int) -> int:
         """The device address of `table` for what is queued on `stream` from here on; it stays
         until release().
 
@@ -164,7 +164,7 @@ class DeviceTables:
             self._cuda.destroy_event(slot.uploaded)
         self._cuda.destroy_stream(self._stream)
 
-    def _find(self, table: Floats) -> _Slot | None:
+    def _find(self, table: Float32Array) -> _Slot | None:
         return next((slot for slot in self._slots if slot.table is table), None)
 
     def _spare(self) -> _Slot:
@@ -173,7 +173,7 @@ class DeviceTables:
     def _use(self, slot: _Slot) -> None:
         self._slots = [other for other in self._slots if other is not slot] + [slot]
 
-    def _upload(self, slot: _Slot, table: Floats) -> None:
+    def _upload(self, slot: _Slot, table: Float32Array) -> None:
         # An earlier upload of this buffer may still read its staging: no harm, because this one
         # comes after it on the same stream, and nobody reads the buffer before this one is done.
         slot.table = None  # until all of it is queued

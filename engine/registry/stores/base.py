@@ -10,17 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engine.api.candidate import Candidate
+from engine.bundle.types import Float32Array
 
 SCHEMA = "2"
 DEFAULT_KEEP = 100  # revisions
 POSTGRES = ("postgresql://", "postgres://")
-Floats = NDArray[np.float32]
-Entry = tuple[Candidate, Floats]
-Encode = Callable[[Candidate], Floats]
+Entry = tuple[Candidate, Float32Array]
+Encode = Callable[[Candidate], Float32Array]
 # Called with the revision that the store has now, or None and why it cannot be asked.
 Seen = Callable[[int | None, str], None]
 

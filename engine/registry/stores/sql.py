@@ -15,7 +15,8 @@ import numpy as np
 
 from engine.api.candidate import MAX_CANDIDATES, Candidate, from_json, to_json
 from engine.api.errors import ConflictError, RevisionNotFoundError
-from engine.registry.stores.base import Change, Entry, Floats, Revision
+from engine.bundle.types import Float32Array
+from engine.registry.stores.base import Change, Entry, Revision
 
 Row = tuple[Any, ...]
 TABLES = (
@@ -146,12 +147,12 @@ def candidate_of(body: str) -> Candidate:
     return from_json(json.loads(body))
 
 
-def raw_of(embedding: Floats) -> bytes:
+def raw_of(embedding: Float32Array) -> bytes:
     """The column `embedding`: (V, D) little-endian float32."""
     return np.ascontiguousarray(embedding, dtype="<f4").tobytes()
 
 
-def _array(raw: bytes, shape: tuple[int, int]) -> Floats:
+def _array(raw: bytes, shape: tuple[int, int]) -> Float32Array:
     return np.frombuffer(raw, dtype="<f4").reshape(shape).astype(np.float32)
 
 
