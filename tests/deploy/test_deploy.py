@@ -32,7 +32,7 @@ FLEET: dict[str, Any] = {
     "bundle": {"claim": "my-bundle"},
     "podAnnotations": {"note": "yes"},
 }
-CHART = ROOT / "deploy" / "kubernetes" / "modelsat"
+CHART = ROOT / "deploy" / "helm" / "modelsat"
 # By other values of the chart, or by the image.
 SET_BY_VALUES = {
     *("address", "admin_address", "metrics_address", "extproc_address", "store", "tokens"),

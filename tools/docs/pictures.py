@@ -14,7 +14,7 @@ from engine.api.candidate import Candidate
 from engine.registry.catalog import read_zoo
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGET = ROOT / "docs" / "pictures"
+TARGET = ROOT / "docs" / "images"
 ZOO = ROOT / "pretrained" / "zoo.json"
 INK, FAINT, BLUE, ORANGE, PAPER = "#1f2933", "#c3ccd5", "#2f6fb0", "#d9822b", "#ffffff"
 # Reliability of the shipped bundle on the 1,215 rows x 29 candidates of mmlu_pro_cot that training
