@@ -1,0 +1,45 @@
+"""README's numbers, badges and Python example are true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from engine import __version__
+from tools.docs import readme_pictures as pictures
+from tools.processes import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def test_the_chart_shows_what_the_pages_say() -> None:
+    quality, performance = (read(f"docs/explanation/{n}.md") for n in ("quality", "performance"))
+    accuracies = (pictures.ROUTED, pictures.BEST_SINGLE, pictures.RANDOM, pictures.ORACLE)
+    for row in accuracies:
+        cells = r" \([^)]*\) \| ".join(map(re.escape, row))
+        assert re.search(rf"\| {cells} \(", quality), row
+    for sizes in pictures.DATASETS:
+        assert sizes.split("\n")[1].replace(",", "") in quality
+    for _, milliseconds in pictures.STEPS:
+        assert f"| {milliseconds} |" in performance
+
+
+def test_the_badges_name_this_version_and_this_license() -> None:
+    badges = {n: read(f"docs/images/badge-{n}.svg") for n in ("version", "license")}
+    assert f"<title>version: {__version__}</title>" in badges["version"]
+    assert f"modelsat-{__version__}" in read("README.md")
+    assert "Apache License" in read("LICENSE")
+    assert f"## [{__version__}] - " in read("CHANGELOG.md")
+    assert f"version: {__version__}" in read("CITATION.cff")
+
+
+def test_the_python_example_runs(shared_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    example = read("README.md").partition("```python\n")[2].partition("```")[0]
+    exec(example.replace("127.0.0.1:50051", shared_server.address), {})
+    assert capsys.readouterr().out.startswith("candidates/")
