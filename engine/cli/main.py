@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from engine import __version__
 from engine.api.errors import ModelsatError
 from engine.cli import (
     aptitude,
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="modelsat", description="Routes each instruction to the LLM that will do it best."
     )
+    top.add_argument("--version", action="version", version=f"modelsat {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     serve.add_arguments(commands.add_parser("serve", help="serve a bundle"))
     route.add_arguments(commands.add_parser("route", help=route.HELP))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import __version__
+from engine.cli.main import main
 from tools.docs import readme_pictures as pictures
 from tools.processes import Server
 
@@ -37,6 +38,12 @@ def test_the_badges_name_this_version_and_this_license() -> None:
     assert "Apache License" in read("LICENSE")
     assert f"## [{__version__}] - " in read("CHANGELOG.md")
     assert f"version: {__version__}" in read("CITATION.cff")
+
+
+def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"modelsat {__version__}\n"
 
 
 def test_the_python_example_runs(shared_server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,7 @@ def _box(x: int, y: int, width: int, height: int, title: str, note: str, main: b
         f'<rect class="{box}" x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>\n'
         f'<text{label} x="{middle}" y="{y + 28}" text-anchor="middle" font-weight="bold"'
         f' font-size="16">{escape(title)}</text>\n'
-        f'<text{label} x="{middle}" y="{y + 49}" text-anchor="middle" font-size="12.5">'
+        f'<text{label} x="{middle}" y="{y + 49}" text-anchor="middle" font-size="12">'
         f"{escape(note)}</text>"
     )
 
