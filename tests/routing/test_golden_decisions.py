@@ -1,0 +1,105 @@
+"""Decisions of version 0.1, made before the restructuring, and those of today's code.
+
+Choices, kinds, costs and exclusions must be equal; two candidates may change places only where
+their recorded utilities are no further apart than the bound on probabilities. On the processor that
+the file names, that bound is 1e-5. On another one it is 2e-3, because the int8 kernels differ:
+their integer sums are exact everywhere (weights have seven bits, so nothing saturates), but the
+float operations between them add in another order, and an activation near the middle of two int8
+steps is then rounded to the other one. Such a step moves a probability far more than float32 does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.routing.golden_replay import load, play, processor
+
+GOLDEN = load()
+SAME_PROCESSOR = GOLDEN["processor"] == processor()
+TOLERANCE = 1e-5 if SAME_PROCESSOR else 2e-3
+EXACT = ("kind", "revision", "input tokens", "truncated", "error", "http status")
+ROUNDING = 1e-6  # figures are kept to six decimals
+
+
+def test_the_file_holds_all_its_decisions() -> None:
+    steps = [step for server in GOLDEN["servers"] for step in server["steps"]]
+    assert sum(len(step.get("decisions", ())) for step in steps) == 241
+
+
+def test_decisions_are_those_of_version_0_1() -> None:
+    found = [
+        f"{step['name']}[{i}]: {difference}"
+        for step, decisions in play(GOLDEN)
+        for i, (old, new) in enumerate(zip(step["decisions"], decisions, strict=True))
+        for difference in differences(old, new, TOLERANCE)
+    ]
+    assert not found, "\n".join(found)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
+    """Say what of `new` is not as it was, within the tolerance of probabilities."""
+    found = [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in EXACT
+        if old.get(key) != new.get(key)
+    ]
+    for key in ("ood", "probability"):
+        allowed = tolerance if key == "probability" else ROUNDING
+        if old.get(key) != pytest.approx(new.get(key), abs=allowed + ROUNDING):
+            found.append(f"{key} was {old.get(key)}, is {new.get(key)}")
+    if not _tied(old, old.get("selected"), new.get("selected"), tolerance):
+        found.append(f"selected was {old.get('selected')}, is {new.get('selected')}")
+    elif "model header" in old:
+        names = {new["selected"], new["model header"], new["model in body"]}
+        found += [f"the model is called {names}"] if len(names) > 1 else []
+    return [*found, *_exclusions(old, new), *_ranking(old, new, tolerance)]
+
+
+def _exclusions(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """An error's details are cut to the size of a trailer, so there the wording decides how many
+    candidates are listed; those that both list must agree."""
+    before, after = old.get("excluded", {}), new.get("excluded", {})
+    names = before.keys() | after.keys()
+    if "error" in old and before and after:
+        names = before.keys() & after.keys()
+    return [
+        f"{name} was excluded by {before.get(name)}, is by {after.get(name)}"
+        for name in sorted(names)
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _ranking(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
+    before = {name: figures for name, *figures in old.get("ranking", ())}
+    after = {name: figures for name, *figures in new.get("ranking", ())}
+    if before.keys() != after.keys():
+        return [f"ranked were {sorted(before)}, are {sorted(after)}"]
+    found = []
+    for name, (probability, cost, utility) in before.items():
+        now = after[name]
+        allowed = pytest.approx([probability, utility], abs=tolerance + ROUNDING)
+        if [now[0], now[2]] != allowed:
+            found.append(f"{name} had {probability}, {utility}; has {now[0]}, {now[2]}")
+        if now[1] != (cost if cost is None else pytest.approx(cost, rel=1e-6)):
+            found.append(f"{name} cost {cost}, costs {now[1]}")
+    places = {name: place for place, name in enumerate(before)}
+    order = list(after)
+    found += [
+        f"{second} was ranked before {first}"
+        for i, first in enumerate(order)
+        for second in order[i + 1 :]
+        if places[first] > places[second] and not _tied(old, first, second, tolerance)
+    ]
+    return found
+
+
+def _tied(old: dict[str, Any], first: str | None, second: str | None, tolerance: float) -> bool:
+    """Whether the record leaves open which of the two comes first."""
+    utility = {name: u for name, _, _, u in old.get("ranking", ())}
+    if first == second:
+        return True
+    if first not in utility or second not in utility:
+        return False
+    return abs(utility[first] - utility[second]) <= tolerance + ROUNDING
