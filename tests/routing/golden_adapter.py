@@ -15,7 +15,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from engine.contract import openai
+from engine.api import openai
 from engine.pb import candidate_pb2 as candidate_pb
 from engine.pb import external_processor_pb2 as extproc_pb
 from engine.pb import router_service_pb2 as router_pb

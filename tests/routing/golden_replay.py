@@ -16,13 +16,13 @@ from typing import Any
 
 import grpc
 
-from bench.process import Server, serving
 from engine.pb import candidate_service_pb2 as candidates_pb
 from engine.pb import candidate_service_pb2_grpc as candidates_grpc
 from engine.pb import external_processor_pb2_grpc as extproc_grpc
 from engine.pb import router_service_pb2 as router_pb
 from engine.pb import router_service_pb2_grpc as router_grpc
 from tests.routing import golden_adapter as adapter
+from tools.processes import Server, serving
 
 FILE = Path(__file__).with_name("golden_decisions.json")
 TIMEOUT_S = 60.0
