@@ -129,17 +129,25 @@ class Batcher:
         self._admit(size, deadline, time.monotonic())
 
     async def submit(
-        self, tokens: Int64Array, table: Table, rows: Int64Array, deadline: float = float("inf")
+        self,
+        tokens: Int64Array,
+        table: Table,
+        rows: Int64Array,
+        deadline: float = float("inf"),
+        *,
+        admitted: bool = False,
     ) -> Scored:
         """Score `rows` (ascending) of `table` for the prompt `tokens` (L,). deadline: of
-        time.monotonic(); without one only the length of the queue is a bound.
+        time.monotonic(); without one only the length of the queue is a bound. admitted: check_room
+        was called for this request, so it is not checked again.
 
         Raises OverloadedError, DeadlineError, UnavailableError.
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
         self._ensure_serving()
         size = len(tokens) + len(rows) * table.embeddings.shape[1]
-        self._admit(size, deadline, now)
+        if not admitted:
+            self._admit(size, deadline, now)
         self._backend.prepare(table.embeddings)
         work = Work(tokens, table, rows, deadline, now, loop.create_future(), size)
         self._queue.add(work)

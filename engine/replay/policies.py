@@ -16,7 +16,7 @@ from engine.api.policy import Policy
 from engine.api.proto import policy_from
 from engine.pb import router_service_pb2
 from engine.registry.table import Table
-from engine.routing import eligibility
+from engine.routing.eligibility import validate_policy
 
 DEFAULT = {"default": Policy()}  # what Route does where no policy is sent
 NAMES = ("allow", "deny", "default_candidate")  # of candidates, with or without the prefix
@@ -79,7 +79,7 @@ def _policy(name: str, fields: Any, table: Table) -> Policy:
     named = {k: _with_prefix(v) if k in NAMES else v for k, v in fields.items()}
     try:
         policy = policy_from(json_format.ParseDict(named, router_service_pb2.Policy()))
-        eligibility.check(policy, table)
+        validate_policy(policy, table)
     except json_format.ParseError as error:
         raise InvalidInputError(Violation(at, f"cannot be read: {error}")) from error
     except InvalidInputError as error:

@@ -252,7 +252,7 @@ def frontier(p: NDArray[np.float32], input_tokens: NDArray[np.int64], table: Tab
     )
     kept = p[:, [i for i, _ in rows]].astype(np.float64)
     points = tradeoff.curve(kept, kept, costs)
-    quality, cost = tradeoff.singles(kept, costs)
+    quality, cost = tradeoff.single_candidate_baselines(kept, costs)
     return {
         "requests": len(p),
         "curve": [

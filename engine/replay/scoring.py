@@ -32,8 +32,13 @@ from engine.inference.devices import open_backend
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.table import Table, make_table
 from engine.replay.log import PastRequest
-from engine.routing.ranking import Circumstances
-from engine.routing.router import Reading, admit, conclude, read
+from engine.routing.decision import (
+    PromptInfo,
+    build_decision,
+    prepare_prompt,
+    select_eligible,
+)
+from engine.routing.ranking import DecisionContext
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NOBODY = -1
@@ -118,18 +123,18 @@ class Scorer:
         everyone = np.arange(len(self._table.candidates))
         seen: dict[bytes, NDArray[np.float32]] = {}
         p = np.empty((len(instructions), len(everyone)), dtype=np.float32)
-        readings = []
+        infos = []
         for i, (text, context_chars) in enumerate(instructions):
-            prompt, reading = read(text, context_chars, self._tokenizer, self._known)
-            readings.append(reading)
+            prompt, info = prepare_prompt(text, context_chars, self._tokenizer, self._known)
+            infos.append(info)
             key = prompt.tokens.tobytes()
             if key not in seen:
                 seen[key] = self._backend.probabilities(
                     [prompt.tokens], self._table.embeddings, everyone, self._readout
                 ).p[0]
             p[i] = seen[key]
-        unlike = [math.nan if r.unlikeness is None else r.unlikeness for r in readings]
-        return Scores(p, np.array([r.input_tokens for r in readings]), np.array(unlike))
+        unlike = [math.nan if r.unlikeness is None else r.unlikeness for r in infos]
+        return Scores(p, np.array([r.input_tokens for r in infos]), np.array(unlike))
 
 
 class Worker:
@@ -158,16 +163,17 @@ def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Deci
     )
     for i in range(shape[0]):
         strange = float(scores.unlikeness[i])
-        reading = Reading(
+        info = PromptInfo(
             int(scores.input_tokens[i]), False, None if strange != strange else strange
         )
-        under = Circumstances(reading.unlikeness)
+        context = DecisionContext(info.unlikeness)
         for j, policy in enumerate(policies):
             try:
-                able = admit(table, reading, policy)
+                eligible = select_eligible(table, info, policy)
             except NoEligibleCandidateError:
                 continue
-            decision = conclude(table, reading, able, policy, scores.p[i, able.rows], under)
+            p = scores.p[i, eligible.rows]
+            decision = build_decision(table, info, eligible, policy, p, context)
             first = decision.ranking[0]
             found.choice[i, j] = table.rows[first.candidate.id]
             found.p[i, j] = first.probability

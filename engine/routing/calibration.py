@@ -15,7 +15,7 @@ from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of, read_zoo
 from engine.routing import tradeoff
-from engine.routing.tradeoff import Point
+from engine.routing.tradeoff import OperatingPoint
 
 ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
 
@@ -40,8 +40,8 @@ class Recommendation:
     best: str
     accuracy: float
     cost: float
-    points: list[Point]
-    point: Point | None
+    points: list[OperatingPoint]
+    point: OperatingPoint | None
     dearer: str | None = None
 
 
@@ -50,7 +50,7 @@ def recommend(
 ) -> Recommendation:
     """p, scores, costs: (B, M) without gaps; the cheapest point that is good enough, or the best
     one that is cheap enough."""
-    accuracy, cost = tradeoff.singles(scores, costs)
+    accuracy, cost = tradeoff.single_candidate_baselines(scores, costs)
     best = int(accuracy.argmax())
     points = tradeoff.curve(p, scores, costs)
     if to.quality is not None:
@@ -75,7 +75,7 @@ def calibrate(bundle: Path, data: Path, zoo: Path, to: Target) -> Recommendation
     priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
     if len(priced) < 2:
         raise InvalidInputError(_too_few(outcomes, zoo, len(priced)))
-    block = tradeoff.full_block(outcomes.scores[priced].T)
+    block = tradeoff.largest_complete_subset(outcomes.scores[priced].T)
     if len(block.candidates) < 2:
         raise InvalidInputError(_too_scattered(data, outcomes.scores[priced]))
     part = np.ix_(block.rows, priced[block.candidates])
@@ -115,7 +115,7 @@ def _too_few(outcomes: Outcomes, zoo: Path, priced: int) -> Violation:
     )
 
 
-def shares(x: Point, found: Recommendation) -> tuple[float | None, float | None]:
+def shares(x: OperatingPoint, found: Recommendation) -> tuple[float | None, float | None]:
     """Of the best single candidate's accuracy and of its cost; None where that is 0."""
     return (
         x.accuracy / found.accuracy if found.accuracy else None,
@@ -126,7 +126,7 @@ def shares(x: Point, found: Recommendation) -> tuple[float | None, float | None]
 def as_dict(found: Recommendation) -> dict[str, Any]:
     """What --json prints."""
 
-    def shown(x: Point) -> dict[str, Any]:
+    def shown(x: OperatingPoint) -> dict[str, Any]:
         quality, cost_share = shares(x, found)
         top = {n: round(float(s), 4) for n, s in zip(found.candidates, x.shares, strict=True) if s}
         return {

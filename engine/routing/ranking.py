@@ -1,6 +1,7 @@
-"""Whom to take: pure functions of probabilities, costs and the caller's policy.
+"""Rank eligible candidates and pick one.
 
-Letters: E eligible candidates (engine/routing/eligibility.py says who is).
+Pure functions of success probabilities, costs and the caller's policy. Shapes: E eligible
+candidates (engine/routing/eligibility.py selects them).
 """
 
 from __future__ import annotations
@@ -10,32 +11,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.policy import Kind, Policy
+from engine.bundle.types import FloatArray
 
 
 @dataclass(frozen=True)
-class Circumstances:
-    """What bears on a choice beside scores and policy.
+class DecisionContext:
+    """What a decision depends on besides probabilities, costs and policy.
 
-    unlikeness: of the instruction, in [0, 1], None where unknown. default: id chosen on
-    abstention, "" for none. session: id of the session's candidate, "" for none. margin: utility
-    that another must gain to end the session's. unscored: why p is no score of this instruction
-    but the mean of the aptitude figures ("the queue is full"), "" where it is one.
+    unlikeness: out-of-distribution score of the prompt, in [0, 1]; None if unknown.
+    default: ID of the server's default candidate, "" for none.
+    session_candidate: ID of the session's current candidate, "" for none.
+    switching_margin: utility that another candidate must gain before the session switches to it.
+    fallback_reason: why the probabilities are mean accuracies instead of scores of this prompt
+    ("the queue is full"); "" if they are scores.
     """
 
     unlikeness: float | None = None
     default: str = ""
-    session: str = ""
-    margin: float = 0.0
-    unscored: str = ""
+    session_candidate: str = ""
+    switching_margin: float = 0.0
+    fallback_reason: str = ""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """order: E positions among the eligible, the chosen one first. utility: E. reason: one
-    sentence. kind: see DecisionKind in router_service.proto."""
+class RankingResult:
+    """order: E positions among the eligible candidates, the selected one first. utility: (E,).
+    reason: one sentence. kind: see DecisionKind in router_service.proto."""
 
     order: tuple[int, ...]
     utility: tuple[float, ...]
@@ -45,178 +48,208 @@ class Choice:
 
 def decide(
     ids: Sequence[str],
-    p: NDArray[np.floating],
+    p: FloatArray,
     costs: Sequence[float | None],
     policy: Policy,
-    under: Circumstances,
-) -> Choice:
-    """The ranking of choose(), unless there is cause to take another than its first.
+    context: DecisionContext,
+) -> RankingResult:
+    """Rank E >= 1 candidates and select one: the ranking's first unless `context` says otherwise.
 
-    Static figures first (nothing else can be said of them), then abstention, then the session: a
-    caller who asked for doubt to be shown is shown it, and the session keeps its candidate for the
-    next turn.
+    A fallback comes first, because without scores nothing else applies. Abstention comes before
+    session affinity: a caller who set a confidence limit should see that it was missed, and the
+    session keeps its candidate for the next turn.
     """
-    ranked = choose(ids, p, costs, policy)
-    if under.unscored:
-        return _static(ids, ranked, under)
-    if doubt := _doubt(ids, p, policy, under.unlikeness):
-        return _abstain(ids, ranked, doubt, policy.default_candidate or under.default)
-    if under.session in ids:
-        return _stay(ids, ranked, under)
-    return ranked
+    ranking = rank(ids, p, costs, policy)
+    if context.fallback_reason:
+        return _fallback(ids, ranking, context)
+    if reason := _abstention_reason(ids, p, policy, context.unlikeness):
+        return _abstain(ids, ranking, reason, policy.default_candidate or context.default)
+    if context.session_candidate in ids:
+        return _apply_session_affinity(ids, ranking, context)
+    return ranking
 
 
-def _static(ids: Sequence[str], ranked: Choice, under: Circumstances) -> Choice:
-    """Without scores nobody is known to be better than the session's candidate."""
-    why = f"{under.unscored}, so nothing was scored and mean aptitude decides: "
-    if under.session in ids:
-        kept = f"{why}{under.session} is the session's candidate."
-        return _first(ids.index(under.session), ranked, kept, "fallback")
-    return _first(ranked.order[0], ranked, why + ranked.reason, "fallback")
+def _fallback(
+    ids: Sequence[str], ranking: RankingResult, context: DecisionContext
+) -> RankingResult:
+    """Select the session's candidate, or the one with the highest mean accuracy."""
+    current = context.session_candidate
+    reason = f"{context.fallback_reason}, so the prompt was not scored: "
+    if current in ids:
+        reason += f"{current} is the session's candidate."
+        return _promote(ids.index(current), ranking, reason, "fallback")
+    return _promote(
+        ranking.order[0], ranking, f"{reason}by mean accuracy, {ranking.reason}", "fallback"
+    )
 
 
-def _doubt(
-    ids: Sequence[str], p: NDArray[np.floating], policy: Policy, unlikeness: float | None
+def _abstention_reason(
+    ids: Sequence[str], p: FloatArray, policy: Policy, unlikeness: float | None
 ) -> str:
-    """Why the probabilities should not decide; empty where they may."""
+    """Say which limit of the policy keeps the probabilities from deciding; "" if none does."""
     top = int(np.argmax(p))
     if float(p[top]) < policy.min_confidence:
         return (
-            f"no candidate reaches confidence {policy.min_confidence:g}; the most probable,"
-            f" {ids[top]}, has {float(p[top]):.3f}"
+            f"no candidate reaches probability {policy.min_confidence:g}; the highest is"
+            f" {float(p[top]):.3f} ({ids[top]})"
         )
     limit = policy.max_unlikeness
     if limit is not None and unlikeness is not None and unlikeness > limit:
-        return (
-            f"the instruction is unlike {unlikeness:.0%} of the training instructions, the limit"
-            f" is {limit:.0%}"
-        )
+        return f"the prompt's out-of-distribution score is {unlikeness:.2f}, above {limit:g}"
     return ""
 
 
-def _abstain(ids: Sequence[str], ranked: Choice, doubt: str, default: str) -> Choice:
+def _abstain(
+    ids: Sequence[str], ranking: RankingResult, reason: str, default: str
+) -> RankingResult:
     if default in ids:
-        reason = f"{doubt}, so the default {default} is taken."
-        return _first(ids.index(default), ranked, reason, "abstained")
-    first = ranked.order[0]
-    why = f"the default {default} is not eligible" if default else "there is no default"
-    reason = f"{doubt}; {why}, so the ranking's first, {ids[first]}, is taken."
-    return _first(first, ranked, reason, "abstained")
+        reason += f"; selected the default candidate {default}."
+        return _promote(ids.index(default), ranking, reason, "abstained")
+    first = ranking.order[0]
+    cause = f"the default {default} is not eligible" if default else "there is no default"
+    reason += f"; {cause}, so selected the first of the ranking, {ids[first]}."
+    return _promote(first, ranking, reason, "abstained")
 
 
-def _stay(ids: Sequence[str], ranked: Choice, under: Circumstances) -> Choice:
-    kept, best = ids.index(under.session), ranked.order[0]
-    gain = ranked.utility[best] - ranked.utility[kept]
-    if kept == best:
-        reason = f"{under.session} is the session's candidate, and the ranking's first."
-    elif gain <= under.margin:
+def _apply_session_affinity(
+    ids: Sequence[str], ranking: RankingResult, context: DecisionContext
+) -> RankingResult:
+    name, margin = context.session_candidate, context.switching_margin
+    current, best = ids.index(name), ranking.order[0]
+    gain = ranking.utility[best] - ranking.utility[current]
+    if current == best:
+        reason = f"{name} is the session's candidate and the first of the ranking."
+    elif gain <= margin:
         reason = (
-            f"{under.session} is the session's candidate; {ids[best]} is better by {gain:.3f} in"
-            f" utility, the margin is {under.margin:g}."
+            f"{name} is the session's candidate; {ids[best]} would gain {gain:.3f} in utility,"
+            f" within the switching margin of {margin:g}."
         )
     else:
-        reason = f"{ranked.reason[:-1]}; the session leaves {under.session} for it."
-        return _first(best, ranked, reason, "scored")
-    return _first(kept, ranked, reason, "session")
+        reason = f"{ranking.reason[:-1]}; the session switches from {name}."
+        return _promote(best, ranking, reason, "scored")
+    return _promote(current, ranking, reason, "session")
 
 
-def _first(chosen: int, ranked: Choice, reason: str, kind: Kind) -> Choice:
-    """`chosen` before the others, which keep their order."""
-    order = (chosen, *(i for i in ranked.order if i != chosen))
-    return Choice(order, ranked.utility, reason, kind)
+def _promote(selected: int, ranking: RankingResult, reason: str, kind: Kind) -> RankingResult:
+    """Move `selected` to the front; the others keep their order."""
+    order = (selected, *(i for i in ranking.order if i != selected))
+    return RankingResult(order, ranking.utility, reason, kind)
 
 
-def choose(
+def rank(
     ids: Sequence[str],
-    p: NDArray[np.floating],
+    p: FloatArray,
     costs: Sequence[float | None],
     policy: Policy,
-) -> Choice:
-    """Rank E >= 1 eligible candidates. ids, p, costs: E each.
+) -> RankingResult:
+    """Rank E >= 1 eligible candidates by the policy's objective.
 
-    Ties go to the cheaper one, then to the first id, so that equal input gives equal output.
+    Args:
+        ids: (E,) candidate IDs.
+        p: (E,) success probabilities.
+        costs: (E,) expected costs in US dollars, None if unknown.
+        policy: gives the objective and its value.
+
+    Ties go to the cheaper candidate, then to the smaller ID, so that the same input always gives
+    the same order.
     """
     probability = [float(x) for x in p]
-    known = [math.inf if c is None else c for c in costs]
+    known_costs = [math.inf if c is None else c for c in costs]
     if policy.objective == "min_probability":
-        return _cheapest_of(ids, probability, known, policy.value)
-    utility = _utility(probability, costs, policy)
-    order = sorted(range(len(ids)), key=lambda i: (-utility[i], known[i], ids[i]))
+        return _rank_by_cost(ids, probability, known_costs, policy.value)
+    utility = probability
+    if policy.objective == "cost_sensitivity" and policy.value:
+        array = np.array([np.nan if c is None else c for c in costs])
+        utility = cost_adjusted_utility(np.array(probability), array, policy.value).tolist()
+    order = sorted(range(len(ids)), key=lambda i: (-utility[i], known_costs[i], ids[i]))
     best = order[0]
     reason = f"{ids[best]} has the highest probability ({probability[best]:.3f}) of {len(ids)}"
     if policy.objective == "max_cost_usd":
-        reason += f" that cost at most ${policy.value:.3g}"
+        reason += f" within the budget of ${policy.value:.3g}"
     elif policy.value > 0:
-        reason = _trade(ids, probability, known, best, policy.value)
-    return Choice(tuple(order), tuple(utility), reason + ".")
+        reason = _explain(ids, probability, known_costs, best, policy.value)
+    return RankingResult(tuple(order), tuple(utility), reason + ".")
 
 
-def trade(
-    p: NDArray[np.floating], costs: NDArray[np.floating], value: float
-) -> NDArray[np.floating]:
-    """(..., M) utility p - value * cost / dearest cost; unknown (NaN) costs count as the dearest.
+def cost_adjusted_utility(p: FloatArray, costs: FloatArray, sensitivity: float) -> FloatArray:
+    """Return p - sensitivity * cost / (highest known cost of the same row).
 
-    The dearest is that of the same instruction, so that one sensitivity means the same for short
-    and long ones.
+    Args:
+        p: (..., M) success probabilities.
+        costs: (..., M) expected costs in US dollars; unknown ones (NaN) count as the highest.
+        sensitivity: 0 ignores costs.
+
+    Dividing by the row's highest cost gives one sensitivity the same meaning for short and long
+    prompts.
     """
-    if value == 0:
+    if sensitivity == 0:
         return p
     known = np.where(np.isnan(costs), -np.inf, costs)
-    dearest = known.max(axis=-1, keepdims=True)
-    dearest = np.where(dearest > 0, dearest, 1.0)
-    return p - value * (np.where(np.isnan(costs), dearest, costs) / dearest)
+    max_cost = known.max(axis=-1, keepdims=True)
+    max_cost = np.where(max_cost > 0, max_cost, 1.0)
+    return p - sensitivity * (np.where(np.isnan(costs), max_cost, costs) / max_cost)
 
 
-def _utility(
-    probability: list[float], costs: Sequence[float | None], policy: Policy
-) -> list[float]:
-    value = 0.0 if policy.objective == "max_cost_usd" else policy.value
-    array = np.array([np.nan if c is None else c for c in costs])
-    utility: list[float] = trade(np.array(probability), array, value).tolist()
-    return utility
-
-
-def _trade(
-    ids: Sequence[str], probability: list[float], known: list[float], best: int, value: float
+def _explain(
+    ids: Sequence[str],
+    probability: list[float],
+    known_costs: list[float],
+    best: int,
+    sensitivity: float,
 ) -> str:
-    top = max(range(len(ids)), key=lambda i: (probability[i], -known[i]))
-    reason = f"{ids[best]} is the best trade at cost sensitivity {value:g}: probability"
-    reason += f" {probability[best]:.3f} for {_usd(known[best])}"
+    top = max(range(len(ids)), key=lambda i: (probability[i], -known_costs[i]))
+    reason = (
+        f"{ids[best]} has the highest utility at cost sensitivity {sensitivity:g}: probability"
+        f" {probability[best]:.3f} for {_usd(known_costs[best])}"
+    )
     if top != best:
-        reason += f"; the most probable, {ids[top]}, has {probability[top]:.3f} for"
-        reason += f" {_usd(known[top])}"
+        reason += (
+            f"; the highest probability is {probability[top]:.3f} ({ids[top]}) for"
+            f" {_usd(known_costs[top])}"
+        )
     return reason
 
 
-def _cheapest_of(
-    ids: Sequence[str], probability: list[float], known: list[float], floor: float
-) -> Choice:
-    """Those that reach `floor` by cost, then the others by probability."""
+def _rank_by_cost(
+    ids: Sequence[str], probability: list[float], known_costs: list[float], target: float
+) -> RankingResult:
+    """Rank candidates that reach the target probability by cost, then the others by
+    probability."""
 
     def key(i: int) -> tuple[bool, float, float, str]:
-        enough = probability[i] >= floor
-        return (not enough, known[i] if enough else -probability[i], -probability[i], ids[i])
+        reaches = probability[i] >= target
+        first = known_costs[i] if reaches else -probability[i]
+        return (not reaches, first, -probability[i], ids[i])
 
     order = sorted(range(len(ids)), key=key)
     best = order[0]
-    if probability[best] >= floor:
-        reached = sum(p >= floor for p in probability)
-        reason = f"{ids[best]} is the cheapest ({_usd(known[best])}) of {reached} with probability"
-        reason += f" {floor:g} or more"
+    if probability[best] >= target:
+        count = sum(p >= target for p in probability)
+        reason = (
+            f"{ids[best]} is the cheapest ({_usd(known_costs[best])}) of {count} with probability"
+            f" {target:g} or more"
+        )
     else:
-        reason = f"no candidate reaches probability {floor:g}; {ids[best]} comes nearest with"
-        reason += f" {probability[best]:.3f}"
-    utility = _thrift(probability, known, floor)
-    return Choice(tuple(order), tuple(utility), reason + ".")
+        reason = (
+            f"no candidate reaches probability {target:g}; the highest is"
+            f" {probability[best]:.3f} ({ids[best]})"
+        )
+    utility = _savings_utility(probability, known_costs, target)
+    return RankingResult(tuple(order), tuple(utility), reason + ".")
 
 
-def _thrift(probability: list[float], known: list[float], floor: float) -> list[float]:
-    """The share of the dearest's cost that is saved, in [0, 1], of those that reach `floor`; what
-    the others miss of it, below 0. So that a session's margin means something here too."""
-    dearest = max((c for c in known if c != math.inf), default=0.0) or 1.0
+def _savings_utility(
+    probability: list[float], known_costs: list[float], target: float
+) -> list[float]:
+    """Return the share of the highest cost that each candidate saves, in [0, 1], if it reaches the
+    target; else how far it is below the target, as a negative number.
+
+    This gives a session's switching margin a meaning under this objective too.
+    """
+    max_cost = max((c for c in known_costs if c != math.inf), default=0.0) or 1.0
     return [
-        1.0 - min(cost, dearest) / dearest if p >= floor else p - floor
-        for p, cost in zip(probability, known, strict=True)
+        1.0 - min(cost, max_cost) / max_cost if p >= target else p - target
+        for p, cost in zip(probability, known_costs, strict=True)
     ]
 
 

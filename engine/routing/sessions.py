@@ -1,4 +1,7 @@
-"""Which candidate a session has. In memory: a restart lets every session be chosen for anew."""
+"""Session affinity: which candidate a session currently uses.
+
+Kept in memory, so after a restart every session is routed afresh.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-Key = bytes
+HashedName = bytes
 
 
-class Sessions:
-    """The `limit` most recently used sessions, each for `ttl_s` seconds after its last use.
+class SessionStore:
+    """Keep the candidate of the most recently used sessions. Not thread-safe.
 
-    Names are kept as keyed hashes, so that a memory dump shows none. For one thread.
+    Names are stored as keyed hashes, so that a memory dump reveals none.
+
+    Args:
+        limit: how many sessions to keep.
+        ttl_s: seconds after its last use at which a session expires.
+        clock: returns seconds; tests replace it.
     """
 
     def __init__(
@@ -25,26 +33,26 @@ class Sessions:
         self._clock = clock
         self._secret = os.urandom(16)
         # In order of last use, so that the expired ones are in front.
-        self._known: OrderedDict[Key, tuple[str, float]] = OrderedDict()
+        self._entries: OrderedDict[HashedName, tuple[str, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
-    def candidate(self, name: str) -> str:
-        """Id of the session's candidate; "" where none is remembered."""
-        found, used = self._known.get(self._key(name), ("", 0.0))
-        return found if found and self._clock() - used < self._ttl_s else ""
+    def get(self, name: str) -> str:
+        """Return the ID of the session's candidate, "" if the session is unknown or expired."""
+        candidate, last_used = self._entries.get(self._hash(name), ("", 0.0))
+        return candidate if candidate and self._clock() - last_used < self._ttl_s else ""
 
-    def remember(self, name: str, identifier: str) -> None:
-        """The session has the candidate `identifier` from now on."""
-        key, now = self._key(name), self._clock()
-        self._known[key] = (identifier, now)
-        self._known.move_to_end(key)
-        while self._known:
-            oldest, (_, used) = next(iter(self._known.items()))
-            if len(self._known) <= self._limit and now - used < self._ttl_s:
+    def put(self, name: str, candidate: str) -> None:
+        """Set the session's candidate, and drop expired sessions and those above the limit."""
+        key, now = self._hash(name), self._clock()
+        self._entries[key] = (candidate, now)
+        self._entries.move_to_end(key)
+        while self._entries:
+            oldest, (_, last_used) = next(iter(self._entries.items()))
+            if len(self._entries) <= self._limit and now - last_used < self._ttl_s:
                 return
-            del self._known[oldest]
+            del self._entries[oldest]
 
-    def _key(self, name: str) -> Key:
+    def _hash(self, name: str) -> HashedName:
         return hashlib.blake2b(name.encode(), digest_size=16, key=self._secret).digest()

@@ -1,7 +1,7 @@
-"""What a choice of cost sensitivity buys: accuracy and cost over recorded outcomes.
+"""Accuracy and cost on recorded outcomes, as a function of the cost sensitivity.
 
-Pure functions. Letters: B instructions, M candidates. p, outcomes, costs: (B, M); costs in US
-dollars; NaN outcomes and costs were not measured or are unknown.
+Pure functions. Shapes: B instructions, M candidates; p, outcomes and costs are (B, M). Costs are
+in US dollars. A NaN outcome was not measured, a NaN cost is unknown.
 """
 
 from __future__ import annotations
@@ -9,106 +9,123 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.bundle.types import FloatArray
-from engine.routing.ranking import trade
+from engine.bundle.types import Float64Array, FloatArray, Int64Array
+from engine.routing.ranking import cost_adjusted_utility
 
 SENSITIVITIES = (0.0, *np.geomspace(0.003, 30.0, 60).tolist())
 
 
 @dataclass(frozen=True)
-class Point:
-    """Mean outcome and mean cost of what is chosen at one cost sensitivity. shares: (M,) how often
-    each candidate is chosen."""
+class OperatingPoint:
+    """Mean outcome and mean cost of the selected candidates at one cost sensitivity.
+
+    shares: (M,) how often each candidate is selected.
+    """
 
     sensitivity: float
     accuracy: float
     cost: float
-    shares: NDArray[np.float64]
+    shares: Float64Array
 
 
 @dataclass(frozen=True)
-class Block:
-    """Candidates and instructions between which every outcome is measured."""
+class CompleteSubset:
+    """Columns (candidates) and rows (instructions) in which every outcome was measured."""
 
-    candidates: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    candidates: Int64Array
+    rows: Int64Array
 
 
-def full_block(outcomes: FloatArray) -> Block:
-    """The block with most outcomes among those of candidates measured at least as often as some
-    candidate is; a choice can only be judged where every alternative was measured.
+def largest_complete_subset(outcomes: FloatArray) -> CompleteSubset:
+    """Return the subset with the most outcomes, all measured: only there can a choice be compared
+    with every alternative.
 
-    Two candidates at least, for one alone leaves nothing to choose, unless there is only one in
-    all. Empty where no instruction was measured for all of such a group.
+    Candidates join in the order of how often they were measured. There are at least two, because
+    one alone leaves nothing to choose, unless there is only one in all. Empty if no instruction was
+    measured for all candidates of such a group.
     """
-    known = ~np.isnan(outcomes)
-    coverage = known.sum(axis=0)
-    best = Block(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    for least in np.unique(coverage):
-        candidates = np.flatnonzero(coverage >= least)
-        if len(candidates) < min(2, known.shape[1]):
+    measured = ~np.isnan(outcomes)
+    coverage = measured.sum(axis=0)
+    largest = CompleteSubset(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    for minimum in np.unique(coverage):
+        candidates = np.flatnonzero(coverage >= minimum)
+        if len(candidates) < min(2, measured.shape[1]):
             continue
-        rows = np.flatnonzero(known[:, candidates].all(axis=1))
-        if len(candidates) * len(rows) > len(best.candidates) * len(best.rows):
-            best = Block(candidates, rows)
-    return best
+        rows = np.flatnonzero(measured[:, candidates].all(axis=1))
+        if len(candidates) * len(rows) > len(largest.candidates) * len(largest.rows):
+            largest = CompleteSubset(candidates, rows)
+    return largest
 
 
-def point(p: FloatArray, outcomes: FloatArray, costs: FloatArray, sensitivity: float) -> Point:
-    """Outcome and cost of the best trade at `sensitivity`, as policy.choose would take it."""
-    chosen = _cheapest_best(trade(p, costs, sensitivity), costs)
+def operating_point(
+    p: FloatArray, outcomes: FloatArray, costs: FloatArray, sensitivity: float
+) -> OperatingPoint:
+    """Select by cost-adjusted utility, as ranking.rank does, and measure the result."""
+    selected = _cheapest_best(cost_adjusted_utility(p, costs, sensitivity), costs)
     rows = np.arange(len(p))
-    shares = np.bincount(chosen, minlength=p.shape[1]) / max(1, len(p))
-    # float64: in float32 the same outcomes in another order have another mean.
-    accuracy = outcomes[rows, chosen].mean(dtype=np.float64)
-    cost = costs[rows, chosen].mean()
-    return Point(sensitivity, float(accuracy), float(cost), shares)
+    shares = np.bincount(selected, minlength=p.shape[1]) / max(1, len(p))
+    # float64: in float32 the mean depends on the order of the outcomes.
+    accuracy = outcomes[rows, selected].mean(dtype=np.float64)
+    cost = costs[rows, selected].mean()
+    return OperatingPoint(sensitivity, float(accuracy), float(cost), shares)
 
 
-def _cheapest_best(utility: FloatArray, costs: FloatArray) -> NDArray[np.int64]:
-    """(B,) the column with each row's highest utility; of equal ones the cheapest, unknown last."""
+def _cheapest_best(utility: FloatArray, costs: FloatArray) -> Int64Array:
+    """Return (B,) columns of highest utility; among ties the cheapest, unknown costs last."""
     best = utility == utility.max(axis=1, keepdims=True)
     known = np.where(np.isnan(costs), np.finfo(np.float64).max, costs)
-    cheapest: NDArray[np.int64] = np.where(best, known, np.inf).argmin(axis=1)
+    cheapest: Int64Array = np.where(best, known, np.inf).argmin(axis=1)
     return cheapest
 
 
-def curve(p: FloatArray, outcomes: FloatArray, costs: FloatArray) -> list[Point]:
-    """A point for each of SENSITIVITIES, from the most accurate to the cheapest."""
-    return [point(p, outcomes, costs, s) for s in SENSITIVITIES]
+def curve(p: FloatArray, outcomes: FloatArray, costs: FloatArray) -> list[OperatingPoint]:
+    """Return a point for each of SENSITIVITIES, from the most accurate to the cheapest."""
+    return [operating_point(p, outcomes, costs, s) for s in SENSITIVITIES]
 
 
-def singles(outcomes: FloatArray, costs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(M,) mean outcome and (M,) mean cost of always taking one candidate."""
+def single_candidate_baselines(
+    outcomes: FloatArray, costs: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return (M,) mean outcomes and (M,) mean costs of always using one candidate."""
     return outcomes.mean(axis=0, dtype=np.float64), costs.mean(axis=0)
 
 
-def cheapest_at(points: list[Point], accuracy: float) -> Point | None:
-    """The cheapest point with at least `accuracy`; None where there is none."""
+def cheapest_at(points: list[OperatingPoint], accuracy: float) -> OperatingPoint | None:
+    """Return the cheapest point with at least `accuracy`, None if there is none."""
     reached = [x for x in points if x.accuracy >= accuracy - 1e-12]
     return min(reached, key=lambda x: x.cost) if reached else None
 
 
-def mix_cost(accuracies: FloatArray, costs: FloatArray, accuracy: float) -> float:
-    """The least mean cost at which a random mix of two candidates, the same for every instruction,
-    has `accuracy`; infinite where none has."""
-    best = np.inf
-    for high, dear in zip(accuracies, costs, strict=True):
+def cheapest_mixture_cost(accuracies: FloatArray, costs: FloatArray, accuracy: float) -> float:
+    """Return the lowest mean cost at which a random mixture of two candidates, the same for every
+    instruction, reaches `accuracy`; infinite if none does.
+
+    Args:
+        accuracies: (M,) mean outcome of each candidate.
+        costs: (M,) mean cost of each candidate.
+        accuracy: to reach.
+    """
+    lowest = np.inf
+    for high, high_cost in zip(accuracies, costs, strict=True):
         if high < accuracy:
             continue
-        best = min(best, float(dear))
-        for low, cheap in zip(accuracies, costs, strict=True):
-            if low < accuracy and cheap < dear:
+        lowest = min(lowest, float(high_cost))
+        for low, low_cost in zip(accuracies, costs, strict=True):
+            if low < accuracy and low_cost < high_cost:
                 share = (accuracy - low) / (high - low)
-                best = min(best, float(share * dear + (1 - share) * cheap))
-    return best
+                lowest = min(lowest, float(share * high_cost + (1 - share) * low_cost))
+    return lowest
 
 
-def area(points: list[Point], costs: FloatArray) -> float:
-    """Mean of the best accuracy at or below each cost, over costs from the cheapest candidate's to
-    the dearest's; a mean of accuracies, in [0, 1]."""
+def area_under_curve(points: list[OperatingPoint], costs: FloatArray) -> float:
+    """Return the mean, over costs from the cheapest candidate's to the most expensive one's, of the
+    best accuracy at or below each cost.
+
+    Args:
+        points: of one curve.
+        costs: (M,) mean cost of each candidate.
+    """
     grid = np.linspace(float(costs.min()), float(costs.max()), 200)
     reached = [max((x.accuracy for x in points if x.cost <= c + 1e-15), default=0.0) for c in grid]
     return float(np.mean(reached))

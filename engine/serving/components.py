@@ -34,8 +34,8 @@ from engine.registry.catalog import read_zoo
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.registry import Registry, open_registry
 from engine.registry.stores.outcomes import OutcomeStore
-from engine.routing.router import Fallback, Router, Rules
-from engine.routing.sessions import Sessions
+from engine.routing.router import FallbackMode, Router, RouterConfig
+from engine.routing.sessions import SessionStore
 from engine.serving.extproc.gateway import Gateway, options_from
 from engine.serving.extproc.service import NAME as EXTPROC
 from engine.serving.extproc.service import ExternalProcessor
@@ -96,13 +96,13 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
         tokenizer,
         load_training_set(settings.bundle),
         cache,
-        Sessions(settings.max_sessions, settings.session_ttl_s),
-        Rules(
-            cast(Fallback, settings.fallback),
+        SessionStore(settings.max_sessions, settings.session_ttl_s),
+        RouterConfig(
+            cast(FallbackMode, settings.fallback),
             settings.default_candidate,
             settings.switching_margin,
         ),
-        observe=telemetry.decided,
+        on_decision=telemetry.decided,
     )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):

@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 
 from engine.api.candidate import Candidate, TaskResult, from_json, to_json, validate
 from engine.api.policy import Policy
-from engine.routing.ranking import Choice, Circumstances, choose, decide
-from engine.routing.sessions import Sessions
+from engine.routing.ranking import DecisionContext, RankingResult, decide, rank
+from engine.routing.sessions import SessionStore
 
 Pool = list[tuple[float, float | None]]
 POOL = st.lists(st.tuples(st.floats(0, 1), st.none() | st.floats(0, 10)), min_size=1, max_size=10)
 SENSITIVITY = st.floats(0, 10) | st.floats(0, 1e6)
 NAMES = st.sampled_from(["", *(f"c{i:02}" for i in range(11))])
-UNDER = st.builds(
-    Circumstances,
+CONTEXTS = st.builds(
+    DecisionContext,
     unlikeness=st.none() | st.floats(0, 1),
     default=NAMES,
-    session=NAMES,
-    margin=st.floats(0, 1),
-    unscored=st.sampled_from(["", "", "the queue is full"]),
+    session_candidate=NAMES,
+    switching_margin=st.floats(0, 1),
+    fallback_reason=st.sampled_from(["", "", "the queue is full"]),
 )
 DOUBTS = st.builds(
     Policy,
@@ -39,31 +39,31 @@ def ids(pool: Pool) -> list[str]:
     return [f"c{i:02}" for i in range(len(pool))]
 
 
-def decided(pool: Pool, policy: Policy, under: Circumstances) -> Choice:
+def decided(pool: Pool, policy: Policy, context: DecisionContext) -> RankingResult:
     p, costs = zip(*pool, strict=True)
-    return decide(ids(pool), np.array(p), costs, policy, under)
+    return decide(ids(pool), np.array(p), costs, policy, context)
 
 
-@given(POOL, DOUBTS, UNDER, SENSITIVITY, SENSITIVITY)
+@given(POOL, DOUBTS, CONTEXTS, SENSITIVITY, SENSITIVITY)
 def test_more_cost_sensitivity_never_costs_more_whatever_else_is_asked(
-    pool: Pool, policy: Policy, under: Circumstances, one: float, other: float
+    pool: Pool, policy: Policy, context: DecisionContext, one: float, other: float
 ) -> None:
     dearest = max((cost for _, cost in pool if cost is not None), default=0.0)
     costs = [dearest if cost is None else cost for _, cost in pool]
     low, high = sorted((one, other))
-    frugal = costs[decided(pool, replace(policy, value=high), under).order[0]]
-    lavish = costs[decided(pool, replace(policy, value=low), under).order[0]]
+    frugal = costs[decided(pool, replace(policy, value=high), context).order[0]]
+    lavish = costs[decided(pool, replace(policy, value=low), context).order[0]]
     assert frugal <= lavish + 1e-9 * max(1.0, dearest)
 
 
-@given(POOL, DOUBTS, UNDER, st.sampled_from(["cost_sensitivity", "min_probability"]))
+@given(POOL, DOUBTS, CONTEXTS, st.sampled_from(["cost_sensitivity", "min_probability"]))
 def test_one_comes_first_and_the_rest_keep_their_order(
-    pool: Pool, policy: Policy, under: Circumstances, objective: str
+    pool: Pool, policy: Policy, context: DecisionContext, objective: str
 ) -> None:
     policy = replace(policy, objective=objective, value=0.5)  # type: ignore[arg-type]
     p, costs = zip(*pool, strict=True)
-    ranked = choose(ids(pool), np.array(p), costs, policy)
-    choice = decided(pool, policy, under)
+    ranked = rank(ids(pool), np.array(p), costs, policy)
+    choice = decided(pool, policy, context)
     first = choice.order[0]
     assert choice.order == (first, *(i for i in ranked.order if i != first))
     assert choice.utility == ranked.utility
@@ -71,23 +71,23 @@ def test_one_comes_first_and_the_rest_keep_their_order(
     assert choice.reason.endswith(".")
 
 
-@given(POOL, DOUBTS, UNDER)
-def test_each_kind_has_its_cause(pool: Pool, policy: Policy, under: Circumstances) -> None:
-    choice, names = decided(pool, policy, under), ids(pool)
+@given(POOL, DOUBTS, CONTEXTS)
+def test_each_kind_has_its_cause(pool: Pool, policy: Policy, context: DecisionContext) -> None:
+    choice, names = decided(pool, policy, context), ids(pool)
     chosen = names[choice.order[0]]
     best = max(p for p, _ in pool)
-    limit, unlike = policy.max_unlikeness, under.unlikeness
+    limit, unlike = policy.max_unlikeness, context.unlikeness
     doubt = best < policy.min_confidence
     doubt |= limit is not None and unlike is not None and unlike > limit
-    default = policy.default_candidate or under.default
+    default = policy.default_candidate or context.default
     utility = dict(zip(names, choice.utility, strict=True))
-    stays = under.session in names and max(utility.values()) - utility[under.session] <= (
-        under.margin
-    )
-    if under.unscored:
+    stays = context.session_candidate in names and max(utility.values()) - utility[
+        context.session_candidate
+    ] <= (context.switching_margin)
+    if context.fallback_reason:
         assert choice.kind == "fallback"
-        assert choice.reason.startswith(under.unscored)
-        assert under.session not in names or chosen == under.session
+        assert choice.reason.startswith(context.fallback_reason)
+        assert context.session_candidate not in names or chosen == context.session_candidate
     elif doubt:
         assert choice.kind == "abstained"
         if default in names:
@@ -96,7 +96,7 @@ def test_each_kind_has_its_cause(pool: Pool, policy: Policy, under: Circumstance
             assert pool[choice.order[0]][0] == best, "never the cheapest by accident"
             assert "not eligible" in choice.reason if default else "no default" in choice.reason
     elif stays:
-        assert (choice.kind, chosen) == ("session", under.session)
+        assert (choice.kind, chosen) == ("session", context.session_candidate)
     else:
         assert choice.kind == "scored"
         assert pool[choice.order[0]][0] == best
@@ -104,14 +104,16 @@ def test_each_kind_has_its_cause(pool: Pool, policy: Policy, under: Circumstance
 
 def test_a_session_leaves_when_another_is_better_by_more_than_the_margin() -> None:
     pool: Pool = [(0.70, 1.0), (0.76, 1.0)]
-    stays = decided(pool, Policy(), Circumstances(session="c00", margin=0.07))
+    stays = decided(pool, Policy(), DecisionContext(session_candidate="c00", switching_margin=0.07))
     assert stays.kind == "session"
-    assert "c01 is better by 0.060 in utility, the margin is 0.07" in stays.reason
-    leaves = decided(pool, Policy(), Circumstances(session="c00", margin=0.05))
+    assert "c01 would gain 0.060 in utility, within the switching margin of 0.07" in stays.reason
+    leaves = decided(
+        pool, Policy(), DecisionContext(session_candidate="c00", switching_margin=0.05)
+    )
     assert (leaves.kind, leaves.order[0]) == ("scored", 1)
-    assert "the session leaves c00" in leaves.reason
+    assert "the session switches from c00" in leaves.reason
     cheap = decided([(0.8, 0.97), (0.9, 1.0)], Policy("min_probability", 0.75),
-                    Circumstances(session="c01", margin=0.05))  # fmt: skip
+                    DecisionContext(session_candidate="c01", switching_margin=0.05))  # fmt: skip
     assert (cheap.kind, cheap.order[0]) == ("session", 1), "3 % of the cost is no cause to leave"
 
 
@@ -127,27 +129,27 @@ def test_sessions_are_what_a_list_of_uses_says(
 ) -> None:
     """Against a plain record: the last `limit` sessions used, each for 5 seconds after its use."""
     now = 0.0
-    sessions = Sessions(limit, 5.0, lambda: now)
+    sessions = SessionStore(limit, 5.0, lambda: now)
     used: dict[str, tuple[str, float]] = {}
     for session, candidate, write, wait in steps:
         now += wait
         name = f"s{session}"
         recent = sorted(used, key=lambda n: list(used).index(n))[-limit:] if limit else []
         alive = name in recent and now - used[name][1] < 5.0
-        assert sessions.candidate(name) == (used[name][0] if alive else "")
+        assert sessions.get(name) == (used[name][0] if alive else "")
         if write:
             used.pop(name, None)
             used[name] = (f"c{candidate}", now)
-            sessions.remember(name, f"c{candidate}")
+            sessions.put(name, f"c{candidate}")
         assert len(sessions) <= limit
 
 
 def test_a_session_is_kept_under_a_hash() -> None:
-    sessions = Sessions(10, 60.0)
-    sessions.remember("alice@example.org", "c1")
+    sessions = SessionStore(10, 60.0)
+    sessions.put("alice@example.org", "c1")
     assert "alice" not in repr(vars(sessions))
-    assert sessions.candidate("alice@example.org") == "c1"
-    assert sessions.candidate("bob") == ""
+    assert sessions.get("alice@example.org") == "c1"
+    assert sessions.get("bob") == ""
 
 
 PLAIN = Candidate("x", tuple(TaskResult(f"task {i}", 0.5) for i in range(50)))

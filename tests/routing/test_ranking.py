@@ -14,8 +14,8 @@ from engine.api.candidate import Candidate
 from engine.api.errors import InvalidInputError
 from engine.api.policy import Policy
 from engine.registry.table import make_table
-from engine.routing.eligibility import check, eligible
-from engine.routing.ranking import choose
+from engine.routing.eligibility import find_eligible, validate_policy
+from engine.routing.ranking import rank
 
 COSTS = st.none() | st.floats(0, 10)
 POOL = st.lists(st.tuples(st.floats(0, 1), COSTS), min_size=1, max_size=12)
@@ -27,7 +27,7 @@ def ids(count: int) -> list[str]:
 
 def chosen(pool: list[tuple[float, float | None]], policy: Policy) -> int:
     p, costs = zip(*pool, strict=True)
-    return choose(ids(len(pool)), np.array(p), costs, policy).order[0]
+    return rank(ids(len(pool)), np.array(p), costs, policy).order[0]
 
 
 @given(POOL, st.floats(0, 10), st.floats(0, 10))
@@ -71,7 +71,7 @@ def test_the_ranking_is_a_permutation_sorted_by_utility(
 ) -> None:
     p, costs = zip(*pool, strict=True)
     policy = Policy(objective, value)  # type: ignore[arg-type]
-    choice = choose(ids(len(pool)), np.array(p), costs, policy)
+    choice = rank(ids(len(pool)), np.array(p), costs, policy)
     ranked = [choice.utility[i] for i in choice.order]
     assert sorted(choice.order) == list(range(len(pool)))
     assert ranked == sorted(ranked, reverse=True)
@@ -99,25 +99,29 @@ TABLE = make_table(7, [(c, np.zeros((1, 4), np.float32)) for c in POOL_OF_FOUR],
     ("policy", "left", "words"),
     [
         (Policy(), {"cheap", "dear", "unknown", "seeing"}, ""),
-        (Policy(allow=("dear",)), {"dear"}, "allow list"),
-        (Policy(deny=("dear",)), {"cheap", "unknown", "seeing"}, "deny list"),
-        (Policy("max_cost_usd", 0.01), {"cheap", "seeing"}, "no known price"),
-        (Policy(expected_output_tokens=4000), {"dear"}, "4100 are needed"),
-        (Policy(allow=("cheap",), deny=("cheap",)), set(), "deny list"),
-        (Policy(modalities=("image", "text")), {"seeing"}, "does not read image"),
+        (Policy(allow=("dear",)), {"dear"}, "not among the allowed"),
+        (Policy(deny=("dear",)), {"cheap", "unknown", "seeing"}, "among the denied"),
+        (Policy("max_cost_usd", 0.01), {"cheap", "seeing"}, "price unknown"),
+        (Policy(expected_output_tokens=4000), {"dear"}, "needs 4100"),
+        (Policy(allow=("cheap",), deny=("cheap",)), set(), "among the denied"),
+        (Policy(modalities=("image", "text")), {"seeing"}, "missing modalities: image"),
         (Policy(modalities=("text",)), {"cheap", "dear", "unknown", "seeing"}, ""),
-        (Policy(features=("json_mode", "tools")), {"seeing"}, "lacks the feature json_mode, tools"),
-        (Policy(tags=("production",)), {"seeing"}, "lacks the tag production"),
-        (Policy(regions=("eu", "us-east-1")), {"seeing"}, "has no known region"),
-        (Policy(regions=("asia",)), set(), "is in eu, not in asia"),
-        (Policy(min_context_window=4096), {"cheap", "unknown", "seeing"}, "no known context"),
-        (Policy(min_context_window=5000), set(), "reads 4096 tokens, at least 5000"),
-        (Policy(max_input_usd_per_million=1), {"cheap", "dear", "seeing"}, "no known input price"),
+        (Policy(features=("json_mode", "tools")), {"seeing"}, "missing features: json_mode, tools"),
+        (Policy(tags=("production",)), {"seeing"}, "missing tags: production"),
+        (
+            Policy(regions=("eu", "us-east-1")),
+            {"seeing"},
+            "requires one of: eu, us-east-1",
+        ),
+        (Policy(regions=("asia",)), set(), "region is eu; policy requires one of: asia"),
+        (Policy(min_context_window=4096), {"cheap", "unknown", "seeing"}, "context window unknown"),
+        (Policy(min_context_window=5000), set(), "is 4096 tokens; policy requires at least 5000"),
+        (Policy(max_input_usd_per_million=1), {"cheap", "dear", "seeing"}, "input price unknown"),
         (Policy(max_output_usd_per_million=2), {"cheap", "unknown", "seeing"}, "$100 per million"),
     ],
 )
 def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], words: str) -> None:
-    found = eligible(TABLE, policy, input_tokens=100, default_answer_tokens=400)
+    found = find_eligible(TABLE, policy, input_tokens=100, default_output_tokens=400)
     assert {TABLE.candidates[row].id for row in found.rows} == left
     assert set(found.excluded) == {c.id for c in TABLE.candidates} - left
     assert not words or any(words in why for why in found.excluded.values())
@@ -150,7 +154,7 @@ def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], 
 )
 def test_a_wrong_policy_is_named(policy: Policy) -> None:
     with pytest.raises(InvalidInputError, match=r"policy\.\w+"):
-        check(policy, TABLE)
+        validate_policy(policy, TABLE)
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), unique=True).map(tuple)
@@ -202,8 +206,8 @@ def test_eligible_are_exactly_those_that_satisfy_every_constraint(
     pool: list[Candidate], policy: Policy, input_tokens: int
 ) -> None:
     table = make_table(1, [(c, np.zeros((1, 4), np.float32)) for c in pool], (1, 4))
-    check(policy, table)
-    found = eligible(table, policy, input_tokens, default_answer_tokens=400)
+    validate_policy(policy, table)
+    found = find_eligible(table, policy, input_tokens, default_output_tokens=400)
     left = {table.candidates[row].id for row in found.rows}
     assert left == {c.id for c in pool if satisfies(c, policy, input_tokens)}
     assert set(found.excluded) == {c.id for c in pool} - left

@@ -215,7 +215,7 @@ def test_other_bodies_and_wishes(both: Stack) -> None:
     for headers, body, word in (
         ({"x-modelsat-allow": "nobody"}, sent, "nobody, which is not registered"),
         ({"x-modelsat-cost-sensitivity": "much"}, sent, "is no number"),
-        ({}, raw("Why?", tools=[{"type": "function"}]), "lacks the feature tools"),
+        ({}, raw("Why?", tools=[{"type": "function"}]), "missing features: tools"),
     ):
         refused = both.ask(body, headers)
         assert refused.status == 400

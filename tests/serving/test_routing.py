@@ -32,7 +32,7 @@ from engine.pb import router_service_pb2 as rpb
 from engine.registry.catalog import read_zoo
 from engine.registry.stores.outcomes import OutcomeStore, read_recorded
 from engine.registry.table import make_table
-from engine.routing.router import Router, Rules
+from engine.routing.router import Router, RouterConfig
 from engine.serving.rpc.router_service import RouterService, as_ready
 from engine.serving.telemetry.metrics import Metrics
 from tests.conftest import INSTRUCTIONS
@@ -69,10 +69,10 @@ def test_candidates_are_chosen_by_their_words(
         assert cli(asked) == 0
         shown = json.loads(capsys.readouterr().out)
         assert [r["candidate"] for r in shown["ranking"]] == ["candidates/seeing"]
-        assert "does not read image" in set(shown["exclusions"].values())
+        assert "missing modalities: image" in set(shown["exclusions"].values())
         assert shown["kind"] == "scored"
         assert len(shown["decision_id"]) == 32
-        with pytest.raises(ModelsatClientError, match="lacks the feature reasoning") as refused:
+        with pytest.raises(ModelsatClientError, match="missing features: reasoning") as refused:
             client.route(QUESTION, Policy(features=("reasoning",), tags=("tier-2",)))
         assert refused.value.code == "FAILED_PRECONDITION"
         with pytest.raises(ModelsatClientError, match=r"policy.tags: has 'Tier 2'"):
@@ -95,7 +95,7 @@ def test_doubt_goes_to_the_default(client: Client) -> None:
     assert (answer.kind, answer.selected) == (rpb.DECISION_KIND_ABSTAINED, other)
     rest = [r.candidate for r in usual.ranking if r.candidate != other]
     assert [r.candidate for r in answer.ranking] == [other, *rest]
-    assert "no candidate reaches confidence 1" in answer.reason
+    assert "no candidate reaches probability 1" in answer.reason
     strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ", Policy(max_unlikeness=0.5))
     assert strange.kind == rpb.DECISION_KIND_ABSTAINED
     assert strange.selected == strange.ranking[0].candidate
@@ -247,7 +247,7 @@ class OneToken:
 
 
 def a_router(
-    backend: FakeBackend, rules: Rules, cache: ScoreCache | None = None, **embedded: float
+    backend: FakeBackend, config: RouterConfig, cache: ScoreCache | None = None, **embedded: float
 ) -> tuple[Router, Batcher]:
     """embedded: what stands in the embedding of a candidate in place of ones."""
     entries = [
@@ -258,13 +258,13 @@ def a_router(
     readout = Readout(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
     batcher = Batcher(backend, readout, Limits())
     registry: Any = SimpleNamespace(table=lambda: table)
-    return Router(registry, batcher, OneToken(), cache=cache, rules=rules), batcher
+    return Router(registry, batcher, OneToken(), cache=cache, config=config), batcher
 
 
 async def test_a_deadline_that_cannot_be_met_is_answered_statically(tmp_path: Path) -> None:
     """A forward pass that does not end, behind a real socket: the answer comes all the same."""
     backend = FakeBackend()
-    router, batcher = a_router(backend, Rules("deadline"))
+    router, batcher = a_router(backend, RouterConfig("deadline"))
     outcomes = OutcomeStore(tmp_path / "o.sqlite", 10)
     server = grpc.aio.server()
     service = RouterService(router, rpb.GetServerInfoResponse, 1000, outcomes)
@@ -294,7 +294,7 @@ async def test_a_deadline_that_cannot_be_met_is_answered_statically(tmp_path: Pa
 
 async def test_without_a_deadline_the_scores_are_waited_for() -> None:
     backend = FakeBackend()
-    router, batcher = a_router(backend, Rules("overload", default="good"))
+    router, batcher = a_router(backend, RouterConfig("overload", default_candidate="good"))
     batcher.start()
     decision = await router.route("x", Policy(min_confidence=1.0))
     assert (decision.kind, decision.selected.id) == ("abstained", "good")
@@ -306,7 +306,7 @@ async def test_without_a_deadline_the_scores_are_waited_for() -> None:
 async def test_a_score_that_is_not_finite_excludes_its_candidate_alone() -> None:
     """As where float16 overflows; the others are ranked, doubted and measured without it."""
     cache, metrics = ScoreCache(1 << 20), Metrics()
-    router, batcher = a_router(FakeBackend(), Rules(), cache, good=np.nan)
+    router, batcher = a_router(FakeBackend(), RouterConfig(), cache, good=np.nan)
     batcher.start()
     decision = await router.route("x", Policy(min_confidence=0.1))
     assert (decision.kind, decision.selected.id) == ("scored", "cheap")
@@ -314,9 +314,9 @@ async def test_a_score_that_is_not_finite_excludes_its_candidate_alone() -> None
     cheap, middling = (r.expected_cost_usd for r in decision.ranking)
     assert cheap is not None
     assert middling == pytest.approx(2 * cheap), "costs stay with their candidates"
-    assert decision.exclusions == {"good": "its score is not finite"}
+    assert decision.exclusions == {"good": "score is not finite"}
     assert cache.size == 0
-    metrics.decided(decision, decision.kind)
+    metrics.decided(decision)
     mean = metrics.registry.get_sample_value("modelsat_probability_mean", {"of": "all"})
     assert mean == decision.ranking[0].probability
     with pytest.raises(UnavailableError, match="finite"):

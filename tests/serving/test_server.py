@@ -113,7 +113,7 @@ def test_a_long_instruction_is_read_in_head_and_tail(client: Client) -> None:
     assert answer.truncated
     assert answer.input_tokens > 50_000
     excluded = {e.candidate: e.reason for e in answer.exclusions}
-    assert "reads 4096 tokens" in excluded["candidates/phi-3-mini-4k-instruct"]
+    assert "context window is 4096 tokens" in excluded["candidates/phi-3-mini-4k-instruct"]
 
 
 def test_an_answer_says_how_unlike_the_training_instructions_its_own_is(client: Client) -> None:

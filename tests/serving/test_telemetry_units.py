@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 
 from engine.api.candidate import Candidate
 from engine.api.errors import ModelsatError
-from engine.api.policy import Policy
+from engine.api.policy import Kind, Policy
 from engine.api.request_context import DECISION, TRACE, begin_decision, trace_of
-from engine.routing.router import Decision, Ranked
+from engine.routing.decision import Decision, PromptInfo, RankedCandidate
 from engine.serving.rpc.interceptors import TelemetryInterceptor
 from engine.serving.settings import Settings
 from engine.serving.telemetry import Telemetry, logs, open_telemetry
@@ -39,21 +39,14 @@ from engine.serving.telemetry.metrics import Metrics, Sources
 TIMING = dict.fromkeys(("prepare", "queue", "forward", "score", "choose", "total"), 0.001)
 
 
-def decision(chosen: str = "a", revision: int = 1, identifier: str = "d" * 32) -> Decision:
-    ranking = tuple(Ranked(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25)))
-    return Decision(
-        ranking[0].candidate,
-        "why",
-        ranking,
-        {},
-        revision,
-        7,
-        False,
-        0.5,
-        "scored",
-        TIMING,
-        identifier,
+def decision(
+    chosen: str = "a", revision: int = 1, identifier: str = "d" * 32, kind: Kind = "scored"
+) -> Decision:
+    ranking = tuple(
+        RankedCandidate(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25))
     )
+    info = PromptInfo(7, truncated=False, unlikeness=0.5)
+    return Decision("why", ranking, {}, revision, info, kind, TIMING, identifier)
 
 
 # --- the interceptor, around methods of every kind ---------------------------------------------
@@ -171,7 +164,7 @@ def test_labels_are_those_registered_now_and_other(steps: list[tuple[str, set[st
     metrics.watch(Sources(lambda: now, {}))
     for revision, (chosen, present) in enumerate(steps):
         now = present
-        metrics.decided(decision(chosen, revision), "scored")
+        metrics.decided(decision(chosen, revision))
     series = {
         s.labels["candidate"]
         for f in metrics.registry.collect()
@@ -185,10 +178,10 @@ def test_labels_are_those_registered_now_and_other(steps: list[tuple[str, set[st
 
 def test_a_fallback_does_not_move_the_mean_probability() -> None:
     metrics = Metrics()
-    metrics.decided(decision(), "fallback")
+    metrics.decided(decision(kind="fallback"))
     value = metrics.registry.get_sample_value
     assert value("modelsat_probability_mean", {"of": "all"}) is None
-    metrics.decided(decision(), "scored")
+    metrics.decided(decision())
     assert value("modelsat_probability_mean", {"of": "selected"}) == 0.75
     assert value("modelsat_probability_baseline", {"of": "all"}) == 0.5
     assert value("modelsat_decisions_total", {"kind": "fallback"}) == 1
@@ -198,7 +191,7 @@ def test_telemetry_that_fails_does_not_fail_the_request(caplog: pytest.LogCaptur
     """A decision without a ranking cannot be; whatever else goes wrong must end like this."""
     impossible = replace(decision(), ranking=())
     Telemetry(Metrics()).decided(impossible, Policy(), "text", dry_run=False)
-    assert "telemetry of a decision failed: ZeroDivisionError" in caplog.text
+    assert "telemetry of a decision failed: IndexError" in caplog.text
 
 
 # --- the log ----------------------------------------------------------------------------------
@@ -263,7 +256,7 @@ def test_a_trace_id_is_read_from_a_valid_traceparent_alone(header: str, trace: s
 
 def offer(audit: AuditLog, count: int) -> None:
     for i in range(count):
-        audit.offer(decision(identifier=f"{i:032}"), "scored", Policy(), "", "a text")
+        audit.offer(decision(identifier=f"{i:032}"), Policy(), "", "a text")
 
 
 def test_about_the_asked_share_is_kept(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from engine.cli.main import main as modelsat
 from engine.inference.offline import Scored
 from engine.routing import calibration, tradeoff
 from engine.routing.calibration import Target
-from engine.routing.ranking import choose
+from engine.routing.ranking import rank
 from research import baselines
 from research.baselines import Rows
 from tests.support import datasets
@@ -87,7 +87,7 @@ def test_the_full_block_has_no_gap(seed: int) -> None:
     random = np.random.default_rng(seed)
     outcomes = random.random((12, 5))
     outcomes[random.random(outcomes.shape) < random.random()] = np.nan
-    block = tradeoff.full_block(outcomes)
+    block = tradeoff.largest_complete_subset(outcomes)
     assert not np.isnan(outcomes[np.ix_(block.rows, block.candidates)]).any()
     whole = (~np.isnan(outcomes)).all(axis=1).sum() * 5
     assert len(block.rows) * len(block.candidates) >= whole
@@ -97,13 +97,13 @@ def test_the_full_block_leaves_a_choice() -> None:
     """Two candidates with few common rows are judged before one with many."""
     apart = np.full((30, 3), np.nan)
     apart[np.arange(30), np.arange(30) % 3] = 1.0
-    assert tradeoff.full_block(apart).candidates.size == 0
+    assert tradeoff.largest_complete_subset(apart).candidates.size == 0
     often = np.full((30, 3), np.nan)
     often[:, 0], often[:4, 1], often[4:8, 2] = 1.0, 1.0, 1.0
     often[3:5, 1:] = 0.0
-    assert tradeoff.full_block(often).rows.tolist() == [3, 4]
-    assert tradeoff.full_block(often[:, :1]).rows.size == 30  # there is only this one
-    assert tradeoff.full_block(often[:0]).rows.size == 0
+    assert tradeoff.largest_complete_subset(often).rows.tolist() == [3, 4]
+    assert tradeoff.largest_complete_subset(often[:, :1]).rows.size == 30  # there is only this one
+    assert tradeoff.largest_complete_subset(often[:0]).rows.size == 0
 
 
 @settings(max_examples=60)
@@ -115,8 +115,8 @@ def test_of_equal_trades_the_curve_takes_the_cheapest_as_the_policy_does(
     p, costs = random.integers(0, 3, (20, 4)) / 10, random.choice([1.0, 2.0, np.nan], (20, 4))
     for i in range(20):
         known = [None if np.isnan(c) else c for c in costs[i]]
-        taken = choose(["a", "b", "c", "d"], p[i], known, Policy("cost_sensitivity", value))
-        found = tradeoff.point(p[[i]], p[[i]], costs[[i]], value)
+        taken = rank(["a", "b", "c", "d"], p[i], known, Policy("cost_sensitivity", value))
+        found = tradeoff.operating_point(p[[i]], p[[i]], costs[[i]], value)
         assert int(found.shares.argmax()) == taken.order[0]
 
 
@@ -126,7 +126,7 @@ def test_no_accuracy_is_missed_for_the_order_of_a_sum(seed: int) -> None:
     y = np.random.default_rng(seed).random((1000, 3)).astype(np.float32)
     y[:, 2] = (y[:, 2] + 2) / 3
     p, costs = np.tile([0.1, 0.2, 0.9], (1000, 1)), np.tile([1.0, 2.0, 3.0], (1000, 1))
-    accuracy, _ = tradeoff.singles(y, costs)
+    accuracy, _ = tradeoff.single_candidate_baselines(y, costs)
     assert tradeoff.cheapest_at(tradeoff.curve(p, y, costs), float(accuracy.max())) is not None
 
 
@@ -136,8 +136,8 @@ def test_the_curve_takes_whom_the_policy_takes(seed: int, value: float) -> None:
     p, outcomes, costs = made_up(5, seed)
     ids = ["a", "b", "c", "d"]
     policy = Policy("cost_sensitivity", value)
-    taken = [choose(ids, p[i], list(costs[i]), policy).order[0] for i in range(5)]
-    found = tradeoff.point(p, outcomes, costs, value)
+    taken = [rank(ids, p[i], list(costs[i]), policy).order[0] for i in range(5)]
+    found = tradeoff.operating_point(p, outcomes, costs, value)
     rows = np.arange(5)
     assert found.accuracy == pytest.approx(outcomes[rows, taken].mean())
     assert found.cost == pytest.approx(costs[rows, taken].mean())
@@ -145,9 +145,10 @@ def test_the_curve_takes_whom_the_policy_takes(seed: int, value: float) -> None:
 
 def test_a_mix_of_two_costs_what_the_line_between_them_says() -> None:
     accuracies, costs = np.array([0.5, 0.6, 0.9]), np.array([1.0, 5.0, 9.0])
-    assert tradeoff.mix_cost(accuracies, costs, 0.7) == pytest.approx(5.0)  # half of 1, half of 9
-    assert tradeoff.mix_cost(accuracies, costs, 0.95) == np.inf
-    assert tradeoff.mix_cost(accuracies, costs, 0.4) == 1.0
+    # Half of the requests at 1, half at 9.
+    assert tradeoff.cheapest_mixture_cost(accuracies, costs, 0.7) == pytest.approx(5.0)
+    assert tradeoff.cheapest_mixture_cost(accuracies, costs, 0.95) == np.inf
+    assert tradeoff.cheapest_mixture_cost(accuracies, costs, 0.4) == 1.0
 
 
 def test_good_probabilities_save_money_and_calibrate_says_how_much() -> None:
@@ -168,8 +169,8 @@ def test_max_cost_forgives_rounding_and_spends_nothing_for_nothing() -> None:
     names, whole = ["dear", "cheap"], Target(None, 1.0)
     costs = np.random.default_rng(0).random((1000, 2)) * [1.0, 1e-3]
     p, y = np.tile([0.9, 0.1], (1000, 1)), np.tile([1.0, 0.0], (1000, 1))
-    always = tradeoff.point(p, y, costs, 0.0).cost
-    assert always > tradeoff.singles(y, costs)[1][0]  # the same sum in another order
+    always = tradeoff.operating_point(p, y, costs, 0.0).cost
+    assert always > tradeoff.single_candidate_baselines(y, costs)[1][0]
     found = calibration.recommend(p, y, costs, names, whole).point
     assert found is not None
     assert found.accuracy == 1.0

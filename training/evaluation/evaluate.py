@@ -109,7 +109,7 @@ def measured(
 def routing(judged: Judged) -> dict[str, Any]:
     """What is got by following the probabilities, where every alternative was measured; NaN where
     that is nowhere."""
-    block = tradeoff.full_block(judged.scores)
+    block = tradeoff.largest_complete_subset(judged.scores)
     part = np.ix_(block.rows, block.candidates)
     p, y, costs = judged.p[part], judged.scores[part], judged.costs[part]
     if not len(y):
@@ -132,14 +132,14 @@ def cost_figures(p: FloatArray, y: FloatArray, costs: FloatArray) -> list[float]
     Infinite where no cost sensitivity is as accurate, so that a resample which misses counts.
     """
     points = tradeoff.curve(p, y, costs)
-    accuracy, cost = tradeoff.singles(y, costs)
+    accuracy, cost = tradeoff.single_candidate_baselines(y, costs)
     best = int(accuracy.argmax())
     wanted = 0.95 * float(accuracy[best])
     found = tradeoff.cheapest_at(points, wanted), tradeoff.cheapest_at(points, accuracy[best])
     least, whole = (np.inf if x is None else x.cost for x in found)
-    mix = tradeoff.mix_cost(accuracy, cost, wanted)
+    mix = tradeoff.cheapest_mixture_cost(accuracy, cost, wanted)
     shares = [_over(least, float(cost[best])), _over(whole, float(cost[best])), _over(least, mix)]
-    return [*shares, tradeoff.area(points, cost)]
+    return [*shares, tradeoff.area_under_curve(points, cost)]
 
 
 def _over(cost: float, of: float) -> float:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from engine.bundle.types import FloatArray, Int64Array
-from engine.routing.tradeoff import full_block
+from engine.routing.tradeoff import largest_complete_subset
 
 RESAMPLES = 200
 
@@ -66,9 +66,10 @@ def ece(p: FloatArray, outcomes: FloatArray) -> float:
 
 
 def routed(p: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
-    """(mean outcome of the highest p, of the best single candidate), on tradeoff.full_block; NaN
+    """(mean outcome of the highest p, of the best single candidate), on
+    tradeoff.largest_complete_subset; NaN
     where that is empty."""
-    block = full_block(outcomes)
+    block = largest_complete_subset(outcomes)
     if not len(block.rows):
         return float("nan"), float("nan")
     part = np.ix_(block.rows, block.candidates)

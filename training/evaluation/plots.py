@@ -22,7 +22,7 @@ from training.evaluation import metrics
 def plot_dataset(p: FloatArray, outcomes: FloatArray, costs: FloatArray, stem: Path) -> None:
     """Reliability, and accuracy against cost where prices are known; p, outcomes, costs (B, M)."""
     _reliability(p, outcomes, stem.with_name(stem.name + "-reliability.png"))
-    block = tradeoff.full_block(outcomes)
+    block = tradeoff.largest_complete_subset(outcomes)
     part = np.ix_(block.rows, block.candidates)
     priced = np.flatnonzero(~np.isnan(costs[part]).any(axis=0))
     if len(priced) > 1:
@@ -42,7 +42,7 @@ def _reliability(p: FloatArray, outcomes: FloatArray, path: Path) -> None:
 
 def _cost_quality(p: FloatArray, outcomes: FloatArray, costs: FloatArray, path: Path) -> None:
     points = tradeoff.curve(p, outcomes, costs)
-    accuracy, cost = tradeoff.singles(outcomes, costs)
+    accuracy, cost = tradeoff.single_candidate_baselines(outcomes, costs)
     figure, axes = plt.subplots(figsize=(5.5, 4))
     axes.plot([1e3 * x.cost for x in points], [x.accuracy for x in points], label="routed")
     axes.scatter(1e3 * cost, accuracy, color="black", s=14, label="one candidate always")

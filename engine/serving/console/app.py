@@ -321,7 +321,7 @@ def route_view(response: pb.RouteResponse) -> dict[str, Any]:
 def _curve(ranking: Sequence[pb.RankedCandidate]) -> list[dict[str, Any]]:
     """Who is taken as the cost sensitivity grows, one entry from each sensitivity on at which the
     choice changes; expected_cost_usd is None where unknown."""
-    # Cheapest first, then by id: the first of equals is what policy.choose takes.
+    # Cheapest first, then by id: the first of equals is what ranking.rank selects.
     ordered = sorted(ranking, key=lambda r: (_cost(r, math.inf), r.candidate))
     p = np.array([[r.probability for r in ordered]])
     costs = np.array([[_cost(r, math.nan) for r in ordered]])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from threading import Event
 
-from engine.routing.router import Decision
+from engine.routing.decision import Decision
 
 SIZE = 256
 MAX_TEXT_CHARS = 500
@@ -64,8 +64,8 @@ class Feed:
             expected_cost_usd=first.expected_cost_usd,
             candidates=len(decision.ranking),
             revision=decision.revision,
-            input_tokens=decision.input_tokens,
-            unlikeness=decision.unlikeness,
+            input_tokens=decision.prompt.input_tokens,
+            unlikeness=decision.prompt.unlikeness,
             total_ms=1000 * decision.timing["total"],
             text=text[:MAX_TEXT_CHARS] if self._with_text else None,
         )

@@ -21,7 +21,8 @@ from engine.api.errors import (
     Violation,
 )
 from engine.api.limits import MIB, check_text
-from engine.routing.router import Decision, Router
+from engine.routing.decision import Decision
+from engine.routing.router import Router
 from engine.serving.extproc.body import (
     Instruction,
     instruction,

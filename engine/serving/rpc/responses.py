@@ -9,7 +9,7 @@ from engine.api.candidate import (
 )
 from engine.api.policy import Kind
 from engine.pb import router_service_pb2
-from engine.routing.router import Decision
+from engine.routing.decision import Decision
 
 KINDS: dict[Kind, router_service_pb2.DecisionKind] = {
     "scored": router_service_pb2.DECISION_KIND_SCORED,
@@ -41,9 +41,9 @@ def response_from(decision: Decision) -> router_service_pb2.RouteResponse:
         timing=router_service_pb2.Timing(
             **{phase: _duration(seconds) for phase, seconds in decision.timing.items()}
         ),
-        input_tokens=decision.input_tokens,
-        truncated=decision.truncated,
-        unlikeness=decision.unlikeness,
+        input_tokens=decision.prompt.input_tokens,
+        truncated=decision.prompt.truncated,
+        unlikeness=decision.prompt.unlikeness,
         decision_id=decision.id,
         kind=KINDS[decision.kind],
     )

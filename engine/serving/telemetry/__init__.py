@@ -23,7 +23,7 @@ from engine.api.request_context import TRACE, trace_of
 from engine.inference.batcher import Batcher
 from engine.inference.cache import ScoreCache
 from engine.registry.table import Table
-from engine.routing.router import Decision
+from engine.routing.decision import Decision
 from engine.serving.console.feed import Feed
 from engine.serving.console.http_server import HttpServer
 from engine.serving.rpc.status import code_of
@@ -128,20 +128,19 @@ class Telemetry:
 
         A dry run is traced and logged, but neither counted nor audited nor shown.
         """
-        kind = decision.kind
         try:
             if self._tracing is not None:
-                self._tracing.decided(decision, kind)
+                self._tracing.decided(decision)
             if self.metrics is not None and not dry_run:
-                self.metrics.decided(decision, kind)
+                self.metrics.decided(decision)
             if self._audit is not None and not dry_run:
-                self._audit.offer(decision, kind, policy, TRACE.get(), text)
+                self._audit.offer(decision, policy, TRACE.get(), text)
             if self.feed is not None and not dry_run:
                 self.feed.add(decision, text)
+            if log.isEnabledFor(logging.DEBUG):
+                _log_decision(decision, dry_run)
         except Exception as error:  # the caller gets the decision all the same
             log.error("telemetry of a decision failed: %s", type(error).__name__, exc_info=True)
-        if log.isEnabledFor(logging.DEBUG):
-            _log_decision(decision, kind, dry_run)
 
     def reopen(self) -> None:
         """Open the audit file anew, as SIGHUP asks for."""
@@ -212,14 +211,14 @@ def _open_tracing(address: str) -> Tracing:
     return Tracing(address, __version__)
 
 
-def _log_decision(decision: Decision, kind: str, dry_run: bool) -> None:
+def _log_decision(decision: Decision, dry_run: bool) -> None:
     log.debug(
         "decided",
         extra={
             "selected": decision.selected.name,
-            "kind": kind,
+            "kind": decision.kind,
             "revision": decision.revision,
-            "input_tokens": decision.input_tokens,
+            "input_tokens": decision.prompt.input_tokens,
             "dry_run": dry_run,
             "total_ms": round(1000 * decision.timing["total"], 3),
         },

@@ -22,7 +22,7 @@ from typing import Any
 
 from engine.api.errors import ModelsatError
 from engine.api.policy import Policy
-from engine.routing.router import Decision
+from engine.routing.decision import Decision
 
 WAITING = 256  # lines; with --audit-text each may hold a whole instruction
 COMPLAINT_S = 60.0
@@ -36,7 +36,6 @@ class Audited:
 
     at: datetime
     decision: Decision
-    kind: str
     policy: Policy
     trace_id: str
     text: str | None
@@ -48,14 +47,14 @@ class Audited:
             "time": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "decision_id": d.id,
             "revision": d.revision,
-            "kind": self.kind,
+            "kind": d.kind,
             "selected": d.selected.name,
             "probabilities": {r.candidate.name: round(r.probability, 6) for r in d.ranking},
             "costs": {r.candidate.name: r.expected_cost_usd for r in d.ranking},
             "policy": asdict(self.policy),
-            "input_tokens": d.input_tokens,
-            "truncated": d.truncated,
-            "unlikeness": d.unlikeness,
+            "input_tokens": d.prompt.input_tokens,
+            "truncated": d.prompt.truncated,
+            "unlikeness": d.prompt.unlikeness,
         }
         if self.trace_id:
             entry["trace_id"] = self.trace_id
@@ -90,7 +89,6 @@ class AuditLog:
     def offer(
         self,
         decision: Decision,
-        kind: str,
         policy: Policy,
         trace_id: str,
         text: str,
@@ -99,7 +97,7 @@ class AuditLog:
         if random.random() >= self._share:  # noqa: S311 - a sample, not a secret
             return
         kept = text if self._with_text else None
-        entry = Audited(datetime.now(UTC), decision, kind, policy, trace_id, kept)
+        entry = Audited(datetime.now(UTC), decision, policy, trace_id, kept)
         try:
             self._queue.put_nowait(entry)
         except Full:

@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from engine.routing.router import Decision
+from engine.routing.decision import Decision
 from engine.serving.console.http_server import PLAIN, Answer, HttpServer, Request, Response
 from engine.serving.telemetry.drift import Drift
 
@@ -82,11 +82,11 @@ class Metrics(Collector):
         self._forward_requests.observe(requests)
         self._forward_rows.observe(rows)
 
-    def decided(self, decision: Decision, kind: str) -> None:
-        """A decision was made; its ranking holds every eligible candidate. kind: one of KINDS."""
+    def decided(self, decision: Decision) -> None:
+        """A decision was made; its ranking holds every eligible candidate."""
         for phase, seconds in decision.timing.items():
             (self._phases.get(phase) or self._phase_seconds.labels(phase)).observe(seconds)
-        self._decisions[kind].inc()
+        self._decisions[decision.kind].inc()
         if decision.revision != self._revision:
             self._revision = decision.revision
             self._drop_removed()
@@ -94,7 +94,7 @@ class Metrics(Collector):
         label = chosen if chosen in self._sources.candidates() else OTHER
         self._selected.add(label)
         self._selections.labels(label).inc()
-        if kind != "fallback":  # there, they are mean accuracies
+        if decision.kind != "fallback":  # there, they are mean accuracies
             self._add_drift(decision)
 
     def phase_buckets(self) -> dict[str, tuple[int, ...]]:
@@ -132,8 +132,8 @@ class Metrics(Collector):
                 self._chosen.add(ranked.probability)
                 break
         self._all.add(sum(map(attrgetter("probability"), ranking)) / len(ranking))
-        if decision.unlikeness is not None:
-            self._unlikeness.add(decision.unlikeness)
+        if decision.prompt.unlikeness is not None:
+            self._unlikeness.add(decision.prompt.unlikeness)
 
     def _drop_removed(self) -> None:
         now = self._sources.candidates()

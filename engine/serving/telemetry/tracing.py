@@ -34,7 +34,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from engine.routing.router import Decision
+from engine.routing.decision import Decision
 
 WAITING = 2048  # spans; the oldest are dropped where the collector does not take them
 BATCH = 512
@@ -111,7 +111,7 @@ class Tracing:
             rpc.span.set_status(Status(StatusCode.ERROR, code))
         rpc.span.end()
 
-    def decided(self, decision: Decision, kind: str) -> None:
+    def decided(self, decision: Decision) -> None:
         """A decision was made just now, in the task of an RPC."""
         rpc = _RUNNING.get()
         if rpc is None or not rpc.span.is_recording():
@@ -127,7 +127,7 @@ class Tracing:
                 "modelsat.decision_id": decision.id,
                 "modelsat.revision": decision.revision,
                 "modelsat.selected": decision.selected.name,
-                "modelsat.kind": kind,
+                "modelsat.kind": decision.kind,
             }
         )
         at = begin
