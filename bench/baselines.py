@@ -122,9 +122,7 @@ def steps(
     found: dict[str, Call] = {}
     for name, cached in ((STEPS[0], ()), (STEPS[1], cached_prompt(base, config))):
         path = scratch / f"{name}.onnx"
-        emit_backbone(
-            config, base.arrays, manifest.layout, path, cached=cached, positions=POSITIONS
-        )
+        emit_backbone(config, base.arrays, path, cached=cached, positions=POSITIONS)
         backend = OnnxBackend(path, threads)
         found[name] = lambda backend=backend: backend.hidden([tokens], some)  # type: ignore[misc]
     return found

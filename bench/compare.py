@@ -83,9 +83,7 @@ def size_at_depth(depth: int, scratch: Path) -> float:
     base = load_base(BACKBONE, CACHE, depth)
     config, path = LlamaConfig.of(base.config), scratch / "deep.onnx"
     cached = cached_prompt(base, config)
-    emit_backbone(
-        config, base.arrays, "candidate_last", path, ops=Int8, cached=cached, positions=POSITIONS
-    )
+    emit_backbone(config, base.arrays, path, ops=Int8, cached=cached, positions=POSITIONS)
     return path.stat().st_size / 1e6
 
 

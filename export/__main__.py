@@ -1,4 +1,4 @@
-"""Write a bundle from a checkpoint; no torch.
+"""Export a checkpoint to a bundle that the engine serves. Needs no torch.
 
 python -m export --checkpoint DIR --out DIR [--formats onnx,int8,fp16,tensorrt] [--sm 89 120]
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine import __version__
@@ -21,20 +20,22 @@ from engine.bundle import training_set
 from engine.bundle.arrays import ScoringArrays, save_arrays
 from engine.bundle.manifest import (
     Manifest,
+    check_served,
     finish_folder,
     hash_files,
     made_by,
     read_manifest,
     start_folder,
 )
+from engine.bundle.types import Float32Array
 from engine.registry.catalog import read_zoo
 from engine.registry.onnx_encoder import load_embedder, load_encoder
 from export.formats import FORMATS, write_formats
 from export.onnx.bert import emit_encoder
 from export.onnx.ops import LlamaConfig
-from export.parity import Parity, parity
+from export.parity import ParityCheck, prepare_parity_check
 from export.reference import encoder_row
-from export.tensorrt import PLANS, Plan, write_plans
+from export.tensorrt import PLANS, BuiltEngine, write_plans
 from training.weights.adapter import load_connector
 from training.weights.base import Base, load_base
 
@@ -44,22 +45,36 @@ PARITY_TASKS = 5
 
 
 @dataclass(frozen=True)
-class Exported:
-    """skipped: format -> why the bundle has no graph of it."""
+class ExportResult:
+    """The bundle's manifest, its TensorRT engines, and the formats that were left out with the
+    reason of each."""
 
     manifest: Manifest
-    plans: list[Plan]
+    engines: list[BuiltEngine]
     skipped: dict[str, str]
 
 
-def export(checkpoint: Path, out: Path, formats: list[str], capabilities: list[str]) -> Exported:
-    """Write `out` whole, manifest last; raises BundleError where parity does not hold."""
+def export(
+    checkpoint: Path, out: Path, formats: list[str], capabilities: list[str]
+) -> ExportResult:
+    """Write a bundle to `out`, its manifest last, so that an unfinished bundle is never served.
+
+    Args:
+        checkpoint: folder of the merged checkpoint.
+        out: folder of the bundle; an earlier bundle there is replaced.
+        formats: names of FORMATS, and PLANS for TensorRT engines.
+        capabilities: compute capabilities of the TensorRT engines, such as "89".
+
+    Raises:
+        BundleError: the checkpoint cannot be exported, or the graph differs from the reference.
+    """
     source = read_manifest(checkpoint, "checkpoint")
+    check_served(source, checkpoint)
     unfinished = start_folder(out, "bundle")
     backbone = load_base(str(checkpoint / "backbone"))
     encoder = load_base(str(checkpoint / "encoder"))
     arrays = _arrays(checkpoint, backbone, encoder, source)
-    plans: list[Plan] = []
+    engines: list[BuiltEngine] = []
     with tqdm(total=len(formats) + 1, desc="export", unit="graph") as bar:
 
         def progress(name: str) -> None:
@@ -67,17 +82,17 @@ def export(checkpoint: Path, out: Path, formats: list[str], capabilities: list[s
             bar.update()
 
         progress("encoder")
-        _write_rest(checkpoint, unfinished, backbone, encoder, arrays)
+        _write_other_files(checkpoint, unfinished, backbone, encoder, arrays)
         reference = _reference(unfinished, source, arrays, backbone)
-        written = write_formats(unfinished, backbone, source.layout, formats, reference, progress)
+        written = write_formats(unfinished, backbone, formats, reference, progress)
         if PLANS in formats:
             progress(PLANS)
             try:
-                plans = write_plans(unfinished, encoder, source.width, capabilities)
+                engines = write_plans(unfinished, encoder, source.width, capabilities)
             except BundleError as error:
                 written.skipped[PLANS] = str(error)
-    if plans:
-        written.graphs["tensorrt"] = plans[0].file
+    if engines:
+        written.graphs["tensorrt"] = engines[0].file
     manifest = replace(
         source,
         kind="bundle",
@@ -86,15 +101,15 @@ def export(checkpoint: Path, out: Path, formats: list[str], capabilities: list[s
         graphs=written.graphs,
         parity=written.parity | {"encoder": _encoder_parity(unfinished, encoder)},
     )
-    _check(manifest)
+    _check_parity(manifest)
     finish_folder(unfinished, out, manifest)
-    return Exported(manifest, plans, written.skipped)
+    return ExportResult(manifest, engines, written.skipped)
 
 
-def _write_rest(
+def _write_other_files(
     checkpoint: Path, folder: Path, backbone: Base, encoder: Base, arrays: ScoringArrays
 ) -> None:
-    """Everything but the backbone."""
+    """Write everything but the backbone."""
     emit_encoder(encoder.config, encoder.arrays, folder / "encoder.onnx")
     save_arrays(folder, arrays)
     for name in ("zoo.json", training_set.FILE):
@@ -104,12 +119,12 @@ def _write_rest(
     encoder.tokenizer.save(str(folder / "encoder-tokenizer.json"))
 
 
-def _check(manifest: Manifest) -> None:
+def _check_parity(manifest: Manifest) -> None:
     for name in ("encoder", FORMATS[0].name):
-        worst = manifest.parity[name]
-        if not worst <= PARITY_LIMIT:
+        difference = manifest.parity[name]
+        if not difference <= PARITY_LIMIT:  # NaN too
             raise BundleError(
-                f"{name} is {worst:.2g} away from the NumPy reference, the limit is"
+                f"{name} differs by {difference:.2g} from the NumPy reference, limit"
                 f" {PARITY_LIMIT}; no bundle was written."
             )
 
@@ -120,19 +135,23 @@ def _arrays(checkpoint: Path, backbone: Base, encoder: Base, manifest: Manifest)
     return ScoringArrays(_readout(backbone, manifest), connector, norms, limit)
 
 
-def _readout(backbone: Base, manifest: Manifest) -> NDArray[np.float32]:
-    """(D,): the final norm's gain times the difference of the two head rows."""
+def _readout(backbone: Base, manifest: Manifest) -> Float32Array:
+    """Fold the final norm's gain into the difference of the two head rows: (D,)."""
     head = backbone.arrays.get("lm_head.weight", backbone.arrays["model.embed_tokens.weight"])
     gain = backbone.arrays["model.norm.weight"]
     return np.asarray(gain * (head[manifest.yes_id] - head[manifest.no_id]), dtype=np.float32)
 
 
-def _reference(folder: Path, manifest: Manifest, arrays: ScoringArrays, backbone: Base) -> Parity:
+def _reference(
+    folder: Path, manifest: Manifest, arrays: ScoringArrays, backbone: Base
+) -> ParityCheck:
     encoder = load_encoder(folder, manifest, arrays)
-    some = read_zoo(folder / "zoo.json")[:PARITY_CANDIDATES]
-    embeddings = np.concatenate([encoder.encode(candidate)[:1] for candidate in some])
+    candidates = read_zoo(folder / "zoo.json")[:PARITY_CANDIDATES]
+    embeddings = np.concatenate([encoder.encode(candidate)[:1] for candidate in candidates])
     config, tokenizer = LlamaConfig.of(backbone.config), backbone.tokenizer
-    return parity(config, backbone.arrays, tokenizer, embeddings, arrays.readout, manifest)
+    return prepare_parity_check(
+        config, backbone.arrays, tokenizer, embeddings, arrays.readout, manifest
+    )
 
 
 def _encoder_parity(folder: Path, encoder: Base) -> float:
@@ -146,30 +165,44 @@ def _encoder_parity(folder: Path, encoder: Base) -> float:
 def main() -> None:
     """Parse the command line and export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=Path("artifacts/checkpoint"))
-    parser.add_argument("--out", type=Path, default=Path("artifacts/bundle"))
-    names = [*(form.name for form in FORMATS), PLANS]
-    parser.add_argument("--sm", nargs="+", default=["89"], help="compute capabilities of the plans")
-    parser.add_argument("--formats", default=",".join(names), help="comma-separated")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("artifacts/checkpoint"), help="merged checkpoint"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("artifacts/bundle"), help="folder of the bundle"
+    )
+    names = [*(output.name for output in FORMATS), PLANS]
+    parser.add_argument(
+        "--sm",
+        nargs="+",
+        default=["89"],
+        help="compute capabilities to build TensorRT engines for (89 is Ada, 90 is Hopper)",
+    )
+    parser.add_argument(
+        "--formats",
+        default=",".join(names),
+        help="comma-separated formats of the backbone (default: %(default)s)",
+    )
     arguments = parser.parse_args()
-    asked = arguments.formats.split(",")
-    if unknown := set(asked) - set(names):
-        parser.error(f"--formats has {sorted(unknown)}, this version writes {names}")
-    if names[0] not in asked:
-        parser.error(f"--formats must have {names[0]}: it is what the others are held to")
-    done = export(arguments.checkpoint, arguments.out, asked, arguments.sm)
-    for name in done.manifest.files:
+    formats = arguments.formats.split(",")
+    if unknown := set(formats) - set(names):
+        parser.error(f"--formats: unknown {sorted(unknown)}, expected some of {names}")
+    if names[0] not in formats:
+        parser.error(f"--formats must include {names[0]}, which every bundle needs")
+    result = export(arguments.checkpoint, arguments.out, formats, arguments.sm)
+    for name in result.manifest.files:
         print(f"{name:26}{(arguments.out / name).stat().st_size / 1e6:9.1f} MB")
-    for name, worst in done.manifest.parity.items():
-        print(f"{name}: at most {worst:.1e} from the NumPy reference")
-    for plan in done.plans:
+    for name, difference in result.manifest.parity.items():
+        print(f"{name}: differs by at most {difference:.1e} from the NumPy reference")
+    for engine in result.engines:
         print(
-            f"{plan.file}: {plan.layers} layers, {plan.library}, {plan.seconds:.0f} s; not run here"
+            f"{engine.file}: {engine.layers} layers, {engine.library}, built in"
+            f" {engine.seconds:.0f} s; not run here"
         )
-        for name, tensor in plan.inputs.items():
+        for name, tensor in engine.inputs.items():
             print(f"    {name:12}{tensor['dtype']:20}{tensor['profile']}")
-    for name, why in done.skipped.items():
-        print(f"{name}: left out, {why}")
+    for name, reason in result.skipped.items():
+        print(f"{name}: left out, {reason}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The backbone in each format that this machine can build, and which device each suits."""
+"""Write the backbone in each format that this machine can build, and map devices to formats."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from pathlib import Path
 import numpy as np
 
 from engine.api.candidate import MAX_CANDIDATES
-from engine.bundle.manifest import Device, Layout
+from engine.bundle.manifest import Device
 from engine.bundle.prompt import INQUIRY, MAX_INSTRUCTION_TOKENS
 from engine.inference.onnx import OnnxBackend
 from export.onnx.fp16 import HalfGraph
 from export.onnx.graph import Graph
-from export.onnx.llama import Cached, emit_backbone
+from export.onnx.llama import CachedPrompt, emit_backbone
 from export.onnx.ops import Int8, LlamaConfig, OnnxRuntime, Portable
-from export.parity import Parity
+from export.parity import ParityCheck
 from export.reference import keys_values
 from training.weights.base import Base
 
-# Rows of the rotation tables, 0.6 MB: the longest prompt, and as many candidates as a table holds
-# in the two task orders of the text representation.
-POSITIONS = MAX_INSTRUCTION_TOKENS + 64 + 2 * MAX_CANDIDATES
+# Rows of the rotary tables: the longest prompt (64 is more than the inquiry prompt has) and as many
+# candidates as a table may hold. ONNX Runtime rejects a sequence that is longer than the tables.
+POSITIONS = MAX_INSTRUCTION_TOKENS + 64 + MAX_CANDIDATES
 
 
 @dataclass(frozen=True)
 class Format:
-    """file: in the bundle. devices: that it suits. ops, graph: the dialect. limit: of the parity,
-    above which it is left out; of the first format, above which there is no bundle."""
+    """A format of the backbone.
+
+    file: its name in the bundle. devices: the --device values that may use it. ops, graph: the
+    operator dialect and the graph builder. limit: the largest difference from the reference in p;
+    above it the format is left out, and for the first format no bundle is written.
+    """
 
     name: str
     file: str
@@ -38,7 +42,8 @@ class Format:
     graph: type[Graph] = Graph
 
 
-# fp32 first: it must hold. int8 on the shipped weights was seen at most .04 off (docs/adr/0007).
+# fp32 comes first, because a bundle needs it. int8 differs by at most 0.04 with the shipped weights
+# (docs/adr/0007).
 FORMATS = (
     Format("onnx", "backbone.onnx", ("cpu", "cpu-fp32", "cuda"), OnnxRuntime, 1e-3),
     Format("int8", "backbone.int8.onnx", ("cpu",), Int8, 0.1),
@@ -47,9 +52,9 @@ FORMATS = (
 
 
 @dataclass(frozen=True)
-class Written:
-    """graphs: device -> file, the later formats taking over from earlier ones. parity: format ->
-    largest difference in p. skipped: format -> why it is not there."""
+class WrittenFormats:
+    """graphs: device -> file; later formats replace earlier ones. parity: format -> largest
+    difference from the reference in p. skipped: format -> why it was left out."""
 
     graphs: dict[str, str]
     parity: dict[str, float]
@@ -59,41 +64,44 @@ class Written:
 def write_formats(
     folder: Path,
     backbone: Base,
-    layout: Layout,
     names: list[str],
-    parity: Parity,
+    parity: ParityCheck,
     progress: Callable[[str], None],
-) -> Written:
-    """Write and check those of FORMATS that `names` lists, in their order."""
+) -> WrittenFormats:
+    """Write the formats in `names` to `folder` and compare each with the reference.
+
+    progress: called with the name of each format before it is written.
+    """
     config = LlamaConfig.of(backbone.config)
-    cached = cached_prompt(backbone, config) if layout == "candidate_last" else ()
-    written = Written({}, {}, {})
-    for form in FORMATS:
-        if form.name not in names:
+    cached = cached_prompt(backbone, config)
+    written = WrittenFormats({}, {}, {})
+    for output in FORMATS:
+        if output.name not in names:
             continue
-        progress(form.name)
-        path = folder / form.file
+        progress(output.name)
+        path = folder / output.file
         emit_backbone(
             config,
             backbone.arrays,
-            layout,
             path,
-            ops=form.ops,
-            graph=form.graph,
+            ops=output.ops,
+            graph=output.graph,
             cached=cached,
             positions=POSITIONS,
         )
-        found = parity.of(OnnxBackend(path))
-        written.parity[form.name] = found
-        if found <= form.limit or form is FORMATS[0]:
-            written.graphs.update(dict.fromkeys(form.devices, form.file))
+        difference = parity.max_difference(OnnxBackend(path))
+        written.parity[output.name] = difference
+        if difference <= output.limit or output is FORMATS[0]:
+            written.graphs.update(dict.fromkeys(output.devices, output.file))
         else:
             path.unlink()
-            written.skipped[form.name] = f"p is {found:.2g} off, the limit is {form.limit}"
+            written.skipped[output.name] = (
+                f"p differs by {difference:.2g} from the reference, limit {output.limit}"
+            )
     return written
 
 
-def cached_prompt(backbone: Base, config: LlamaConfig) -> Cached:
-    """Keys and values of the inquiry prompt."""
+def cached_prompt(backbone: Base, config: LlamaConfig) -> CachedPrompt:
+    """Compute the keys and values of the inquiry prompt, which become constants of the graph."""
     ids = backbone.tokenizer.encode(INQUIRY, add_special_tokens=False).ids
     return keys_values(config, backbone.arrays, np.array(ids))

@@ -1,18 +1,18 @@
-"""How far a graph's probabilities are from the plain NumPy reference, on fixed instructions."""
+"""Measure how far a graph's probabilities are from the NumPy reference, on fixed instructions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cpp_ext import score_reference
 from engine.bundle.manifest import Manifest
 from engine.bundle.prompt import render
+from engine.bundle.types import Float32Array, Int64Array
 from engine.inference.onnx import OnnxBackend
-from export.onnx.ops import Arrays, LlamaConfig
+from export.onnx.ops import LlamaConfig, Weights
 from export.reference import hidden_row
 
 INSTRUCTIONS = (
@@ -24,22 +24,25 @@ INSTRUCTIONS = (
 
 
 @dataclass(frozen=True)
-class Parity:
-    """INSTRUCTIONS as prompts x embeddings (M, D), and what the reference makes of them:
-    hidden (B, M, D)."""
+class ParityCheck:
+    """The reference's results for INSTRUCTIONS and a few candidates.
 
-    prompts: list[NDArray[np.int64]]
-    embeddings: NDArray[np.float32]
-    readout: NDArray[np.float32]
+    prompts: B arrays of tokens (L,). embeddings: (M, D). readout: (D,).
+    hidden: (B, M, D) of the reference.
+    """
+
+    prompts: list[Int64Array]
+    embeddings: Float32Array
+    readout: Float32Array
     manifest: Manifest
-    hidden: NDArray[np.float32]
+    hidden: Float32Array
 
-    def of(self, backend: OnnxBackend) -> float:
-        """Largest |p(backend) - p(reference)|, all prompts in one batch."""
-        found = self._p(backend.hidden(self.prompts, self.embeddings))
-        return float(np.abs(found - self._p(self.hidden)).max())
+    def max_difference(self, backend: OnnxBackend) -> float:
+        """Return the largest |p - p(reference)|, with all prompts in one batch."""
+        p = self._probabilities(backend.hidden(self.prompts, self.embeddings))
+        return float(np.abs(p - self._probabilities(self.hidden)).max())
 
-    def _p(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _probabilities(self, hidden: Float32Array) -> Float32Array:
         manifest = self.manifest
         return score_reference(
             hidden,
@@ -50,17 +53,15 @@ class Parity:
         )
 
 
-def parity(
+def prepare_parity_check(
     config: LlamaConfig,
-    arrays: Arrays,
+    weights: Weights,
     tokenizer: Tokenizer,
-    embeddings: NDArray[np.float32],
-    readout: NDArray[np.float32],
+    embeddings: Float32Array,
+    readout: Float32Array,
     manifest: Manifest,
-) -> Parity:
-    """Run the reference: about half a second a pair at 30 layers."""
+) -> ParityCheck:
+    """Run the reference. Takes about 0.5 s for each prompt and candidate at 30 layers."""
     prompts = [render(text, tokenizer).tokens for text in INSTRUCTIONS]
-    hidden = [
-        [hidden_row(config, arrays, p, e, manifest.layout) for e in embeddings] for p in prompts
-    ]
-    return Parity(prompts, embeddings, readout, manifest, np.array(hidden, dtype=np.float32))
+    hidden = [[hidden_row(config, weights, p, e) for e in embeddings] for p in prompts]
+    return ParityCheck(prompts, embeddings, readout, manifest, np.array(hidden, dtype=np.float32))

@@ -1,6 +1,7 @@
-"""Backbone and encoder in plain NumPy, one row at a time: what the graphs are held to.
+"""Compute backbone and encoder in plain NumPy, one sequence at a time, as the reference for graphs.
 
-Slow on purpose: a square causal mask over [x, p, e_c] or [e_c, x, p], no sharing, no tricks.
+Slow on purpose: a square causal mask over [inquiry prompt, instruction, candidate], in float64,
+without sharing or caching.
 """
 
 from __future__ import annotations
@@ -10,76 +11,79 @@ from math import erf
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.bundle.manifest import Layout
-from engine.bundle.types import Float64Array
-from export.onnx.ops import Arrays, LlamaConfig
+from engine.bundle.types import Float32Array, Float64Array, Int64Array
+from export.onnx.ops import LlamaConfig, Weights
 
 
 def hidden_row(
-    config: LlamaConfig,
-    arrays: Arrays,
-    tokens: NDArray[np.int64],
-    embedding: NDArray[np.float32],
-    layout: Layout,
+    config: LlamaConfig, weights: Weights, tokens: Int64Array, embedding: Float32Array
 ) -> Float64Array:
-    """tokens (L,), embedding (D,) -> the last row of the residual stream (D,), before the norm."""
-    prefix = arrays["model.embed_tokens.weight"][tokens]
-    parts = [prefix, embedding[None]] if layout == "candidate_last" else [embedding[None], prefix]
-    x = np.concatenate(parts).astype(np.float64)
+    """Compute the residual stream at the candidate's position, before the final norm.
+
+    Args:
+        config: sizes of the backbone.
+        weights: under their Hugging Face names.
+        tokens: (L,) ids of the whole prompt.
+        embedding: (D,) of the candidate.
+
+    Returns:
+        (D,) float64.
+    """
+    prefix = weights["model.embed_tokens.weight"][tokens]
+    x = np.concatenate([prefix, embedding[None]]).astype(np.float64)
     for layer in range(config.layers):
-        x, _, _ = _layer(config, _weights(arrays, layer), x)
+        x, _, _ = _layer(config, _weights(weights, layer), x)
     return np.asarray(x[-1])
 
 
 def keys_values(
-    config: LlamaConfig, arrays: Arrays, tokens: NDArray[np.int64]
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Keys and values (K, L, H) of every layer for tokens (L,) that stand first."""
-    x = arrays["model.embed_tokens.weight"][tokens].astype(np.float64)
-    found = []
+    config: LlamaConfig, weights: Weights, tokens: Int64Array
+) -> list[tuple[Float32Array, Float32Array]]:
+    """Compute the keys and values (K, L, H) of every layer for a prompt prefix, tokens (L,)."""
+    x = weights["model.embed_tokens.weight"][tokens].astype(np.float64)
+    layers = []
     for layer in range(config.layers):
-        x, key, value = _layer(config, _weights(arrays, layer), x)
-        found.append((key.astype(np.float32), value.astype(np.float32)))
-    return found
+        x, key, value = _layer(config, _weights(weights, layer), x)
+        layers.append((key.astype(np.float32), value.astype(np.float32)))
+    return layers
 
 
-def _weights(arrays: Arrays, layer: int) -> dict[str, NDArray[np.float32]]:
+def _weights(weights: Weights, layer: int) -> dict[str, Float32Array]:
     return {
         name.split(f"layers.{layer}.")[1].removesuffix(".weight"): array
-        for name, array in arrays.items()
+        for name, array in weights.items()
         if f".layers.{layer}." in name
     }
 
 
 def _layer(
-    c: LlamaConfig, w: Arrays, x: Float64Array
+    config: LlamaConfig, w: Weights, x: Float64Array
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """The layer's output (rows, D), its keys and values (K, rows, H)."""
+    """Return the output (L, D) of a layer, and its keys and values (K, L, H)."""
     rows = len(x)
-    normed = _norm(x, w["input_layernorm"], c.eps)
+    normed = _norm(x, w["input_layernorm"], config.eps)
 
     def heads(name: str, count: int) -> Float64Array:
         flat = normed @ w[f"self_attn.{name}_proj"].T
-        return flat.reshape(rows, count, c.head_width).swapaxes(0, 1)
+        return flat.reshape(rows, count, config.head_width).swapaxes(0, 1)
 
-    group = c.heads // c.kv_heads
-    query = _rotate(heads("q", c.heads), c.theta)
-    key, value = _rotate(heads("k", c.kv_heads), c.theta), heads("v", c.kv_heads)
-    scores = query @ np.repeat(key, group, axis=0).swapaxes(1, 2) / np.sqrt(c.head_width)
+    group = config.heads // config.kv_heads
+    query = _rotate(heads("q", config.heads), config.theta)
+    key, value = _rotate(heads("k", config.kv_heads), config.theta), heads("v", config.kv_heads)
+    scores = query @ np.repeat(key, group, axis=0).swapaxes(1, 2) / np.sqrt(config.head_width)
     scores = np.where(np.tri(rows, dtype=bool), scores, -np.inf)
-    share = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    share /= share.sum(axis=-1, keepdims=True)
-    mixed = (share @ np.repeat(value, group, axis=0)).swapaxes(0, 1).reshape(rows, -1)
+    attention = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    attention /= attention.sum(axis=-1, keepdims=True)
+    mixed = (attention @ np.repeat(value, group, axis=0)).swapaxes(0, 1).reshape(rows, -1)
     x = x + mixed @ w["self_attn.o_proj"].T
-    normed = _norm(x, w["post_attention_layernorm"], c.eps)
+    normed = _norm(x, w["post_attention_layernorm"], config.eps)
     gate = normed @ w["mlp.gate_proj"].T
     inner = gate / (1 + np.exp(-gate)) * (normed @ w["mlp.up_proj"].T)
     return np.asarray(x + inner @ w["mlp.down_proj"].T), key, value
 
 
-def _norm(x: Float64Array, gain: NDArray[np.float32], eps: float) -> Float64Array:
+def _norm(x: Float64Array, gain: Float32Array, eps: float) -> Float64Array:
     return np.asarray(x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * gain)
 
 
@@ -91,24 +95,22 @@ def _rotate(x: Float64Array, theta: float) -> Float64Array:
     return np.asarray(x * np.cos(angle) + np.concatenate([-second, first], axis=-1) * np.sin(angle))
 
 
-def encoder_row(
-    config: Mapping[str, Any], arrays: Arrays, tokens: NDArray[np.int64]
-) -> Float64Array:
-    """tokens (L,) with special ones -> psi (E,), mean-pooled and normalised (BERT family)."""
+def encoder_row(config: Mapping[str, Any], weights: Weights, tokens: Int64Array) -> Float64Array:
+    """Embed tokens (L,), special tokens included: (E,), mean-pooled, of length 1 (BERT family)."""
 
     def linear(x: Float64Array, name: str) -> Float64Array:
-        return np.asarray(x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"])
+        return np.asarray(x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"])
 
     def norm(x: Float64Array, name: str) -> Float64Array:
-        centred = x - x.mean(axis=-1, keepdims=True)
-        size = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + config["layer_norm_eps"])
-        return np.asarray(centred / size * arrays[f"{name}.weight"] + arrays[f"{name}.bias"])
+        centered = x - x.mean(axis=-1, keepdims=True)
+        size = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + config["layer_norm_eps"])
+        return np.asarray(centered / size * weights[f"{name}.weight"] + weights[f"{name}.bias"])
 
-    words, places, segments = (
-        arrays[f"embeddings.{kind}_embeddings.weight"]
+    words, positions, segments = (
+        weights[f"embeddings.{kind}_embeddings.weight"]
         for kind in ("word", "position", "token_type")
     )
-    x = (words[tokens] + places[: len(tokens)] + segments[0]).astype(np.float64)
+    x = (words[tokens] + positions[: len(tokens)] + segments[0]).astype(np.float64)
     x = norm(x, "embeddings.LayerNorm")
     heads = config["num_attention_heads"]
     gelu = np.vectorize(lambda v: 0.5 * v * (1 + erf(v / np.sqrt(2))))
@@ -119,9 +121,9 @@ def encoder_row(
             for part in ("query", "key", "value")
         )
         scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
-        share = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        share /= share.sum(axis=-1, keepdims=True)
-        mixed = (share @ value).swapaxes(0, 1).reshape(len(tokens), -1)
+        attention = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        attention /= attention.sum(axis=-1, keepdims=True)
+        mixed = (attention @ value).swapaxes(0, 1).reshape(len(tokens), -1)
         attended = x + linear(mixed, f"{at}.attention.output.dense")
         x = norm(attended, f"{at}.attention.output.LayerNorm")
         inner = gelu(linear(x, f"{at}.intermediate.dense"))

@@ -1,10 +1,10 @@
-"""TensorRT plans from fp16 graphs; no GPU is needed with tensorrt_rtx.
+"""Build TensorRT engine files (plans) from fp16 graphs. tensorrt_rtx needs no GPU for it.
 
     python -m export.tensorrt GRAPH OUT --sm 89 --axis tokens=1x32,1x128,32x320 ...
 
-Built in a process of its own, because the parser ends the process at an operator that it does not
-know. Prints one JSON object: layers, inputs, library. The plan cannot be loaded, let alone run,
-without a GPU: what is checked here is that it was built and what the builder says of it.
+Each engine is built in its own process, because TensorRT's parser ends the process at an operator
+that it does not know. That process prints one JSON object, the fields of BuiltEngine. An engine can
+be loaded only on a GPU, so nothing is run here.
 """
 
 from __future__ import annotations
@@ -30,29 +30,33 @@ from training.weights.base import Base
 
 PLANS = "tensorrt"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
-Shape = tuple[int, ...]
-Profile = Mapping[str, tuple[Shape, Shape, Shape]]  # input -> smallest, usual, largest
+Dims = tuple[int, ...]
+InputProfile = Mapping[str, tuple[Dims, Dims, Dims]]  # input -> smallest, usual, largest shape
 
 BATCH, LENGTH, ROWS = (1, 1, 32), (LENGTH_STEP, 128, 320), (1, 32, 1024)
 
 
-def backbone_profile(width: int) -> Profile:
-    """Requests, tokens and candidate rows that a plan serves; usual: one of 128 tokens."""
+def backbone_profile(width: int) -> InputProfile:
+    """Shapes that a backbone engine accepts, tuned for 1 request of 128 tokens, 32 candidates."""
     shapes = zip(BATCH, LENGTH, ROWS, strict=True)
     sizes = [((b, length), (b,), (rows, width)) for b, length, rows in shapes]
     names = ("tokens", "lengths", "embeddings")
     return {name: tuple(s[i] for s in sizes) for i, name in enumerate(names)}  # type: ignore[misc]
 
 
-def encoder_profile(limit: int) -> Profile:
-    """Texts and tokens; keywords are short."""
+def encoder_profile(limit: int) -> InputProfile:
+    """Shapes that an encoder engine accepts, tuned for short texts (task keywords).
+
+    limit: tokens that the encoder reads.
+    """
     shapes = ((1, 3), (16, 16), (64, limit))
     return {"tokens": shapes, "mask": shapes}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """size in bytes; layers before the builder fuses them; seconds of the build."""
+class BuiltEngine:
+    """A TensorRT engine file. capability: such as "89". size: in bytes. layers: before fusion.
+    inputs: name -> dtype and profile. seconds: build time."""
 
     file: str
     library: str
@@ -64,20 +68,26 @@ class Plan:
 
 
 def library() -> str:
-    """The name of the library that builds; raises BundleError where there is none."""
+    """Return the name of the installed TensorRT library; raise BundleError if there is none."""
     for name in LIBRARIES:
         if importlib.util.find_spec(name):
             return name
-    raise BundleError(f"none of {', '.join(LIBRARIES)} is installed: `pip install '.[trt]'`")
+    raise BundleError(
+        f"TensorRT is not installed (tried {', '.join(LIBRARIES)}); `pip install '.[trt]'`"
+    )
 
 
-def write_plans(folder: Path, encoder: Base, width: int, capabilities: list[str]) -> list[Plan]:
-    """Plans of backbone and encoder for each capability; the backbone's first. Reads the folder's
-    backbone.fp16.onnx."""
+def write_plans(
+    folder: Path, encoder: Base, width: int, capabilities: list[str]
+) -> list[BuiltEngine]:
+    """Build engines of backbone and encoder for each compute capability, the backbone's first.
+
+    Reads backbone.fp16.onnx in `folder`. Raises BundleError if it is missing or a build fails.
+    """
     library()
     source = folder / "backbone.fp16.onnx"
     if not source.is_file():
-        raise BundleError("plans are made from the fp16 graph, which is not there: add fp16")
+        raise BundleError("TensorRT plans are built from the fp16 graph; add fp16 to --formats")
     with tempfile.TemporaryDirectory() as scratch:
         half, cache = Path(scratch) / "encoder.onnx", Path(scratch) / "timings"
         emit_encoder(encoder.config, encoder.arrays, half, HalfGraph)
@@ -91,21 +101,26 @@ def write_plans(folder: Path, encoder: Base, width: int, capabilities: list[str]
         ]
 
 
-def build_plan(graph: Path, out: Path, capability: str, profile: Profile, cache: Path) -> Plan:
-    """Write `out` from `graph` for a compute capability ("89"); raises BundleError with the
-    builder's last words. cache: of timings, kept between builds where the library has one."""
+def build_plan(
+    graph: Path, out: Path, capability: str, profile: InputProfile, cache: Path
+) -> BuiltEngine:
+    """Build `graph` for one compute capability and write the engine to `out`.
+
+    cache: file of the builder's timing cache, reused between builds if the library has one.
+    Raises BundleError with the last line of the builder's log.
+    """
     library()
     axes = [f"{name}={','.join('x'.join(map(str, s)) for s in p)}" for name, p in profile.items()]
     command = [sys.executable, "-m", "export.tensorrt", str(graph), str(out), "--sm", capability]
     command += ["--cache", str(cache), "--axis", *axes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise BundleError(f"{graph.name} gives no plan for sm{capability}: {words}")
-    return Plan(**json.loads(done.stdout.splitlines()[-1]))
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise BundleError(f"TensorRT could not build {graph.name} for sm{capability}: {reason}")
+    return BuiltEngine(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _build(graph: Path, out: Path, capability: str, axes: list[str], cache: Path) -> Plan:
+def _build(graph: Path, out: Path, capability: str, axes: list[str], cache: Path) -> BuiltEngine:
     name, begun = library(), time.monotonic()
     trt = importlib.import_module(name)
     logger = trt.Logger(trt.Logger.WARNING)
@@ -126,36 +141,41 @@ def _build(graph: Path, out: Path, capability: str, axes: list[str], cache: Path
         shapes[key] = [[int(n) for n in v.split("x")] for v in values.split(",")]
         profile.set_shape(key, *shapes[key])
     config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BundleError("the builder gave no plan; its log is above")
-    out.write_bytes(memoryview(plan))
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise BundleError("the builder returned no engine; see its log above")
+    out.write_bytes(memoryview(serialized))
     if timings is not None:
         cache.write_bytes(memoryview(timings.serialize()))
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     inputs = {t.name: {"dtype": str(t.dtype), "profile": shapes[t.name]} for t in tensors}
     size, seconds = out.stat().st_size, time.monotonic() - begun
     version = f"{name} {trt.__version__}"
-    return Plan(out.name, version, capability, size, network.num_layers, inputs, seconds)
+    return BuiltEngine(out.name, version, capability, size, network.num_layers, inputs, seconds)
 
 
 def _timings(config: Any, cache: Path) -> Any:
-    """The timing cache, None where the library has none (tensorrt_rtx times at run time)."""
+    """Attach the timing cache, or return None for tensorrt_rtx, which times kernels at run time."""
     if not hasattr(config, "create_timing_cache"):
         return None
-    known = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
-    config.set_timing_cache(known, ignore_mismatch=False)
-    return known
+    timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+    config.set_timing_cache(timings, ignore_mismatch=False)
+    return timings
 
 
 def main() -> None:
-    """Build one plan."""
+    """Build one engine and print its description as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("graph", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("graph", type=Path, help="ONNX file")
+    parser.add_argument("out", type=Path, help="engine file to write")
     parser.add_argument("--sm", default="89")
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--axis", nargs="+", required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="file of the timing cache")
+    parser.add_argument(
+        "--axis",
+        nargs="+",
+        required=True,
+        help="INPUT=MIN,USUAL,MAX shapes, such as tokens=1x32,1x128,32x320",
+    )
     args = parser.parse_args()
     print(json.dumps(vars(_build(args.graph, args.out, args.sm, args.axis, args.cache))))
 

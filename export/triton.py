@@ -1,4 +1,4 @@
-"""The bundle as a model repository of NVIDIA Triton.
+"""Write a bundle as a model repository for NVIDIA Triton.
 
     python -m export.triton --bundle artifacts/bundle --out DIR [--device cpu] [--model-version 1]
 
@@ -6,7 +6,7 @@ modelsat_backbone   tokens, lengths, embeddings -> hidden: the bundle's graph fo
 modelsat_readout    hidden -> probabilities: final norm, 'Yes' against 'No', calibration
 modelsat            an ensemble of the two
 
-Shapes and types in each config.pbtxt are read from the ONNX file beside it. A client renders
+Shapes and types in each config.pbtxt come from the ONNX file next to it. The client renders
 prompts, encodes candidates and applies policies itself (docs/how-to/triton-and-kserve.md).
 """
 
@@ -35,7 +35,7 @@ TYPES = {TensorProto.INT64: "TYPE_INT64", TensorProto.FLOAT: "TYPE_FP32"}
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output of a model. dims: -1 where any size will do."""
+    """An input or output of a model. dims: -1 for a dynamic axis."""
 
     name: str
     type: str
@@ -44,22 +44,25 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into a model and what comes out."""
+    """The inputs and outputs of a model."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
 def write_repository(bundle: Path, out: Path, device: Device = "cpu", version: int = 1) -> None:
-    """Write `out`; other versions of the models that are there already stay.
+    """Write the three models to `out`; other versions of them in that folder are kept.
 
-    Raises BundleError where the bundle has no ONNX graph for `device`, or where another version is
-    there whose tensors or device are others: a model has one config.pbtxt for all its versions.
+    Raises:
+        BundleError: the bundle has no ONNX graph for `device`, or `out` holds another version with
+            other tensors or another device; a model has one config.pbtxt for all its versions.
     """
     manifest = read_manifest(bundle, "bundle")
     graph = manifest.graphs.get(device, "")
     if not graph.endswith(".onnx"):
-        raise BundleError(f"{bundle} has no ONNX graph for {device}, only {dict(manifest.graphs)}.")
+        raise BundleError(
+            f"{bundle} has no ONNX graph for {device}; it has {dict(manifest.graphs)}."
+        )
     check_hash(bundle, manifest, graph)
     kind = "KIND_GPU" if device == "cuda" else "KIND_CPU"
     _check_versions(out, version, onnx_config(BACKBONE, signature(bundle / graph), kind))
@@ -67,40 +70,41 @@ def write_repository(bundle: Path, out: Path, device: Device = "cpu", version: i
     shutil.copyfile(bundle / graph, backbone)
     emit_readout(manifest, np.asarray(load_arrays(bundle).readout), readout)
     parts = {name: signature(path) for name, path in ((BACKBONE, backbone), (READOUT, readout))}
-    for name, found in parts.items():
-        _write(out, name, onnx_config(name, found, kind))
-    # Triton wants the folder of a version, and git and object stores keep none that is empty.
+    for name, tensors in parts.items():
+        _write(out, name, onnx_config(name, tensors, kind))
+    # Triton needs the version's folder, and neither git nor an object store keeps an empty one.
     (_folder(out, ENSEMBLE, version) / ".keep").touch()
     _write(out, ENSEMBLE, ensemble_config(parts[BACKBONE], parts[READOUT]))
 
 
 def _check_versions(out: Path, version: int, config: str) -> None:
-    """The backbone's is enough: it has every input, and the readout's width."""
+    """Compare the backbone's configuration, which has every input and the readout's width."""
     file = out / BACKBONE / "config.pbtxt"
     others = sorted(p.name for p in file.parent.glob("[0-9]*") if p.name != str(version))
     if others and file.is_file() and file.read_text("utf-8") != config + "\n":
         raise BundleError(
-            f"{file} is that of version {', '.join(others)}, whose tensors or device are others;"
-            " give --out another folder."
+            f"{file} belongs to version {', '.join(others)}, which has other tensors or another"
+            " device; choose another folder for --out."
         )
 
 
 def emit_readout(manifest: Manifest, weight: np.ndarray, path: Path) -> None:
-    """hidden (B, R, D) -> probabilities (B, R), what cpp_ext.score computes for one variant."""
-    g = Graph(READOUT)
-    hidden = g.input("hidden", FLOAT, ["B", "R", manifest.width])
-    f32 = np.float32
-    mean = g.op("ReduceMean", g.op("Mul", hidden, hidden), axes=[2], keepdims=0)
-    norm = g.op("Sqrt", g.op("Add", mean, g.const(manifest.norm_eps, f32)))
-    logit = g.op("Div", g.op("MatMul", hidden, g.weight("readout", weight.astype(f32))), norm)
-    scaled = g.op("Mul", logit, g.const(manifest.calibration.scale, f32))
-    raised = g.op("Add", scaled, g.const(manifest.calibration.offset, f32))
-    g.output("probabilities", g.op("Sigmoid", raised), ["B", "R"])
-    g.save(path)
+    """Write the graph of cpp_ext.score: hidden (B, M, D) -> probabilities (B, M)."""
+    graph = Graph(READOUT)
+    hidden = graph.input("hidden", FLOAT, ["B", "M", manifest.width])
+    mean = graph.op("ReduceMean", graph.op("Mul", hidden, hidden), axes=[2], keepdims=0)
+    norm = graph.op("Sqrt", graph.op("Add", mean, graph.const(manifest.norm_eps, np.float32)))
+    logit = graph.op(
+        "Div", graph.op("MatMul", hidden, graph.weight("readout", weight.astype(np.float32))), norm
+    )
+    scaled = graph.op("Mul", logit, graph.const(manifest.calibration.scale, np.float32))
+    shifted = graph.op("Add", scaled, graph.const(manifest.calibration.offset, np.float32))
+    graph.output("probabilities", graph.op("Sigmoid", shifted), ["B", "M"])
+    graph.save(path)
 
 
 def signature(path: Path) -> Signature:
-    """Inputs and outputs of an ONNX file."""
+    """Read the inputs and outputs of an ONNX file."""
     graph = onnx.load(path, load_external_data=False).graph
     return Signature(tuple(map(_tensor, graph.input)), tuple(map(_tensor, graph.output)))
 
@@ -111,23 +115,26 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
     return Tensor(info.name, TYPES[kind.elem_type], dims)
 
 
-def onnx_config(name: str, found: Signature, kind: str) -> str:
-    """config.pbtxt of an ONNX model. max_batch_size is 0: the embeddings are shared by a batch, so
-    not every input has the batch's axis, which Triton's own batching requires."""
+def onnx_config(name: str, tensors: Signature, kind: str) -> str:
+    """Render config.pbtxt of an ONNX model.
+
+    max_batch_size is 0, because Triton's own batching requires a batch axis on every input, and the
+    embeddings, which a batch shares, have none.
+    """
     return "\n".join(
         [
             f'name: "{name}"',
             'platform: "onnxruntime_onnx"',
             "max_batch_size: 0",
-            _tensors("input", found.inputs),
-            _tensors("output", found.outputs),
+            _tensors("input", tensors.inputs),
+            _tensors("output", tensors.outputs),
             f"instance_group [ {{ kind: {kind} count: 1 }} ]",
         ]
     )
 
 
 def ensemble_config(backbone: Signature, readout: Signature) -> str:
-    """config.pbtxt that feeds the backbone's output to the readout."""
+    """Render config.pbtxt of the ensemble, which feeds the backbone's output to the readout."""
     steps = ", ".join([_step(BACKBONE, backbone), _step(READOUT, readout)])
     return "\n".join(
         [
@@ -142,15 +149,15 @@ def ensemble_config(backbone: Signature, readout: Signature) -> str:
 
 
 def _tensors(field: str, tensors: Sequence[Tensor]) -> str:
-    shown = (f'{{ name: "{t.name}" data_type: {t.type} dims: {list(t.dims)} }}' for t in tensors)
-    return f"{field} [\n  " + ",\n  ".join(shown) + "\n]"
+    entries = (f'{{ name: "{t.name}" data_type: {t.type} dims: {list(t.dims)} }}' for t in tensors)
+    return f"{field} [\n  " + ",\n  ".join(entries) + "\n]"
 
 
-def _step(model: str, found: Signature) -> str:
-    maps = [("input_map", t.name) for t in found.inputs]
-    maps += [("output_map", t.name) for t in found.outputs]
-    shown = "\n".join(f'  {field} {{ key: "{name}" value: "{name}" }}' for field, name in maps)
-    return f'{{\n  model_name: "{model}"\n  model_version: -1\n{shown}\n}}'
+def _step(model: str, tensors: Signature) -> str:
+    maps = [("input_map", t.name) for t in tensors.inputs]
+    maps += [("output_map", t.name) for t in tensors.outputs]
+    mapping = "\n".join(f'  {field} {{ key: "{name}" value: "{name}" }}' for field, name in maps)
+    return f'{{\n  model_name: "{model}"\n  model_version: -1\n{mapping}\n}}'
 
 
 def _folder(out: Path, model: str, version: int) -> Path:
@@ -171,10 +178,10 @@ def main() -> None:
     devices = [name for name in get_args(Device) if name != "tensorrt"]
     parser.add_argument("--device", choices=devices, default="cpu")
     parser.add_argument("--model-version", type=int, default=1)
-    given = parser.parse_args()
-    write_repository(given.bundle, given.out, given.device, given.model_version)
+    arguments = parser.parse_args()
+    write_repository(arguments.bundle, arguments.out, arguments.device, arguments.model_version)
     for name in (BACKBONE, READOUT, ENSEMBLE):
-        print(given.out / name / "config.pbtxt")
+        print(arguments.out / name / "config.pbtxt")
 
 
 if __name__ == "__main__":

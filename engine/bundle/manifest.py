@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 Kind = Literal["checkpoint", "bundle"]
 Layout = Literal["candidate_last", "capability_first"]
 Representation = Literal["accuracy_weighted", "text"]
+SERVED = {"layout": "candidate_last", "representation": "accuracy_weighted"}
 Device = Literal["cpu", "cpu-fp32", "cuda", "tensorrt"]
 
 
@@ -114,10 +115,25 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} is not readable JSON ({error}); {BUILD_ANEW}.") from error
     manifest = _parse(raw, path, kind)
+    if kind == "bundle":
+        check_served(manifest, folder)
     for name in manifest.files:
         if name not in manifest.graphs.values():
             check_hash(folder, manifest, name)
     return manifest
+
+
+def check_served(manifest: Manifest, folder: Path) -> None:
+    """Raise BundleError unless export and engine support the manifest's layout and representation.
+
+    research/ trains and measures the others, in torch.
+    """
+    for name, served in SERVED.items():
+        if (value := getattr(manifest, name)) != served:
+            raise BundleError(
+                f"{folder}: {name} is {value!r}, and only {served!r} can be exported and served;"
+                " train with the default or use the shipped checkpoint."
+            )
 
 
 def _parse(raw: Any, path: Path, kind: Kind) -> Manifest:

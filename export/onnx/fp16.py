@@ -1,8 +1,9 @@
-"""A graph whose products are computed in fp16, for TensorRT and CUDA.
+"""Build graphs with fp16 matrix products, for TensorRT and CUDA.
 
-Matrices and the table of embeddings are stored in fp16, and both sides of every product are cast to
-it. All else stays fp32: norms, softmax, activations and the residual stream, whose largest values
-would lose their last digits. Strongly typed: what is written is what is computed.
+Matrices and the token embedding table are stored in fp16, and both operands of every matrix product
+are cast to it. Everything else stays fp32: norms, softmax, activations, and the residual stream,
+whose largest values would lose precision. The graph is strongly typed: runtimes compute in the
+types that it names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from export.onnx.graph import FLOAT, Graph
 
 
 class HalfGraph(Graph):
-    """Graph, with op("MatMul") and the Gather of a stored table in fp16."""
+    """A Graph whose MatMul, and whose Gather from a stored table, are fp16."""
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """See Graph."""
@@ -36,12 +37,14 @@ class HalfGraph(Graph):
             return str(super().op("Cast", value, to=TensorProto.FLOAT16))
         index = next(i for i, w in enumerate(self._weights) if w.name == value)
         array = numpy_helper.to_array(self._weights[index])
-        self._weights[index] = _stored_half(array, value)
+        self._weights[index] = _to_half(array, value)
         return value
 
 
-def _stored_half(array: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
+def _to_half(array: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
     largest = np.abs(array).max()
     if largest > np.finfo(np.float16).max:
-        raise BundleError(f"{name} holds {largest:.3g}, more than fp16 can; leave fp16 out.")
+        raise BundleError(
+            f"{name} holds {largest:.3g}, which overflows fp16; leave fp16 out of --formats."
+        )
     return numpy_helper.from_array(array.astype(np.float16), name)

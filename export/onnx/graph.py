@@ -1,4 +1,4 @@
-"""A small builder for ONNX graphs; weights are kept beside the nodes."""
+"""Build ONNX graphs node by node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MASKED = np.float32(-1e9)
 
 
 class Graph:
-    """Collects nodes; every method returns the name of its result."""
+    """An ONNX graph under construction. Methods that add a node return the name of its result."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,17 +28,17 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def input(self, name: str, dtype: int, shape: list[str | int]) -> str:
-        """A graph input; letters in `shape` are dynamic."""
+        """Add a graph input. Strings in `shape` name dynamic axes."""
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
     def output(self, name: str, value: str, shape: list[str | int]) -> None:
-        """Name `value` as the graph output `name`."""
+        """Make `value` the graph output `name`, float32."""
         self._nodes.append(helper.make_node("Identity", [value], [name]))
         self._outputs.append(helper.make_tensor_value_info(name, FLOAT, shape))
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node; returns its result, or a tuple where `outputs` > 1."""
+        """Add a node and return its result, or a tuple of results if `outputs` > 1."""
         stem = f"{kind}_{len(self._nodes)}"
         names = [stem] if outputs == 1 else [f"{stem}_{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=stem, **attributes))
@@ -46,12 +46,12 @@ class Graph:
         return names[0] if outputs == 1 else tuple(names)
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
-        """A named initializer."""
+        """Add a named initializer."""
         self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def const(self, value: Any, dtype: Any = np.int64) -> str:
-        """A small constant; equal ones are stored once."""
+        """Add a small constant. Equal constants are stored once."""
         array = np.asarray(value, dtype=dtype)
         key = (array.tobytes(), array.dtype.str, array.shape)
         if key not in self._constants:
@@ -59,39 +59,38 @@ class Graph:
         return self._constants[key]
 
     def dim(self, value: str, axis: int) -> str:
-        """The size of one axis, shape (1,)."""
+        """Return the size of one axis, shape (1,)."""
         return str(self.op("Shape", value, start=axis, end=axis + 1))
 
     def shape(self, *parts: str | int) -> str:
-        """A shape vector of constants and of dims as dim() gives them."""
+        """Concatenate integers and results of dim() into a shape vector."""
         vectors = [p if isinstance(p, str) else self.const([p]) for p in parts]
         return str(self.op("Concat", *vectors, axis=0))
 
     def reshape(self, value: str, *parts: str | int) -> str:
-        """Reshape to constants and dims; 0 keeps an axis, -1 is inferred."""
+        """Reshape to integers and results of dim(). 0 keeps an axis, -1 is inferred."""
         if all(isinstance(p, int) for p in parts):
             return str(self.op("Reshape", value, self.const(list(parts))))
         return str(self.op("Reshape", value, self.shape(*parts)))
 
-    def after(self, value: str, start: int, axis: int) -> str:
-        """What comes from `start` on along `axis`."""
+    def slice_from(self, value: str, start: int, axis: int) -> str:
+        """Slice from `start` to the end of `axis`."""
         parts = (self.const([p]) for p in (start, np.iinfo(np.int64).max, axis))
         return str(self.op("Slice", value, *parts))
 
-    def steps(self, count: str) -> str:
-        """0 .. count-1 for a `count` of shape (1,)."""
+    def arange(self, count: str) -> str:
+        """Return 0, 1, ..., count - 1, for a `count` of shape (1,)."""
         scalar = self.op("Squeeze", count, self.const([0]))
         return str(self.op("Range", self.const(0), scalar, self.const(1)))
 
     def save(self, path: Path) -> None:
-        """Check the graph and write it; 2 GB is protobuf's limit and is refused by onnx."""
+        """Check the graph and write it. Raises ValueError above 2 GB, the limit of protobuf."""
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, self._weights
         )
         versions = [helper.make_opsetid(d, 1 if d else OPSET) for d in sorted(self._domains)]
         model = helper.make_model(graph, opset_imports=versions, producer_name="modelsat")
         model.ir_version = 10
-        standard = self._domains == {""}  # the checker knows no other operators
-        if standard:
+        if self._domains == {""}:  # the checker knows standard operators only
             onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)

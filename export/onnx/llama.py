@@ -1,229 +1,240 @@
-"""The backbone (Llama family) as an ONNX graph that ends at the candidate rows.
+"""Emit the backbone (Llama family) as an ONNX graph that ends at the candidate positions.
 
-Inputs   tokens (B, L) int64, right-padded; lengths (B,) int64; embeddings (R, D) float32
-Output   hidden (B, R, D): the residual stream at the candidates' rows, before the final norm
+Inputs   tokens (B, L) int64, right-padded; lengths (B,) int64; embeddings (M, D) float32
+Output   hidden (B, M, D): the residual stream at the candidate positions, before the final norm
 
-    candidate_last    one sequence a request: its tokens, then the R candidates, each at the
-                      position after the last token. The first P tokens are the inquiry prompt,
-                      the same for every request: their keys and values are constants, their
-                      rows are not read.
-    capability_first  B * R sequences: a candidate, then the tokens.
+Each request is one sequence: its tokens, then the M candidates, each at the position after the last
+token. The first P tokens are the inquiry prompt, which is the same for every request, so their keys
+and values can be constants of the graph (`cached`).
 
-Every row sees the keys of the positions before its own, and itself: with that one rule no candidate
-sees another, and scores are (S, T), never (L + R)^2. In the last layer only candidate rows have
-queries, attention output and MLP.
+Every position attends to the tokens before it and to itself. No candidate therefore sees another
+candidate, and attention scores are (S, T) rather than (S, S). In the last layer only the candidate
+positions have queries, attention outputs and an MLP.
 
-Letters: B requests, L tokens, R = M candidates x V variants, D width; N sequences of S rows; T keys
-that others see, P of them constant; K key/value heads, G query heads for each, H head width.
+Shapes: B requests, L tokens, M candidates, D width; S positions of a sequence that are computed
+(tokens after the cached prompt, then candidates); T token positions that can be attended to, P of
+them constant; K key/value heads, G query heads for each, H head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.bundle.manifest import Layout
+from engine.bundle.types import Float32Array
 from export.onnx.graph import FLOAT, INT64, MASKED, Graph
-from export.onnx.ops import Arrays, LlamaConfig, Portable
+from export.onnx.ops import LlamaConfig, Portable, Weights
 
-Cached = Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]  # (K, P, H) each, of every layer
+CachedPrompt = Sequence[tuple[Float32Array, Float32Array]]  # keys, values (K, P, H) of every layer
 QUERY, KEY, VALUE = (f"self_attn.{part}_proj" for part in "qkv")
 
 
 def emit_backbone(
     config: LlamaConfig,
-    arrays: Arrays,
-    layout: Layout,
+    weights: Weights,
     path: Path,
     *,
     ops: type[Portable] = Portable,
     graph: type[Graph] = Graph,
-    cached: Cached = (),
+    cached: CachedPrompt = (),
     positions: int = 4096,
 ) -> None:
-    """Write the graph of `arrays` (Hugging Face names) for `layout` to `path`.
+    """Write the backbone's graph to `path`.
 
-    cached: keys and values of the inquiry prompt (export/reference.py), only for candidate_last.
-    positions: the longest prompt and one more.
+    Args:
+        config: sizes of the backbone.
+        weights: the backbone's weights under their Hugging Face names.
+        path: the ONNX file to write.
+        ops: the operator dialect, see export/onnx/ops.py.
+        graph: the graph builder; HalfGraph computes matrix products in fp16.
+        cached: keys and values of the inquiry prompt, from export.reference.keys_values; empty to
+            compute them in the graph.
+        positions: rows of the rotary tables; at least the longest prompt plus one, and at least
+            the number of positions in a sequence.
     """
-    g = graph("backbone")
-    tokens = g.input("tokens", INT64, ["B", "L"])
-    lengths = g.input("lengths", INT64, ["B"])
-    embeddings = g.input("embeddings", FLOAT, ["R", config.width])
-    o = ops(g, config, arrays, positions)
-    if layout == "candidate_last":
-        rows = _candidate_last(o, tokens, lengths, embeddings, cached)
-        hidden = _decode(o, rows)
-    else:
-        rows = _capability_first(o, tokens, lengths, embeddings)
-        count = g.dim(embeddings, 0)
-        hidden = g.reshape(_decode(o, rows), g.dim(tokens, 0), count, config.width)
-    g.output("hidden", hidden, ["B", "R", config.width])
-    g.save(path)
+    builder = graph("backbone")
+    tokens = builder.input("tokens", INT64, ["B", "L"])
+    lengths = builder.input("lengths", INT64, ["B"])
+    embeddings = builder.input("embeddings", FLOAT, ["M", config.width])
+    dialect = ops(builder, config, weights, positions)
+    sequence = _build_sequence(dialect, tokens, lengths, embeddings, cached)
+    builder.output("hidden", _decode(dialect, sequence), ["B", "M", config.width])
+    builder.save(path)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """hidden (N, S, D), positions (N, S). shared: (N, S, X) -> the rows that others see. pick: the
-    rows that answer, at positions `ends`. steps: (T,) positions of the keys. sizes: N and T, and S
-    of all rows and of those that answer, as dim() gives them: once, not in every layer."""
+class _Sequence:
+    """Names of the tensors that describe the input sequences.
+
+    hidden: (B, S, D). positions: (B, S). last_positions: (B, M), the candidates' positions.
+    context_positions: (T,), those that can be attended to. The four sizes have shape (1,) and are
+    computed once, not in every layer. split_sizes: (2,), tokens and candidates among the S.
+    """
 
     hidden: str
     positions: str
-    ends: str
-    steps: str
-    sizes: tuple[str, str, str, str]
-    shared: Callable[[str], str]
-    pick: Callable[[str], str]
-    cached: Cached = ()
+    last_positions: str
+    context_positions: str
+    batch: str
+    context_size: str
+    size: str
+    candidates: str
+    split_sizes: str
+    cached: CachedPrompt
 
 
-def _candidate_last(
-    o: Portable, tokens: str, lengths: str, embeddings: str, cached: Cached
-) -> _Rows:
-    g = o.g
-    fixed = cached[0][0].shape[1] if cached else 0
-    steps = g.steps(g.dim(tokens, 1))
-    own = steps
-    if fixed:
-        tokens, own = g.after(tokens, fixed, axis=1), g.after(steps, fixed, axis=0)
-    batch, length, count = g.dim(tokens, 0), g.dim(tokens, 1), g.dim(embeddings, 0)
-    candidates = g.op("Expand", embeddings, g.shape(batch, count, o.config.width))
-    column = g.op("Unsqueeze", lengths, g.const([1]))
-    ends = g.op("Expand", column, g.shape(batch, count))
-    sizes = g.op("Concat", length, count, axis=0)
-    keys, rows = g.dim(steps, 0), g.op("Add", length, count)
-    return _Rows(
-        hidden=g.op("Concat", o.embed(tokens), candidates, axis=1),
-        positions=g.op("Concat", g.op("Expand", own, g.shape(batch, length)), ends, axis=1),
-        ends=ends,
-        steps=steps,
-        sizes=(batch, keys, rows, count),
-        shared=lambda x: str(g.op("Split", x, sizes, outputs=2, axis=1)[0]),
-        pick=lambda x: str(g.op("Split", x, sizes, outputs=2, axis=1)[1]),
+def _build_sequence(
+    ops: Portable, tokens: str, lengths: str, embeddings: str, cached: CachedPrompt
+) -> _Sequence:
+    graph = ops.graph
+    cached_size = cached[0][0].shape[1] if cached else 0
+    context_positions = graph.arange(graph.dim(tokens, 1))
+    token_positions = context_positions
+    if cached_size:
+        tokens = graph.slice_from(tokens, cached_size, axis=1)
+        token_positions = graph.slice_from(context_positions, cached_size, axis=0)
+    batch, length, count = graph.dim(tokens, 0), graph.dim(tokens, 1), graph.dim(embeddings, 0)
+    candidates = graph.op("Expand", embeddings, graph.shape(batch, count, ops.config.width))
+    column = graph.op("Unsqueeze", lengths, graph.const([1]))
+    last_positions = graph.op("Expand", column, graph.shape(batch, count))
+    split_sizes = graph.op("Concat", length, count, axis=0)
+    context_size, size = graph.dim(context_positions, 0), graph.op("Add", length, count)
+    hidden = graph.op("Concat", ops.embed(tokens), candidates, axis=1)
+    token_positions = graph.op("Expand", token_positions, graph.shape(batch, length))
+    return _Sequence(
+        hidden=hidden,
+        positions=graph.op("Concat", token_positions, last_positions, axis=1),
+        last_positions=last_positions,
+        context_positions=context_positions,
+        batch=batch,
+        context_size=context_size,
+        size=size,
+        candidates=count,
+        split_sizes=split_sizes,
         cached=cached,
     )
 
 
-def _capability_first(o: Portable, tokens: str, lengths: str, embeddings: str) -> _Rows:
-    g, width = o.g, o.config.width
-    batch, length, count = g.dim(tokens, 0), g.dim(tokens, 1), g.dim(embeddings, 0)
-    first = g.op("Unsqueeze", embeddings, g.const([0, 2]))
-    first = g.op("Expand", first, g.shape(batch, count, 1, width))
-    rest = g.op("Unsqueeze", o.embed(tokens), g.const([1]))
-    rest = g.op("Expand", rest, g.shape(batch, count, length, width))
-    pairs = g.op("Concat", first, rest, axis=2)
-    hidden = g.reshape(pairs, -1, g.dim(pairs, 2), width)
-    steps = g.steps(g.dim(hidden, 1))
-    # One row per pair answers: the last token of its request, at position lengths[b].
-    column = g.op("Unsqueeze", lengths, g.const([1]))
-    ends = g.reshape(g.op("Expand", column, g.shape(batch, count)), -1, 1)
+def _decode(ops: Portable, sequence: _Sequence) -> str:
+    """Emit all layers: the residual stream at the candidates' positions, (B, M, D)."""
+    graph, config = ops.graph, ops.config
 
-    def pick(x: str) -> str:
-        at = g.op("Unsqueeze", ends, g.const([2]))
-        at = g.op("Expand", at, g.op("Concat", g.dim(x, 0), g.const([1]), g.dim(x, 2), axis=0))
-        return str(g.op("GatherElements", x, at, axis=1))
+    def prefix_rows(x: str) -> str:
+        return str(graph.op("Split", x, sequence.split_sizes, outputs=2, axis=1)[0])
 
-    total, rows = g.dim(hidden, 0), g.dim(hidden, 1)
-    positions = g.op("Expand", steps, g.shape(total, rows))
-    sizes = (total, rows, rows, g.const([1]))
-    return _Rows(hidden, positions, ends, steps, sizes, shared=lambda x: x, pick=pick)
+    def candidate_rows(x: str) -> str:
+        return str(graph.op("Split", x, sequence.split_sizes, outputs=2, axis=1)[1])
 
-
-def _decode(o: Portable, rows: _Rows) -> str:
-    """(N, S, D) -> (N, picked, D)."""
-    g, c = o.g, o.config
-    hidden, delta = rows.hidden, ""
-    turn, mask = o.rotation(rows.positions), _mask(g, rows.steps, rows.positions)
-    batch, keys, count, picked = rows.sizes
-    for layer in range(c.layers):
-        hidden, normed = o.add_norm(hidden, delta, layer, "input_layernorm")
-        if layer < c.layers - 1:
-            query, key, value = _projections(o, normed, layer, turn)
-            own_key, own_value = key, value
+    hidden, delta, queries = sequence.hidden, "", sequence.size
+    rope = ops.rotation(sequence.positions)
+    mask = _mask(graph, sequence.context_positions, sequence.positions)
+    for layer in range(config.layers):
+        hidden, normed = ops.add_norm(hidden, delta, layer, "input_layernorm")
+        if layer < config.layers - 1:
+            query, key, value = _project(ops, normed, layer, rope)
+            self_key, self_value = key, value
         else:
-            key, value = _split(o, o.linear(normed, layer, KEY, VALUE), c.kv_heads, c.kv_heads)
-            key = o.rotate(key, turn)
-            hidden, normed, own_key, own_value = map(rows.pick, (hidden, normed, key, value))
-            query = o.rotate(o.linear(normed, layer, QUERY), o.rotation(rows.ends))
-            mask, count = _mask(g, rows.steps, rows.ends), picked
-        seen = [_heads(o, rows.shared(x)) for x in (key, value)]
-        if rows.cached:
-            known = zip(rows.cached[layer], seen, strict=True)
-            seen = [_after_cached(g, before, batch, x) for before, x in known]
+            kv = ops.linear(normed, layer, KEY, VALUE)
+            key, value = _split_heads(ops, kv, config.kv_heads, config.kv_heads)
+            key = ops.rotate(key, rope)
+            hidden, normed, self_key, self_value = map(candidate_rows, (hidden, normed, key, value))
+            query = ops.linear(normed, layer, QUERY)
+            query = ops.rotate(query, ops.rotation(sequence.last_positions))
+            mask = _mask(graph, sequence.context_positions, sequence.last_positions)
+            queries = sequence.candidates
+        context_kv = [_heads(ops, prefix_rows(x)) for x in (key, value)]
+        if sequence.cached:
+            pairs = zip(sequence.cached[layer], context_kv, strict=True)
+            context_kv = [_prepend(graph, cached, sequence.batch, x) for cached, x in pairs]
         mixed = _attend(
-            o, query, seen, (mask, count, keys), _heads(o, own_key), _heads(o, own_value)
+            ops,
+            query,
+            context_kv,
+            (_heads(ops, self_key), _heads(ops, self_value)),
+            mask,
+            (queries, sequence.context_size),
         )
-        delta = o.linear(mixed, layer, "self_attn.o_proj")
-        hidden, normed = o.add_norm(hidden, delta, layer, "post_attention_layernorm")
-        gate, up = (o.linear(normed, layer, f"mlp.{part}_proj") for part in ("gate", "up"))
-        delta = o.linear(o.gated(gate, up), layer, "mlp.down_proj")
-    return str(g.op("Add", hidden, delta))
+        delta = ops.linear(mixed, layer, "self_attn.o_proj")
+        hidden, normed = ops.add_norm(hidden, delta, layer, "post_attention_layernorm")
+        gate, up = (ops.linear(normed, layer, f"mlp.{part}_proj") for part in ("gate", "up"))
+        delta = ops.linear(ops.gated(gate, up), layer, "mlp.down_proj")
+    return str(graph.op("Add", hidden, delta))
 
 
-def _projections(o: Portable, x: str, layer: int, turn: Sequence[str]) -> tuple[str, str, str]:
-    """Queries (N, S, K * G * H), keys and values (N, S, K * H); the first two rotated together."""
-    heads, kv_heads = o.config.heads, o.config.kv_heads
-    both, value = _split(o, o.linear(x, layer, QUERY, KEY, VALUE), heads + kv_heads, kv_heads)
-    query, key = _split(o, o.rotate(both, turn), heads, kv_heads)
+def _project(ops: Portable, x: str, layer: int, rope: Sequence[str]) -> tuple[str, str, str]:
+    """Emit queries (B, S, K * G * H), keys and values (B, S, K * H). Queries and keys are rotated
+    in one operator."""
+    heads, kv_heads = ops.config.heads, ops.config.kv_heads
+    qkv = ops.linear(x, layer, QUERY, KEY, VALUE)
+    query_key, value = _split_heads(ops, qkv, heads + kv_heads, kv_heads)
+    query, key = _split_heads(ops, ops.rotate(query_key, rope), heads, kv_heads)
     return query, key, value
 
 
-def _split(o: Portable, x: str, first: int, second: int) -> tuple[str, str]:
-    """x (N, S, (first + second) * H) in two, counted in heads."""
-    sizes = o.g.const([first * o.config.head_width, second * o.config.head_width])
-    parts: tuple[str, str] = o.g.op("Split", x, sizes, outputs=2, axis=2)
+def _split_heads(ops: Portable, x: str, first: int, second: int) -> tuple[str, str]:
+    """Split x (B, S, (first + second) * H) after the first `first` heads."""
+    width = ops.config.head_width
+    sizes = ops.graph.const([first * width, second * width])
+    parts: tuple[str, str] = ops.graph.op("Split", x, sizes, outputs=2, axis=2)
     return parts
 
 
-def _heads(o: Portable, x: str) -> str:
-    """(N, S, K * H) -> (N, K, S, H)."""
-    split = o.g.reshape(x, 0, 0, o.config.kv_heads, o.config.head_width)
-    return str(o.g.op("Transpose", split, perm=[0, 2, 1, 3]))
+def _heads(ops: Portable, x: str) -> str:
+    """(B, S, K * H) -> (B, K, S, H)."""
+    heads = ops.graph.reshape(x, 0, 0, ops.config.kv_heads, ops.config.head_width)
+    return str(ops.graph.op("Transpose", heads, perm=[0, 2, 1, 3]))
 
 
-def _after_cached(g: Graph, constant: NDArray[np.float32], batch: str, x: str) -> str:
-    """(N, K, S, H) -> (N, K, P + S, H)."""
-    known = g.op("Expand", g.const(constant[None], np.float32), g.shape(batch, 1, 1, 1))
-    return str(g.op("Concat", known, x, axis=2))
+def _prepend(graph: Graph, cached: Float32Array, batch: str, x: str) -> str:
+    """Put the constants (K, P, H) before x: (B, K, S, H) -> (B, K, P + S, H)."""
+    constant = graph.const(cached[None], np.float32)
+    expanded = graph.op("Expand", constant, graph.shape(batch, 1, 1, 1))
+    return str(graph.op("Concat", expanded, x, axis=2))
 
 
-def _mask(g: Graph, steps: str, positions: str) -> str:
-    """(N, 1, 1, S, T), to add to scores: a row sees the positions before its own."""
-    before = g.op("Less", steps, g.op("Unsqueeze", positions, g.const([2])))
-    mask = g.op("Where", before, g.const(0, np.float32), g.const(MASKED, np.float32))
-    return str(g.op("Unsqueeze", mask, g.const([1, 2])))
+def _mask(graph: Graph, context_positions: str, positions: str) -> str:
+    """Emit the additive mask (B, 1, 1, S, T): a position sees only the positions before its own."""
+    column = graph.op("Unsqueeze", positions, graph.const([2]))
+    visible = graph.op("Less", context_positions, column)
+    mask = graph.op("Where", visible, graph.const(0, np.float32), graph.const(MASKED, np.float32))
+    return str(graph.op("Unsqueeze", mask, graph.const([1, 2])))
 
 
 def _attend(
-    o: Portable,
+    ops: Portable,
     query: str,
-    seen: Sequence[str],
-    scores_of: tuple[str, str, str],
-    own_key: str,
-    own_value: str,
+    context_kv: Sequence[str],
+    self_kv: tuple[str, str],
+    mask: str,
+    sizes: tuple[str, str],
 ) -> str:
-    """Attention over the masked keys and values (N, K, T, H), and each row's own: (N, S, D).
-    scores_of: the mask, S and T."""
-    g, c = o.g, o.config
-    (key, value), (mask, rows, keys) = seen, scores_of
-    query = g.reshape(query, 0, 0, c.kv_heads, c.heads // c.kv_heads, c.head_width)
-    query = g.op("Transpose", query, perm=[0, 2, 3, 1, 4])  # (N, K, G, S, H)
-    groups = g.const([2])
-    flat = g.reshape(query, 0, 0, -1, c.head_width)  # one product per key/value head
-    scores = g.op("MatMul", flat, g.op("Transpose", key, perm=[0, 1, 3, 2]))
-    scores = g.op("Add", g.reshape(scores, 0, 0, c.heads // c.kv_heads, rows, keys), mask)
-    own = g.op("Mul", query, g.op("Unsqueeze", own_key, groups))
-    own = g.op("ReduceSum", own, g.const([-1]), keepdims=1)
-    share = g.op("Softmax", g.op("Concat", scores, own, axis=-1), axis=-1)
-    sizes = g.op("Concat", keys, g.const([1]), axis=0)
-    share, share_own = g.op("Split", share, sizes, outputs=2, axis=-1)
-    mixed = g.op("MatMul", g.reshape(share, 0, 0, -1, keys), value)
-    mixed = g.reshape(mixed, 0, 0, c.heads // c.kv_heads, rows, c.head_width)
-    mixed = g.op("Add", mixed, g.op("Mul", share_own, g.op("Unsqueeze", own_value, groups)))
-    merged = g.op("Transpose", mixed, perm=[0, 3, 1, 2, 4])
-    return g.reshape(merged, 0, 0, c.heads * c.head_width)
+    """Emit attention over the masked context and each position's own key: (B, S, D).
+
+    context_kv: keys and values (B, K, T, H). self_kv: each position's own, (B, K, S, H).
+    sizes: S and T, each of shape (1,).
+    """
+    graph, config = ops.graph, ops.config
+    (key, value), (self_key, self_value) = context_kv, self_kv
+    queries, keys = sizes
+    group = config.heads // config.kv_heads
+    query = graph.reshape(query, 0, 0, config.kv_heads, group, config.head_width)
+    query = graph.op("Transpose", query, perm=[0, 2, 3, 1, 4])  # (B, K, G, S, H)
+    group_axis = graph.const([2])
+    flat = graph.reshape(query, 0, 0, -1, config.head_width)  # one product per key/value head
+    scores = graph.op("MatMul", flat, graph.op("Transpose", key, perm=[0, 1, 3, 2]))
+    scores = graph.op("Add", graph.reshape(scores, 0, 0, group, queries, keys), mask)
+    self_score = graph.op("Mul", query, graph.op("Unsqueeze", self_key, group_axis))
+    self_score = graph.op("ReduceSum", self_score, graph.const([-1]), keepdims=1)
+    both = graph.op("Concat", scores, self_score, axis=-1)
+    attention = graph.op("Softmax", both, axis=-1)
+    split = graph.op("Concat", keys, graph.const([1]), axis=0)
+    attention, self_attention = graph.op("Split", attention, split, outputs=2, axis=-1)
+    mixed = graph.op("MatMul", graph.reshape(attention, 0, 0, -1, keys), value)
+    mixed = graph.reshape(mixed, 0, 0, group, queries, config.head_width)
+    self_mixed = graph.op("Mul", self_attention, graph.op("Unsqueeze", self_value, group_axis))
+    mixed = graph.op("Add", mixed, self_mixed)
+    merged = graph.op("Transpose", mixed, perm=[0, 3, 1, 2, 4])
+    return graph.reshape(merged, 0, 0, config.heads * config.head_width)

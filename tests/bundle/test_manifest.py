@@ -55,6 +55,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "kind": (lambda b: edit(b, lambda m: m.update(kind="checkpoint")), "kind is 'checkpoint'"),
     "layout": (lambda b: edit(b, lambda m: m.update(layout="sideways")), "layout is 'sideways'"),
+    "unserved layout": (
+        lambda b: edit(b, lambda m: m.update(layout="capability_first")),
+        "layout is 'capability_first', and only 'candidate_last' can be exported and served",
+    ),
+    "unserved representation": (
+        lambda b: edit(b, lambda m: m.update(representation="text")),
+        "representation is 'text', and only 'accuracy_weighted' can be exported and served",
+    ),
     "figure": (
         lambda b: (b / MANIFEST).write_text(
             (b / MANIFEST).read_text().replace('"scale": ', '"scale": 8')
@@ -71,7 +79,7 @@ def test_a_broken_bundle_is_refused_with_found_and_expected(bundle: Path, case: 
     damage(bundle)
     with pytest.raises(BundleError, match=words) as refused:
         read_manifest(bundle, "bundle")
-    assert "make clean export" in str(refused.value) or case == "layout"
+    assert "make clean export" in str(refused.value) or "layout" in case or "representation" in case
 
 
 def test_the_built_bundle_is_whole(bundle: Path) -> None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from cpp_ext import score, score_reference
 from engine.bundle.arrays import load_arrays
-from engine.bundle.manifest import Layout, read_manifest
+from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.client.sync import Client
 from engine.inference.onnx import OnnxBackend
@@ -70,10 +70,11 @@ def in_torch(
     model: ModelSat,
     prompts: list[NDArray[np.int64]],
     embeddings: NDArray[np.float32],
-    layout: Layout,
 ) -> NDArray[np.float32]:
     """(B, M) probabilities."""
-    margins = model.margins(*tiny_llama.padded(prompts), torch.from_numpy(embeddings), layout)
+    margins = model.margins(
+        *tiny_llama.padded(prompts), torch.from_numpy(embeddings), "candidate_last"
+    )
     calibration = MANIFEST.calibration
     p: NDArray[np.float32] = torch.sigmoid(calibration.scale * margins + calibration.offset).numpy()
     return p
@@ -84,7 +85,7 @@ def from_torch(
     model: ModelSat, prompts: list[NDArray[np.int64]], embeddings: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """(64, M) probabilities of the checkpoint."""
-    return in_torch(model, prompts, embeddings, MANIFEST.layout)
+    return in_torch(model, prompts, embeddings)
 
 
 @pytest.mark.parametrize("kernel", [score, score_reference])
@@ -111,9 +112,7 @@ def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.flo
     assert off.mean() < INT8_MEAN
 
 
-@pytest.mark.parametrize("layout", ["candidate_last", "capability_first"])
 def test_company_does_not_change_a_probability(
-    layout: Layout,
     model: ModelSat,
     prompts: list[NDArray[np.int64]],
     embeddings: NDArray[np.float32],
@@ -121,12 +120,11 @@ def test_company_does_not_change_a_probability(
     """The shipped weights: alone, and among 100 others first and last."""
     own, prompt = embeddings[:1], prompts[:1]
     others = np.tile(embeddings[1:], (8, 1))[:100]
-    alone = in_torch(model, prompt, own, layout)[0, 0]
-    first = in_torch(model, prompt, np.concatenate([own, others]), layout)[0, 0]
-    last = in_torch(model, prompt, np.concatenate([others, own]), layout)[0, -1]
+    alone = in_torch(model, prompt, own)[0, 0]
+    first = in_torch(model, prompt, np.concatenate([own, others]))[0, 0]
+    last = in_torch(model, prompt, np.concatenate([others, own]))[0, -1]
     np.testing.assert_allclose([first, last], alone, atol=1e-4)
-    if layout == MANIFEST.layout:
-        backend = OnnxBackend(BUNDLE / "backbone.onnx")
-        crowd = backend.hidden(prompt, np.concatenate([others, own]))
-        single = backend.hidden(prompt, own)
-        np.testing.assert_allclose(p_of(crowd)[0, -1], p_of(single)[0, 0], atol=1e-4)
+    backend = OnnxBackend(BUNDLE / "backbone.onnx")
+    crowd = backend.hidden(prompt, np.concatenate([others, own]))
+    single = backend.hidden(prompt, own)
+    np.testing.assert_allclose(p_of(crowd)[0, -1], p_of(single)[0, 0], atol=1e-4)

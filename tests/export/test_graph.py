@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cpp_ext import score_reference
-from engine.bundle.manifest import Layout
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS
 from engine.inference.onnx import OnnxBackend
 from export.onnx.fp16 import HalfGraph
@@ -24,7 +23,6 @@ from export.onnx.ops import Int8, LlamaConfig, OnnxRuntime, Portable
 from export.reference import hidden_row, keys_values
 from tests.support import tiny_llama
 
-LAYOUTS: tuple[Layout, ...] = ("candidate_last", "capability_first")
 BASE = tiny_llama.base()
 CONFIG = LlamaConfig.of(BASE.config)
 
@@ -34,16 +32,13 @@ FIRST = np.array([5, 17, 60])  # stands before every prompt where keys and value
 
 @cache
 def backend(
-    layout: Layout,
     ops: type[Portable] = OnnxRuntime,
     cached: bool = False,
     graph: type[Graph] = Graph,
 ) -> OnnxBackend:
-    path = Path(mkdtemp()) / f"{layout}.onnx"
-    known = keys_values(CONFIG, BASE.arrays, FIRST) if cached else ()
-    emit_backbone(
-        CONFIG, BASE.arrays, layout, path, ops=ops, graph=graph, cached=known, positions=1400
-    )
+    path = Path(mkdtemp()) / "backbone.onnx"
+    constants = keys_values(CONFIG, BASE.arrays, FIRST) if cached else ()
+    emit_backbone(CONFIG, BASE.arrays, path, ops=ops, graph=graph, cached=constants, positions=1400)
     return OnnxBackend(path, threads=1)
 
 
@@ -52,7 +47,6 @@ def embeddings(count: int, seed: int = 1) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("ops", [Portable, OnnxRuntime])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     count=st.integers(1, 20),
@@ -60,59 +54,48 @@ def embeddings(count: int, seed: int = 1) -> NDArray[np.float32]:
 )
 @example([1, 27, 20], 9, 4)  # the farthest seen, 1.6e-5
 @settings(max_examples=15, deadline=None)
-def test_graph_equals_torch(
-    layout: Layout, ops: type[Portable], lengths: list[int], count: int, seed: int
-) -> None:
+def test_graph_equals_torch(ops: type[Portable], lengths: list[int], count: int, seed: int) -> None:
     prompts, e = tiny_llama.prompts(lengths, seed), embeddings(count, seed)
     # In double precision: torch's own rounding in single is up to half of the bound.
     model = tiny_llama.model_sat(BASE).double().eval()
     with torch.no_grad():
         exact = torch.from_numpy(e).double()
-        expected = model.margins(*tiny_llama.padded(prompts), exact, layout).numpy()
+        expected = model.margins(*tiny_llama.padded(prompts), exact, "candidate_last").numpy()
     head = BASE.arrays["model.embed_tokens.weight"]
     readout = BASE.arrays["model.norm.weight"] * (head[model.yes_id] - head[model.no_id])
-    hidden = backend(layout, ops).hidden(prompts, e)
+    hidden = backend(ops).hidden(prompts, e)
     found = score_reference(hidden, readout, eps=CONFIG.eps, scale=1.0, offset=0.0)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-expected)), atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_graph_equals_the_numpy_reference(layout: Layout) -> None:
+def test_graph_equals_the_numpy_reference() -> None:
     prompts, e = tiny_llama.prompts([1, 23, 9]), embeddings(4)
-    found = backend(layout).hidden(prompts, e)
+    found = backend().hidden(prompts, e)
     for i, prompt in enumerate(prompts):
         for j, row in enumerate(e):
-            expected = hidden_row(CONFIG, BASE.arrays, prompt, row, layout)
+            expected = hidden_row(CONFIG, BASE.arrays, prompt, row)
             np.testing.assert_allclose(found[i, j], expected, rtol=1e-4, atol=5e-4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("place", [0, 50, 100])
-def test_a_candidate_scores_the_same_in_any_company(layout: Layout, place: int) -> None:
+def test_a_candidate_scores_the_same_in_any_company(place: int) -> None:
     """Alone, or among 100 others first, in the middle or last; in torch and in the graph."""
     (prompt,) = tiny_llama.prompts([17])
     own, others = embeddings(1, seed=7), embeddings(100, seed=8)
     among = np.concatenate([others[:place], own, others[place:]])
-    graph = backend(layout)
+    graph = backend()
     alone = graph.hidden([prompt], own)[0, 0]
     np.testing.assert_allclose(graph.hidden([prompt], among)[0, place], alone, atol=1e-4)
     model = tiny_llama.model_sat(BASE).eval()
     tokens, lengths = tiny_llama.padded([prompt])
     with torch.no_grad():
-        single = model.margins(tokens, lengths, torch.from_numpy(own), layout)[0, 0]
-        crowd = model.margins(tokens, lengths, torch.from_numpy(among), layout)[0, place]
+        single = model.margins(tokens, lengths, torch.from_numpy(own), "candidate_last")[0, 0]
+        crowd = model.margins(tokens, lengths, torch.from_numpy(among), "candidate_last")[0, place]
     assert abs(single.sigmoid() - crowd.sigmoid()) < 1e-4
 
 
-def test_the_two_layouts_are_different_functions() -> None:
-    """Guards the tests above against comparing one thing with itself."""
-    prompts, e = tiny_llama.prompts([12]), embeddings(3)
-    first, second = (backend(layout).hidden(prompts, e) for layout in LAYOUTS)
-    assert np.abs(first - second).max() > 0.01
-
-
 def test_a_thousand_candidates_in_one_pass() -> None:
-    hidden = backend("candidate_last").hidden(tiny_llama.prompts([5]), embeddings(1000))
+    hidden = backend().hidden(tiny_llama.prompts([5]), embeddings(1000))
     assert hidden.shape == (1, 1000, tiny_llama.WIDTH)
     assert np.isfinite(hidden).all()
 
@@ -121,10 +104,10 @@ class SlowInt8(Int8):
     """The same bytes and weights, multiplied as floats by standard operators."""
 
     def linear(self, x: str, layer: int, *names: str) -> str:
-        g = self.g
+        g = self.graph
         name, matrix = self._matrix(layer, names)
         scale = np.maximum(np.abs(matrix).max(axis=0), 1e-9) / self.LEVELS
-        rows, largest = self._quantised(x)
+        rows, largest = self._quantized(x)
         step, zero = g.const(1 / self.SPAN, np.float32), g.const(self.ZERO, np.uint8)
         stored = g.weight(f"{name}.slow", (np.round(matrix / scale) * scale).astype(np.float32))
         product = g.op("MatMul", g.op("DequantizeLinear", rows, step, zero), stored)
@@ -143,9 +126,9 @@ def prefixed(lengths: list[int], seed: int = 0) -> list[NDArray[np.int64]]:
 @settings(max_examples=15, deadline=None)
 def test_cached_keys_and_values_change_nothing(lengths: list[int], count: int, seed: int) -> None:
     prompts, e = prefixed(lengths, seed), embeddings(count, seed)
-    expected = backend("candidate_last").hidden(prompts, e)
+    expected = backend().hidden(prompts, e)
     for ops in (Portable, OnnxRuntime):
-        found = backend("candidate_last", ops, cached=True).hidden(prompts, e)
+        found = backend(ops, cached=True).hidden(prompts, e)
         # The noise of fp32 sums grows with the residual stream, not with the value it lands on.
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -178,13 +161,10 @@ def test_every_form_is_the_reference_at_any_shape(
     thousand; no row of the batch and no candidate moves another."""
     ops, graph, near = FORMS[form]
     prompts, e = prefixed(lengths, seed), embeddings(count, seed)
-    found = backend("candidate_last", ops, cached=True, graph=graph).hidden(prompts, e)
+    found = backend(ops, cached=True, graph=graph).hidden(prompts, e)
     assert found.shape == (len(lengths), count, tiny_llama.WIDTH)
     some = sorted({0, count // 2, count - 1})
-    expected = [
-        [hidden_row(CONFIG, BASE.arrays, prompt, e[j], "candidate_last") for j in some]
-        for prompt in prompts
-    ]
+    expected = [[hidden_row(CONFIG, BASE.arrays, prompt, e[j]) for j in some] for prompt in prompts]
     gap = np.linalg.norm(found[:, some] - expected)
     assert gap < near * np.linalg.norm(expected), gap / np.linalg.norm(expected)
 
@@ -200,11 +180,11 @@ def test_int8_is_near_and_does_not_depend_on_company(
 ) -> None:
     """A row's bytes have a scale of their own, so neither batch nor candidates move an answer."""
     prompts, e = prefixed(lengths, seed), embeddings(count, seed)
-    graph = backend("candidate_last", Int8, cached=True)
+    graph = backend(Int8, cached=True)
     found = graph.hidden(prompts, e)
-    slow = backend("candidate_last", SlowInt8, cached=True).hidden(prompts, e)
+    slow = backend(SlowInt8, cached=True).hidden(prompts, e)
     assert np.linalg.norm(found - slow) < 0.05 * np.linalg.norm(slow), "a byte may round otherwise"
-    exact = backend("candidate_last").hidden(prompts, e)
+    exact = backend().hidden(prompts, e)
     assert np.abs(found - exact).max() > 0, "it is another graph"
     for i, prompt in enumerate(prompts):
         alone = graph.hidden([prompt], e[-1:])[0, 0]

@@ -104,7 +104,7 @@ def test_a_version_whose_tensors_are_others_is_refused(tmp_path: Path) -> None:
     (tmp_path / BACKBONE / "1").mkdir(parents=True)
     config = tmp_path / BACKBONE / "config.pbtxt"
     config.write_text("of another width")
-    with pytest.raises(BundleError, match="is that of version 1"):
+    with pytest.raises(BundleError, match="belongs to version 1"):
         write_repository(BUNDLE, tmp_path, version=2)
     assert sorted(p.name for p in config.parent.iterdir()) == ["1", "config.pbtxt"]
     assert config.read_text() == "of another width"

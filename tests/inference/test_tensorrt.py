@@ -62,7 +62,7 @@ class Machine:
 def emit(folder: Path) -> Path:
     path = folder / "backbone.fp16.onnx"
     emit_backbone(
-        LlamaConfig.of(BASE.config), BASE.arrays, "candidate_last", path, graph=HalfGraph
+        LlamaConfig.of(BASE.config), BASE.arrays, path, graph=HalfGraph
     )  # fmt: skip
     return path
 
