@@ -17,24 +17,33 @@ import json
 import re
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 
-from engine.bundle.types import Float32Array
 from engine.datasets.outcomes import Outcomes, fingerprint, read_outcomes
-from research.representations import Represent, bare, pieces, standardised, truncated, weighted
+from research.paper import CapabilityFirst
+from research.representations import (
+    FixedCapabilities,
+    Represent,
+    bare,
+    fixed_pool,
+    fixed_pools,
+    probabilities,
+    text_pieces,
+    truncated_text,
+    weighted,
+)
 from training.config import Plan
-from training.data.capability import Capabilities, new_connector
-from training.data.dataset import Batch, Pool, Shown, make_pool
+from training.data.capability import Capabilities
+from training.data.dataset import Batch, Pool, Shown, make_pool, make_pools
 from training.evaluation import metrics
-from training.model.model import TextEncoder
-from training.state import STATE, Run, predict, prepare, read_pools, start_calibration
+from training.model.model import ModelSat, TextEncoder
+from training.state import STATE, Run, prepare, read_pools, start_calibration
 from training.train import loop, schedule_of, trained_rows
 from training.weights.base import CACHE, load_base
 
@@ -42,11 +51,65 @@ SCORED, SCORED_EACH = 500, 125  # validation rows; where every candidate is a se
 INIT_STD = 0.041666  # SmolLM2's initializer_range
 
 
+COMMON: dict[str, Any] = {
+    "benchmarks": ("mmlu_pro",),
+    "without": "qwen|gemini|phi|jamba|command-r|mathstral",
+    "validate_every": 10**9,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """plan: settings that differ. represent: other representations, fixed through training.
+    sampled: candidates that a step shows, 0 = all. teacher: a variant whose probabilities are half
+    of what a step aims at. blank: no pretrained backbone."""
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    model: type[ModelSat] = ModelSat
+    represent: tuple[Represent, ...] = ()
+    sampled: int = 0
+    teacher: str = ""
+    blank: bool = False
+
+
+REAL = {"made": 0}
+VARIANTS: dict[str, Variant] = {
+    "base": Variant(),
+    "another seed": Variant({"seed": 1}),
+    "depth 3": Variant({"layers": 3}),
+    "depth 12": Variant({"layers": 12}),
+    "depth 30": Variant({"layers": 30}),
+    "teacher: depth 12": Variant(teacher="depth 12"),
+    "teacher: depth 30": Variant(teacher="depth 30"),
+    "weights: not pretrained": Variant(blank=True),
+    "tuned: half the rate": Variant({"backbone_lr": 1e-4}),
+    "tuned: adapter of rank 64": Variant({"tune": "lora", "backbone_lr": 5e-4}),
+    "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
+    "loss: bce + within": Variant({"across": 0.0}),
+    "loss: bce + across": Variant({"within": 0.0}),
+    "loss: stronger candidates weigh more": Variant({"stronger": 1.0}),
+    "candidates: none made": Variant(REAL),
+    "candidates: nine made": Variant({"made": 9}),
+    "candidates: figures always redrawn": Variant({"exact": 0.0}),
+    "instructions: never reworded": Variant({"reworded": 0.0}),
+    "size: 500": Variant({"instructions": (500,)}),
+    "size: 3,000": Variant({"instructions": (3000,)}),
+    "size: each twice": Variant({"epochs": 2}),
+    "layout: candidate last, 4 sampled": Variant(REAL, sampled=4),
+    "layout: capability first, 4 sampled": Variant(REAL, CapabilityFirst, sampled=4),
+    "c: weighted figures": Variant(REAL, represent=(weighted,)),
+    "c: bare figures": Variant(REAL, represent=(bare,)),
+    "c: text in pieces": Variant(REAL, represent=(text_pieces,)),
+    "c: text truncated": Variant(REAL, represent=(truncated_text,)),
+    "c: weighted figures and text": Variant(REAL, represent=(weighted, text_pieces)),
+}
+
+
 @dataclass(frozen=True)
 class Sampled(Pool):
     """A pool whose steps show `count` candidates."""
 
-    count: int = 4
+    count: int
 
     def step(
         self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
@@ -61,18 +124,17 @@ def run_variant(name: str, data: str, elsewhere: list[Path], out: Path, instruct
     """Train and score one variant; leaves result.json and result.npz in out/NAME."""
     started, variant, folder = time.monotonic(), VARIANTS[name], out / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
-    if variant.represent:  # a state's connector would be of another width than prepare()'s
-        shutil.rmtree(folder / STATE, ignore_errors=True)
     common = COMMON | {"instructions": (instructions,)}
-    run = prepare(Plan((data,), str(folder), **common | variant.plan))
+    build_pools = fixed_pools(*variant.represent) if variant.represent else make_pools
+    run = prepare(Plan((data,), str(folder), **common | variant.plan), variant.model, build_pools)
     tested = everyone(run)
-    change(run, variant, tested, out)
+    change(run, variant, out)
     steps = schedule_of(run)
     if run.step == 0:
         run.start = start_calibration(run, steps[0])
     loop(run, steps, folder)
     minutes = (time.monotonic() - started) / 60
-    count = SCORED if run.plan.layout == "candidate_last" else SCORED_EACH
+    count = SCORED_EACH if variant.model is CapabilityFirst else SCORED
     rows = np.random.default_rng(0).permutation(tested.validation)[:count]
     learnt = trained_rows(run.plan, 0, run.pools[0])
     soft = probabilities(run, run.pools[0], learnt) if name in teachers() else np.zeros(0)
@@ -108,11 +170,6 @@ def teachers() -> set[str]:
     return {v.teacher for v in VARIANTS.values()}
 
 
-def probabilities(run: Run, pool: Pool, rows: NDArray[np.int64]) -> Float32Array:
-    """(len(rows), M)."""
-    return np.asarray(expit(predict(run, pool, rows)).mean(axis=0))
-
-
 def everyone(run: Run) -> Pool:
     """The plan's rows with the candidates that it leaves out."""
     return pool_of(run, read_pools(replace(run.plan, without=""))[0])
@@ -120,24 +177,23 @@ def everyone(run: Run) -> Pool:
 
 def pool_of(run: Run, outcomes: Outcomes) -> Pool:
     """`outcomes` as the run reads them."""
-    return make_pool(outcomes, run.capability, encoder_of(run), run.pools[0].tokenizer)
+    encoder, tokenizer = TextEncoder(load_base(run.plan.encoder, CACHE)), run.pools[0].tokenizer
+    if isinstance(run.capability, FixedCapabilities):
+        return fixed_pool(outcomes, run.capability, encoder, tokenizer)
+    return make_pool(outcomes, run.capability, encoder, tokenizer)
 
 
-def encoder_of(run: Run) -> TextEncoder:
-    """psi."""
-    return TextEncoder(load_base(run.plan.encoder, CACHE))
-
-
-def change(run: Run, variant: Variant, tested: Pool, out: Path) -> None:
-    """Make `run` and the pool it is tested on the variant's."""
+def change(run: Run, variant: Variant, out: Path) -> None:
+    """Make `run` the variant's: its first weights, its targets, the candidates of a step."""
     if variant.blank and run.step == 0:
         forget(run)
-    if variant.represent:
-        represent(run, variant.represent, tested)
     pool = run.pools[0]
     if variant.teacher:
         pool = taught(pool, out / slug(variant.teacher) / "result.npz")
-    run.pools[0] = Sampled(**vars(pool), count=variant.sampled) if variant.sampled else pool
+    if variant.sampled:
+        shared = {f.name: getattr(pool, f.name) for f in fields(Pool)}
+        pool = Sampled(**shared, count=variant.sampled)
+    run.pools[0] = pool
 
 
 @torch.no_grad()
@@ -146,20 +202,6 @@ def forget(run: Run) -> None:
     for parameter in run.plain.backbone.parameters():
         if parameter.requires_grad:
             parameter.normal_(0.0, INIT_STD)
-
-
-def represent(run: Run, parts: tuple[Represent, ...], tested: Pool) -> None:
-    """Replace what a candidate is told by, in training and in the test, and the connector."""
-    pool, encoder = run.pools[0], encoder_of(run)
-    tests = pool.outcomes.test, tested.outcomes.test
-    first, second = standardised(parts, *tests, run.capability, encoder)
-    run.pools[0] = replace(pool, c=first)
-    object.__setattr__(tested, "c", second)
-    # "text" stands for: what the pool holds, nothing drawn anew each step
-    run.capability = replace(run.capability, representation="text")
-    model = run.plain
-    model.connector = new_connector(first.shape[-1], model.backbone.get_input_embeddings().weight)
-    run.optimizer.param_groups[0]["params"] = list(model.connector.parameters())
 
 
 def taught(pool: Pool, file: Path) -> Pool:
@@ -247,58 +289,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-COMMON: dict[str, Any] = {
-    "benchmarks": ("mmlu_pro",),
-    "without": "qwen|gemini|phi|jamba|command-r|mathstral",
-    "validate_every": 10**9,
-}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """plan: settings that differ. represent: other representations, fixed through training.
-    sampled: candidates that a step shows, 0 = all. teacher: a variant whose probabilities are half
-    of what a step aims at. blank: no pretrained backbone."""
-
-    plan: dict[str, Any] = field(default_factory=dict)
-    represent: tuple[Represent, ...] = ()
-    sampled: int = 0
-    teacher: str = ""
-    blank: bool = False
-
-
-REAL = {"made": 0}
-VARIANTS: dict[str, Variant] = {
-    "base": Variant(),
-    "another seed": Variant({"seed": 1}),
-    "depth 3": Variant({"layers": 3}),
-    "depth 12": Variant({"layers": 12}),
-    "depth 30": Variant({"layers": 30}),
-    "teacher: depth 12": Variant(teacher="depth 12"),
-    "teacher: depth 30": Variant(teacher="depth 30"),
-    "weights: not pretrained": Variant(blank=True),
-    "tuned: half the rate": Variant({"backbone_lr": 1e-4}),
-    "tuned: adapter of rank 64": Variant({"tune": "lora", "backbone_lr": 5e-4}),
-    "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
-    "loss: bce + within": Variant({"across": 0.0}),
-    "loss: bce + across": Variant({"within": 0.0}),
-    "loss: stronger candidates weigh more": Variant({"stronger": 1.0}),
-    "candidates: none made": Variant(REAL),
-    "candidates: nine made": Variant({"made": 9}),
-    "candidates: figures always redrawn": Variant({"exact": 0.0}),
-    "instructions: never reworded": Variant({"reworded": 0.0}),
-    "size: 500": Variant({"instructions": (500,)}),
-    "size: 3,000": Variant({"instructions": (3000,)}),
-    "size: each twice": Variant({"epochs": 2}),
-    "layout: candidate last, 4 sampled": Variant(REAL, sampled=4),
-    "layout: capability first, 4 sampled": Variant(
-        REAL | {"layout": "capability_first"}, sampled=4
-    ),
-    "c: weighted figures": Variant(REAL, (weighted,)),
-    "c: bare figures": Variant(REAL, (bare,)),
-    "c: text in pieces": Variant(REAL, (pieces,)),
-    "c: text truncated": Variant(REAL, (truncated,)),
-    "c: weighted figures and text": Variant(REAL, (weighted, pieces)),
-}

@@ -33,6 +33,58 @@ UNSEEN = "qwen|gemini|phi|jamba|command-r|mathstral"
 ELSEWHERE = ("gsm8k", "crux", "math_l5")
 FIRST_ZOO = 5  # candidates to begin P5 with
 EMBEDDINGS = Path("artifacts/embeddings")
+RELEASES = {
+    "Llama-2-7b-hf": "2023-07",
+    "Llama-2-13b-hf": "2023-07",
+    "Llama-2-70b-hf": "2023-07",
+    "Mistral-7B-v0.1": "2023-09",
+    "Mistral-7B-Instruct-v0.1": "2023-09",
+    "Yi-34B": "2023-11",
+    "Yi-6B": "2023-11",
+    "Yi-6b-Chat": "2023-11",
+    "Mixtral-8x7B-v0.1": "2023-12",
+    "Mixtral-8x7B-Instruct-v0.1": "2023-12",
+    "Mistral-7B-Instruct-v0.2": "2023-12",
+    "Qwen1.5-72B-Chat": "2024-02",
+    "Qwen1.5-7B-Chat": "2024-02",
+    "gemma-7b": "2024-02",
+    "c4ai-command-r-v01": "2024-03",
+    "Mistral-7B-v0.2-hf": "2024-03",
+    "Meta-Llama-3-8B": "2024-04",
+    "Meta-Llama-3-70B": "2024-04",
+    "Phi-3-mini-4k-instruct": "2024-04",
+    "Qwen1.5-110B": "2024-04",
+    "DeepSeek-Coder-V2": "2024-06",
+    "mathstral-7B": "2024-07",
+    "Meta-Llama-3_1-8B": "2024-07",
+    "Meta-Llama-3_1-8B-Instruct": "2024-07",
+    "Meta-Llama-3_1-70B": "2024-07",
+    "Meta-Llama-3_1-70B-Instruct": "2024-07",
+    "jamba-1.5-large": "2024-08",
+    "gemini-1.5-flash-002": "2024-09",
+    "gemini-1.5-pro-002": "2024-09",
+}
+UNDER_10B = (
+    "Llama-2-7b-hf",
+    "Mistral-7B-v0.1",
+    "Mistral-7B-Instruct-v0.1",
+    "Mistral-7B-Instruct-v0.2",
+    "Mistral-7B-v0.2-hf",
+    "Yi-6B",
+    "Yi-6b-Chat",
+    "Qwen1.5-7B-Chat",
+    "gemma-7b",
+    "Meta-Llama-3-8B",
+    "Phi-3-mini-4k-instruct",
+    "mathstral-7B",
+    "Meta-Llama-3_1-8B",
+    "Meta-Llama-3_1-8B-Instruct",
+)
+ZOOS = {
+    "under 10B": UNDER_10B,
+    "large": tuple(n for n in RELEASES if n not in (*UNDER_10B, "Llama-2-13b-hf")),
+    "mixed": tuple(RELEASES),
+}
 
 
 def part(judged: Judged, rows: Int64Array, candidates: Int64Array) -> Judged:
@@ -222,57 +274,3 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     main()
-
-
-RELEASES = {
-    "Llama-2-7b-hf": "2023-07",
-    "Llama-2-13b-hf": "2023-07",
-    "Llama-2-70b-hf": "2023-07",
-    "Mistral-7B-v0.1": "2023-09",
-    "Mistral-7B-Instruct-v0.1": "2023-09",
-    "Yi-34B": "2023-11",
-    "Yi-6B": "2023-11",
-    "Yi-6b-Chat": "2023-11",
-    "Mixtral-8x7B-v0.1": "2023-12",
-    "Mixtral-8x7B-Instruct-v0.1": "2023-12",
-    "Mistral-7B-Instruct-v0.2": "2023-12",
-    "Qwen1.5-72B-Chat": "2024-02",
-    "Qwen1.5-7B-Chat": "2024-02",
-    "gemma-7b": "2024-02",
-    "c4ai-command-r-v01": "2024-03",
-    "Mistral-7B-v0.2-hf": "2024-03",
-    "Meta-Llama-3-8B": "2024-04",
-    "Meta-Llama-3-70B": "2024-04",
-    "Phi-3-mini-4k-instruct": "2024-04",
-    "Qwen1.5-110B": "2024-04",
-    "DeepSeek-Coder-V2": "2024-06",
-    "mathstral-7B": "2024-07",
-    "Meta-Llama-3_1-8B": "2024-07",
-    "Meta-Llama-3_1-8B-Instruct": "2024-07",
-    "Meta-Llama-3_1-70B": "2024-07",
-    "Meta-Llama-3_1-70B-Instruct": "2024-07",
-    "jamba-1.5-large": "2024-08",
-    "gemini-1.5-flash-002": "2024-09",
-    "gemini-1.5-pro-002": "2024-09",
-}
-UNDER_10B = (
-    "Llama-2-7b-hf",
-    "Mistral-7B-v0.1",
-    "Mistral-7B-Instruct-v0.1",
-    "Mistral-7B-Instruct-v0.2",
-    "Mistral-7B-v0.2-hf",
-    "Yi-6B",
-    "Yi-6b-Chat",
-    "Qwen1.5-7B-Chat",
-    "gemma-7b",
-    "Meta-Llama-3-8B",
-    "Phi-3-mini-4k-instruct",
-    "mathstral-7B",
-    "Meta-Llama-3_1-8B",
-    "Meta-Llama-3_1-8B-Instruct",
-)
-ZOOS = {
-    "under 10B": UNDER_10B,
-    "large": tuple(n for n in RELEASES if n not in (*UNDER_10B, "Llama-2-13b-hf")),
-    "mixed": tuple(RELEASES),
-}

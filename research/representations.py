@@ -1,84 +1,225 @@
-"""Capability representations that ablations compare; engine/registry/encoder.py has those served.
+"""Represent candidates in the ways that the ablations and the paper's method compare.
 
-Letters: V variants, M candidates, T tasks, C representation width, E encoder width.
+The served representation is in engine/registry/encoder.py; those here are only trained and
+measured. They stay fixed through training: no accuracies are drawn anew, and no synthetic
+candidates are added. A representation can have several variants (a text has one for each order of
+the tasks). A training step shows one of them at random, and scoring averages the probabilities of
+all of them, as Model-SAT does.
+
+Shapes: V variants, B instructions, M candidates, T tasks, C representation width, E encoder width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from scipy.special import expit
 
 from engine.api.candidate import TaskResult
-from engine.bundle.types import Float32Array
+from engine.api.errors import InvalidInputError, Violation
+from engine.bundle.arrays import TaskNorms
+from engine.bundle.prompt import Tokenizer
+from engine.bundle.types import Float32Array, Int64Array
 from engine.datasets.aptitude_test import AptitudeTest
-from engine.registry.encoder import capability_sentences, text_representation
-from training.data.capability import Capabilities
+from engine.datasets.outcomes import Outcomes
+from training.config import Plan
+from training.data.capability import Capabilities, capabilities
+from training.data.dataset import Batch, Pool, Shown, make_pool
 from training.model.model import TextEncoder
+from training.state import PoolBuilder, Run, predict
 
 Represent = Callable[[AptitudeTest, Capabilities, TextEncoder], Float32Array]
+Embed = Callable[[Sequence[str]], Float32Array]
+TEXT_VARIANTS = 2  # orders of the tasks, as in the paper
+MIN_SPREAD = 0.001  # of texts, which a single candidate does not have
 
 
-def weighted(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
-    """(1, M, E + 1): the shipped one."""
-    shipped = replace(capability, representation="accuracy_weighted")
-    return shipped.of(test, shipped.vectors(test.keywords, encoder), encoder)
+def capability_sentences(aptitude: Sequence[TaskResult]) -> list[str]:
+    """Write the paper's capability representation, one sentence for each task."""
+    return [
+        f"The model achieves accuracy {r.accuracy:.0%} on the task of '{r.task}'." for r in aptitude
+    ]
 
 
-def bare(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
-    """(1, M, T): the figures less their means over the training candidates."""
-    means = np.array([capability.norms.means[k] for k in test.keywords])
+def pack(sentences: Sequence[str], count: Callable[[str], int], limit: int) -> list[str]:
+    """Join sentences, in their order, into as few pieces of at most `limit` tokens as possible.
+
+    Raises:
+        InvalidInputError: a single sentence is longer than `limit`; nothing is cut silently.
+    """
+    pieces: list[str] = []
+    for sentence in sentences:
+        if count(sentence) > limit:
+            raise InvalidInputError(
+                Violation(
+                    "aptitude",
+                    f"a task's sentence has {count(sentence)} tokens, the encoder reads {limit};"
+                    " shorten its keywords.",
+                )
+            )
+        joined = f"{pieces[-1]} {sentence}" if pieces else sentence
+        if pieces and count(joined) <= limit:
+            pieces[-1] = joined
+        else:
+            pieces.append(sentence)
+    return pieces
+
+
+def text_representation(
+    aptitude: Sequence[TaskResult], embed: Embed, count: Callable[[str], int], limit: int
+) -> Float32Array:
+    """Embed the paper's sentences in pieces that the encoder reads whole, and average the pieces.
+
+    Args:
+        aptitude: results in any order; equal results give an equal representation.
+        embed: texts -> (N, E).
+        count: text -> tokens.
+        limit: tokens that the encoder reads.
+
+    Returns:
+        (V, E), one row for each of V = TEXT_VARIANTS orders of the tasks.
+    """
+    ordered = capability_sentences(sorted(aptitude, key=lambda r: r.task))
+    variants = []
+    for seed in range(TEXT_VARIANTS):
+        order = np.random.default_rng(seed).permutation(len(ordered))
+        pieces = pack([ordered[i] for i in order], count, limit)
+        variants.append(embed(pieces).mean(axis=0))
+    return np.stack(variants).astype(np.float32)
+
+
+def weighted(test: AptitudeTest, served: Capabilities, encoder: TextEncoder) -> Float32Array:
+    """(1, M, E + 1): the served representation."""
+    return served.of(test, served.vectors(test.keywords, encoder))[None]
+
+
+def bare(test: AptitudeTest, served: Capabilities, encoder: TextEncoder) -> Float32Array:
+    """(1, M, T): accuracies less their means over the training candidates."""
+    means = np.array([served.norms.means[k] for k in test.keywords])
     return np.asarray(test.figures - means, dtype=np.float32)[None]
 
 
-def pieces(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
+def text_pieces(test: AptitudeTest, served: Capabilities, encoder: TextEncoder) -> Float32Array:
     """(V, M, E): the paper's sentences in pieces that the encoder reads whole."""
-    return _each(
+    return _for_each_candidate(
         test, lambda r: text_representation(r, encoder.embed, encoder.count, encoder.limit)
     )
 
 
-def truncated(test: AptitudeTest, capability: Capabilities, encoder: TextEncoder) -> Float32Array:
-    """(V, M, E): the same as one text, of which the encoder reads what fits."""
+def truncated_text(test: AptitudeTest, served: Capabilities, encoder: TextEncoder) -> Float32Array:
+    """(V, M, E): the sentences as one text, truncated to what the encoder reads."""
 
     def embed(results: list[TaskResult]) -> Float32Array:
-        orders = [np.random.default_rng(seed).permutation(len(results)) for seed in range(2)]
+        orders = [
+            np.random.default_rng(seed).permutation(len(results)) for seed in range(TEXT_VARIANTS)
+        ]
         texts = [" ".join(capability_sentences([results[i] for i in order])) for order in orders]
         return np.asarray(encoder.embed(texts), dtype=np.float32)
 
     encoder.tokenizer.enable_truncation(encoder.limit)
-    c = _each(test, embed)
+    c = _for_each_candidate(test, embed)
     encoder.tokenizer.no_truncation()
     return c
 
 
-def standardised(
-    parts: Sequence[Represent],
-    trained: AptitudeTest,
-    tested: AptitudeTest,
-    capability: Capabilities,
-    encoder: TextEncoder,
-) -> tuple[Float32Array, Float32Array]:
-    """(V, M, C) of the candidates trained on and of those tested, at unit size over the first."""
-    first, second = [], []
-    for part in parts:
-        c = part(trained, capability, encoder)
-        shift, scale = c.mean(axis=(0, 1)), c.std(axis=1).mean()
-        first.append((c - shift) / scale)
-        second.append((part(tested, capability, encoder) - shift) / scale)
-    return _joined(first), _joined(second)
-
-
-def _each(test: AptitudeTest, embed: Callable[[list[TaskResult]], Float32Array]) -> Float32Array:
+def _for_each_candidate(
+    test: AptitudeTest, embed: Callable[[list[TaskResult]], Float32Array]
+) -> Float32Array:
     every = []
     for row in test.figures:
-        sat = zip(test.keywords, row, strict=True)
-        every.append(embed([TaskResult(k, float(a)) for k, a in sat if not np.isnan(a)]))
+        results = zip(test.keywords, row, strict=True)
+        every.append(embed([TaskResult(k, float(a)) for k, a in results if not np.isnan(a)]))
     return np.stack(every, axis=1)
 
 
+@dataclass(frozen=True)
+class FixedCapabilities(Capabilities):
+    """Several representations side by side. Shift and scale, (C,), bring each to unit size over
+    the training candidates.
+
+    parts: what is joined along C. served: the served representation of the same candidates.
+    """
+
+    parts: tuple[Represent, ...]
+    served: Capabilities
+
+    def variants(self, test: AptitudeTest, encoder: TextEncoder) -> Float32Array:
+        """(V, M, C), standardized, of the candidates of `test`."""
+        return self.standardize(_joined([p(test, self.served, encoder) for p in self.parts]))
+
+
+def fixed_capabilities(
+    parts: tuple[Represent, ...],
+    test: AptitudeTest,
+    encoder: TextEncoder,
+    norms: TaskNorms | None = None,
+) -> FixedCapabilities:
+    """Fit the norms, unless given, and the scale on the candidates of `test`."""
+    served = capabilities(test, encoder, norms)
+    shifts, scales = [], []
+    for part in parts:
+        c = part(test, served, encoder)
+        shifts.append(c.mean(axis=(0, 1)))
+        scales.append(np.full(c.shape[-1], max(float(c.std(axis=1).mean()), MIN_SPREAD)))
+    shift, scale = (np.concatenate(x).astype(np.float32) for x in (shifts, scales))
+    return FixedCapabilities(served.norms, shift, scale, parts, served)
+
+
 def _joined(parts: list[Float32Array]) -> Float32Array:
-    """Along C, every part repeated to the same number of variants."""
+    """Join (V, M, C) arrays along C, every part repeated to the same number of variants."""
     most = max(len(p) for p in parts)
     return np.concatenate([np.repeat(p, most // len(p), axis=0) for p in parts], axis=-1)
+
+
+@dataclass(frozen=True)
+class FixedPool(Pool):
+    """A pool whose candidates are always shown as they are. variants: (V, M, C), standardized."""
+
+    variants: Float32Array
+
+    def step(
+        self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
+    ) -> Shown:
+        """Show the M candidates, in one of the variants."""
+        levels = np.nanmean(self.outcomes.test.figures, axis=1)
+        c = self.variants[random.integers(len(self.variants))]
+        return Shown(c, self.outcomes.scores[:, batch.rows].T.copy(), levels)
+
+
+def fixed_pool(
+    outcomes: Outcomes, capability: FixedCapabilities, encoder: TextEncoder, tokenizer: Tokenizer
+) -> FixedPool:
+    """Read `outcomes` as training does, its candidates as `capability` represents them."""
+    pool = make_pool(outcomes, capability.served, encoder, tokenizer)
+    variants = capability.variants(outcomes.test, encoder)
+    shared = {f.name: getattr(pool, f.name) for f in fields(Pool)}
+    return FixedPool(**shared | {"c": variants[0]}, variants=variants)
+
+
+def fixed_pools(*parts: Represent) -> PoolBuilder:
+    """Make what training.state.prepare builds its pools with, for these representations."""
+
+    def build(
+        outcomes: Sequence[Outcomes],
+        encoder: TextEncoder,
+        tokenizer: Tokenizer,
+        norms: TaskNorms | None = None,
+    ) -> tuple[Capabilities, list[FixedPool]]:
+        capability = fixed_capabilities(parts, outcomes[0].test, encoder, norms)
+        return capability, [fixed_pool(o, capability, encoder, tokenizer) for o in outcomes]
+
+    return build
+
+
+def predict_variants(run: Run, pool: Pool, rows: Int64Array) -> Float32Array:
+    """(V, len(rows), M) log-odds of each variant; V is 1 for a pool without variants."""
+    if not isinstance(pool, FixedPool):
+        return np.asarray(predict(run, pool, rows)[None])
+    return np.stack([predict(run, replace(pool, c=c), rows) for c in pool.variants])
+
+
+def probabilities(run: Run, pool: Pool, rows: Int64Array) -> Float32Array:
+    """(len(rows), M), the mean over the variants."""
+    return np.asarray(expit(predict_variants(run, pool, rows)).mean(axis=0))

@@ -6,10 +6,9 @@ import argparse
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.bundle.manifest import Layout, Representation
 from training.weights.base import BACKBONE, ENCODER
 
 Tune = Literal["full", "lora"]
@@ -39,8 +38,6 @@ class Plan:
     backbone: str = BACKBONE
     encoder: str = ENCODER
     layers: int = 6
-    layout: Layout = "candidate_last"
-    representation: Representation = "accuracy_weighted"
     tune: Tune = "full"
     rank: int = 64
     instructions: tuple[int, ...] = (0,)
@@ -66,23 +63,22 @@ class Plan:
         return (self.instructions[folder] if several else self.instructions[0]) or None
 
 
-CHOICES = {
-    "layout": Layout,
-    "representation": Representation,
-    "tune": Tune,
-    "precision": Precision,
-}
+P = TypeVar("P", bound=Plan)
 
 
-def parse_plan(description: str | None, arguments: list[str] | None = None) -> Plan:
-    """A Plan from the command line: a flag for each field, and --plan for a file of
-    training/configs
-    that sets what no flag does."""
+def parse_plan(description: str | None, arguments: list[str] | None = None, *, kind: type[P]) -> P:
+    """Read the settings from the command line: a flag for each field of `kind`, and --plan for a
+    JSON file, as in training/configs/, that sets what no flag does.
+
+    Raises:
+        InvalidInputError: the file has a setting that `kind` does not have.
+    """
+    types = get_type_hints(kind)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--plan", type=Path, help="a JSON file of settings")
-    for field in fields(Plan):
+    for field in fields(kind):
         flag = "--" + field.name.replace("_", "-")
         if field.name in ("data", "benchmarks"):
             parser.add_argument(flag, nargs="+", default=(), required=field.name == "data")
@@ -90,26 +86,22 @@ def parse_plan(description: str | None, arguments: list[str] | None = None) -> P
             parser.add_argument(flag, nargs="+", type=int, default=field.default)
         elif field.name == "out":
             parser.add_argument(flag, required=True)
-        elif field.name in CHOICES:
-            choices = get_args(CHOICES[field.name])
+        elif get_origin(types[field.name]) is Literal:
+            choices = get_args(types[field.name])
             parser.add_argument(flag, choices=choices, default=field.default)
         else:
             parser.add_argument(flag, type=type(field.default), default=field.default)
     file = parser.parse_known_args(arguments)[0].plan
     if file:
-        parser.set_defaults(**_read(file))
+        parser.set_defaults(**_read(file, kind))
     values: dict[str, Any] = vars(parser.parse_args(arguments))
     del values["plan"]
     frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Plan(**frozen)
+    return kind(**frozen)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, kind: type[Plan]) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if unknown := sorted(set(settings) - {f.name for f in fields(Plan)}):
+    if unknown := sorted(set(settings) - {f.name for f in fields(kind)}):
         raise InvalidInputError(Violation(str(file), f"has settings that no plan has: {unknown}."))
     return settings
-
-
-# float32 values kept for the backward pass, a row and layer, in widths of the residual stream:
-# about 34 of them (Korthikanti et al., 2022, table 2, in half precision: 34 s b h bytes), doubled.

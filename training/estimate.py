@@ -18,13 +18,10 @@ KEPT = 68
 
 
 def rows_of(run: Run, batch: Batch) -> int:
-    """Of the residual stream: each instruction once with every candidate at its end, or once for
-    each candidate."""
+    """Count the positions of the residual stream that a training step on `batch` computes."""
     instructions, tokens = batch.tokens.shape
     shown = len(run.pools[batch.pool].outcomes.candidates) + run.plan.made
-    if run.plan.layout == "candidate_last":
-        return int(instructions * (tokens + shown))
-    return int(instructions * shown * (1 + tokens))
+    return run.plain.count_positions(instructions, tokens, shown)
 
 
 def estimate(run: Run, steps: list[Batch], forward: Callable[..., Any]) -> str:

@@ -3,7 +3,7 @@
 accelerate places model and batches, so that the same script runs on one CPU, one GPU, or many
 processes under torchrun or `accelerate launch` (DDP, FSDP, DeepSpeed).
 
-Letters: V variants, B instructions, M candidates.
+Shapes: B instructions, M candidates.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.api.errors import BundleError, InvalidInputError, ModelsatError, Violation
-from engine.bundle.arrays import Connector
+from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.manifest import Calibration
+from engine.bundle.prompt import Tokenizer
 from engine.bundle.types import Float32Array, Int64Array
 from engine.datasets.outcomes import Outcomes, read_outcomes, split
 from training.config import Plan
-from training.data.capability import Capabilities, capabilities, new_connector
-from training.data.dataset import Batch, Pool, make_pool
+from training.data.capability import Capabilities, new_connector
+from training.data.dataset import Batch, Pool, make_pools
 from training.model.lora import adapt
 from training.model.model import ModelSat, TextEncoder, build
 from training.model.precision import mixed_precision
@@ -40,6 +42,10 @@ from training.weights.merge import fold
 NEUTRAL = Calibration(1.0, 0.0)
 START_SPREAD = 0.4  # standard deviation of the first log-odds
 STATE = "state"
+PoolBuilder = Callable[
+    [Sequence[Outcomes], TextEncoder, Tokenizer, TaskNorms | None],
+    tuple[Capabilities, Sequence[Pool]],
+]
 
 
 @dataclass
@@ -71,23 +77,21 @@ def logits(run: Run, batch: Batch, c: Float32Array) -> Tensor:
         torch.from_numpy(batch.tokens).to(device),
         torch.from_numpy(batch.lengths).to(device),
         torch.from_numpy(c).to(device),
-        run.plan.layout,
     )
     return run.start.scale * margins.float() + run.start.offset
 
 
 @torch.no_grad()
 def predict(run: Run, pool: Pool, rows: Int64Array) -> Float32Array:
-    """(V, len(rows), M) log-odds of each variant, in the order of `rows`."""
+    """(len(rows), M) log-odds, in the order of `rows`."""
     run.model.eval()
     place = {int(row): i for i, row in enumerate(rows)}
-    result = np.zeros((len(pool.c), len(rows), pool.c.shape[1]), dtype=np.float32)
+    result = np.zeros((len(rows), len(pool.c)), dtype=np.float32)
     work = pool.batches(rows, run.plan.batch, None, 0)
     quiet = not run.accelerator.is_main_process
     for batch in tqdm(work, desc="predict", unit="batch", leave=False, disable=quiet):
         at = [place[int(r)] for r in batch.rows]
-        for variant, c in enumerate(pool.c):
-            result[variant, at] = logits(run, batch, c).cpu().numpy()
+        result[at] = logits(run, batch, pool.c).cpu().numpy()
     return result
 
 
@@ -147,8 +151,16 @@ def _kept(outcomes: Outcomes, plan: Plan) -> Outcomes:
     return outcomes
 
 
-def prepare(plan: Plan) -> Run:
-    """Weights, data and optimiser; the state of a checkpoint where one is found."""
+def prepare(
+    plan: Plan,
+    model_class: type[ModelSat] = ModelSat,
+    build_pools: PoolBuilder = make_pools,
+) -> Run:
+    """Load weights and data, build the optimizer, and restore a checkpoint if there is one.
+
+    model_class and build_pools are what research/ replaces to train another layout or another
+    representation of the candidates.
+    """
     torch.manual_seed(plan.seed)
     state = find_state(plan)
     accelerator = Accelerator(
@@ -164,15 +176,14 @@ def prepare(plan: Plan) -> Run:
     encoder = TextEncoder(psi)
     weights = weights_of(plan)
     norms = weights.norms if weights else None
-    capability = capabilities(found[0].test, encoder, plan.representation, norms)
-    pools = [make_pool(o, capability, encoder, base.tokenizer) for o in found]
+    capability, pools = build_pools(found, encoder, base.tokenizer, norms)
     backbone = adapt(build(begun(base, weights), causal=True), plan)
     connector = (
         unfolded(weights.connector, capability)
         if weights
         else new_connector(pools[0].c.shape[-1], backbone.get_input_embeddings().weight)
     )
-    model = ModelSat(backbone, connector, base.tokenizer)
+    model = model_class(backbone, connector, base.tokenizer)
     tuned = [p for p in model.backbone.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [{"params": list(connector.parameters())}, {"params": tuned}],
@@ -180,7 +191,7 @@ def prepare(plan: Plan) -> Run:
         fused=True,
     )
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    run = Run(plan, prepared, pools, capability, optimizer, accelerator, weights)
+    run = Run(plan, prepared, list(pools), capability, optimizer, accelerator, weights)
     if state:
         accelerator.load_state(str(Path(plan.out) / STATE))
         run.step, run.start = state["step"], Calibration(**state["start"])
@@ -204,7 +215,7 @@ def start_calibration(run: Run, batch: Batch) -> Calibration:
         return run.weights.calibration
     pool = run.pools[batch.pool]
     with torch.no_grad():
-        margins = logits(run, batch, pool.c[0])
+        margins = logits(run, batch, pool.c)
     rate = float(np.nanmean(pool.outcomes.scores).clip(0.01, 0.99))
     scale = START_SPREAD / max(float(margins.std()), 1e-6)
     return Calibration(scale, float(np.log(rate / (1 - rate))) - scale * float(margins.mean()))
@@ -251,7 +262,7 @@ def find_state(plan: Plan) -> dict[str, Any] | None:
     return state
 
 
-SAME = ("backbone", "encoder", "layers", "layout", "representation")
+SAME = ("backbone", "encoder", "layers")
 
 
 def weights_of(plan: Plan) -> Pretrained | None:

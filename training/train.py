@@ -30,13 +30,14 @@ from engine.bundle.types import Int64Array
 from engine.datasets.outcomes import fingerprint
 from training.config import Plan, parse_plan
 from training.data.capability import folded
-from training.data.dataset import Batch, Pool
+from training.data.dataset import Batch, Pool, make_pools
 from training.estimate import estimate
 from training.evaluation import metrics
 from training.evaluation.plots import plot_training
 from training.model import loss
 from training.model.lora import cut, write_adapter
-from training.state import Run, logits, predict, prepare, save, start_calibration
+from training.model.model import ModelSat
+from training.state import PoolBuilder, Run, logits, predict, prepare, save, start_calibration
 from training.weights.adapter import save_pretrained
 from training.weights.base import CACHE, load_base
 
@@ -88,7 +89,7 @@ def validate(run: Run) -> dict[str, float]:
     """AUCs and how often the favourite is chosen, on rows of the first folder."""
     pool = run.pools[0]
     rows = pool.validation[:WATCHED]
-    p = expit(predict(run, pool, rows)).mean(axis=0)
+    p = expit(predict(run, pool, rows))
     truth = pool.outcomes.scores[:, rows].T
     return {
         "pooled_auc": metrics.pooled_auc(p, truth),
@@ -113,16 +114,23 @@ def schedule_of(run: Run) -> list[Batch]:
 
 def train(plan: Plan) -> dict[str, Any]:
     """Run or resume `plan`; returns the closing report."""
+    return finish(fit(plan), Path(plan.out))
+
+
+def fit(
+    plan: Plan, model_class: type[ModelSat] = ModelSat, build_pools: PoolBuilder = make_pools
+) -> Run:
+    """Run or resume the steps of `plan`; the last two arguments are those of `prepare`."""
     out = Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
-    run = prepare(plan)
+    run = prepare(plan, model_class, build_pools)
     steps = schedule_of(run)
     if run.step == 0:
         first = next(b for b in steps if b.pool == 0)
         run.start = start_calibration(run, first)
     run.accelerator.print(estimate(run, steps, forward))
     loop(run, steps, out)
-    return finish(run, out)
+    return run
 
 
 def loop(run: Run, steps: list[Batch], out: Path) -> None:
@@ -173,9 +181,8 @@ def calibrate(run: Run) -> Calibration:
     margins, observed = [], []
     for pool in run.pools:
         found = predict(run, pool, pool.validation)
-        truth = np.broadcast_to(pool.outcomes.scores[:, pool.validation].T, found.shape)
         margins.append(found.ravel())
-        observed.append(truth.ravel())
+        observed.append(pool.outcomes.scores[:, pool.validation].T.ravel())
     return Calibration(*metrics.platt(np.concatenate(margins), np.concatenate(observed)))
 
 
@@ -214,7 +221,7 @@ def report_of(run: Run, fit: Calibration) -> dict[str, Any]:
     """The watched figures on every folder's test rows."""
     report: dict[str, Any] = {"steps": run.step, "datasets": {}}
     for number, pool in enumerate(run.pools):
-        p = expit(fit.scale * predict(run, pool, pool.test) + fit.offset).mean(axis=0)
+        p = expit(fit.scale * predict(run, pool, pool.test) + fit.offset)
         report["datasets"][pool.outcomes.name] = {
             "instructions_tested": len(pool.test),
             "instructions_trained": len(trained_rows(run.plan, number, pool)),
@@ -253,7 +260,7 @@ def training_set(run: Run) -> TrainingSet:
 
 def main() -> None:
     """Parse a Plan from the command line and train it."""
-    print(json.dumps(train(parse_plan(__doc__))))
+    print(json.dumps(train(parse_plan(__doc__, kind=Plan))))
 
 
 if __name__ == "__main__":

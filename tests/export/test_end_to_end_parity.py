@@ -72,9 +72,7 @@ def in_torch(
     embeddings: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """(B, M) probabilities."""
-    margins = model.margins(
-        *tiny_llama.padded(prompts), torch.from_numpy(embeddings), "candidate_last"
-    )
+    margins = model.margins(*tiny_llama.padded(prompts), torch.from_numpy(embeddings))
     calibration = MANIFEST.calibration
     p: NDArray[np.float32] = torch.sigmoid(calibration.scale * margins + calibration.offset).numpy()
     return p

@@ -60,7 +60,7 @@ def test_graph_equals_torch(ops: type[Portable], lengths: list[int], count: int,
     model = tiny_llama.model_sat(BASE).double().eval()
     with torch.no_grad():
         exact = torch.from_numpy(e).double()
-        expected = model.margins(*tiny_llama.padded(prompts), exact, "candidate_last").numpy()
+        expected = model.margins(*tiny_llama.padded(prompts), exact).numpy()
     head = BASE.arrays["model.embed_tokens.weight"]
     readout = BASE.arrays["model.norm.weight"] * (head[model.yes_id] - head[model.no_id])
     hidden = backend(ops).hidden(prompts, e)
@@ -89,8 +89,8 @@ def test_a_candidate_scores_the_same_in_any_company(place: int) -> None:
     model = tiny_llama.model_sat(BASE).eval()
     tokens, lengths = tiny_llama.padded([prompt])
     with torch.no_grad():
-        single = model.margins(tokens, lengths, torch.from_numpy(own), "candidate_last")[0, 0]
-        crowd = model.margins(tokens, lengths, torch.from_numpy(among), "candidate_last")[0, place]
+        single = model.margins(tokens, lengths, torch.from_numpy(own))[0, 0]
+        crowd = model.margins(tokens, lengths, torch.from_numpy(among))[0, place]
     assert abs(single.sigmoid() - crowd.sigmoid()) < 1e-4
 
 

@@ -24,7 +24,7 @@ def test_the_last_layer_computes_the_candidate_rows_of_the_whole_model() -> None
     tokens, lengths = tiny_llama.padded(tiny_llama.prompts([9, 5]))
     c = torch.randn(3, 5)
     with torch.no_grad():
-        found = model(tokens, lengths, c, "candidate_last")
+        found = model(tokens, lengths, c)
         prefix = model.backbone.get_input_embeddings()(tokens)
         inputs, mask, positions = candidate_last(prefix, lengths, model.connector(c))
         hidden = model.backbone.model(

@@ -1,7 +1,7 @@
-"""Capability representations of the training candidates, and the scale the connector starts at.
+"""Compute the training candidates' capability representations and the connector's first scale.
 
-Letters: M candidates, T tasks, V variants, C representation width, D backbone width, E encoder
-width.
+Shapes: M candidates, K synthetic ones, T tasks, C representation width, D backbone width,
+E encoder width.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.api.candidate import TaskResult
 from engine.bundle.arrays import Connector, TaskNorms
-from engine.bundle.manifest import Representation
 from engine.bundle.types import Float32Array
 from engine.datasets.aptitude_test import AptitudeTest
-from engine.registry.encoder import accuracy_weighted, keyword_vectors, text_representation
+from engine.registry.encoder import accuracy_weighted, keyword_vectors
 from training.data.augment import Drawn
 from training.model.model import TextEncoder
 
@@ -25,7 +23,6 @@ LEVEL = 3.0
 # The least spread that is told apart at the start: a test of one task has no shape at all, two
 # specialists may have one level. Fifty tasks and 29 candidates have .04 and .13.
 LEAST_SHAPE, LEAST_LEVEL = 0.02, 0.05
-LEAST_SPREAD = 0.001  # of texts
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ class Capabilities:
     """How figures become representations. shift, scale: (C,), for the connector to start at a sane
     size."""
 
-    representation: Representation
     norms: TaskNorms
     shift: Float32Array
     scale: Float32Array
@@ -42,54 +38,34 @@ class Capabilities:
         """(T, E) k_t of these tasks."""
         return keyword_vectors(encoder.embed(keywords), self.norms.center)
 
-    def of(self, test: AptitudeTest, vectors: Float32Array, encoder: TextEncoder) -> Float32Array:
-        """(V, M, C), standardised: what serving will compute from the same figures."""
-        if self.representation == "text":
-            return self._standardise(_texts(test, encoder))
+    def of(self, test: AptitudeTest, vectors: Float32Array) -> Float32Array:
+        """(M, C), standardised: what serving will compute from the same figures."""
         means = self.norms.of(test.keywords)
-        return self._standardise(accuracy_weighted(test.figures, means, vectors)[None])
+        return self.standardize(accuracy_weighted(test.figures, means, vectors))
 
     def drawn(self, drawn: Drawn, keywords: list[str], vectors: Float32Array) -> Float32Array:
         """(M + K, C), standardised, of figures as a step of training draws them."""
         means = self.norms.of(keywords)
         if not drawn.means_known:
             means = np.full_like(means, np.nan)
-        return self._standardise(accuracy_weighted(drawn.figures, means, vectors))
+        return self.standardize(accuracy_weighted(drawn.figures, means, vectors))
 
-    def _standardise(self, c: Float32Array) -> Float32Array:
+    def standardize(self, c: Float32Array) -> Float32Array:
+        """Shift and scale plain representations (..., C)."""
         return np.asarray((c - self.shift) / self.scale, dtype=np.float32)
 
 
 def capabilities(
-    test: AptitudeTest,
-    encoder: TextEncoder,
-    representation: Representation,
-    norms: TaskNorms | None = None,
+    test: AptitudeTest, encoder: TextEncoder, norms: TaskNorms | None = None
 ) -> Capabilities:
     """Norms, where not given, and scale from the test that the first pool's candidates sat."""
     embedded = encoder.embed(test.keywords)
     if norms is None:
         means = np.nanmean(test.figures, axis=0).tolist()
         norms = TaskNorms(embedded.mean(axis=0), dict(zip(test.keywords, means, strict=True)))
-    if representation == "text":
-        c = _texts(test, encoder)
-        spread = max(float(c.std(axis=1).mean()), LEAST_SPREAD)
-        shift, scale = c.mean(axis=(0, 1)), np.full(c.shape[-1], spread)
-    else:
-        vectors = keyword_vectors(embedded, norms.center)
-        known = norms.of(test.keywords)
-        shift, scale = _scale_of(accuracy_weighted(test.figures, known, vectors))
-    return Capabilities(representation, norms, shift.astype(np.float32), scale.astype(np.float32))
-
-
-def _texts(test: AptitudeTest, encoder: TextEncoder) -> Float32Array:
-    """(V, M, E)."""
-    variants = []
-    for figures in test.figures:
-        sat = zip(test.keywords, figures, strict=True)
-        results = [TaskResult(k, float(a)) for k, a in sat if not np.isnan(a)]
-        variants.append(text_representation(results, encoder.embed, encoder.count, encoder.limit))
-    return np.stack(variants, axis=1)
+    vectors = keyword_vectors(embedded, norms.center)
+    shift, scale = _scale_of(accuracy_weighted(test.figures, norms.of(test.keywords), vectors))
+    return Capabilities(norms, shift.astype(np.float32), scale.astype(np.float32))
 
 
 def _scale_of(c: Float32Array) -> tuple[Float32Array, Float32Array]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.bundle.arrays import TaskNorms
 from engine.bundle.prompt import Tokenizer, render
 from engine.bundle.types import Float32Array, Int64Array
 from engine.datasets.outcomes import Outcomes, split
 from training.config import Plan
 from training.data.augment import draw
-from training.data.capability import Capabilities
+from training.data.capability import Capabilities, capabilities
 from training.data.reformat import reworded
 from training.model.model import TextEncoder
 
@@ -31,7 +32,7 @@ class Shown:
 @dataclass(frozen=True)
 class Pool:
     """outcomes: M candidates x N instructions. tokens: N, by tokenizer. vectors: (T, E). c:
-    (V, M, C), standardised. train, validation, test: row numbers."""
+    (M, C), standardised. train, validation, test: row numbers."""
 
     outcomes: Outcomes
     tokenizer: Tokenizer
@@ -47,9 +48,6 @@ class Pool:
     ) -> Shown:
         """The M candidates and plan.made others."""
         scores = self.outcomes.scores[:, batch.rows]
-        if capability.representation == "text":
-            levels = np.nanmean(self.outcomes.test.figures, axis=1)
-            return Shown(self.c[random.integers(len(self.c))], scores.T.copy(), levels)
         subjects = [self.outcomes.subjects[i] for i in batch.rows]
         drawn = draw(random, self.outcomes.test, scores, subjects, plan.made, plan.exact)
         c = capability.drawn(drawn, self.outcomes.test.keywords, self.vectors)
@@ -80,9 +78,21 @@ def make_pool(
         tokenizer,
         tokenise(outcomes.texts, tokenizer),
         vectors,
-        capability.of(outcomes.test, vectors, encoder),
+        capability.of(outcomes.test, vectors),
         *split(outcomes.texts),
     )
+
+
+def make_pools(
+    outcomes: Sequence[Outcomes],
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    norms: TaskNorms | None = None,
+) -> tuple[Capabilities, list[Pool]]:
+    """Read every folder's outcomes as training does; the first one's aptitude test sets the scale,
+    and the norms unless `norms` gives them."""
+    capability = capabilities(outcomes[0].test, encoder, norms)
+    return capability, [make_pool(o, capability, encoder, tokenizer) for o in outcomes]
 
 
 BUCKET = 64  # batches whose instructions are sorted by length together

@@ -1,10 +1,11 @@
-"""Model-SAT in torch: capability encoder + connector + backbone, both layouts, one scoring.
+"""Model-SAT in torch: capability encoder, connector and backbone.
 
-    candidate_last    z = [x, p, e_c1 .. e_cM]: the prefix is read once; every candidate is one
-                      more token at the same position, sees the prefix and itself. |x|+|p|+M rows.
-    capability_first  z = [e_c, x, p], the paper's: M sequences of 1+|x|+|p| rows.
+One sequence holds the prompt and every candidate: [p, x, e_c1 .. e_cM]. The prompt is read once.
+Each candidate is one more token at the position after the prompt; it sees the prompt and itself,
+never another candidate. That is L + M positions for M candidates. The paper's layout, a sequence
+for each candidate, is in research/paper_method.py.
 
-Letters: B instructions, L prompt tokens, M candidates, D backbone width, E encoder width,
+Shapes: B instructions, L prompt tokens, M candidates, D backbone width, E encoder width,
 C representation width.
 """
 
@@ -20,7 +21,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import rotate_half
 
 from engine.api.errors import BundleError
-from engine.bundle.manifest import Layout
 from engine.bundle.prompt import NO, YES
 from training.weights.base import Base, single_token
 
@@ -84,36 +84,41 @@ class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
         self.yes_id = single_token(tokenizer, YES)
         self.no_id = single_token(tokenizer, NO)
 
-    def forward(
-        self, tokens: Tensor, lengths: Tensor, capabilities: Tensor, layout: Layout
-    ) -> Tensor:
-        """tokens (B, L), lengths (B,), capabilities (M, C) -> margins (B, M)."""
-        embeddings = self.connector(capabilities)
-        return self.margins(tokens, lengths, embeddings, layout)
+    def forward(self, tokens: Tensor, lengths: Tensor, capabilities: Tensor) -> Tensor:
+        """Score every candidate on every instruction.
 
-    def margins(
-        self, tokens: Tensor, lengths: Tensor, embeddings: Tensor, layout: Layout
-    ) -> Tensor:
-        """The same from embeddings e_c (M, D)."""
+        Args:
+            tokens: (B, L) prompt token ids, padded on the right.
+            lengths: (B,) prompt lengths in tokens.
+            capabilities: (M, C) capability representations, as the connector reads them.
+
+        Returns:
+            (B, M) margins, logit('Yes') - logit('No').
+        """
+        return self.margins(tokens, lengths, self.connector(capabilities))
+
+    def margins(self, tokens: Tensor, lengths: Tensor, embeddings: Tensor) -> Tensor:
+        """Score as `forward` does, from candidate embeddings e_c (M, D)."""
         prefix = self.backbone.get_input_embeddings()(tokens)
-        if layout == "candidate_last":
-            inputs, mask, positions = candidate_last(prefix, lengths, embeddings)
-        else:
-            inputs, mask, positions = capability_first(prefix, embeddings)
-        count = len(embeddings)
-        if layout == "candidate_last":
-            rows = self._hidden(inputs, mask, positions, tail=count)
-        else:
-            hidden = self._hidden(inputs, mask, positions, tail=inputs.shape[1])
-            per_pair = hidden.unflatten(0, (len(tokens), count))
-            index = lengths[:, None, None, None].expand(-1, count, 1, hidden.shape[-1])
-            rows = per_pair.gather(2, index).squeeze(2)
-        head = self.backbone.get_output_embeddings().weight
-        return rows @ (head[self.yes_id] - head[self.no_id])
+        inputs, mask, positions = candidate_last(prefix, lengths, embeddings)
+        return self.read_out(self.hidden(inputs, mask, positions, tail=len(embeddings)))
 
-    def _hidden(self, inputs: Tensor, mask: Tensor, positions: Tensor, tail: int) -> Tensor:
-        """(N, tail, D) after the final norm: the last `tail` rows, all that the last layer must
-        compute."""
+    @staticmethod
+    def count_positions(instructions: int, tokens: int, candidates: int) -> int:
+        """Count the positions of the residual stream that one forward pass computes."""
+        return instructions * (tokens + candidates)
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """Turn hidden states (..., D) after the final norm into margins (...,)."""
+        head = self.backbone.get_output_embeddings().weight
+        return hidden @ (head[self.yes_id] - head[self.no_id])
+
+    def hidden(self, inputs: Tensor, mask: Tensor, positions: Tensor, tail: int) -> Tensor:
+        """Compute the hidden states of the last `tail` positions, after the final norm.
+
+        inputs (N, S, D), additive mask (N, 1, S, S), positions (N, S) -> (N, tail, D). The last
+        layer computes those positions alone.
+        """
         decoder = self._decoder()
         turns = decoder.rotary_emb(inputs, position_ids=positions)
         for layer in decoder.layers[:-1]:
@@ -167,24 +172,10 @@ def candidate_last(
     allowed[:, length:, :length] = (steps < lengths[:, None])[:, None]
     allowed[:, length:, length:] = torch.eye(count, dtype=torch.bool, device=prefix.device)
     positions = torch.cat([steps.expand(batch, -1), lengths[:, None].expand(-1, count)], dim=1)
-    return inputs, _additive(allowed, prefix), positions
+    return inputs, additive_mask(allowed, prefix), positions
 
 
-def capability_first(prefix: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """prefix (B, L, D), embeddings (M, D) -> inputs (B*M, 1+L, D), additive mask, positions.
-
-    Right padding needs no mask of its own: causal rows never look ahead into it.
-    """
-    batch, length, width = prefix.shape
-    count = len(embeddings)
-    first = embeddings[None, :, None].expand(batch, -1, 1, -1)
-    rest = prefix[:, None].expand(-1, count, -1, -1)
-    inputs = torch.cat([first, rest], dim=2).reshape(batch * count, 1 + length, width)
-    steps = torch.arange(1 + length, device=prefix.device)
-    allowed = (steps[:, None] >= steps).expand(batch * count, -1, -1)
-    return inputs, _additive(allowed, prefix), steps.expand(batch * count, -1)
-
-
-def _additive(allowed: Tensor, like: Tensor) -> Tensor:
+def additive_mask(allowed: Tensor, like: Tensor) -> Tensor:
+    """Turn allowed (N, S, S) into a mask (N, 1, S, S), typed as `like`, to add to the logits."""
     mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
     return mask.masked_fill_(~allowed, torch.finfo(like.dtype).min)[:, None]

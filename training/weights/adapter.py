@@ -2,7 +2,7 @@
 
 adapter_config.json, adapter_model.safetensors   peft's form, half precision
 connector.safetensors    weight (D, C), bias (D,), center (E,), task_means (T,)
-model.json               base models, layers, layout, tasks, calibration, plan, report
+model.json               base models, layers, calibration, plan, report
 training_set.npz         fingerprints and token frequencies of the training instructions
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from engine.api.errors import BundleError
 from engine.bundle.arrays import Connector, TaskNorms
-from engine.bundle.manifest import Calibration, Layout, Representation
+from engine.bundle.manifest import Calibration
 from engine.bundle.prompt import PROMPT_VERSION
 from engine.bundle.training_set import TrainingSet, load_training_set
 
@@ -27,6 +27,8 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CONNECTOR = "connector.safetensors"
 MODEL = "model.json"
+# model.json of 0.1 and of research/ names a layout and a representation; these are served.
+SERVED = {"layout": "candidate_last", "representation": "accuracy_weighted"}
 LOCAL = {"data", "out", "weights"}  # paths, of which only the last part is kept
 
 
@@ -37,8 +39,6 @@ class Pretrained:
     backbone: str
     encoder: str
     layers: int
-    layout: Layout
-    representation: Representation
     calibration: Calibration
     connector: Connector
     norms: TaskNorms
@@ -91,7 +91,7 @@ def save_pretrained(
     adapter = load_file(folder / ADAPTER)
     save_file({k: v.astype(np.float16) for k, v in adapter.items()}, folder / ADAPTER)
     save_connector(folder / CONNECTOR, connector, norms)
-    kept = {k: plan[k] for k in ("backbone", "encoder", "layers", "layout", "representation")}
+    kept = {k: plan[k] for k in ("backbone", "encoder", "layers", *SERVED) if k in plan}
     description = {
         **kept,
         "calibration": asdict(calibration),
@@ -116,13 +116,17 @@ def load_pretrained(folder: Path) -> Pretrained:
             f"{folder / MODEL}: prompt_version is {found!r}, this code renders {PROMPT_VERSION!r};"
             " train anew, or use the version that trained it."
         )
+    for name, only in SERVED.items():
+        if (found := model.get(name, only)) != only:
+            raise BundleError(
+                f"{folder / MODEL}: {name} is {found!r}, only {only!r} can be exported and trained"
+                " further; research/ trains and measures the others."
+            )
     connector, norms = load_connector(folder / CONNECTOR)
     return Pretrained(
         backbone=model["backbone"],
         encoder=model["encoder"],
         layers=model["layers"],
-        layout=model["layout"],
-        representation=model["representation"],
         calibration=Calibration(**model["calibration"]),
         connector=connector,
         norms=norms,

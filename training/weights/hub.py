@@ -129,7 +129,7 @@ def main() -> None:
         print(push(given.folder, given.repo, given.card, private=given.private))
     else:
         manifest = pull(given.repo, given.out, given.revision)
-        print(f"{given.out}: {manifest.kind}, {manifest.depth} layers, layout {manifest.layout}")
+        print(f"{given.out}: {manifest.kind}, {manifest.depth} layers")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from engine.api.errors import BundleError, ModelsatError
 from engine.bundle import manifest
 from engine.bundle.manifest import (
     Manifest,
-    Representation,
     finish_folder,
     hash_files,
     start_folder,
@@ -87,8 +86,8 @@ def _manifest(
     config = backbone.config
     return Manifest(
         kind="checkpoint",
-        layout=pretrained.layout,
-        representation=pretrained.representation,
+        layout="candidate_last",
+        representation="accuracy_weighted",
         width=config["hidden_size"],
         encoder_width=encoder.config["hidden_size"],
         depth=pretrained.layers,
@@ -97,7 +96,7 @@ def _manifest(
         no_id=single_token(backbone.tokenizer, NO),
         norm_eps=config["rms_norm_eps"],
         calibration=pretrained.calibration,
-        encoder_id=encoder_id(files, pretrained.representation),
+        encoder_id=encoder_id(files),
         files=files,
         made_by=manifest.made_by("training.weights.merge", sys.argv[1:], __version__),
         parity={},
@@ -105,10 +104,10 @@ def _manifest(
     )
 
 
-def encoder_id(files: Mapping[str, str], representation: Representation) -> str:
-    """What an embedding depends on: encoder weights and tokenizer, connector, representation."""
+def encoder_id(files: Mapping[str, str]) -> str:
+    """Hash what a candidate's embedding depends on: encoder, connector and representation."""
     parts = [files[n] for n in sorted(files) if n.startswith(("encoder/", "connector"))]
-    return hashlib.sha256("".join([*parts, representation]).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join([*parts, "accuracy_weighted"]).encode()).hexdigest()[:16]
 
 
 def write_model(folder: Path, base: Base) -> None:
@@ -129,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("artifacts/checkpoint"))
     arguments = parser.parse_args()
     manifest = write_checkpoint(load_pretrained(arguments.pretrained), arguments.zoo, arguments.out)
-    print(f"{arguments.out}: {manifest.depth} layers, layout {manifest.layout}")
+    print(f"{arguments.out}: {manifest.depth} layers")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+"""The paper's layout and text representation: what they compute, and that they train."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.api.candidate import TaskResult
+from engine.api.errors import BundleError, InvalidInputError
+from research import ablations, paper
+from research.paper import CapabilityFirst, Layout, PaperPlan, Representation
+from research.representations import (
+    TEXT_VARIANTS,
+    capability_sentences,
+    fixed_capabilities,
+    pack,
+    predict_variants,
+    text_pieces,
+    text_representation,
+    weighted,
+)
+from tests.conftest import CHECKPOINT
+from tests.support import datasets, tiny_llama
+from training.model.model import ModelSat, TextEncoder, build
+from training.state import prepare, read_pools
+from training.weights.adapter import load_pretrained
+from training.weights.base import load_base
+from training.weights.merge import write_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+RESULTS = [TaskResult(f"task {i}, algebra", i / 50) for i in range(50)]
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+def layouts() -> tuple[CapabilityFirst, ModelSat]:
+    """Both layouts with the same weights."""
+    base = tiny_llama.base()
+    connector = torch.nn.Linear(5, tiny_llama.WIDTH)
+    backbone = build(base, causal=True)
+    first = CapabilityFirst(backbone, connector, base.tokenizer).eval()
+    return first, ModelSat(backbone, connector, base.tokenizer).eval()
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> PaperPlan:
+    """A tiny backbone, the real encoder, and outcomes that depend on the first word."""
+    write_model(tmp_path / "backbone", tiny_llama.base(layers=2))
+    return PaperPlan(
+        data=(str(datasets.write(tmp_path / "data")),),
+        out=str(tmp_path / "out"),
+        backbone=str(tmp_path / "backbone"),
+        encoder=str(CHECKPOINT / "encoder"),
+        layers=2,
+        batch=8,
+        epochs=6,
+        stage1_steps=6,
+        rank=4,
+        made=0,
+        connector_lr=3e-3,
+        backbone_lr=3e-3,
+        validate_every=1000,
+        precision="float32",
+    )
+
+
+def test_capability_first_is_one_plain_sequence_per_candidate() -> None:
+    """The candidate's embedding, then the prompt, through the library's own model."""
+    model, _ = layouts()
+    prompts, embeddings = tiny_llama.prompts([9, 5]), torch.randn(3, tiny_llama.WIDTH)
+    head = model.backbone.get_output_embeddings().weight
+    expected = torch.zeros(len(prompts), len(embeddings))
+    with torch.no_grad():
+        for i, prompt in enumerate(prompts):
+            tokens = model.backbone.get_input_embeddings()(torch.from_numpy(prompt))
+            for j, embedding in enumerate(embeddings):
+                sequence = torch.cat([embedding[None], tokens])[None]
+                hidden = model.backbone.model(inputs_embeds=sequence).last_hidden_state[0, -1]
+                expected[i, j] = hidden @ (head[model.yes_id] - head[model.no_id])
+        computed = model.margins(*tiny_llama.padded(prompts), embeddings)
+    torch.testing.assert_close(computed, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_candidates_do_not_change_a_score() -> None:
+    (first, last), (tokens, lengths) = layouts(), tiny_llama.padded(tiny_llama.prompts([17]))
+    embeddings = torch.randn(40, tiny_llama.WIDTH)
+    with torch.no_grad():
+        crowd, alone = (first.margins(tokens, lengths, e) for e in (embeddings, embeddings[7:8]))
+        other = last.margins(tokens, lengths, embeddings)
+    torch.testing.assert_close(crowd[:, 7:8], alone, atol=1e-5, rtol=1e-5)
+    assert (crowd - other).abs().max() > 0.01, "the two layouts are different functions"
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(60, 200))
+def test_pieces_hold_every_sentence_whole(words: list[int], limit: int) -> None:
+    sentences = [" ".join([f"s{i}"] * count) for i, count in enumerate(words)]
+    pieces = pack(sentences, count_words, limit)
+    assert " ".join(pieces).split() == " ".join(sentences).split()
+    assert all(count_words(piece) <= limit for piece in pieces)
+
+
+def test_a_sentence_longer_than_the_encoder_reads_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="the encoder reads 20"):
+        pack(["one", "word " * 21], count_words, 20)
+
+
+def test_text_representation_reads_every_task_in_each_order() -> None:
+    embedded: list[str] = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        embedded.extend(texts)
+        return np.array([[len(t), 1.0] for t in texts], dtype=np.float32)
+
+    c = text_representation(RESULTS, embed, count_words, 256)  # type: ignore[arg-type]
+    assert c.shape == (TEXT_VARIANTS, 2)
+    for sentence in capability_sentences(RESULTS):
+        assert sum(sentence in piece for piece in embedded) == TEXT_VARIANTS
+    again = text_representation(RESULTS[::-1], embed, count_words, 256)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(again, c)
+
+
+def test_joined_representations_have_unit_size_over_the_training_candidates(
+    plan: PaperPlan,
+) -> None:
+    (outcomes,) = read_pools(plan)
+    encoder = TextEncoder(load_base(plan.encoder))
+    capability = fixed_capabilities((weighted, text_pieces), outcomes.test, encoder)
+    variants = capability.variants(outcomes.test, encoder)
+    width = int(load_base(plan.encoder).config["hidden_size"])
+    assert variants.shape == (TEXT_VARIANTS, datasets.CANDIDATES, 2 * width + 1)
+    for part in (variants[..., : width + 1], variants[..., width + 1 :]):
+        np.testing.assert_allclose(part.mean(axis=(0, 1)), 0, atol=1e-3)
+        assert part.std(axis=1).mean() == pytest.approx(1, abs=1e-3)
+    assert np.abs(variants[0] - variants[1])[:, width + 1 :].max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("layout", "representation"),
+    [
+        ("capability_first", "text"),
+        ("capability_first", "accuracy_weighted"),
+        ("candidate_last", "text"),
+    ],
+)
+def test_a_run_learns_is_measured_and_is_not_exported(
+    plan: PaperPlan, layout: Layout, representation: Representation
+) -> None:
+    plan = replace(plan, layout=layout, representation=representation)
+    report = paper.train(plan)
+    lines = (Path(plan.out) / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+    assert report["datasets"]["data"]["pooled_auc"] > 0.6
+    assert json.loads((Path(plan.out) / "report.json").read_text()) == report
+    run = prepare(plan, paper.MODELS[layout], paper.POOLS[representation])  # the last checkpoint
+    predicted = predict_variants(run, run.pools[0], run.pools[0].test)
+    variants = TEXT_VARIANTS if representation == "text" else 1
+    assert predicted.shape == (variants, len(run.pools[0].test), datasets.CANDIDATES)
+    with pytest.raises(BundleError, match=r"research/ trains and measures the others"):
+        load_pretrained(Path(plan.out))
+
+
+def test_ablations_train_both_layouts_and_representations(
+    plan: PaperPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {k: getattr(plan, k) for k in ("backbone", "encoder", "layers", "batch", "precision")}
+    monkeypatch.setattr(ablations, "COMMON", common | {"without": "c0", "validate_every": 1000})
+    elsewhere = datasets.write(tmp_path / "elsewhere", seed=3)
+    names = ["base", "layout: capability first, 4 sampled", "c: text in pieces"]
+    for name in names:
+        ablations.run_variant(name, plan.data[0], [elsewhere], tmp_path, instructions=24)
+    rows = ablations.table(tmp_path).splitlines()
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == names
+    assert "AUC, elsewhere" in rows[0]
+    result = np.load(tmp_path / "base" / "result.npz")
+    assert result["p"].shape == result["truth"].shape
+    assert list(result["seen"]) == [False, True, True, True]
