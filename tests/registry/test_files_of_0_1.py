@@ -1,0 +1,100 @@
+"""Files that version 0.1 (commit 25b5ec3) wrote are read by today's code.
+
+They were made through the commands of that version: a store of four candidates and three kept
+revisions, four recorded outcomes, the journal of a whole aptitude test with one question a task,
+the scores of a replay of six requests, and a bundle of four numbers. If a format changes on purpose
+then the file must be refused in one sentence that says what to do, and its test here says so.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.bundle.arrays import load_arrays
+from engine.bundle.manifest import read_manifest
+from engine.cli.main import main as cli
+from engine.client.requests import ModelsatClientError
+from engine.client.sync import Client
+from engine.registry.stores.outcomes import read_recorded
+from engine.replay.run import Checkpoint
+from tools.processes import serving
+
+FILES = Path(__file__).parent / "fixtures_0_1"
+JOURNAL = "aptitude.journal.jsonl"
+ENDPOINT = "http://127.0.0.1:18473/v1"  # of the journal; nobody listens there
+
+
+def test_a_store_and_outcomes_are_served(tmp_path: Path) -> None:
+    store = tmp_path / "candidates.sqlite"
+    store.write_bytes(gzip.decompress((FILES / "candidates.sqlite.gz").read_bytes()))
+    shutil.copy(FILES / "outcomes.sqlite", tmp_path)
+    # The flag has no effect unless the bundle brings another encoder than that of version 0.1.
+    with serving(store, "--reembed") as server, Client(server.address, timeout_s=30) as client:
+        known = {candidate.id: candidate for candidate in client.candidates()}
+        assert set(known) == {"extra", "fourth", "llama-3.1-8b-instruct", "yi-6b-chat"}
+        extra = known["extra"]
+        assert (extra.modalities, extra.features) == (("image",), ("tools",))
+        assert (extra.tags, extra.regions) == (("tier-2",), ("eu",))
+        assert (extra.input_usd_per_million, extra.mean_answer_tokens) == (0.1, 123.0)
+        kept = [(r.number, r.candidates) for r in client.revisions()]
+        assert kept == [(5, 4), (4, 3), (3, 2)]
+        ranked = {r.candidate.removeprefix("candidates/") for r in client.route("Hi").ranking}
+        assert ranked == set(known)
+        client.rollback(3)
+        assert len(client.candidates()) == 2
+        recorded = read_recorded(tmp_path / "outcomes.sqlite")
+        first = next(r for r in recorded if r.decision_id == f"{1:032x}")
+        again = {"text": first.text, "category": first.category}
+        assert not client.record_outcome(first.decision_id, first.candidate, 0.0, **again)
+        with pytest.raises(ModelsatClientError, match=first.decision_id):
+            client.record_outcome(first.decision_id, first.candidate, 1.0, **again)
+
+
+def test_outcomes_keep_their_text_and_category() -> None:
+    found = list(read_recorded(FILES / "outcomes.sqlite"))
+    assert [r.score for r in found] == [0.0, 0.5, 1.0, 0.0]
+    assert [r.category for r in found] == ["chat", "chat", "chat", ""]
+    assert found[1].text == "Write a limerick about a tram."
+    assert found[0].text == ""
+
+
+def test_a_journal_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All questions are answered in it, so no endpoint is needed."""
+    shutil.copy(FILES / JOURNAL, tmp_path)
+    asked = ["aptitude", "run", "--base-url", ENDPOINT, "--model", "fake", "--per-task", "1"]
+    asked += [
+        "--questions",
+        str(FILES / "questions.jsonl"),
+        "--out",
+        str(tmp_path / "aptitude.json"),
+    ]
+    assert cli([*asked, "--yes"]) == 0
+    assert "50 answers are in the journal already" in capsys.readouterr().out
+
+
+def test_the_scores_of_a_replay_are_found() -> None:
+    plan: Any = SimpleNamespace(
+        manifest_hash="",
+        table=SimpleNamespace(candidates=[None] * 15, embeddings=np.zeros((15, 1))),
+    )
+    kept = Checkpoint(FILES / "scores", plan)
+    found = [kept.load(file.stem, 3) for file in sorted((FILES / "scores").glob("*.npz"))]
+    assert [None if each is None else each.p.shape for each in found] == [(3, 15), (3, 15)]
+    for each in found:
+        assert each is not None
+        assert each.input_tokens.sum() in (22, 27)
+        assert 0.1 < each.p.mean() < 0.9
+
+
+def test_a_bundle_is_read() -> None:
+    manifest = read_manifest(FILES / "bundle", "bundle")
+    assert (manifest.encoder_id, manifest.width) == ("9847ee463b9c2f2d", 4)
+    assert manifest.made_by["version"] == "0.1.0"
+    assert load_arrays(FILES / "bundle").connector.weight.shape == (4, 3)
