@@ -65,11 +65,11 @@ audit: $(VENV)/.dev ## known vulnerabilities of the packages that serving instal
 
 train: $(VENV)/.dev ## train on DATA in two passes, or by PLAN; resumes where it stopped
 ifdef PLAN
-	$(BIN)/python -m training.train --plan $(PLAN) --data $(DATA) --out artifacts/train $(TRAIN)
+	$(BIN)/python -m training.train --config $(PLAN) --data $(DATA) --output-dir artifacts/train $(TRAIN)
 else
-	$(BIN)/python -m training.train --plan training/configs/first-pass.json --data $(DATA) --out artifacts/first-pass $(TRAIN)
-	$(BIN)/python -m training.train --plan training/configs/second-pass.json --data $(DATA) \
-		--weights artifacts/first-pass --out artifacts/train $(TRAIN)
+	$(BIN)/python -m training.train --config training/configs/first-pass.json --data $(DATA) --output-dir artifacts/first-pass $(TRAIN)
+	$(BIN)/python -m training.train --config training/configs/second-pass.json --data $(DATA) \
+		--init-from artifacts/first-pass --output-dir artifacts/train $(TRAIN)
 endif
 
 evaluate: $(BUNDLE) $(VENV)/.dev ## report and plots: held-out rows of DATA through the bundle

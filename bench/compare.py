@@ -44,7 +44,7 @@ from training.weights.base import BACKBONE, CACHE, load_base
 def served(quick: bool, scratch: Path) -> dict[str, Any]:
     """The server's start, memory, and times over gRPC beside those of its own forward."""
     begun = time.monotonic()
-    server = await_ready(launch(scratch / "candidates.sqlite", "--cache-mb", "0"))
+    server = await_ready(launch(scratch / "candidates.sqlite", "--score-cache-mb", "0"))
     ready = time.monotonic() - begun
     try:
         asyncio.run(closed_loop(server.address, texts(8, 4), 1))
@@ -105,8 +105,8 @@ def judge(
     one, eight = live["one"], live["eight"]
     growth = ms["int8, 100 candidates"] / ms["int8, 1 candidate"]
     growth /= (LENGTH + 100) / (LENGTH + 1)
-    forward, faster, paper = one["phases_ms"]["forward"], "times faster", "the reference pipeline"
-    share = one["phases_ms"]["score"] / one["phases_ms"]["total"]
+    forward, faster, paper = one["phases_ms"]["inference"], "times faster", "the reference pipeline"
+    share = one["phases_ms"]["scoring"] / one["phases_ms"]["total"]
     together = eight["per_second"] * forward / 1000
     return [
         Target(

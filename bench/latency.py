@@ -59,7 +59,7 @@ def main() -> int:
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "candidates.sqlite"
-        with serving(store, "--cache-mb", "0", bundle=a.bundle) as server:
+        with serving(store, "--score-cache-mb", "0", bundle=a.bundle) as server:
             results = measure(server.address, a.calls, a.concurrency, a.load, a.sentences)
     print(f"{'':36}{'p50':>8}{'p95':>8}{'p99':>8}{'p99.9':>8}{'per s':>8}  errors; phases, ms")
     for name, r in results.items():

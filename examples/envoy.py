@@ -53,11 +53,13 @@ def main() -> int:
         print("Cost counts as well:")
         cheap = curl(port, "auto", HARD, "x-modelsat-cost-sensitivity: 5")
         print("Only these may be chosen:")
-        allowed = curl(port, "auto", HARD, "x-modelsat-allow: yi-6b-chat,qwen1.5-7b-chat")
+        allowed = curl(
+            port, "auto", HARD, "x-modelsat-allowed-candidates: yi-6b-chat,qwen1.5-7b-chat"
+        )
         print("A model asked for by name is left alone, and a forged header is stripped:")
         named = curl(port, "yi-6b-chat", "Hi", "x-selected-model: jamba-1.5-large")
         print("Wrong wishes are refused:")
-        refused = curl(port, "auto", "Hi", "x-modelsat-allow: nobody")
+        refused = curl(port, "auto", "Hi", "x-modelsat-allowed-candidates: nobody")
         server.kill()
         print("The router is killed; requests go on by the default route:")
         default = curl(port, "auto", HARD)

@@ -1,6 +1,6 @@
 """Export a checkpoint to a bundle that the engine serves. Needs no torch.
 
-python -m export --checkpoint DIR --out DIR [--formats onnx,int8,fp16,tensorrt] [--sm 89 120]
+python -m export --checkpoint DIR --out DIR [--formats onnx,int8,fp16,tensorrt] [--cuda-arch 89 120]
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def main() -> None:
     )
     names = [*(output.name for output in FORMATS), PLANS]
     parser.add_argument(
-        "--sm",
+        "--cuda-arch",
         nargs="+",
         default=["89"],
         help="compute capabilities to build TensorRT engines for (89 is Ada, 90 is Hopper)",
@@ -189,7 +189,7 @@ def main() -> None:
         parser.error(f"--formats: unknown {sorted(unknown)}, expected some of {names}")
     if names[0] not in formats:
         parser.error(f"--formats must include {names[0]}, which every bundle needs")
-    result = export(arguments.checkpoint, arguments.out, formats, arguments.sm)
+    result = export(arguments.checkpoint, arguments.out, formats, arguments.cuda_arch)
     for name in result.manifest.files:
         print(f"{name:26}{(arguments.out / name).stat().st_size / 1e6:9.1f} MB")
     for name, difference in result.manifest.parity.items():

@@ -1,6 +1,6 @@
 """Build TensorRT engine files (plans) from fp16 graphs. tensorrt_rtx needs no GPU for it.
 
-    python -m export.tensorrt GRAPH OUT --sm 89 --axis tokens=1x32,1x128,32x320 ...
+    python -m export.tensorrt GRAPH OUT --cuda-arch 89 --axis tokens=1x32,1x128,32x320 ...
 
 Each engine is built in its own process, because TensorRT's parser ends the process at an operator
 that it does not know. That process prints one JSON object, the fields of BuiltEngine. An engine can
@@ -111,7 +111,15 @@ def build_plan(
     """
     library()
     axes = [f"{name}={','.join('x'.join(map(str, s)) for s in p)}" for name, p in profile.items()]
-    command = [sys.executable, "-m", "export.tensorrt", str(graph), str(out), "--sm", capability]
+    command = [
+        sys.executable,
+        "-m",
+        "export.tensorrt",
+        str(graph),
+        str(out),
+        "--cuda-arch",
+        capability,
+    ]
     command += ["--cache", str(cache), "--axis", *axes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -168,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("graph", type=Path, help="ONNX file")
     parser.add_argument("out", type=Path, help="engine file to write")
-    parser.add_argument("--sm", default="89")
+    parser.add_argument("--cuda-arch", default="89")
     parser.add_argument("--cache", type=Path, required=True, help="file of the timing cache")
     parser.add_argument(
         "--axis",
@@ -177,7 +185,7 @@ def main() -> None:
         help="INPUT=MIN,USUAL,MAX shapes, such as tokens=1x32,1x128,32x320",
     )
     args = parser.parse_args()
-    print(json.dumps(vars(_build(args.graph, args.out, args.sm, args.axis, args.cache))))
+    print(json.dumps(vars(_build(args.graph, args.out, args.cuda_arch, args.axis, args.cache))))
 
 
 if __name__ == "__main__":

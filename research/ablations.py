@@ -1,6 +1,7 @@
 """Ablations at one reduced size: what each choice of the recipe is worth.
 
-    python -m research.ablations --data DATA/mmlu_pro_cot --elsewhere DATA/llmrouter9 DATA/zeroeval
+    python -m research.ablations --data DATA/mmlu_pro_cot --transfer-data DATA/llmrouter9
+    DATA/zeroeval
         --out OUT [--only REGEX] [--table] [--instructions 1500]
 
 Every variant is the protocol's plan (its families left out, MMLU-Pro rows alone) on a reduced
@@ -172,7 +173,7 @@ def teachers() -> set[str]:
 
 def everyone(run: Run) -> Pool:
     """The plan's rows with the candidates that it leaves out."""
-    return pool_of(run, read_pools(replace(run.plan, without=""))[0])
+    return pool_of(run, read_pools(replace(run.plan, exclude_candidates=""))[0])
 
 
 def pool_of(run: Run, outcomes: Outcomes) -> Pool:
@@ -242,7 +243,7 @@ def table(out: Path) -> str:
 
 def aucs(p: Any, truth: Any) -> list[str]:
     """Pooled and within an instruction."""
-    return [f"{metrics.pooled_auc(p, truth):.4f}", f"{metrics.within_auc(p, truth):.4f}"]
+    return [f"{metrics.pooled_auc(p, truth):.4f}", f"{metrics.per_instruction_auc(p, truth):.4f}"]
 
 
 def elsewhere_in(result: Any) -> list[str]:
@@ -273,7 +274,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", required=True)
-    parser.add_argument("--elsewhere", type=Path, nargs="*", default=[])
+    parser.add_argument("--transfer-data", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--instructions", type=int, default=1500, help="what each trains on")
     parser.add_argument("--only", default="", help="variants whose names match")

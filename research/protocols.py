@@ -243,11 +243,11 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         for label, row in {"Model-SAT": found["model"], **found["baselines"]}.items():
             keys = (
                 "pooled_auc",
-                "within_auc",
+                "per_instruction_auc",
                 "ece",
                 "routed_accuracy",
                 "best_single_accuracy",
-                "top_share",
+                "top_candidate_share",
             )
             lines.append(f"| {label} | " + " | ".join(f"{row[k]:.4f}" for k in keys) + " |")
         lines.append("")

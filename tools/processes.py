@@ -132,8 +132,8 @@ def launch(
         "--bundle",
         str(bundle),
     ]
-    command += ["--store", str(store), "--address", f"127.0.0.1:{port}"]
-    command += ["--outcomes", str(store.with_name("outcomes.sqlite")), *arguments]
+    command += ["--candidates-db", str(store), "--address", f"127.0.0.1:{port}"]
+    command += ["--outcomes-db", str(store.with_name("outcomes.sqlite")), *arguments]
     log = store.with_name(f"server-{time.monotonic_ns()}.log")
     return Server(start(command, log, cwd=ROOT), log)
 

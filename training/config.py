@@ -42,7 +42,7 @@ class Plan:
     rank: int = 64
     instructions: tuple[int, ...] = (0,)
     batch: int = 8
-    stage1_steps: int = 20
+    connector_warmup_steps: int = 20
     epochs: int = 1
     made: int = 32
     exact: float = 0.5
@@ -67,7 +67,7 @@ P = TypeVar("P", bound=Plan)
 
 
 def parse_plan(description: str | None, arguments: list[str] | None = None, *, kind: type[P]) -> P:
-    """Read the settings from the command line: a flag for each field of `kind`, and --plan for a
+    """Read the settings from the command line: a flag for each field of `kind`, and --config for a
     JSON file, as in training/configs/, that sets what no flag does.
 
     Raises:
@@ -77,7 +77,7 @@ def parse_plan(description: str | None, arguments: list[str] | None = None, *, k
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--plan", type=Path, help="a JSON file of settings")
+    parser.add_argument("--config", type=Path, help="a JSON file of settings")
     for field in fields(kind):
         flag = "--" + field.name.replace("_", "-")
         if field.name in ("data", "benchmarks"):

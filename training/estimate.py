@@ -20,7 +20,7 @@ KEPT = 68
 def rows_of(run: Run, batch: Batch) -> int:
     """Count the positions of the residual stream that a training step on `batch` computes."""
     instructions, tokens = batch.tokens.shape
-    shown = len(run.pools[batch.pool].outcomes.candidates) + run.plan.made
+    shown = len(run.pools[batch.pool].outcomes.candidates) + run.plan.synthetic_candidates
     return run.plain.count_positions(instructions, tokens, shown)
 
 
@@ -49,8 +49,8 @@ def estimate(run: Run, steps: list[Batch], forward: Callable[..., Any]) -> str:
         for n, p in enumerate(run.pools)
     )
     return (
-        f"plan: {len(steps)} steps of {plan.batch} instructions from {pools}; {plan.layers} layers,"
-        f" {plan.tune}, {tuned / 1e6:.1f} of {total / 1e6:.1f} million parameters trained\n"
+        f"plan: {len(steps)} steps of {plan.batch_size} instructions from {pools}; {plan.layers} layers,"
+        f" {plan.tuning}, {tuned / 1e6:.1f} of {total / 1e6:.1f} million parameters trained\n"
         f"needs: about {memory / 2**30:.1f} GiB of memory beside the data, about"
         f" {seconds / 60:.0f} minutes from step {run.step}"
     )

@@ -87,7 +87,7 @@ def predict(run: Run, pool: Pool, rows: Int64Array) -> Float32Array:
     run.model.eval()
     place = {int(row): i for i, row in enumerate(rows)}
     result = np.zeros((len(rows), len(pool.c)), dtype=np.float32)
-    work = pool.batches(rows, run.plan.batch, None, 0)
+    work = pool.batches(rows, run.plan.batch_size, None, 0)
     quiet = not run.accelerator.is_main_process
     for batch in tqdm(work, desc="predict", unit="batch", leave=False, disable=quiet):
         at = [place[int(r)] for r in batch.rows]
@@ -115,8 +115,8 @@ def _of_the_plan(plan: Plan) -> list[Violation]:
     names = [Path(folder).name for folder in plan.data]
     if len(set(names)) < len(names):
         problems.append(Violation("data", f"are folders named {names}; give each another name."))
-    if len(plan.instructions) not in (1, len(names)):
-        wrong = f"has {len(plan.instructions)} numbers for {len(names)} folders; expected one each."
+    if len(plan.instructions_per_epoch) not in (1, len(names)):
+        wrong = f"has {len(plan.instructions_per_epoch)} numbers for {len(names)} folders; expected one each."
         problems.append(Violation("instructions", wrong))
     return problems
 
@@ -140,8 +140,8 @@ def _kept(outcomes: Outcomes, plan: Plan) -> Outcomes:
     if plan.benchmarks:
         rows = [i for i, b in enumerate(outcomes.benchmarks) if b in plan.benchmarks]
         outcomes = outcomes.take(np.array(rows, dtype=np.int64))
-    if plan.without:
-        pattern = re.compile(plan.without, re.IGNORECASE)
+    if plan.exclude_candidates:
+        pattern = re.compile(plan.exclude_candidates, re.IGNORECASE)
         kept = [i for i, n in enumerate(outcomes.candidates) if not pattern.search(n)]
         outcomes = outcomes.only(np.array(kept, dtype=np.int64))
     if not outcomes.texts or not outcomes.candidates:
@@ -193,7 +193,7 @@ def prepare(
     prepared, optimizer = accelerator.prepare(model, optimizer)
     run = Run(plan, prepared, list(pools), capability, optimizer, accelerator, weights)
     if state:
-        accelerator.load_state(str(Path(plan.out) / STATE))
+        accelerator.load_state(str(Path(plan.output_dir) / STATE))
         run.step, run.start = state["step"], Calibration(**state["start"])
     return run
 
@@ -223,7 +223,7 @@ def start_calibration(run: Run, batch: Batch) -> Calibration:
 
 def save(run: Run) -> None:
     """Write the state folder whole or not at all: accelerate's own, and what a step depends on."""
-    folder = Path(run.plan.out) / STATE
+    folder = Path(run.plan.output_dir) / STATE
     fresh = folder.with_suffix(".unfinished")
     run.accelerator.save_state(str(fresh))
     run.accelerator.wait_for_everyone()  # each process writes a part of it
@@ -247,7 +247,7 @@ def save(run: Run) -> None:
 def find_state(plan: Plan) -> dict[str, Any] | None:
     """What a checkpoint says of itself, None where there is none. A run goes on in the precision
     that it began with. Raises ModelsatError where the checkpoint is of another plan."""
-    folder = Path(plan.out) / STATE
+    folder = Path(plan.output_dir) / STATE
     old = folder.with_suffix(".old")
     if old.exists() and not folder.exists():  # killed between the two renamings of save
         with contextlib.suppress(FileNotFoundError):  # another process of the run was first
@@ -268,14 +268,14 @@ SAME = ("backbone", "encoder", "layers")
 def weights_of(plan: Plan) -> Pretrained | None:
     """What the plan begins with, None where with the base models alone. Raises BundleError where it
     belongs to another model."""
-    if not plan.weights:
+    if not plan.init_from:
         return None
-    found = load_pretrained(Path(plan.weights))
+    found = load_pretrained(Path(plan.init_from))
     differ = {k: (getattr(found, k), getattr(plan, k)) for k in SAME}
     wrong = [f"{k} {a!r}, the plan {b!r}" for k, (a, b) in differ.items() if a != b]
     if wrong:
-        raise BundleError(f"the weights in {plan.weights} have {'; '.join(wrong)}.")
-    if plan.tune != "full":
+        raise BundleError(f"the weights in {plan.init_from} have {'; '.join(wrong)}.")
+    if plan.tuning != "full":
         raise BundleError("--weights needs --tune full: the change is cut from the base weights.")
     return found
 

@@ -1,10 +1,10 @@
 """Train Model-SAT: stage 1 the connector alone, stage 2 connector and backbone.
 
-    python -m training.train --data DIR... --out DIR                    a pass; `make train`: two
-    python -m training.train --data DIR --out DIR --instructions 400    a few minutes on a laptop
-    accelerate launch -m training.train --data DIR... --out DIR         several GPUs or nodes
+    python -m training.train --data DIR... --output-dir DIR                    a pass; `make train`: two
+    python -m training.train --data DIR --output-dir DIR --instructions-per-epoch 400    a few minutes on a laptop
+    accelerate launch -m training.train --data DIR... --output-dir DIR         several GPUs or nodes
 
-Stops and resumes at its last checkpoint. Leaves in --out: the adapter (peft's form),
+Stops and resumes at its last checkpoint. Leaves in --output-dir: the adapter (peft's form),
 connector.safetensors, model.json (what it belongs to, calibration, arguments), metrics.jsonl,
 curves.png.
 """
@@ -47,11 +47,11 @@ WATCHED = 200  # validation rows of the first folder that are scored while train
 
 def learning_rates(plan: Plan, step: int, total: int) -> tuple[float, float]:
     """(connector, backbone) after `step` of `total`: stage 1, then a warm-up and cosine decay."""
-    if step < plan.stage1_steps:
+    if step < plan.connector_warmup_steps:
         return plan.connector_lr * min(1.0, (step + 1) / 10), 0.0
-    done = (step - plan.stage1_steps) / max(1, total - plan.stage1_steps)
+    done = (step - plan.connector_warmup_steps) / max(1, total - plan.connector_warmup_steps)
     decay = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * done))
-    warm = min(1.0, (step - plan.stage1_steps + 1) / 20)
+    warm = min(1.0, (step - plan.connector_warmup_steps + 1) / 20)
     return float(plan.connector_lr * decay), float(plan.backbone_lr * decay * warm)
 
 
@@ -60,10 +60,18 @@ def forward(run: Run, batch: Batch, random: np.random.Generator) -> tuple[Any, A
     pool = run.pools[batch.pool]
     share = batch.part(run.accelerator.process_index, run.accelerator.num_processes)
     shown = pool.step(random, share, run.capability, run.plan)
-    margins = logits(run, pool.reworded(random, share, run.plan.reworded), shown.c)
+    margins = logits(run, pool.reworded(random, share, run.plan.reformat_prob), shown.c)
     truth = torch.from_numpy(shown.outcomes).to(margins.device)
-    weights = torch.from_numpy(shown.levels.clip(LEAST_LEVEL) ** run.plan.stronger).to(margins)
-    value = loss.total(margins, truth, run.plan.across, run.plan.within, weights)
+    weights = torch.from_numpy(shown.levels.clip(LEAST_LEVEL) ** run.plan.skill_weight_exponent).to(
+        margins
+    )
+    value = loss.total(
+        margins,
+        truth,
+        run.plan.instruction_contrast_weight,
+        run.plan.candidate_contrast_weight,
+        weights,
+    )
     real = len(pool.outcomes.candidates)
     return value, loss.bce(margins.detach()[:, :real], truth[:, :real])
 
@@ -93,8 +101,8 @@ def validate(run: Run) -> dict[str, float]:
     truth = pool.outcomes.scores[:, rows].T
     return {
         "pooled_auc": metrics.pooled_auc(p, truth),
-        "within_auc": metrics.within_auc(p, truth),
-        "top_share": metrics.top_share(p),
+        "per_instruction_auc": metrics.per_instruction_auc(p, truth),
+        "top_candidate_share": metrics.top_candidate_share(p),
     }
 
 
@@ -107,21 +115,21 @@ def schedule_of(run: Run) -> list[Batch]:
         work = []
         for number, pool in enumerate(run.pools):
             rows = epoch_rows(plan, number, pool, epoch)
-            work += pool.batches(rows, plan.batch, plan.seed + epoch, number)
+            work += pool.batches(rows, plan.batch_size, plan.seed + epoch, number)
         steps += [work[i] for i in random.permutation(len(work))]
     return steps
 
 
 def train(plan: Plan) -> dict[str, Any]:
     """Run or resume `plan`; returns the closing report."""
-    return finish(fit(plan), Path(plan.out))
+    return finish(fit(plan), Path(plan.output_dir))
 
 
 def fit(
     plan: Plan, model_class: type[ModelSat] = ModelSat, build_pools: PoolBuilder = make_pools
 ) -> Run:
     """Run or resume the steps of `plan`; the last two arguments are those of `prepare`."""
-    out = Path(plan.out)
+    out = Path(plan.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     run = prepare(plan, model_class, build_pools)
     steps = schedule_of(run)
@@ -208,13 +216,15 @@ def finish(run: Run, out: Path) -> dict[str, Any]:
 
 
 def ship_backbone(run: Run, out: Path) -> None:
-    """Write the adapter; a fully tuned backbone is cut to one of plan.rank first."""
+    """Write the adapter; a fully tuned backbone is cut to one of plan.lora_rank first."""
     plan = run.plan
-    if plan.tune == "lora":
+    if plan.tuning == "lora":
         run.model.backbone.save_pretrained(out)
         return
     base = load_base(plan.backbone, CACHE, plan.layers)
-    write_adapter(out, cut(run.model.backbone, base.arrays, plan.rank), plan.rank, plan.backbone)
+    write_adapter(
+        out, cut(run.model.backbone, base.arrays, plan.lora_rank), plan.lora_rank, plan.backbone
+    )
 
 
 def report_of(run: Run, fit: Calibration) -> dict[str, Any]:

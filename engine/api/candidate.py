@@ -50,7 +50,7 @@ class Candidate:
     input_usd_per_million: float | None = None
     output_usd_per_million: float | None = None
     price_source: str = ""
-    mean_answer_tokens: float | None = None
+    mean_output_tokens: float | None = None
     modalities: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class Candidate:
         """Price of reading `input_tokens` and of a mean answer; None where no price is known."""
         if self.input_usd_per_million is None or self.output_usd_per_million is None:
             return None
-        answer = self.mean_answer_tokens
+        answer = self.mean_output_tokens
         answer = default_answer_tokens if answer is None else answer
         million_usd = (
             input_tokens * self.input_usd_per_million + answer * self.output_usd_per_million
@@ -102,10 +102,12 @@ def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
     ]
 
 
-def check_word_lists(holder: Any, field: str) -> list[Violation]:
-    """What is wrong with the WORD_LISTS of a candidate, or of a policy that asks for them."""
+def check_word_lists(
+    holder: Any, field: str, labels: Sequence[str] = WORD_LISTS
+) -> list[Violation]:
+    """List the problems of the word lists `labels` of a candidate, or of a policy."""
     problems = []
-    for label in WORD_LISTS:
+    for label in labels:
         words = getattr(holder, label)
         at = f"{field}.{label}"
         if len(words) > MAX_WORDS:
@@ -156,6 +158,8 @@ def from_json(value: Mapping[str, Any]) -> Candidate:
     """The inverse of to_json, for files this project wrote; values are not validated."""
     fields = dict(value)
     results = fields.pop("aptitude")
+    if "mean_answer_tokens" in fields:  # as version 0.1 wrote it
+        fields["mean_output_tokens"] = fields.pop("mean_answer_tokens")
     aptitude = tuple(TaskResult(r["task"], float(r["accuracy"])) for r in results)
     fields |= {k: tuple(fields[k]) for k in WORD_LISTS if k in fields}
     return Candidate(aptitude=aptitude, **fields)
@@ -227,7 +231,7 @@ def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation
 
 def _check_numbers(candidate: Candidate, field: str) -> list[Violation]:
     problems = []
-    for label in ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens"):
+    for label in ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens"):
         value = getattr(candidate, label)
         if value is not None and not 0 <= value <= MAX_NUMBER:  # true for NaN too
             problems.append(

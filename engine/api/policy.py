@@ -5,36 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Objective = Literal["cost_sensitivity", "min_probability", "max_cost_usd"]
+Objective = Literal["cost_sensitivity", "target_probability", "budget_usd"]
 
 
-Kind = Literal["scored", "session", "abstained", "fallback"]
+Kind = Literal["ranked", "session_affinity", "defaulted", "fallback"]
+
+
+# Fields of Policy that hold words of Candidate's lists of the same nouns.
+POLICY_WORDS = ("required_modalities", "required_features", "required_tags", "allowed_regions")
 
 
 @dataclass(frozen=True)
 class Policy:
     """What a caller wants. objective and value belong together, see router_service.proto.
 
-    allow, deny, default_candidate: candidate ids. expected_output_tokens: room to leave in the
-    context window. ranking_size: 0 means all. Prices are US dollars per million tokens; None of
-    them, and of max_unlikeness, means no limit.
+    allowed_candidates, denied_candidates, default_candidate: candidate ids.
+    expected_output_tokens: room to leave in the context window. ranking_size: 0 means all.
+    Prices are US dollars per million tokens; None of them, and of max_ood_score, means no limit.
     """
 
     objective: Objective = "cost_sensitivity"
     value: float = 0.0
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
+    allowed_candidates: tuple[str, ...] = ()
+    denied_candidates: tuple[str, ...] = ()
     expected_output_tokens: int = 0
     ranking_size: int = 0
-    modalities: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()
+    required_modalities: tuple[str, ...] = ()
+    required_features: tuple[str, ...] = ()
+    required_tags: tuple[str, ...] = ()
+    allowed_regions: tuple[str, ...] = ()
     min_context_window: int = 0
     max_input_usd_per_million: float | None = None
     max_output_usd_per_million: float | None = None
-    min_confidence: float = 0.0
-    max_unlikeness: float | None = None
+    abstain_below_probability: float = 0.0
+    max_ood_score: float | None = None
     default_candidate: str = ""
 
 

@@ -19,18 +19,23 @@ from engine.api.candidate import (
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import check_text
 from engine.api.openai import MAX_PARTS
-from engine.api.policy import Policy, Session
+from engine.api.policy import POLICY_WORDS, Policy, Session
 from engine.pb import candidate_pb2, router_service_pb2
 
 OPTIONAL = (
     "context_window",
     "input_usd_per_million",
     "output_usd_per_million",
-    "mean_answer_tokens",
+    "mean_output_tokens",
 )
 PRICES = ("max_input_usd_per_million", "max_output_usd_per_million")
-LIMITS = (*PRICES, "max_unlikeness")  # of a policy, where unset is not 0
-AMOUNTS = ("expected_output_tokens", "ranking_size", "min_context_window", "min_confidence")
+LIMITS = (*PRICES, "max_ood_score")  # of a policy, where unset is not 0
+AMOUNTS = (
+    "expected_output_tokens",
+    "ranking_size",
+    "min_context_window",
+    "abstain_below_probability",
+)
 MAX_SESSION_CHARS = 128
 ROLES = set(router_service_pb2.Role.values()) - {router_service_pb2.ROLE_UNSPECIFIED}
 
@@ -44,7 +49,7 @@ def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
     fields |= {k: tuple(sorted(getattr(message, k))) for k in WORD_LISTS}
     return Candidate(
         id=id_of(message.name, f"{field}.name"),
-        aptitude=tuple(TaskResult(r.task, r.accuracy) for r in message.aptitude),
+        aptitude=tuple(TaskResult(r.task_keywords, r.accuracy) for r in message.aptitude),
         display_name=message.display_name,
         price_source=message.price_source,
         **fields,
@@ -57,7 +62,8 @@ def candidate_to(candidate: Candidate) -> candidate_pb2.Candidate:
         name=candidate.name,
         display_name=candidate.display_name,
         aptitude=[
-            candidate_pb2.TaskResult(task=r.task, accuracy=r.accuracy) for r in candidate.aptitude
+            candidate_pb2.TaskResult(task_keywords=r.task, accuracy=r.accuracy)
+            for r in candidate.aptitude
         ],
         price_source=candidate.price_source,
         etag=candidate.etag,
@@ -72,12 +78,12 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
     default = message.default_candidate
     fields: dict[str, Any] = {k: getattr(message, k) for k in AMOUNTS}
     fields |= {k: getattr(message, k) for k in LIMITS if message.HasField(k)}
-    fields |= {k: _words(getattr(message, k)) for k in WORD_LISTS}
+    fields |= {k: _words(getattr(message, k)) for k in POLICY_WORDS}
     return Policy(
         objective=objective or "cost_sensitivity",
         value=getattr(message, objective) if objective else 0.0,
-        allow=_ids(message.allow, "policy.allow"),
-        deny=_ids(message.deny, "policy.deny"),
+        allowed_candidates=_ids(message.allowed_candidates, "policy.allowed_candidates"),
+        denied_candidates=_ids(message.denied_candidates, "policy.denied_candidates"),
         default_candidate=id_of(default, "policy.default_candidate") if default else "",
         **fields,
     )
@@ -86,10 +92,10 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
 def policy_to(policy: Policy) -> router_service_pb2.Policy:
     """The inverse of policy_from."""
     message = router_service_pb2.Policy(
-        allow=[PREFIX + i for i in policy.allow],
-        deny=[PREFIX + i for i in policy.deny],
+        allowed_candidates=[PREFIX + i for i in policy.allowed_candidates],
+        denied_candidates=[PREFIX + i for i in policy.denied_candidates],
         default_candidate=PREFIX + policy.default_candidate if policy.default_candidate else "",
-        **{k: getattr(policy, k) for k in (*AMOUNTS, *LIMITS, *WORD_LISTS)},
+        **{k: getattr(policy, k) for k in (*AMOUNTS, *LIMITS, *POLICY_WORDS)},
     )
     setattr(message, policy.objective, policy.value)
     return message
@@ -134,7 +140,7 @@ def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tu
         )
     turns = request.conversation.messages
     _check_turns(turns)
-    texts = ["\n".join(turn.text) for turn in turns]
+    texts = ["\n".join(turn.text_parts) for turn in turns]
     spoken = [i for i, turn in enumerate(turns) if turn.role == router_service_pb2.ROLE_USER]
     if not spoken:
         raise InvalidInputError(
@@ -142,7 +148,7 @@ def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tu
         )
     check_text("\n".join(texts), limit, "conversation")
     text = texts[spoken[-1]]
-    check_text(text, limit, f"conversation.messages[{spoken[-1]}].text")
+    check_text(text, limit, f"conversation.messages[{spoken[-1]}].text_parts")
     return text, sum(map(len, texts)) - len(text)
 
 
@@ -151,7 +157,7 @@ def _check_turns(turns: Sequence[router_service_pb2.Message]) -> None:
     if (count := len(turns)) > MAX_PARTS:
         wrong = f"has {count} turns; at most {MAX_PARTS} are read."
         raise InvalidInputError(Violation("conversation.messages", wrong))
-    if (count := sum(len(turn.text) for turn in turns)) > MAX_PARTS:
+    if (count := sum(len(turn.text_parts) for turn in turns)) > MAX_PARTS:
         wrong = f"has {count} texts in its turns; at most {MAX_PARTS} are read."
         raise InvalidInputError(Violation("conversation.messages", wrong))
     for i, turn in enumerate(turns):

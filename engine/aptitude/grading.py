@@ -43,7 +43,7 @@ class Marks:
     counted: replies whose tokens the endpoint counted; the others are estimates."""
 
     figures: tuple[TaskFigure, ...]
-    mean_answer_tokens: float
+    mean_output_tokens: float
     cut: int
     counted: int
 
@@ -85,7 +85,7 @@ def mark(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Marks:
     given = [replies[q.key] for q in questions]
     return Marks(
         figures=tuple(figures),
-        mean_answer_tokens=round(sum(r.answer_tokens for r in given) / len(given), 1),
+        mean_output_tokens=round(sum(r.answer_tokens for r in given) / len(given), 1),
         cut=sum(r.cut for r in given),
         counted=sum(r.counted for r in given),
     )
@@ -111,8 +111,8 @@ def with_marks(candidate: Candidate, marks: Marks, *, direct: bool = False) -> C
     words = task_keywords(list(figures))
     aptitude = tuple(TaskResult(w, a) for w, a in zip(words, figures.values(), strict=True))
     tags = tuple(sorted({*candidate.tags, PARTIAL})) if marks.partial else candidate.tags
-    length = None if direct else marks.mean_answer_tokens
-    return replace(candidate, aptitude=aptitude, mean_answer_tokens=length, tags=tags)
+    length = None if direct else marks.mean_output_tokens
+    return replace(candidate, aptitude=aptitude, mean_output_tokens=length, tags=tags)
 
 
 # A letter by itself. Lower case counts only in brackets or before punctuation or the end, and a

@@ -134,7 +134,7 @@ class LLM:
             return
         if wait > self._endpoint.longest_wait_s:
             raise ExaminationError(
-                f"{self._endpoint.base_url} asks to wait {wait:.0f} s, more than --longest-wait"
+                f"{self._endpoint.base_url} asks to wait {wait:.0f} s, more than --max-retry-after"
                 f" {self._endpoint.longest_wait_s:g}; run the same command later, what was answered"
                 " is kept."
             )

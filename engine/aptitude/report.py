@@ -51,7 +51,7 @@ def content(candidate: Candidate, marks: Marks, paper: Paper, endpoint: Endpoint
             "source": paper.source,
             "seed": paper.seed,
             "asked": marks.asked,
-            "same_questions_as_the_zoo": paper.standard,
+            "reference_question_overlap": paper.standard,
             "unparsed": marks.unparsed,
             "cut_at_max_tokens": marks.cut,
             "answers_with_counted_tokens": marks.counted,
@@ -66,7 +66,7 @@ def content(candidate: Candidate, marks: Marks, paper: Paper, endpoint: Endpoint
                 }
                 for f in marks.figures
             },
-            "not_sat_but_expected": expected_figures(marks),
+            "imputed_tasks": expected_figures(marks),
         },
     }
 
@@ -76,13 +76,14 @@ def summary(marks: Marks, paper: Paper, *, direct: bool = False) -> list[str]:
     tasks = len(marks.figures)
     said = [
         f"{marks.asked} questions of {tasks} tasks: {marks.accuracy:.1%} right, standard error"
-        f" {marks.standard_error:.1%}; mean answer {marks.mean_answer_tokens:g} tokens"
+        f" {marks.standard_error:.1%}; mean answer {marks.mean_output_tokens:g} tokens"
         + ("" if marks.counted == marks.asked else f" ({marks.asked - marks.counted} estimated)")
         + "."
     ]
     if direct:
         said.append(
-            "The length of letters alone (--direct) says nothing of usual answers: it is not kept,"
+            "The length of letters alone (--answer-only) says nothing of usual answers: it is not "
+            "kept,"
             f" and costs are reckoned with {DEFAULT_ANSWER_TOKENS:g} tokens."
         )
     if marks.unparsed:

@@ -41,14 +41,16 @@ class Paper:
         return hashlib.sha256("\n".join(asked).encode()).hexdigest()
 
 
-def compose(source: str, per_task: int, tasks: Sequence[str], seed: int) -> Paper:
+def compose(source: str, questions_per_task: int, tasks: Sequence[str], seed: int) -> Paper:
     """The paper from a file, a data folder, or a data set of the hub. tasks: only these; empty
     means the standard 50 where the source has any of them, else the source's own.
 
     Raises InvalidInputError.
     """
-    if not 1 <= per_task <= 1000:
-        raise InvalidInputError(Violation("--per-task", f"is {per_task}; expected 1 to 1000."))
+    if not 1 <= questions_per_task <= 1000:
+        raise InvalidInputError(
+            Violation("--questions-per-task", f"is {questions_per_task}; expected 1 to 1000.")
+        )
     pools = _pools(source)
     wanted = _wanted(pools, tasks)
     draw = random.Random(seed)  # noqa: S311 - a draw that can be repeated
@@ -60,8 +62,8 @@ def compose(source: str, per_task: int, tasks: Sequence[str], seed: int) -> Pape
         pool = sorted({q.key: q for q in pools[task]}.values(), key=lambda q: q.key)
         draw.shuffle(pool)
         pool.sort(key=lambda q: q.key not in items)
-        chosen += pool[:per_task]
-        standard += sum(q.key in items for q in pool[:per_task])
+        chosen += pool[:questions_per_task]
+        standard += sum(q.key in items for q in pool[:questions_per_task])
     draw.shuffle(chosen)
     return Paper(tuple(chosen), source, seed, standard)
 

@@ -27,7 +27,7 @@ class TrainingSet:
     surprisal: NDArray[np.float32]
     quantiles: NDArray[np.float32]
 
-    def unlikeness(self, tokens: NDArray[np.int64]) -> float:
+    def ood_score(self, tokens: NDArray[np.int64]) -> float:
         """Share of the training instructions, in [0, 1], whose tokens are commoner on average than
         those of this prompt; near 1 the instruction is unlike what was trained on."""
         mean = float(self.surprisal[tokens].mean())

@@ -50,7 +50,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     candidate, endpoint = candidate_from(parsed), endpoint_from(parsed, os.environ)
     tasks = [t for t in parsed.tasks.split(",") if t]
-    paper = compose(parsed.questions, parsed.per_task, tasks, parsed.seed)
+    paper = compose(parsed.questions, parsed.questions_per_task, tasks, parsed.seed)
     if parsed.dry_run:
         _print_estimate(paper.questions, endpoint, candidate, parsed)
         return
@@ -106,7 +106,9 @@ def _print_estimate(
     tokens = estimate(left, endpoint, parsed.expected_answer_tokens)
     usd = cost_usd(tokens, candidate)
     price = (
-        "no prices given (--input-price, --output-price)" if usd is None else f"about ${usd:.4f}"
+        "no prices given (--input-usd-per-million, --output-usd-per-million)"
+        if usd is None
+        else f"about ${usd:.4f}"
     )
     print(
         f"{len(left)} questions to {endpoint.model}: about {tokens[0]:,} tokens to read and"

@@ -18,10 +18,10 @@ from engine.aptitude.selection import PER_TASK
 QUESTIONS = "TIGER-Lab/MMLU-Pro"  # holds the questions that the zoo's candidates sat
 AT_LEAST = {  # the smallest sensible value of each
     "concurrency": 1,
-    "tries": 1,
+    "max_attempts": 1,
     "max_tokens": 1,
     "timeout": 0.001,
-    "longest_wait": 0,
+    "max_retry_after": 0,
     "requests_per_minute": 0.001,
     "tokens_per_minute": 1,
 }
@@ -44,12 +44,12 @@ def endpoint_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> End
     ]
     problems += _url_problems(parsed.base_url, key)
     try:
-        body = json.loads(parsed.body)
+        body = json.loads(parsed.extra_body)
     except ValueError:
         body = None
     if not isinstance(body, dict) or {"messages", "model", "stream"} & set(body):
         text = "is no JSON object without model, messages and stream, which this command sets."
-        problems.append(Violation("--body", text))
+        problems.append(Violation("--extra-body", text))
     if not all(0x20 < ord(c) < 0x7F for c in key):
         text = "holds more than one word of printable ASCII; it must be the key alone."
         problems.append(Violation(f"${parsed.api_key_env}", text))
@@ -59,12 +59,12 @@ def endpoint_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> End
         base_url=parsed.base_url.rstrip("/"),
         model=parsed.model,
         key=key,
-        direct=parsed.direct,
+        direct=parsed.answer_only,
         max_tokens=parsed.max_tokens,
         body=body,
         timeout_s=parsed.timeout,
-        tries=parsed.tries,
-        longest_wait_s=parsed.longest_wait,
+        tries=parsed.max_attempts,
+        longest_wait_s=parsed.max_retry_after,
         concurrency=parsed.concurrency,
         requests_per_minute=parsed.requests_per_minute,
         tokens_per_minute=parsed.tokens_per_minute,
@@ -98,8 +98,8 @@ def candidate_from(parsed: argparse.Namespace) -> Candidate:
         aptitude=(),
         display_name=parsed.model,
         context_window=parsed.context_window,
-        input_usd_per_million=parsed.input_price,
-        output_usd_per_million=parsed.output_price,
+        input_usd_per_million=parsed.input_usd_per_million,
+        output_usd_per_million=parsed.output_usd_per_million,
         price_source=parsed.price_source,
     )
     figures = tuple(TaskResult(f"task {i}", 0.0) for i in range(TEST_TASKS))
@@ -116,19 +116,30 @@ def _add_endpoint(group: argparse._ArgumentGroup) -> None:
     add("--requests-per-minute", type=float, metavar="N")
     add("--tokens-per-minute", type=float, metavar="N", help="read and written")
     add("--timeout", type=float, default=120.0, metavar="S", help="of one try (120)")
-    add("--tries", type=int, default=8, metavar="N", help="of one question (8)")
-    add("--longest-wait", type=float, default=300.0, metavar="S", help="for Retry-After (300)")
+    add("--max-attempts", type=int, default=8, metavar="N", help="of one question (8)")
+    add("--max-retry-after", type=float, default=300.0, metavar="S", help="for Retry-After (300)")
     add("--max-tokens", type=int, default=2048, metavar="N", help="of a reply (2048)")
-    add("--body", default="{}", metavar="JSON", help="fields of each request; null removes one")
+    add(
+        "--extra-body",
+        default="{}",
+        metavar="JSON",
+        help="fields of each request; null removes one",
+    )
 
 
 def _add_test(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--questions", default=QUESTIONS, metavar="FILE", help="file, data folder, or hub id")
     add("--tasks", default="", metavar="A,B", help="only these")
-    add("--per-task", type=int, default=PER_TASK, metavar="N", help=f"questions ({PER_TASK})")
+    add(
+        "--questions-per-task",
+        type=int,
+        default=PER_TASK,
+        metavar="N",
+        help=f"questions ({PER_TASK})",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of the choice of questions (0)")
-    add("--direct", action="store_true", help="ask for the letter alone, without reasoning")
+    add("--answer-only", action="store_true", help="ask for the letter alone, without reasoning")
     add("--expected-answer-tokens", type=float, metavar="N", help="for the estimate")
     add("--yes", action="store_true", help="do not ask for confirmation")
     add("--dry-run", action="store_true", help="print the estimate and end")
@@ -137,8 +148,8 @@ def _add_test(group: argparse._ArgumentGroup) -> None:
 def _add_candidate(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--id", default="", help="made of the model's name where it is not given")
-    add("--input-price", type=float, metavar="USD", help="per million tokens read")
-    add("--output-price", type=float, metavar="USD", help="per million tokens written")
+    add("--input-usd-per-million", type=float, metavar="USD", help="per million tokens read")
+    add("--output-usd-per-million", type=float, metavar="USD", help="per million tokens written")
     add("--price-source", default="", metavar="TEXT", help="where and when it was listed")
     add("--context-window", type=int, metavar="TOKENS")
     add("--out", type=Path, metavar="FILE", help="result (aptitude-ID.json); picture and journal")

@@ -78,14 +78,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON object in place of the table")
     goal = command.add_mutually_exclusive_group(required=True)
     goal.add_argument(
-        "--min-quality", type=float, metavar="S", help="share of the best candidate's accuracy"
+        "--min-accuracy-ratio",
+        type=float,
+        metavar="S",
+        help="share of the best candidate's accuracy",
     )
     goal.add_argument("--max-cost", type=float, metavar="S", help="share of the best one's cost")
     command.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    target = Target(parsed.min_quality, parsed.max_cost)
+    target = Target(parsed.min_accuracy_ratio, parsed.max_cost)
     zoo = parsed.zoo or parsed.bundle / "zoo.json"
     found = calibrate(parsed.bundle, parsed.data, zoo, target)
     if parsed.json:

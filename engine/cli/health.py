@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--service", default=READINESS, help="readiness (default), liveness, store, or a service"
     )
-    command.add_argument("--timeout-s", type=float, default=2.0)
+    command.add_argument("--timeout", type=float, default=2.0)
     command.set_defaults(run=run)
 
 
@@ -35,7 +35,7 @@ def run(parsed: argparse.Namespace) -> None:
         stub = health_pb2_grpc.HealthStub(opened)
         request = health_pb2.HealthCheckRequest(service=parsed.service)
         try:
-            status = stub.Check(request, timeout=parsed.timeout_s).status
+            status = stub.Check(request, timeout=parsed.timeout).status
         except grpc.RpcError as error:
             raise UnavailableError(_failed(parsed, cast(grpc.Call, error))) from error
     name = Answer.ServingStatus.Name(status)

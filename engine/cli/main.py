@@ -5,10 +5,10 @@ modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
 modelsat health --service readiness
 modelsat candidates list
-modelsat store backup --store artifacts/candidates.sqlite candidates-backup.sqlite
+modelsat store backup --candidates-db artifacts/candidates.sqlite candidates-backup.sqlite
 modelsat token --role route --name gateway-1
-modelsat outcomes export --outcomes FILE --out DIR
-modelsat calibrate --data DIR --min-quality 0.97
+modelsat outcomes export --outcomes-db FILE --out DIR
+modelsat calibrate --data DIR --min-accuracy-ratio 0.97
 modelsat replay LOG --policy thrifty=cost_sensitivity=0.3 --out DIR
 modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
 """
@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     )
     store.add_arguments(commands.add_parser("store", help="back up or restore a store"))
     token.add_arguments(
-        commands.add_parser("token", help="make a bearer token and its entry for --tokens")
+        commands.add_parser(
+            "token", help="make a bearer token and its entry for --auth-tokens-file"
+        )
     )
     outcomes.add_arguments(commands.add_parser("outcomes", help=outcomes.HELP))
     calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))

@@ -16,14 +16,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(required=True, metavar="ACTION")
     action = actions.add_parser("export", help="write them as a data folder")
     add = action.add_argument
-    add("--outcomes", type=Path, required=True, help="the server's SQLite file")
+    add("--outcomes-db", type=Path, required=True, help="the server's SQLite file")
     add("--out", type=Path, required=True, help="docs/explanation/architecture.md, Data folders")
     add("--bundle", type=Path, help="take the candidates' aptitude figures from its zoo")
     action.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    done = export(parsed.outcomes, parsed.out, parsed.bundle)
+    done = export(parsed.outcomes_db, parsed.out, parsed.bundle)
     print(f"{parsed.out}: {done.instructions} instructions x {done.candidates} candidates")
     if done.without_text:
         print(f"left out: {done.without_text} outcomes without text")

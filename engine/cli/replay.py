@@ -29,17 +29,24 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="folder of the report and of finished work")
     add("--bundle", type=Path, default=BUNDLE, help="folder that `make export` wrote")
     add("--zoo", type=Path, help="JSON file of candidates; the bundle's own by default")
-    policy = "FIELD=VALUE,... by the API's names (repeatable): thrifty=cost_sensitivity=0.3,deny=ID"
+    policy = "FIELD=VALUE,... by the API's names (repeatable): "
+    policy += "thrifty=cost_sensitivity=0.3,denied_candidates=ID"
     add("--policy", action="append", default=[], metavar="NAME=SPEC", help=policy)
     add("--policies", type=Path, metavar="TOML", help="policies as tables [NAME]")
-    add("--outcomes", type=Path, help="the server's file, joined by the log's decision_id")
+    add("--outcomes-db", type=Path, help="the server's file, joined by the log's decision_id")
     column = "where the log has it: text=body.prompt; FIELD is messages, text, candidate, cost,"
     column += " outcome, time or decision (repeatable)"
-    add("--column", action="append", default=[], metavar="FIELD=COLUMN", help=column)
+    add("--map-column", action="append", default=[], metavar="FIELD=COLUMN", help=column)
     alias = "what the log calls a candidate (repeatable)"
-    add("--alias", action="append", default=[], metavar="LOGGED=ID", help=alias)
-    add("--max-broken", type=int, default=1000, metavar="N", help="lines to skip before giving up")
-    add("--chunk", type=int, default=128, metavar="N", help="requests between two checkpoints")
+    add("--candidate-alias", action="append", default=[], metavar="LOGGED=ID", help=alias)
+    add(
+        "--max-invalid-rows",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="lines to skip before giving up",
+    )
+    add("--chunk-size", type=int, default=128, metavar="N", help="requests between two checkpoints")
     add("--workers", type=int, default=0, metavar="N", help="0 = one per core")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; `local` starts one here")
     add("--no-plots", action="store_true", help="report without pictures")
@@ -55,12 +62,12 @@ def _run(parsed: argparse.Namespace) -> None:
     _check_counts(parsed)
     if not parsed.no_plots:
         plots.require_matplotlib()
-    score = None if parsed.outcomes is None else recorded(parsed.outcomes)
-    columns = columns_with(parsed.column)
-    log = Log(expand(parsed.log), columns, score, parsed.max_broken, parsed.chunk)
+    score = None if parsed.outcomes_db is None else recorded(parsed.outcomes_db)
+    columns = columns_with(parsed.map_column)
+    log = Log(expand(parsed.log), columns, score, parsed.max_invalid_rows, parsed.chunk_size)
     table = scoring.open_table(parsed.bundle, read_zoo(parsed.zoo or parsed.bundle / "zoo.json"))
     wanted = policies.read_policies(parsed.policy, parsed.policies, table)
-    names = names_of(table, parsed.alias)
+    names = names_of(table, parsed.candidate_alias)
     plan = scoring.make_plan(parsed.bundle, table, wanted)
     pool = (
         workers.on_this_machine(plan, parsed.workers)
@@ -90,7 +97,7 @@ def _write(found: dict[str, object], out: Path, *, pictures: bool) -> None:
 
 
 def _check_counts(parsed: argparse.Namespace) -> None:
-    least = {"max_broken": 0, "chunk": 1, "workers": 0}
+    least = {"max_invalid_rows": 0, "chunk_size": 1, "workers": 0}
     problems = [
         Violation(f"--{name.replace('_', '-')}", f"is {value}; expected {low} or more.")
         for name, low in least.items()

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HELP = "choose a candidate for an instruction"
-STRANGE = 0.98  # unlikeness from which a person is told
+STRANGE = 0.98  # ood_score from which a person is told
 PHASES = tuple(field.name for field in Timing.DESCRIPTOR.fields)
-OBJECTIVES: tuple[Objective, ...] = ("cost_sensitivity", "min_probability", "max_cost_usd")
+OBJECTIVES: tuple[Objective, ...] = ("cost_sensitivity", "target_probability", "budget_usd")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -29,12 +29,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON object in place of the table")
     goal = command.add_mutually_exclusive_group()
     goal.add_argument("--cost-sensitivity", type=float, metavar="X", help="0 = quality alone")
-    goal.add_argument("--min-probability", type=float, metavar="P", help="cheapest of at least P")
-    goal.add_argument("--max-cost-usd", type=float, metavar="USD", help="best of at most USD")
+    goal.add_argument(
+        "--target-probability", type=float, metavar="P", help="cheapest of at least P"
+    )
+    goal.add_argument("--budget-usd", type=float, metavar="USD", help="best of at most USD")
     _add_constraints(command)
-    add("--min-confidence", type=float, default=0.0, metavar="P", help="abstain below P")
-    add("--max-unlikeness", type=float, metavar="U", help="abstain above U")
-    add("--default", default="", metavar="ID", help="chosen on abstention")
+    add("--abstain-below-probability", type=float, default=0.0, metavar="P", help="abstain below P")
+    add("--max-ood-score", type=float, metavar="U", help="abstain above U")
+    add("--default-candidate", default="", metavar="ID", help="chosen on abstention")
     add("--session", metavar="NAME", help="stay with the candidate that NAME has")
     add("--switching-margin", type=float, metavar="U", help="utility that ends the session's")
     add("--dry-run", action="store_true", help="decide as always and remember nothing")
@@ -54,9 +56,15 @@ def _add_constraints(command: argparse.ArgumentParser) -> None:
     listed("--tag", "WORD", "must have it")
     listed("--region", "WORD", "must be in one of these")
     add = command.add_argument
-    add("--min-context", type=int, default=0, metavar="TOKENS", help="that its window must hold")
-    add("--max-input-price", type=float, metavar="USD", help="per million input tokens")
-    add("--max-output-price", type=float, metavar="USD", help="per million output tokens")
+    add(
+        "--min-context-window",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="that its window must hold",
+    )
+    add("--max-input-usd-per-million", type=float, metavar="USD", help="per million input tokens")
+    add("--max-output-usd-per-million", type=float, metavar="USD", help="per million output tokens")
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -80,18 +88,18 @@ def _policy(parsed: argparse.Namespace) -> Policy:
     return Policy(
         objective,
         getattr(parsed, objective) or 0.0,
-        allow=tuple(i.removeprefix(PREFIX) for i in parsed.allow),
-        deny=tuple(i.removeprefix(PREFIX) for i in parsed.deny),
-        modalities=tuple(parsed.modality),
-        features=tuple(parsed.feature),
-        tags=tuple(parsed.tag),
-        regions=tuple(parsed.region),
-        min_context_window=parsed.min_context,
-        max_input_usd_per_million=parsed.max_input_price,
-        max_output_usd_per_million=parsed.max_output_price,
-        min_confidence=parsed.min_confidence,
-        max_unlikeness=parsed.max_unlikeness,
-        default_candidate=parsed.default.removeprefix(PREFIX),
+        allowed_candidates=tuple(i.removeprefix(PREFIX) for i in parsed.allow),
+        denied_candidates=tuple(i.removeprefix(PREFIX) for i in parsed.deny),
+        required_modalities=tuple(parsed.modality),
+        required_features=tuple(parsed.feature),
+        required_tags=tuple(parsed.tag),
+        allowed_regions=tuple(parsed.region),
+        min_context_window=parsed.min_context_window,
+        max_input_usd_per_million=parsed.max_input_usd_per_million,
+        max_output_usd_per_million=parsed.max_output_usd_per_million,
+        abstain_below_probability=parsed.abstain_below_probability,
+        max_ood_score=parsed.max_ood_score,
+        default_candidate=parsed.default_candidate.removeprefix(PREFIX),
     )
 
 
@@ -113,10 +121,10 @@ def as_json(response: RouteResponse) -> dict[str, Any]:
             }
             for r in response.ranking
         ],
-        "exclusions": {e.candidate: e.reason for e in response.exclusions},
+        "excluded": {e.candidate: e.reason for e in response.excluded},
         "input_tokens": response.input_tokens,
         "truncated": response.truncated,
-        "unlikeness": response.unlikeness if response.HasField("unlikeness") else None,
+        "ood_score": response.ood_score if response.HasField("ood_score") else None,
         "timing_ms": {
             phase: getattr(response.timing, phase).ToNanoseconds() / 1e6 for phase in PHASES
         },
@@ -141,7 +149,7 @@ def print_decision(response: RouteResponse, console: Console) -> None:
             f"{row['probability']:.3f}",
             "unknown" if cost is None else f"${cost:.6f}",
         )
-    for name, why in shown["exclusions"].items():
+    for name, why in shown["excluded"].items():
         table.add_row("", name.removeprefix(PREFIX), "excluded", why, style="dim")
     console.print(table)
     console.print(f"-> {shown['reason']}")
@@ -154,7 +162,7 @@ def print_decision(response: RouteResponse, console: Console) -> None:
 
 
 def _strange(shown: dict[str, Any]) -> str:
-    unlikeness = shown["unlikeness"]
-    if unlikeness is None or unlikeness < STRANGE:
+    ood_score = shown["ood_score"]
+    if ood_score is None or ood_score < STRANGE:
         return ""
-    return f"; unlike {unlikeness:.0%} of the training instructions, so with caution"
+    return f"; unlike {ood_score:.0%} of the training instructions, so with caution"

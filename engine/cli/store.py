@@ -14,14 +14,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     backup = actions.add_parser("backup", help="copy a store, served or not, to an SQLite file")
     bring = actions.add_parser("restore", help="make such a file the content of a store")
     for action, run, file in ((backup, _backup, "OUT"), (bring, _restore, "FROM")):
-        action.add_argument("--store", required=True, help="SQLite file or postgresql://")
+        action.add_argument("--candidates-db", required=True, help="SQLite file or postgresql://")
         action.add_argument("file", type=Path, metavar=file)
         action.set_defaults(run=run)
 
 
 def _backup(parsed: argparse.Namespace) -> None:
-    print(f"wrote revision {back_up(parsed.store, parsed.file)} to {parsed.file}")
+    print(f"wrote revision {back_up(parsed.candidates_db, parsed.file)} to {parsed.file}")
 
 
 def _restore(parsed: argparse.Namespace) -> None:
-    print(f"restored from {parsed.file}: revision {restore(parsed.store, parsed.file)}")
+    print(f"restored from {parsed.file}: revision {restore(parsed.candidates_db, parsed.file)}")

@@ -19,6 +19,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def _run(parsed: argparse.Namespace) -> None:
     text, entry = new_token(parsed.role, parsed.name)
-    print("the token, shown this once, and its entry for the file of --tokens:", file=sys.stderr)
+    print(
+        "the token, shown this once, and its entry for the file of --auth-tokens-file:",
+        file=sys.stderr,
+    )
     print(text)
     print(json.dumps(asdict(entry), ensure_ascii=False))

@@ -175,10 +175,12 @@ class AsyncClient:
         return int((await self._call(self._candidates.BatchReplaceCandidates, request)).revision)
 
     async def watch(
-        self, known_revision: int = 0
+        self, last_seen_revision: int = 0
     ) -> AsyncIterator[candidate_service_pb2.WatchCandidatesResponse]:
         """Every change of the table as it comes, without a time limit, until the server stops."""
-        request = candidate_service_pb2.WatchCandidatesRequest(known_revision=known_revision)
+        request = candidate_service_pb2.WatchCandidatesRequest(
+            last_seen_revision=last_seen_revision
+        )
         call = self._candidates.WatchCandidates(request, metadata=self._metadata)
         try:
             with translated(self._address):

@@ -102,7 +102,7 @@ def conversation(turns: Sequence[Turn]) -> router_service_pb2.Conversation:
     """Raises InvalidInputError where there is no turn."""
     if not turns:
         raise InvalidInputError(Violation("conversation", "has no turn; send at least a user's."))
-    messages = [router_service_pb2.Message(role=ROLES[t.role], text=[t.text]) for t in turns]
+    messages = [router_service_pb2.Message(role=ROLES[t.role], text_parts=[t.text]) for t in turns]
     return router_service_pb2.Conversation(messages=messages)
 
 

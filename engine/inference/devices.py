@@ -81,7 +81,7 @@ def choose_plan(files: Iterable[str], capability: str) -> str:
         raise BundleError(
             f"the GPU here is sm{capability}, the bundle's plans are for"
             f" {', '.join(f'sm{c}' for c in sorted(plans)) or 'none'};"
-            f" `python -m export --sm {capability}` builds one."
+            f" `python -m export --cuda-arch {capability}` builds one."
         )
     return plans[capability]
 

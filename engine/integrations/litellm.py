@@ -55,7 +55,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Choice:
-    """model: of LiteLLM. kind: "scored", "session", "abstained", "fallback" as in DecisionKind, or
+    """model: of LiteLLM. kind: "ranked", "session_affinity", "defaulted", "fallback" as in
+    DecisionKind, or
     "unrouted" where the router gave no answer; why says then what it gave. The rest is empty then.
     """
 

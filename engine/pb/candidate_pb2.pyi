@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Candidate(_message.Message):
-    __slots__ = ("name", "display_name", "aptitude", "context_window", "input_usd_per_million", "output_usd_per_million", "price_source", "mean_answer_tokens", "etag", "modalities", "features", "tags", "regions")
+    __slots__ = ("name", "display_name", "aptitude", "context_window", "input_usd_per_million", "output_usd_per_million", "price_source", "mean_output_tokens", "etag", "modalities", "features", "tags", "regions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     APTITUDE_FIELD_NUMBER: _ClassVar[int]
@@ -15,7 +15,7 @@ class Candidate(_message.Message):
     INPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
     PRICE_SOURCE_FIELD_NUMBER: _ClassVar[int]
-    MEAN_ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     MODALITIES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -28,18 +28,18 @@ class Candidate(_message.Message):
     input_usd_per_million: float
     output_usd_per_million: float
     price_source: str
-    mean_answer_tokens: float
+    mean_output_tokens: float
     etag: str
     modalities: _containers.RepeatedScalarFieldContainer[str]
     features: _containers.RepeatedScalarFieldContainer[str]
     tags: _containers.RepeatedScalarFieldContainer[str]
     regions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., aptitude: _Optional[_Iterable[_Union[TaskResult, _Mapping]]] = ..., context_window: _Optional[int] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., price_source: _Optional[str] = ..., mean_answer_tokens: _Optional[float] = ..., etag: _Optional[str] = ..., modalities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., aptitude: _Optional[_Iterable[_Union[TaskResult, _Mapping]]] = ..., context_window: _Optional[int] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., price_source: _Optional[str] = ..., mean_output_tokens: _Optional[float] = ..., etag: _Optional[str] = ..., modalities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TaskResult(_message.Message):
-    __slots__ = ("task", "accuracy")
-    TASK_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("task_keywords", "accuracy")
+    TASK_KEYWORDS_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
-    task: str
+    task_keywords: str
     accuracy: float
-    def __init__(self, task: _Optional[str] = ..., accuracy: _Optional[float] = ...) -> None: ...
+    def __init__(self, task_keywords: _Optional[str] = ..., accuracy: _Optional[float] = ...) -> None: ...

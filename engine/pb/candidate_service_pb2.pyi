@@ -131,10 +131,10 @@ class RollbackRevisionResponse(_message.Message):
     def __init__(self, revision: _Optional[_Union[Revision, _Mapping]] = ...) -> None: ...
 
 class WatchCandidatesRequest(_message.Message):
-    __slots__ = ("known_revision",)
-    KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
-    known_revision: int
-    def __init__(self, known_revision: _Optional[int] = ...) -> None: ...
+    __slots__ = ("last_seen_revision",)
+    LAST_SEEN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    last_seen_revision: int
+    def __init__(self, last_seen_revision: _Optional[int] = ...) -> None: ...
 
 class WatchCandidatesResponse(_message.Message):
     __slots__ = ("revision", "changed", "removed")

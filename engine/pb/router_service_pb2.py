@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n modelsat/v1/router_service.proto\x12\x0bmodelsat.v1\x1a\x1egoogle/protobuf/duration.proto\"\xbd\x01\n\x0cRouteRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x31\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x19.modelsat.v1.ConversationH\x00\x12#\n\x06policy\x18\x03 \x01(\x0b\x32\x13.modelsat.v1.Policy\x12%\n\x07session\x18\x04 \x01(\x0b\x32\x14.modelsat.v1.Session\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x42\r\n\x0binstruction\"I\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x10switching_margin\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_switching_margin\"6\n\x0c\x43onversation\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.modelsat.v1.Message\"8\n\x07Message\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.modelsat.v1.Role\x12\x0c\n\x04text\x18\x02 \x03(\t\"\x89\x04\n\x06Policy\x12\x1a\n\x10\x63ost_sensitivity\x18\x01 \x01(\x01H\x00\x12\x19\n\x0fmin_probability\x18\x02 \x01(\x01H\x00\x12\x16\n\x0cmax_cost_usd\x18\x03 \x01(\x01H\x00\x12\r\n\x05\x61llow\x18\x04 \x03(\t\x12\x0c\n\x04\x64\x65ny\x18\x05 \x03(\t\x12\x1e\n\x16\x65xpected_output_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cranking_size\x18\x07 \x01(\x05\x12\x12\n\nmodalities\x18\x08 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\t \x03(\t\x12\x0c\n\x04tags\x18\n \x03(\t\x12\x0f\n\x07regions\x18\x0b \x03(\t\x12\x1a\n\x12min_context_window\x18\x0c \x01(\x03\x12&\n\x19max_input_usd_per_million\x18\r \x01(\x01H\x01\x88\x01\x01\x12\'\n\x1amax_output_usd_per_million\x18\x0e \x01(\x01H\x02\x88\x01\x01\x12\x16\n\x0emin_confidence\x18\x0f \x01(\x01\x12\x1b\n\x0emax_unlikeness\x18\x10 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x11\x64\x65\x66\x61ult_candidate\x18\x11 \x01(\tB\x0b\n\tobjectiveB\x1c\n\x1a_max_input_usd_per_millionB\x1d\n\x1b_max_output_usd_per_millionB\x11\n\x0f_max_unlikeness\"\xd2\x02\n\rRouteResponse\x12\x10\n\x08selected\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12-\n\x07ranking\x18\x03 \x03(\x0b\x32\x1c.modelsat.v1.RankedCandidate\x12*\n\nexclusions\x18\x04 \x03(\x0b\x32\x16.modelsat.v1.Exclusion\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.modelsat.v1.Timing\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x03\x12\x11\n\ttruncated\x18\x08 \x01(\x08\x12\x17\n\nunlikeness\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65\x63ision_id\x18\n \x01(\t\x12\'\n\x04kind\x18\x0b \x01(\x0e\x32\x19.modelsat.v1.DecisionKindB\r\n\x0b_unlikeness\"@\n\x11\x42\x61tchRouteRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.modelsat.v1.RouteRequest\"?\n\x12\x42\x61tchRouteResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.modelsat.v1.RouteResult\"q\n\x0bRouteResult\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.modelsat.v1.RouteResponseH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.modelsat.v1.RouteErrorH\x00\x42\x08\n\x06result\";\n\nRouteError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"L\n\x12StreamRouteRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.modelsat.v1.RouteRequest\"K\n\x13StreamRouteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x18.modelsat.v1.RouteResult\"m\n\x14RecordOutcomeRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x05 \x01(\t\")\n\x15RecordOutcomeResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x08\"\x80\x01\n\x0fRankedCandidate\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\x1e\n\x11\x65xpected_cost_usd\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07utility\x18\x04 \x01(\x01\x42\x14\n\x12_expected_cost_usd\".\n\tExclusion\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x89\x02\n\x06Timing\x12*\n\x07prepare\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x66orward\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05score\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x63hoose\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14GetServerInfoRequest\"\x8a\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x16\n\x0erepresentation\x18\x05 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x06 \x01(\x05\x12\x16\n\x0eprompt_version\x18\x07 \x01(\t\x12\x12\n\nencoder_id\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x12\n\ncandidates\x18\n \x01(\x05\x12\x1e\n\x16max_instruction_tokens\x18\x0b \x01(\x05\x12\x16\n\x0emax_text_bytes\x18\x0c \x01(\x05*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x9b\x01\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45\x43ISION_KIND_SCORED\x10\x01\x12\x19\n\x15\x44\x45\x43ISION_KIND_SESSION\x10\x02\x12\x1b\n\x17\x44\x45\x43ISION_KIND_ABSTAINED\x10\x03\x12\x1a\n\x16\x44\x45\x43ISION_KIND_FALLBACK\x10\x04\x32\xa4\x03\n\rRouterService\x12>\n\x05Route\x12\x19.modelsat.v1.RouteRequest\x1a\x1a.modelsat.v1.RouteResponse\x12M\n\nBatchRoute\x12\x1e.modelsat.v1.BatchRouteRequest\x1a\x1f.modelsat.v1.BatchRouteResponse\x12T\n\x0bStreamRoute\x12\x1f.modelsat.v1.StreamRouteRequest\x1a .modelsat.v1.StreamRouteResponse(\x01\x30\x01\x12V\n\rRecordOutcome\x12!.modelsat.v1.RecordOutcomeRequest\x1a\".modelsat.v1.RecordOutcomeResponse\x12V\n\rGetServerInfo\x12!.modelsat.v1.GetServerInfoRequest\x1a\".modelsat.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n modelsat/v1/router_service.proto\x12\x0bmodelsat.v1\x1a\x1egoogle/protobuf/duration.proto\"\xbd\x01\n\x0cRouteRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x31\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x19.modelsat.v1.ConversationH\x00\x12#\n\x06policy\x18\x03 \x01(\x0b\x32\x13.modelsat.v1.Policy\x12%\n\x07session\x18\x04 \x01(\x0b\x32\x14.modelsat.v1.Session\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x42\r\n\x0binstruction\"I\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x10switching_margin\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_switching_margin\"6\n\x0c\x43onversation\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.modelsat.v1.Message\">\n\x07Message\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.modelsat.v1.Role\x12\x12\n\ntext_parts\x18\x02 \x03(\t\"\xd0\x04\n\x06Policy\x12\x1a\n\x10\x63ost_sensitivity\x18\x01 \x01(\x01H\x00\x12\x1c\n\x12target_probability\x18\x02 \x01(\x01H\x00\x12\x14\n\nbudget_usd\x18\x03 \x01(\x01H\x00\x12\x1a\n\x12\x61llowed_candidates\x18\x04 \x03(\t\x12\x19\n\x11\x64\x65nied_candidates\x18\x05 \x03(\t\x12\x1e\n\x16\x65xpected_output_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cranking_size\x18\x07 \x01(\x05\x12\x1b\n\x13required_modalities\x18\x08 \x03(\t\x12\x19\n\x11required_features\x18\t \x03(\t\x12\x15\n\rrequired_tags\x18\n \x03(\t\x12\x17\n\x0f\x61llowed_regions\x18\x0b \x03(\t\x12\x1a\n\x12min_context_window\x18\x0c \x01(\x03\x12&\n\x19max_input_usd_per_million\x18\r \x01(\x01H\x01\x88\x01\x01\x12\'\n\x1amax_output_usd_per_million\x18\x0e \x01(\x01H\x02\x88\x01\x01\x12!\n\x19\x61\x62stain_below_probability\x18\x0f \x01(\x01\x12\x1a\n\rmax_ood_score\x18\x10 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x11\x64\x65\x66\x61ult_candidate\x18\x11 \x01(\tB\x0b\n\tobjectiveB\x1c\n\x1a_max_input_usd_per_millionB\x1d\n\x1b_max_output_usd_per_millionB\x10\n\x0e_max_ood_score\"\xd6\x02\n\rRouteResponse\x12\x10\n\x08selected\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12-\n\x07ranking\x18\x03 \x03(\x0b\x32\x1c.modelsat.v1.RankedCandidate\x12\x30\n\x08\x65xcluded\x18\x04 \x03(\x0b\x32\x1e.modelsat.v1.ExcludedCandidate\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.modelsat.v1.Timing\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x03\x12\x11\n\ttruncated\x18\x08 \x01(\x08\x12\x16\n\tood_score\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65\x63ision_id\x18\n \x01(\t\x12\'\n\x04kind\x18\x0b \x01(\x0e\x32\x19.modelsat.v1.DecisionKindB\x0c\n\n_ood_score\"@\n\x11\x42\x61tchRouteRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.modelsat.v1.RouteRequest\"?\n\x12\x42\x61tchRouteResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.modelsat.v1.RouteResult\"q\n\x0bRouteResult\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.modelsat.v1.RouteResponseH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.modelsat.v1.RouteErrorH\x00\x42\x08\n\x06result\";\n\nRouteError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"L\n\x12StreamRouteRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.modelsat.v1.RouteRequest\"K\n\x13StreamRouteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x18.modelsat.v1.RouteResult\"m\n\x14RecordOutcomeRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x05 \x01(\t\")\n\x15RecordOutcomeResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x08\"\x80\x01\n\x0fRankedCandidate\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\x1e\n\x11\x65xpected_cost_usd\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07utility\x18\x04 \x01(\x01\x42\x14\n\x12_expected_cost_usd\"6\n\x11\x45xcludedCandidate\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x91\x02\n\x06Timing\x12+\n\x08tokenize\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tinference\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07scoring\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tselection\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14GetServerInfoRequest\"\xa7\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x16\n\x0escoring_kernel\x18\x03 \x01(\t\x12\x15\n\rprompt_layout\x18\x04 \x01(\t\x12\x1f\n\x17\x61ptitude_representation\x18\x05 \x01(\t\x12\x12\n\nnum_layers\x18\x06 \x01(\x05\x12\x16\n\x0eprompt_version\x18\x07 \x01(\t\x12\x12\n\nencoder_id\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x12\n\ncandidates\x18\n \x01(\x05\x12\x1e\n\x16max_instruction_tokens\x18\x0b \x01(\x05\x12\x16\n\x0emax_text_bytes\x18\x0c \x01(\x05*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xa4\x01\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45\x43ISION_KIND_RANKED\x10\x01\x12\"\n\x1e\x44\x45\x43ISION_KIND_SESSION_AFFINITY\x10\x02\x12\x1b\n\x17\x44\x45\x43ISION_KIND_DEFAULTED\x10\x03\x12\x1a\n\x16\x44\x45\x43ISION_KIND_FALLBACK\x10\x04\x32\xa4\x03\n\rRouterService\x12>\n\x05Route\x12\x19.modelsat.v1.RouteRequest\x1a\x1a.modelsat.v1.RouteResponse\x12M\n\nBatchRoute\x12\x1e.modelsat.v1.BatchRouteRequest\x1a\x1f.modelsat.v1.BatchRouteResponse\x12T\n\x0bStreamRoute\x12\x1f.modelsat.v1.StreamRouteRequest\x1a .modelsat.v1.StreamRouteResponse(\x01\x30\x01\x12V\n\rRecordOutcome\x12!.modelsat.v1.RecordOutcomeRequest\x1a\".modelsat.v1.RecordOutcomeResponse\x12V\n\rGetServerInfo\x12!.modelsat.v1.GetServerInfoRequest\x1a\".modelsat.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelsat.v1.router_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2683
-  _globals['_ROLE']._serialized_end=2778
-  _globals['_DECISIONKIND']._serialized_start=2781
-  _globals['_DECISIONKIND']._serialized_end=2936
+  _globals['_ROLE']._serialized_start=2809
+  _globals['_ROLE']._serialized_end=2904
+  _globals['_DECISIONKIND']._serialized_start=2907
+  _globals['_DECISIONKIND']._serialized_end=3071
   _globals['_ROUTEREQUEST']._serialized_start=82
   _globals['_ROUTEREQUEST']._serialized_end=271
   _globals['_SESSION']._serialized_start=273
@@ -43,37 +43,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERSATION']._serialized_start=348
   _globals['_CONVERSATION']._serialized_end=402
   _globals['_MESSAGE']._serialized_start=404
-  _globals['_MESSAGE']._serialized_end=460
-  _globals['_POLICY']._serialized_start=463
-  _globals['_POLICY']._serialized_end=984
-  _globals['_ROUTERESPONSE']._serialized_start=987
-  _globals['_ROUTERESPONSE']._serialized_end=1325
-  _globals['_BATCHROUTEREQUEST']._serialized_start=1327
-  _globals['_BATCHROUTEREQUEST']._serialized_end=1391
-  _globals['_BATCHROUTERESPONSE']._serialized_start=1393
-  _globals['_BATCHROUTERESPONSE']._serialized_end=1456
-  _globals['_ROUTERESULT']._serialized_start=1458
-  _globals['_ROUTERESULT']._serialized_end=1571
-  _globals['_ROUTEERROR']._serialized_start=1573
-  _globals['_ROUTEERROR']._serialized_end=1632
-  _globals['_STREAMROUTEREQUEST']._serialized_start=1634
-  _globals['_STREAMROUTEREQUEST']._serialized_end=1710
-  _globals['_STREAMROUTERESPONSE']._serialized_start=1712
-  _globals['_STREAMROUTERESPONSE']._serialized_end=1787
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1789
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1898
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1900
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=1941
-  _globals['_RANKEDCANDIDATE']._serialized_start=1944
-  _globals['_RANKEDCANDIDATE']._serialized_end=2072
-  _globals['_EXCLUSION']._serialized_start=2074
-  _globals['_EXCLUSION']._serialized_end=2120
-  _globals['_TIMING']._serialized_start=2123
-  _globals['_TIMING']._serialized_end=2388
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2390
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2412
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2415
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2681
-  _globals['_ROUTERSERVICE']._serialized_start=2939
-  _globals['_ROUTERSERVICE']._serialized_end=3359
+  _globals['_MESSAGE']._serialized_end=466
+  _globals['_POLICY']._serialized_start=469
+  _globals['_POLICY']._serialized_end=1061
+  _globals['_ROUTERESPONSE']._serialized_start=1064
+  _globals['_ROUTERESPONSE']._serialized_end=1406
+  _globals['_BATCHROUTEREQUEST']._serialized_start=1408
+  _globals['_BATCHROUTEREQUEST']._serialized_end=1472
+  _globals['_BATCHROUTERESPONSE']._serialized_start=1474
+  _globals['_BATCHROUTERESPONSE']._serialized_end=1537
+  _globals['_ROUTERESULT']._serialized_start=1539
+  _globals['_ROUTERESULT']._serialized_end=1652
+  _globals['_ROUTEERROR']._serialized_start=1654
+  _globals['_ROUTEERROR']._serialized_end=1713
+  _globals['_STREAMROUTEREQUEST']._serialized_start=1715
+  _globals['_STREAMROUTEREQUEST']._serialized_end=1791
+  _globals['_STREAMROUTERESPONSE']._serialized_start=1793
+  _globals['_STREAMROUTERESPONSE']._serialized_end=1868
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1870
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1979
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1981
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=2022
+  _globals['_RANKEDCANDIDATE']._serialized_start=2025
+  _globals['_RANKEDCANDIDATE']._serialized_end=2153
+  _globals['_EXCLUDEDCANDIDATE']._serialized_start=2155
+  _globals['_EXCLUDEDCANDIDATE']._serialized_end=2209
+  _globals['_TIMING']._serialized_start=2212
+  _globals['_TIMING']._serialized_end=2485
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2487
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2509
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2512
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2807
+  _globals['_ROUTERSERVICE']._serialized_start=3074
+  _globals['_ROUTERSERVICE']._serialized_end=3494
 # @@protoc_insertion_point(module_scope)

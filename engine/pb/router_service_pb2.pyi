@@ -21,9 +21,9 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 class DecisionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DECISION_KIND_UNSPECIFIED: _ClassVar[DecisionKind]
-    DECISION_KIND_SCORED: _ClassVar[DecisionKind]
-    DECISION_KIND_SESSION: _ClassVar[DecisionKind]
-    DECISION_KIND_ABSTAINED: _ClassVar[DecisionKind]
+    DECISION_KIND_RANKED: _ClassVar[DecisionKind]
+    DECISION_KIND_SESSION_AFFINITY: _ClassVar[DecisionKind]
+    DECISION_KIND_DEFAULTED: _ClassVar[DecisionKind]
     DECISION_KIND_FALLBACK: _ClassVar[DecisionKind]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
@@ -31,9 +31,9 @@ ROLE_USER: Role
 ROLE_ASSISTANT: Role
 ROLE_TOOL: Role
 DECISION_KIND_UNSPECIFIED: DecisionKind
-DECISION_KIND_SCORED: DecisionKind
-DECISION_KIND_SESSION: DecisionKind
-DECISION_KIND_ABSTAINED: DecisionKind
+DECISION_KIND_RANKED: DecisionKind
+DECISION_KIND_SESSION_AFFINITY: DecisionKind
+DECISION_KIND_DEFAULTED: DecisionKind
 DECISION_KIND_FALLBACK: DecisionKind
 
 class RouteRequest(_message.Message):
@@ -65,76 +65,76 @@ class Conversation(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("role", "text")
+    __slots__ = ("role", "text_parts")
     ROLE_FIELD_NUMBER: _ClassVar[int]
-    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_PARTS_FIELD_NUMBER: _ClassVar[int]
     role: Role
-    text: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., text: _Optional[_Iterable[str]] = ...) -> None: ...
+    text_parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., text_parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("cost_sensitivity", "min_probability", "max_cost_usd", "allow", "deny", "expected_output_tokens", "ranking_size", "modalities", "features", "tags", "regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "min_confidence", "max_unlikeness", "default_candidate")
+    __slots__ = ("cost_sensitivity", "target_probability", "budget_usd", "allowed_candidates", "denied_candidates", "expected_output_tokens", "ranking_size", "required_modalities", "required_features", "required_tags", "allowed_regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "abstain_below_probability", "max_ood_score", "default_candidate")
     COST_SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
-    MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
-    MAX_COST_USD_FIELD_NUMBER: _ClassVar[int]
-    ALLOW_FIELD_NUMBER: _ClassVar[int]
-    DENY_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_USD_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    DENIED_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RANKING_SIZE_FIELD_NUMBER: _ClassVar[int]
-    MODALITIES_FIELD_NUMBER: _ClassVar[int]
-    FEATURES_FIELD_NUMBER: _ClassVar[int]
-    TAGS_FIELD_NUMBER: _ClassVar[int]
-    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_MODALITIES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_TAGS_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_REGIONS_FIELD_NUMBER: _ClassVar[int]
     MIN_CONTEXT_WINDOW_FIELD_NUMBER: _ClassVar[int]
     MAX_INPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
-    MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
-    MAX_UNLIKENESS_FIELD_NUMBER: _ClassVar[int]
+    ABSTAIN_BELOW_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     cost_sensitivity: float
-    min_probability: float
-    max_cost_usd: float
-    allow: _containers.RepeatedScalarFieldContainer[str]
-    deny: _containers.RepeatedScalarFieldContainer[str]
+    target_probability: float
+    budget_usd: float
+    allowed_candidates: _containers.RepeatedScalarFieldContainer[str]
+    denied_candidates: _containers.RepeatedScalarFieldContainer[str]
     expected_output_tokens: int
     ranking_size: int
-    modalities: _containers.RepeatedScalarFieldContainer[str]
-    features: _containers.RepeatedScalarFieldContainer[str]
-    tags: _containers.RepeatedScalarFieldContainer[str]
-    regions: _containers.RepeatedScalarFieldContainer[str]
+    required_modalities: _containers.RepeatedScalarFieldContainer[str]
+    required_features: _containers.RepeatedScalarFieldContainer[str]
+    required_tags: _containers.RepeatedScalarFieldContainer[str]
+    allowed_regions: _containers.RepeatedScalarFieldContainer[str]
     min_context_window: int
     max_input_usd_per_million: float
     max_output_usd_per_million: float
-    min_confidence: float
-    max_unlikeness: float
+    abstain_below_probability: float
+    max_ood_score: float
     default_candidate: str
-    def __init__(self, cost_sensitivity: _Optional[float] = ..., min_probability: _Optional[float] = ..., max_cost_usd: _Optional[float] = ..., allow: _Optional[_Iterable[str]] = ..., deny: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., modalities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., min_confidence: _Optional[float] = ..., max_unlikeness: _Optional[float] = ..., default_candidate: _Optional[str] = ...) -> None: ...
+    def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("selected", "reason", "ranking", "exclusions", "revision", "timing", "input_tokens", "truncated", "unlikeness", "decision_id", "kind")
+    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind")
     SELECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
-    EXCLUSIONS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
-    UNLIKENESS_FIELD_NUMBER: _ClassVar[int]
+    OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     selected: str
     reason: str
     ranking: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
-    exclusions: _containers.RepeatedCompositeFieldContainer[Exclusion]
+    excluded: _containers.RepeatedCompositeFieldContainer[ExcludedCandidate]
     revision: int
     timing: Timing
     input_tokens: int
     truncated: bool
-    unlikeness: float
+    ood_score: float
     decision_id: str
     kind: DecisionKind
-    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., unlikeness: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ...) -> None: ...
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ...) -> None: ...
 
 class BatchRouteRequest(_message.Message):
     __slots__ = ("requests",)
@@ -214,7 +214,7 @@ class RankedCandidate(_message.Message):
     utility: float
     def __init__(self, candidate: _Optional[str] = ..., probability: _Optional[float] = ..., expected_cost_usd: _Optional[float] = ..., utility: _Optional[float] = ...) -> None: ...
 
-class Exclusion(_message.Message):
+class ExcludedCandidate(_message.Message):
     __slots__ = ("candidate", "reason")
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -223,33 +223,33 @@ class Exclusion(_message.Message):
     def __init__(self, candidate: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
-    __slots__ = ("prepare", "queue", "forward", "score", "choose", "total")
-    PREPARE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("tokenize", "queue", "inference", "scoring", "selection", "total")
+    TOKENIZE_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
-    FORWARD_FIELD_NUMBER: _ClassVar[int]
-    SCORE_FIELD_NUMBER: _ClassVar[int]
-    CHOOSE_FIELD_NUMBER: _ClassVar[int]
+    INFERENCE_FIELD_NUMBER: _ClassVar[int]
+    SCORING_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
-    prepare: _duration_pb2.Duration
+    tokenize: _duration_pb2.Duration
     queue: _duration_pb2.Duration
-    forward: _duration_pb2.Duration
-    score: _duration_pb2.Duration
-    choose: _duration_pb2.Duration
+    inference: _duration_pb2.Duration
+    scoring: _duration_pb2.Duration
+    selection: _duration_pb2.Duration
     total: _duration_pb2.Duration
-    def __init__(self, prepare: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., forward: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., score: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., choose: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    def __init__(self, tokenize: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., inference: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., scoring: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., selection: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "backend", "kernel", "layout", "representation", "depth", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes")
+    __slots__ = ("version", "backend", "scoring_kernel", "prompt_layout", "aptitude_representation", "num_layers", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
-    KERNEL_FIELD_NUMBER: _ClassVar[int]
-    LAYOUT_FIELD_NUMBER: _ClassVar[int]
-    REPRESENTATION_FIELD_NUMBER: _ClassVar[int]
-    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    SCORING_KERNEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    APTITUDE_REPRESENTATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENCODER_ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -258,14 +258,14 @@ class GetServerInfoResponse(_message.Message):
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     backend: str
-    kernel: str
-    layout: str
-    representation: str
-    depth: int
+    scoring_kernel: str
+    prompt_layout: str
+    aptitude_representation: str
+    num_layers: int
     prompt_version: str
     encoder_id: str
     revision: int
     candidates: int
     max_instruction_tokens: int
     max_text_bytes: int
-    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., kernel: _Optional[str] = ..., layout: _Optional[str] = ..., representation: _Optional[str] = ..., depth: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., scoring_kernel: _Optional[str] = ..., prompt_layout: _Optional[str] = ..., aptitude_representation: _Optional[str] = ..., num_layers: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ...) -> None: ...

@@ -20,7 +20,7 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.types import Int64Array
 from engine.datasets.outcomes import Outcomes
 
-NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_answer_tokens")
+NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens")
 WORDS = ("display_name", "price_source")
 
 
@@ -65,7 +65,7 @@ def _candidate(item: Any, field: str) -> Candidate:
             input_usd_per_million=numbers["input_usd_per_million"],
             output_usd_per_million=numbers["output_usd_per_million"],
             price_source=words["price_source"],
-            mean_answer_tokens=numbers["mean_answer_tokens"],
+            mean_output_tokens=numbers["mean_output_tokens"],
             **{k: _word_list(k, item[k]) for k in WORD_LISTS if k in item},
         )
     except (TypeError, ValueError, KeyError, OverflowError) as error:

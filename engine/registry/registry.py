@@ -352,7 +352,7 @@ def open_registry(
     width: int,
     zoo: Sequence[Candidate],
     *,
-    reembed: bool = False,
+    reencode_candidates: bool = False,
     keep: int = DEFAULT_KEEP,
 ) -> Registry:
     """Open the store at `url`; a store that has never held anything begins with `zoo`.
@@ -360,7 +360,9 @@ def open_registry(
     url: path of an SQLite file, or postgresql://. keep: revisions. Raises StoreError.
     """
     shape = (encoder.variants, width)
-    store = open_store(url, encoder_id, shape, encoder.encode if reembed else None, keep)
+    store = open_store(
+        url, encoder_id, shape, encoder.encode if reencode_candidates else None, keep
+    )
     if store.revision() == 0:
         begun = Change(write=[(c, encoder.encode(c)) for c in zoo])
         with suppress(ConflictError):  # another server began it at the same time
@@ -369,16 +371,16 @@ def open_registry(
 
 
 def open_store(
-    url: str, encoder_id: str, shape: tuple[int, int], reembed: Encode | None, keep: int
+    url: str, encoder_id: str, shape: tuple[int, int], reencode_candidates: Encode | None, keep: int
 ) -> Store:
     """The kind of store that `url` names. shape: (V, D). Raises StoreError."""
     if not is_postgres(url):
-        return SqliteStore(Path(url), encoder_id, shape, reembed, keep)
+        return SqliteStore(Path(url), encoder_id, shape, reencode_candidates, keep)
     try:
         from engine.registry.stores.postgres import PostgresStore
     except ImportError as error:
         raise StoreError(NO_DRIVER) from error
-    return PostgresStore(url, encoder_id, shape, reembed, keep)
+    return PostgresStore(url, encoder_id, shape, reencode_candidates, keep)
 
 
 NO_DRIVER = (

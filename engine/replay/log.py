@@ -135,7 +135,7 @@ def _parquet(file: Path, columns: Collection[str]) -> Iterator[Line]:
         raise EOFError(f"{type(error).__name__}: {error}") from error
 
 
-# A field is read from the first of these columns that holds something; --column names another.
+# A field is read from the first of these columns that holds something; --map-column names another.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "text": ("text", "prompt", "instruction", "input", "query"),
@@ -170,7 +170,9 @@ def columns_with(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if name not in COLUMNS or not path:
             expected = ", ".join(COLUMNS)
             problems.append(
-                Violation("--column", f"is {pair!r}; expected FIELD=COLUMN, FIELD of {expected}.")
+                Violation(
+                    "--map-column", f"is {pair!r}; expected FIELD=COLUMN, FIELD of {expected}."
+                )
             )
         columns[name] = (path,)
     if problems:

@@ -83,8 +83,8 @@ def _cost_quality(report: Report) -> Any:
             quality["value"],
             xerr=[[1e3 * (cost["value"] - cost["low"])], [1e3 * (cost["high"] - cost["value"])]],
             yerr=[[quality["value"] - quality["low"]], [quality["high"] - quality["value"]]],
-            fmt="X" if name == "used" else "o",
-            color="black" if name == "used" else f"C{i - 1}",
+            fmt="X" if name == "logged" else "o",
+            color="black" if name == "logged" else f"C{i - 1}",
             markersize=8,
             capsize=2,
             label=name,
@@ -104,18 +104,18 @@ def _cost_quality(report: Report) -> Any:
 
 def _mix(report: Report) -> Any:
     """A bar for what was used and for each policy, the same colour for the same candidate."""
-    parts = {"used": report["used"], **report["policies"]}
+    parts = {"logged": report["logged"], **report["policies"]}
     totals: dict[str, float] = {}
     for part in parts.values():
-        whole = max(1, sum(part["mix"].values()))
-        for name, count in part["mix"].items():
+        whole = max(1, sum(part["selection_share"].values()))
+        for name, count in part["selection_share"].items():
             totals[name] = totals.get(name, 0.0) + count / whole
     order = sorted(totals, key=lambda n: (-totals[n], n))
     shown, colours = order[:MIX_SHOWN], _pyplot().get_cmap("tab10").colors
     figure, axes = _figure(9, 1.6 + 0.5 * len(parts))
     left = [0.0] * len(parts)
     for name, colour in [*zip(shown, colours, strict=False), ("others", "0.8")]:
-        widths = [_share(part["mix"], name, shown) for part in parts.values()]
+        widths = [_share(part["selection_share"], name, shown) for part in parts.values()]
         if not any(widths):
             continue
         bars = axes.barh(list(parts), widths, left=left, color=colour, label=name)
@@ -166,7 +166,7 @@ def _over_time(report: Report) -> Any:
     )
     when = [datetime.fromtimestamp(t, UTC) for t in over["middle"]]
     for i, series in enumerate(over["series"]):
-        colour = "black" if series["name"] == "used" else f"C{i - 1}"
+        colour = "black" if series["name"] == "logged" else f"C{i - 1}"
         costs = [None if c is None else 1e3 * c for c in series["cost_usd"]]
         for axes, values in ((upper, costs), (lower, series["quality"])):
             drawn = [float("nan") if v is None else v for v in values]

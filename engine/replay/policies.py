@@ -19,7 +19,11 @@ from engine.registry.table import Table
 from engine.routing.eligibility import validate_policy
 
 DEFAULT = {"default": Policy()}  # what Route does where no policy is sent
-NAMES = ("allow", "deny", "default_candidate")  # of candidates, with or without the prefix
+NAMES = (
+    "allowed_candidates",
+    "denied_candidates",
+    "default_candidate",
+)  # of candidates, with or without the prefix
 FIELDS = {
     f.name: f.is_repeated
     for f in router_service_pb2.Policy.DESCRIPTOR.fields
@@ -55,7 +59,8 @@ def _toml(file: Path) -> dict[str, Any]:
 
 
 def _fields(name: str, spec: str) -> dict[str, Any]:
-    """cost_sensitivity=0.3,deny=a,deny=b: a field of several values is given several times."""
+    """cost_sensitivity=0.3,denied_candidates=a,denied_candidates=b: a field of several values is
+    given several times."""
     fields: dict[str, Any] = {}
     for pair in filter(None, spec.split(",")):
         key, _, value = pair.partition("=")

@@ -28,13 +28,13 @@ def rows(report: Report) -> Iterator[tuple[str, ...]]:
     """The cells under HEADINGS."""
     for name, quality, cost in policies_in(report):
         part = report["policies"].get(name)
-        ratio = "" if part is None else _percent(part["against_used"]["cost_ratio"])
+        ratio = "" if part is None else _percent(part["vs_logged"]["cost_ratio"])
         yield name, _requests(quality, cost), _figure(quality), _figure(cost, 1e3), ratio
 
 
 def facts(report: Report) -> Iterator[str]:
     """Sentences, most important first."""
-    log, used = report["log"], report["used"]
+    log, used = report["log"], report["logged"]
     yield _read(report)
     if log["unknown_candidates"]:
         yield _unknown(log["unknown_candidates"])
@@ -50,7 +50,7 @@ def facts(report: Report) -> Iterator[str]:
 
 
 def _read(report: Report) -> str:
-    broken, period = report["log"]["broken"], report["period"]
+    broken, period = report["log"]["invalid_rows"], report["period"]
     text = f"{report['requests']} requests"
     text += f" from {period['from']} to {period['to']}" if period else ""
     if broken["count"]:
@@ -65,7 +65,7 @@ def _unknown(unknown: Mapping[str, int]) -> str:
     more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
     return (
         f"{sum(unknown.values())} requests used candidates that the table does not have, so nothing"
-        f" is compared there (--alias names them): {some}{more}."
+        f" is compared there (--candidate-alias names them): {some}{more}."
     )
 
 
@@ -80,7 +80,7 @@ def _observed(used: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _about(name: str, part: Mapping[str, Any]) -> Iterator[str]:
-    against, same = part["against_used"], part["where_it_chose_what_was_used"]
+    against, same = part["vs_logged"], part["on_agreement"]
     if against["changed"]["rows"]:
         yield (
             f"{name}: another choice on {_percent(against['changed'])} of requests; estimated"
@@ -92,9 +92,9 @@ def _about(name: str, part: Mapping[str, Any]) -> Iterator[str]:
             f" outcome): observed {_figure(same['observed_quality'])}, estimated"
             f" {_figure(same['estimated_quality'])}."
         )
-    if part["nobody_eligible"]:
-        yield f"{name}: nobody was eligible for {part['nobody_eligible']} requests."
-    if others := {k: n for k, n in part["kinds"].items() if k != "scored"}:
+    if part["no_eligible_candidate"]:
+        yield f"{name}: nobody was eligible for {part['no_eligible_candidate']} requests."
+    if others := {k: n for k, n in part["kinds"].items() if k != "ranked"}:
         yield f"{name}: {', '.join(f'{k} {n}' for k, n in others.items())}."
 
 
@@ -104,7 +104,7 @@ def markdown(report: Report, plots: Sequence[str]) -> str:
     lines += [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows(report)]
     lines += ["", WHAT_IS_WHAT, "", "## Who is chosen", "", "| | share of requests |", "|---|---|"]
-    for name, part in {"used": report["used"], **report["policies"]}.items():
+    for name, part in {"logged": report["logged"], **report["policies"]}.items():
         lines.append(f"| {name} | {_mix(part['mix'], len(part['mix']))} |")
     lines += ["", "## Policies", ""]
     for name, part in report["policies"].items():
@@ -124,8 +124,8 @@ def print_report(report: Report, console: Console) -> None:
     for cells in rows(report):
         table.add_row(*cells)
     mixes = Table("", "who is chosen")
-    for name, part in {"used": report["used"], **report["policies"]}.items():
-        mixes.add_row(name, _mix(part["mix"], SHOWN // 2))
+    for name, part in {"logged": report["logged"], **report["policies"]}.items():
+        mixes.add_row(name, _mix(part["selection_share"], SHOWN // 2))
     console.print(table, mixes)
     for fact in facts(report):
         console.print(f"- {fact}")

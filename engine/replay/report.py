@@ -36,7 +36,7 @@ def report(columns: Columns, policies: Mapping[str, Policy], table: Table) -> di
         "requests": len(columns.used),
         "period": _period(columns.time),
         "candidates": names,
-        "used": _used(columns, names, draws),
+        "logged": _used(columns, names, draws),
         "policies": {
             name: {"policy": _shown(policy), **_policy(columns, j, names, draws)}
             for j, (name, policy) in enumerate(policies.items())
@@ -50,7 +50,7 @@ def _used(columns: Columns, names: list[str], draws: Resampling) -> dict[str, An
     told = ~np.isnan(columns.outcome)
     p_told = np.where(told, columns.used_p, np.nan)
     return {
-        "mix": _mix(columns.used, names),
+        "selection_share": _mix(columns.used, names),
         "with_outcome": int(told.sum()),
         "logged_cost_usd": draws.mean(columns.logged_cost),
         "estimated_cost_usd": draws.mean(columns.used_cost),
@@ -71,8 +71,8 @@ def _policy(columns: Columns, j: int, names: list[str], draws: Resampling) -> di
     same = np.where(comparable & (choice == columns.used), 1.0, np.nan)
     p_told = np.where(np.isnan(columns.outcome), np.nan, p)
     return {
-        "mix": _mix(choice, names),
-        "nobody_eligible": int((~chosen).sum()),
+        "selection_share": _mix(choice, names),
+        "no_eligible_candidate": int((~chosen).sum()),
         "kinds": {
             name: int(((kind == code) & chosen).sum())
             for code, name in enumerate(KINDS)
@@ -80,12 +80,12 @@ def _policy(columns: Columns, j: int, names: list[str], draws: Resampling) -> di
         },
         "estimated_cost_usd": draws.mean(cost),
         "estimated_quality": draws.mean(p),
-        "against_used": {
+        "vs_logged": {
             "changed": draws.mean(changed),
             "quality_difference": draws.mean(p - columns.used_p),
             "cost_ratio": draws.ratio(cost, columns.used_cost),
         },
-        "where_it_chose_what_was_used": {
+        "on_agreement": {
             "observed_quality": draws.mean(columns.outcome * same),
             "estimated_quality": draws.mean(p_told * same),
             "estimate_minus_observed": draws.mean((p - columns.outcome) * same),
@@ -132,7 +132,7 @@ def _over_time(columns: Columns, policies: list[str]) -> dict[str, Any] | None:
         return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
 
     decisions = columns.decisions
-    both = [("used", columns.used_cost, columns.used_p)]
+    both = [("logged", columns.used_cost, columns.used_p)]
     both += [(n, decisions.cost[:, j], decisions.p[:, j]) for j, n in enumerate(policies)]
     return {
         "middle": ((edges[:-1] + edges[1:]) / 2).tolist(),
@@ -160,7 +160,7 @@ def _shown(policy: Policy) -> dict[str, Any]:
 
 def policies_in(report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, estimated quality, estimated cost) of what was used and of each policy."""
-    for name, part in {"used": report["used"], **report["policies"]}.items():
+    for name, part in {"logged": report["logged"], **report["policies"]}.items():
         yield name, part["estimated_quality"], part["estimated_cost_usd"]
 
 

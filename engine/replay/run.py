@@ -26,12 +26,12 @@ Progress = Callable[[int, float], None]  # requests done, share of the log that 
 @dataclass(frozen=True)
 class Log:
     """What is read and how. columns: see requests.COLUMNS. outcome_of: for requests that bring
-    none. max_broken: lines that may be skipped."""
+    none. max_invalid_rows: lines that may be skipped."""
 
     files: Sequence[Path]
     columns: Mapping[str, tuple[str, ...]]
     outcome_of: Score | None = None
-    max_broken: int = 1000
+    max_invalid_rows: int = 1000
     chunk: int = 128
 
 
@@ -59,7 +59,7 @@ def replay(
     """The report; `scores` is the folder of the checkpoint.
 
     Raises InvalidInputError where the log cannot be read, holds no request, or more than
-    log.max_broken lines are broken; what was scored until then is kept.
+    log.max_invalid_rows lines are broken; what was scored until then is kept.
     """
     broken, sample = Broken(), Sample()
     kept = Checkpoint(scores, plan)
@@ -135,11 +135,12 @@ def _skip(log: Log, broken: Broken, line: dict[str, Any]) -> None:
     broken.count += 1
     if len(broken.lines) < SHOWN_BROKEN:
         broken.lines.append(line)
-    if broken.count > log.max_broken:
+    if broken.count > log.max_invalid_rows:
         raise InvalidInputError(
             Violation(
                 "log",
-                f"has more than {log.max_broken} broken lines; --max-broken allows more. The first:"
+                f"has more than {log.max_invalid_rows} broken lines; --max-invalid-rows allows "
+                f"more. The first:"
                 f" {_first(broken)}",
             )
         )
@@ -158,7 +159,7 @@ def _first(broken: Broken) -> str:
 def _about(broken: Broken, names: Names) -> dict[str, Any]:
     ordered = sorted(names.unknown.items(), key=lambda pair: (-pair[1], pair[0]))
     return {
-        "broken": {"count": broken.count, "first": broken.lines},
+        "invalid_rows": {"count": broken.count, "first": broken.lines},
         "without_candidate": names.unnamed,
         "unknown_candidates": dict(ordered),
     }
@@ -188,7 +189,7 @@ class Checkpoint:
         """The scores of `key`; None where they are not here whole."""
         try:
             with self._path(key).open("rb") as raw, np.load(raw) as file:
-                found = Scores(file["p"], file["input_tokens"], file["unlikeness"])
+                found = Scores(file["p"], file["input_tokens"], file["ood_score"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         return found if found.p.shape == (rows, self._shape) else None

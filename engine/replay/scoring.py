@@ -46,11 +46,11 @@ NOBODY = -1
 
 @dataclass(frozen=True)
 class Scores:
-    """p: (n, M) float32. input_tokens: (n,). unlikeness: (n,), NaN where unknown."""
+    """p: (n, M) float32. input_tokens: (n,). ood_score: (n,), NaN where unknown."""
 
     p: NDArray[np.float32]
     input_tokens: Int64Array
-    unlikeness: NDArray[np.float64]
+    ood_score: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Scorer:
                     [prompt.tokens], self._table.embeddings, everyone, self._readout
                 ).p[0]
             p[i] = seen[key]
-        unlike = [math.nan if r.unlikeness is None else r.unlikeness for r in infos]
+        unlike = [math.nan if r.ood_score is None else r.ood_score for r in infos]
         return Scores(p, np.array([r.input_tokens for r in infos]), np.array(unlike))
 
 
@@ -162,11 +162,11 @@ def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Deci
         np.zeros(shape, dtype=np.int8),
     )
     for i in range(shape[0]):
-        strange = float(scores.unlikeness[i])
+        strange = float(scores.ood_score[i])
         info = PromptInfo(
             int(scores.input_tokens[i]), False, None if strange != strange else strange
         )
-        context = DecisionContext(info.unlikeness)
+        context = DecisionContext(info.ood_score)
         for j, policy in enumerate(policies):
             try:
                 eligible = select_eligible(table, info, policy)
@@ -269,7 +269,9 @@ def names_of(table: Table, aliases: Sequence[str]) -> Names:
         logged, _, identifier = alias.rpartition("=")
         if not logged or identifier not in table.rows:
             problems.append(
-                Violation("--alias", f"is {alias!r}; expected LOGGED=ID, ID of the table.")
+                Violation(
+                    "--candidate-alias", f"is {alias!r}; expected LOGGED=ID, ID of the table."
+                )
             )
         else:
             rows[logged] = table.rows[identifier]

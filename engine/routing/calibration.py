@@ -145,7 +145,7 @@ def as_dict(found: Recommendation) -> dict[str, Any]:
             "cost_usd": found.cost,
         },
         "candidates": found.candidates,
-        "dearer_unjudged": found.dearer,
+        "unevaluated_most_expensive": found.dearer,
         "recommended": None if found.point is None else shown(found.point),
         "curve": [shown(x) for x in found.points],
     }

@@ -25,13 +25,13 @@ class PromptInfo:
     """What is known of a prompt besides its scores.
 
     input_tokens: tokens that the selected candidate will read, estimated where the text was not
-    tokenized. truncated: whether the middle of the text was left out. unlikeness:
+    tokenized. truncated: whether the middle of the text was left out. ood_score:
     out-of-distribution score in [0, 1], None if the bundle has no training statistics.
     """
 
     input_tokens: int
     truncated: bool
-    unlikeness: float | None
+    ood_score: float | None
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class RankedCandidate:
 class Decision:
     """A selected candidate and what the choice is based on, all of one revision of the table.
 
-    ranking: the eligible candidates, the selected one first. exclusions: candidate ID -> reason.
+    ranking: the eligible candidates, the selected one first. excluded: candidate ID -> reason.
     timing: phase -> seconds. id: 128 random bits in hexadecimal, "" before Router sets it.
     """
 
     reason: str
     ranking: tuple[RankedCandidate, ...]
-    exclusions: dict[str, str]
+    excluded: dict[str, str]
     revision: int
     prompt: PromptInfo
     kind: Kind
@@ -80,8 +80,8 @@ def prepare_prompt(
     """
     prompt = render(text, tokenizer)
     input_tokens = prompt.input_tokens + round(context_chars / CHARS_PER_TOKEN)
-    unlikeness = None if training_set is None else training_set.unlikeness(prompt.tokens)
-    return prompt, PromptInfo(input_tokens, prompt.truncated, unlikeness)
+    ood_score = None if training_set is None else training_set.ood_score(prompt.tokens)
+    return prompt, PromptInfo(input_tokens, prompt.truncated, ood_score)
 
 
 def select_eligible(table: Table, info: PromptInfo, policy: Policy) -> Eligible:

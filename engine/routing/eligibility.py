@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.api.candidate import Candidate, check_word_lists
 from engine.api.errors import InvalidInputError, UnavailableError, Violation
-from engine.api.policy import Policy
+from engine.api.policy import POLICY_WORDS, Policy
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.table import Table
 
@@ -38,7 +38,7 @@ def validate_policy(policy: Policy, table: Table) -> None:
     """Raise one InvalidInputError that lists every invalid value of `policy`."""
     violations = [
         *_check_numbers(policy),
-        *check_word_lists(policy, "policy"),
+        *check_word_lists(policy, "policy", POLICY_WORDS),
         *_check_names(policy, table),
     ]
     if violations:
@@ -46,12 +46,17 @@ def validate_policy(policy: Policy, table: Table) -> None:
 
 
 def _check_numbers(policy: Policy) -> list[Violation]:
-    shares = {"min_confidence": policy.min_confidence, "max_unlikeness": policy.max_unlikeness}
+    shares = {
+        "abstain_below_probability": policy.abstain_below_probability,
+        "max_ood_score": policy.max_ood_score,
+    }
     amounts: dict[str, float | None] = {
         "max_input_usd_per_million": policy.max_input_usd_per_million,
         "max_output_usd_per_million": policy.max_output_usd_per_million,
     }
-    (shares if policy.objective == "min_probability" else amounts)[policy.objective] = policy.value
+    (shares if policy.objective == "target_probability" else amounts)[policy.objective] = (
+        policy.value
+    )
     counts = ("expected_output_tokens", "ranking_size", "min_context_window")
     return [
         *(
@@ -75,7 +80,7 @@ def _check_numbers(policy: Policy) -> list[Violation]:
 def _check_names(policy: Policy, table: Table) -> list[Violation]:
     names = [
         (f"policy.{field}[{i}]", identifier)
-        for field in ("allow", "deny")
+        for field in ("allowed_candidates", "denied_candidates")
         for i, identifier in enumerate(getattr(policy, field))
     ]
     if policy.default_candidate:
@@ -145,7 +150,7 @@ def drop_non_finite(
 
 def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
     """Return only the checks that `policy` requires, because they run on up to 1,000 candidates."""
-    allowed, denied = frozenset(policy.allow), frozenset(policy.deny)
+    allowed, denied = frozenset(policy.allowed_candidates), frozenset(policy.denied_candidates)
     checks: list[Check] = []
     if allowed:
         checks.append(lambda c, _: "" if c.id in allowed else "not among the allowed candidates")
@@ -158,7 +163,7 @@ def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
     for side in ("input", "output"):
         if (maximum := getattr(policy, f"max_{side}_usd_per_million")) is not None:
             checks.append(_price_check(side, maximum))
-    if policy.objective == "max_cost_usd":
+    if policy.objective == "budget_usd":
         checks.append(lambda _, cost: _cost_above(cost, policy.value))
     return checks
 
@@ -183,13 +188,13 @@ def _window_below(candidate: Candidate, minimum: int) -> str:
 
 def _word_checks(policy: Policy) -> list[Check]:
     required = (
-        ("modalities", frozenset(policy.modalities) - {IMPLIED_MODALITY}),
-        ("features", frozenset(policy.features)),
-        ("tags", frozenset(policy.tags)),
+        ("modalities", frozenset(policy.required_modalities) - {IMPLIED_MODALITY}),
+        ("features", frozenset(policy.required_features)),
+        ("tags", frozenset(policy.required_tags)),
     )
     checks = [_contains_all(field, words) for field, words in required if words]
-    if policy.regions:
-        checks.append(_region_check(policy.regions))
+    if policy.allowed_regions:
+        checks.append(_region_check(policy.allowed_regions))
     return checks
 
 

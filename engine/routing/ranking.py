@@ -20,7 +20,7 @@ from engine.bundle.types import FloatArray
 class DecisionContext:
     """What a decision depends on besides probabilities, costs and policy.
 
-    unlikeness: out-of-distribution score of the prompt, in [0, 1]; None if unknown.
+    ood_score: out-of-distribution score of the prompt, in [0, 1]; None if unknown.
     default: ID of the server's default candidate, "" for none.
     session_candidate: ID of the session's current candidate, "" for none.
     switching_margin: utility that another candidate must gain before the session switches to it.
@@ -28,7 +28,7 @@ class DecisionContext:
     ("the queue is full"); "" if they are scores.
     """
 
-    unlikeness: float | None = None
+    ood_score: float | None = None
     default: str = ""
     session_candidate: str = ""
     switching_margin: float = 0.0
@@ -43,7 +43,7 @@ class RankingResult:
     order: tuple[int, ...]
     utility: tuple[float, ...]
     reason: str
-    kind: Kind = "scored"
+    kind: Kind = "ranked"
 
 
 def decide(
@@ -62,7 +62,7 @@ def decide(
     ranking = rank(ids, p, costs, policy)
     if context.fallback_reason:
         return _fallback(ids, ranking, context)
-    if reason := _abstention_reason(ids, p, policy, context.unlikeness):
+    if reason := _abstention_reason(ids, p, policy, context.ood_score):
         return _abstain(ids, ranking, reason, policy.default_candidate or context.default)
     if context.session_candidate in ids:
         return _apply_session_affinity(ids, ranking, context)
@@ -84,18 +84,18 @@ def _fallback(
 
 
 def _abstention_reason(
-    ids: Sequence[str], p: FloatArray, policy: Policy, unlikeness: float | None
+    ids: Sequence[str], p: FloatArray, policy: Policy, ood_score: float | None
 ) -> str:
     """Say which limit of the policy keeps the probabilities from deciding; "" if none does."""
     top = int(np.argmax(p))
-    if float(p[top]) < policy.min_confidence:
+    if float(p[top]) < policy.abstain_below_probability:
         return (
-            f"no candidate reaches probability {policy.min_confidence:g}; the highest is"
+            f"no candidate reaches probability {policy.abstain_below_probability:g}; the highest is"
             f" {float(p[top]):.3f} ({ids[top]})"
         )
-    limit = policy.max_unlikeness
-    if limit is not None and unlikeness is not None and unlikeness > limit:
-        return f"the prompt's out-of-distribution score is {unlikeness:.2f}, above {limit:g}"
+    limit = policy.max_ood_score
+    if limit is not None and ood_score is not None and ood_score > limit:
+        return f"the prompt's out-of-distribution score is {ood_score:.2f}, above {limit:g}"
     return ""
 
 
@@ -104,11 +104,11 @@ def _abstain(
 ) -> RankingResult:
     if default in ids:
         reason += f"; selected the default candidate {default}."
-        return _promote(ids.index(default), ranking, reason, "abstained")
+        return _promote(ids.index(default), ranking, reason, "defaulted")
     first = ranking.order[0]
     cause = f"the default {default} is not eligible" if default else "there is no default"
     reason += f"; {cause}, so selected the first of the ranking, {ids[first]}."
-    return _promote(first, ranking, reason, "abstained")
+    return _promote(first, ranking, reason, "defaulted")
 
 
 def _apply_session_affinity(
@@ -126,8 +126,8 @@ def _apply_session_affinity(
         )
     else:
         reason = f"{ranking.reason[:-1]}; the session switches from {name}."
-        return _promote(best, ranking, reason, "scored")
-    return _promote(current, ranking, reason, "session")
+        return _promote(best, ranking, reason, "ranked")
+    return _promote(current, ranking, reason, "session_affinity")
 
 
 def _promote(selected: int, ranking: RankingResult, reason: str, kind: Kind) -> RankingResult:
@@ -155,7 +155,7 @@ def rank(
     """
     probability = [float(x) for x in p]
     known_costs = [math.inf if c is None else c for c in costs]
-    if policy.objective == "min_probability":
+    if policy.objective == "target_probability":
         return _rank_by_cost(ids, probability, known_costs, policy.value)
     utility = probability
     if policy.objective == "cost_sensitivity" and policy.value:
@@ -164,7 +164,7 @@ def rank(
     order = sorted(range(len(ids)), key=lambda i: (-utility[i], known_costs[i], ids[i]))
     best = order[0]
     reason = f"{ids[best]} has the highest probability ({probability[best]:.3f}) of {len(ids)}"
-    if policy.objective == "max_cost_usd":
+    if policy.objective == "budget_usd":
         reason += f" within the budget of ${policy.value:.3g}"
     elif policy.value > 0:
         reason = _explain(ids, probability, known_costs, best, policy.value)

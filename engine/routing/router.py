@@ -126,15 +126,15 @@ class Router:
         decision = build_decision(
             request.table, request.info, request.eligible, policy, scored.p, context
         )
-        if session is not None and not dry_run and decision.kind in ("scored", "session"):
+        if session is not None and not dry_run and decision.kind in ("ranked", "session_affinity"):
             self._sessions.put(session.name, decision.selected.id)
         ended = time.monotonic()
         timing = {
-            "prepare": prepared - started,
+            "tokenize": prepared - started,
             "queue": scored.queue_s,
-            "forward": scored.forward_s,
-            "score": scored.score_s,
-            "choose": ended - scored_at,
+            "inference": scored.forward_s,
+            "scoring": scored.score_s,
+            "selection": ended - scored_at,
             "total": ended - started,
         }
         decision = replace(decision, timing=timing, id=decision_id)
@@ -198,10 +198,10 @@ class Router:
         config = self._config
         if session is None:
             return DecisionContext(
-                info.unlikeness, config.default_candidate, fallback_reason=fallback_reason
+                info.ood_score, config.default_candidate, fallback_reason=fallback_reason
             )
         margin = config.switching_margin if session.margin is None else session.margin
         current = self._sessions.get(session.name)
         return DecisionContext(
-            info.unlikeness, config.default_candidate, current, margin, fallback_reason
+            info.ood_score, config.default_candidate, current, margin, fallback_reason
         )

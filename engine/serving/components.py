@@ -75,21 +75,23 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
     manifest = read_manifest(settings.bundle, "bundle")
     arrays = load_arrays(settings.bundle)
     encoder = load_encoder(settings.bundle, manifest, arrays)
-    backend = open_backend(settings.bundle, manifest, settings.device, settings.threads)
+    backend = open_backend(settings.bundle, manifest, settings.device, settings.inference_threads)
     tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
     registry = open_registry(
-        settings.store,
+        settings.candidates_db,
         encoder,
         manifest.encoder_id,
         manifest.width,
         read_zoo(settings.bundle / "zoo.json"),
-        reembed=settings.reembed,
-        keep=settings.keep_revisions,
+        reencode_candidates=settings.reencode_candidates,
+        keep=settings.revision_history_limit,
     )
     readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
-    batcher = Batcher(backend, readout, Limits(waiting=settings.max_waiting), telemetry.forwarded)
-    cache = ScoreCache(settings.cache_mb << 20)
-    outcomes = OutcomeStore(settings.outcomes, settings.max_outcomes)
+    batcher = Batcher(
+        backend, readout, Limits(waiting=settings.max_queue_size), telemetry.forwarded
+    )
+    cache = ScoreCache(settings.score_cache_mb << 20)
+    outcomes = OutcomeStore(settings.outcomes_db, settings.max_recorded_outcomes)
     router = Router(
         registry,
         batcher,
@@ -112,7 +114,7 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
     watched = sources(
         registry.table,
         batcher,
-        settings.max_waiting,
+        settings.max_queue_size,
         cache,
         about,
         lambda: registry.store_state.connected,
@@ -175,10 +177,10 @@ def server_info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
     return router_service_pb2.GetServerInfoResponse(
         version=__version__,
         backend=parts.backend.describe(),
-        kernel=parts.kernel,
-        layout=manifest.layout,
-        representation=manifest.representation,
-        depth=manifest.depth,
+        scoring_kernel=parts.kernel,
+        prompt_layout=manifest.layout,
+        aptitude_representation=manifest.representation,
+        num_layers=manifest.depth,
         prompt_version=manifest.prompt_version,
         encoder_id=manifest.encoder_id,
         revision=table.revision,

@@ -51,15 +51,16 @@ class Running:
     stalls: asyncio.Task[None]
     console: Console | None
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, shutdown_grace_period_s: float) -> None:
         """Turn NOT_SERVING, serve on until that was noticed, refuse new calls, let those in flight
-        end, close the stores; all within grace_s and the length of one forward pass."""
-        deadline = time.monotonic() + grace_s
+        end, close the stores; all within shutdown_grace_period_s and the length of one forward
+        pass."""
+        deadline = time.monotonic() + shutdown_grace_period_s
         self.stalls.cancel()
         for listener in self.listeners:
             await listener.retire()
         self.parts.registry.end_watches()
-        await asyncio.sleep(min(MAX_NOTICE_S, grace_s / 4))
+        await asyncio.sleep(min(MAX_NOTICE_S, shutdown_grace_period_s / 4))
         if self.console is not None:
             await self.console.stop()
         await self.drain.close(max(0.0, deadline - time.monotonic()))
@@ -76,7 +77,7 @@ def read_guard(settings: Settings) -> Guard:
     files = TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     return Guard(
         Certificates(files) if settings.tls_certificate.name else None,
-        TokenFile(settings.tokens) if settings.tokens.name else None,
+        TokenFile(settings.auth_tokens_file) if settings.auth_tokens_file.name else None,
     )
 
 
@@ -184,8 +185,10 @@ async def serve(settings: Settings, bursts: BurstSelector) -> None:
     gc.freeze()  # what lives as long as the server is not walked through while it answers
     print(_ready(running, settings), flush=True)
     await stopping.wait()
-    log.info("stopping, within %d s; a second signal ends at once", settings.grace_s)
-    await running.stop(settings.grace_s)
+    log.info(
+        "stopping, within %d s; a second signal ends at once", settings.shutdown_grace_period_s
+    )
+    await running.stop(settings.shutdown_grace_period_s)
 
 
 def _stop_at_signal() -> asyncio.Event:

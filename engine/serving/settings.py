@@ -57,38 +57,42 @@ class Settings:
     metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty serves none")
     console_address: str = _of("", "HOST:PORT of the read-only web console; empty serves none")
     extproc_address: str = _of("", "HOST:PORT of Envoy's ExternalProcessor; empty serves none")
-    extproc_alias: str = _of("auto", "model that asks for a choice; several with commas")
+    extproc_model_alias: str = _of("auto", "model that asks for a choice; several with commas")
     extproc_model_header: str = _of("x-selected-model", "request header with the model, set by us")
     extproc_header_prefix: str = _of(
         "x-modelsat-", "of the request headers with the decision's id and a caller's policy"
     )
-    extproc_models: Path = _of(NO_FILE, "JSON object: candidate id -> its upstream's name for it")
+    extproc_model_map: Path = _of(
+        NO_FILE, "JSON object: candidate id -> its upstream's name for it"
+    )
     extproc_max_body_bytes: int = _of(10 * MIB, "of one HTTP request", low=1, high=16 * MIB)
-    extproc_max_held_mb: int = _of(
+    extproc_max_buffered_mb: int = _of(
         256, "of HTTP bodies that are being answered, all together", low=1, high=MILLION
     )
     extproc_timeout_ms: int = _of(500, "from the whole body to the choice", low=1, high=MILLION)
     extproc_body_timeout_s: int = _of(
         60, "for the whole body to come (FULL_DUPLEX_STREAMED)", low=1, high=3600
     )
-    extproc_unreadable: str = _of(
+    extproc_on_unparsable: str = _of(
         "pass", "what to do with bodies that are compressed or no JSON", among=("pass", "refuse")
     )
-    extproc_ignore_needs: bool = _of(
+    extproc_no_capability_check: bool = _of(
         False, "do not require the tools, JSON mode and modalities that a body uses"
     )
-    store: str = _of(
+    candidates_db: str = _of(
         "artifacts/candidates.sqlite", "SQLite file or postgresql:// of the candidates"
     )
-    outcomes: Path = _of(OUTCOMES, "SQLite file of recorded outcomes")
+    outcomes_db: Path = _of(OUTCOMES, "SQLite file of recorded outcomes")
     device: str = _of("auto", "what scores", among=("auto", *get_args(Device)))
-    threads: int = _of(0, "of the forward pass; 0 = one per core", high=1024)
-    max_waiting: int = _of(256, "requests in the queue", low=1, high=100_000)
-    cache_mb: int = _of(16, "of known probabilities; 0 keeps none", high=MILLION)
+    inference_threads: int = _of(0, "of the forward pass; 0 = one per core", high=1024)
+    max_queue_size: int = _of(256, "requests in the queue", low=1, high=100_000)
+    score_cache_mb: int = _of(16, "of known probabilities; 0 keeps none", high=MILLION)
     max_text_bytes: int = _of(512 * 1024, "of one instruction", low=1, high=MAX_MESSAGE_BYTES)
-    reembed: bool = _of(False, "bring a store of another encoder to this one")
-    keep_revisions: int = _of(100, "states of the table to roll back to", low=1, high=MILLION)
-    max_outcomes: int = _of(
+    reencode_candidates: bool = _of(False, "bring a store of another encoder to this one")
+    revision_history_limit: int = _of(
+        100, "states of the table to roll back to", low=1, high=MILLION
+    )
+    max_recorded_outcomes: int = _of(
         100_000, "recorded outcomes; the oldest go first", low=1, high=100 * MILLION
     )
     fallback: str = _of(
@@ -108,17 +112,21 @@ class Settings:
     tls_client_ca: Path = _of(
         NO_FILE, "PEM of the authority whose client certificates are required"
     )
-    tokens: Path = _of(NO_FILE, "JSON file of bearer tokens and roles; without it anyone may call")
+    auth_tokens_file: Path = _of(
+        NO_FILE, "JSON file of bearer tokens and roles; without it anyone may call"
+    )
     max_connection_age_s: int = _of(
         0, "seconds after which a client is asked to connect anew; 0 = never", high=MILLION
     )
-    grace_s: int = _of(10, "seconds from SIGTERM to the end at the latest", high=3600)
+    shutdown_grace_period_s: int = _of(
+        10, "seconds from SIGTERM to the end at the latest", high=3600
+    )
     log_format: str = _of("text", "of the log on stderr", among=("text", "json"))
     log_level: str = _of("info", "lowest that is logged", among=LEVELS)
-    trace_address: str = _of("", "HOST:PORT of an OTLP collector (gRPC); empty sends no traces")
-    audit: Path = _of(NO_FILE, "JSON lines file for a sample of decisions; empty keeps none")
-    audit_share: float = _of(0.01, "of decisions in the audit file", high=1)
-    audit_text: bool = _of(False, "write the instruction into the audit file too")
+    otlp_endpoint: str = _of("", "HOST:PORT of an OTLP collector (gRPC); empty sends no traces")
+    audit_log: Path = _of(NO_FILE, "JSON lines file for a sample of decisions; empty keeps none")
+    audit_sample_rate: float = _of(0.01, "of decisions in the audit file", high=1)
+    audit_include_text: bool = _of(False, "write the instruction into the audit file too")
 
     def check(self) -> None:
         """Raise one InvalidInputError that lists every wrong value."""
@@ -144,7 +152,10 @@ class Resolved:
     def table(self) -> str:
         """A line for each setting that is not a default; tokens and keys are files, never shown."""
         told = [(n, s) for n, s in self.sources.items() if s != "default"]
-        shown = {**vars(self.settings), "store": without_password(self.settings.store)}
+        shown = {
+            **vars(self.settings),
+            "candidates_db": without_password(self.settings.candidates_db),
+        }
         return "\n".join(f"  {n} = {shown[n]} ({s})" for n, s in told)
 
 
@@ -233,12 +244,12 @@ def _check_gateway(settings: Settings) -> list[Violation]:
     if header in TAKEN_HEADERS or header.startswith(prefix):
         wrong = f"is {header!r}; expected none of HTTP's own and none that begins with {prefix!r}."
         problems.append(Violation("--extproc-model-header", wrong))
-    if not all(HEADER_VALUE.fullmatch(a.strip()) for a in settings.extproc_alias.split(",")):
-        wrong = f"is {settings.extproc_alias!r}; expected names without spaces, with commas."
-        problems.append(Violation("--extproc-alias", wrong))
-    if settings.extproc_max_held_mb * MIB < settings.extproc_max_body_bytes:
-        wrong = f"is {settings.extproc_max_held_mb} MiB, less than --extproc-max-body-bytes."
-        problems.append(Violation("--extproc-max-held-mb", wrong))
+    if not all(HEADER_VALUE.fullmatch(a.strip()) for a in settings.extproc_model_alias.split(",")):
+        wrong = f"is {settings.extproc_model_alias!r}; expected names without spaces, with commas."
+        problems.append(Violation("--extproc-model-alias", wrong))
+    if settings.extproc_max_buffered_mb * MIB < settings.extproc_max_body_bytes:
+        wrong = f"is {settings.extproc_max_buffered_mb} MiB, less than --extproc-max-body-bytes."
+        problems.append(Violation("--extproc-max-buffered-mb", wrong))
     return problems
 
 

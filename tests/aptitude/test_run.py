@@ -129,7 +129,16 @@ def test_the_fakes_skill_is_recovered_through_errors_and_limits(
     skill = {t: 0.1 + 0.8 * chance("skill", t) for t in standard_tasks()}
     llm = FakeLLM(known, skill, limit_every=400, fail_every=90, drop_every=150, refuses=0.02)
     with listening(llm) as url:
-        run(url, questions, tmp_path / "a.json", "--model", "fake", "--yes", "--input-price", "1")
+        run(
+            url,
+            questions,
+            tmp_path / "a.json",
+            "--model",
+            "fake",
+            "--yes",
+            "--input-usd-per-million",
+            "1",
+        )
     (candidate,) = read_zoo(tmp_path / "a.json")
     provenance = json.loads((tmp_path / "a.json").read_text())["provenance"]
     asked = [q for q in known if q.id in llm.asked]
@@ -144,14 +153,14 @@ def test_the_fakes_skill_is_recovered_through_errors_and_limits(
         assert abs(figures[words[task]] - skill[task]) < bound, task
     mean = sum(skill.values()) / len(skill)
     assert abs(candidate.mean_accuracy() - mean) < 4 * provenance["standard_error"] + 0.02
-    assert candidate.mean_answer_tokens == llm.answer_tokens
+    assert candidate.mean_output_tokens == llm.answer_tokens
     assert max(llm.asked.values()) == 1
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(questions: Path, tmp_path: Path) -> None:
     llm = FakeLLM(read_file(questions), {}, delay_s=0.05)
     journal = tmp_path / "a.journal.jsonl"
-    few = ("--model", "fake", "--yes", "--per-task", "8")
+    few = ("--model", "fake", "--yes", "--questions-per-task", "8")
     with listening(llm) as url:
         with start(url, questions, tmp_path / "a.json", *few) as first:
             while not journal.exists() or journal.read_bytes().count(b"\n") < 100:
@@ -167,7 +176,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(questions: Path, tmp_path: 
         assert f"{len(kept)} answers are in the journal already" in printed
         assert all(llm.asked[identifiers[key]] == before[identifiers[key]] for key in kept)
         assert len(llm.asked) == 400
-        for changed in (("--model", "other"), ("--seed", "1"), ("--direct",)):
+        for changed in (("--model", "other"), ("--seed", "1"), ("--answer-only",)):
             refusal = run(url, questions, tmp_path / "a.json", *few, *changed, status=1)
             assert "holds answers of another sitting" in refusal
             assert len(refusal.splitlines()) == 1
@@ -179,7 +188,7 @@ def test_what_is_in_flight_when_the_endpoint_refuses_is_kept(
     unknown = compose(str(questions), 1, [], seed=0).questions[20]
     known = [q for q in read_file(questions) if q.id != unknown.id]
     llm = FakeLLM(known, {}, delay_s=0.3)
-    few = ("--model", "fake", "--yes", "--per-task", "1")
+    few = ("--model", "fake", "--yes", "--questions-per-task", "1")
     with listening(llm) as url:
         assert "HTTP 404" in run(url, questions, tmp_path / "a.json", *few, status=1)
     lines = (tmp_path / "a.journal.jsonl").read_text().splitlines()[1:]
@@ -190,7 +199,7 @@ def test_what_is_in_flight_when_the_endpoint_refuses_is_kept(
 
 def test_nobody_asks_before_a_retry_after_has_passed(questions: Path, tmp_path: Path) -> None:
     llm = FakeLLM(read_file(questions), {}, limit_every=20)
-    few = ("--model", "fake", "--yes", "--per-task", "1", "--concurrency", "1")
+    few = ("--model", "fake", "--yes", "--questions-per-task", "1", "--concurrency", "1")
     with listening(llm) as url:
         run(url, questions, tmp_path / "a.json", *few)
     assert (llm.requests, llm.early) == (52, 0)
@@ -206,7 +215,7 @@ def test_newcomers_are_preferred_where_they_are_better(
             with listening(specialist(known, fields, seed=len(name))) as url:
                 to = ("--model", name, "--yes", "--register", shared_server.address)
                 run(url, questions, tmp_path / f"{name}.json", *to)
-        policy = Policy(allow=tuple(names))
+        policy = Policy(allowed_candidates=tuple(names))
         chosen = {
             text: client.route(text, policy).selected.removeprefix("candidates/")
             for text in OF_SCIENCE + OF_HUMANITIES
@@ -224,8 +233,8 @@ def test_nothing_is_asked_without_consent_and_the_key_is_never_shown(
     questions: Path, tmp_path: Path
 ) -> None:
     llm = FakeLLM(read_file(questions), {}, key="sk-right")
-    out, few = tmp_path / "a.json", ("--model", "fake", "--per-task", "1")
-    prices = ("--input-price", "1", "--output-price", "2")
+    out, few = tmp_path / "a.json", ("--model", "fake", "--questions-per-task", "1")
+    prices = ("--input-usd-per-million", "1", "--output-usd-per-million", "2")
     with listening(llm) as url:
         printed = run(url, questions, out, *few, *prices, "--dry-run")
         assert "50 questions to fake: about" in printed
@@ -253,7 +262,7 @@ def test_a_partial_test_says_how_sure_it_is(
     questions: Path, tmp_path: Path, shared_server: Server, client: Client
 ) -> None:
     llm = FakeLLM(read_file(questions), {"astronomy": 1.0}, otherwise=0.0, counts_tokens=False)
-    few = ("--model", "part", "--yes", "--tasks", "astronomy,anatomy", "--per-task", "5")
+    few = ("--model", "part", "--yes", "--tasks", "astronomy,anatomy", "--questions-per-task", "5")
     with listening(llm) as url:
         to = ("--register", shared_server.address)
         printed = run(url, questions, tmp_path / "a.json", *few, *to)
@@ -388,10 +397,10 @@ def test_the_length_of_letters_alone_is_not_that_of_answers(
     questions: Path, tmp_path: Path
 ) -> None:
     llm = FakeLLM(read_file(questions), {}, answer_tokens=1)
-    few = ("--model", "fake", "--yes", "--per-task", "1", "--direct")
+    few = ("--model", "fake", "--yes", "--questions-per-task", "1", "--answer-only")
     with listening(llm) as url:
         assert "says nothing of usual answers" in run(url, questions, tmp_path / "a.json", *few)
-    assert read_zoo(tmp_path / "a.json")[0].mean_answer_tokens is None
+    assert read_zoo(tmp_path / "a.json")[0].mean_output_tokens is None
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:

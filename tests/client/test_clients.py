@@ -185,7 +185,7 @@ async def test_the_asyncio_client_speaks_with_a_real_server(shared_server: Serve
         assert said.input_tokens > alone.input_tokens
         chosen = said.selected.removeprefix("candidates/")
         assert (await client.candidate(chosen)).id == chosen
-        (other,) = await client.route_many([QUESTION], Policy(deny=(chosen,)))
+        (other,) = await client.route_many([QUESTION], Policy(denied_candidates=(chosen,)))
         assert other.response.selected not in ("", said.selected)
         assert await client.record_outcome(said.decision_id, chosen, 1.0)
         assert not await client.record_outcome(said.decision_id, chosen, 1.0)
@@ -193,7 +193,7 @@ async def test_the_asyncio_client_speaks_with_a_real_server(shared_server: Serve
         assert {c.name for c in first.changed} == {c.name for c in ZOO}
         assert first.revision == said.revision
         with pytest.raises(ModelsatClientError, match="nobody"):
-            await client.route(QUESTION, Policy(allow=("nobody",)))
+            await client.route(QUESTION, Policy(allowed_candidates=("nobody",)))
         with pytest.raises(InvalidInputError, match="no turn"):
             await client.route([])
 

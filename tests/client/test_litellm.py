@@ -109,7 +109,7 @@ def test_the_best_ranked_model_that_the_proxy_has_answers(
     names = (r.candidate.removeprefix("candidates/") for r in ranking)
     chosen = next(name for name in names if name in gateway.upstreams)
     assert answer.headers["x-selected-model"] == chosen
-    assert answer.headers["x-modelsat-kind"] == "scored"
+    assert answer.headers["x-modelsat-kind"] == "ranked"
     assert f"{chosen} answers" in answer.body
     assert gateway.asked() == before | {chosen: before[chosen] + 1}
     assert gateway.upstreams[chosen].bodies[-1]["model"] == chosen
@@ -182,13 +182,13 @@ def test_a_router_that_hangs_or_dies_costs_at_most_the_timeout(gateway: Gateway)
     os.kill(gateway.server.process.pid, signal.SIGSTOP)
     fallen_back(gateway, "DEADLINE_EXCEEDED")
     os.kill(gateway.server.process.pid, signal.SIGCONT)
-    assert gateway.ask(messages=TURNS).headers["x-modelsat-kind"] == "scored"
+    assert gateway.ask(messages=TURNS).headers["x-modelsat-kind"] == "ranked"
     gateway.server.kill()
     fallen_back(gateway, "UNAVAILABLE")
     port = int(gateway.server.address.rpartition(":")[2])
     gateway.server = await_ready(launch(gateway.store, port=port))
     kind = ""
-    while kind != "scored":  # the channel tries anew once a second
+    while kind != "ranked":  # the channel tries anew once a second
         kind = gateway.ask(messages=TURNS).headers["x-modelsat-kind"]
 
 

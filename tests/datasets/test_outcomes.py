@@ -145,8 +145,8 @@ def test_what_is_remembered_of_training_tells_the_strange_from_the_usual(tmp_pat
     known = load_training_set(tmp_path)
     assert known is not None
     assert known.fingerprints.tolist() == [3, 5, 2**32 - 1]
-    assert known.unlikeness(np.arange(60, 90)) == 1.0
-    assert 0.2 < np.mean([known.unlikeness(p) for p in prompts]) < 0.8
+    assert known.ood_score(np.arange(60, 90)) == 1.0
+    assert 0.2 < np.mean([known.ood_score(p) for p in prompts]) < 0.8
     assert load_training_set(tmp_path / "nothing") is None
 
 

@@ -21,7 +21,11 @@ from tools.processes import ROOT
 pytestmark = needs_tools
 FLEET: dict[str, Any] = {
     "replicas": 3,
-    "settings": {"cache_mb": 64, "max_outcomes": 1_000_000, "audit_text": False},
+    "settings": {
+        "score_cache_mb": 64,
+        "max_recorded_outcomes": 1_000_000,
+        "audit_include_text": False,
+    },
     "admin": {"exposure": "service"},
     "store": {"urlSecret": "postgres"},
     "tokens": {"secret": "tokens"},
@@ -67,7 +71,7 @@ def test_the_server_takes_the_environment_and_has_time_to_drain(values: dict[str
     spec, container = pod_of(objects(values))
     settings = settings_of(container)
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert spec["terminationGracePeriodSeconds"] > settings.grace_s + pause
+    assert spec["terminationGracePeriodSeconds"] > settings.shutdown_grace_period_s + pause
     assert spec["enableServiceLinks"] is False  # or MODELSAT_PORT is refused as no setting
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     assert settings.address.endswith(f":{ports['grpc']}")

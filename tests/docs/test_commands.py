@@ -71,8 +71,8 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
     return kept | {
         "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(checkout),  # .venv's own modelsat is that of the real checkout
-        "MODELSAT_STORE": str(folder / "candidates.sqlite"),
-        "MODELSAT_OUTCOMES": str(folder / "outcomes.sqlite"),
+        "MODELSAT_CANDIDATES_DB": str(folder / "candidates.sqlite"),
+        "MODELSAT_OUTCOMES_DB": str(folder / "outcomes.sqlite"),
         "TMPDIR": str(folder),
         # make has fetched the packages; a registry that hangs would hang the page.
         "npm_config_prefer_offline": "true",

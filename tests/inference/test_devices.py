@@ -25,7 +25,9 @@ FILES = ["backbone.onnx", "backbone.sm89.plan", "encoder.sm90.plan", "backbone.s
 def test_the_plan_is_the_one_of_the_gpu_that_is_here() -> None:
     assert devices.choose_plan(FILES, "89") == "backbone.sm89.plan"
     assert devices.choose_plan(FILES, "120") == "backbone.sm120.plan"
-    with pytest.raises(BundleError, match=r"GPU here is sm90, .* for sm120, sm89; .*--sm 90"):
+    with pytest.raises(
+        BundleError, match=r"GPU here is sm90, .* for sm120, sm89; .*--cuda-arch 90"
+    ):
         devices.choose_plan(FILES, "90")
     with pytest.raises(BundleError, match="plans are for none"):
         devices.choose_plan(FILES[:1], "90")

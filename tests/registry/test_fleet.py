@@ -185,6 +185,6 @@ def test_a_wrong_password_is_not_repeated(server: Postgres) -> None:
 def test_the_password_is_never_shown(url: str, shown: str | None) -> None:
     shown = shown or "postgresql://u@h/d?sslmode=require&password=***"
     assert without_password(url) == shown
-    table = Resolved(Settings(store=url), {"store": "flag"}).table()
+    table = Resolved(Settings(candidates_db=url), {"candidates_db": "flag"}).table()
     assert table == f"  store = {shown} (flag)"
     assert ESCAPED not in table

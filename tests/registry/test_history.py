@@ -125,7 +125,9 @@ def test_a_store_of_another_encoder_is_refused_until_reembedded(
     store.apply(Change([entry("a", 0.5)]), 0, "one")
     store.apply(Change([entry("b", 0.5)]), 1, "two")
     store.close()
-    with pytest.raises(StoreError, match=r"encoder_id is 'encoder-1'.*'encoder-2'.*--reembed"):
+    with pytest.raises(
+        StoreError, match=r"encoder_id is 'encoder-1'.*'encoder-2'.*--reencode-candidates"
+    ):
         open_store(url, "encoder-2", SHAPE, None, 9)
     store = open_store(url, "encoder-2", wide, lambda c: np.full(wide, 9.0, np.float32), 9)
     assert store.revision() == 2

@@ -203,7 +203,7 @@ async def test_an_export_is_read_as_training_reads_it(
 ) -> None:
     file = await recorded(tmp_path / "o.sqlite")
     out = tmp_path / "out"
-    assert cli(["outcomes", "export", "--outcomes", str(file), "--out", str(out)]) == 0
+    assert cli(["outcomes", "export", "--outcomes-db", str(file), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "80 instructions x 3 candidates" in said
     assert "left out: 1 outcomes without text" in said
@@ -233,5 +233,5 @@ async def test_an_export_takes_aptitude_from_the_bundle(tmp_path: Path) -> None:
 def test_nothing_to_export_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "o.sqlite"
     asyncio.run(OutcomeStore(file, 10).close())
-    assert cli(["outcomes", "export", "--outcomes", str(file), "--out", str(tmp_path)]) == 1
+    assert cli(["outcomes", "export", "--outcomes-db", str(file), "--out", str(tmp_path)]) == 1
     assert "has no outcome to export" in capsys.readouterr().err

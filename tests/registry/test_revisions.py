@@ -110,14 +110,14 @@ async def test_a_watcher_can_keep_a_table_of_its_own(tmp_path: Path) -> None:
 
 async def test_who_knows_the_revision_hears_of_the_next_one_only(tmp_path: Path) -> None:
     async with served(tmp_path) as (stub, members, server, _):
-        call = stub.WatchCandidates(pb.WatchCandidatesRequest(known_revision=1))
+        call = stub.WatchCandidates(pb.WatchCandidatesRequest(last_seen_revision=1))
         reading = asyncio.ensure_future(call.read())
         await asyncio.wait([reading], timeout=0.2)
         assert not reading.done()
         await members.create(candidate("c"))
         answer = await reading
         assert (answer.revision, [c.name for c in answer.changed]) == (2, ["candidates/c"])
-        other = stub.WatchCandidates(pb.WatchCandidatesRequest(known_revision=77))
+        other = stub.WatchCandidates(pb.WatchCandidatesRequest(last_seen_revision=77))
         assert len((await other.read()).changed) == 3
         members.end_watches()
         assert await call.read() is grpc.aio.EOF
@@ -149,17 +149,17 @@ def guarded(behaviour: Any) -> tuple[grpc.GenericRpcHandler, str]:
 async def test_a_bidirectional_stream_is_guarded_too() -> None:
     async def echo(requests: Any, _: Any) -> AsyncIterator[pb.WatchCandidatesResponse]:
         async for request in requests:
-            if request.known_revision == 13:
+            if request.last_seen_revision == 13:
                 raise ZeroDivisionError("secret words")
-            yield pb.WatchCandidatesResponse(revision=request.known_revision)
+            yield pb.WatchCandidatesResponse(revision=request.last_seen_revision)
 
     handler, _ = guarded(echo)
     server = grpc.aio.server(interceptors=[StatusInterceptor()])
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    good = pb.WatchCandidatesRequest(known_revision=7).SerializeToString()
-    bad = pb.WatchCandidatesRequest(known_revision=13).SerializeToString()
+    good = pb.WatchCandidatesRequest(last_seen_revision=7).SerializeToString()
+    bad = pb.WatchCandidatesRequest(last_seen_revision=13).SerializeToString()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         for last, code, words in (
             (b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT, "cannot be read"),
@@ -181,15 +181,15 @@ def test_the_command_line_rolls_back_and_backs_up(
 ) -> None:
     store, copy = tmp_path / "s.sqlite", tmp_path / "copy.sqlite"
     zoo = read_zoo(BUNDLE / "zoo.json")
-    with serving(store, "--keep-revisions", "3") as server:
+    with serving(store, "--revision-history-limit", "3") as server:
         where = ["--server", server.address]
         assert cli(["candidates", "remove", zoo[0].id, *where]) == 0
-        assert cli(["store", "backup", "--store", str(store), str(copy)]) == 0
+        assert cli(["store", "backup", "--candidates-db", str(store), str(copy)]) == 0
         assert cli(["candidates", "rollback", "1", "--validate-only", *where]) == 0
         assert cli(["candidates", "rollback", "1", *where]) == 0
         assert cli(["candidates", "rollback", "9", *where]) == 1
         assert cli(["candidates", "revisions", *where]) == 0
-        assert cli(["store", "restore", "--store", str(store), str(copy)]) == 1
+        assert cli(["store", "restore", "--candidates-db", str(store), str(copy)]) == 1
         with Client(server.address) as client:
             assert len(client.candidates()) == len(zoo)
             watched = client.watch(3)
@@ -203,7 +203,7 @@ def test_the_command_line_rolls_back_and_backs_up(
     assert "deleted" in out
     assert "Revision 9 is not kept" in err
     assert "open in another server" in err
-    assert cli(["store", "restore", "--store", str(store), str(copy)]) == 0
+    assert cli(["store", "restore", "--candidates-db", str(store), str(copy)]) == 0
     with serving(store) as server, Client(server.address) as client:
         assert len(client.candidates()) == len(zoo) - 1
         assert [r.number for r in client.revisions()] == [5, 2, 1]

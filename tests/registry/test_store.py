@@ -41,7 +41,9 @@ def test_a_truncated_store_is_refused_and_left_as_it_is(filled: Path, size: int)
 
 
 def test_a_store_of_another_encoder_is_refused_until_reembedded(filled: Path) -> None:
-    with pytest.raises(StoreError, match=r"encoder_id is 'encoder-1'.*'encoder-2'.*--reembed"):
+    with pytest.raises(
+        StoreError, match=r"encoder_id is 'encoder-1'.*'encoder-2'.*--reencode-candidates"
+    ):
         SqliteStore(filled, "encoder-2", SHAPE)
     wide = (2, 3)
     store = SqliteStore(filled, "encoder-2", wide, lambda c: np.full(wide, 9.0, dtype=np.float32))

@@ -126,7 +126,7 @@ def folder_launches(store: str, folder: Path, rounds: int, whole: int) -> list[L
     from tools.processes import launch
 
     def full() -> Server:
-        return launch(folder / "x.sqlite", "--store", store)
+        return launch(folder / "x.sqlite", "--candidates-db", store)
 
     def light() -> Server:
         return launch_light(store, folder)

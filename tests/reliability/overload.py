@@ -104,7 +104,7 @@ def main() -> int:
         keep_to(set(cores[:-1]))
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder) / "candidates.sqlite", "--cache-mb", "0") as server,
+        serving(Path(folder) / "candidates.sqlite", "--score-cache-mb", "0") as server,
     ):
         keep_to(set(cores[-1:] if apart else cores))
         seen = asyncio.run(run(server, a.seconds, a.times, a.deadline))

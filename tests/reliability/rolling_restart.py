@@ -53,7 +53,7 @@ def start(folder: Path, number: int, port: int) -> Server:
     """Replica `number`; one thread, because all of them share the cores."""
     store = folder / str(number) / "candidates.sqlite"
     store.parent.mkdir(exist_ok=True)
-    server = launch(store, "--cache-mb", "0", "--threads", "1", port=port)
+    server = launch(store, "--score-cache-mb", "0", "--inference-threads", "1", port=port)
     return await_ready(server)
 
 

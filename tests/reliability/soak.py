@@ -149,7 +149,7 @@ def main() -> int:
     described = conditions(minutes=a.minutes, load=a.load, turns=turns(a.minutes))
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder) / "candidates.sqlite", "--cache-mb", "0") as server,
+        serving(Path(folder) / "candidates.sqlite", "--score-cache-mb", "0") as server,
     ):
         seen, memory, swaps = asyncio.run(run(server, a.minutes, a.load))
     print(table(seen))

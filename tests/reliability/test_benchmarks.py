@@ -53,7 +53,7 @@ def test_verdicts() -> None:
 
 
 def test_both_loops_count_answers_and_errors(tmp_path: Path) -> None:
-    with serving(tmp_path / "candidates.sqlite", "--cache-mb", "0") as server:
+    with serving(tmp_path / "candidates.sqlite", "--score-cache-mb", "0") as server:
         closed = asyncio.run(closed_loop(server.address, texts(4, 1), 2))
         opened = asyncio.run(open_loop(server.address, [*texts(3, 1), ""], rate=50.0))
     assert (len(closed.calls), len(opened.calls)) == (4, 3)
@@ -97,7 +97,7 @@ def test_a_generator_holds_and_pours(tmp_path: Path) -> None:
             held = await generator.hold(2, 0.5)
             return held, await generator.pour(20.0, 1.0, even=True)
 
-    with serving(tmp_path / "candidates.sqlite", "--cache-mb", "0") as server:
+    with serving(tmp_path / "candidates.sqlite", "--score-cache-mb", "0") as server:
         held, poured = asyncio.run(both(server.address))
         assert server.resident_mb() > 10
         assert server.cpu_s() > 0

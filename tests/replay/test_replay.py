@@ -47,14 +47,21 @@ from tools.processes import BUNDLE, ROOT, Server
 ZOO = read_zoo(BUNDLE / "zoo.json")
 POLICIES = {
     "best": Policy(),
-    "trade": Policy("cost_sensitivity", 0.3, deny=("gemini-1.5-pro-002",)),
-    "cheap": Policy("max_cost_usd", 1e-4, max_unlikeness=0.9),
-    "floor": Policy("min_probability", 0.6, min_confidence=0.5, default_candidate="yi-6b-chat"),
-    "small": Policy(min_context_window=1_000_000, tags=("nobody-has-it",)),
+    "trade": Policy("cost_sensitivity", 0.3, denied_candidates=("gemini-1.5-pro-002",)),
+    "cheap": Policy("budget_usd", 1e-4, max_ood_score=0.9),
+    "floor": Policy(
+        "target_probability", 0.6, abstain_below_probability=0.5, default_candidate="yi-6b-chat"
+    ),
+    "small": Policy(min_context_window=1_000_000, required_tags=("nobody-has-it",)),
 }
 SPECS = [
-    *("--policy", "best=", "--policy", "trade=cost_sensitivity=0.3,deny=gemini-1.5-pro-002"),
-    *("--policy", "floor=min_probability=0.6"),
+    *(
+        "--policy",
+        "best=",
+        "--policy",
+        "trade=cost_sensitivity=0.3,denied_candidates=gemini-1.5-pro-002",
+    ),
+    *("--policy", "floor=target_probability=0.6"),
 ]
 Record = dict[str, Any]
 
@@ -188,20 +195,20 @@ def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
     assert part["estimated_quality"]["value"] == pytest.approx(done.scores.p.max(axis=1).mean())
     pairs = [(u, b) for u, b in zip(used, best, strict=True) if u != NOBODY]
     share = sum(u != b for u, b in pairs) / len(pairs)
-    assert part["against_used"]["changed"]["value"] == pytest.approx(share)
+    assert part["vs_logged"]["changed"]["value"] == pytest.approx(share)
     same = [
         r["outcome"]
         for r, u, b in zip(records, used, best, strict=True)
         if u == b and r["outcome"] is not None
     ]
-    assert part["where_it_chose_what_was_used"]["observed_quality"]["rows"] == len(same)
+    assert part["on_agreement"]["observed_quality"]["rows"] == len(same)
     over = {name: count for name, count, *_ in render.rows(found)}
-    assert over["used"].split()[0] == str(len(pairs))
+    assert over["logged"].split()[0] == str(len(pairs))
     priced = part["estimated_cost_usd"]["rows"]
     assert over["best"] == f"{len(records)} (cost: {priced})"
-    assert found["policies"]["small"]["nobody_eligible"] == len(records)
+    assert found["policies"]["small"]["no_eligible_candidate"] == len(records)
     told = [r["outcome"] for r in records if r["outcome"] is not None]
-    observed = found["used"]["observed_quality"]
+    observed = found["logged"]["observed_quality"]
     assert observed["value"] == pytest.approx(np.mean(told))
     assert observed["low"] < observed["value"] < observed["high"]
 
@@ -239,12 +246,14 @@ def test_broken_lines_are_named_and_bounded_and_no_text_shows(tmp_path: Path) ->
     log = write_jsonl(tmp_path / "log.jsonl", lines)
     found = quick([log], tmp_path / "out", 4)
     assert found["requests"] == 4
-    assert found["log"]["broken"]["count"] == len(broken)
-    assert [x["line"] for x in found["log"]["broken"]["first"]] == list(range(4, 4 + len(broken)))
+    assert found["log"]["invalid_rows"]["count"] == len(broken)
+    assert [x["line"] for x in found["log"]["invalid_rows"]["first"]] == list(
+        range(4, 4 + len(broken))
+    )
     assert secret not in json.dumps(found)
     assert not any(secret.encode() in f.read_bytes() for f in (tmp_path / "out").iterdir())
     with pytest.raises(InvalidInputError, match=r"log.jsonl:4: is no JSON") as refused:
-        quick([log], tmp_path / "out", 4, max_broken=5)
+        quick([log], tmp_path / "out", 4, max_invalid_rows=5)
     assert secret not in str(refused.value)
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(write_jsonl(tmp_path / "x.jsonl.gz", lines * 9).read_bytes()[:-30])
@@ -254,21 +263,24 @@ def test_broken_lines_are_named_and_bounded_and_no_text_shows(tmp_path: Path) ->
 
 def test_policies_have_the_names_of_the_api(tmp_path: Path) -> None:
     file = tmp_path / "policies.toml"
-    file.write_text('[capped]\nmax_cost_usd = 0.001\nallow = ["candidates/yi-6b-chat"]\n')
-    spec = "trade=cost_sensitivity=0.3,deny=yi-6b-chat,deny=command-r-v01,max_unlikeness=0.9"
+    file.write_text(
+        '[capped]\nbudget_usd = 0.001\nallowed_candidates = ["candidates/yi-6b-chat"]\n'
+    )
+    spec = "trade=cost_sensitivity=0.3,denied_candidates=yi-6b-chat"
+    spec += ",denied_candidates=command-r-v01,max_ood_score=0.9"
     found = read_policies([spec, "plain="], file, TABLE)
     denied = ("yi-6b-chat", "command-r-v01")
     assert found == {
-        "capped": Policy("max_cost_usd", 0.001, allow=("yi-6b-chat",)),
-        "trade": Policy("cost_sensitivity", 0.3, deny=denied, max_unlikeness=0.9),
+        "capped": Policy("budget_usd", 0.001, allowed_candidates=("yi-6b-chat",)),
+        "trade": Policy("cost_sensitivity", 0.3, denied_candidates=denied, max_ood_score=0.9),
         "plain": Policy(),
     }
     for wrong, words in {
         "a=cost=1": "policy a: has unknown fields",
-        "a=cost_sensitivity=1,max_cost_usd=1": "policy a: .*objective",
-        "a=min_probability=7": "policy a, policy.min_probability: is 7",
-        "a=deny=nobody": "candidates/nobody, which is not registered",
-        "a=min_confidence=x": "policy a: cannot be read",
+        "a=cost_sensitivity=1,budget_usd=1": "policy a: .*objective",
+        "a=target_probability=7": "policy a, policy.target_probability: is 7",
+        "a=denied_candidates=nobody": "candidates/nobody, which is not registered",
+        "a=abstain_below_probability=x": "policy a: cannot be read",
     }.items():
         with pytest.raises(InvalidInputError, match=words):
             read_policies([wrong], None, TABLE)
@@ -310,13 +322,13 @@ def test_recorded_outcomes_are_joined_by_their_decisions(
     records.append({"query": "Hi", "decision_id": answers[0].decision_id, "model": "yi-6b-chat"})
     log = write_jsonl(tmp_path / "log.jsonl", records)
     known = recorded(shared_server.log.with_name("outcomes.sqlite"))
-    found = quick([log], tmp_path / "out", 4, outcome_of=known)["used"]["observed_quality"]
+    found = quick([log], tmp_path / "out", 4, outcome_of=known)["logged"]["observed_quality"]
     assert (found["value"], found["rows"]) == (0.5, 2)
 
 
 def command(log: Path, out: Path, *more: str) -> list[str]:
     python = [sys.executable, "-W", "error", "-m", "engine.cli.main", "replay", str(log)]
-    return [*python, "--out", str(out), "--bundle", str(BUNDLE), "--chunk", "4", *SPECS, *more]
+    return [*python, "--out", str(out), "--bundle", str(BUNDLE), "--chunk-size", "4", *SPECS, *more]
 
 
 def run(log: Path, out: Path, *more: str) -> bytes:
@@ -411,9 +423,9 @@ def test_what_is_missing_is_said_before_anything_is_scored(
     log = write_jsonl(tmp_path / "log.jsonl", [{"text": "Hi"}])
     arguments = ["replay", str(log), "--out", str(tmp_path / "out"), "--bundle", str(BUNDLE)]
     for wrong, words in {
-        "--column=colour=red": "FIELD of messages, text",
-        "--alias=a=b": "expected LOGGED=ID",
-        "--chunk=0": "--chunk: is 0",
+        "--map-column=colour=red": "FIELD of messages, text",
+        "--candidate-alias=a=b": "expected LOGGED=ID",
+        "--chunk-size=0": "--chunk-size: is 0",
     }.items():
         assert cli([*arguments, wrong]) == 1
         assert words in capsys.readouterr().err

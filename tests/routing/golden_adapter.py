@@ -28,21 +28,21 @@ METADATA = "modelsat"
 
 POLICY = {
     "cost sensitivity": "cost_sensitivity",
-    "target probability": "min_probability",
-    "highest cost": "max_cost_usd",
-    "only": "allow",
-    "never": "deny",
+    "target probability": "target_probability",
+    "highest cost": "budget_usd",
+    "only": "allowed_candidates",
+    "never": "denied_candidates",
     "answer tokens": "expected_output_tokens",
     "answers": "ranking_size",
-    "must read": "modalities",
-    "must do": "features",
-    "must be tagged": "tags",
-    "any region of": "regions",
+    "must read": "required_modalities",
+    "must do": "required_features",
+    "must be tagged": "required_tags",
+    "any region of": "allowed_regions",
     "least window": "min_context_window",
     "highest input price": "max_input_usd_per_million",
     "highest output price": "max_output_usd_per_million",
-    "abstain below": "min_confidence",
-    "abstain above ood": "max_unlikeness",
+    "abstain below": "abstain_below_probability",
+    "abstain above ood": "max_ood_score",
     "on abstention": "default_candidate",
 }
 CANDIDATE = {
@@ -50,7 +50,7 @@ CANDIDATE = {
     "window": "context_window",
     "input price": "input_usd_per_million",
     "output price": "output_usd_per_million",
-    "mean answer": "mean_answer_tokens",
+    "mean answer": "mean_output_tokens",
     "reads": "modalities",
     "does": "features",
     "tagged": "tags",
@@ -59,23 +59,23 @@ CANDIDATE = {
 # Of ext_proc: the same words in a request header (after OVERRIDE_PREFIX) and in metadata.
 OVERRIDES = {
     "cost sensitivity": "cost_sensitivity",
-    "target probability": "min_probability",
-    "highest cost": "max_cost_usd",
-    "only": "allow",
-    "never": "deny",
+    "target probability": "target_probability",
+    "highest cost": "budget_usd",
+    "only": "allowed_candidates",
+    "never": "denied_candidates",
     "session": "session",
 }
 FLAGS = {
     "device": "--device",
-    "threads": "--threads",
+    "threads": "--inference-threads",
     "fallback": "--fallback",
-    "cache MB": "--cache-mb",
-    "waiting": "--max-waiting",
+    "cache MB": "--score-cache-mb",
+    "waiting": "--max-queue-size",
     "default": "--default-candidate",
     "margin": "--switching-margin",
     "ext_proc": "--extproc-address",
     "ext_proc ms": "--extproc-timeout-ms",
-    "ext_proc aliases": "--extproc-alias",
+    "ext_proc aliases": "--extproc-model-alias",
 }
 ROLES = {
     "system": router_pb.ROLE_SYSTEM,
@@ -84,13 +84,18 @@ ROLES = {
     "tool": router_pb.ROLE_TOOL,
 }
 KINDS = {
-    router_pb.DECISION_KIND_SCORED: "scored",
-    router_pb.DECISION_KIND_SESSION: "session",
-    router_pb.DECISION_KIND_ABSTAINED: "abstained",
+    router_pb.DECISION_KIND_RANKED: "scored",
+    router_pb.DECISION_KIND_SESSION_AFFINITY: "session",
+    router_pb.DECISION_KIND_DEFAULTED: "abstained",
     router_pb.DECISION_KIND_FALLBACK: "fallback",
 }
 # In metadata of ext_proc kinds are words.
-KIND_WORDS = {kind: kind for kind in KINDS.values()}
+KIND_WORDS = {
+    "ranked": "scored",
+    "session_affinity": "session",
+    "defaulted": "abstained",
+    "fallback": "fallback",
+}
 # Of a constraint's sentence: the first pattern that is found in it names the constraint.
 CONSTRAINTS = (
     ("only", r"allow list"),
@@ -125,7 +130,7 @@ def candidate(neutral: Neutral, tasks: list[str]) -> candidate_pb.Candidate:
         if word in neutral:
             _put(message, field, neutral[word])
     for task, accuracy in zip(neutral.get("tasks", tasks), neutral["accuracies"], strict=True):
-        message.aptitude.add(task=task, accuracy=accuracy)
+        message.aptitude.add(task_keywords=task, accuracy=accuracy)
     return message
 
 
@@ -156,7 +161,7 @@ def decision(response: router_pb.RouteResponse) -> Neutral:
         "revision": response.revision,
         "input tokens": response.input_tokens,
         "truncated": response.truncated,
-        "ood": round(response.unlikeness, 6) if response.HasField("unlikeness") else None,
+        "ood": round(response.ood_score, 6) if response.HasField("ood_score") else None,
         "ranking": [
             [
                 each.candidate.removeprefix(PREFIX),
@@ -167,8 +172,8 @@ def decision(response: router_pb.RouteResponse) -> Neutral:
             for each in response.ranking
         ],
     }
-    if response.exclusions:
-        found["excluded"] = _excluded((e.candidate, e.reason) for e in response.exclusions)
+    if response.excluded:
+        found["excluded"] = _excluded((e.candidate, e.reason) for e in response.excluded)
     return found
 
 
@@ -247,7 +252,7 @@ def _converse(request: router_pb.RouteRequest, turns: Iterable[tuple[str, Any]])
     request.conversation.SetInParent()
     for role, text in turns:
         texts = [text] if isinstance(text, str) else text
-        request.conversation.messages.add(role=ROLES[role], text=texts)
+        request.conversation.messages.add(role=ROLES[role], text_parts=texts)
 
 
 def _named(word: str, value: Any) -> Any:

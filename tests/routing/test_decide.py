@@ -21,7 +21,7 @@ SENSITIVITY = st.floats(0, 10) | st.floats(0, 1e6)
 NAMES = st.sampled_from(["", *(f"c{i:02}" for i in range(11))])
 CONTEXTS = st.builds(
     DecisionContext,
-    unlikeness=st.none() | st.floats(0, 1),
+    ood_score=st.none() | st.floats(0, 1),
     default=NAMES,
     session_candidate=NAMES,
     switching_margin=st.floats(0, 1),
@@ -29,8 +29,8 @@ CONTEXTS = st.builds(
 )
 DOUBTS = st.builds(
     Policy,
-    min_confidence=st.floats(0, 1),
-    max_unlikeness=st.none() | st.floats(0, 1),
+    abstain_below_probability=st.floats(0, 1),
+    max_ood_score=st.none() | st.floats(0, 1),
     default_candidate=NAMES,
 )
 
@@ -56,7 +56,7 @@ def test_more_cost_sensitivity_never_costs_more_whatever_else_is_asked(
     assert frugal <= lavish + 1e-9 * max(1.0, dearest)
 
 
-@given(POOL, DOUBTS, CONTEXTS, st.sampled_from(["cost_sensitivity", "min_probability"]))
+@given(POOL, DOUBTS, CONTEXTS, st.sampled_from(["cost_sensitivity", "target_probability"]))
 def test_one_comes_first_and_the_rest_keep_their_order(
     pool: Pool, policy: Policy, context: DecisionContext, objective: str
 ) -> None:
@@ -76,8 +76,8 @@ def test_each_kind_has_its_cause(pool: Pool, policy: Policy, context: DecisionCo
     choice, names = decided(pool, policy, context), ids(pool)
     chosen = names[choice.order[0]]
     best = max(p for p, _ in pool)
-    limit, unlike = policy.max_unlikeness, context.unlikeness
-    doubt = best < policy.min_confidence
+    limit, unlike = policy.max_ood_score, context.ood_score
+    doubt = best < policy.abstain_below_probability
     doubt |= limit is not None and unlike is not None and unlike > limit
     default = policy.default_candidate or context.default
     utility = dict(zip(names, choice.utility, strict=True))
@@ -89,32 +89,34 @@ def test_each_kind_has_its_cause(pool: Pool, policy: Policy, context: DecisionCo
         assert choice.reason.startswith(context.fallback_reason)
         assert context.session_candidate not in names or chosen == context.session_candidate
     elif doubt:
-        assert choice.kind == "abstained"
+        assert choice.kind == "defaulted"
         if default in names:
             assert chosen == default
         else:
             assert pool[choice.order[0]][0] == best, "never the cheapest by accident"
             assert "not eligible" in choice.reason if default else "no default" in choice.reason
     elif stays:
-        assert (choice.kind, chosen) == ("session", context.session_candidate)
+        assert (choice.kind, chosen) == ("session_affinity", context.session_candidate)
     else:
-        assert choice.kind == "scored"
+        assert choice.kind == "ranked"
         assert pool[choice.order[0]][0] == best
 
 
 def test_a_session_leaves_when_another_is_better_by_more_than_the_margin() -> None:
     pool: Pool = [(0.70, 1.0), (0.76, 1.0)]
     stays = decided(pool, Policy(), DecisionContext(session_candidate="c00", switching_margin=0.07))
-    assert stays.kind == "session"
+    assert stays.kind == "session_affinity"
     assert "c01 would gain 0.060 in utility, within the switching margin of 0.07" in stays.reason
     leaves = decided(
         pool, Policy(), DecisionContext(session_candidate="c00", switching_margin=0.05)
     )
-    assert (leaves.kind, leaves.order[0]) == ("scored", 1)
+    assert (leaves.kind, leaves.order[0]) == ("ranked", 1)
     assert "the session switches from c00" in leaves.reason
-    cheap = decided([(0.8, 0.97), (0.9, 1.0)], Policy("min_probability", 0.75),
+    cheap = decided([(0.8, 0.97), (0.9, 1.0)], Policy("target_probability", 0.75),
                     DecisionContext(session_candidate="c01", switching_margin=0.05))  # fmt: skip
-    assert (cheap.kind, cheap.order[0]) == ("session", 1), "3 % of the cost is no cause to leave"
+    assert (cheap.kind, cheap.order[0]) == ("session_affinity", 1), (
+        "3 % of the cost is no cause to leave"
+    )
 
 
 @given(

@@ -54,7 +54,7 @@ def test_without_cost_sensitivity_the_highest_probability_wins(
 def test_min_probability_takes_the_cheapest_that_reaches_it(
     pool: list[tuple[float, float | None]], floor: float
 ) -> None:
-    p, cost = pool[chosen(pool, Policy("min_probability", floor))]
+    p, cost = pool[chosen(pool, Policy("target_probability", floor))]
     reaching = [c for q, c in pool if q >= floor]
     if reaching:
         assert p >= floor
@@ -65,7 +65,7 @@ def test_min_probability_takes_the_cheapest_that_reaches_it(
         assert p == max(q for q, _ in pool)
 
 
-@given(POOL, st.sampled_from(["cost_sensitivity", "min_probability"]), st.floats(0, 1))
+@given(POOL, st.sampled_from(["cost_sensitivity", "target_probability"]), st.floats(0, 1))
 def test_the_ranking_is_a_permutation_sorted_by_utility(
     pool: list[tuple[float, float | None]], objective: str, value: float
 ) -> None:
@@ -99,21 +99,29 @@ TABLE = make_table(7, [(c, np.zeros((1, 4), np.float32)) for c in POOL_OF_FOUR],
     ("policy", "left", "words"),
     [
         (Policy(), {"cheap", "dear", "unknown", "seeing"}, ""),
-        (Policy(allow=("dear",)), {"dear"}, "not among the allowed"),
-        (Policy(deny=("dear",)), {"cheap", "unknown", "seeing"}, "among the denied"),
-        (Policy("max_cost_usd", 0.01), {"cheap", "seeing"}, "price unknown"),
+        (Policy(allowed_candidates=("dear",)), {"dear"}, "not among the allowed"),
+        (Policy(denied_candidates=("dear",)), {"cheap", "unknown", "seeing"}, "among the denied"),
+        (Policy("budget_usd", 0.01), {"cheap", "seeing"}, "price unknown"),
         (Policy(expected_output_tokens=4000), {"dear"}, "needs 4100"),
-        (Policy(allow=("cheap",), deny=("cheap",)), set(), "among the denied"),
-        (Policy(modalities=("image", "text")), {"seeing"}, "missing modalities: image"),
-        (Policy(modalities=("text",)), {"cheap", "dear", "unknown", "seeing"}, ""),
-        (Policy(features=("json_mode", "tools")), {"seeing"}, "missing features: json_mode, tools"),
-        (Policy(tags=("production",)), {"seeing"}, "missing tags: production"),
         (
-            Policy(regions=("eu", "us-east-1")),
+            Policy(allowed_candidates=("cheap",), denied_candidates=("cheap",)),
+            set(),
+            "among the denied",
+        ),
+        (Policy(required_modalities=("image", "text")), {"seeing"}, "missing modalities: image"),
+        (Policy(required_modalities=("text",)), {"cheap", "dear", "unknown", "seeing"}, ""),
+        (
+            Policy(required_features=("json_mode", "tools")),
+            {"seeing"},
+            "missing features: json_mode, tools",
+        ),
+        (Policy(required_tags=("production",)), {"seeing"}, "missing tags: production"),
+        (
+            Policy(allowed_regions=("eu", "us-east-1")),
             {"seeing"},
             "requires one of: eu, us-east-1",
         ),
-        (Policy(regions=("asia",)), set(), "region is eu; policy requires one of: asia"),
+        (Policy(allowed_regions=("asia",)), set(), "region is eu; policy requires one of: asia"),
         (Policy(min_context_window=4096), {"cheap", "unknown", "seeing"}, "context window unknown"),
         (Policy(min_context_window=5000), set(), "is 4096 tokens; policy requires at least 5000"),
         (Policy(max_input_usd_per_million=1), {"cheap", "dear", "seeing"}, "input price unknown"),
@@ -133,22 +141,22 @@ def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], 
         Policy("cost_sensitivity", -1.0),
         Policy("cost_sensitivity", math.nan),
         Policy("cost_sensitivity", math.inf),
-        Policy("max_cost_usd", math.nan),
-        Policy("max_cost_usd", -0.5),
-        Policy("min_probability", 1.5),
-        Policy(allow=("nobody",)),
-        Policy(deny=("nobody",)),
+        Policy("budget_usd", math.nan),
+        Policy("budget_usd", -0.5),
+        Policy("target_probability", 1.5),
+        Policy(allowed_candidates=("nobody",)),
+        Policy(denied_candidates=("nobody",)),
         Policy(ranking_size=-1),
         Policy(expected_output_tokens=-1),
         Policy(min_context_window=-1),
         Policy(max_input_usd_per_million=-1.0),
         Policy(max_output_usd_per_million=math.inf),
-        Policy(min_confidence=1.1),
-        Policy(min_confidence=math.nan),
-        Policy(max_unlikeness=-0.1),
+        Policy(abstain_below_probability=1.1),
+        Policy(abstain_below_probability=math.nan),
+        Policy(max_ood_score=-0.1),
         Policy(default_candidate="nobody"),
-        Policy(features=("Tools",)),
-        Policy(regions=("",)),
+        Policy(required_features=("Tools",)),
+        Policy(allowed_regions=("",)),
         Policy(tags=tuple(f"t{i}" for i in range(33))),
     ],
 )
@@ -172,10 +180,10 @@ ANYONE = st.builds(
 )
 DEMANDS = st.builds(
     Policy,
-    modalities=WORDS,
-    features=WORDS,
-    tags=WORDS,
-    regions=WORDS,
+    required_modalities=WORDS,
+    required_features=WORDS,
+    required_tags=WORDS,
+    allowed_regions=WORDS,
     min_context_window=st.integers(0, 10_000),
     expected_output_tokens=st.integers(0, 10_000),
     max_input_usd_per_million=st.none() | st.floats(0, 10),
@@ -191,10 +199,10 @@ def satisfies(c: Candidate, policy: Policy, input_tokens: int) -> bool:
         (c.output_usd_per_million, policy.max_output_usd_per_million),
     )
     return (
-        set(policy.modalities) <= set(c.modalities)
-        and set(policy.features) <= set(c.features)
-        and set(policy.tags) <= set(c.tags)
-        and (not policy.regions or not set(policy.regions).isdisjoint(c.regions))
+        set(policy.required_modalities) <= set(c.modalities)
+        and set(policy.required_features) <= set(c.features)
+        and set(policy.required_tags) <= set(c.tags)
+        and (not policy.allowed_regions or not set(policy.allowed_regions).isdisjoint(c.regions))
         and (window is None or window >= needed)
         and (not policy.min_context_window or (window or 0) >= policy.min_context_window)
         and all(limit is None or (p is not None and p <= limit) for p, limit in prices)

@@ -84,20 +84,20 @@ def test_it_shows_the_candidates_and_revisions_that_are_served(console: Console)
 
 
 def test_a_text_is_ranked_as_route_ranks_it(console: Console) -> None:
-    policy = {"cost_sensitivity": 0.3, "deny": [ZOO[0].name]}
+    policy = {"cost_sensitivity": 0.3, "denied_candidates": [ZOO[0].name]}
     answer = console.route(text=QUESTION, policy=policy)
     with Client(console.server.address) as client:
-        routed = client.route(QUESTION, Policy(value=0.3, deny=(ZOO[0].id,)))
+        routed = client.route(QUESTION, Policy(value=0.3, denied_candidates=(ZOO[0].id,)))
         decision = answer["decision"]
         assert decision["selected"] == routed.selected
         assert decision["reason"] == routed.reason
         assert [r["candidate"] for r in decision["ranking"]] == [
             r.candidate for r in routed.ranking
         ]
-        assert [e["candidate"] for e in decision["exclusions"]] == [ZOO[0].name]
+        assert [e["candidate"] for e in decision["excluded"]] == [ZOO[0].name]
         assert len(answer["curve"]) > 1
         for step in answer["curve"]:
-            at = Policy(value=step["cost_sensitivity"], deny=(ZOO[0].id,))
+            at = Policy(value=step["cost_sensitivity"], denied_candidates=(ZOO[0].id,))
             assert client.route(QUESTION, at).selected == step["candidate"]
 
 
@@ -107,8 +107,8 @@ def test_errors_of_a_text_are_those_of_route(console: Console) -> None:
         ({"text": " "}, 400),
         ({}, 400),
         ({"text": "x" * 600_000}, 400),
-        ({"text": QUESTION, "policy": {"deny": everyone}}, 400),
-        ({"text": QUESTION, "policy": {"max_cost_usd": -1}}, 400),
+        ({"text": QUESTION, "policy": {"denied_candidates": everyone}}, 400),
+        ({"text": QUESTION, "policy": {"budget_usd": -1}}, 400),
     ]
     with grpc.insecure_channel(console.server.address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
@@ -312,5 +312,5 @@ def test_latency_counts_the_decisions_of_the_last_minutes(console: Console) -> N
         client.route(QUESTION, dry_run=True)
     assert count() == before + 1
     phases = console.get("/api/latency")["windows"]["10 minutes"]
-    assert set(phases) == {"prepare", "queue", "forward", "score", "choose", "total"}
+    assert set(phases) == {"tokenize", "queue", "inference", "scoring", "selection", "total"}
     assert 0 < phases["total"]["p50"] <= phases["total"]["p99"]

@@ -31,7 +31,7 @@ Raw = Callable[..., Any]
 def test_sigterm_fails_no_request_in_flight(tmp_path: Path) -> None:
     """Sixteen callers have a request in flight at every moment, so also when the server closes.
     Each is answered; only the request after the last answer is refused, and says when to retry."""
-    server = await_ready(launch(tmp_path / "s.sqlite", "--cache-mb", "0"))
+    server = await_ready(launch(tmp_path / "s.sqlite", "--score-cache-mb", "0"))
     with grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor(16) as pool:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
         health = health_pb2_grpc.HealthStub(channel)
@@ -67,7 +67,7 @@ def test_sigterm_fails_no_request_in_flight(tmp_path: Path) -> None:
 
 
 def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
-    server = await_ready(launch(tmp_path / "s.sqlite", "--grace-s", "3600"))
+    server = await_ready(launch(tmp_path / "s.sqlite", "--shutdown-grace-period-s", "3600"))
     with Client(server.address) as client:
         client.server_info()
         server.process.send_signal(signal.SIGTERM)

@@ -36,8 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("extproc")
     models = folder / "models.json"
     models.write_text('{"yi-6b-chat": "01-ai/Yi-6B-Chat"}')
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-unreadable", "refuse")
-    told += ("--extproc-models", str(models), "--extproc-alias", "auto, best")
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-on-unparsable", "refuse")
+    told += ("--extproc-model-map", str(models), "--extproc-model-alias", "auto, best")
     told += ("--metrics-address", "127.0.0.1:0")
     with serving(folder / "s.sqlite", *told, *SMALL) as running:
         yield running
@@ -77,7 +77,7 @@ def refusal(answer: Any) -> tuple[int, str]:
 
 
 def test_a_buffered_body_is_answered_with_everything_at_once(server: Server) -> None:
-    length = {"content-length": str(len(BODY)), "x-modelsat-allow": "yi-6b-chat"}
+    length = {"content-length": str(len(BODY)), "x-modelsat-allowed-candidates": "yi-6b-chat"}
     first, second = talk(server, headers(**length), body())
     stripped = first.request_headers.response.header_mutation
     assert not stripped.set_headers
@@ -120,7 +120,9 @@ def test_a_streamed_body_is_answered_once_it_is_whole(server: Server, trailers: 
 
 def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
     first = headers(x_modelsat_allow="yi-6b-chat")
-    first.metadata_context.filter_metadata["modelsat"].update({"allow": ["mathstral-7b-v0.1"]})
+    first.metadata_context.filter_metadata["modelsat"].update(
+        {"allowed_candidates": ["mathstral-7b-v0.1"]}
+    )
     _, second = talk(server, first, body())
     assert set_by(second.request_body.response)["x-selected-model"] == "mathstral-7b-v0.1"
 
@@ -131,7 +133,7 @@ def wishing(wishes: dict[str, Any], **more: str) -> Any:
     return message
 
 
-@pytest.mark.parametrize("header", ["cost_sensitivity", "min_probability", "max_cost_usd"])
+@pytest.mark.parametrize("header", ["cost_sensitivity", "target_probability", "budget_usd"])
 def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, header: str) -> None:
     def chosen(*messages: Any) -> str:
         _, second = talk(server, *messages)
@@ -147,13 +149,13 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
     ("message", "word"),
     [
         (
-            wishing({"allow": []}, x_modelsat_allow="yi-6b-chat"),
-            "metadata modelsat.allow: is empty",
+            wishing({"allowed_candidates": []}, x_modelsat_allow="yi-6b-chat"),
+            "metadata modelsat.allowed_candidates: is empty",
         ),
-        (wishing({"allow": None}), "metadata modelsat.allow: is empty"),
-        (wishing({"allow": ""}), "policy.allow[0]"),
+        (wishing({"allowed_candidates": None}), "metadata modelsat.allowed_candidates: is empty"),
+        (wishing({"allowed_candidates": ""}), "policy.allowed_candidates[0]"),
         (wishing({"session": None}), "metadata modelsat.session: is empty"),
-        (wishing({"max_cost_usd": 1, "min_probability": 1}), "give one objective"),
+        (wishing({"budget_usd": 1, "target_probability": 1}), "give one objective"),
         (headers(x_modelsat_max_cost_usd="1", x_modelsat_min_probability="0.5"), "give one obj"),
     ],
 )
@@ -262,7 +264,7 @@ def test_a_body_that_does_not_come_is_408(server: Server) -> None:
 def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> None:
     """Two of 3 MB do not fit into 5 MiB; however the first one ends, it is given back."""
     padded = json.dumps({**ASKED, "padding": "x" * 3_000_000}).encode()
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-held-mb", "5")
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-buffered-mb", "5")
     told += ("--extproc-max-body-bytes", "4000000", "--extproc-timeout-ms", "20000")
     with (
         serving(tmp_path / "s.sqlite", *told) as server,
@@ -315,7 +317,7 @@ def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> 
 
 
 def test_overload_and_deadline_have_their_status(tmp_path: Path) -> None:
-    told = ("--extproc-address", "127.0.0.1:0", "--cache-mb", "0", "--max-waiting", "1")
+    told = ("--extproc-address", "127.0.0.1:0", "--score-cache-mb", "0", "--max-queue-size", "1")
     with serving(tmp_path / "s.sqlite", *told, "--extproc-timeout-ms", "1") as server:
         assert refusal(talk(server, headers(), body())[-1])[0] in (429, 504)
 
@@ -327,7 +329,7 @@ def test_answers_are_counted_by_their_code(server: Server) -> None:
     def counted() -> Counter[str]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as page:
             text = page.read().decode()
-        line = r'^modelsat_extproc_answers_total{code="(\w+)"} (\S+)$'
+        line = r'^modelsat_extproc_responses_total{code="(\w+)"} (\S+)$'
         return Counter({c: int(float(n)) for c, n in re.findall(line, text, re.MULTILINE)})
 
     before = counted()
@@ -353,7 +355,7 @@ def test_health_reflects_the_service(server: Server) -> None:
 def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
     trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     with collecting() as collector:
-        told = ("--extproc-address", "127.0.0.1:0", "--trace-address", collector.address)
+        told = ("--extproc-address", "127.0.0.1:0", "--otlp-endpoint", collector.address)
         with serving(tmp_path / "s.sqlite", *told) as server:
             talk(server, headers(traceparent=f"00-{trace}-{span}-01"), body())
             talk(server, headers(x_modelsat_max_cost_usd="0"), body())
@@ -365,7 +367,7 @@ def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
         refused.status.STATUS_CODE_ERROR,
         "FAILED_PRECONDITION",
     )
-    assert {p.name for p in phases} == {"prepare", "queue", "forward", "score", "choose"}
+    assert {p.name for p in phases} == {"tokenize", "queue", "inference", "scoring", "selection"}
 
 
 async def test_random_sequences_of_messages(server: Server) -> None:

@@ -209,11 +209,11 @@ def test_other_bodies_and_wishes(both: Stack) -> None:
         sent = json.dumps({"model": "auto", **body}).encode()
         chosen = assert_routed(both.ask(sent, {"x-modelsat-cost-sensitivity": "100"}, path), sent)
         assert cheap == f"candidates/{chosen}"
-    allow = {"x-modelsat-allow": "yi-6b-chat, candidates/mathstral-7b-v0.1"}
+    allow = {"x-modelsat-allowed-candidates": "yi-6b-chat, candidates/mathstral-7b-v0.1"}
     sent = raw("Why?")
     assert assert_routed(both.ask(sent, allow), sent) in ("yi-6b-chat", "mathstral-7b-v0.1")
     for headers, body, word in (
-        ({"x-modelsat-allow": "nobody"}, sent, "nobody, which is not registered"),
+        ({"x-modelsat-allowed-candidates": "nobody"}, sent, "nobody, which is not registered"),
         ({"x-modelsat-cost-sensitivity": "much"}, sent, "is no number"),
         ({}, raw("Why?", tools=[{"type": "function"}]), "missing features: tools"),
     ):
@@ -265,7 +265,7 @@ def test_a_thousand_requests_over_twenty_connections(both: Stack) -> None:
 def test_a_candidate_is_chosen_once_it_is_registered(both: Stack) -> None:
     strong = [replace(r, accuracy=1.0) for r in ZOO[0].aptitude]
     newcomer = replace(ZOO[0], id="newcomer", aptitude=tuple(strong))
-    headers = {"x-modelsat-allow": "newcomer"}
+    headers = {"x-modelsat-allowed-candidates": "newcomer"}
     assert both.ask(raw("Hi"), headers).status == 400
     with Client(both.server.address, timeout_s=30) as client:
         client.add(newcomer)
@@ -348,7 +348,7 @@ def test_a_token_is_needed_where_the_server_has_tokens(tmp_path: Path) -> None:
     file.write_text(json.dumps({"tokens": [vars(entry)]}))
     line = '# initial_metadata: [{key: authorization, value: "Bearer TOKEN"}]'
     given = {line: line[2:].replace("TOKEN", token)}
-    with stack(tmp_path, given, "--tokens", str(file)) as running:
+    with stack(tmp_path, given, "--auth-tokens-file", str(file)) as running:
         assert_routed(running.ask(raw("Hi")), raw("Hi"))
 
 

@@ -143,7 +143,7 @@ def test_more_parts_than_anyone_sends_are_refused(body: dict[str, Any]) -> None:
     ("given", "why"),
     [
         ([pb.Message()] * (MAX_PARTS + 1), "has 10001 turns; at most 10000 are read"),
-        ([pb.Message(text=["a"] * 101)] * 100, "has 10100 texts in its turns; at most 10000"),
+        ([pb.Message(text_parts=["a"] * 101)] * 100, "has 10100 texts in its turns; at most 10000"),
     ],
 )
 def test_more_turns_than_anyone_sends_are_refused_before_they_are_read(

@@ -64,19 +64,28 @@ def test_candidates_are_chosen_by_their_words(
         client.add(seeing)
         assert client.candidate("seeing") == seeing
         flags = ["--modality", "image", "--feature", "tools", "--tag", "tier-2", "--region", "eu"]
-        flags += ["--region", "us", "--min-context", "8192", "--max-input-price", "0.5"]
+        flags += [
+            "--region",
+            "us",
+            "--min-context-window",
+            "8192",
+            "--max-input-usd-per-million",
+            "0.5",
+        ]
         asked = ["route", QUESTION, "--server", server.address, "--json", *flags]
         assert cli(asked) == 0
         shown = json.loads(capsys.readouterr().out)
         assert [r["candidate"] for r in shown["ranking"]] == ["candidates/seeing"]
-        assert "missing modalities: image" in set(shown["exclusions"].values())
-        assert shown["kind"] == "scored"
+        assert "missing modalities: image" in set(shown["excluded"].values())
+        assert shown["kind"] == "ranked"
         assert len(shown["decision_id"]) == 32
         with pytest.raises(ModelsatClientError, match="missing features: reasoning") as refused:
-            client.route(QUESTION, Policy(features=("reasoning",), tags=("tier-2",)))
+            client.route(
+                QUESTION, Policy(required_features=("reasoning",), required_tags=("tier-2",))
+            )
         assert refused.value.code == "FAILED_PRECONDITION"
-        with pytest.raises(ModelsatClientError, match=r"policy.tags: has 'Tier 2'"):
-            client.route(QUESTION, Policy(tags=("Tier 2",)))
+        with pytest.raises(ModelsatClientError, match=r"policy.required_tags: has 'Tier 2'"):
+            client.route(QUESTION, Policy(required_tags=("Tier 2",)))
         with grpc.insecure_channel(server.address) as channel:
             update = cpb.UpdateCandidateRequest(candidate=candidate_to(seeing))
             update.candidate.features[:] = ["tools", "json_mode"]
@@ -90,37 +99,41 @@ def test_candidates_are_chosen_by_their_words(
 def test_doubt_goes_to_the_default(client: Client) -> None:
     usual = client.route(QUESTION)
     other = usual.ranking[3].candidate
-    policy = Policy(min_confidence=1.0, default_candidate=other.removeprefix("candidates/"))
+    policy = Policy(
+        abstain_below_probability=1.0, default_candidate=other.removeprefix("candidates/")
+    )
     answer = client.route(QUESTION, policy)
-    assert (answer.kind, answer.selected) == (rpb.DECISION_KIND_ABSTAINED, other)
+    assert (answer.kind, answer.selected) == (rpb.DECISION_KIND_DEFAULTED, other)
     rest = [r.candidate for r in usual.ranking if r.candidate != other]
     assert [r.candidate for r in answer.ranking] == [other, *rest]
     assert "no candidate reaches probability 1" in answer.reason
-    strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ", Policy(max_unlikeness=0.5))
-    assert strange.kind == rpb.DECISION_KIND_ABSTAINED
+    strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ", Policy(max_ood_score=0.5))
+    assert strange.kind == rpb.DECISION_KIND_DEFAULTED
     assert strange.selected == strange.ranking[0].candidate
     assert "there is no default" in strange.reason
-    assert usual.kind == rpb.DECISION_KIND_SCORED
+    assert usual.kind == rpb.DECISION_KIND_RANKED
 
 
 def test_a_session_stays_until_a_margin_or_a_constraint_ends_it(client: Client) -> None:
     best = client.route(QUESTION).ranking
     first, second = (r.candidate.removeprefix("candidates/") for r in best[:2])
-    session, without_first = Session("turns", 1.0), Policy(deny=(first,))
+    session, without_first = Session("turns", 1.0), Policy(denied_candidates=(first,))
     assert client.route(QUESTION, without_first, session=session).selected == best[1].candidate
     stays = client.route(QUESTION, session=session)
-    assert (stays.kind, stays.selected) == (rpb.DECISION_KIND_SESSION, best[1].candidate)
+    assert (stays.kind, stays.selected) == (rpb.DECISION_KIND_SESSION_AFFINITY, best[1].candidate)
     assert stays.ranking[1].candidate == best[0].candidate
     leaves = client.route(QUESTION, session=Session("turns", 0.0), dry_run=True)
-    assert (leaves.kind, leaves.selected) == (rpb.DECISION_KIND_SCORED, best[0].candidate)
+    assert (leaves.kind, leaves.selected) == (rpb.DECISION_KIND_RANKED, best[0].candidate)
     still = client.route(QUESTION, session=session)
-    assert still.kind == rpb.DECISION_KIND_SESSION, "a dry run remembers nothing"
-    client.route(QUESTION, Policy(min_confidence=1.0, default_candidate=first), session=session)
+    assert still.kind == rpb.DECISION_KIND_SESSION_AFFINITY, "a dry run remembers nothing"
+    client.route(
+        QUESTION, Policy(abstain_below_probability=1.0, default_candidate=first), session=session
+    )
     assert client.route(QUESTION, session=session).selected == best[1].candidate
-    excluded = client.route(QUESTION, Policy(deny=(second,)), session=session)
-    assert (excluded.kind, excluded.selected) == (rpb.DECISION_KIND_SCORED, best[0].candidate)
+    excluded = client.route(QUESTION, Policy(denied_candidates=(second,)), session=session)
+    assert (excluded.kind, excluded.selected) == (rpb.DECISION_KIND_RANKED, best[0].candidate)
     other = client.route(QUESTION, session=Session("others"))
-    assert (other.kind, other.selected) == (rpb.DECISION_KIND_SCORED, best[0].candidate)
+    assert (other.kind, other.selected) == (rpb.DECISION_KIND_RANKED, best[0].candidate)
     for bad in (Session(""), Session("x" * 129), Session("x", -1.0), Session("x", float("nan"))):
         with pytest.raises(ModelsatClientError, match=r"session\.\w+: is"):
             client.route(QUESTION, session=bad)
@@ -136,7 +149,7 @@ def test_a_batch_answers_in_order_and_one_error_fails_nobody(client: Client, stu
     assert [[r.candidate for r in x.response.ranking] for x in results] == alone
     assert len({x.response.decision_id for x in results}) == len(texts)
     requests = [rpb.RouteRequest(text=text) for text in ("Hi", " ", "Ho")]
-    requests[2].policy.max_cost_usd = 0
+    requests[2].policy.budget_usd = 0
     mixed = stub.BatchRoute(rpb.BatchRouteRequest(requests=requests)).results
     assert mixed[0].response.selected
     assert (mixed[1].error.code, mixed[1].error.reason) == (3, "INVALID_INPUT")
@@ -209,16 +222,16 @@ async def test_a_stream_passes_on_what_the_transport_raises() -> None:
 
 @pytest.mark.parametrize("fallback", ["deadline", "overload"])
 def test_a_full_queue_is_an_error_or_answered_statically(tmp_path: Path, fallback: str) -> None:
-    settings = ("--max-waiting", "1", "--fallback", fallback)
+    settings = ("--max-queue-size", "1", "--fallback", fallback)
     with (
         serving(tmp_path / "s.sqlite", *settings) as server,
         Client(server.address, timeout_s=60) as client,
     ):
-        results = client.route_many(LONG, Policy(deny=(ZOO[0].id,)))
+        results = client.route_many(LONG, Policy(denied_candidates=(ZOO[0].id,)))
         answers = [r.response for r in results if r.HasField("response")]
         reasons = Counter(r.error.reason for r in results if r.HasField("error"))
     kinds = Counter(answer.kind for answer in answers)
-    assert kinds[rpb.DECISION_KIND_SCORED] > 0
+    assert kinds[rpb.DECISION_KIND_RANKED] > 0
     if fallback == "deadline":
         assert set(reasons) == {"QUEUE_FULL"}
         assert kinds[rpb.DECISION_KIND_FALLBACK] == 0
@@ -277,13 +290,13 @@ async def test_a_deadline_that_cannot_be_met_is_answered_statically(tmp_path: Pa
         scored = await stub.Route(rpb.RouteRequest(text="x"), timeout=30)
         backend.gate.clear()
         answer = await stub.Route(rpb.RouteRequest(text="x"), timeout=3)
-        floor = rpb.RouteRequest(text="x", policy=rpb.Policy(min_probability=0.3))
+        floor = rpb.RouteRequest(text="x", policy=rpb.Policy(target_probability=0.3))
         cheapest = await stub.Route(floor, timeout=3)
         backend.gate.set()
     await server.stop(None)
     await batcher.stop()
     await outcomes.close()
-    assert scored.kind == rpb.DECISION_KIND_SCORED
+    assert scored.kind == rpb.DECISION_KIND_RANKED
     assert (answer.kind, answer.selected) == (rpb.DECISION_KIND_FALLBACK, "candidates/good")
     assert answer.reason.startswith("the deadline is near")
     assert (cheapest.kind, cheapest.selected) == (
@@ -296,8 +309,8 @@ async def test_without_a_deadline_the_scores_are_waited_for() -> None:
     backend = FakeBackend()
     router, batcher = a_router(backend, RouterConfig("overload", default_candidate="good"))
     batcher.start()
-    decision = await router.route("x", Policy(min_confidence=1.0))
-    assert (decision.kind, decision.selected.id) == ("abstained", "good")
+    decision = await router.route("x", Policy(abstain_below_probability=1.0))
+    assert (decision.kind, decision.selected.id) == ("defaulted", "good")
     late = await router.route("y", Policy(), deadline=time.monotonic() - 1)
     assert late.kind == "fallback"
     await batcher.stop()
@@ -308,19 +321,19 @@ async def test_a_score_that_is_not_finite_excludes_its_candidate_alone() -> None
     cache, metrics = ScoreCache(1 << 20), Metrics()
     router, batcher = a_router(FakeBackend(), RouterConfig(), cache, good=np.nan)
     batcher.start()
-    decision = await router.route("x", Policy(min_confidence=0.1))
-    assert (decision.kind, decision.selected.id) == ("scored", "cheap")
+    decision = await router.route("x", Policy(abstain_below_probability=0.1))
+    assert (decision.kind, decision.selected.id) == ("ranked", "cheap")
     assert [r.candidate.id for r in decision.ranking] == ["cheap", "middling"]
     cheap, middling = (r.expected_cost_usd for r in decision.ranking)
     assert cheap is not None
     assert middling == pytest.approx(2 * cheap), "costs stay with their candidates"
-    assert decision.exclusions == {"good": "score is not finite"}
+    assert decision.excluded == {"good": "score is not finite"}
     assert cache.size == 0
     metrics.decided(decision)
     mean = metrics.registry.get_sample_value("modelsat_probability_mean", {"of": "all"})
     assert mean == decision.ranking[0].probability
     with pytest.raises(UnavailableError, match="finite"):
-        await router.route("x", Policy(allow=("good",)))
+        await router.route("x", Policy(allowed_candidates=("good",)))
     await batcher.stop()
 
 

@@ -75,7 +75,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     ours, client = make(folder, "server", authority), make(folder, "client", authority)
     tokens = write_tokens(folder / "tokens.json", *ROLES)
     flags = ["--tls-certificate", str(ours.cert), "--tls-key", str(ours.key)]
-    flags += ["--tls-client-ca", str(authority.cert), "--tokens", str(folder / "tokens.json")]
+    flags += [
+        "--tls-client-ca",
+        str(authority.cert),
+        "--auth-tokens-file",
+        str(folder / "tokens.json"),
+    ]
     with serving(folder / "s.sqlite", *flags, "--admin-address", "127.0.0.1:0") as server:
         admin = re.search(r"admin on (\S+)", server.printed())
         assert admin is not None
@@ -296,7 +301,7 @@ def test_new_certificates_and_tokens_are_taken_without_a_failed_call(tmp_path: P
     cert.write_bytes(first.cert.read_bytes())
     key.write_bytes(first.key.read_bytes())
     old = write_tokens(file, "route")["route"]
-    flags = ["--tls-certificate", str(cert), "--tls-key", str(key), "--tokens", str(file)]
+    flags = ["--tls-certificate", str(cert), "--tls-key", str(key), "--auth-tokens-file", str(file)]
     flags += ["--max-connection-age-s", "1"]  # the kept connection moves on, too
     with serving(tmp_path / "s.sqlite", *flags) as server:
         address, access = server.address, Access(authority.cert, token=old)
@@ -369,8 +374,10 @@ def test_an_address_open_to_others_is_warned_of(tmp_path: Path) -> None:
     assert exposure(Settings(address="127.0.0.1:1", admin_address="[::1]:1")) == []
     (warning,) = exposure(Settings(address="localhost:1", admin_address="0.0.0.0:1"))
     assert warning.startswith("0.0.0.0:1")
-    assert "--tls-certificate and --tokens" in warning
-    safe = Settings(address="0.0.0.0:1", tls_certificate=tmp_path / "c", tokens=tmp_path / "t")
+    assert "--tls-certificate and --auth-tokens-file" in warning
+    safe = Settings(
+        address="0.0.0.0:1", tls_certificate=tmp_path / "c", auth_tokens_file=tmp_path / "t"
+    )
     assert exposure(safe) == []
 
 

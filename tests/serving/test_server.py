@@ -82,17 +82,17 @@ def test_policies_reach_the_choice(client: Client) -> None:
     known = {r.candidate: r.expected_cost_usd for r in cheap.ranking if r.expected_cost_usd}
     assert cheap.selected == min(known, key=known.__getitem__)
     two = ("yi-6b-chat", "command-r-v01")
-    pair = client.route(QUESTION, Policy(allow=two, ranking_size=1))
+    pair = client.route(QUESTION, Policy(allowed_candidates=two, ranking_size=1))
     assert len(pair.ranking) == 1
-    assert len(pair.exclusions) == len(ZOO) - 2
-    alone = client.route(QUESTION, Policy(allow=(two[0],)))
+    assert len(pair.excluded) == len(ZOO) - 2
+    alone = client.route(QUESTION, Policy(allowed_candidates=(two[0],)))
     among = {r.candidate: r.probability for r in client.route(QUESTION).ranking}
     assert alone.ranking[0].probability == pytest.approx(among[f"candidates/{two[0]}"], abs=1e-4)
 
 
 def test_the_last_user_turn_of_a_conversation_is_read(shared_server: Server) -> None:
     def turn(role: int, text: str) -> rpb.Message:
-        return rpb.Message(role=role, text=[text])  # type: ignore[arg-type]
+        return rpb.Message(role=role, text_parts=[text])  # type: ignore[arg-type]
 
     turns = [
         turn(rpb.ROLE_SYSTEM, "Be brief."),
@@ -112,16 +112,16 @@ def test_a_long_instruction_is_read_in_head_and_tail(client: Client) -> None:
     answer = client.route("Summarise this report. " + "Sales rose in March. " * 20_000)
     assert answer.truncated
     assert answer.input_tokens > 50_000
-    excluded = {e.candidate: e.reason for e in answer.exclusions}
+    excluded = {e.candidate: e.reason for e in answer.excluded}
     assert "context window is 4096 tokens" in excluded["candidates/phi-3-mini-4k-instruct"]
 
 
 def test_an_answer_says_how_unlike_the_training_instructions_its_own_is(client: Client) -> None:
     usual = client.route(QUESTION)
     strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ: ฝนตกหนักตั้งแต่เช้า")
-    assert usual.HasField("unlikeness")
-    assert usual.unlikeness < strange.unlikeness
-    assert strange.unlikeness > 0.98
+    assert usual.HasField("ood_score")
+    assert usual.ood_score < strange.ood_score
+    assert strange.ood_score > 0.98
 
 
 # --- bad input -------------------------------------------------------------------------------
@@ -137,17 +137,17 @@ BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {
         "has no user turn",
     ),
     "no role": (
-        rpb.RouteRequest(conversation=rpb.Conversation(messages=[rpb.Message(text=["x"])])),
+        rpb.RouteRequest(conversation=rpb.Conversation(messages=[rpb.Message(text_parts=["x"])])),
         "INVALID_ARGUMENT",
         "messages[0].role: is 0",
     ),
     "unknown id": (
-        rpb.RouteRequest(text="x", policy=rpb.Policy(allow=["candidates/nobody"])),
+        rpb.RouteRequest(text="x", policy=rpb.Policy(allowed_candidates=["candidates/nobody"])),
         "INVALID_ARGUMENT",
         "candidates/nobody, which is not registered",
     ),
     "no name": (
-        rpb.RouteRequest(text="x", policy=rpb.Policy(deny=["nobody"])),
+        rpb.RouteRequest(text="x", policy=rpb.Policy(denied_candidates=["nobody"])),
         "INVALID_ARGUMENT",
         "expected candidates/{id}",
     ),
@@ -157,12 +157,12 @@ BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {
         "policy.cost_sensitivity: is nan",
     ),
     "negative": (
-        rpb.RouteRequest(text="x", policy=rpb.Policy(max_cost_usd=-1)),
+        rpb.RouteRequest(text="x", policy=rpb.Policy(budget_usd=-1)),
         "INVALID_ARGUMENT",
-        "policy.max_cost_usd: is -1.0",
+        "policy.budget_usd: is -1.0",
     ),
     "nobody left": (
-        rpb.RouteRequest(text="x", policy=rpb.Policy(max_cost_usd=0)),
+        rpb.RouteRequest(text="x", policy=rpb.Policy(budget_usd=0)),
         "FAILED_PRECONDITION",
         "No candidate is eligible",
     ),
@@ -270,7 +270,7 @@ def test_a_huge_list_is_refused_before_it_is_read(shared_server: Server) -> None
     with grpc.insecure_channel(shared_server.address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
         with pytest.raises(grpc.RpcError, match="has 500000 names"):
-            stub.Route(rpb.RouteRequest(text="x", policy=rpb.Policy(allow=names)))
+            stub.Route(rpb.RouteRequest(text="x", policy=rpb.Policy(allowed_candidates=names)))
 
 
 def test_a_multitude_of_figures_is_one_problem(shared_server: Server) -> None:
@@ -363,7 +363,7 @@ def test_health_reflection_and_info(shared_server: Server, client: Client) -> No
     info = client.server_info()
     assert info.candidates == len(ZOO)
     assert "onnxruntime" in info.backend
-    assert info.layout == "candidate_last"
+    assert info.prompt_layout == "candidate_last"
 
 
 def test_the_serving_process_imports_no_training_framework(tmp_path: Path) -> None:
@@ -388,7 +388,9 @@ def test_the_command_line_prints_a_decision(
     assert shown["selected"] == shown["ranking"][0]["candidate"]
     assert set(shown["ranking"][0]) == {"candidate", "probability", "expected_cost_usd"}
     assert len(shown["ranking"]) == len(ZOO)
-    assert {"prepare", "queue", "forward", "score", "choose", "total"} == set(shown["timing_ms"])
+    assert {"tokenize", "queue", "inference", "scoring", "selection", "total"} == set(
+        shown["timing_ms"]
+    )
     assert shown["timing_ms"]["total"] > 0
     assert isinstance(shown["revision"], int)
     assert cli(["route", QUESTION, "--server", shared_server.address]) == 0
@@ -407,7 +409,10 @@ def test_the_command_line_prints_a_decision(
     ("arguments", "words"),
     [
         (["--bundle", "nowhere"], "holds no manifest.json"),
-        (["--max-waiting", "0", "--threads", "-1"], "--max-waiting: is 0; expected 1 to"),
+        (
+            ["--max-queue-size", "0", "--inference-threads", "-1"],
+            "--max-queue-size: is 0; expected 1 to",
+        ),
         (["--address", "127.0.0.1"], "expected HOST:PORT"),
         (["--address", "256.0.0.1:1"], "cannot listen on"),
     ],
@@ -416,8 +421,8 @@ def test_a_server_that_cannot_start_says_why(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     command = [sys.executable, "-m", "engine.cli.main", "serve", "--bundle", str(BUNDLE)]
-    command += ["--store", str(tmp_path / "s.sqlite"), "--address", "127.0.0.1:0"]
-    command += ["--outcomes", str(tmp_path / "o.sqlite"), *arguments]
+    command += ["--candidates-db", str(tmp_path / "s.sqlite"), "--address", "127.0.0.1:0"]
+    command += ["--outcomes-db", str(tmp_path / "o.sqlite"), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert words in done.stderr

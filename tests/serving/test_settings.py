@@ -20,50 +20,66 @@ def test_flags_go_before_environment_before_file_before_defaults(tmp_path: Path)
     file.write_text(
         'threads = 1\ncache_mb = 2\nmax_waiting = 3\nreembed = true\naudit = "a.jsonl"\n'
     )
-    environ = {"MODELSAT_CACHE_MB": "20", "MODELSAT_MAX_WAITING": "30", "HOME": "/"}
-    found = resolve({"max_waiting": "300", "threads": None}, environ, file)
+    environ = {"MODELSAT_SCORE_CACHE_MB": "20", "MODELSAT_MAX_QUEUE_SIZE": "30", "HOME": "/"}
+    found = resolve({"max_queue_size": "300", "threads": None}, environ, file)
     s = found.settings
-    assert (s.threads, s.cache_mb, s.max_waiting, s.reembed) == (1, 20, 300, True)
+    assert (s.threads, s.score_cache_mb, s.max_queue_size, s.reencode_candidates) == (
+        1,
+        20,
+        300,
+        True,
+    )
     assert s.audit == Path("a.jsonl")
     told = {n: w for n, w in found.sources.items() if w != "default"}
     assert told == {
         "threads": str(file),
-        "cache_mb": "environment",
-        "max_waiting": "flag",
-        "reembed": str(file),
+        "score_cache_mb": "environment",
+        "max_queue_size": "flag",
+        "reencode_candidates": str(file),
         "audit": str(file),
     }
-    assert "max_waiting = 300 (flag)" in found.table()
+    assert "max_queue_size = 300 (flag)" in found.table()
 
 
 def test_every_wrong_value_of_every_source_is_listed(tmp_path: Path) -> None:
     file = tmp_path / "modelsat.toml"
     file.write_text('threads = "many"\nno_such = 1\nfallback = "sometimes"\n')
-    flags = {"address": "nowhere", "cache_mb": "-1", "tls_key": "k.pem", "audit_share": "nan"}
+    flags = {
+        "address": "nowhere",
+        "score_cache_mb": "-1",
+        "tls_key": "k.pem",
+        "audit_sample_rate": "nan",
+    }
     with pytest.raises(InvalidInputError) as caught:
-        resolve(flags, {"MODELSAT_GRACE_S": "1.5"}, file)
+        resolve(flags, {"MODELSAT_SHUTDOWN_GRACE_PERIOD_S": "1.5"}, file)
     named = {v.field for v in caught.value.violations}
     assert named == {
-        "--threads",
+        "--inference-threads",
         "no_such",
         "--fallback",
         "--address",
-        "--cache-mb",
+        "--score-cache-mb",
         "--tls-key",
-        "--audit-share",
-        "--grace-s",
+        "--audit-sample-rate",
+        "--shutdown-grace-period-s",
     }
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"extproc_alias": "auto,,best"}, ["--extproc-alias"]),
-        ({"extproc_alias": "auto, best one"}, ["--extproc-alias"]),
+        ({"extproc_model_alias": "auto,,best"}, ["--extproc-model-alias"]),
+        ({"extproc_model_alias": "auto, best one"}, ["--extproc-model-alias"]),
         ({"extproc_model_header": "content-length"}, ["--extproc-model-header"]),
         ({"extproc_model_header": ":path"}, ["--extproc-model-header"]),
-        ({"extproc_model_header": "x-modelsat-allow"}, ["--extproc-model-header", "x-modelsat-"]),
-        ({"extproc_max_held_mb": "1"}, ["--extproc-max-held-mb", "--extproc-max-body-bytes"]),
+        (
+            {"extproc_model_header": "x-modelsat-allowed-candidates"},
+            ["--extproc-model-header", "x-modelsat-"],
+        ),
+        (
+            {"extproc_max_buffered_mb": "1"},
+            ["--extproc-max-buffered-mb", "--extproc-max-body-bytes"],
+        ),
         (
             {"metrics_address": "127.0.0.1:9000", "extproc_address": "127.0.0.1:9000"},
             ["--metrics-address", "--extproc-address", "127.0.0.1:9000"],
@@ -80,8 +96,12 @@ def test_settings_that_do_not_go_together_are_one_violation(
 
 
 def test_free_ports_and_several_aliases_go_together() -> None:
-    told = {"address": "127.0.0.1:0", "extproc_address": "127.0.0.1:0", "extproc_alias": "auto, b"}
-    assert resolve(told, {}, NO_FILE).settings.extproc_alias == "auto, b"
+    told = {
+        "address": "127.0.0.1:0",
+        "extproc_address": "127.0.0.1:0",
+        "extproc_model_alias": "auto, b",
+    }
+    assert resolve(told, {}, NO_FILE).settings.extproc_model_alias == "auto, b"
 
 
 async def test_a_port_that_is_taken_names_its_flag() -> None:

@@ -86,9 +86,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("observed")
     audit = folder / "audit.jsonl"
     with collecting() as collector:
-        flags = ["--metrics-address", "127.0.0.1:0", "--trace-address", collector.address]
+        flags = ["--metrics-address", "127.0.0.1:0", "--otlp-endpoint", collector.address]
         flags += ["--log-format", "json", "--log-level", "debug"]
-        flags += ["--audit", str(audit), "--audit-share", "1"]
+        flags += ["--audit-log", str(audit), "--audit-sample-rate", "1"]
         with serving(folder / "s.sqlite", *flags) as server:
             port = re.search(r"metrics on port (\d+)", server.printed())
             assert port is not None
@@ -125,22 +125,22 @@ def test_a_scrape_counts_what_was_asked(observed: Observed) -> None:
     assert gained(f'modelsat_requests_total{{code="INVALID_ARGUMENT",method="{ROUTE}"}}') == 1
     assert gained('modelsat_requests_total{code="UNIMPLEMENTED",method="unknown"}') == 2
     assert gained(f'modelsat_request_seconds_count{{method="{ROUTE}"}}') == 5
-    for phase in ("prepare", "queue", "forward", "score", "choose", "total"):
+    for phase in ("tokenize", "queue", "inference", "scoring", "selection", "total"):
         assert gained(f'modelsat_phase_seconds_count{{phase="{phase}"}}') == 3, "no dry run"
     totals = sum(a.timing.total.ToNanoseconds() for a in answers) / 1e9
     assert gained('modelsat_phase_seconds_sum{phase="total"}') == pytest.approx(totals, abs=1e-6)
     assert gained("modelsat_forward_requests_sum") == gained("modelsat_cache_misses_total") == 2
     assert gained("modelsat_forward_rows_sum") > 2 * len(ZOO)
     assert gained("modelsat_cache_hits_total") == 2
-    assert gained('modelsat_decisions_total{kind="scored"}') == 3
+    assert gained('modelsat_decisions_total{kind="ranked"}') == 3
     chosen = {a.selected.removeprefix("candidates/") for a in answers}
     assert sum(gained(f'modelsat_selections_total{{candidate="{c}"}}') for c in chosen) == 3
-    assert after["modelsat_revision"] == answers[0].revision
-    assert (after["modelsat_candidates"], after["modelsat_queue_limit"]) == (len(ZOO), 256)
-    assert (after["modelsat_queue_length"], after["modelsat_store_up"]) == (0, 1)
+    assert after["modelsat_candidates_revision"] == answers[0].revision
+    assert (after["modelsat_candidates"], after["modelsat_queue_capacity"]) == (len(ZOO), 256)
+    assert (after["modelsat_queue_size"], after["modelsat_store_up"]) == (0, 1)
     for of in ("selected", "all"):
         assert 0 < after[f'modelsat_probability_mean{{of="{of}"}}'] < 1
-    assert any(name.startswith('modelsat_info{backend="onnxruntime') for name in after)
+    assert any(name.startswith('modelsat_build_info{backend="onnxruntime') for name in after)
 
 
 def test_every_exported_metric_is_in_the_table_and_the_other_way_round(observed: Observed) -> None:
@@ -156,7 +156,9 @@ def test_every_exported_metric_is_in_the_table_and_the_other_way_round(observed:
 
 def test_series_of_candidates_come_and_go_with_them(observed: Observed) -> None:
     series = 'modelsat_selections_total{candidate="newcomer"}'
-    request = rpb.RouteRequest(text="Hello?", policy=rpb.Policy(allow=["candidates/newcomer"]))
+    request = rpb.RouteRequest(
+        text="Hello?", policy=rpb.Policy(allowed_candidates=["candidates/newcomer"])
+    )
     with Client(observed.server.address) as client:
         for round_ in range(2):
             client.add(replace(ZOO[0], id="newcomer"))
@@ -187,14 +189,14 @@ def test_spans_join_the_trace_of_the_caller(observed: Observed) -> None:
         return span.trace_id.hex() == TRACE
 
     spans = {span.name: span for span in observed.collector.await_spans(ours, 6)}
-    phases = ("prepare", "queue", "forward", "score", "choose")
+    phases = ("tokenize", "queue", "inference", "scoring", "selection")
     assert set(spans) == {ROUTE, *phases}
     rpc = spans[ROUTE]
     assert rpc.parent_span_id.hex() == PARENT
     told = attributes(rpc)
     assert told["modelsat.decision_id"] == answer.decision_id
     assert told["modelsat.selected"] == answer.selected
-    assert (told["modelsat.revision"], told["modelsat.kind"]) == (answer.revision, "scored")
+    assert (told["modelsat.revision"], told["modelsat.kind"]) == (answer.revision, "ranked")
     assert told["rpc.grpc.status_code"] == 0
     edges = []
     for phase in phases:
@@ -241,7 +243,7 @@ def test_an_audit_line_holds_the_whole_decision(observed: Observed) -> None:
     answer = observed.route(rpb.RouteRequest(text=f"What is {SECRET}?", policy=policy), SAMPLED)
     entry = observed.audited(answer.decision_id)
     assert (entry["selected"], entry["revision"]) == (answer.selected, answer.revision)
-    assert (entry["kind"], entry["trace_id"]) == ("scored", TRACE)
+    assert (entry["kind"], entry["trace_id"]) == ("ranked", TRACE)
     assert set(entry["probabilities"]) == set(entry["costs"]) == {c.name for c in ZOO}
     best = answer.ranking[0]
     assert entry["probabilities"][best.candidate] == pytest.approx(best.probability, abs=1e-6)
@@ -271,7 +273,7 @@ def test_sighup_and_rotation_open_the_audit_file_anew(observed: Observed) -> Non
 def test_no_text_of_an_instruction_leaves_the_server(observed: Observed) -> None:
     """Every output of it, at level DEBUG, after requests that succeed and fail in every way."""
     words = f"Explain {SECRET} to me."
-    turns = [rpb.Message(role=rpb.ROLE_USER, text=[words]), rpb.Message(text=[words])]
+    turns = [rpb.Message(role=rpb.ROLE_USER, text_parts=[words]), rpb.Message(text_parts=[words])]
     good = text(words)
     requests = [
         good,
@@ -279,7 +281,7 @@ def test_no_text_of_an_instruction_leaves_the_server(observed: Observed) -> None
         rpb.RouteRequest(conversation=rpb.Conversation(messages=turns[:1])),
         rpb.RouteRequest(conversation=rpb.Conversation(messages=turns)),
         text(words * 40_000),
-        rpb.RouteRequest(text=words, policy=rpb.Policy(max_cost_usd=0)),
+        rpb.RouteRequest(text=words, policy=rpb.Policy(budget_usd=0)),
         rpb.RouteRequest(text=words, policy=rpb.Policy(cost_sensitivity=float("nan"))),
     ]
     errors = []
@@ -311,8 +313,8 @@ def test_the_text_is_kept_where_it_is_asked_for_and_nothing_is_lost_at_the_end(
     """A text log here, spans of the last second, and a collector that sees the server's end."""
     audit = tmp_path / "audit.jsonl"
     with collecting() as collector:
-        flags = ["--audit", str(audit), "--audit-share", "1", "--audit-text"]
-        flags += ["--trace-address", collector.address, "--log-level", "debug"]
+        flags = ["--audit-log", str(audit), "--audit-sample-rate", "1", "--audit-include-text"]
+        flags += ["--otlp-endpoint", collector.address, "--log-level", "debug"]
         with serving(tmp_path / "s.sqlite", *flags) as server:
             with Client(server.address) as client:
                 answer = client.route(f"What is {SECRET}?", Policy())

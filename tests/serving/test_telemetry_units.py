@@ -36,16 +36,16 @@ from engine.serving.telemetry.audit import AuditLog
 from engine.serving.telemetry.drift import Drift
 from engine.serving.telemetry.metrics import Metrics, Sources
 
-TIMING = dict.fromkeys(("prepare", "queue", "forward", "score", "choose", "total"), 0.001)
+TIMING = dict.fromkeys(("tokenize", "queue", "inference", "scoring", "selection", "total"), 0.001)
 
 
 def decision(
-    chosen: str = "a", revision: int = 1, identifier: str = "d" * 32, kind: Kind = "scored"
+    chosen: str = "a", revision: int = 1, identifier: str = "d" * 32, kind: Kind = "ranked"
 ) -> Decision:
     ranking = tuple(
         RankedCandidate(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25))
     )
-    info = PromptInfo(7, truncated=False, unlikeness=0.5)
+    info = PromptInfo(7, truncated=False, ood_score=0.5)
     return Decision("why", ranking, {}, revision, info, kind, TIMING, identifier)
 
 
@@ -172,7 +172,7 @@ def test_labels_are_those_registered_now_and_other(steps: list[tuple[str, set[st
         if s.name == "modelsat_selections_total"
     }
     assert series <= now | {"other"}
-    total = metrics.registry.get_sample_value("modelsat_decisions_total", {"kind": "scored"})
+    total = metrics.registry.get_sample_value("modelsat_decisions_total", {"kind": "ranked"})
     assert total == len(steps)
 
 
@@ -326,7 +326,7 @@ def test_a_disk_that_hangs_costs_lines_and_no_request(tmp_path: Path) -> None:
     lines = b"".join(parts).splitlines()
     assert len(lines) == audit.lines["written"]
     assert audit.lines["written"] + audit.lines["dropped"] == 5000
-    assert all(json.loads(line)["kind"] == "scored" for line in lines)
+    assert all(json.loads(line)["kind"] == "ranked" for line in lines)
 
 
 # --- start ------------------------------------------------------------------------------------
@@ -339,12 +339,12 @@ def test_what_cannot_be_had_is_said_in_a_sentence(
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ModelsatError, match="give --metrics-address another"):
             open_telemetry(Settings(metrics_address=address))
-    with pytest.raises(ModelsatError, match=r"--audit: .* cannot be written \(No such file"):
-        open_telemetry(Settings(audit=tmp_path / "missing" / "a.jsonl"))
+    with pytest.raises(ModelsatError, match=r"--audit-log: .* cannot be written \(No such file"):
+        open_telemetry(Settings(audit_log=tmp_path / "missing" / "a.jsonl"))
     monkeypatch.delitem(sys.modules, "engine.serving.telemetry.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ModelsatError, match=r"pip install '\.\[otel\]'"):
-        open_telemetry(Settings(trace_address="127.0.0.1:4317"))
+        open_telemetry(Settings(otlp_endpoint="127.0.0.1:4317"))
 
 
 def test_opentelemetry_is_not_imported_unless_it_is_used() -> None:
@@ -357,7 +357,7 @@ def test_opentelemetry_is_not_imported_unless_it_is_used() -> None:
 
 async def test_a_collector_that_is_down_does_not_hold_up_the_end() -> None:
     """Nothing listens on port 1; stop() gives up on it."""
-    telemetry = open_telemetry(Settings(trace_address="127.0.0.1:1"))
+    telemetry = open_telemetry(Settings(otlp_endpoint="127.0.0.1:1"))
     call = telemetry.begin("modelsat.v1.RouterService/Route", {})
     telemetry.decided(decision(), Policy(), "text", dry_run=False)
     telemetry.answered(call, "OK", 0)

@@ -101,8 +101,14 @@ def showing_guarded(folder: Path) -> Iterator[Console]:
     authority = make(folder, "authority")
     ours = make(folder, "server", authority)
     tokens = write_tokens(folder / "tokens.json", "route", "read", "admin")
-    flags = ["--tls-certificate", str(ours.cert), "--tls-key", str(ours.key), "--audit-text"]
-    flags += ["--tokens", str(folder / "tokens.json")]
+    flags = [
+        "--tls-certificate",
+        str(ours.cert),
+        "--tls-key",
+        str(ours.key),
+        "--audit-include-text",
+    ]
+    flags += ["--auth-tokens-file", str(folder / "tokens.json")]
     tls = ssl.create_default_context(cafile=authority.cert)
     access = Access(authority.cert, token=tokens["route"])
     with showing(folder, *flags, tls=tls, tokens=tokens, access=access) as found:

@@ -68,9 +68,9 @@ def test_within_auc_is_the_mean_of_each_row() -> None:
         known = ~np.isnan(truth)
         if len(set(truth[known])) == 2:
             expected.append(roc_auc_score(truth[known], row[known]))
-    assert metrics.within_auc(p, outcomes) == pytest.approx(np.mean(expected))
+    assert metrics.per_instruction_auc(p, outcomes) == pytest.approx(np.mean(expected))
     flat = np.full_like(p, 0.5)
-    assert metrics.within_auc(flat, outcomes) == 0.5
+    assert metrics.per_instruction_auc(flat, outcomes) == 0.5
 
 
 def test_probabilities_that_tell_the_truth_are_calibrated() -> None:
@@ -214,7 +214,7 @@ def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path)
     assert "warning" not in printed(found)
     prices |= {"gold": 5.0, "silver": 4.5}
     found = calibration.calibrate(BUNDLE, recorded, write_zoo(zoo, prices), target)
-    assert calibration.as_dict(found)["dearer_unjudged"] == "gold"
+    assert calibration.as_dict(found)["unevaluated_most_expensive"] == "gold"
     lines = printed(found).splitlines()
     assert "a cost sensitivity holds for the candidates judged: c0, c1, c2, c3" in lines
     assert any(x.startswith("warning: gold of the zoo is dearer than all") for x in lines)
@@ -237,7 +237,9 @@ def test_nothing_has_no_figures() -> None:
     alone = np.full((40, 2), np.nan)
     alone[:20, 0], alone[20:, 1] = 1.0, 0.0
     found = evaluate.figures(evaluate.Judged(None, made_up(40)[0][:, :2], alone, alone))
-    assert np.isnan([found["routed_gain"], *found["routed_gain_ci"], found["within_auc"]]).all()
+    assert np.isnan(
+        [found["routed_gain"], *found["routed_gain_ci"], found["per_instruction_auc"]]
+    ).all()
 
 
 def test_a_resample_that_misses_the_accuracy_counts() -> None:
@@ -326,7 +328,7 @@ def test_a_folder_is_evaluated_through_the_bundle(
     found = json.loads((out / "report.json").read_text())["datasets"]["own"]
     for figure in (
         "pooled_auc",
-        "within_auc",
+        "per_instruction_auc",
         "brier",
         "ece",
         "routed_accuracy",
@@ -341,11 +343,11 @@ def test_a_folder_is_evaluated_through_the_bundle(
     assert set(found["by_candidate"]) == set(names)
     for name in ("report.md", "own-reliability.png", "own-cost.png"):
         assert (out / name).stat().st_size > 0
-    target = ["--min-quality", "0.5", "--json"]
+    target = ["--min-accuracy-ratio", "0.5", "--json"]
     assert modelsat(["calibrate", *words, *target]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert answer["recommended"]["quality"] >= 0.5
     assert modelsat(["calibrate", *words, "--max-cost", "1.0"]) == 0
     assert "-> cost sensitivity" in capsys.readouterr().out
-    assert modelsat(["calibrate", *words[:4], "--min-quality", "0.9"]) == 1
+    assert modelsat(["calibrate", *words[:4], "--min-accuracy-ratio", "0.9"]) == 1
     assert "at least 2 are needed" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from training.model.model import build, candidate_last
 from training.weights.base import Base
 from training.weights.phi3 import phi3_as_llama
 
-PLAN = Plan(data=(), out="", tune="lora", rank=4)
+PLAN = Plan(data=(), output_dir="", tuning="lora", lora_rank=4)
 
 
 def test_the_last_layer_computes_the_candidate_rows_of_the_whole_model() -> None:
@@ -57,7 +57,7 @@ def test_a_fused_adapter_is_pefts() -> None:
 
 def test_a_change_of_low_rank_survives_the_cut() -> None:
     base = tiny_llama.base()
-    model = adapt(build(base, causal=True), Plan(data=(), out="", tune="full"))
+    model = adapt(build(base, causal=True), Plan(data=(), output_dir="", tuning="full"))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == len(TARGETS) * 3
     random = np.random.default_rng(0)

@@ -53,7 +53,7 @@ def plan(tmp_path: Path) -> Plan:
         layers=2,
         batch=8,
         epochs=6,
-        stage1_steps=6,
+        connector_warmup_steps=6,
         rank=4,
         made=3,
         connector_lr=3e-3,
@@ -72,13 +72,13 @@ def losses(out: str) -> list[float]:
 def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: Tune) -> None:
     """Two folders, one of them without an aptitude test of its own."""
     second = datasets.write(tmp_path / "second", aptitude=False, seed=1, subjects=2)
-    plan = replace(plan, data=(*plan.data, str(second)), tune=tune)
+    plan = replace(plan, data=(*plan.data, str(second)), tuning=tune)
     report = train.train(plan)
-    found = losses(plan.out)
+    found = losses(plan.output_dir)
     assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
     assert all(part["pooled_auc"] > 0.6 for part in report["datasets"].values())
-    assert (Path(plan.out) / "curves.png").stat().st_size > 1000
-    pretrained = load_pretrained(Path(plan.out))
+    assert (Path(plan.output_dir) / "curves.png").stat().st_size > 1000
+    pretrained = load_pretrained(Path(plan.output_dir))
     assert pretrained.calibration != Calibration(1.0, 0.0)
     base = load_base(plan.backbone)
     merged = Base(
@@ -86,7 +86,7 @@ def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: T
     )
     run = prepare(plan)  # restores the last checkpoint
     if tune == "full":
-        cut(run.plain.backbone, base.arrays, plan.rank)
+        cut(run.plain.backbone, base.arrays, plan.lora_rank)
     pool, capability = run.pools[0], run.capability
     plain_c = pool.c * capability.scale + capability.shift
     e = plain_c @ pretrained.connector.weight.T + pretrained.connector.bias
@@ -102,12 +102,14 @@ def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: T
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_half_precision_learns_and_leaves_float32_weights(plan: Plan, tune: Tune) -> None:
     """In a process of its own: accelerate keeps one precision a process."""
-    plan = replace(plan, precision="bfloat16", reworded=0.5, stronger=1.0, tune=tune)
+    plan = replace(
+        plan, precision="bfloat16", reformat_prob=0.5, skill_weight_exponent=1.0, tuning=tune
+    )
     subprocess.run(command(plan), check=True, capture_output=True)
-    found = losses(plan.out)
+    found = losses(plan.output_dir)
     assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
     assert find_state(plan)["precision"] == "bf16"
-    state = load_file(Path(plan.out) / "state" / "model.safetensors")
+    state = load_file(Path(plan.output_dir) / "state" / "model.safetensors")
     assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
 
 
@@ -122,7 +124,7 @@ def test_the_faster_number_type_is_found_unless_one_is_named(
 
 
 def test_an_epoch_goes_on_where_the_last_one_ended(plan: Plan) -> None:
-    plan = replace(plan, instructions=(24,), epochs=4)
+    plan = replace(plan, instructions_per_epoch=(24,), epochs=4)
     (pool,) = prepare(plan).pools
     epochs = [epoch_rows(plan, 0, pool, epoch) for epoch in range(4)]
     assert all(len(set(rows)) == 24 for rows in epochs)
@@ -130,7 +132,7 @@ def test_an_epoch_goes_on_where_the_last_one_ended(plan: Plan) -> None:
     assert 48 < count < 96, "else this tests nothing"
     assert set(np.concatenate(epochs)[:count]) == set(pool.train)
     assert list(trained_rows(plan, 0, pool)) == sorted(pool.train)
-    whole = replace(plan, instructions=(0,))
+    whole = replace(plan, instructions_per_epoch=(0,))
     assert set(epoch_rows(whole, 0, pool, 1)) == set(pool.train)
 
 
@@ -140,10 +142,12 @@ def test_a_run_goes_on_from_trained_weights(plan: Plan, tmp_path: Path) -> None:
     one = prepare(plan)  # at its last checkpoint
     train.ship_backbone(one, tmp_path)
     other = datasets.write(tmp_path / "other", seed=5)
-    more = replace(plan, data=(str(other),), weights=plan.out, out=str(tmp_path / "more"))
+    more = replace(
+        plan, data=(str(other),), init_from=plan.output_dir, output_dir=str(tmp_path / "more")
+    )
     two = prepare(more)
     assert two.capability.norms.means == one.capability.norms.means
-    pretrained = load_pretrained(Path(plan.out))
+    pretrained = load_pretrained(Path(plan.output_dir))
     two.start = start_calibration(two, schedule_of(two)[0])
     assert two.start == pretrained.calibration
     rows = one.pools[0].test
@@ -153,13 +157,13 @@ def test_a_run_goes_on_from_trained_weights(plan: Plan, tmp_path: Path) -> None:
     found = predict(two, replace(one.pools[0], c=c.astype(np.float32)), rows)
     np.testing.assert_allclose(found, predict(one, one.pools[0], rows), atol=0.02)
     train.train(more)
-    known = load_pretrained(Path(more.out)).training_set
+    known = load_pretrained(Path(more.output_dir)).training_set
     before = pretrained.training_set
     assert known is not None
     assert before is not None
     assert set(before.fingerprints) < set(known.fingerprints)
     with pytest.raises(BundleError, match="layers 2, the plan 1"):
-        prepare(replace(more, layers=1, out=str(tmp_path / "one layer")))
+        prepare(replace(more, layers=1, output_dir=str(tmp_path / "one layer")))
 
 
 def command(plan: Plan, *launcher: str) -> list[str]:
@@ -174,33 +178,46 @@ def command(plan: Plan, *launcher: str) -> list[str]:
 
 def test_a_run_killed_and_resumed_is_as_if_it_had_not_been(plan: Plan, tmp_path: Path) -> None:
     """kill -9 in the middle of stage 2, at whatever point of a step it hits."""
-    plan = replace(plan, stage1_steps=3, epochs=3, checkpoint_minutes=0.0)  # a checkpoint a step
-    whole = replace(plan, out=str(tmp_path / "whole"))
+    plan = replace(
+        plan, connector_warmup_steps=3, epochs=3, checkpoint_minutes=0.0
+    )  # a checkpoint a step
+    whole = replace(plan, output_dir=str(tmp_path / "whole"))
     subprocess.run(command(whole), check=True, capture_output=True)
-    written = Path(plan.out) / "metrics.jsonl"
+    written = Path(plan.output_dir) / "metrics.jsonl"
     with subprocess.Popen(command(plan), stdout=-3, stderr=-3) as process:
-        while process.poll() is None and (not written.is_file() or len(losses(plan.out)) < 9):
+        while process.poll() is None and (
+            not written.is_file() or len(losses(plan.output_dir)) < 9
+        ):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert 9 <= len(losses(plan.out)) < len(losses(whole.out))
-    old = Path(plan.out) / "state.old"
+    assert 9 <= len(losses(plan.output_dir)) < len(losses(whole.output_dir))
+    old = Path(plan.output_dir) / "state.old"
     old.mkdir(exist_ok=True)
     (old / "left").touch()  # as where the kill hits the removal of the state before
     subprocess.run(command(plan), check=True, capture_output=True)
-    np.testing.assert_allclose(losses(plan.out), losses(whole.out), rtol=1e-4)
+    np.testing.assert_allclose(losses(plan.output_dir), losses(whole.output_dir), rtol=1e-4)
     a, b = (load_pretrained(Path(x.out)) for x in (plan, whole))
     np.testing.assert_allclose(a.connector.weight, b.connector.weight, rtol=1e-3, atol=1e-5)
     with pytest.raises(ModelsatError, match="state of another plan"):
-        prepare(replace(plan, batch=4))
+        prepare(replace(plan, batch_size=4))
 
 
 def test_two_processes_train_as_one(plan: Plan, tmp_path: Path) -> None:
     """torchrun on two CPU processes; each takes half of every batch."""
     # What is left out depends on who shares a batch: contrasts are means over the pairs at hand.
-    plan = replace(plan, epochs=2, made=0, across=0.0, within=0.0, reworded=0.0)
-    plan = replace(plan, instructions=(49,), checkpoint_minutes=0.0)  # the last batch is of one row
-    one = replace(plan, out=str(tmp_path / "one"))
+    plan = replace(
+        plan,
+        epochs=2,
+        synthetic_candidates=0,
+        instruction_contrast_weight=0.0,
+        candidate_contrast_weight=0.0,
+        reformat_prob=0.0,
+    )
+    plan = replace(
+        plan, instructions_per_epoch=(49,), checkpoint_minutes=0.0
+    )  # the last batch is of one row
+    one = replace(plan, output_dir=str(tmp_path / "one"))
     subprocess.run(command(one), check=True, capture_output=True)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
@@ -208,15 +225,17 @@ def test_two_processes_train_as_one(plan: Plan, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("plan: ") == 1, "each process trained alone"
-    two, single = load_pretrained(Path(plan.out)), load_pretrained(Path(one.out))
+    two, single = load_pretrained(Path(plan.output_dir)), load_pretrained(Path(one.out))
     assert two.report["steps"] == single.report["steps"]
     # Halves of a batch have different numbers of measured outcomes, so means differ a little.
     drift = np.abs(two.connector.weight - single.connector.weight).mean()
     assert drift < 0.2 * np.abs(single.connector.weight).mean()
-    shutil.rmtree(Path(plan.out) / "state.old", ignore_errors=True)
-    (Path(plan.out) / "state").rename(Path(plan.out) / "state.old")  # as a kill may leave it
+    shutil.rmtree(Path(plan.output_dir) / "state.old", ignore_errors=True)
+    (Path(plan.output_dir) / "state").rename(
+        Path(plan.output_dir) / "state.old"
+    )  # as a kill may leave it
     subprocess.run(command(plan, *launcher), check=True, capture_output=True, timeout=300)
-    again = load_pretrained(Path(plan.out))
+    again = load_pretrained(Path(plan.output_dir))
     np.testing.assert_array_equal(again.connector.weight, two.connector.weight)
 
 
@@ -256,7 +275,7 @@ def test_every_plan_in_the_folder_is_one() -> None:
 
 
 def test_a_plan_leaves_out_candidates_and_benchmarks(plan: Plan) -> None:
-    (outcomes,) = read_pools(replace(plan, without="C[01]$"))
+    (outcomes,) = read_pools(replace(plan, exclude_candidates="C[01]$"))
     assert outcomes.candidates == ["c2", "c3"]
     assert outcomes.test.figures.shape[0] == outcomes.scores.shape[0] == 2
     with pytest.raises(InvalidInputError, match="nothing is left"):
@@ -279,13 +298,13 @@ def test_data_without_any_spread_are_trained_on(plan: Plan, tmp_path: Path, odd:
 def test_folders_that_do_not_go_together_are_refused(plan: Plan, tmp_path: Path) -> None:
     one, two = str(datasets.write(tmp_path / "a" / "x")), str(datasets.write(tmp_path / "b" / "x"))
     with pytest.raises(InvalidInputError) as refused:
-        read_pools(replace(plan, data=(one, two), instructions=(5, 5, 5)))
+        read_pools(replace(plan, data=(one, two), instructions_per_epoch=(5, 5, 5)))
     assert "folders named ['x', 'x']" in str(refused.value)
     assert "has 3 numbers for 2 folders" in str(refused.value)
     broken = datasets.write(tmp_path / "broken")
     (broken / "scores.npz").unlink()
     with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\].*has 2 numbers for 1"):
-        read_pools(replace(plan, data=(str(broken),), instructions=(5, 5)))
+        read_pools(replace(plan, data=(str(broken),), instructions_per_epoch=(5, 5)))
     few = datasets.write(tmp_path / "few")
     lines = (few / "instructions.jsonl").read_text().splitlines()
     fewest = [

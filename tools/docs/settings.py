@@ -12,8 +12,9 @@ from tools.docs.markdown import cell, code, table
 HEAD = """# Settings of the server
 
 Made from engine/serving/settings.py. A flag of `modelsat serve` goes before the environment, that
-before the TOML file of `--config` (or MODELSAT_CONFIG), that before the default. `--max-waiting 64`
-is MODELSAT_MAX_WAITING=64 in the environment and `max_waiting = 64` in the file.
+before the TOML file of `--config` (or MODELSAT_CONFIG), that before the default. `--max-queue-size
+64`
+is MODELSAT_MAX_QUEUE_SIZE=64 in the environment and `max_queue_size = 64` in the file.
 [Operations](../operations.md) says what each is good for.
 
 """

@@ -46,10 +46,17 @@ class Pool:
     def step(
         self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
     ) -> Shown:
-        """The M candidates and plan.made others."""
+        """The M candidates and plan.synthetic_candidates others."""
         scores = self.outcomes.scores[:, batch.rows]
         subjects = [self.outcomes.subjects[i] for i in batch.rows]
-        drawn = draw(random, self.outcomes.test, scores, subjects, plan.made, plan.exact)
+        drawn = draw(
+            random,
+            self.outcomes.test,
+            scores,
+            subjects,
+            plan.synthetic_candidates,
+            plan.exact_accuracy_prob,
+        )
         c = capability.drawn(drawn, self.outcomes.test.keywords, self.vectors)
         return Shown(c, drawn.outcomes.T.copy(), np.nanmean(drawn.figures, axis=1))
 

@@ -89,10 +89,10 @@ def figures(judged: Judged) -> dict[str, Any]:
         result.update(measured((name,), lambda r: [figure(r)], len(p)))
 
     add("pooled_auc", lambda r: metrics.pooled_auc(p[r], y[r]))
-    add("within_auc", lambda r: metrics.nanmean(within[r]))
+    add("per_instruction_auc", lambda r: metrics.nanmean(within[r]))
     add("brier", lambda r: metrics.brier(p[r], y[r]))
     add("ece", lambda r: metrics.ece(p[r], y[r]))
-    return result | routing(judged) | {"top_share": metrics.top_share(p)}
+    return result | routing(judged) | {"top_candidate_share": metrics.top_candidate_share(p)}
 
 
 def measured(

@@ -35,7 +35,7 @@ def within_aucs(p: FloatArray, outcomes: FloatArray) -> FloatArray:
     return values
 
 
-def within_auc(p: FloatArray, outcomes: FloatArray) -> float:
+def per_instruction_auc(p: FloatArray, outcomes: FloatArray) -> float:
     """Mean of within_aucs."""
     return nanmean(within_aucs(p, outcomes))
 
@@ -77,7 +77,7 @@ def routed(p: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
     return float(chosen.mean()), float(outcomes[part].mean(axis=0).max())
 
 
-def top_share(p: FloatArray) -> float:
+def top_candidate_share(p: FloatArray) -> float:
     """Share of instructions whose highest p goes to the most often chosen candidate; NaN where
     there are none."""
     return float(np.bincount(p.argmax(axis=1)).max() / len(p)) if len(p) else float("nan")
@@ -88,9 +88,9 @@ def report(p: FloatArray, outcomes: FloatArray) -> dict[str, float]:
     accuracy, best = routed(p, outcomes)
     return {
         "pooled_auc": pooled_auc(p, outcomes),
-        "within_auc": within_auc(p, outcomes),
+        "per_instruction_auc": per_instruction_auc(p, outcomes),
         "ece": ece(p, outcomes),
-        "top_share": top_share(p),
+        "top_candidate_share": top_candidate_share(p),
         "routed_accuracy": accuracy,
         "best_single_accuracy": best,
     }

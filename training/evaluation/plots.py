@@ -63,7 +63,7 @@ def plot_training(metrics_file: Path, path: Path) -> None:
     left.plot(steps[window - 1 :], smooth)
     left.set(xlabel="step", ylabel="binary cross-entropy")
     watched = [r for r in records if "pooled_auc" in r]
-    for name in ("pooled_auc", "within_auc", "top_share"):
+    for name in ("pooled_auc", "per_instruction_auc", "top_candidate_share"):
         right.plot([r["step"] for r in watched], [r[name] for r in watched], label=name)
     right.set(xlabel="step")
     if watched:

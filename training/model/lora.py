@@ -26,11 +26,11 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def adapt(backbone: Any, plan: Plan) -> Any:
     """`backbone` with what the plan tunes set to be trained: the matrices of its layers, or
     low-rank changes to them. Token embeddings and norms stay as they are."""
-    if plan.tune == "full":
+    if plan.tuning == "full":
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name.split(".")[-2] in TARGETS)
         return backbone
-    config = LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=TARGETS)
+    config = LoraConfig(r=plan.lora_rank, lora_alpha=2 * plan.lora_rank, target_modules=TARGETS)
     model = get_peft_model(backbone, config)
     for module in model.modules():
         if hasattr(module, "lora_A"):

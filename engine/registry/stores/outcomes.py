@@ -216,7 +216,7 @@ def read_recorded(path: Path) -> Iterator[Recorded]:
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
     if not path.is_file():
-        raise StoreError(f"{path} does not exist; `modelsat serve --outcomes` says where it is.")
+        raise StoreError(f"{path} does not exist; `modelsat serve --outcomes-db` says where it is.")
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
 
 
@@ -228,7 +228,8 @@ def _check_schema(db: sqlite3.Connection, path: Path) -> None:
     found = db.execute("PRAGMA user_version").fetchone()[0]
     if found != SCHEMA:
         raise StoreError(
-            f"{path}: schema is {found}, this version's is {SCHEMA}; give --outcomes another path."
+            f"{path}: schema is {found}, this version's is {SCHEMA}; give --outcomes-db another "
+            f"path."
         )
 
 
@@ -239,5 +240,5 @@ def _translated(path: Path, done: str) -> Iterator[None]:
     except (sqlite3.Error, OSError) as error:
         raise StoreError(
             f"{path} could not be {done} ({type(error).__name__}: {error}); free disk space, mend"
-            " its permissions, or give --outcomes another path."
+            " its permissions, or give --outcomes-db another path."
         ) from error

@@ -78,13 +78,14 @@ class PostgresStore:
         url: str,
         encoder_id: str,
         shape: tuple[int, int],
-        reembed: Encode | None = None,
+        reencode_candidates: Encode | None = None,
         keep: int = DEFAULT_KEEP,
     ) -> None:
         """Connect to `url` and create the tables where there are none. shape: (V, D).
 
         Raises StoreError where the database does not answer, or holds a store of another schema or
-        encoder; it is left as it is. With `reembed`, a store from another encoder is brought to
+        encoder; it is left as it is. With `reencode_candidates`, a store from another encoder is
+        brought to
         this one.
         """
         self._name = without_password(url)
@@ -98,9 +99,9 @@ class PostgresStore:
             with self._translated("opened", _AT_START), self._transaction() as db:
                 set_up(db, encoder_id)
                 check_schema(self._name, db)
-                if reembed and sql.meta(db, "encoder_id") != encoder_id:
+                if reencode_candidates and sql.meta(db, "encoder_id") != encoder_id:
                     found = [(b, sql.candidate_of(b)) for b in sql.bodies(db)]
-                    encoded = [(b, sql.raw_of(reembed(c))) for b, c in found]
+                    encoded = [(b, sql.raw_of(reencode_candidates(c))) for b, c in found]
                     sql.embed_again(db, encoded, encoder_id)
                 check_encoder(self._name, sql.meta(db, "encoder_id"), encoder_id)
         except StoreError:
@@ -196,7 +197,8 @@ def parameters(url: str) -> dict[str, Any]:
     except psycopg.Error:
         # Its text may quote the URL, password and all.
         raise StoreError(
-            f"--store is {without_password(url)}, which is no valid PostgreSQL URL; expected"
+            f"--candidates-db is {without_password(url)}, which is no valid PostgreSQL URL; "
+            f"expected"
             " postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special characters in % form."
         ) from None
 

@@ -52,13 +52,14 @@ class SqliteStore:
         path: Path,
         encoder_id: str,
         shape: tuple[int, int],
-        reembed: Encode | None = None,
+        reencode_candidates: Encode | None = None,
         keep: int = DEFAULT_KEEP,
     ) -> None:
         """Open `path`, creating it where there is none. shape: (V, D) of an embedding.
 
         Raises StoreError where the file is damaged, of another schema or from another encoder; the
-        file is left as it is. With `reembed`, a store from another encoder is brought to this one.
+        file is left as it is. With `reencode_candidates`, a store from another encoder is brought
+        to this one.
         """
         self._path = path
         self._shape = shape
@@ -67,26 +68,26 @@ class SqliteStore:
             self._lock = lock(path)
             with ExitStack() as opened:
                 opened.callback(self._lock.close)
-                self._open(opened, encoder_id, reembed)
+                self._open(opened, encoder_id, reencode_candidates)
                 opened.pop_all()  # all is well: close() does it
 
-    def _open(self, opened: ExitStack, encoder_id: str, reembed: Encode | None) -> None:
+    def _open(self, opened: ExitStack, encoder_id: str, reencode_candidates: Encode | None) -> None:
         if not self._path.exists():
             _create(self._path, encoder_id)
         self._connection = connect(self._path)
         opened.callback(self._connection.close)
         self._db = SqliteDatabase(self._connection)
         schema = check(self._path, self._db)
-        if reembed is None:
+        if reencode_candidates is None:
             check_encoder(str(self._path), sql.meta(self._db, "encoder_id"), encoder_id)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
         with self._transaction():
             if schema == OLD_SCHEMA:
                 migrate(self._db)
-            if reembed and sql.meta(self._db, "encoder_id") != encoder_id:
+            if reencode_candidates and sql.meta(self._db, "encoder_id") != encoder_id:
                 found = [(b, sql.candidate_of(b)) for b in sql.bodies(self._db)]
-                encoded = [(b, sql.raw_of(reembed(c))) for b, c in found]
+                encoded = [(b, sql.raw_of(reencode_candidates(c))) for b, c in found]
                 sql.embed_again(self._db, encoded, encoder_id)
         self._inodes = inodes(self._path)
 
@@ -143,7 +144,8 @@ class SqliteStore:
 
 
 RESTORE = (
-    "restore a copy of it (modelsat store restore), or give --store another path to begin anew; the"
+    "restore a copy of it (modelsat store restore), or give --candidates-db another path to begin "
+    "anew; the"
     " file was not changed"
 )
 _REMOVED = (
@@ -152,8 +154,9 @@ _REMOVED = (
 )
 _FREE = "nothing was changed; free disk space or mend its permissions, and send the change again"
 REEMBED = (
-    "start once with --reembed (make serve SERVE=--reembed) to compute its embeddings anew from the"
-    " aptitude figures it holds, or give --store another path"
+    "start once with --reencode-candidates (make serve SERVE=--reencode-candidates) to compute its "
+    "embeddings anew from the"
+    " aptitude figures it holds, or give --candidates-db another path"
 )
 
 
@@ -198,7 +201,8 @@ def lock(path: Path) -> IO[bytes]:
     except BlockingIOError as error:
         held.close()
         raise StoreError(
-            f"{path} is open in another server; stop that one, or give --store another path."
+            f"{path} is open in another server; stop that one, or give --candidates-db another "
+            f"path."
         ) from error
     return held
 

@@ -107,19 +107,23 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         # The error's text may quote the file, which may hold a token by mistake.
         why = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise InvalidInputError(
-            Violation("--tokens", f"is {path}, which cannot be read: {why}.")
+            Violation("--auth-tokens-file", f"is {path}, which cannot be read: {why}.")
         ) from None
     entries = content.get("tokens") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise InvalidInputError(
-            Violation("--tokens", f'is {path}; expected an object {{"tokens": [...]}} in it.')
+            Violation(
+                "--auth-tokens-file", f'is {path}; expected an object {{"tokens": [...]}} in it.'
+            )
         )
     problems = [p for i, entry in enumerate(entries) for p in _problems(f"tokens[{i}]", entry)]
     if problems:
         raise InvalidInputError(*(Violation(f"{path}: {p.field}", p.description) for p in problems))
     tokens = tuple(Token(e["sha256"], e["role"], e["name"]) for e in entries)
     if len({t.sha256 for t in tokens}) < len(tokens):
-        raise InvalidInputError(Violation("--tokens", f"is {path}, which has a sha256 twice."))
+        raise InvalidInputError(
+            Violation("--auth-tokens-file", f"is {path}, which has a sha256 twice.")
+        )
     return tokens
 
 

@@ -170,8 +170,8 @@ class Console:
         parts = self._parts
         return message_view(server_info(parts)) | {
             "waiting": parts.batcher.waiting,
-            "max_waiting": parts.settings.max_waiting,
-            "shows_text": parts.settings.audit_text,
+            "max_queue_size": parts.settings.max_queue_size,
+            "shows_text": parts.settings.audit_include_text,
             "store_connected": parts.registry.store_state.connected,
         }
 

@@ -36,7 +36,7 @@ class LiveDecision:
     candidates: int
     revision: int
     input_tokens: int
-    unlikeness: float | None
+    ood_score: float | None
     total_ms: float
     text: str | None
 
@@ -65,7 +65,7 @@ class Feed:
             candidates=len(decision.ranking),
             revision=decision.revision,
             input_tokens=decision.prompt.input_tokens,
-            unlikeness=decision.prompt.unlikeness,
+            ood_score=decision.prompt.ood_score,
             total_ms=1000 * decision.timing["total"],
             text=text[:MAX_TEXT_CHARS] if self._with_text else None,
         )

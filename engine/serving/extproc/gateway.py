@@ -190,7 +190,9 @@ class Gateway:
         policy, session = policy_and_session(request.wishes, request.headers, self.options.prefix)
         policy = replace(policy, expected_output_tokens=found.answer_tokens, ranking_size=1)
         if not self.options.ignore_needs:
-            policy = replace(policy, modalities=found.modalities, features=found.features)
+            policy = replace(
+                policy, required_modalities=found.modalities, required_features=found.features
+            )
         return await self._router.route(
             found.text,
             policy,
@@ -221,16 +223,16 @@ class Gateway:
 def options_from(settings: Settings) -> Options:
     """Raises InvalidInputError where the file of models is none."""
     return Options(
-        aliases=frozenset(a.strip() for a in settings.extproc_alias.split(",")),
+        aliases=frozenset(a.strip() for a in settings.extproc_model_alias.split(",")),
         model_header=settings.extproc_model_header,
         prefix=settings.extproc_header_prefix,
         max_body_bytes=settings.extproc_max_body_bytes,
-        max_held_bytes=settings.extproc_max_held_mb * MIB,
+        max_held_bytes=settings.extproc_max_buffered_mb * MIB,
         max_text_bytes=settings.max_text_bytes,
         timeout_s=settings.extproc_timeout_ms / 1000,
-        refuse_unreadable=settings.extproc_unreadable == "refuse",
-        ignore_needs=settings.extproc_ignore_needs,
-        models=_read_models(settings.extproc_models),
+        refuse_unreadable=settings.extproc_on_unparsable == "refuse",
+        ignore_needs=settings.extproc_no_capability_check,
+        models=_read_models(settings.extproc_model_map),
     )
 
 
@@ -260,9 +262,9 @@ def _read_models(file: Path) -> Mapping[str, str]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InvalidInputError(Violation("--extproc-models", wrong)) from None
+        raise InvalidInputError(Violation("--extproc-model-map", wrong)) from None
     if not isinstance(found, dict) or not all(
         isinstance(v, str) and HEADER_VALUE.fullmatch(v) for v in found.values()
     ):
-        raise InvalidInputError(Violation("--extproc-models", wrong))
+        raise InvalidInputError(Violation("--extproc-model-map", wrong))
     return found

@@ -12,8 +12,8 @@ from engine.api.proto import policy_from, session_from
 from engine.pb import router_service_pb2 as pb
 
 NAMESPACE = "modelsat"  # of metadata, both ways
-LISTS = ("allow", "deny")
-NUMBERS = ("cost_sensitivity", "min_probability", "max_cost_usd")
+LISTS = ("allowed_candidates", "denied_candidates")
+NUMBERS = ("cost_sensitivity", "target_probability", "budget_usd")
 WISHES = (*LISTS, *NUMBERS, "session")
 
 

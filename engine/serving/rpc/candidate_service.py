@@ -190,7 +190,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.WatchCandidatesRequest, context: Context
     ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
         """Answer with the table, then with its changes, until the server stops."""
-        async with aclosing(watch(self._registry, request.known_revision)) as answers:
+        async with aclosing(watch(self._registry, request.last_seen_revision)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -264,13 +264,13 @@ async def page_of_revisions(registry: Registry, token: str, size: int) -> pb.Lis
 
 
 async def watch(
-    registry: Registry, known_revision: int
+    registry: Registry, last_seen_revision: int
 ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
     """The whole table unless the watcher has it, then each change; ends when the server stops."""
     shown: Table | None = None
     async with aclosing(registry.tables()) as tables:
         async for table in tables:
-            if shown is None and table.revision == known_revision:
+            if shown is None and table.revision == last_seen_revision:
                 shown = table
                 continue
             answer = await asyncio.to_thread(_step, shown, table)

@@ -75,9 +75,9 @@ class Listener:
         """Turn every name NOT_SERVING for good; calls are still answered."""
         await self._health.enter_graceful_shutdown()
 
-    async def stop(self, grace_s: float) -> None:
-        """Accept nothing more; cancel what has not ended after grace_s."""
-        await self._server.stop(grace_s)
+    async def stop(self, shutdown_grace_period_s: float) -> None:
+        """Accept nothing more; cancel what has not ended after shutdown_grace_period_s."""
+        await self._server.stop(shutdown_grace_period_s)
 
 
 def bind(
@@ -121,7 +121,7 @@ def exposure(settings: Settings) -> list[str]:
         flag
         for flag, path in (
             ("--tls-certificate", settings.tls_certificate),
-            ("--tokens", settings.tokens),
+            ("--auth-tokens-file", settings.auth_tokens_file),
         )
         if not path.name
     ]
@@ -144,7 +144,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     options = list(LIMITS)
     if age_s := settings.max_connection_age_s:
         options.append(("grpc.max_connection_age_ms", age_s * SECOND_MS))
-        options.append(("grpc.max_connection_age_grace_ms", settings.grace_s * SECOND_MS))
+        options.append(
+            ("grpc.max_connection_age_grace_ms", settings.shutdown_grace_period_s * SECOND_MS)
+        )
     return options
 
 

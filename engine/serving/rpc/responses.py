@@ -12,9 +12,9 @@ from engine.pb import router_service_pb2
 from engine.routing.decision import Decision
 
 KINDS: dict[Kind, router_service_pb2.DecisionKind] = {
-    "scored": router_service_pb2.DECISION_KIND_SCORED,
-    "session": router_service_pb2.DECISION_KIND_SESSION,
-    "abstained": router_service_pb2.DECISION_KIND_ABSTAINED,
+    "ranked": router_service_pb2.DECISION_KIND_RANKED,
+    "session_affinity": router_service_pb2.DECISION_KIND_SESSION_AFFINITY,
+    "defaulted": router_service_pb2.DECISION_KIND_DEFAULTED,
     "fallback": router_service_pb2.DECISION_KIND_FALLBACK,
 }
 
@@ -33,9 +33,9 @@ def response_from(decision: Decision) -> router_service_pb2.RouteResponse:
             )
             for r in decision.ranking
         ],
-        exclusions=[
-            router_service_pb2.Exclusion(candidate=PREFIX + name, reason=why)
-            for name, why in decision.exclusions.items()
+        excluded=[
+            router_service_pb2.ExcludedCandidate(candidate=PREFIX + name, reason=why)
+            for name, why in decision.excluded.items()
         ],
         revision=decision.revision,
         timing=router_service_pb2.Timing(
@@ -43,7 +43,7 @@ def response_from(decision: Decision) -> router_service_pb2.RouteResponse:
         ),
         input_tokens=decision.prompt.input_tokens,
         truncated=decision.prompt.truncated,
-        unlikeness=decision.prompt.unlikeness,
+        ood_score=decision.prompt.ood_score,
         decision_id=decision.id,
         kind=KINDS[decision.kind],
     )

@@ -75,7 +75,7 @@ class Telemetry:
         sampled = dict(sources.sampled)
         if self._audit is not None:
             lines = self._audit.lines
-            sampled["modelsat_audit_lines_total"] = lambda: {(k,): v for k, v in lines.items()}
+            sampled["modelsat_audit_records_total"] = lambda: {(k,): v for k, v in lines.items()}
         self.metrics.watch(Sources(sources.candidates, sampled))
         if self._exposition is not None:
             self._exposition.start()
@@ -160,16 +160,18 @@ class Telemetry:
 def open_telemetry(settings: Settings) -> Telemetry:
     """Everything that the settings turn on. Raises ModelsatError in one sentence where a port is
     taken, a file cannot be written or a package is missing."""
-    tracing = _open_tracing(settings.trace_address) if settings.trace_address else None
+    tracing = _open_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     metrics = served = audit = feed = None
     if settings.metrics_address or settings.console_address:
         metrics = Metrics()
     if settings.metrics_address and metrics is not None:
         served = exposition(settings.metrics_address, metrics.registry)
     if settings.console_address:
-        feed = Feed(with_text=settings.audit_text)
-    if settings.audit.name:
-        audit = AuditLog(settings.audit, settings.audit_share, with_text=settings.audit_text)
+        feed = Feed(with_text=settings.audit_include_text)
+    if settings.audit_log.name:
+        audit = AuditLog(
+            settings.audit_log, settings.audit_sample_rate, with_text=settings.audit_include_text
+        )
     return Telemetry(metrics, served, tracing, audit, feed)
 
 
@@ -187,10 +189,10 @@ def sources(
     return Sources(
         lambda: table().rows,
         {
-            "modelsat_info": lambda: info,
-            "modelsat_queue_length": lambda: {(): batcher.waiting},
-            "modelsat_queue_limit": lambda: {(): queue_limit},
-            "modelsat_revision": lambda: {(): table().revision},
+            "modelsat_build_info": lambda: info,
+            "modelsat_queue_size": lambda: {(): batcher.waiting},
+            "modelsat_queue_capacity": lambda: {(): queue_limit},
+            "modelsat_candidates_revision": lambda: {(): table().revision},
             "modelsat_candidates": lambda: {(): len(table().candidates)},
             "modelsat_store_up": lambda: {(): store_up()},
             "modelsat_cache_hits_total": lambda: {(): cache.hits},
@@ -205,7 +207,7 @@ def _open_tracing(address: str) -> Tracing:
         from engine.serving.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ModelsatError(
-            f"--trace-address needs a package that is not installed ({error.name}); run"
+            f"--otlp-endpoint needs a package that is not installed ({error.name}); run"
             " `pip install '.[otel]'`, or leave it out."
         ) from error
     return Tracing(address, __version__)

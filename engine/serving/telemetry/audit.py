@@ -24,7 +24,7 @@ from engine.api.errors import ModelsatError
 from engine.api.policy import Policy
 from engine.routing.decision import Decision
 
-WAITING = 256  # lines; with --audit-text each may hold a whole instruction
+WAITING = 256  # lines; with --audit-include-text each may hold a whole instruction
 COMPLAINT_S = 60.0
 STOP_S = 5.0
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Audited:
             "policy": asdict(self.policy),
             "input_tokens": d.prompt.input_tokens,
             "truncated": d.prompt.truncated,
-            "unlikeness": d.prompt.unlikeness,
+            "ood_score": d.prompt.ood_score,
         }
         if self.trace_id:
             entry["trace_id"] = self.trace_id
@@ -79,7 +79,7 @@ class AuditLog:
             self._file = _open(path)
         except OSError as error:
             raise ModelsatError(
-                f"--audit: {path} cannot be written ({error.strerror}); give a file in a folder"
+                f"--audit-log: {path} cannot be written ({error.strerror}); give a file in a folder"
                 " that is there and writable."
             ) from error
         self._queue: Queue[Audited | bool] = Queue(WAITING)  # True: open anew; False: stop

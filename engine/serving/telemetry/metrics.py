@@ -19,8 +19,8 @@ from engine.serving.telemetry.drift import Drift
 
 Samples = Mapping[tuple[str, ...], float]  # values of the labels -> value
 Family = CounterMetricFamily | GaugeMetricFamily
-PHASES = ("prepare", "queue", "forward", "score", "choose", "total")
-KINDS = ("scored", "session", "abstained", "fallback")
+PHASES = ("tokenize", "queue", "inference", "scoring", "selection", "total")
+KINDS = ("ranked", "session_affinity", "defaulted", "fallback")
 OTHER = "other"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 JOINED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -51,12 +51,12 @@ class Metrics(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("modelsat_requests_total")
-        self._request_seconds = self._histogram("modelsat_request_seconds", SECONDS)
-        self._extproc_answers = self._counter("modelsat_extproc_answers_total")
-        self._phase_seconds = self._histogram("modelsat_phase_seconds", SECONDS)
+        self._request_seconds = self._histogram("modelsat_rpc_duration_seconds", SECONDS)
+        self._extproc_answers = self._counter("modelsat_extproc_responses_total")
+        self._phase_seconds = self._histogram("modelsat_decision_phase_duration_seconds", SECONDS)
         self._phases = {phase: self._phase_seconds.labels(phase) for phase in PHASES}
-        self._forward_requests = self._histogram("modelsat_forward_requests", JOINED)
-        self._forward_rows = self._histogram("modelsat_forward_rows", ROWS)
+        self._forward_requests = self._histogram("modelsat_batch_size", JOINED)
+        self._forward_rows = self._histogram("modelsat_batch_rows", ROWS)
         decisions = self._counter("modelsat_decisions_total")
         self._decisions = {kind: decisions.labels(kind) for kind in KINDS}
         self._selections = self._counter("modelsat_selections_total")
@@ -132,8 +132,8 @@ class Metrics(Collector):
                 self._chosen.add(ranked.probability)
                 break
         self._all.add(sum(map(attrgetter("probability"), ranking)) / len(ranking))
-        if decision.prompt.unlikeness is not None:
-            self._unlikeness.add(decision.prompt.unlikeness)
+        if decision.prompt.ood_score is not None:
+            self._unlikeness.add(decision.prompt.ood_score)
 
     def _drop_removed(self) -> None:
         now = self._sources.candidates()
@@ -180,7 +180,7 @@ class Metric:
 
 METRICS = (
     Metric(
-        "modelsat_info",
+        "modelsat_build_info",
         "gauge",
         ("version", "backend", "kernel"),
         "always 1; what runs is in its labels",
@@ -192,33 +192,33 @@ METRICS = (
         "RPCs answered, by method and gRPC status code; methods that do not exist are `unknown`",
     ),
     Metric(
-        "modelsat_request_seconds",
+        "modelsat_rpc_duration_seconds",
         "histogram",
         ("method",),
         "from a request read to its status; of a stream, its whole life",
     ),
     Metric(
-        "modelsat_extproc_answers_total",
+        "modelsat_extproc_responses_total",
         "counter",
         ("code",),
         "HTTP requests that Envoy asked about: routed, passed (nothing to choose), or the error's"
         " `code`; their RPCs end with OK",
     ),
     Metric(
-        "modelsat_phase_seconds",
+        "modelsat_decision_phase_duration_seconds",
         "histogram",
         ("phase",),
         "of a decision: prepare, queue, forward, score, choose, total",
     ),
-    Metric("modelsat_forward_requests", "histogram", (), "requests joined into a forward pass"),
+    Metric("modelsat_batch_size", "histogram", (), "requests joined into a forward pass"),
     Metric(
-        "modelsat_forward_rows",
+        "modelsat_batch_rows",
         "histogram",
         (),
         "rows of a forward pass: tokens and candidates, padding included",
     ),
-    Metric("modelsat_queue_length", "gauge", (), "requests that wait for a forward pass"),
-    Metric("modelsat_queue_limit", "gauge", (), "requests that may wait (`--max-waiting`)"),
+    Metric("modelsat_queue_size", "gauge", (), "requests that wait for a forward pass"),
+    Metric("modelsat_queue_capacity", "gauge", (), "requests that may wait (`--max-queue-size`)"),
     Metric(
         "modelsat_decisions_total",
         "counter",
@@ -231,7 +231,7 @@ METRICS = (
         ("candidate",),
         "decisions by chosen candidate, of those registered now; `other` if it is gone",
     ),
-    Metric("modelsat_revision", "gauge", (), "revision of the table that is served"),
+    Metric("modelsat_candidates_revision", "gauge", (), "revision of the table that is served"),
     Metric("modelsat_candidates", "gauge", (), "candidates in it"),
     Metric(
         "modelsat_store_up",
@@ -266,7 +266,7 @@ METRICS = (
         "modelsat_unlikeness_baseline", "gauge", (), "the same over the first 1,000 since the start"
     ),
     Metric(
-        "modelsat_audit_lines_total",
+        "modelsat_audit_records_total",
         "counter",
         ("result",),
         "of the audit file: written, dropped (the queue was full), failed (the disk was)",

@@ -4,7 +4,7 @@ One span for an RPC, below it one for each phase, made from the times that were 
 RPC of several decisions (BatchRoute, StreamRoute) has a span `decide` for each, with the phases
 below. Sampled is what the caller samples; without a caller's trace, everything. Never a text.
 
-opentelemetry is imported here alone, and this module only where --trace-address is set.
+opentelemetry is imported here alone, and this module only where --otlp-endpoint is set.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EXPORT_S = 5.0
 STOP_S = 3.0
 SEVERAL = ("/BatchRoute", "/StreamRoute")
 # In the order in which they happen; `choose` ends with the decision.
-PHASES = ("prepare", "queue", "forward", "score")
+PHASES = ("tokenize", "queue", "inference", "scoring")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Tracing:
         at = begin
         for phase in PHASES:
             at = self._phase(phase, context, at, at + _nanoseconds(decision, phase))
-        self._phase("choose", context, end - _nanoseconds(decision, "choose"), end)
+        self._phase("selection", context, end - _nanoseconds(decision, "selection"), end)
         if rpc.several:
             span.end(end)
 

@@ -33,7 +33,7 @@ from tools.processes import BUNDLE, ROOT, Server, await_ready, launch
 def database_restarts(folder: Path) -> Case:
     """PostgreSQL is killed for two seconds while one thread routes and one registers."""
     with postgres() as database:
-        url = ["--store", database.url()]
+        url = ["--candidates-db", database.url()]
         server = await_ready(launch(folder / "x.sqlite", *url))
         failed_routes: list[str] = []
         made, refused, back = [], set(), [0.0]
@@ -147,9 +147,9 @@ async def _backend_raises(folder: Path) -> Case:
     settings = Settings(
         bundle=BUNDLE,
         address="127.0.0.1:0",
-        store=str(folder / "s.sqlite"),
-        outcomes=folder / "outcomes.sqlite",
-        cache_mb=0,
+        candidates_db=str(folder / "s.sqlite"),
+        outcomes_db=folder / "outcomes.sqlite",
+        score_cache_mb=0,
     )
     with mock.patch.object(components, "open_backend", opened):
         parts = components.load(settings, Telemetry())

@@ -86,7 +86,7 @@ def read_only(folder: Path) -> Case:
             pass
         before = (disk / "s.sqlite").read_bytes()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        server = launch(folder / "x.sqlite", "--store", str(disk / "s.sqlite"))
+        server = launch(folder / "x.sqlite", "--candidates-db", str(disk / "s.sqlite"))
         status = server.process.wait(60)
         lines = [x for x in server.printed().splitlines() if x.startswith("error:")]
         same = (disk / "s.sqlite").read_bytes() == before

@@ -39,9 +39,9 @@ MODES = (0, 1, 2, 2, 2, 2, 3, 4, 4, 4, 4, 5, 99)  # of ProcessingMode.BodySendMo
 PATHS = ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/", "")
 TYPES = ("application/json", "application/json; charset=utf-8", "", "text/plain", "image/png")
 WISHES = {
-    "x-modelsat-allow": ("yi-6b-chat", "yi-6b-chat,nobody", ",", "\xff"),
+    "x-modelsat-allowed-candidates": ("yi-6b-chat", "yi-6b-chat,nobody", ",", "\xff"),
     "x-modelsat-cost-sensitivity": ("0.5", "-1", "nan", "x"),
-    "x-modelsat-max-cost-usd": ("1", "inf"),
+    "x-modelsat-budget-usd": ("1", "inf"),
     "x-modelsat-session": ("s1", "s" * 500),
     "content-length": ("10", "99999999", "x", "²"),
     "content-encoding": ("gzip", "identity"),
@@ -143,7 +143,9 @@ def _fill_headers(message: Any, random: Random) -> None:
     if random.random() < 0.1:
         wishes = message.metadata_context.filter_metadata["modelsat"]
         given = {
-            "allow": random.choice((["yi-6b-chat"], "yi-6b-chat", [], 7, [[]], {"a": 1}, None))
+            "allowed_candidates": random.choice(
+                (["yi-6b-chat"], "yi-6b-chat", [], 7, [[]], {"a": 1}, None)
+            )
         }
         wishes.update(given)
 

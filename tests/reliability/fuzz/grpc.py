@@ -191,7 +191,7 @@ def main() -> int:
     a = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder) / "candidates.sqlite", "--cache-mb", "1") as server,
+        serving(Path(folder) / "candidates.sqlite", "--score-cache-mb", "1") as server,
     ):
         begun = time.monotonic()
         found = fuzz(server, a.requests, a.seed)

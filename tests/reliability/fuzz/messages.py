@@ -160,7 +160,7 @@ _KINDS = {
 def _string(name: str, random: Random) -> str:
     if name == "text":
         return f"{random.choice(TEXTS)} {random.randrange(20)}"
-    if name in ("allow", "deny", "default_candidate"):
+    if name in ("allowed_candidates", "denied_candidates", "default_candidate"):
         return "candidates/" + random.choice(KNOWN)
     if name in ("name", "candidate"):
         return "candidates/" + random.choice(IDS)

@@ -16,11 +16,11 @@ const words = (text) => text.split(/[\s,]+/).filter(Boolean);
 function policy() {
   const field = (name) => $("ask-form").elements.namedItem(name).value;
   const asked = { cost_sensitivity: sensitivity(Number($("ask-sensitivity").value)) };
-  asked.deny = words(field("deny")).map((id) => `candidates/${bare(id)}`);
+  asked.denied_candidates = words(field("deny")).map((id) => `candidates/${bare(id)}`);
   asked.features = words(field("features"));
   asked.tags = words(field("tags"));
   asked.min_context_window = Number(field("min_context_window") || 0);
-  asked.min_confidence = Number(field("min_confidence") || 0);
+  asked.abstain_below_probability = Number(field("abstain_below_probability") || 0);
   return asked;
 }
 
@@ -58,7 +58,7 @@ function ranking(decision) {
       h("td", { class: "figure" }, usd(r.expected_cost_usd)),
       h("td", { class: "figure wide" }, number(r.utility)));
   });
-  const excluded = decision.exclusions.map((e) =>
+  const excluded = decision.excluded.map((e) =>
     h("tr", { class: "excluded" },
       h("th", { scope: "row" }, bare(e.candidate)),
       h("td", { colspan: "3" }, `excluded: ${e.reason}`)));
@@ -78,8 +78,8 @@ function facts(decision) {
     `${ms(1000 * parseFloat(decision.timing.total))} ms`,
   ];
   const kind = decision.kind.replace("DECISION_KIND_", "").toLowerCase();
-  if (kind !== "scored") told.push(kind);
-  if (decision.unlikeness > STRANGE) {
+  if (kind !== "ranked") told.push(kind);
+  if (decision.ood_score > STRANGE) {
     told.push("unlike the training instructions: these probabilities are extrapolation");
   }
   return told.join(" · ");

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { $, clock, fitted, h, known, ms, svg, table } from "./dom.js";
 
-const PHASES = ["prepare", "queue", "forward", "score", "choose", "total"];
+const PHASES = ["tokenize", "queue", "inference", "scoring", "selection", "total"];
 const SHARES = ["p50", "p90", "p99"];
 const HEIGHT = 190, LEFT = 44, RIGHT = 40, TOP = 10, BOTTOM = 24;
 const SPAN_S = 600;

@@ -24,7 +24,7 @@ function draw() {
   const rows = newest.map((d) =>
     h("tr", {},
       h("td", { class: "time" }, clock(d.time)),
-      h("th", { scope: "row" }, d.selected, d.kind === "scored" ? null : h("span", { class: "badge" }, d.kind)),
+      h("th", { scope: "row" }, d.selected, d.kind === "ranked" ? null : h("span", { class: "badge" }, d.kind)),
       h("td", { class: "figure" }, number(d.probability)),
       h("td", { class: "figure wide" }, usd(d.expected_cost_usd)),
       h("td", { class: "figure wide" }, String(d.input_tokens)),
@@ -34,7 +34,7 @@ function draw() {
   $("live-table").replaceChildren(rows.length ? table(headings, rows, "Newest decisions, newest first") : empty);
   const told = [`${last} since the start, the newest ${newest.length} shown`];
   if (missed) told.push(`${missed} missed by this page`);
-  if (!withText) told.push("instructions are not shown (--audit-text)");
+  if (!withText) told.push("instructions are not shown (--audit-include-text)");
   $("live-about").textContent = told.join(" · ");
 }
 

@@ -15,7 +15,7 @@ function tell(info) {
   const store = info.store_connected ? "" : " · the store is away";
   $("info").textContent =
     `${info.version} · ${info.candidates} candidates, revision ${info.revision} · ` +
-    `${info.waiting} of ${info.max_waiting} waiting · ${info.backend}${store}`;
+    `${info.waiting} of ${info.max_queue_size} waiting · ${info.backend}${store}`;
 }
 
 async function refresh() {
