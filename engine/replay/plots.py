@@ -151,7 +151,7 @@ def _agreement(report: Report) -> Any:
     axes.set(
         xlabel="probability of what was used",
         ylabel="observed outcome",
-        title=f"{report['used']['brier']['rows']:,} requests with outcome",
+        title=f"{report['logged']['brier']['rows']:,} requests with outcome",
         xlim=(0, 1),
         ylim=(0, 1),
     )

@@ -105,7 +105,7 @@ def markdown(report: Report, plots: Sequence[str]) -> str:
     lines += [f"| {' | '.join(cells)} |" for cells in rows(report)]
     lines += ["", WHAT_IS_WHAT, "", "## Who is chosen", "", "| | share of requests |", "|---|---|"]
     for name, part in {"logged": report["logged"], **report["policies"]}.items():
-        lines.append(f"| {name} | {_mix(part['mix'], len(part['mix']))} |")
+        lines.append(f"| {name} | {_mix(part['selection_share'], len(part['selection_share']))} |")
     lines += ["", "## Policies", ""]
     for name, part in report["policies"].items():
         lines.append(f"- {name}: `{json.dumps(part['policy'])}`")

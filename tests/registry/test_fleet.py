@@ -186,5 +186,5 @@ def test_the_password_is_never_shown(url: str, shown: str | None) -> None:
     shown = shown or "postgresql://u@h/d?sslmode=require&password=***"
     assert without_password(url) == shown
     table = Resolved(Settings(candidates_db=url), {"candidates_db": "flag"}).table()
-    assert table == f"  store = {shown} (flag)"
+    assert table == f"  candidates_db = {shown} (flag)"
     assert ESCAPED not in table

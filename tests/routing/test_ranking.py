@@ -157,7 +157,7 @@ def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], 
         Policy(default_candidate="nobody"),
         Policy(required_features=("Tools",)),
         Policy(allowed_regions=("",)),
-        Policy(tags=tuple(f"t{i}" for i in range(33))),
+        Policy(required_tags=tuple(f"t{i}" for i in range(33))),
     ],
 )
 def test_a_wrong_policy_is_named(policy: Policy) -> None:

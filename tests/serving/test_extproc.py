@@ -119,7 +119,7 @@ def test_a_streamed_body_is_answered_once_it_is_whole(server: Server, trailers: 
 
 
 def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
-    first = headers(x_modelsat_allow="yi-6b-chat")
+    first = headers(x_modelsat_allowed_candidates="yi-6b-chat")
     first.metadata_context.filter_metadata["modelsat"].update(
         {"allowed_candidates": ["mathstral-7b-v0.1"]}
     )
@@ -141,7 +141,7 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
 
     cheap = chosen(headers(x_modelsat_cost_sensitivity="100"), body())
     assert chosen(headers(), body()) != cheap
-    sent = {f"x_modelsat_{header}": "0.9", "x_modelsat_min_probability": "0.9"}
+    sent = {f"x_modelsat_{header}": "0.9", "x_modelsat_target_probability": "0.9"}
     assert chosen(wishing({"cost_sensitivity": 100}, **sent), body()) == cheap
 
 
@@ -149,14 +149,14 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
     ("message", "word"),
     [
         (
-            wishing({"allowed_candidates": []}, x_modelsat_allow="yi-6b-chat"),
+            wishing({"allowed_candidates": []}, x_modelsat_allowed_candidates="yi-6b-chat"),
             "metadata modelsat.allowed_candidates: is empty",
         ),
         (wishing({"allowed_candidates": None}), "metadata modelsat.allowed_candidates: is empty"),
         (wishing({"allowed_candidates": ""}), "policy.allowed_candidates[0]"),
         (wishing({"session": None}), "metadata modelsat.session: is empty"),
         (wishing({"budget_usd": 1, "target_probability": 1}), "give one objective"),
-        (headers(x_modelsat_max_cost_usd="1", x_modelsat_min_probability="0.5"), "give one obj"),
+        (headers(x_modelsat_budget_usd="1", x_modelsat_target_probability="0.5"), "give one obj"),
     ],
 )
 def test_wishes_that_say_nothing_or_two_things_are_refused(
@@ -189,7 +189,7 @@ def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
     [
         ((headers(), body(b"{")), 400, "invalid_input"),
         ((headers(), body(b'{"model": "auto"}')), 400, "invalid_input"),
-        ((headers(x_modelsat_max_cost_usd="0"), body()), 400, "no_eligible_candidate"),
+        ((headers(x_modelsat_budget_usd="0"), body()), 400, "no_eligible_candidate"),
         ((headers(x_modelsat_session="s" * 200), body()), 400, "invalid_input"),
         ((headers(content_length="100001"), body()), 413, "body_too_large"),
         ((headers(), body(b" " * 100_001)), 413, "body_too_large"),
@@ -358,7 +358,7 @@ def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
         told = ("--extproc-address", "127.0.0.1:0", "--otlp-endpoint", collector.address)
         with serving(tmp_path / "s.sqlite", *told) as server:
             talk(server, headers(traceparent=f"00-{trace}-{span}-01"), body())
-            talk(server, headers(x_modelsat_max_cost_usd="0"), body())
+            talk(server, headers(x_modelsat_budget_usd="0"), body())
             ours, refused = collector.await_spans(lambda s: s.name.endswith("/Process"), 2)
             phases = collector.await_spans(lambda s: s.parent_span_id == ours.span_id, 5)
     assert (ours.trace_id.hex(), ours.parent_span_id.hex()) == (trace, span)

@@ -18,32 +18,33 @@ NO_FILE = Path()
 def test_flags_go_before_environment_before_file_before_defaults(tmp_path: Path) -> None:
     file = tmp_path / "modelsat.toml"
     file.write_text(
-        'threads = 1\ncache_mb = 2\nmax_waiting = 3\nreembed = true\naudit = "a.jsonl"\n'
+        "inference_threads = 1\nscore_cache_mb = 2\nmax_queue_size = 3\nreencode_candidates = true\n"
+        'reencode_candidates = true\naudit_log = "a.jsonl"\n'
     )
     environ = {"MODELSAT_SCORE_CACHE_MB": "20", "MODELSAT_MAX_QUEUE_SIZE": "30", "HOME": "/"}
-    found = resolve({"max_queue_size": "300", "threads": None}, environ, file)
+    found = resolve({"max_queue_size": "300", "inference_threads": None}, environ, file)
     s = found.settings
-    assert (s.threads, s.score_cache_mb, s.max_queue_size, s.reencode_candidates) == (
+    assert (s.inference_threads, s.score_cache_mb, s.max_queue_size, s.reencode_candidates) == (
         1,
         20,
         300,
         True,
     )
-    assert s.audit == Path("a.jsonl")
+    assert s.audit_log == Path("a.jsonl")
     told = {n: w for n, w in found.sources.items() if w != "default"}
     assert told == {
-        "threads": str(file),
+        "inference_threads": str(file),
         "score_cache_mb": "environment",
         "max_queue_size": "flag",
         "reencode_candidates": str(file),
-        "audit": str(file),
+        "audit_log": str(file),
     }
     assert "max_queue_size = 300 (flag)" in found.table()
 
 
 def test_every_wrong_value_of_every_source_is_listed(tmp_path: Path) -> None:
     file = tmp_path / "modelsat.toml"
-    file.write_text('threads = "many"\nno_such = 1\nfallback = "sometimes"\n')
+    file.write_text('inference_threads = "many"\nno_such = 1\nfallback = "sometimes"\n')
     flags = {
         "address": "nowhere",
         "score_cache_mb": "-1",
