@@ -98,22 +98,22 @@ KIND_WORDS = {
 }
 # Of a constraint's sentence: the first pattern that is found in it names the constraint.
 CONSTRAINTS = (
-    ("only", r"allow list"),
-    ("never", r"deny list"),
-    ("window needed", r"reads \d+ tokens, \d+ are needed"),
-    ("window unknown", r"no known context window"),
-    ("least window", r"reads \d+ tokens, at least"),
-    ("must read", r"does not read"),
-    ("must do", r"lacks the feature"),
-    ("must be tagged", r"lacks the tag"),
-    ("region unknown", r"no known region"),
-    ("any region of", r"is in .*, not in"),
-    ("input price unknown", r"no known input price"),
-    ("output price unknown", r"no known output price"),
-    ("highest input price", r"per million input tokens"),
-    ("highest output price", r"per million output tokens"),
-    ("cost unknown", r"no known price"),
-    ("highest cost", r"costs \$"),
+    ("only", r"not among the allowed"),
+    ("never", r"among the denied"),
+    ("window needed", r"the request needs \d+"),
+    ("window unknown", r"context window unknown"),
+    ("least window", r"context window is \d+ tokens; policy"),
+    ("must read", r"missing modalities"),
+    ("must do", r"missing features"),
+    ("must be tagged", r"missing tags"),
+    ("region unknown", r"region unknown"),
+    ("any region of", r"region is .*; policy requires"),
+    ("input price unknown", r"input price unknown"),
+    ("output price unknown", r"output price unknown"),
+    ("highest input price", r"input price is"),
+    ("highest output price", r"output price is"),
+    ("cost unknown", r"price unknown; policy sets a budget"),
+    ("highest cost", r"expected cost is"),
 )
 
 

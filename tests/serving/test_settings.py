@@ -18,7 +18,7 @@ NO_FILE = Path()
 def test_flags_go_before_environment_before_file_before_defaults(tmp_path: Path) -> None:
     file = tmp_path / "modelsat.toml"
     file.write_text(
-        "inference_threads = 1\nscore_cache_mb = 2\nmax_queue_size = 3\nreencode_candidates = true\n"
+        "inference_threads = 1\nscore_cache_mb = 2\nmax_queue_size = 3\n"
         'reencode_candidates = true\naudit_log = "a.jsonl"\n'
     )
     environ = {"MODELSAT_SCORE_CACHE_MB": "20", "MODELSAT_MAX_QUEUE_SIZE": "30", "HOME": "/"}
