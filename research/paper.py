@@ -1,12 +1,12 @@
 """Train and measure Model-SAT with the paper's layout and text representation.
 
-    python -m research.paper --plan research/configs/paper.json --data DIR... --out DIR
-    python -m research.paper --layout candidate_last --representation text --data DIR... --out DIR
+    python -m research.paper --config research/configs/paper.json --data DIR... --output-dir DIR
+    python -m research.paper --layout candidate_last --representation text --data DIR... --output-dir DIR
 
 The paper (Zhang, Zhan, Ye: "Capability Instruction Tuning", AAAI 2025) reads one sequence for each
 candidate, its embedding first and the prompt after it, and represents a candidate by sentences
 about its accuracies. Both cost more to serve than what ships, so a bundle holds neither: they are
-trained, calibrated and measured here, in torch, on the same rows. --out gets what
+trained, calibrated and measured here, in torch, on the same rows. --output-dir gets what
 `training.train` writes; report.json has the figures of the test rows.
 
 Shapes: B instructions, L prompt tokens, M candidates, D backbone width.
@@ -105,7 +105,7 @@ def train(plan: PaperPlan) -> dict[str, Any]:
     if not run.accelerator.is_main_process:
         return {}
     run.model = run.plain  # from here on one process works alone
-    out = Path(plan.out)
+    out = Path(plan.output_dir)
     ship_backbone(run, out)
     platt = calibrate(run)
     report = report_of(run, platt)

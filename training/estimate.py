@@ -49,7 +49,8 @@ def estimate(run: Run, steps: list[Batch], forward: Callable[..., Any]) -> str:
         for n, p in enumerate(run.pools)
     )
     return (
-        f"plan: {len(steps)} steps of {plan.batch_size} instructions from {pools}; {plan.layers} layers,"
+        f"plan: {len(steps)} steps of {plan.batch_size} instructions from {pools};"
+        f" {plan.layers} layers,"
         f" {plan.tuning}, {tuned / 1e6:.1f} of {total / 1e6:.1f} million parameters trained\n"
         f"needs: about {memory / 2**30:.1f} GiB of memory beside the data, about"
         f" {seconds / 60:.0f} minutes from step {run.step}"

@@ -116,7 +116,8 @@ def _of_the_plan(plan: Plan) -> list[Violation]:
     if len(set(names)) < len(names):
         problems.append(Violation("data", f"are folders named {names}; give each another name."))
     if len(plan.instructions_per_epoch) not in (1, len(names)):
-        wrong = f"has {len(plan.instructions_per_epoch)} numbers for {len(names)} folders; expected one each."
+        numbers = len(plan.instructions_per_epoch)
+        wrong = f"has {numbers} numbers for {len(names)} folders; expected one each."
         problems.append(Violation("instructions", wrong))
     return problems
 

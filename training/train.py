@@ -1,8 +1,9 @@
 """Train Model-SAT: stage 1 the connector alone, stage 2 connector and backbone.
 
-    python -m training.train --data DIR... --output-dir DIR                    a pass; `make train`: two
-    python -m training.train --data DIR --output-dir DIR --instructions-per-epoch 400    a few minutes on a laptop
-    accelerate launch -m training.train --data DIR... --output-dir DIR         several GPUs or nodes
+    python -m training.train --data DIR... --output-dir DIR             a pass; `make train`: two
+    python -m training.train --data DIR --output-dir DIR \
+        --instructions-per-epoch 400                                    minutes on a laptop
+    accelerate launch -m training.train --data DIR... --output-dir DIR  several GPUs or nodes
 
 Stops and resumes at its last checkpoint. Leaves in --output-dir: the adapter (peft's form),
 connector.safetensors, model.json (what it belongs to, calibration, arguments), metrics.jsonl,

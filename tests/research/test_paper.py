@@ -57,15 +57,15 @@ def plan(tmp_path: Path) -> PaperPlan:
     write_model(tmp_path / "backbone", tiny_llama.base(layers=2))
     return PaperPlan(
         data=(str(datasets.write(tmp_path / "data")),),
-        out=str(tmp_path / "out"),
+        output_dir=str(tmp_path / "out"),
         backbone=str(tmp_path / "backbone"),
         encoder=str(CHECKPOINT / "encoder"),
         layers=2,
-        batch=8,
+        batch_size=8,
         epochs=6,
-        stage1_steps=6,
-        rank=4,
-        made=0,
+        connector_warmup_steps=6,
+        lora_rank=4,
+        synthetic_candidates=0,
         connector_lr=3e-3,
         backbone_lr=3e-3,
         validate_every=1000,
@@ -156,17 +156,17 @@ def test_a_run_learns_is_measured_and_is_not_exported(
 ) -> None:
     plan = replace(plan, layout=layout, representation=representation)
     report = paper.train(plan)
-    lines = (Path(plan.out) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(plan.output_dir) / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
     assert report["datasets"]["data"]["pooled_auc"] > 0.6
-    assert json.loads((Path(plan.out) / "report.json").read_text()) == report
+    assert json.loads((Path(plan.output_dir) / "report.json").read_text()) == report
     run = prepare(plan, paper.MODELS[layout], paper.POOLS[representation])  # the last checkpoint
     predicted = predict_variants(run, run.pools[0], run.pools[0].test)
     variants = TEXT_VARIANTS if representation == "text" else 1
     assert predicted.shape == (variants, len(run.pools[0].test), datasets.CANDIDATES)
     with pytest.raises(BundleError, match=r"research/ trains and measures the others"):
-        load_pretrained(Path(plan.out))
+        load_pretrained(Path(plan.output_dir))
 
 
 def test_ablations_train_both_layouts_and_representations(

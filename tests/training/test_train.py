@@ -26,7 +26,7 @@ from tests.conftest import CHECKPOINT
 from tests.support import datasets, tiny_llama
 from tools.processes import ROOT
 from training import train
-from training.config import Plan, Tune, parse_plan
+from training.config import Plan, Tuning, parse_plan
 from training.evaluation import metrics
 from training.model import loss
 from training.model.lora import cut
@@ -47,15 +47,15 @@ def plan(tmp_path: Path) -> Plan:
     write_model(tmp_path / "backbone", tiny_llama.base(layers=2))
     return Plan(
         data=(str(datasets.write(tmp_path / "data")),),
-        out=str(tmp_path / "out"),
+        output_dir=str(tmp_path / "out"),
         backbone=str(tmp_path / "backbone"),
         encoder=str(CHECKPOINT / "encoder"),
         layers=2,
-        batch=8,
+        batch_size=8,
         epochs=6,
         connector_warmup_steps=6,
-        rank=4,
-        made=3,
+        lora_rank=4,
+        synthetic_candidates=3,
         connector_lr=3e-3,
         backbone_lr=3e-3,
         validate_every=1000,
@@ -69,7 +69,7 @@ def losses(out: str) -> list[float]:
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: Tune) -> None:
+def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: Tuning) -> None:
     """Two folders, one of them without an aptitude test of its own."""
     second = datasets.write(tmp_path / "second", aptitude=False, seed=1, subjects=2)
     plan = replace(plan, data=(*plan.data, str(second)), tuning=tune)
@@ -100,7 +100,7 @@ def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: T
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_half_precision_learns_and_leaves_float32_weights(plan: Plan, tune: Tune) -> None:
+def test_half_precision_learns_and_leaves_float32_weights(plan: Plan, tune: Tuning) -> None:
     """In a process of its own: accelerate keeps one precision a process."""
     plan = replace(
         plan, precision="bfloat16", reformat_prob=0.5, skill_weight_exponent=1.0, tuning=tune
@@ -225,7 +225,7 @@ def test_two_processes_train_as_one(plan: Plan, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("plan: ") == 1, "each process trained alone"
-    two, single = load_pretrained(Path(plan.output_dir)), load_pretrained(Path(one.out))
+    two, single = load_pretrained(Path(plan.output_dir)), load_pretrained(Path(one.output_dir))
     assert two.report["steps"] == single.report["steps"]
     # Halves of a batch have different numbers of measured outcomes, so means differ a little.
     drift = np.abs(two.connector.weight - single.connector.weight).mean()
@@ -256,7 +256,7 @@ def test_the_plan_is_told_before_it_starts(
     also = datasets.write(tmp_path / "also")
     (also / "scores.npz").unlink()
     with pytest.raises(InvalidInputError) as refused:
-        train.train(replace(plan, data=(str(broken), str(also)), out=str(tmp_path / "new")))
+        train.train(replace(plan, data=(str(broken), str(also)), output_dir=str(tmp_path / "new")))
     assert "expected (0, 80)" in str(refused.value)
     assert "misses ['scores.npz']" in str(refused.value)
 
@@ -266,9 +266,9 @@ def test_every_plan_in_the_folder_is_one() -> None:
     files = [(f, kind) for name, kind in kinds.items() for f in (ROOT / name / "configs").iterdir()]
     assert len(files) == 4
     for file, kind in files:
-        words = ["--plan", str(file), "--data", "a", "b", "--out", "c", "--seed", "7"]
+        words = ["--config", str(file), "--data", "a", "b", "--output-dir", "c", "--seed", "7"]
         found = parse_plan("", words, kind=kind)
-        assert (found.data, found.out, found.seed) == (("a", "b"), "c", 7)
+        assert (found.data, found.output_dir, found.seed) == (("a", "b"), "c", 7)
         for name, value in (json.loads(file.read_text()) | {"seed": 7}).items():
             kept = getattr(found, name)
             assert (list(kept) if isinstance(kept, tuple) else kept) == value
