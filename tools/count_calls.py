@@ -186,7 +186,8 @@ def main() -> None:
     threading.Thread(target=observe, args=(observer, output, found), daemon=True).start()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(output):
         flags = {"--bundle": parsed.bundle, "--address": LOOPBACK, "--extproc-address": LOOPBACK}
-        flags |= {"--store": f"{folder}/store.sqlite", "--outcomes": f"{folder}/outcomes.sqlite"}
+        flags["--candidates-db"] = f"{folder}/store.sqlite"
+        flags["--outcomes-db"] = f"{folder}/outcomes.sqlite"
         flags["--log-level"] = "warning"
         command.main(["serve", *(part for pair in flags.items() for part in pair)])
     _print(found, parsed.list)

@@ -117,8 +117,12 @@ class Service:
         async for request in requests:
             await context.write(request)
 
+    async def count(self, requests: AsyncIterator[bytes], _: Any) -> bytes:
+        return b"%d" % len([request async for request in requests])
+
     def handlers(self) -> dict[str, Any]:
         return {
+            "count": grpc.stream_unary_rpc_method_handler(self.count),
             "slow": grpc.unary_unary_rpc_method_handler(self.slow),
             "watch": grpc.unary_stream_rpc_method_handler(self.watch),
             "watch_writing": grpc.unary_stream_rpc_method_handler(self.watch_writing),
@@ -149,6 +153,8 @@ async def test_streams_end_with_ok_and_calls_in_flight_are_waited_for() -> None:
                 channel.stream_stream(f"/test.Service/{name}")()
                 for name in ("echo", "echo_writing")
             ]
+            counting = channel.stream_unary("/test.Service/count")()
+            await counting.write(b"1")
             for watch in watches:
                 assert await watch.read() == b"w"
             for echo in echoes:
@@ -162,6 +168,7 @@ async def test_streams_end_with_ok_and_calls_in_flight_are_waited_for() -> None:
             for stream in (*watches, echoes[1]):
                 assert await stream.read() is grpc.aio.EOF
                 assert await stream.code() == grpc.StatusCode.OK
+            assert await counting == b"1"
             assert sorted(service.ended) == ["watch", "watch_writing"]
             await refused(channel.unary_unary("/test.Service/slow"))
             assert not closing.done()

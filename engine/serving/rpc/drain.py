@@ -1,16 +1,16 @@
-"""The end of a server without a failed request: what is in flight ends, streams are closed.
+"""Shut a server down without a failed request: calls in flight complete, streams are closed.
 
-Once closed, new calls are refused with UNAVAILABLE and RetryInfo. A stream of answers (a watch)
-ends with OK where it stands. A stream of requests looks as if its caller had sent the last one, so
-that everything read is answered; it then ends with OK, and the caller sends again what was not.
+Once draining, new calls are refused with UNAVAILABLE and RetryInfo. A method that streams responses
+only (a watch) ends with OK where it is. A stream of requests ends as if the caller had sent its
+last one: every request that was read is answered, then the call ends with OK and the caller sends
+the rest to another server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,109 +18,96 @@ import grpc
 from grpc_status import rpc_status
 
 from engine.api.errors import UnavailableError
-from engine.serving.rpc.interceptors import Wrapped
+from engine.serving.rpc.interceptors import Behavior, Continuation, HandlerWrapper, wrap_handler
 from engine.serving.rpc.status import to_status
 
-# A stream of it is one HTTP request: half of one would go on without its answer.
-WHOLE = "/envoy.service.ext_proc."
-INFRASTRUCTURE = "/grpc."  # health and reflection answer to the end
-END = object()
-QUIET_S, MAX_QUIET_S = 0.1, 1.0
+# One of its streams is one HTTP request: half of it would go on without its answer.
+NO_EARLY_CLOSE = "/envoy.service.ext_proc."
+INFRASTRUCTURE = "/grpc."  # health and reflection answer until the end
+SENTINEL = object()
+SETTLE_S, MAX_SETTLE_S = 0.1, 1.0
 
 
-class Drain(grpc.aio.ServerInterceptor):
-    """Counts calls in flight; one for all ports of a server."""
+class Drain(HandlerWrapper):
+    """Count calls in flight, and end them. One instance for all ports of a server."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._active = 0
         self._refused = 0
         self._closed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._wrapped = Wrapped(self._around)
 
     async def close(self, timeout_s: float) -> bool:
-        """Refuse new calls and end streams; True once no call is left and no new one comes, False
-        after timeout_s (seconds)."""
+        """Refuse new calls and end streams.
+
+        Returns:
+            True once no call is in flight and no new one arrives, False after timeout_s seconds.
+        """
         self._closed.set()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-                await self._quiet()
+                await self._settle()
         except TimeoutError:
             return False
         return True
 
-    async def _quiet(self) -> None:
-        """Wait until nobody was refused for QUIET_S, MAX_QUIET_S at most: a call that comes in the
-        moment in which grpc.aio stops is answered with CANCELLED, which nobody retries."""
-        for _ in range(round(MAX_QUIET_S / QUIET_S)):
+    async def _settle(self) -> None:
+        """Wait until no call was refused for SETTLE_S, at most MAX_SETTLE_S: grpc.aio answers a
+        call that arrives while it stops with CANCELLED, which clients do not retry."""
+        for _ in range(round(MAX_SETTLE_S / SETTLE_S)):
             before = self._refused
-            await asyncio.sleep(QUIET_S)
+            await asyncio.sleep(SETTLE_S)
             if self._refused == before:
                 return
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
         """See grpc.aio.ServerInterceptor."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        ours = not handler_call_details.method.startswith(INFRASTRUCTURE)
-        if ours and self._closed.is_set():
-            self._refused += 1
-            return grpc.stream_stream_rpc_method_handler(_refuse)
-        return self._wrapped.of(handler, handler_call_details.method)
+        handler = await super().intercept_service(continuation, handler_call_details)
+        refuses = self._closed.is_set() and not handler_call_details.method.startswith(
+            INFRASTRUCTURE
+        )
+        if handler is None or not refuses:
+            return handler
+        self._refused += 1
+        return grpc.stream_stream_rpc_method_handler(_refuse)
 
-    def _around(self, handler: Any, method: str) -> Any:
-        coders = (handler.request_deserializer, handler.response_serializer)
-        if handler.unary_unary:
-            if method.startswith(INFRASTRUCTURE):
-                return handler
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary), *coders)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._watch(handler.unary_stream), *coders)
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                self._conversation(handler.stream_stream, method), *coders
-            )
-        return handler
+    def wrap(self, handler: Any, method: str) -> Any:
+        """See HandlerWrapper."""
+        infrastructure = method.startswith(INFRASTRUCTURE)
+        if infrastructure and not (handler.request_streaming or handler.response_streaming):
+            return handler
+        cut_requests = handler.request_streaming and not method.startswith(NO_EARLY_CLOSE)
+        cut_responses = handler.response_streaming and not handler.request_streaming
 
-    def _unary(self, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-        async def call(request: Any, context: Any) -> Any:
-            with self._counted():
-                return await behaviour(request, context)
+        def unary(behavior: Behavior) -> Behavior:
+            async def call(request: Any, context: Any) -> Any:
+                with self._counted():
+                    if cut_requests:
+                        request = self._until_closed(request)
+                    work = behavior(request, context)
+                    return await (self._run_until_closed(work) if cut_responses else work)
 
-        return call
+            return call
 
-    def _watch(self, behaviour: Callable[[Any, Any], Any]) -> Any:
-        async def written(request: Any, context: Any) -> None:
-            with self._counted():
-                await self._run(behaviour(request, context))
+        def stream(behavior: Behavior) -> Behavior:
+            async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+                with self._counted():
+                    if cut_requests:
+                        request = self._until_closed(request)
+                    responses = behavior(request, context)
+                    if cut_responses:
+                        responses = self._until_closed(responses)
+                    async for response in responses:
+                        yield response
 
-        async def yielded(request: Any, context: Any) -> AsyncIterator[Any]:
-            with self._counted():
-                async for answer in self._until_closed(behaviour(request, context)):
-                    yield answer
+            return call
 
-        return yielded if inspect.isasyncgenfunction(behaviour) else written
-
-    def _conversation(self, behaviour: Callable[[Any, Any], Any], method: str) -> Any:
-        read = _all if method.startswith(WHOLE) else self._until_closed
-
-        async def written(requests: AsyncIterator[Any], context: Any) -> None:
-            with self._counted():
-                await behaviour(read(requests), context)
-
-        async def yielded(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-            with self._counted():
-                async for answer in behaviour(read(requests), context):
-                    yield answer
-
-        return yielded if inspect.isasyncgenfunction(behaviour) else written
+        return wrap_handler(handler, unary, stream)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -133,8 +120,8 @@ class Drain(grpc.aio.ServerInterceptor):
             if not self._active:
                 self._idle.set()
 
-    async def _run(self, coroutine: Any) -> None:
-        """Await it, but no longer than until the drain begins."""
+    async def _run_until_closed(self, coroutine: Any) -> None:
+        """Await `coroutine`, and cancel it when the drain begins."""
         work = asyncio.create_task(coroutine)
         closed = asyncio.create_task(self._closed.wait())
         try:
@@ -142,10 +129,10 @@ class Drain(grpc.aio.ServerInterceptor):
             if work.done():
                 await work
         finally:
-            await _end(work, closed)
+            await _cancel(work, closed)
 
     async def _until_closed(self, source: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """What `source` gives until the drain begins."""
+        """Yield from `source` until the drain begins."""
         closed = asyncio.create_task(self._closed.wait())
         context = contextvars.copy_context()  # one for all steps, as if they were one task
         step: asyncio.Task[Any] | None = None
@@ -155,29 +142,25 @@ class Drain(grpc.aio.ServerInterceptor):
                 await asyncio.wait({step, closed}, return_when=asyncio.FIRST_COMPLETED)
                 if not step.done():
                     return
-                answer = step.result()
-                if answer is END:
+                item = step.result()
+                if item is SENTINEL:
                     return
-                yield answer
+                yield item
         finally:
-            await _end(closed, *([] if step is None else [step]))
-
-
-def _all(source: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    return source
+            await _cancel(closed, *([] if step is None else [step]))
 
 
 async def _next(source: AsyncIterator[Any]) -> Any:
-    return await anext(source, END)
+    return await anext(source, SENTINEL)
 
 
-async def _end(*tasks: asyncio.Task[Any]) -> None:
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _refuse(_: Any, context: Any) -> None:
-    error = UnavailableError("The server is stopping; try another.")
+    error = UnavailableError("The server is shutting down; try another.")
     status = rpc_status.to_status(to_status(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
