@@ -1,7 +1,8 @@
 """Train and measure Model-SAT with the paper's layout and text representation.
 
     python -m research.paper --config research/configs/paper.json --data DIR... --output-dir DIR
-    python -m research.paper --layout candidate_last --representation text --data DIR... --output-dir DIR
+    python -m research.paper --layout candidate_last --representation text --data DIR... \\
+        --output-dir DIR
 
 The paper (Zhang, Zhan, Ye: "Capability Instruction Tuning", AAAI 2025) reads one sequence for each
 candidate, its embedding first and the prompt after it, and represents a candidate by sentences
