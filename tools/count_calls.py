@@ -175,14 +175,11 @@ def main() -> None:
     bundle = ROOT / "artifacts" / "bundle"
     parser.add_argument("--bundle", default=str(bundle), help="the bundle to serve (%(default)s)")
     parser.add_argument("--list", action="store_true", help="list the functions, too")
-    parser.add_argument(
-        "--command", default="engine.cli.main", help="module of the command line (%(default)s)"
-    )
     parsed = parser.parse_args()
     observer, output = Observer(), Output()
     found: dict[str, list[CodeType]] = {}
     observer.install()
-    command = importlib.import_module(parsed.command)
+    command = importlib.import_module("engine.cli.main")  # after install(), to observe its threads
     threading.Thread(target=observe, args=(observer, output, found), daemon=True).start()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(output):
         flags = {"--bundle": parsed.bundle, "--address": LOOPBACK, "--extproc-address": LOOPBACK}

@@ -1,6 +1,6 @@
 """Decisions of version 0.1, made before the restructuring, and those of today's code.
 
-Choices, kinds, costs and excluded must be equal; two candidates may change places only where
+Choices, kinds, costs and exclusions must be equal; two candidates may change places only where
 their recorded utilities are no further apart than the bound on probabilities. On the processor that
 the file names, that bound is 1e-5. On another one it is 2e-3, because the int8 kernels differ:
 their integer sums are exact everywhere (weights have seven bits, so nothing saturates), but the
