@@ -27,7 +27,11 @@ EXTRAS = {
     "replay": ["pyarrow>=26", "matplotlib>=3.11"],
     "ray": ["ray>=2.60"],
     "litellm": ["litellm[proxy]>=1.106,<1.107"],
-    "docs": ["mkdocs-material>=9.8", "pymdown-extensions<13"],  # 13 asks for Python 3.11.5
+    "docs": [
+        "mkdocs-material>=9.8",
+        "mkdocstrings[python]>=1.0",
+        "pymdown-extensions<13",  # 13 asks for Python 3.11.5
+    ],
     "otel": ["opentelemetry-sdk>=1.45", "opentelemetry-exporter-otlp-proto-grpc>=1.45"],
     "dev": [
         "pytest>=9.2",

@@ -28,7 +28,7 @@ PROMETHEUS, PROMTOOL = (shutil.which(name, path=PATH) for name in ("prometheus",
 pytestmark = needs(
     "" if PROMETHEUS and PROMTOOL else "no prometheus; `make .venv-deploy/.done` gets Debian's"
 )
-QUIET = {"Errors by code", "Audit lines"}  # panels without a series on a server that is well
+QUIET = {"Errors by code", "Audit records"}  # panels without a series on a server that is well
 Query = Callable[[str], list[Any]]
 
 

@@ -1,4 +1,4 @@
-"""Every command in README, tutorial and how-to pages is run, or says why it is not."""
+"""Every command in README, tutorial and how-to pages works, or the page says why it is not run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from tools.docs.doc_blocks import Block, blocks, require_free, shell
 from tools.processes import ROOT
 
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "docs/tutorial.md",
-    *sorted((ROOT / "docs/how-to").glob("*.md")),
+    page
+    for page in (
+        ROOT / "README.md",
+        ROOT / "docs/tutorial.md",
+        *sorted((ROOT / "docs/how-to").glob("*.md")),
+    )
+    if blocks(page.read_text("utf-8"))
 ]
 PAGE_TIMEOUT_S = 120
-# Built by make, and too large to be built once more for each page. Not node_modules: `npm ci` would
+# Built by make, and too large to build again for each page. Not node_modules: `npm ci` would
 # empty the folder behind the link.
 SHARED = (".venv", "artifacts", ".venv-envoy", ".venv-litellm")
 NEEDED = {"clients": NODE_PACKAGES, "envoy": ENVOY, "litellm": LITELLM, "tutorial": ENVOY}
-LONG_AGO = 10**9  # so that make finds everything that is shared newer than its sources
+LONG_AGO = 10**9  # makes everything that is shared newer than its sources
 
 
 def name_of(path: Path) -> str:
@@ -43,7 +47,7 @@ def skipped() -> list[tuple[str, Block]]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the working tree, changes included; what make builds is linked."""
+    """Return a copy of the working tree, with its changes, and links to what make builds."""
     copy = tmp_path_factory.mktemp("checkout") / "modelsat"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -66,37 +70,37 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(checkout: Path, folder: Path) -> dict[str, str]:
-    """That of a reader in the copy; stores and temporary files go to `folder`."""
+    """Return a reader's environment in the copy; stores and temporary files go to `folder`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MODELSAT_", "PYTEST_"))}
     return kept | {
         "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(checkout),  # .venv's own modelsat is that of the real checkout
+        "PYTHONPATH": str(checkout),  # .venv's own modelsat is the real checkout
         "MODELSAT_CANDIDATES_DB": str(folder / "candidates.sqlite"),
         "MODELSAT_OUTCOMES_DB": str(folder / "outcomes.sqlite"),
         "TMPDIR": str(folder),
-        # make has fetched the packages; a registry that hangs would hang the page.
+        # make has fetched the packages; do not wait for a registry that hangs.
         "npm_config_prefer_offline": "true",
         "npm_config_audit": "false",
     }
 
 
 def cases() -> list[Any]:
-    """A case for each page; of those that need a tool that is not here, one that skips."""
+    """Return a case for each page; a page that needs a missing tool is skipped."""
     marks = [[needs(missing(NEEDED[p.stem]))] if p.stem in NEEDED else [] for p in PAGES]
     return [pytest.param(p, id=name_of(p), marks=m) for p, m in zip(PAGES, marks, strict=True)]
 
 
 @pytest.mark.parametrize("page", cases())
 def test_the_commands_of_a_page_work(page: Path, checkout: Path, tmp_path: Path) -> None:
-    found = [b for b in blocks(page.read_text("utf-8")) if b.not_run is None]
-    assert found, "a page without a command that can be run"
-    require_free(found)
+    runnable = [b for b in blocks(page.read_text("utf-8")) if b.not_run is None]
+    assert runnable, "a page without a command that can be run"
+    require_free(runnable)
     # Not tmp_path: Ray's sockets are below TMPDIR, and a socket's path has 107 bytes at most.
     with (
         tempfile.TemporaryDirectory() as short,
         shell(tmp_path, checkout, environment(checkout, Path(short))) as running,
     ):
-        for block in found:
+        for block in runnable:
             print(f"line {block.line}: {running.run(block, PAGE_TIMEOUT_S):.1f} s")
     if page.stem in NEEDED:
         assert missing(NEEDED[page.stem]) == ""  # the page left the real checkout as it was
@@ -106,7 +110,7 @@ def test_the_commands_of_a_page_work(page: Path, checkout: Path, tmp_path: Path)
     ("where", "block"), skipped(), ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_a_block_that_is_not_run_says_why(where: str, block: Block) -> None:
-    assert len(block.not_run.split()) > 1, f"{where} says no reason"
+    assert len(block.not_run.split()) > 1, f"{where} gives no reason"
     pytest.skip(f"{where} is not run: {block.not_run}")
 
 

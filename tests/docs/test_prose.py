@@ -26,9 +26,9 @@ def findings(folder: Path, name: str, text: str) -> list[tuple[int, str]]:
         ("engine/a.py", '"""Whom to take."""\n', [(1, "Whom")]),
         ("engine/a.py", "x = 1  # nobody asks\n", [(1, "nobody")]),
         ("engine/a.py", 'raise ValueError(f"{x} was told twice")\n', [(1, "told")]),
-        ("engine/a.py", "max_ood_score = 1\n", [(1, "ood_score")]),
+        ("engine/a.py", "max_unlikeness = 1\n", [(1, "unlikeness")]),
         ("engine/a.py", "class WishesReader: ...\n", [(1, "Wishes")]),
-        ("proto/a.proto", "optional double ood_score = 9;\n", [(1, "ood_score")]),
+        ("proto/a.proto", "optional double unlikeness = 9;\n", [(1, "unlikeness")]),
         ("cpp_ext/a.cc", "// beside the table\n", [(1, "beside")]),
         ("Makefile", "lock: ## resolve anew\n", [(1, "anew")]),
         ("deploy/grafana/a.json", '{"title": "The dearest candidate"}\n', [(1, "dearest")]),
@@ -43,12 +43,12 @@ def test_a_planted_word_is_found(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("docs/page.md", "Model-SAT, satisfied, stepping, `ood_score`\n\n```\nwishes\n```\n"),
+        ("docs/page.md", "Model-SAT, satisfied, stepping, `unlikeness`\n\n```\nwishes\n```\n"),
         ("docs/page.md", "[the page](told.md), https://example.com/beside\n"),
         ("docs/adr/0001-x.md", "what did not pay\n"),
         ("engine/a.py", "class ModelSat: ...\nspace = saturation = 1\n"),
         ("engine/a.py", 'HEADER = "sat"  # prose: ignore\n'),
-        ("engine/pb/a_pb2.py", "ood_score = 1\n"),
+        ("engine/pb/a_pb2.py", "unlikeness = 1\n"),
         ("research/data.json", '{"question": "Whom?"}\n'),
     ],
 )

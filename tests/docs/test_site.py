@@ -1,4 +1,4 @@
-"""The site builds without a warning and asks nobody else; the reference misses nothing."""
+"""The site builds without warnings and loads nothing from elsewhere; the reference is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.client.aio import AsyncClient
 from engine.client.sync import Client
 from engine.pb import candidate_service_pb2, router_service_pb2
 from engine.serving.settings import Settings, flag
-from tools.docs import api, client, commands, pictures, settings
+from tools.docs import api, commands, pictures, tables
 from tools.processes import ROOT
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_on_the_site(site: Path) -> None:
     made = {str(p.relative_to(site).with_suffix("")) for p in site.rglob("*.html")}
     written = {str(p.relative_to(ROOT / "docs").with_suffix("")) for p in DOCS}
-    reference = {f"reference/{n}" for n in ("commands", "settings", "api", "client")}
+    reference = {f"reference/{n}" for n in ("commands", "api")}
     assert made == written | reference | {"index", "model-card", "404"}
 
 
@@ -58,15 +58,20 @@ def test_the_site_asks_no_other_host(site: Path) -> None:
 
 def test_the_reference_names_every_setting_command_and_method() -> None:
     for field in fields(Settings):
-        assert f"`{flag(field.name)}`" in settings.page()
+        assert f"| `{flag(field.name)}` |" in tables.updated("configuration.md")
     listed = commands.page()
     for name, found in commands.leaves("modelsat", parser()):
         assert f"## {name}\n" in listed
         flags = [o for a in found._actions for o in a.option_strings if o not in ("-h", "--help")]
         assert name == "modelsat serve" or [o for o in flags if o not in listed] == []
+
+
+def test_the_client_s_page_has_every_method(site: Path) -> None:
+    page = (site / "reference" / "client.html").read_text("utf-8")
     for kind in (Client, AsyncClient):
         methods = [n for n, m in vars(kind).items() if callable(m) and not n.startswith("_")]
-        assert [n for n in methods if f"### {kind.__name__}.{n}\n" not in client.page()] == []
+        anchors = {n: f'id="{kind.__module__}.{kind.__name__}.{n}"' for n in methods}
+        assert [name for name, anchor in anchors.items() if anchor not in page] == []
 
 
 def test_the_reference_has_every_field_of_the_api_with_its_comment() -> None:
@@ -81,12 +86,18 @@ def test_the_reference_has_every_field_of_the_api_with_its_comment() -> None:
 
 
 def test_the_reference_is_the_same_wherever_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    makers = (api.page, client.page, commands.page, settings.page)
+    makers = (api.page, commands.page)
     before = [make() for make in makers]
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.chdir("/")
     assert [make() for make in makers] == before
     assert str(ROOT) not in "".join(before)
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_a_page_holds_the_table_that_the_code_gives(name: str) -> None:
+    written = (tables.REFERENCE / name).read_text("utf-8")
+    assert written == tables.updated(name), "run python -m tools.docs.tables"
 
 
 def test_the_pictures_are_what_their_script_draws() -> None:

@@ -124,14 +124,14 @@ def test_a_scrape_counts_what_was_asked(observed: Observed) -> None:
     assert gained(f'modelsat_requests_total{{code="OK",method="{ROUTE}"}}') == 4
     assert gained(f'modelsat_requests_total{{code="INVALID_ARGUMENT",method="{ROUTE}"}}') == 1
     assert gained('modelsat_requests_total{code="UNIMPLEMENTED",method="unknown"}') == 2
-    assert gained(f'modelsat_request_seconds_count{{method="{ROUTE}"}}') == 5
+    assert gained(f'modelsat_rpc_duration_seconds_count{{method="{ROUTE}"}}') == 5
     for phase in ("tokenize", "queue", "inference", "scoring", "selection", "total"):
-        assert gained(f'modelsat_phase_seconds_count{{phase="{phase}"}}') == 3, "no dry run"
+        assert gained(f'modelsat_decision_phase_duration_seconds_count{{phase="{phase}"}}') == 3, "no dry run"
     totals = sum(a.timing.total.ToNanoseconds() for a in answers) / 1e9
-    assert gained('modelsat_phase_seconds_sum{phase="total"}') == pytest.approx(totals, abs=1e-6)
-    assert gained("modelsat_forward_requests_sum") == gained("modelsat_cache_misses_total") == 2
-    assert gained("modelsat_forward_rows_sum") > 2 * len(ZOO)
-    assert gained("modelsat_cache_hits_total") == 2
+    assert gained('modelsat_decision_phase_duration_seconds_sum{phase="total"}') == pytest.approx(totals, abs=1e-6)
+    assert gained("modelsat_batch_size_sum") == gained("modelsat_score_cache_misses_total") == 2
+    assert gained("modelsat_batch_rows_sum") > 2 * len(ZOO)
+    assert gained("modelsat_score_cache_hits_total") == 2
     assert gained('modelsat_decisions_total{kind="ranked"}') == 3
     chosen = {a.selected.removeprefix("candidates/") for a in answers}
     assert sum(gained(f'modelsat_selections_total{{candidate="{c}"}}') for c in chosen) == 3

@@ -1,4 +1,4 @@
-"""The API page, from the comments in proto/modelsat/v1."""
+"""Generate the API page from the comments in proto/modelsat/v1."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from tools.docs.markdown import cell, code, table
 
 PROTO = Path(__file__).resolve().parents[2] / "proto"
 PACKAGE = "modelsat.v1"
-# Numbers of fields in descriptor.proto: the path of a comment is made of them.
+# Field numbers in descriptor.proto; the path of a comment consists of them.
 MESSAGES, ENUMS, SERVICES = 4, 5, 6
 FIELDS, NESTED, METHODS, VALUES = 2, 3, 2, 2
 Comments = Mapping[tuple[int, ...], str]
 HEAD = """# API
 
-Made from the comments in proto/modelsat/v1; fields keep their numbers. gRPC on `--address`;
-reflection is on, so `grpcurl` lists it too. Operations describes the
-[status codes](../operations.md#status-codes) and [how a choice is made](../operations.md#choosing).
+The gRPC API of the server, generated from the comments in proto/modelsat/v1. Reflection is on, so
+`grpcurl` can list it too. See also [Status codes](status-codes.md) and
+[How a candidate is chosen](../explanation/decisions.md).
 
 """
 
 
 def page() -> str:
-    """Services first, then every message and enum, file by file."""
+    """Return the page: services first, then every message and enum, file by file."""
     files = [(file, _comments(file)) for file in _files()]
     services = [
-        _service(found, notes, (SERVICES, i))
+        _service(service, notes, (SERVICES, i))
         for file, notes in files
-        for i, found in enumerate(file.service)
+        for i, service in enumerate(file.service)
     ]
     types = [section for file, notes in files for section in _types(file, notes)]
     return HEAD + "\n".join(services + types)
 
 
 def _files() -> list[FileDescriptorProto]:
-    """What protoc makes of the .proto files, comments kept."""
+    """Return descriptors of the .proto files, with comments, services first."""
     from grpc_tools import protoc
 
     sources = sorted((PROTO / PACKAGE.replace(".", "/")).glob("*.proto"))
@@ -56,20 +56,20 @@ def _files() -> list[FileDescriptorProto]:
         code = protoc.main(["protoc", *flags, f"--descriptor_set_out={out}", *map(str, sources)])
         if code:
             raise RuntimeError(f"protoc failed with exit code {code}")
-        found = FileDescriptorSet.FromString(out.read_bytes())
-    return sorted(found.file, key=lambda file: (not file.service, file.name))
+        descriptors = FileDescriptorSet.FromString(out.read_bytes())
+    return sorted(descriptors.file, key=lambda file: (not file.service, file.name))
 
 
 def _comments(file: FileDescriptorProto) -> Comments:
     return {tuple(at.path): at.leading_comments for at in file.source_code_info.location}
 
 
-def _service(found: ServiceDescriptorProto, notes: Comments, path: tuple[int, ...]) -> str:
-    parts = [f"## {found.name}\n", notes.get(path, "")]
-    for i, method in enumerate(found.method):
-        asked = _kind(method.input_type, method.client_streaming)
-        answered = _kind(method.output_type, method.server_streaming)
-        parts += [f"### {found.name}.{method.name}\n", f"{asked} -> {answered}\n"]
+def _service(service: ServiceDescriptorProto, notes: Comments, path: tuple[int, ...]) -> str:
+    parts = [f"## {service.name}\n", notes.get(path, "")]
+    for i, method in enumerate(service.method):
+        request = _kind(method.input_type, method.client_streaming)
+        response = _kind(method.output_type, method.server_streaming)
+        parts += [f"### {service.name}.{method.name}\n", f"{request} -> {response}\n"]
         parts.append(notes.get((*path, METHODS, i), ""))
     return "\n".join(parts)
 
@@ -82,29 +82,29 @@ def _types(file: FileDescriptorProto, notes: Comments) -> Iterator[str]:
 
 
 def _message(
-    found: DescriptorProto, notes: Comments, path: tuple[int, ...], outer: str
+    message: DescriptorProto, notes: Comments, path: tuple[int, ...], outer: str
 ) -> Iterator[str]:
-    name = outer + found.name
+    name = outer + message.name
     rows = [
-        [str(f.number), code(f.name), _type(f, found), cell(notes.get((*path, FIELDS, i), ""))]
-        for i, f in enumerate(found.field)
+        [str(f.number), code(f.name), _type(f, message), cell(notes.get((*path, FIELDS, i), ""))]
+        for i, f in enumerate(message.field)
     ]
-    body = table(["", "field", "type", ""], rows) if rows else "No fields.\n"
+    body = table(["number", "field", "type", "meaning"], rows) if rows else "No fields.\n"
     yield f"## {name}\n\n{cell(notes.get(path, ''))}\n\n{body}"
-    for i, nested in enumerate(found.nested_type):
+    for i, nested in enumerate(message.nested_type):
         if not nested.options.map_entry:
             yield from _message(nested, notes, (*path, NESTED, i), f"{name}.")
-    for i, enum in enumerate(found.enum_type):
+    for i, enum in enumerate(message.enum_type):
         yield _enum(enum, notes, (*path, MESSAGES, i), f"{name}.")  # 4 is enum_type here
 
 
-def _enum(found: EnumDescriptorProto, notes: Comments, path: tuple[int, ...], outer: str) -> str:
+def _enum(enum: EnumDescriptorProto, notes: Comments, path: tuple[int, ...], outer: str) -> str:
     rows = [
         [str(v.number), code(v.name), cell(notes.get((*path, VALUES, i), ""))]
-        for i, v in enumerate(found.value)
+        for i, v in enumerate(enum.value)
     ]
     about = cell(notes.get(path, ""))
-    return f"## {outer}{found.name}\n\n{about}\n\n{table(['', 'value', ''], rows)}"
+    return f"## {outer}{enum.name}\n\n{about}\n\n{table(['number', 'value', 'meaning'], rows)}"
 
 
 def _type(field: FieldDescriptorProto, of: DescriptorProto) -> str:
@@ -123,7 +123,7 @@ def _type(field: FieldDescriptorProto, of: DescriptorProto) -> str:
 
 
 def _kind(type_name: str, streaming: bool = False) -> str:
-    """A link to the section of a type of ours, the full name of another's."""
+    """Return a link to the section of a type of this API, or the full name of another type."""
     name = type_name.lstrip(".")
     own = name.removeprefix(f"{PACKAGE}.")
     anchor = own.lower().replace(".", "")

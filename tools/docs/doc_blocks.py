@@ -1,8 +1,8 @@
-"""The commands in the documentation: read from a page, and run as a reader would run them.
+"""Read the commands from a page of the documentation, and run them as a reader would.
 
-A fenced block of language `bash` is run from the repository root, all blocks of a page in order in
-one shell. The line before it may be `<!-- background -->` for one that starts something which
-stays, or `<!-- not run: REASON -->`.
+Fenced blocks of the language `bash` are run from the repository root, all blocks of a page in
+order, in one shell. The line before a block may be `<!-- background -->` if it starts something
+that keeps running, or `<!-- not run: REASON -->`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ _BACKGROUND = "<!-- background -->"
 _PORT = re.compile(r"(?:127\.0\.0\.1:|localhost:|--port[ =])(\d{2,5})\b")
 _SERVER = re.compile(r"\bmodelsat serve\b|\bmake serve\b")
 _ADDRESS = re.compile(r"--address\b|\bADDRESS=")
-DEFAULT_PORT = 50051  # of a server whose block names none
+DEFAULT_PORT = 50051  # of `modelsat serve` without --address
 TAIL = 3000  # characters of output in an error
 
 
 @dataclass(frozen=True)
 class Block:
-    """line: of its fence, from 1. not_run: the reason, None where it is run."""
+    """A block of commands.
+
+    line: the line of its fence, from 1. not_run: why it is not run; None if it is.
+    """
 
     line: int
     text: str
@@ -40,20 +43,23 @@ class Block:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """What listens once a background block is ready."""
-        named = {int(p) for p in _PORT.findall(self.text)}
+        """Ports that are open once a background block is ready."""
+        ports = {int(p) for p in _PORT.findall(self.text)}
         if _SERVER.search(self.text) and not _ADDRESS.search(self.text):
-            named.add(DEFAULT_PORT)
-        return tuple(sorted(named))
+            ports.add(DEFAULT_PORT)
+        return tuple(sorted(ports))
 
 
 class BlockFailedError(RuntimeError):
-    """A block ended with another status than 0, took too long, or never became ready."""
+    """A block failed, took too long, or never became ready."""
 
 
 def blocks(markdown: str) -> list[Block]:
-    """The `bash` blocks of a page. ValueError with the line of a mark that says nothing."""
-    found: list[Block] = []
+    """Return the `bash` blocks of a page.
+
+    Raises ValueError, with the line, for a comment before a block that is not one of the two.
+    """
+    result: list[Block] = []
     lines = markdown.splitlines()
     fence, language, start = "", "", 0
     for i, line in enumerate(lines):
@@ -63,9 +69,9 @@ def blocks(markdown: str) -> list[Block]:
         elif fence and stripped == fence:
             if language == "bash":
                 mark = lines[start - 1].strip() if start else ""
-                found.append(_block(start + 1, lines[start + 1 : i], mark))
+                result.append(_block(start + 1, lines[start + 1 : i], mark))
             fence = ""
-    return found
+    return result
 
 
 def _block(line: int, text: Sequence[str], mark: str) -> Block:
@@ -73,17 +79,17 @@ def _block(line: int, text: Sequence[str], mark: str) -> Block:
     if reason and not reason[1].strip():
         raise ValueError(f"line {line - 1}: `not run` needs a reason: <!-- not run: REASON -->")
     if mark.startswith("<!--") and not reason and mark != _BACKGROUND:
-        raise ValueError(f"line {line - 1}: {mark!r} is no mark that a block may have")
+        raise ValueError(f"line {line - 1}: unknown comment before a block: {mark!r}")
     not_run = reason[1].strip() if reason else None
     return Block(line, "\n".join(text) + "\n", mark == _BACKGROUND, not_run)
 
 
 class Shell:
-    """One bash that runs blocks. Use shell(); it stops everything that was started in it."""
+    """A bash process that runs blocks. Use shell(), which stops everything that it started."""
 
     def __init__(self, folder: Path, root: Path, environ: Mapping[str, str]) -> None:
         self._folder = folder
-        self._told, self._tell = os.pipe()
+        self._status_in, self._status_out = os.pipe()
         self.log = folder / "output.log"
         with self.log.open("wb") as output:
             self._bash = subprocess.Popen(
@@ -93,39 +99,40 @@ class Shell:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[self._tell],
+                pass_fds=[self._status_out],
                 start_new_session=True,
             )
         self._send("set -e -o pipefail")
 
     def run(self, block: Block, timeout_s: float) -> float:
-        """Run it, or start it and wait until it is ready; the seconds that took.
+        """Run a block, or start it and wait until it is ready; return the seconds that it took.
 
-        Raises BlockFailedError with the end of its output.
+        Raises BlockFailedError with the end of the block's output.
         """
         file = self._folder / f"block-{block.line}.sh"
         file.write_text(block.text, encoding="utf-8")
         start = time.monotonic()
         if block.background:
             log = file.with_suffix(".log")
-            self._send(f"{{ . {file}; }} </dev/null >{log} 2>&1 {self._tell}>&- & ")
-            self._send(f"echo $! >&{self._tell}")
-            self._await_ready(block, int(self._answer(block, self.log, 10)), log, start + timeout_s)
+            self._send(f"{{ . {file}; }} </dev/null >{log} 2>&1 {self._status_out}>&- & ")
+            self._send(f"echo $! >&{self._status_out}")
+            process = int(self._read_status(block, self.log, 10))
+            self._await_ready(block, process, log, start + timeout_s)
         else:
             begin = self.log.stat().st_size
-            self._send(f". {file} </dev/null; echo done >&{self._tell}")
-            self._answer(block, self.log, timeout_s, begin)
+            self._send(f". {file} </dev/null; echo done >&{self._status_out}")
+            self._read_status(block, self.log, timeout_s, begin)
         return time.monotonic() - start
 
     def stop(self) -> None:
-        """SIGTERM to all that it started, SIGKILL to what is left after ten seconds."""
-        for sent in (signal.SIGTERM, signal.SIGKILL):
+        """Send SIGTERM to everything that it started, and SIGKILL after ten seconds."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
-                os.killpg(self._bash.pid, sent)
+                os.killpg(self._bash.pid, number)
             deadline = time.monotonic() + 10
             while time.monotonic() < deadline and self._alive():
                 time.sleep(0.05)
-        for end in (self._told, self._tell):
+        for end in (self._status_in, self._status_out):
             os.close(end)
         assert self._bash.stdin is not None
         with suppress(BrokenPipeError):
@@ -141,19 +148,19 @@ class Shell:
 
     def _send(self, line: str) -> None:
         assert self._bash.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; _answer says so
+        with suppress(BrokenPipeError):  # bash has ended; _read_status reports it
             self._bash.stdin.write(line.encode() + b"\n")
             self._bash.stdin.flush()
 
-    def _answer(self, block: Block, log: Path, timeout_s: float, begin: int = 0) -> str:
-        """The next line on the pipe: what the block was to say once it is done."""
+    def _read_status(self, block: Block, log: Path, timeout_s: float, begin: int = 0) -> str:
+        """Return the next line on the pipe, which the shell writes after the block."""
         deadline = time.monotonic() + timeout_s
-        while not select.select([self._told], [], [], 0.05)[0]:
+        while not select.select([self._status_in], [], [], 0.05)[0]:
             if self._bash.poll() is not None:
                 raise _failed(block, f"failed with status {self._bash.returncode}", log, begin)
             if time.monotonic() > deadline:
                 raise _failed(block, f"is not done after {timeout_s:.0f} s", log, begin)
-        return os.read(self._told, 100).decode().strip()
+        return os.read(self._status_in, 100).decode().strip()
 
     def _await_ready(self, block: Block, process: int, log: Path, deadline: float) -> None:
         while not _ready(block, log):
@@ -166,7 +173,7 @@ class Shell:
 
 @contextmanager
 def shell(folder: Path, root: Path, environ: Mapping[str, str]) -> Iterator[Shell]:
-    """A shell in `root`; its files and logs go to `folder`."""
+    """Start a shell in `root`, with its files and logs in `folder`."""
     running = Shell(folder, root, environ)
     try:
         yield running
@@ -175,23 +182,23 @@ def shell(folder: Path, root: Path, environ: Mapping[str, str]) -> Iterator[Shel
 
 
 def require_free(page: Sequence[Block]) -> None:
-    """Raise BlockFailedError where a port that the page's background blocks listen on is taken."""
+    """Raise BlockFailedError if a port that the page's background blocks need is taken."""
     for block in page:
         taken = [p for p in block.ports if _open(p)] if block.background else []
         if taken and block.not_run is None:
             raise BlockFailedError(
-                f"line {block.line}: something listens on port {taken[0]} of 127.0.0.1 already;"
-                " stop it, the page's own command needs the port."
+                f"line {block.line}: port {taken[0]} of 127.0.0.1 is in use, and the page's own"
+                " command needs it; stop the other process."
             )
 
 
 def _ready(block: Block, log: Path) -> bool:
-    """Every port that the block names is open, and a server has said that it is ready."""
+    """Return whether all ports of the block are open and its server has printed `ready`."""
     lines = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
-    told = any(line.startswith("ready") for line in lines)
+    printed = any(line.startswith("ready") for line in lines)
     if not block.ports:
-        return told
-    return (told or not _SERVER.search(block.text)) and all(map(_open, block.ports))
+        return printed
+    return (printed or not _SERVER.search(block.text)) and all(map(_open, block.ports))
 
 
 def _open(port: int) -> bool:
@@ -208,8 +215,9 @@ def _exists(process: int) -> bool:
     return True
 
 
-def _failed(block: Block, how: str, log: Path, begin: int = 0) -> BlockFailedError:
+def _failed(block: Block, problem: str, log: Path, begin: int = 0) -> BlockFailedError:
     text = log.read_bytes()[begin:].decode("utf-8", "replace") if log.exists() else ""
     return BlockFailedError(
-        f"line {block.line}: this block {how}:\n{block.text}\nIts output ends with:\n{text[-TAIL:]}"
+        f"line {block.line}: this block {problem}:\n{block.text}\n"
+        f"Its output ends with:\n{text[-TAIL:]}"
     )

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: generated pages, folders in nav, links to files."""
+"""mkdocs hooks: generate pages, expand folders in `nav`, and rewrite links to files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from tools.docs import api, client, commands, settings
+from tools.docs import api, commands
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 GENERATED = {
     "reference/commands.md": commands.page,
-    "reference/settings.md": settings.page,
     "reference/api.md": api.page,
-    "reference/client.md": client.page,
 }
-# Pages of the site that stand elsewhere in the repository.
+# Pages of the site whose source is outside of docs/.
 ELSEWHERE = {"index.md": ROOT / "README.md", "model-card.md": ROOT / "pretrained" / "README.md"}
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put a folder's pages where nav names the folder."""
+    """Replace each folder in `nav` with the pages in it."""
     config.nav = [_expanded(entry) for entry in config.nav or []]
     return config
 
@@ -42,7 +40,7 @@ def _expanded(entry: Any) -> Any:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that no file in docs/ holds."""
+    """Add the pages whose source is not a file in docs/."""
     for name, make in GENERATED.items():
         files.append(File.generated(config, name, content=make()))
     for name, source in ELSEWHERE.items():
@@ -51,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links at pages of the site; what is not on it is named by its path."""
+    """Make links point to pages of the site, and show the path of a file that is not on it."""
     here = ELSEWHERE.get(page.file.src_uri, DOCS / page.file.src_uri).parent
     return _LINK.sub(lambda link: _relinked(link, here, page.file, files), markdown)
 

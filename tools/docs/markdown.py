@@ -1,4 +1,4 @@
-"""Pieces of Markdown."""
+"""Build pieces of Markdown."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 
 def cell(text: str) -> str:
-    """Of a table: one line, its bars escaped."""
+    """Return text for a table cell: on one line, with `|` escaped."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def code(text: str) -> str:
-    """As code in a cell; nothing where there is nothing."""
+    """Return text as code for a table cell; an empty text stays empty."""
     return f"`{cell(text)}`" if text else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """rows: cells that are Markdown already."""
+    """Return a Markdown table. rows: cells that are already Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n"

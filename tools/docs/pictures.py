@@ -1,5 +1,5 @@
-"""The pictures of docs/explanation/how-it-works.md, drawn from the shipped zoo and measured
-figures.
+"""Draw the pictures of docs/explanation/how-it-works.md, from the shipped catalog and measured
+results.
 
 python -m tools.docs.pictures
 """
@@ -17,9 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "images"
 ZOO = ROOT / "pretrained" / "zoo.json"
 INK, FAINT, BLUE, ORANGE, PAPER = "#1f2933", "#c3ccd5", "#2f6fb0", "#d9822b", "#ffffff"
-# Reliability of the shipped bundle on the 1,215 rows x 29 candidates of mmlu_pro_cot that training
-# did not see: mean p, share that succeeded, share of the pairs
-# (training.evaluation.metrics.reliability).
+# Calibration of the shipped bundle on the 1,215 held-out rows x 29 candidates of mmlu_pro_cot: mean
+# probability, share that succeeded, share of the pairs (training.evaluation.metrics.reliability).
 RELIABILITY = (
     *((0.1143, 0.0962, 0.0238), (0.1700, 0.1345, 0.0944), (0.2343, 0.1818, 0.1253)),
     *((0.2997, 0.2746, 0.1372), (0.3658, 0.3553, 0.1227), (0.4322, 0.4254, 0.1069)),
@@ -41,7 +40,7 @@ def pictures() -> dict[str, str]:
 
 
 def svg(width: int, height: int, title: str, parts: Iterable[str]) -> str:
-    """A picture on paper of its own, so that it can be read on a dark page too."""
+    """Return a picture with a background of its own, so that it is readable on dark pages too."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
         f' font-family="system-ui, sans-serif" font-size="14">\n<title>{escape(title)}</title>\n'
@@ -52,7 +51,7 @@ def svg(width: int, height: int, title: str, parts: Iterable[str]) -> str:
 
 
 def rect(x: float, y: float, width: float, height: float, fill: str, stroke: str = "none") -> str:
-    """A box, its corner at x, y."""
+    """Return a box whose top left corner is at x, y."""
     return (
         f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{fill}"'
         f' stroke="{stroke}"/>'
@@ -62,40 +61,40 @@ def rect(x: float, y: float, width: float, height: float, fill: str, stroke: str
 def text(
     x: float, y: float, words: str, fill: str = INK, anchor: str = "middle", size: int = 14
 ) -> str:
-    """One line, its base line at y."""
+    """Return a line of text with its baseline at y."""
     look = f'fill="{fill}" text-anchor="{anchor}" font-size="{size}"'
     return f'<text x="{x:g}" y="{y:g}" {look}>{escape(words)}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, stroke: str = INK, more: str = "") -> str:
-    """A line; `more` holds further attributes."""
+    """Return a line. more: further attributes."""
     return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{stroke}" {more}/>'
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
-    """A line with a tip."""
+    """Return an arrow."""
     return line(x1, y1, x2, y2, INK, 'stroke-width="1.5" marker-end="url(#tip)"')
 
 
 def box(x: float, y: float, width: float, lines: tuple[str, ...], colour: str) -> list[str]:
-    """Lines of text in a frame of 56 high."""
+    """Return lines of text in a frame of height 56."""
     first = y + 33 - 9 * (len(lines) - 1)
     parts = [rect(x, y, width, 56, PAPER, colour)]
     return parts + [text(x + width / 2, first + 18 * i, t) for i, t in enumerate(lines)]
 
 
 def method() -> str:
-    """What happens once for a candidate, and what for each request."""
+    """Draw what happens once for a candidate, and what for each request."""
     once = (
         ("a new LLM",),
         ("aptitude test", "50 tasks x 20 questions"),
-        ("representation c", "shape and level"),
+        ("representation c", "profile and level"),
         ("connector", "e = W c + b"),
         ("one token", "in the table"),
     )
     each = (
         ("instruction x",),
-        ("inquiry p, then x", "at most 256 tokens"),
+        ("prompt p, then x", "at most 256 tokens"),
         ("backbone, 6 layers", "p and x read once"),
         ("all candidates' tokens", "in the same pass"),
         ("Pr(Yes) for each", "calibrated"),
@@ -117,22 +116,20 @@ def method() -> str:
 
 
 def layout() -> str:
-    """Who sees whom in the paper's order and with candidates last."""
-    parts = [text(190, 30, "the paper's order: a sequence for each candidate")]
+    """Draw the attention masks of candidate-first and candidate-last order."""
+    parts = [text(190, 30, "candidate first: a sequence for each candidate")]
     for m in range(3):
         parts += _mask(50 + 100 * m, 90, ("e", "x", "x", "x", "p", "p"), 0)
-    parts.append(text(190, 300, "20 candidates x 149 tokens = 2,980 rows"))
+    parts.append(text(190, 300, "20 candidates x 149 tokens = 2,980 positions"))
     parts.append(text(560, 30, "candidates last: one sequence"))
     parts += _mask(460, 70, ("p", "p", "x", "x", "x", "e1", "e2", "e3"), 3)
-    parts.append(text(560, 300, "129 rows: 109 tokens and 20 candidates"))
-    parts.append(
-        text(370, 330, "a row sees the columns that are filled; p's rows are constants", INK)
-    )
-    return svg(740, 350, "Attention of both layouts", parts)
+    parts.append(text(560, 300, "129 positions: 109 tokens and 20 candidates"))
+    parts.append(text(370, 330, "a row attends to the filled columns; p's rows are constants", INK))
+    return svg(740, 350, "Attention in both orders", parts)
 
 
 def _mask(x: float, y: float, tokens: tuple[str, ...], candidates: int) -> list[str]:
-    """Candidates, the last ones, see the prefix and themselves, never each other."""
+    """Draw one mask: the last `candidates` tokens attend to the prefix and themselves only."""
     size = 24 if candidates else 13
     prefix = len(tokens) - candidates
     parts = []
@@ -147,13 +144,13 @@ def _mask(x: float, y: float, tokens: tuple[str, ...], candidates: int) -> list[
 
 
 def aptitude() -> str:
-    """The test of two candidates: their levels, and where they lie above and below."""
+    """Draw the test results of two candidates, with their overall levels."""
     zoo = {c.id: c for c in read_zoo(ZOO)}
     parts: list[str] = []
     for top, name, colour in zip((40, 230), COMPARED, (BLUE, ORANGE), strict=True):
         parts += _bars(zoo[name], top, colour)
     parts.append(
-        text(400, 412, "50 tasks, in the zoo's order: mathematics, medicine, sciences, law, ...")
+        text(400, 412, "50 tasks in the catalog's order: mathematics, medicine, sciences, law, ...")
     )
     return svg(800, 425, "Aptitude of two candidates", parts)
 
@@ -173,7 +170,7 @@ def _bars(candidate: Candidate, top: float, colour: str) -> list[str]:
 
 
 def calibration() -> str:
-    """What was predicted against what came true; areas are shares of the pairs."""
+    """Draw predicted probability against observed frequency; areas are shares of the pairs."""
     left, bottom, size = 60, 350, 310
     at = [(left + size * p, bottom - size * seen, share) for p, seen, share in RELIABILITY]
     parts = [rect(left, bottom - size, size, size, PAPER, FAINT)]
@@ -186,13 +183,13 @@ def calibration() -> str:
     for v in (0, 0.5, 1):
         parts.append(text(left + size * v, bottom + 18, f"{v:g}", INK, "middle", 12))
         parts.append(text(left - 8, bottom - size * v + 5, f"{v:g}", INK, "end", 12))
-    parts.append(text(left + size / 2, bottom + 40, "probability given"))
+    parts.append(text(left + size / 2, bottom + 40, "predicted probability"))
     parts.append(text(left, 28, "share that succeeded", INK, "start"))
-    return svg(430, 405, "Reliability of the shipped bundle", parts)
+    return svg(430, 405, "Calibration of the shipped bundle", parts)
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all pictures."""
     TARGET.mkdir(exist_ok=True)
     for name, content in pictures().items():
         (TARGET / name).write_text(content, encoding="utf-8")

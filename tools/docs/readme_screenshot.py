@@ -1,4 +1,4 @@
-"""The picture in the README: a real answer of the shipped model, as the terminal shows it.
+"""Draw the terminal picture of the README: a real answer of the shipped model.
 
 python -m tools.docs.readme_screenshot "If 3x + 7 = 22, what is x?" docs/images/route.svg
 """
@@ -19,18 +19,18 @@ from tools.processes import serving
 
 
 def main() -> None:
-    """Route the first argument, write the second."""
+    """Route the text of the first argument, and write the picture to the second."""
     text, target = sys.argv[1:]
     console = Console(record=True, width=92, file=io.StringIO(), highlight=False, markup=False)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "candidates.sqlite"
         with serving(store) as server, Client(server.address) as client:
-            for i in range(5):  # warm, as a server in use is, but not for this text
+            for i in range(5):  # warm up, but not with this text
                 client.route(f"{text} {i}")
             console.print(f'$ modelsat route "{text}"')
             print_decision(client.route(text), console)
     svg = console.export_svg(title="modelsat")
-    # rich names a web font on a host of its own; any monospace font will do.
+    # rich refers to a web font on another host; any monospace font will do.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     Path(target).write_text(svg, encoding="utf-8")
 

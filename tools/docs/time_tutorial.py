@@ -1,10 +1,10 @@
-"""A newcomer's path, timed: docs/tutorial.md's own blocks, verbatim, in an empty folder.
+"""Time docs/tutorial.md: run its blocks, unchanged, in an empty folder.
 
     python -m tools.docs.time_tutorial [--repository ADDRESS] [--empty-cache]
 
-From `git clone` of the committed state to a request that a real Envoy routes, with nothing
-installed before; pip's cache is the user's own unless --empty-cache. Fails where a block fails. The
-last line on stdout is one JSON object.
+This goes from `git clone` of the committed state to a request that a real Envoy routes, with
+nothing installed before. pip uses the user's cache unless --empty-cache is given. It fails if a
+block fails. The last line on stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ TARGET_S = 15 * 60
 
 
 def environment(repository: str, cache: Path | None) -> dict[str, str]:
-    """The caller's, without what belongs to a checkout: its environment, settings and paths."""
-    ours = ("MODELSAT_", "PYTHON", "VIRTUAL_ENV", "MAKE", "MFLAGS")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    beside = str(Path(sys.executable).parent)
-    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != beside)
+    """Return the caller's environment without variables and paths of this checkout."""
+    prefixes = ("MODELSAT_", "PYTHON", "VIRTUAL_ENV", "MAKE", "MFLAGS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(prefixes)}
+    own = str(Path(sys.executable).parent)
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != own)
     empty = {"PIP_CACHE_DIR": str(cache)} if cache else {}
     return kept | {"PATH": path, "REPOSITORY": repository} | empty
 
 
 def committed(page: str) -> str:
-    """The page as a clone will have it."""
+    """Return the committed text of a page, which a clone has."""
     shown = subprocess.run(
         ["git", "show", f"HEAD:{page}"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -43,7 +43,7 @@ def committed(page: str) -> str:
 
 
 def follow(page: list[Block], folder: Path, environ: dict[str, str]) -> list[dict[str, object]]:
-    """Run every block, those marked `not run` too; line, command and seconds of each."""
+    """Run every block, including those marked `not run`; return line, command, seconds of each."""
     clone = folder / "newcomer"
     clone.mkdir()
     timed: list[dict[str, object]] = []
@@ -58,10 +58,12 @@ def follow(page: list[Block], folder: Path, environ: dict[str, str]) -> list[dic
 
 
 def main() -> int:
-    """Follow the tutorial; 1 where a block failed or the whole took longer than TARGET_S."""
+    """Run the tutorial; return 1 if a block failed or the whole took longer than TARGET_S."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repository", default=str(ROOT), help="what to clone; this one")
-    parser.add_argument("--empty-cache", action="store_true", help="download every package anew")
+    parser.add_argument(
+        "--repository", default=str(ROOT), help="address to clone (this repository)"
+    )
+    parser.add_argument("--empty-cache", action="store_true", help="download every package again")
     parsed = parser.parse_args()
     page = blocks(committed(TUTORIAL))
     with tempfile.TemporaryDirectory() as name:

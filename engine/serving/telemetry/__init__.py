@@ -195,9 +195,9 @@ def sources(
             "modelsat_candidates_revision": lambda: {(): table().revision},
             "modelsat_candidates": lambda: {(): len(table().candidates)},
             "modelsat_store_up": lambda: {(): store_up()},
-            "modelsat_cache_hits_total": lambda: {(): cache.hits},
-            "modelsat_cache_misses_total": lambda: {(): cache.misses},
-            "modelsat_cache_bytes": lambda: {(): cache.size},
+            "modelsat_score_cache_hits_total": lambda: {(): cache.hits},
+            "modelsat_score_cache_misses_total": lambda: {(): cache.misses},
+            "modelsat_score_cache_bytes": lambda: {(): cache.size},
         },
     )
 
