@@ -12,7 +12,7 @@ from tools.processes import ROOT
 ENVOY = ROOT / ".venv-envoy" / ".done"
 LITELLM = ROOT / ".venv-litellm" / ".done"
 DEPLOY = ROOT / ".venv-deploy" / ".done"
-NODE_EXAMPLE = ROOT / "deploy" / "examples" / "node"
+NODE_EXAMPLE = ROOT / "examples" / "node"
 NODE_PACKAGES = NODE_EXAMPLE / "node_modules" / ".package-lock.json"
 
 
