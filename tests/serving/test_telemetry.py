@@ -32,6 +32,7 @@ from tools.processes import BUNDLE, Server, serving
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
 SECRET = "zanzibar-quokka"
+PHASE_SECONDS = "modelsat_decision_phase_duration_seconds"
 ROUTE = "modelsat.v1.RouterService/Route"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = ("traceparent", f"00-{TRACE}-{PARENT}-01")
@@ -126,9 +127,9 @@ def test_a_scrape_counts_what_was_asked(observed: Observed) -> None:
     assert gained('modelsat_requests_total{code="UNIMPLEMENTED",method="unknown"}') == 2
     assert gained(f'modelsat_rpc_duration_seconds_count{{method="{ROUTE}"}}') == 5
     for phase in ("tokenize", "queue", "inference", "scoring", "selection", "total"):
-        assert gained(f'modelsat_decision_phase_duration_seconds_count{{phase="{phase}"}}') == 3, "no dry run"
+        assert gained(f'{PHASE_SECONDS}_count{{phase="{phase}"}}') == 3, "no dry run"
     totals = sum(a.timing.total.ToNanoseconds() for a in answers) / 1e9
-    assert gained('modelsat_decision_phase_duration_seconds_sum{phase="total"}') == pytest.approx(totals, abs=1e-6)
+    assert gained(f'{PHASE_SECONDS}_sum{{phase="total"}}') == pytest.approx(totals, abs=1e-6)
     assert gained("modelsat_batch_size_sum") == gained("modelsat_score_cache_misses_total") == 2
     assert gained("modelsat_batch_rows_sum") > 2 * len(ZOO)
     assert gained("modelsat_score_cache_hits_total") == 2

@@ -239,10 +239,10 @@ METRICS = (
         (),
         "1 if the candidate store answers, 0 if PostgreSQL does not; an SQLite file is always 1",
     ),
+    Metric("modelsat_score_cache_hits_total", "counter", (), "decisions with cached probabilities"),
     Metric(
-        "modelsat_score_cache_hits_total", "counter", (), "decisions from probabilities already known"
+        "modelsat_score_cache_misses_total", "counter", (), "decisions that needed a forward pass"
     ),
-    Metric("modelsat_score_cache_misses_total", "counter", (), "decisions that needed a forward pass"),
     Metric("modelsat_score_cache_bytes", "gauge", (), "held by known probabilities"),
     Metric(
         "modelsat_probability_mean",
