@@ -23,7 +23,7 @@ EXTRAS = {
     ],
     "trt": ["tensorrt-rtx>=1.7"],
     "postgres": ["psycopg[binary]>=3.3"],
-    "aptitude": ["httpx2>=2.16", "huggingface_hub>=2.4", "pyarrow>=26"],
+    "aptitude": ["httpx2>=2.16", "huggingface_hub>=2.4", "matplotlib>=3.11", "pyarrow>=26"],
     "replay": ["pyarrow>=26", "matplotlib>=3.11"],
     "ray": ["ray>=2.60"],
     "litellm": ["litellm[proxy]>=1.106,<1.107"],

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from engine.aptitude.questions import LETTERS, Question, lettered, read_file, standard_tasks
+from engine.aptitude.questions import LETTERS, Question, lettered, read_file, reference_tasks
 from engine.datasets.outcomes import known_keywords
 
 SHAPES = (
@@ -60,7 +60,7 @@ def make_questions(tasks: Sequence[str], each: int) -> list[dict[str, str]]:
 
 def write_questions(path: Path, each: int = 25, tasks: Sequence[str] = ()) -> Path:
     """A file of them, for the standard tasks where none are named."""
-    rows = make_questions(tasks or list(standard_tasks()), each)
+    rows = make_questions(tasks or list(reference_tasks()), each)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

@@ -1,7 +1,7 @@
 """Represent candidates in the ways that the ablations and the paper's method compare.
 
 The served representation is in engine/registry/encoder.py; those here are only trained and
-measured. They stay fixed through training: no accuracies are drawn anew, and no synthetic
+measured. They stay fixed through training: no accuracies are redrawn, and no synthetic
 candidates are added. A representation can have several variants (a text has one for each order of
 the tasks). A training step shows one of them at random, and scoring averages the probabilities of
 all of them, as Model-SAT does.

@@ -1,1 +1,1 @@
-"""The aptitude test against a live LLM: questions -> answers -> figures of a candidate."""
+"""Measure a live LLM with an aptitude test: questions -> replies -> accuracies of a candidate."""

@@ -1,5 +1,7 @@
-"""Questions of a data set on the Hugging Face hub, in the columns of cais/mmlu or of
-TIGER-Lab/MMLU-Pro. Needs the extra `aptitude`."""
+"""Read questions of a data set on the Hugging Face hub. Needs the extra `aptitude`.
+
+Columns are those of cais/mmlu or of TIGER-Lab/MMLU-Pro.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ from typing import Any
 from engine.api.errors import InvalidInputError, Violation
 from engine.aptitude.questions import LETTERS, Question, lettered
 
-# The first pattern that matches is taken: cais/mmlu has a folder a subject, and all of them again.
+# The first pattern that matches wins: cais/mmlu has a folder for each subject, and one for all.
 SHARDS = ("all/test-*.parquet", "data/test-*.parquet", "*/test-*.parquet", "*test*.parquet")
 
 
 def read_hub(dataset: str, revision: str | None = None) -> list[Question]:
-    """The test questions of `dataset`, an id like cais/mmlu. Raises InvalidInputError."""
+    """Read the test split of `dataset`, an id like cais/mmlu.
+
+    Raises:
+        InvalidInputError: a package is missing, or the hub does not have the data in this form.
+    """
     try:
-        # The reader shows bars of its own.
+        # The command shows a progress bar of its own.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         import httpx2
         import huggingface_hub
@@ -54,16 +60,19 @@ def read_hub(dataset: str, revision: str | None = None) -> list[Question]:
 
 
 def shards(files: Sequence[str]) -> list[str]:
-    """The Parquet files of the test split."""
+    """Choose the Parquet files of the test split."""
     for pattern in SHARDS:
-        if found := sorted(f for f in files if fnmatch(f, pattern)):
-            return found
+        if matching := sorted(f for f in files if fnmatch(f, pattern)):
+            return matching
     return []
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[Question]:
-    """Rows of question, choices or options, answer (a number or a letter), and subject or src.
-    Rows without two options or with a hidden answer (-1) are no questions and are left out."""
+    """Turn rows into questions.
+
+    A row has question, choices or options, answer (a number or a letter), and subject or src. Rows
+    with fewer than two options or a hidden answer (-1) are skipped.
+    """
     counts: dict[str, int] = {}
     for n, row in enumerate(rows):
         options = row.get("choices", row.get("options"))
@@ -80,8 +89,8 @@ def from_rows(rows: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[Quest
             raise InvalidInputError(
                 Violation(
                     dataset,
-                    f"row {n} has the answer {answer}; expected -1 (hidden) or the place of one of"
-                    f" its {len(options)} options, from 0.",
+                    f"row {n} has the answer {answer}; expected -1 (hidden) or the index of one of"
+                    f" its {len(options)} options.",
                 )
             )
         letter = LETTERS[answer] if isinstance(answer, int) else str(answer).strip()
@@ -95,6 +104,6 @@ def from_rows(rows: Sequence[Mapping[str, Any]], dataset: str) -> Iterator[Quest
 
 
 def _source_subject(row: Mapping[str, Any]) -> str:
-    """MMLU-Pro names the subject of what it took from MMLU in `src`: ori_mmlu-marketing."""
-    found = re.fullmatch(r"ori_mmlu-(.+)", str(row.get("src", "")))
-    return found[1] if found else ""
+    """Read the subject of a question that MMLU-Pro took from MMLU: ori_mmlu-marketing in `src`."""
+    match = re.fullmatch(r"ori_mmlu-(.+)", str(row.get("src", "")))
+    return match[1] if match else ""

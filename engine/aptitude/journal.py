@@ -1,7 +1,7 @@
-"""What has been answered so far, a JSON line each, on disk before the next question is counted.
+"""Journal of an aptitude run: a JSON line for each reply, written before the next question counts.
 
-The first line says whose answers these are and to what; another model, other questions or another
-way of asking is refused. A last line that a crash tore is dropped.
+The first line identifies the run. A run with another model, other questions or another way of
+asking is refused. A last line that a crash left incomplete is dropped.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
 
-ASKED_AS = "sitting"
-FIRST = b'{"sitting": '
+HEADER = "run"
+# Journals of 0.1 begin with another word and name two settings differently.
+HEADER_0_1 = "sitting"  # prose: ignore
+RENAMED_SINCE_0_1 = {"direct": "answer_only", "body": "extra_body"}
+PREFIXES = tuple(f'{{"{name}": '.encode() for name in (HEADER, HEADER_0_1))
 
 
 @dataclass(frozen=True)
 class Reply:
-    """question: its key. text: what the model wrote, "" where it refused by error. Token counts as
-    the endpoint reports them; counted is False where they are estimates. cut: whether the reply
-    ended at the token limit."""
+    """One reply of the model.
+
+    question: key of the question. text: what the model wrote; empty if a content filter refused.
+    counted: True if the endpoint reported the token counts, False if they are estimates.
+    cut: True if the reply ended at the token limit.
+    """
 
     question: str
     text: str
@@ -36,13 +42,20 @@ class Reply:
 
 
 class Journal:
-    """The replies of one sitting; replies: question key -> what is on disk. Use it as a context
-    manager.
+    """The replies of one run. Use it as a context manager.
 
-    Raises InvalidInputError where the file holds another sitting, is damaged, or is in use.
+    Args:
+        path: the file, created if it does not exist.
+        fingerprint: the settings that must be equal for replies to belong to one run.
+
+    Attributes:
+        replies: question key -> the reply on disk.
+
+    Raises:
+        InvalidInputError: the file belongs to another run, is damaged, or is in use.
     """
 
-    def __init__(self, path: Path, sitting: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
         self._path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -51,7 +64,7 @@ class Journal:
         self.replies: dict[str, Reply] = {}
         try:
             self._lock()
-            self._read(sitting)
+            self._read(fingerprint)
         except BaseException:
             os.close(self._file)
             raise
@@ -68,7 +81,7 @@ class Journal:
         os.close(self._file)
 
     def add(self, reply: Reply) -> None:
-        """Write `reply`; it is on disk when this returns."""
+        """Append `reply`; it is on disk when this returns."""
         self._append(asdict(reply))
         self.replies[reply.question] = reply
 
@@ -76,30 +89,33 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            why = "is written by another run; wait for its end, or name another."
-            raise self._refusal(why) from error
+            raise self._refusal(
+                "is in use by another run; wait for it to end, or name another journal."
+            ) from error
 
-    def _read(self, sitting: Mapping[str, Any]) -> None:
+    def _read(self, fingerprint: Mapping[str, Any]) -> None:
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines()
         try:
-            if not (content.startswith(FIRST) or FIRST.startswith(content)):
-                raise ValueError("its first line is another one")
-            found = json.loads(lines[0])[ASKED_AS] if lines else sitting
+            if not any(content.startswith(p) or p.startswith(content) for p in PREFIXES):
+                raise ValueError("the first line does not identify a run")
+            recorded = _recorded_fingerprint(json.loads(lines[0])) if lines else fingerprint
             replies = [Reply(**json.loads(line)) for line in lines[1:]]
-        except (ValueError, TypeError) as error:
-            raise self._refusal(f"is no journal of this command, or damaged ({error}).") from error
-        if other := [k for k, v in sitting.items() if found.get(k) != v]:
-            named = "; ".join(f"{k} {found.get(k)!r}, now {sitting[k]!r}" for k in other)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self._refusal(f"is not an aptitude journal, or is damaged ({error}).") from error
+        if differing := [k for k, v in fingerprint.items() if recorded.get(k) != v]:
+            listed = "; ".join(
+                f"{k} was {recorded.get(k)!r}, is now {fingerprint[k]!r}" for k in differing
+            )
             raise self._refusal(
-                f"holds answers of another sitting ({named}); run it as before, or name another"
+                f"belongs to another run ({listed}); use the same settings, or name another"
                 " journal."
             )
         os.ftruncate(self._file, len(whole))
         os.lseek(self._file, 0, os.SEEK_END)
         if not lines:
-            self._append({ASKED_AS: dict(sitting)})
+            self._append({HEADER: dict(fingerprint)})
         self.replies = {r.question: r for r in replies}
 
     def _append(self, value: Mapping[str, Any]) -> None:
@@ -114,5 +130,12 @@ class Journal:
             os.lseek(self._file, whole, os.SEEK_SET)
             raise self._refusal(f"cannot be written ({error.strerror}).") from error
 
-    def _refusal(self, why: str) -> InvalidInputError:
-        return InvalidInputError(Violation(str(self._path), why))
+    def _refusal(self, reason: str) -> InvalidInputError:
+        return InvalidInputError(Violation(str(self._path), reason))
+
+
+def _recorded_fingerprint(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the first line of a journal, of this version or of 0.1."""
+    if HEADER in header:
+        return dict(header[HEADER])
+    return {RENAMED_SINCE_0_1.get(k, k): v for k, v in header[HEADER_0_1].items()}

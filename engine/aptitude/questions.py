@@ -1,7 +1,8 @@
-"""Multiple-choice questions from a file, or from a data folder with the items its candidates sat.
+"""Read multiple-choice questions from a file or from a data folder.
 
 A file has a JSON object on each line: text (the question, then its options, each on a line that
-begins "A. "), answer (a letter), and mmlu_subject or subtask, the task it belongs to; id optional.
+begins "A. "), answer (a letter), mmlu_subject or subtask (the task), and optionally id. Of a data
+folder the items of its aptitude test are read.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Question:
-    """task: "" where the source names none. text: the question and its options, as asked.
-    options: their texts, for the letters from A on. answer: the right letter."""
+    """A multiple-choice question.
+
+    task: empty if the source names none. text: the question and its options, as the model reads
+    them. options: texts of the options, from A on. answer: the right letter.
+    """
 
     id: str
     task: str
@@ -39,30 +43,34 @@ class Question:
 
     @property
     def key(self) -> str:
-        """A hash of the text but for its spacing: the same question in whatever source."""
+        """Hash of the text without white space, equal for the same question of any source."""
         return hashlib.sha256(re.sub(r"\s+", "", self.text).encode()).hexdigest()[:12]
 
 
 def lettered(stem: str, options: Iterable[str]) -> str:
-    """The text of a question: its stem, then an option a line."""
+    """Render a question: its stem, then a line for each option."""
     listed = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([stem.strip(), *listed])
 
 
 def options_of(text: str) -> tuple[str, ...]:
-    """The options at the end of `text`, from its last line that begins "A. " on."""
-    place = text.rfind("\nA. ")
-    found: list[str] = []
-    while place >= 0:
-        following = LETTERS[len(found) + 1 : len(found) + 2]
-        end = text.find(f"\n{following}. ", place + 1) if following else -1
-        found.append(text[place + 4 : None if end < 0 else end].strip())
-        place = end
-    return tuple(found)
+    """Read the options at the end of `text`, from its last line that begins "A. " on."""
+    start = text.rfind("\nA. ")
+    options: list[str] = []
+    while start >= 0:
+        following = LETTERS[len(options) + 1 : len(options) + 2]
+        end = text.find(f"\n{following}. ", start + 1) if following else -1
+        options.append(text[start + 4 : None if end < 0 else end].strip())
+        start = end
+    return tuple(options)
 
 
 def question_from(record: Mapping[str, Any], at: str) -> Question:
-    """One line of a file. Raises InvalidInputError where no question can be made of it."""
+    """Read one line of a file, which `at` names in errors.
+
+    Raises:
+        InvalidInputError: the record is not a question with options and a right answer.
+    """
     text, answer = str(record.get("text", "")).strip(), str(record.get("answer", "")).strip()
     options = options_of(text)
     if len(options) < 2 or len(answer) != 1 or answer not in LETTERS[: len(options)]:
@@ -78,17 +86,20 @@ def question_from(record: Mapping[str, Any], at: str) -> Question:
 
 
 def read_file(path: Path) -> list[Question]:
-    """The questions of a .jsonl or .jsonl.gz file."""
+    """Read the questions of a .jsonl or .jsonl.gz file."""
     return [question_from(r, f"{path}, line {n}") for n, r in enumerate(_records(path), start=1)]
 
 
 def read_folder(folder: Path) -> dict[str, list[Question]]:
-    """Task -> the items that the candidates of a data folder sat: those of its aptitude.json, else
-    the ones that training derives from its scores (engine/datasets/aptitude_test.py)."""
+    """Read the items of a data folder's aptitude test: task -> questions.
+
+    They are those that its aptitude.json names, or else those that training derives from its
+    scores (engine/datasets/aptitude_test.py).
+    """
     path = instructions_file(folder)
     records = _records(path)
-    sat = folder / "aptitude.json"
-    items = _named_items(sat, path, records) if sat.is_file() else _derived_items(folder, records)
+    test = folder / "aptitude.json"
+    items = _named_items(test, path, records) if test.is_file() else _derived_items(folder, records)
     return {
         task: [question_from(records[i], f"{path}, line {i + 1}") for i in rows]
         for task, rows in items.items()
@@ -96,15 +107,15 @@ def read_folder(folder: Path) -> dict[str, list[Question]]:
     }
 
 
-def _named_items(sat: Path, path: Path, records: list[dict[str, Any]]) -> dict[str, list[int]]:
-    place = {str(r.get("id")): i for i, r in enumerate(records)}
+def _named_items(test: Path, path: Path, records: list[dict[str, Any]]) -> dict[str, list[int]]:
+    row_of = {str(r.get("id")): i for i, r in enumerate(records)}
     try:
-        named = json.loads(sat.read_text(encoding="utf-8"))["items"]
-        items = {t: [place[q] for q in ids if q in place] for t, ids in named.items()}
+        named = json.loads(test.read_text(encoding="utf-8"))["items"]
+        items = {t: [row_of[q] for q in ids if q in row_of] for t, ids in named.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
             Violation(
-                str(sat),
+                str(test),
                 f"cannot be read ({type(error).__name__}: {error}); expected a JSON object whose"
                 ' "items" are {task: [id, ...]}.',
             )
@@ -112,7 +123,7 @@ def _named_items(sat: Path, path: Path, records: list[dict[str, Any]]) -> dict[s
     if not any(items.values()):
         count = sum(map(len, named.values()))
         raise InvalidInputError(
-            Violation(str(sat), f"names {count} items; expected ids of {path}, and none is.")
+            Violation(str(test), f"names {count} items; expected ids of {path}, and none is.")
         )
     return items
 
@@ -127,7 +138,7 @@ def _derived_items(folder: Path, records: list[dict[str, Any]]) -> dict[str, lis
             Violation(
                 str(path),
                 f"cannot be read ({error}); expected the candidates' scores, or an aptitude.json"
-                " beside it that names the items.",
+                " that names the items.",
             )
         ) from error
     if scores.ndim != 2 or scores.shape[1] != len(records):
@@ -148,10 +159,10 @@ def _records(path: Path) -> list[dict[str, Any]]:
         records = [json.loads(line) for line in lines_of(path) if line.strip()]
     except (OSError, EOFError, ValueError) as error:
         raise InvalidInputError(
-            Violation(str(path), f"is no readable file of JSON lines ({error}).")
+            Violation(str(path), f"is not a readable file of JSON lines ({error}).")
         ) from error
-    if wrong := [n for n, r in enumerate(records, start=1) if not isinstance(r, dict)]:
-        raise InvalidInputError(Violation(f"{path}, line {wrong[0]}", "is no JSON object."))
+    if others := [n for n, r in enumerate(records, start=1) if not isinstance(r, dict)]:
+        raise InvalidInputError(Violation(f"{path}, line {others[0]}", "is not a JSON object."))
     return records
 
 
@@ -159,15 +170,18 @@ FILE = Path(__file__).parent / "reference_test.json"
 
 
 @dataclass(frozen=True)
-class StandardTask:
-    """mean: accuracy of the training candidates. items: keys of the questions they sat."""
+class ReferenceTask:
+    """What is known of a task of the reference test.
+
+    mean: mean accuracy of the training candidates. items: keys of the questions they were asked.
+    """
 
     mean: float
     items: frozenset[str]
 
 
 @lru_cache(maxsize=1)
-def standard_tasks() -> dict[str, StandardTask]:
-    """Task -> what is known of it."""
+def reference_tasks() -> dict[str, ReferenceTask]:
+    """Read the reference test: task -> what is known of it."""
     raw = json.loads(FILE.read_text(encoding="utf-8"))
-    return {t: StandardTask(e["mean"], frozenset(e["items"])) for t, e in raw.items()}
+    return {t: ReferenceTask(e["mean"], frozenset(e["items"])) for t, e in raw.items()}

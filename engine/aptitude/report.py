@@ -1,180 +1,163 @@
-"""The file that `modelsat candidates add` reads, with how its figures came about; and the same for
-people."""
+"""Report an aptitude test: the file that `modelsat candidates create` reads, a summary, a chart."""
 
 from __future__ import annotations
 
 import datetime
+import io
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from engine import __version__
 from engine.api.candidate import DEFAULT_ANSWER_TOKENS, TEST_TASKS, Candidate, to_json
-from engine.aptitude.grading import Marks, TaskFigure, expected_figures
+from engine.aptitude.grading import AptitudeResult, TaskScore, imputed_accuracies
 from engine.aptitude.llm import Endpoint, estimated_tokens, prompt_of
-from engine.aptitude.questions import Question, standard_tasks
-from engine.aptitude.selection import PER_TASK, Paper
+from engine.aptitude.questions import Question, reference_tasks
+from engine.aptitude.selection import QUESTIONS_PER_TASK, QuestionSet
 
-ENOUGH_STANDARD = 0.9  # share of questions from which the level compares with the zoo's
-ANSWER_TOKENS = {True: 5, False: 350}  # a letter; a few steps of reasoning
+COMPARABLE_OVERLAP = 0.9  # share of reference questions from which the level compares
+TYPICAL_ANSWER_TOKENS = {True: 5, False: 350}  # a letter; a few steps of reasoning
 
 
-def sitting(paper: Paper, endpoint: Endpoint) -> dict[str, Any]:
-    """What must be the same for answers to belong together."""
+def run_fingerprint(question_set: QuestionSet, endpoint: Endpoint) -> dict[str, Any]:
+    """Collect what must be equal for replies to belong to one run."""
     return {
         "model": endpoint.model,
         "base_url": endpoint.base_url,
-        "questions": paper.digest,
-        "direct": endpoint.direct,
+        "questions": question_set.digest,
+        "answer_only": endpoint.answer_only,
         "max_tokens": endpoint.max_tokens,
-        "body": dict(endpoint.body),
+        "extra_body": dict(endpoint.extra_body),
     }
 
 
 def estimate(
     questions: Sequence[Question], endpoint: Endpoint, answer_tokens: float | None
 ) -> tuple[int, int]:
-    """Tokens that `questions` take, read and written; answer_tokens: of a reply, None assumes."""
-    read = sum(estimated_tokens(prompt_of(q, direct=endpoint.direct)) for q in questions)
-    each = ANSWER_TOKENS[endpoint.direct] if answer_tokens is None else answer_tokens
-    return read, round(len(questions) * each)
+    """Estimate the tokens (input, output) of asking `questions`.
+
+    answer_tokens: expected length of a reply; None means a typical one.
+    """
+    prompts = [prompt_of(q, answer_only=endpoint.answer_only) for q in questions]
+    each = TYPICAL_ANSWER_TOKENS[endpoint.answer_only] if answer_tokens is None else answer_tokens
+    return sum(map(estimated_tokens, prompts)), round(len(questions) * each)
 
 
-def content(candidate: Candidate, marks: Marks, paper: Paper, endpoint: Endpoint) -> dict[str, Any]:
-    """The JSON document."""
+def content(
+    candidate: Candidate, result: AptitudeResult, question_set: QuestionSet, endpoint: Endpoint
+) -> dict[str, Any]:
+    """Build the JSON document: the candidate, and how its accuracies were measured."""
     return {
         "candidates": [to_json(candidate)],
         "provenance": {
             "made_by": f"modelsat {__version__} aptitude run",
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **sitting(paper, endpoint),
-            "source": paper.source,
-            "seed": paper.seed,
-            "asked": marks.asked,
-            "reference_question_overlap": paper.standard,
-            "unparsed": marks.unparsed,
-            "cut_at_max_tokens": marks.cut,
-            "answers_with_counted_tokens": marks.counted,
-            "accuracy": round(marks.accuracy, 4),
-            "standard_error": round(marks.standard_error, 4),
+            **run_fingerprint(question_set, endpoint),
+            "source": question_set.source,
+            "seed": question_set.seed,
+            "asked": result.asked,
+            "reference_question_overlap": question_set.reference_overlap,
+            "unparsed": result.unparsed,
+            "cut_at_max_tokens": result.cut,
+            "answers_with_counted_tokens": result.counted,
+            "accuracy": round(result.accuracy, 4),
+            "standard_error": round(result.standard_error, 4),
             "tasks": {
-                f.task: {
-                    "asked": f.asked,
-                    "right": f.right,
-                    "unparsed": f.unparsed,
-                    "standard_error": round(f.standard_error, 4),
+                s.task: {
+                    "asked": s.asked,
+                    "right": s.right,
+                    "unparsed": s.unparsed,
+                    "standard_error": round(s.standard_error, 4),
                 }
-                for f in marks.figures
+                for s in result.scores
             },
-            "imputed_tasks": expected_figures(marks),
+            "imputed_tasks": imputed_accuracies(result),
         },
     }
 
 
-def summary(marks: Marks, paper: Paper, *, direct: bool = False) -> list[str]:
-    """What a person should know of the result, a sentence each."""
-    tasks = len(marks.figures)
-    said = [
-        f"{marks.asked} questions of {tasks} tasks: {marks.accuracy:.1%} right, standard error"
-        f" {marks.standard_error:.1%}; mean answer {marks.mean_output_tokens:g} tokens"
-        + ("" if marks.counted == marks.asked else f" ({marks.asked - marks.counted} estimated)")
+def summary(
+    result: AptitudeResult, question_set: QuestionSet, *, answer_only: bool = False
+) -> list[str]:
+    """Write human-readable summary lines."""
+    tasks = len(result.scores)
+    estimated = result.asked - result.counted
+    lines = [
+        f"{result.asked} questions of {tasks} tasks: {result.accuracy:.1%} right, standard error"
+        f" {result.standard_error:.1%}; mean answer {result.mean_output_tokens:g} tokens"
+        + (f" ({estimated} estimated)" if estimated else "")
         + "."
     ]
-    if direct:
-        said.append(
-            "The length of letters alone (--answer-only) says nothing of usual answers: it is not "
-            "kept,"
-            f" and costs are reckoned with {DEFAULT_ANSWER_TOKENS:g} tokens."
+    if answer_only:
+        lines.append(
+            "The length of single letters (--answer-only) says nothing about usual answers, so it"
+            f" is left out; costs assume {DEFAULT_ANSWER_TOKENS:g} tokens."
         )
-    if marks.unparsed:
-        said.append(
-            f"{marks.unparsed} replies chose no option and count as wrong; {marks.cut} of all"
+    if result.unparsed:
+        lines.append(
+            f"{result.unparsed} replies chose no option and count as wrong; {result.cut} of all"
             " replies ended at --max-tokens."
         )
-    if marks.partial:
-        error = sum(f.standard_error for f in marks.figures) / tasks
-        said.append(
-            f"This is a partial test (whole: {TEST_TASKS} tasks x {PER_TASK}): a task's figure has"
-            f" a standard error of {error:.1%}; {TEST_TASKS - tasks} tasks were not sat and carry"
-            " what is expected of a candidate of this level. It is tagged partial-test."
+    if result.partial:
+        error = sum(s.standard_error for s in result.scores) / tasks
+        lines.append(
+            f"This is a partial test (the whole test has {TEST_TASKS} tasks of"
+            f" {QUESTIONS_PER_TASK} questions): the accuracy of a task has a standard error of"
+            f" {error:.1%}. {TEST_TASKS - tasks} tasks were not tested; their accuracies are those"
+            " expected of a candidate at this level. It is tagged partial-test."
         )
-    if paper.standard < ENOUGH_STANDARD * marks.asked:
-        said.append(
-            f"Only {paper.standard} of {marks.asked} questions are those that the shipped"
-            " candidates sat: an easier or harder test moves this candidate's level beside theirs."
-            " --questions TIGER-Lab/MMLU-Pro has theirs."
+    if question_set.reference_overlap < COMPARABLE_OVERLAP * result.asked:
+        lines.append(
+            f"Only {question_set.reference_overlap} of {result.asked} questions are those that the"
+            " shipped candidates were asked: an easier or harder test shifts this candidate's level"
+            " against theirs. --questions TIGER-Lab/MMLU-Pro has theirs."
         )
-    return said
+    return lines
 
 
 def cost_usd(tokens: tuple[int, int], candidate: Candidate) -> float | None:
-    """Price of (read, written) tokens; None where a price is unknown."""
-    read, written = candidate.input_usd_per_million, candidate.output_usd_per_million
-    if read is None or written is None:
+    """Price (input, output) tokens in US dollars; None if a price is unknown."""
+    prices = candidate.input_usd_per_million, candidate.output_usd_per_million
+    if prices[0] is None or prices[1] is None:
         return None
-    return (tokens[0] * read + tokens[1] * written) / 1e6
+    return (tokens[0] * prices[0] + tokens[1] * prices[1]) / 1e6
 
 
-ROW, TOP, LABEL, BAR, GAP = 18, 74, 215, 230, 60  # pixels
-WIDTH = 2 * (LABEL + BAR + GAP)
-INK, PALE, BLUE, ORANGE = "#24292f", "#d0d7de", "#4c78a8", "#d9730d"
+def chart(name: str, result: AptitudeResult) -> str:
+    """Draw the accuracy of each task as a bar with its standard error; returns an SVG document.
 
+    Needs matplotlib, of the extra `aptitude`.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-def picture(name: str, marks: Marks) -> str:
-    """An SVG document, in two columns."""
-    rows = (len(marks.figures) + 1) // 2
-    height = TOP + rows * ROW + 16
-    title = f"{name}: {marks.accuracy:.1%} ± {marks.standard_error:.1%}"
+    rows = (len(result.scores) + 1) // 2
     about = (
-        f"{len(marks.figures)} tasks, {marks.asked} questions, {marks.unparsed} replies unparsed."
+        f"{len(result.scores)} tasks, {result.asked} questions, {result.unparsed} replies unparsed."
         " Line: standard error; orange: mean of the training candidates."
     )
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"'
-            f' width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12"'
-            f' fill="{INK}" role="img" aria-label="{escape(title)}">',
-            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-            f'<text x="16" y="28" font-size="18" font-weight="bold">{escape(title)}</text>',
-            f'<text x="16" y="48">{escape(about)}</text>',
-            *_column(marks.figures[:rows], 0, rows),
-            *_column(marks.figures[rows:], WIDTH // 2, rows),
-            "</svg>\n",
-        ]
+    title = f"{name}: {result.accuracy:.1%} ± {result.standard_error:.1%}"
+    # Text stays text, so that it can be searched and copied; equal results give equal files.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "modelsat"}):
+        figure = Figure(figsize=(12, 1.2 + 0.21 * rows), layout="constrained")
+        figure.suptitle(f"{title}\n{about}", fontsize=11, parse_math=False)
+        columns = [result.scores[:rows], result.scores[rows:]]
+        for axes, scores in zip(figure.subplots(1, 2), columns, strict=True):
+            _draw_column(axes, scores, rows)
+        document = io.StringIO()
+        figure.savefig(document, format="svg", metadata={"Date": None})
+    return document.getvalue()
+
+
+def _draw_column(axes: Any, scores: Sequence[TaskScore], rows: int) -> None:
+    places = list(range(len(scores)))
+    errors = [s.standard_error for s in scores]
+    axes.barh(places, [s.accuracy for s in scores], xerr=errors, color="#4c78a8", ecolor="#24292f")
+    reference = reference_tasks()
+    known = [(i, reference[s.task].mean) for i, s in enumerate(scores) if s.task in reference]
+    axes.scatter(
+        [m for _, m in known], [i for i, _ in known], marker="|", color="#d9730d", zorder=3
     )
-
-
-def _column(figures: Sequence[TaskFigure], left: int, rows: int) -> list[str]:
-    zero = left + LABEL
-    lines = []
-    for tenth in range(0, 11, 5):
-        x = zero + BAR * tenth / 10
-        lines.append(
-            f'<line x1="{x}" x2="{x}" y1="{TOP - 8}" y2="{TOP + rows * ROW}" stroke="{PALE}"/>'
-            f'<text x="{x}" y="{TOP - 10}" text-anchor="middle" font-size="10">{tenth * 10}%</text>'
-        )
-    return lines + [_row(f, zero, TOP + i * ROW) for i, f in enumerate(figures)]
-
-
-def _row(figure: TaskFigure, zero: int, y: int) -> str:
-    def at(share: float) -> float:
-        return round(zero + BAR * min(1.0, max(0.0, share)), 1)
-
-    low, high = figure.accuracy - figure.standard_error, figure.accuracy + figure.standard_error
-    known = standard_tasks().get(figure.task)
-    tick = ""
-    if known is not None:
-        x = at(known.mean)
-        tick = (
-            f'<line x1="{x}" x2="{x}" y1="{y + 1}" y2="{y + 15}" stroke="{ORANGE}"'
-            ' stroke-width="2"/>'
-        )
-    label = figure.task.replace("_", " ")
-    label = label if len(label) <= 32 else label[:31] + "…"
-    return (
-        f'<text x="{zero - 8}" y="{y + 12}" text-anchor="end">{escape(label)}</text>'
-        f'<rect x="{zero}" y="{y + 3}" width="{round(at(figure.accuracy) - zero, 1)}" height="10"'
-        f' fill="{BLUE}"/>'
-        f'<line x1="{at(low)}" x2="{at(high)}" y1="{y + 8}" y2="{y + 8}" stroke="{INK}"/>{tick}'
-        f'<text x="{zero + BAR + 8}" y="{y + 12}">{figure.accuracy:.0%}</text>'
-    )
+    labels = [f"{s.task.replace('_', ' ')}  {s.accuracy:.0%}" for s in scores]
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(rows - 0.4, -0.6))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")

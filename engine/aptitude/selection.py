@@ -1,5 +1,8 @@
-"""Which questions are asked: the same ones that the zoo's candidates sat where the source has them,
-others drawn by seed."""
+"""Choose the questions of an aptitude test.
+
+Questions that the shipped candidates were tested on come first, so that accuracies compare. The
+others are drawn by seed.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,23 @@ from pathlib import Path
 from engine.api.candidate import TEST_TASKS
 from engine.api.errors import InvalidInputError, Violation
 from engine.aptitude.hub import read_hub
-from engine.aptitude.questions import Question, read_file, read_folder, standard_tasks
+from engine.aptitude.questions import Question, read_file, read_folder, reference_tasks
 
-PER_TASK = 20
+QUESTIONS_PER_TASK = 20
 
 
 @dataclass(frozen=True)
-class Paper:
+class QuestionSet:
     """The questions of one test, in the order in which they are asked.
 
-    source: where they come from. seed: of the draw. standard: how many the zoo's candidates sat.
+    source: where they come from. seed: of the draw. reference_overlap: how many of them the
+    shipped candidates were tested on.
     """
 
     questions: tuple[Question, ...]
     source: str
     seed: int
-    standard: int
+    reference_overlap: int
 
     @property
     def tasks(self) -> list[str]:
@@ -36,60 +40,69 @@ class Paper:
 
     @property
     def digest(self) -> str:
-        """sha256 of what is asked and what is right."""
-        asked = sorted(f"{q.task}\0{q.key}\0{q.answer}" for q in self.questions)
-        return hashlib.sha256("\n".join(asked).encode()).hexdigest()
+        """The sha256 of questions, tasks and right answers."""
+        listed = sorted(f"{q.task}\0{q.key}\0{q.answer}" for q in self.questions)
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
-def compose(source: str, questions_per_task: int, tasks: Sequence[str], seed: int) -> Paper:
-    """The paper from a file, a data folder, or a data set of the hub. tasks: only these; empty
-    means the standard 50 where the source has any of them, else the source's own.
+def sample_questions(
+    source: str, questions_per_task: int, tasks: Sequence[str], seed: int
+) -> QuestionSet:
+    """Draw a test from a file, a data folder, or a data set of the Hugging Face hub.
 
-    Raises InvalidInputError.
+    Args:
+        source: path, or an id like cais/mmlu.
+        questions_per_task: 1 to 1000; a task with fewer questions gives all of them.
+        tasks: use only these. Empty means the 50 reference tasks if the source has any of them,
+            else the source's own.
+        seed: equal arguments give equal questions.
+
+    Raises:
+        InvalidInputError: the source cannot be read, or a task is not in it.
     """
     if not 1 <= questions_per_task <= 1000:
         raise InvalidInputError(
             Violation("--questions-per-task", f"is {questions_per_task}; expected 1 to 1000.")
         )
-    pools = _pools(source)
-    wanted = _wanted(pools, tasks)
+    by_task = _read_source(source)
     draw = random.Random(seed)  # noqa: S311 - a draw that can be repeated
-    known = standard_tasks()
+    reference = reference_tasks()
     chosen: list[Question] = []
-    standard = 0
-    for task in wanted:
-        items = known[task].items if task in known else frozenset[str]()
-        pool = sorted({q.key: q for q in pools[task]}.values(), key=lambda q: q.key)
-        draw.shuffle(pool)
-        pool.sort(key=lambda q: q.key not in items)
-        chosen += pool[:questions_per_task]
-        standard += sum(q.key in items for q in pool[:questions_per_task])
+    overlap = 0
+    for task in _choose_tasks(by_task, tasks):
+        items = reference[task].items if task in reference else frozenset[str]()
+        candidates = sorted({q.key: q for q in by_task[task]}.values(), key=lambda q: q.key)
+        draw.shuffle(candidates)
+        candidates.sort(key=lambda q: q.key not in items)
+        chosen += candidates[:questions_per_task]
+        overlap += sum(q.key in items for q in candidates[:questions_per_task])
     draw.shuffle(chosen)
-    return Paper(tuple(chosen), source, seed, standard)
+    return QuestionSet(tuple(chosen), source, seed, overlap)
 
 
-def _wanted(pools: Mapping[str, Sequence[Question]], tasks: Sequence[str]) -> list[str]:
-    if missing := [t for t in tasks if t not in pools]:
+def _choose_tasks(by_task: Mapping[str, Sequence[Question]], tasks: Sequence[str]) -> list[str]:
+    if missing := [t for t in tasks if t not in by_task]:
         raise InvalidInputError(
-            Violation("--tasks", f"names {missing}; the questions have {sorted(pools)}.")
+            Violation("--tasks", f"names {missing}; the questions have {sorted(by_task)}.")
         )
-    standard = [t for t in standard_tasks() if t in pools]
-    wanted = sorted(set(tasks) or standard or pools)
-    if not 1 <= len(wanted) <= TEST_TASKS:
+    reference = [t for t in reference_tasks() if t in by_task]
+    chosen = sorted(set(tasks) or reference or by_task)
+    if not 1 <= len(chosen) <= TEST_TASKS:
         raise InvalidInputError(
             Violation(
                 "--questions",
-                f"holds {len(wanted)} tasks; a test has 1 to {TEST_TASKS}, choose with --tasks.",
+                f"has {len(chosen)} tasks; a test has 1 to {TEST_TASKS}, choose with --tasks.",
             )
         )
-    return wanted
+    return chosen
 
 
-def _pools(source: str) -> dict[str, list[Question]]:
+def _read_source(source: str) -> dict[str, list[Question]]:
+    """Task -> its questions."""
     path = Path(source)
     if path.is_dir():
-        found = read_folder(path)
-        return {t: [replace(q, task=t) for q in questions] for t, questions in found.items()}
+        folder = read_folder(path)
+        return {t: [replace(q, task=t) for q in questions] for t, questions in folder.items()}
     if path.is_file():
         questions = read_file(path)
     elif path.suffix not in {".jsonl", ".gz"} and source.count("/") == 1:
@@ -98,13 +111,13 @@ def _pools(source: str) -> dict[str, list[Question]]:
         raise InvalidInputError(
             Violation(
                 "--questions",
-                f"is {source}: neither a file, a folder, nor a data set like cais/mmlu.",
+                f"is {source}, which is not a file, a folder, or a data set like cais/mmlu.",
             )
         )
-    home = {key: task for task, entry in standard_tasks().items() for key in entry.items}
-    pools: dict[str, list[Question]] = {}
+    task_of = {key: task for task, entry in reference_tasks().items() for key in entry.items}
+    by_task: dict[str, list[Question]] = {}
     for question in questions:
-        task = home.get(question.key, question.task)
+        task = task_of.get(question.key, question.task)
         if task:
-            pools.setdefault(task, []).append(replace(question, task=task))
-    return pools
+            by_task.setdefault(task, []).append(replace(question, task=task))
+    return by_task

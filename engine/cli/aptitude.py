@@ -16,12 +16,12 @@ from pathlib import Path
 
 from engine.api.candidate import Candidate
 from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
-from engine.aptitude.grading import mark, with_marks
+from engine.aptitude.grading import grade, with_result
 from engine.aptitude.journal import Journal
 from engine.aptitude.llm import Endpoint
 from engine.aptitude.questions import Question
-from engine.aptitude.report import content, cost_usd, estimate, picture, sitting, summary
-from engine.aptitude.selection import Paper, compose
+from engine.aptitude.report import chart, content, cost_usd, estimate, run_fingerprint, summary
+from engine.aptitude.selection import QuestionSet, sample_questions
 from engine.cli import aptitude_flags, server_flags
 from engine.cli.aptitude_flags import candidate_from, endpoint_from
 from engine.cli.server_flags import connect
@@ -50,21 +50,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     candidate, endpoint = candidate_from(parsed), endpoint_from(parsed, os.environ)
     tasks = [t for t in parsed.tasks.split(",") if t]
-    paper = compose(parsed.questions, parsed.questions_per_task, tasks, parsed.seed)
+    question_set = sample_questions(parsed.questions, parsed.questions_per_task, tasks, parsed.seed)
     if parsed.dry_run:
-        _print_estimate(paper.questions, endpoint, candidate, parsed)
+        _print_estimate(question_set.questions, endpoint, candidate, parsed)
         return
     if parsed.server:
         _require_free(candidate, parsed)
     files = _files(parsed.out or Path(f"aptitude-{candidate.id}.json"))
-    with Journal(files.journal, sitting(paper, endpoint)) as journal:
-        _examine(paper, endpoint, candidate, journal, parsed)
-        marks = mark(paper.questions, journal.replies)
-    candidate = with_marks(candidate, marks, direct=endpoint.direct)
-    document = content(candidate, marks, paper, endpoint)
+    with Journal(files.journal, run_fingerprint(question_set, endpoint)) as journal:
+        _examine(question_set, endpoint, candidate, journal, parsed)
+        result = grade(question_set.questions, journal.replies)
+    candidate = with_result(candidate, result, answer_only=endpoint.answer_only)
+    document = content(candidate, result, question_set, endpoint)
     _write(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(files.picture, picture(candidate.display_name, marks))
-    print("\n".join(summary(marks, paper, direct=endpoint.direct)))
+    _write(files.picture, chart(candidate.display_name, result))
+    print("\n".join(summary(result, question_set, answer_only=endpoint.answer_only)))
     print(f"wrote {files.out} and {files.picture}")
     if parsed.server:
         with connect(parsed) as client:
@@ -72,7 +72,7 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _examine(
-    paper: Paper,
+    question_set: QuestionSet,
     endpoint: Endpoint,
     candidate: Candidate,
     journal: Journal,
@@ -81,20 +81,20 @@ def _examine(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    left = [q for q in paper.questions if q.key not in journal.replies]
-    if known := len(paper.questions) - len(left):
+    left = [q for q in question_set.questions if q.key not in journal.replies]
+    if known := len(question_set.questions) - len(left):
         print(f"{known} answers are in the journal already.")
     if not left:
         return
     _print_estimate(left, endpoint, candidate, parsed)
     if not parsed.yes:
         _confirm()
-    examine = _examiner()
+    ask_all = _load_examiner()
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(paper.questions), completed=known)
+        bar = progress.add_task("", total=len(question_set.questions), completed=known)
         try:
-            asyncio.run(examine(left, endpoint, journal, lambda _: progress.advance(bar)))
+            asyncio.run(ask_all(left, endpoint, journal, lambda _: progress.advance(bar)))
         except KeyboardInterrupt:
             progress.console.print("stopped; the same command goes on from here")
             raise
@@ -119,7 +119,9 @@ def _print_estimate(
 def _confirm() -> None:
     if not sys.stdin.isatty():
         raise InvalidInputError(
-            Violation("--yes", "is needed where nobody can be asked; --dry-run only estimates.")
+            Violation(
+                "--yes", "is needed without a terminal to confirm on; --dry-run only estimates."
+            )
         )
     if input("Ask them? [y/N] ").strip().lower() not in {"y", "yes"}:
         raise KeyboardInterrupt
@@ -140,14 +142,16 @@ def _require_free(candidate: Candidate, parsed: argparse.Namespace) -> None:
             )
 
 
-def _examiner() -> Callable[..., Coroutine[None, None, None]]:
+def _load_examiner() -> Callable[..., Coroutine[None, None, None]]:
     try:
-        from engine.aptitude.llm import examine
+        import matplotlib  # noqa: F401 - for the chart: missing, it would fail after the questions
+
+        from engine.aptitude.llm import run
     except ImportError as error:
         raise InvalidInputError(
             Violation("aptitude run", f"needs {error.name}: pip install '.[aptitude]'.")
         ) from error
-    return examine
+    return run
 
 
 def _files(out: Path) -> Files:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid
 from engine.api.errors import InvalidInputError, Violation
 from engine.aptitude.llm import LOOPBACK, Endpoint
-from engine.aptitude.selection import PER_TASK
+from engine.aptitude.selection import QUESTIONS_PER_TASK
 
 QUESTIONS = "TIGER-Lab/MMLU-Pro"  # holds the questions that the zoo's candidates sat
 AT_LEAST = {  # the smallest sensible value of each
@@ -59,12 +59,12 @@ def endpoint_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> End
         base_url=parsed.base_url.rstrip("/"),
         model=parsed.model,
         key=key,
-        direct=parsed.answer_only,
+        answer_only=parsed.answer_only,
         max_tokens=parsed.max_tokens,
-        body=body,
+        extra_body=body,
         timeout_s=parsed.timeout,
-        tries=parsed.max_attempts,
-        longest_wait_s=parsed.max_retry_after,
+        max_attempts=parsed.max_attempts,
+        max_retry_after_s=parsed.max_retry_after,
         concurrency=parsed.concurrency,
         requests_per_minute=parsed.requests_per_minute,
         tokens_per_minute=parsed.tokens_per_minute,
@@ -134,9 +134,9 @@ def _add_test(group: argparse._ArgumentGroup) -> None:
     add(
         "--questions-per-task",
         type=int,
-        default=PER_TASK,
+        default=QUESTIONS_PER_TASK,
         metavar="N",
-        help=f"questions ({PER_TASK})",
+        help=f"questions ({QUESTIONS_PER_TASK})",
     )
     add("--seed", type=int, default=0, metavar="N", help="of the choice of questions (0)")
     add("--answer-only", action="store_true", help="ask for the letter alone, without reasoning")

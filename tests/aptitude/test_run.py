@@ -1,4 +1,4 @@
-"""The aptitude test against a live LLM: a fake one of known skill, on a real socket."""
+"""Run the aptitude test against a fake LLM of known skill, on a real socket."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ import pytest
 from engine.api.candidate import Candidate, validate
 from engine.api.errors import InvalidInputError
 from engine.api.policy import Policy
-from engine.aptitude.grading import TaskFigure, extract, mark, with_marks
+from engine.aptitude.grading import TaskScore, extract, grade, with_result
 from engine.aptitude.hub import from_rows
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import retry_after_s
-from engine.aptitude.questions import read_file, standard_tasks
-from engine.aptitude.report import picture
-from engine.aptitude.selection import compose
+from engine.aptitude.questions import read_file, reference_tasks
+from engine.aptitude.report import chart
+from engine.aptitude.selection import sample_questions
 from engine.client.sync import Client
 from engine.datasets.outcomes import known_keywords
 from engine.registry.catalog import read_zoo
@@ -94,7 +95,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(("reply", "letter"), ANSWERS.items())
-def test_an_answer_is_found_however_it_is_given(reply: str, letter: str | None) -> None:
+def test_extract_finds_the_chosen_letter(reply: str, letter: str | None) -> None:
     assert extract(reply, OPTIONS) == letter
 
 
@@ -122,11 +123,9 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_questions(tmp_path_factory.mktemp("questions") / "questions.jsonl")
 
 
-def test_the_fakes_skill_is_recovered_through_errors_and_limits(
-    questions: Path, tmp_path: Path
-) -> None:
+def test_skill_is_measured_despite_errors_and_rate_limits(questions: Path, tmp_path: Path) -> None:
     known = read_file(questions)
-    skill = {t: 0.1 + 0.8 * chance("skill", t) for t in standard_tasks()}
+    skill = {t: 0.1 + 0.8 * chance("skill", t) for t in reference_tasks()}
     llm = FakeLLM(known, skill, limit_every=400, fail_every=90, drop_every=150, refuses=0.02)
     with listening(llm) as url:
         run(
@@ -146,7 +145,7 @@ def test_the_fakes_skill_is_recovered_through_errors_and_limits(
     assert provenance["asked"] == len(asked) == 1000
     words = known_keywords()
     figures = {r.task: r.accuracy for r in candidate.aptitude}
-    for task in standard_tasks():
+    for task in reference_tasks():
         right = [llm.knows(q) and not llm.refused(q) for q in asked if q.task == task]
         assert figures[words[task]] == sum(right) / 20, task
         bound = 4 * math.sqrt(skill[task] * (1 - skill[task]) / 20) + 0.02
@@ -157,7 +156,7 @@ def test_the_fakes_skill_is_recovered_through_errors_and_limits(
     assert max(llm.asked.values()) == 1
 
 
-def test_a_killed_run_goes_on_and_asks_nothing_twice(questions: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_asks_no_question_twice(questions: Path, tmp_path: Path) -> None:
     llm = FakeLLM(read_file(questions), {}, delay_s=0.05)
     journal = tmp_path / "a.journal.jsonl"
     few = ("--model", "fake", "--yes", "--questions-per-task", "8")
@@ -178,14 +177,14 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(questions: Path, tmp_path: 
         assert len(llm.asked) == 400
         for changed in (("--model", "other"), ("--seed", "1"), ("--answer-only",)):
             refusal = run(url, questions, tmp_path / "a.json", *few, *changed, status=1)
-            assert "holds answers of another sitting" in refusal
+            assert "belongs to another run" in refusal
             assert len(refusal.splitlines()) == 1
 
 
-def test_what_is_in_flight_when_the_endpoint_refuses_is_kept(
+def test_replies_in_flight_are_kept_if_the_endpoint_refuses(
     questions: Path, tmp_path: Path
 ) -> None:
-    unknown = compose(str(questions), 1, [], seed=0).questions[20]
+    unknown = sample_questions(str(questions), 1, [], seed=0).questions[20]
     known = [q for q in read_file(questions) if q.id != unknown.id]
     llm = FakeLLM(known, {}, delay_s=0.3)
     few = ("--model", "fake", "--yes", "--questions-per-task", "1")
@@ -197,7 +196,7 @@ def test_what_is_in_flight_when_the_endpoint_refuses_is_kept(
     assert 16 < len(lines) < 49
 
 
-def test_nobody_asks_before_a_retry_after_has_passed(questions: Path, tmp_path: Path) -> None:
+def test_retry_after_pauses_all_requests(questions: Path, tmp_path: Path) -> None:
     llm = FakeLLM(read_file(questions), {}, limit_every=20)
     few = ("--model", "fake", "--yes", "--questions-per-task", "1", "--concurrency", "1")
     with listening(llm) as url:
@@ -205,7 +204,7 @@ def test_nobody_asks_before_a_retry_after_has_passed(questions: Path, tmp_path: 
     assert (llm.requests, llm.early) == (52, 0)
 
 
-def test_newcomers_are_preferred_where_they_are_better(
+def test_new_candidates_are_selected_for_their_strong_subjects(
     questions: Path, tmp_path: Path, shared_server: Server, client: Client
 ) -> None:
     known = read_file(questions)
@@ -229,9 +228,7 @@ def test_newcomers_are_preferred_where_they_are_better(
             client.remove(name)
 
 
-def test_nothing_is_asked_without_consent_and_the_key_is_never_shown(
-    questions: Path, tmp_path: Path
-) -> None:
+def test_run_needs_confirmation_and_never_shows_the_key(questions: Path, tmp_path: Path) -> None:
     llm = FakeLLM(read_file(questions), {}, key="sk-right")
     out, few = tmp_path / "a.json", ("--model", "fake", "--questions-per-task", "1")
     prices = ("--input-usd-per-million", "1", "--output-usd-per-million", "2")
@@ -258,7 +255,7 @@ def test_nothing_is_asked_without_consent_and_the_key_is_never_shown(
     assert "sk-" not in everything
 
 
-def test_a_partial_test_says_how_sure_it_is(
+def test_partial_test_reports_its_uncertainty(
     questions: Path, tmp_path: Path, shared_server: Server, client: Client
 ) -> None:
     llm = FakeLLM(read_file(questions), {"astronomy": 1.0}, otherwise=0.0, counts_tokens=False)
@@ -278,7 +275,7 @@ def test_a_partial_test_says_how_sure_it_is(
         figures = {r.task: r.accuracy for r in candidate.aptitude}
         words = known_keywords()
         assert (figures[words["astronomy"]], figures[words["anatomy"]]) == (1.0, 0.0)
-        tasks = standard_tasks()
+        tasks = reference_tasks()
         above = 0.5 - (tasks["astronomy"].mean + tasks["anatomy"].mean) / 2
         expected = tasks["college_physics"].mean + above
         assert figures[words["college_physics"]] == pytest.approx(expected, abs=1e-4)
@@ -286,52 +283,56 @@ def test_a_partial_test_says_how_sure_it_is(
         client.remove("part")
 
 
-def test_a_whole_test_has_small_errors_and_a_picture(questions: Path) -> None:
-    paper = compose(str(questions), 20, [], seed=3)
-    assert compose(str(questions), 20, [], seed=3).questions == paper.questions
+def test_whole_test_has_small_errors_and_a_chart(questions: Path) -> None:
+    question_set = sample_questions(str(questions), 20, [], seed=3)
+    assert sample_questions(str(questions), 20, [], seed=3).questions == question_set.questions
     replies = {
         q.key: Reply(q.key, q.answer if i % 2 else "?", 9, 1, True, False)
-        for i, q in enumerate(paper.questions)
+        for i, q in enumerate(question_set.questions)
     }
-    marks = mark(paper.questions, replies)
-    assert marks.accuracy == pytest.approx(0.5)
-    assert marks.standard_error == pytest.approx(math.sqrt(0.25 / 1000), rel=0.1)
-    assert TaskFigure("x", 20, 20, 0).standard_error > 0.03
-    candidate = with_marks(Candidate("x", ()), marks)
+    result = grade(question_set.questions, replies)
+    assert result.accuracy == pytest.approx(0.5)
+    assert result.standard_error == pytest.approx(math.sqrt(0.25 / 1000), rel=0.1)
+    assert TaskScore("x", 20, 20, 0).standard_error > 0.03
+    candidate = with_result(Candidate("x", ()), result)
     assert not validate(candidate)
     assert candidate.tags == ()
-    drawn = picture("a <b> & c", marks)
-    assert drawn.count("<rect") == 51
-    assert "a &lt;b&gt; &amp; c" in drawn
+    drawn = chart("a <b> & $c$", result)
+    assert "a &lt;b&gt; &amp; $c$: 50.0% ± 1." in drawn
+    assert all(f"{s.task.replace('_', ' ')}  {s.accuracy:.0%}" in drawn for s in result.scores)
+    assert drawn == chart("a <b> & $c$", result)
 
 
-def test_a_data_folder_brings_the_items_its_candidates_sat() -> None:
+def test_data_folder_gives_the_items_of_its_aptitude_test() -> None:
     folder = ROOT.parent / "shared" / "data" / "mmlu_pro_cot"
     if not folder.is_dir():
         pytest.skip("no ../shared/data")
-    paper = compose(str(folder), 20, [], seed=0)
-    assert (len(paper.tasks), paper.standard) == (50, len(paper.questions))
-    text = compose(str(folder.with_name("mmlu_text") / "test.jsonl.gz"), 20, [], seed=0)
+    question_set = sample_questions(str(folder), 20, [], seed=0)
+    assert (len(question_set.tasks), question_set.reference_overlap) == (
+        50,
+        len(question_set.questions),
+    )
+    text = sample_questions(str(folder.with_name("mmlu_text") / "test.jsonl.gz"), 20, [], seed=0)
     assert len(text.questions) == 1000
 
 
-def test_a_journal_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+def test_journal_refuses_another_file_and_leaves_it_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("not a journal, and no newline")
-    with pytest.raises(InvalidInputError, match="no journal of this command"):
+    with pytest.raises(InvalidInputError, match="is not an aptitude journal"):
         Journal(path, {"model": "x"})
     assert path.read_text() == "not a journal, and no newline"
     path.unlink()
     with (
         Journal(path, {"model": "x"}),
-        pytest.raises(InvalidInputError, match="by another run"),
+        pytest.raises(InvalidInputError, match="in use by another run"),
     ):
         Journal(path, {"model": "x"})
 
 
-def test_a_journal_outlives_a_full_disk_and_a_crash_in_its_first_line(tmp_path: Path) -> None:
+def test_journal_survives_a_full_disk_and_a_crash_in_its_first_line(tmp_path: Path) -> None:
     path, reply = tmp_path / "journal", Reply("q", "The answer is B.", 9, 1, True, False)
-    path.write_text('{"sitt')
+    path.write_text('{"ru')
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Journal(path, {"model": "x"}) as journal:
         before = path.read_bytes()
@@ -347,16 +348,26 @@ def test_a_journal_outlives_a_full_disk_and_a_crash_in_its_first_line(tmp_path: 
         assert journal.replies == {"q": reply}
 
 
+def test_a_journal_of_version_0_1_is_continued(tmp_path: Path) -> None:
+    path, reply = tmp_path / "journal", Reply("q", "The answer is B.", 9, 1, True, False)
+    header = {"sitting": {"model": "x", "direct": False, "body": {}}}  # prose: ignore
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, asdict(reply))))
+    with Journal(path, {"model": "x", "answer_only": False, "extra_body": {}}) as journal:
+        assert journal.replies == {"q": reply}
+    with pytest.raises(InvalidInputError, match="answer_only was False, is now True"):
+        Journal(path, {"model": "x", "answer_only": True, "extra_body": {}})
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "no readable file of JSON lines"),
-        ("[]", "is no JSON object"),
+        ("{", "not a readable file of JSON lines"),
+        ("[]", "is not a JSON object"),
         ('{"text": "no options", "answer": "A"}', "has 0 options"),
         ('{"text": "x\\nA. 1\\nB. 2", "answer": "C"}', "has 2 options and the answer 'C'"),
     ],
 )
-def test_a_wrong_questions_file_is_named(line: str, words: str, tmp_path: Path) -> None:
+def test_invalid_question_file_is_named(line: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(InvalidInputError, match=words):
@@ -375,17 +386,17 @@ def test_a_wrong_questions_file_is_named(line: str, words: str, tmp_path: Path) 
         ("scores.npz", np.zeros((2, 3)), r"has shape \(2, 3\); expected \(candidates, 50\)"),
     ],
 )
-def test_a_wrong_data_folder_is_named(file: str, content: Any, words: str, tmp_path: Path) -> None:
+def test_invalid_data_folder_is_named(file: str, content: Any, words: str, tmp_path: Path) -> None:
     write_questions(tmp_path / "instructions.jsonl", each=1)
     if isinstance(content, str):
         (tmp_path / file).write_text(content)
     elif content is not None:
         np.savez(tmp_path / file, scores=content)
     with pytest.raises(InvalidInputError, match=words):
-        compose(str(tmp_path), 20, [], seed=0)
+        sample_questions(str(tmp_path), 20, [], seed=0)
 
 
-def test_an_answer_that_is_no_option_is_named() -> None:
+def test_answer_that_is_not_an_option_is_named() -> None:
     rows = [{"question": "1 + 1?", "choices": ["1", "2"], "answer": a} for a in (1, -1, 30)]
     found = from_rows(rows, "some/set")
     assert next(found).answer == "B"
@@ -393,17 +404,15 @@ def test_an_answer_that_is_no_option_is_named() -> None:
         next(found)
 
 
-def test_the_length_of_letters_alone_is_not_that_of_answers(
-    questions: Path, tmp_path: Path
-) -> None:
+def test_answer_only_leaves_out_the_answer_length(questions: Path, tmp_path: Path) -> None:
     llm = FakeLLM(read_file(questions), {}, answer_tokens=1)
     few = ("--model", "fake", "--yes", "--questions-per-task", "1", "--answer-only")
     with listening(llm) as url:
-        assert "says nothing of usual answers" in run(url, questions, tmp_path / "a.json", *few)
+        assert "says nothing about usual answers" in run(url, questions, tmp_path / "a.json", *few)
     assert read_zoo(tmp_path / "a.json")[0].mean_output_tokens is None
 
 
-def test_retry_after_is_seconds_or_a_date() -> None:
+def test_retry_after_reads_seconds_and_dates() -> None:
     date = "Thu, 01 Jan 1970 00:01:40 GMT"
     values = {"7": 7.0, "0.5": 0.5, date: 90.0, "": None, "soon": None}
     assert {v: retry_after_s({"retry-after": v}, now=10.0) for v in values} == values

@@ -1,9 +1,10 @@
-"""Write engine/aptitude/reference_test.json: which questions the training candidates sat, as hashes
-of their text, and how they did on each task; no question's text.
+"""Write engine/aptitude/reference_test.json from a data folder with an aptitude test.
 
     python -m training.data.reference_test --data ../shared/data/mmlu_pro_cot
 
-The folder is the one whose figures the zoo carries.
+It holds the questions that the training candidates were asked, as hashes of their text, and their
+mean accuracy on each task; no question's text. The folder is the one whose accuracies the catalog
+of shipped candidates carries.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ import numpy as np
 from engine.aptitude.questions import FILE, read_folder
 
 
-def standard_test(folder: Path) -> dict[str, object]:
-    """Task -> mean accuracy of the folder's candidates, and the keys of its items."""
-    sat = json.loads((folder / "aptitude.json").read_text(encoding="utf-8"))
-    figures = np.array([sat["scores"][name] for name in sorted(sat["scores"])], dtype=np.float64)
+def reference_test(folder: Path) -> dict[str, object]:
+    """Collect task -> mean accuracy of the folder's candidates, and the keys of its items."""
+    test = json.loads((folder / "aptitude.json").read_text(encoding="utf-8"))
+    accuracies = np.array([test["scores"][n] for n in sorted(test["scores"])], dtype=np.float64)
     items = read_folder(folder)
     return {
         task: {"mean": round(float(mean), 4), "items": [q.key for q in items[task]]}
-        for task, mean in zip(sat["tasks"], np.nanmean(figures, axis=0), strict=True)
+        for task, mean in zip(test["tasks"], np.nanmean(accuracies, axis=0), strict=True)
     }
 
 
 def main() -> None:
     """Parse the command line and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    test = standard_test(parser.parse_args().data)
+    parser.add_argument("--data", type=Path, required=True, help="data folder with aptitude.json")
+    test = reference_test(parser.parse_args().data)
     lines = ",\n".join(f" {json.dumps(task)}: {json.dumps(entry)}" for task, entry in test.items())
     FILE.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
     print(f"{len(test)} tasks written to {FILE}")
