@@ -172,8 +172,12 @@ def test_a_run_learns_is_measured_and_is_not_exported(
 def test_ablations_train_both_layouts_and_representations(
     plan: PaperPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = {k: getattr(plan, k) for k in ("backbone", "encoder", "layers", "batch", "precision")}
-    monkeypatch.setattr(ablations, "COMMON", common | {"without": "c0", "validate_every": 1000})
+    common = {
+        k: getattr(plan, k) for k in ("backbone", "encoder", "layers", "batch_size", "precision")
+    }
+    monkeypatch.setattr(
+        ablations, "COMMON", common | {"exclude_candidates": "c0", "validate_every": 1000}
+    )
     elsewhere = datasets.write(tmp_path / "elsewhere", seed=3)
     names = ["base", "layout: capability first, 4 sampled", "c: text in pieces"]
     for name in names:
