@@ -28,8 +28,8 @@ if _version_not_supported:
 
 
 class CandidateServiceStub:
-    """Registers candidates. Every change that is answered is on disk and is one new revision of the
-    table; requests in flight finish on the revision they began with.
+    """Manages the candidates. When a change is acknowledged it is on disk, and it is one new revision
+    of the candidate table. Requests in flight finish with the revision that they started with.
     """
 
     def __init__(self, channel):
@@ -86,8 +86,8 @@ class CandidateServiceStub:
 
 
 class CandidateServiceServicer:
-    """Registers candidates. Every change that is answered is on disk and is one new revision of the
-    table; requests in flight finish on the revision they began with.
+    """Manages the candidates. When a change is acknowledged it is on disk, and it is one new revision
+    of the candidate table. Requests in flight finish with the revision that they started with.
     """
 
     def CreateCandidate(self, request, context):
@@ -105,7 +105,7 @@ class CandidateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCandidates(self, request, context):
-        """ListCandidates returns the candidates in order of their names, a page at a time.
+        """ListCandidates returns the candidates in the order of their names, one page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,30 +126,29 @@ class CandidateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchReplaceCandidates(self, request, context):
-        """BatchReplaceCandidates makes the given list the whole table, or changes nothing.
+        """BatchReplaceCandidates replaces the whole table with the given list, or changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRevisions(self, request, context):
-        """ListRevisions returns the revisions that are kept, newest first, a page at a time.
+        """ListRevisions returns the revisions that are kept, newest first, one page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollbackRevision(self, request, context):
-        """RollbackRevision makes the table of an earlier revision the newest one again, as a revision of
-        its own.
+        """RollbackRevision creates a new revision with the content of an earlier one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchCandidates(self, request, context):
-        """WatchCandidates answers with the table as it is, then with every change of it. A watcher that
-        falls behind is given the newest state, not every step.
+        """WatchCandidates sends the current table, then every change of it. A slow watcher gets the
+        newest state, not every step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,8 +211,8 @@ def add_CandidateServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CandidateService:
-    """Registers candidates. Every change that is answered is on disk and is one new revision of the
-    table; requests in flight finish on the revision they began with.
+    """Manages the candidates. When a change is acknowledged it is on disk, and it is one new revision
+    of the candidate table. Requests in flight finish with the revision that they started with.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ExternalProcessorStub:
-    """Called by Envoy, one stream for an HTTP request.
+    """Envoy opens one stream for each HTTP request.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class ExternalProcessorStub:
 
 
 class ExternalProcessorServicer:
-    """Called by Envoy, one stream for an HTTP request.
+    """Envoy opens one stream for each HTTP request.
     """
 
     def Process(self, request_iterator, context):
@@ -69,7 +69,7 @@ def add_ExternalProcessorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExternalProcessor:
-    """Called by Envoy, one stream for an HTTP request.
+    """Envoy opens one stream for each HTTP request.
     """
 
     @staticmethod

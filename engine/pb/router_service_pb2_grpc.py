@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RouterServiceStub:
-    """Chooses a candidate for an instruction without calling any of them.
+    """Chooses a candidate for an instruction, without calling any of them.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class RouterServiceStub:
 
 
 class RouterServiceServicer:
-    """Chooses a candidate for an instruction without calling any of them.
+    """Chooses a candidate for an instruction, without calling any of them.
     """
 
     def Route(self, request, context):
@@ -74,30 +74,31 @@ class RouterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchRoute(self, request, context):
-        """BatchRoute routes up to 256 instructions; one that fails does not fail the others.
+        """BatchRoute routes up to 256 instructions. If one fails, the others are still answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamRoute(self, request_iterator, context):
-        """StreamRoute routes instructions as they come; answers come as they are ready, each with its
-        request's id. At most 64 of a stream are worked on at a time; the rest wait in the transport.
+        """StreamRoute routes instructions as they arrive. Answers are sent as soon as they are ready,
+        each with the ID of its request. At most 64 requests of a stream are processed at a time; the
+        others wait in the transport.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordOutcome(self, request, context):
-        """RecordOutcome keeps how well a choice turned out, to calibrate and train with. Acknowledged
-        means on disk.
+        """RecordOutcome stores how well a candidate did, for calibration and training. When it is
+        acknowledged it is on disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """GetServerInfo says what is served and by what.
+        """GetServerInfo describes the server and the model that it serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,7 +141,7 @@ def add_RouterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RouterService:
-    """Chooses a candidate for an instruction without calling any of them.
+    """Chooses a candidate for an instruction, without calling any of them.
     """
 
     @staticmethod
