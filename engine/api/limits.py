@@ -20,13 +20,16 @@ def is_utf8(text: str) -> bool:
 
 def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
     """Raise InvalidInputError unless `text` has something to read within `limit_bytes`."""
-    if not is_utf8(text):
-        raise InvalidInputError(Violation(field, "is not valid UTF-8; send text as UTF-8."))
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            Violation(field, "is not valid UTF-8; send text as UTF-8.")
+        ) from None
     if not text.strip():
         raise InvalidInputError(
             Violation(field, "is empty or white space; send the instruction to route.")
         )
-    size = len(text.encode())
     if size > limit_bytes:
         raise InvalidInputError(
             Violation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from engine.api.candidate import (
@@ -76,9 +76,14 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
     """Raises InvalidInputError where a list holds no resource names; values are not checked."""
     objective = message.WhichOneof("objective")
     default = message.default_candidate
-    fields: dict[str, Any] = {k: getattr(message, k) for k in AMOUNTS}
-    fields |= {k: getattr(message, k) for k in LIMITS if message.HasField(k)}
-    fields |= {k: _words(getattr(message, k)) for k in POLICY_WORDS}
+    fields: dict[str, Any] = {}
+    for name in AMOUNTS:
+        fields[name] = getattr(message, name)
+    for name in LIMITS:
+        if message.HasField(name):
+            fields[name] = getattr(message, name)
+    for name in POLICY_WORDS:  # repeating a word does not require it twice
+        fields[name] = tuple(sorted(set(getattr(message, name))))
     return Policy(
         objective=objective or "cost_sensitivity",
         value=getattr(message, objective) if objective else 0.0,
@@ -170,12 +175,9 @@ def _check_turns(turns: Sequence[router_service_pb2.Message]) -> None:
             )
 
 
-def _words(given: Iterable[str]) -> tuple[str, ...]:
-    """A word twice asks for no more than once."""
-    return tuple(sorted(set(given)))
-
-
 def _ids(names: Sequence[str], field: str) -> tuple[str, ...]:
+    if not names:
+        return ()
     if len(names) > MAX_CANDIDATES:
         raise InvalidInputError(
             Violation(field, f"has {len(names)} names; a table holds at most {MAX_CANDIDATES}.")

@@ -6,19 +6,11 @@ Set in the task of a request, and so seen by whatever that task calls and by the
 from __future__ import annotations
 
 import re
-import secrets
 from contextvars import ContextVar
 
 DECISION: ContextVar[str] = ContextVar("decision", default="")
 TRACE: ContextVar[str] = ContextVar("trace", default="")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-.{2}")
-
-
-def begin_decision() -> str:
-    """A new decision id, 32 hexadecimal digits; the lines of this task carry it from now on."""
-    decision_id = secrets.token_hex(16)
-    DECISION.set(decision_id)
-    return decision_id
 
 
 def trace_of(traceparent: str) -> str:

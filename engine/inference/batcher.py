@@ -124,10 +124,6 @@ class Batcher:
         recently = time.monotonic() - self._refused < CROWDED_S
         return self._worker.idle if recently else None
 
-    def check_room(self, size: int, deadline: float) -> None:
-        """Raise what submit() would raise for a prompt of `size` rows, which need not be there."""
-        self._admit(size, deadline, time.monotonic())
-
     async def submit(
         self,
         tokens: Int64Array,
@@ -147,7 +143,7 @@ class Batcher:
         self._ensure_serving()
         size = len(tokens) + len(rows) * table.embeddings.shape[1]
         if not admitted:
-            self._admit(size, deadline, now)
+            self.check_room(size, deadline)
         self._backend.prepare(table.embeddings)
         work = Work(tokens, table, rows, deadline, now, loop.create_future(), size)
         self._queue.add(work)
@@ -168,8 +164,10 @@ class Batcher:
             log.error("the batcher had ended; it is started again")
             self.start()
 
-    def _admit(self, size: int, deadline: float, now: float) -> None:
-        """Raise where there is no room, or an answer in time is not to be expected."""
+    def check_room(self, size: int, deadline: float, now: float | None = None) -> None:
+        """Raise unless a request of `size` rows can be queued and answered by `deadline` (of
+        time.monotonic()): OverloadedError, DeadlineError, WaitTooLongError."""
+        now = time.monotonic() if now is None else now
         count, limit = len(self._queue), self._limits.waiting
         ahead, own = self._ahead_s(now), self._pace.row_s * size
         if count >= limit:

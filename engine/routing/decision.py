@@ -52,6 +52,7 @@ class Decision:
     timing: phase -> seconds. id: 128 random bits in hexadecimal, "" before Router sets it.
     """
 
+    selected: Candidate
     reason: str
     ranking: tuple[RankedCandidate, ...]
     excluded: dict[str, str]
@@ -60,11 +61,6 @@ class Decision:
     kind: Kind
     timing: dict[str, float]
     id: str = ""
-
-    @property
-    def selected(self) -> Candidate:
-        """The selected candidate."""
-        return self.ranking[0].candidate
 
 
 def prepare_prompt(
@@ -112,10 +108,17 @@ def build_decision(
     eligible, p = drop_non_finite(table, eligible, p)
     candidates = [table.candidates[row] for row in eligible.rows]
     result = decide([c.id for c in candidates], p, eligible.costs, policy, context)
-    ranking = tuple(
-        RankedCandidate(candidates[i], float(p[i]), eligible.costs[i], result.utility[i])
-        for i in result.order
-    )
+    ranking = []
+    for i in result.order:
+        ranked = RankedCandidate(candidates[i], float(p[i]), eligible.costs[i], result.utility[i])
+        ranking.append(ranked)
     return Decision(
-        result.reason, ranking, eligible.excluded, table.revision, info, result.kind, timing={}
+        selected=ranking[0].candidate,
+        reason=result.reason,
+        ranking=tuple(ranking),
+        excluded=eligible.excluded,
+        revision=table.revision,
+        prompt=info,
+        kind=result.kind,
+        timing={},
     )

@@ -36,64 +36,51 @@ class Eligible:
 
 def validate_policy(policy: Policy, table: Table) -> None:
     """Raise one InvalidInputError that lists every invalid value of `policy`."""
-    violations = [
-        *_check_numbers(policy),
-        *check_word_lists(policy, "policy", POLICY_WORDS),
-        *_check_names(policy, table),
-    ]
+    violations = _check_numbers(policy)
+    violations += check_word_lists(policy, "policy", POLICY_WORDS)
+    for field in ("allowed_candidates", "denied_candidates"):
+        for i, identifier in enumerate(getattr(policy, field)):
+            if identifier not in table.rows:
+                violations.append(_not_registered(f"{field}[{i}]", identifier, table))
+    default = policy.default_candidate
+    if default and default not in table.rows:
+        violations.append(_not_registered("default_candidate", default, table))
     if violations:
         raise InvalidInputError(*violations)
 
 
 def _check_numbers(policy: Policy) -> list[Violation]:
-    shares = {
-        "abstain_below_probability": policy.abstain_below_probability,
-        "max_ood_score": policy.max_ood_score,
-    }
-    amounts: dict[str, float | None] = {
-        "max_input_usd_per_million": policy.max_input_usd_per_million,
-        "max_output_usd_per_million": policy.max_output_usd_per_million,
-    }
-    (shares if policy.objective == "target_probability" else amounts)[policy.objective] = (
-        policy.value
+    value = policy.value
+    is_share = policy.objective == "target_probability"
+    violations = []
+    for field, share in (
+        ("abstain_below_probability", policy.abstain_below_probability),
+        ("max_ood_score", policy.max_ood_score),
+        (policy.objective, value if is_share else None),
+    ):
+        if share is not None and not 0 <= share <= 1:  # true for NaN too
+            expected = f"is {share}; expected a number in [0, 1]."
+            violations.append(Violation(f"policy.{field}", expected))
+    for field, amount in (
+        ("max_input_usd_per_million", policy.max_input_usd_per_million),
+        ("max_output_usd_per_million", policy.max_output_usd_per_million),
+        (policy.objective, None if is_share else value),
+    ):
+        if amount is not None and not (math.isfinite(amount) and amount >= 0):
+            expected = f"is {amount}; expected a finite number of at least 0."
+            violations.append(Violation(f"policy.{field}", expected))
+    for field in ("expected_output_tokens", "ranking_size", "min_context_window"):
+        if (count := getattr(policy, field)) < 0:
+            violations.append(Violation(f"policy.{field}", f"is {count}; expected 0 or more."))
+    return violations
+
+
+def _not_registered(field: str, identifier: str, table: Table) -> Violation:
+    return Violation(
+        f"policy.{field}",
+        f"names candidates/{identifier}, which is not registered at revision"
+        f" {table.revision}; `modelsat candidates list` shows all candidates.",
     )
-    counts = ("expected_output_tokens", "ranking_size", "min_context_window")
-    return [
-        *(
-            Violation(f"policy.{field}", f"is {value}; expected a number in [0, 1].")
-            for field, value in shares.items()
-            if value is not None and not 0 <= value <= 1  # true for NaN too
-        ),
-        *(
-            Violation(f"policy.{field}", f"is {value}; expected a finite number of at least 0.")
-            for field, value in amounts.items()
-            if value is not None and not (math.isfinite(value) and value >= 0)
-        ),
-        *(
-            Violation(f"policy.{field}", f"is {getattr(policy, field)}; expected 0 or more.")
-            for field in counts
-            if getattr(policy, field) < 0
-        ),
-    ]
-
-
-def _check_names(policy: Policy, table: Table) -> list[Violation]:
-    names = [
-        (f"policy.{field}[{i}]", identifier)
-        for field in ("allowed_candidates", "denied_candidates")
-        for i, identifier in enumerate(getattr(policy, field))
-    ]
-    if policy.default_candidate:
-        names.append(("policy.default_candidate", policy.default_candidate))
-    return [
-        Violation(
-            field,
-            f"names candidates/{identifier}, which is not registered at revision"
-            f" {table.revision}; `modelsat candidates list` shows all candidates.",
-        )
-        for field, identifier in names
-        if identifier not in table.rows
-    ]
 
 
 def find_eligible(
@@ -156,10 +143,17 @@ def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
         checks.append(lambda c, _: "" if c.id in allowed else "not among the allowed candidates")
     if denied:
         checks.append(lambda c, _: "among the denied candidates" if c.id in denied else "")
-    checks.append(lambda c, _: _window_too_small(c, needed_tokens))
+    checks.append(_window_check(needed_tokens))
     if policy.min_context_window:
         checks.append(lambda c, _: _window_below(c, policy.min_context_window))
-    checks += _word_checks(policy)
+    if modalities := frozenset(policy.required_modalities) - {IMPLIED_MODALITY}:
+        checks.append(_contains_all("modalities", modalities))
+    if policy.required_features:
+        checks.append(_contains_all("features", frozenset(policy.required_features)))
+    if policy.required_tags:
+        checks.append(_contains_all("tags", frozenset(policy.required_tags)))
+    if policy.allowed_regions:
+        checks.append(_region_check(policy.allowed_regions))
     for side in ("input", "output"):
         if (maximum := getattr(policy, f"max_{side}_usd_per_million")) is not None:
             checks.append(_price_check(side, maximum))
@@ -168,11 +162,14 @@ def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
     return checks
 
 
-def _window_too_small(candidate: Candidate, needed_tokens: int) -> str:
-    window = candidate.context_window
-    if window is None or needed_tokens <= window:
-        return ""
-    return f"context window is {window} tokens; the request needs {needed_tokens}"
+def _window_check(needed_tokens: int) -> Check:
+    def check(candidate: Candidate, _: float | None) -> str:
+        window = candidate.context_window
+        if window is None or needed_tokens <= window:
+            return ""
+        return f"context window is {window} tokens; the request needs {needed_tokens}"
+
+    return check
 
 
 def _window_below(candidate: Candidate, minimum: int) -> str:
@@ -184,18 +181,6 @@ def _window_below(candidate: Candidate, minimum: int) -> str:
         if window >= minimum
         else (f"context window is {window} tokens; policy requires at least {minimum}")
     )
-
-
-def _word_checks(policy: Policy) -> list[Check]:
-    required = (
-        ("modalities", frozenset(policy.required_modalities) - {IMPLIED_MODALITY}),
-        ("features", frozenset(policy.required_features)),
-        ("tags", frozenset(policy.required_tags)),
-    )
-    checks = [_contains_all(field, words) for field, words in required if words]
-    if policy.allowed_regions:
-        checks.append(_region_check(policy.allowed_regions))
-    return checks
 
 
 def _contains_all(field: str, words: frozenset[str]) -> Check:

@@ -153,7 +153,7 @@ def rank(
     Ties go to the cheaper candidate, then to the smaller ID, so that the same input always gives
     the same order.
     """
-    probability = [float(x) for x in p]
+    probability: list[float] = p.tolist()
     known_costs = [math.inf if c is None else c for c in costs]
     if policy.objective == "target_probability":
         return _rank_by_cost(ids, probability, known_costs, policy.value)

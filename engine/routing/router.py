@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Literal
 
 from engine.api.errors import DeadlineError, OverloadedError, WaitTooLongError
 from engine.api.policy import Policy, Session
-from engine.api.request_context import begin_decision
+from engine.api.request_context import DECISION
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, Prompt, Tokenizer, render
 from engine.bundle.training_set import TrainingSet
 from engine.inference.batcher import Batcher, Scored
@@ -117,7 +118,8 @@ class Router:
                 unless RouterConfig.fallback covers them.
         """
         started = time.monotonic()
-        decision_id = begin_decision()
+        decision_id = secrets.token_hex(16)
+        DECISION.set(decision_id)  # so that every log line of this request carries it
         request = self._prepare(text, policy, context_chars, deadline)
         prepared = time.monotonic()
         scored, fallback_reason = await self._score_or_fall_back(request, deadline)

@@ -196,17 +196,19 @@ def test_admitted_is_what_is_expected_in_time(
         needed = SAFETY * (batcher._ahead_s(now) + ROW_S * size)
         full, hopeless = len(requests) >= 15, left <= 0 or SAFETY * ROW_S * size > left
         if not full and needed <= left:
-            batcher._admit(size, now + left, now)
+            batcher.check_room(size, now + left, now)
         else:
             with pytest.raises((OverloadedError, DeadlineError)) as refused:
-                batcher._admit(size, now + left, now)
+                batcher.check_room(size, now + left, now)
             kind = DeadlineError if hopeless else WaitTooLongError
             assert type(refused.value) is (OverloadedError if full else kind)
             retry_s = getattr(refused.value, "retry_after_s", 1.0)
             assert retry_s > 0
             assert full or hopeless or left + retry_s >= needed - 1e-6  # by then there is room
         if len(requests) < 15:
-            batcher._admit(size, float("inf"), now)  # without a deadline: as long as there is room
+            batcher.check_room(
+                size, float("inf"), now
+            )  # without a deadline: as long as there is room
 
     asyncio.run(scenario())
 

@@ -40,7 +40,7 @@ from engine.replay.policies import read_policies
 from engine.replay.report import Resampling
 from engine.replay.run import Log, replay
 from engine.replay.scoring import NOBODY, Done, Plan, Scorer, Work, names_of
-from engine.serving.rpc.responses import KINDS
+from engine.serving.rpc.router_service import KINDS
 from tests.conftest import INSTRUCTIONS
 from tools.processes import BUNDLE, ROOT, Server
 

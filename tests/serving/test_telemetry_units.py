@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from engine.api.candidate import Candidate
 from engine.api.errors import ModelsatError
 from engine.api.policy import Kind, Policy
-from engine.api.request_context import DECISION, TRACE, begin_decision, trace_of
+from engine.api.request_context import DECISION, TRACE, trace_of
 from engine.routing.decision import Decision, PromptInfo, RankedCandidate
 from engine.serving.rpc.interceptors import TelemetryInterceptor
 from engine.serving.settings import Settings
@@ -46,7 +46,9 @@ def decision(
         RankedCandidate(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25))
     )
     info = PromptInfo(7, truncated=False, ood_score=0.5)
-    return Decision("why", ranking, {}, revision, info, kind, TIMING, identifier)
+    return Decision(
+        ranking[0].candidate, "why", ranking, {}, revision, info, kind, TIMING, identifier
+    )
 
 
 # --- the interceptor, around methods of every kind ---------------------------------------------
@@ -191,7 +193,7 @@ def test_telemetry_that_fails_does_not_fail_the_request(caplog: pytest.LogCaptur
     """A decision without a ranking cannot be; whatever else goes wrong must end like this."""
     impossible = replace(decision(), ranking=())
     Telemetry(Metrics()).decided(impossible, Policy(), "text", dry_run=False)
-    assert "telemetry of a decision failed: IndexError" in caplog.text
+    assert "telemetry of a decision failed: ZeroDivisionError" in caplog.text
 
 
 # --- the log ----------------------------------------------------------------------------------
@@ -215,7 +217,8 @@ def test_a_line_has_ids_and_fields_and_no_text_of_an_exception(
     stream, private = io.StringIO(), " ".join(["what", "a", "caller", "sent"])
     logs.configure(form, "info", stream)
     TRACE.set("c" * 32)
-    decision_id = begin_decision()
+    decision_id = "0123456789abcdef" * 2
+    DECISION.set(decision_id)
     assert DECISION.get() == decision_id
     try:
         try:

@@ -25,11 +25,12 @@ from grpc_status import rpc_status
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.serving.rpc.status import failure_status, pushback
-from engine.serving.telemetry import TRACE_HEADERS, Telemetry
+from engine.serving.telemetry import Telemetry
 
 SERVICE_PREFIXES = ("/modelsat.", "/envoy.service.ext_proc.")
 UNKNOWN_METHOD = "unknown"  # the metrics' one name for all methods that callers make up
 CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+TIMER_ERROR_S = 0.005  # by which gRPC may end a call before its deadline
 OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED = 0, 1, 2, 4, 12
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
@@ -107,17 +108,12 @@ class StatusInterceptor(HandlerWrapper):
         if not method.startswith(SERVICE_PREFIXES):
             return handler
 
-        def check(request: Any) -> Any:
-            return (
-                _checked_stream(request, method)
-                if handler.request_streaming
-                else _checked(request, method)
-            )
+        check: Any = _checked_stream if handler.request_streaming else _checked
 
         def unary(behavior: Behavior) -> Behavior:
             async def call(request: Any, context: Any) -> Any:
                 try:
-                    return await behavior(check(request), context)
+                    return await behavior(check(request, method), context)
                 except Exception as error:  # noqa: BLE001 - no request may end the server
                     await _abort(context, method, error)
 
@@ -126,7 +122,7 @@ class StatusInterceptor(HandlerWrapper):
         def stream(behavior: Behavior) -> Behavior:
             async def call(request: Any, context: Any) -> AsyncGenerator[Any, None]:
                 try:
-                    async with aclosing(behavior(check(request), context)) as responses:
+                    async with aclosing(behavior(check(request, method), context)) as responses:
                         async for response in responses:
                             yield response
                 except Exception as error:  # noqa: BLE001 - no request may end the server
@@ -220,15 +216,14 @@ class TelemetryInterceptor(HandlerWrapper):
 
     @contextmanager
     def _measured(self, method: str, context: Any) -> Iterator[None]:
-        headers = {k: v for k, v in context.invocation_metadata() or () if k in TRACE_HEADERS}
-        call = self._telemetry.begin(method, headers)
+        call = self._telemetry.begin(method, dict(context.invocation_metadata() or ()))
         code = UNKNOWN
         try:
             yield
             code = _code(context, OK)
         except (asyncio.CancelledError, GeneratorExit):
             left = context.time_remaining()
-            code = CANCELLED if left is None or left > 0 else DEADLINE_EXCEEDED
+            code = CANCELLED if left is None or left > TIMER_ERROR_S else DEADLINE_EXCEEDED
             raise
         except BaseException:
             code = _code(context, UNKNOWN)

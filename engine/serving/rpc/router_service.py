@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from engine.api.candidate import id_of
+from engine.api.candidate import PREFIX, id_of
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import check_text
+from engine.api.policy import Kind
 from engine.api.proto import instruction_from, policy_from, session_from
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.stores.outcomes import OutcomeStore, Recorded
+from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.rpc.responses import response_from
 from engine.serving.rpc.status import failure_status, reason_of
 
 MAX_BATCH = 256
@@ -46,7 +47,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
 
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.RouteResponse:
         """Choose a candidate."""
-        return await self._route(request, _deadline(context))
+        return await route(self._router, request, self._max_text_bytes, _deadline(context))
 
     async def BatchRoute(
         self, request: pb.BatchRouteRequest, context: Context
@@ -100,16 +101,48 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         """Say what is served."""
         return self._info()
 
-    async def _route(self, request: pb.RouteRequest, deadline: float) -> pb.RouteResponse:
-        return await route(self._router, request, self._max_text_bytes, deadline)
-
     async def _result(
         self, request: pb.RouteRequest, deadline: float, method: str
     ) -> pb.RouteResult:
         try:
-            return pb.RouteResult(response=await self._route(request, deadline))
+            response = await route(self._router, request, self._max_text_bytes, deadline)
+            return pb.RouteResult(response=response)
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
             return _error(error, method)
+
+
+KINDS: dict[Kind, pb.DecisionKind] = {
+    "ranked": pb.DECISION_KIND_RANKED,
+    "session_affinity": pb.DECISION_KIND_SESSION_AFFINITY,
+    "defaulted": pb.DECISION_KIND_DEFAULTED,
+    "fallback": pb.DECISION_KIND_FALLBACK,
+}
+
+
+def response_from(decision: Decision) -> pb.RouteResponse:
+    """Return the response of Route."""
+    response = pb.RouteResponse(
+        selected=decision.selected.name,
+        reason=decision.reason,
+        revision=decision.revision,
+        input_tokens=decision.prompt.input_tokens,
+        truncated=decision.prompt.truncated,
+        ood_score=decision.prompt.ood_score,
+        decision_id=decision.id,
+        kind=KINDS[decision.kind],
+    )
+    for ranked in decision.ranking:
+        response.ranking.add(
+            candidate=ranked.candidate.name,
+            probability=ranked.probability,
+            expected_cost_usd=ranked.expected_cost_usd,
+            utility=ranked.utility,
+        )
+    for identifier, reason in decision.excluded.items():
+        response.excluded.add(candidate=PREFIX + identifier, reason=reason)
+    for phase, seconds in decision.timing.items():
+        getattr(response.timing, phase).FromNanoseconds(int(seconds * 1e9))
+    return response
 
 
 async def route(

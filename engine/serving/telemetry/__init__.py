@@ -34,7 +34,6 @@ from engine.serving.telemetry.metrics import Metrics, Sources, exposition
 if TYPE_CHECKING:
     from engine.serving.telemetry.tracing import Rpc, Tracing
 
-TRACE_HEADERS = ("traceparent", "tracestate")
 # Asked every few seconds by every prober; counted, but no traces.
 # Of ext_proc, traced() knows the caller better.
 UNTRACED = ("grpc.health.", "grpc.reflection.", "envoy.service.ext_proc.")
@@ -82,19 +81,20 @@ class Telemetry:
             log.info("metrics on port %d, /metrics", self._exposition.port)
 
     def begin(self, method: str, headers: Mapping[str, str]) -> Call:
-        """An RPC begins in this task. headers: its metadata, at least those of TRACE_HEADERS."""
+        """An RPC begins in this task. headers: its metadata."""
         rpc = None
         if self._tracing is not None and not method.startswith(UNTRACED):
             rpc = self._tracing.begin(method, headers)
-        traceparent = headers.get("traceparent", "")
-        TRACE.set(rpc.trace_id if rpc else trace_of(traceparent))
+        traceparent = headers.get("traceparent")
+        TRACE.set(rpc.trace_id if rpc else trace_of(traceparent) if traceparent else "")
         return Call(method, time.perf_counter(), rpc)
 
     @contextmanager
     def traced(self, name: str, headers: Mapping[str, str]) -> Iterator[None]:
         """What one HTTP request asks for, in this task. headers: see begin."""
         rpc = self._tracing.begin(name, headers) if self._tracing is not None else None
-        TRACE.set(rpc.trace_id if rpc else trace_of(headers.get("traceparent", "")))
+        traceparent = headers.get("traceparent")
+        TRACE.set(rpc.trace_id if rpc else trace_of(traceparent) if traceparent else "")
         number = code_pb2.CANCELLED
         try:
             yield
