@@ -103,7 +103,7 @@ clean: ## remove checkpoint and bundle, to be built anew from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
-	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_score*.so
+	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_kernel*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -102,7 +102,7 @@ setup(
     # without a C++ compiler the NumPy path serves, and the server says so.
     ext_modules=[
         Extension(
-            "cpp_ext._score",
+            "cpp_ext._kernel",
             ["cpp_ext/score_cpu.cc"],
             depends=["cpp_ext/score.h"],
             extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wextra"],

@@ -1,11 +1,11 @@
-"""The fused scoring kernel: residual-stream rows at the candidate positions to probabilities.
+"""The fused scoring kernel: from residual-stream rows at the candidate positions to probabilities.
 
-For row h of candidate m under variant v, with w = gain * (w_yes - w_no) folded beforehand:
+For the row h of a candidate, with w = gain * (w_yes - w_no) folded beforehand:
 
-    logit = <h, w> / sqrt(mean(h^2) + eps)           RMSNorm: Zhang & Sennrich, 2019
-    p     = mean over v of sigmoid(scale * logit + offset)     Pr('Yes'): Model-SAT, AAAI 2025
+    logit = <h, w> / sqrt(mean(h^2) + eps)          RMSNorm: Zhang & Sennrich, 2019
+    p     = sigmoid(scale * logit + offset)         Pr('Yes'): Model-SAT, AAAI 2025
 
-score() runs compiled code (score.h) where it was built, and NumPy where it was not.
+score() calls the compiled kernel (score.h) if it was built, and NumPy otherwise.
 """
 
 import ctypes
@@ -18,16 +18,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cpp_ext.reference import Hidden, Rows, check, probability
+from cpp_ext.reference import Hidden, ScoreInputs, compute_probabilities, validate
 
 __all__ = ["implementation", "score", "score_reference"]
 
+ABI_VERSION = 2  # MODELSAT_ABI_VERSION of score.h
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
 
 @dataclass(frozen=True, slots=True)
 class _Kernel:
-    """The three functions of score.h."""
+    """The functions of score.h."""
 
     score: Callable[..., int]
     isa: Callable[[], bytes]
@@ -41,27 +42,29 @@ def score(
     eps: float,
     scale: float,
     offset: float,
-    variants: int = 1,
     dtype: Literal["bf16"] | None = None,
 ) -> NDArray[np.float32]:
-    """Return Pr('Yes') in [0, 1], shape (B, M) for B requests and M candidates.
+    """Compute Pr('Yes') of every candidate.
 
-    hidden: (B, M * V, D) rows before the final norm, the V variants of a candidate side by side;
-        float32, float16, or the bits of bfloat16 as uint16 with dtype="bf16". Copied only where
-        it is not contiguous.
-    weight: (D,) float32, the final norm's gain times (w_yes - w_no).
-    eps: the norm's epsilon, at least 1.18e-38 (the smallest normal fp32).
-    scale, offset: the calibration of the logit (natural log-odds).
-    variants: V, the renderings of each candidate that are averaged.
+    Args:
+        hidden: (B, M, D) rows of B requests and M candidates before the final norm: float32,
+            float16, or the bits of bfloat16 as uint16 with dtype="bf16". Copied only if it is not
+            contiguous.
+        weight: (D,) float32, the final norm's gain times (w_yes - w_no).
+        eps: the norm's epsilon, at least 1.18e-38 (the smallest normal fp32).
+        scale: calibration, multiplies the logit (natural log-odds).
+        offset: calibration, added to the scaled logit.
+        dtype: "bf16" if hidden holds bfloat16.
 
-    A row that holds NaN or infinity makes its own candidate NaN and no other.
-    Raises ValueError naming the argument, what was found and what was expected.
+    Returns:
+        (B, M) float32 in [0, 1]. NaN or infinity in a row makes its own candidate NaN and no other.
+
+    Raises:
+        ValueError: names the argument, its value and what was expected.
     """
-    rows = check(
-        hidden, weight, eps=eps, scale=scale, offset=offset, variants=variants, dtype=dtype
-    )
+    inputs = validate(hidden, weight, eps=eps, scale=scale, offset=offset, dtype=dtype)
     kernel = _kernel()
-    return probability(rows) if isinstance(kernel, str) else _call(kernel, rows)
+    return compute_probabilities(inputs) if isinstance(kernel, str) else _call(kernel, inputs)
 
 
 def score_reference(
@@ -71,43 +74,42 @@ def score_reference(
     eps: float,
     scale: float,
     offset: float,
-    variants: int = 1,
     dtype: Literal["bf16"] | None = None,
 ) -> NDArray[np.float32]:
-    """Do as score() does, in NumPy float64, whether or not the kernel was built."""
-    return probability(
-        check(hidden, weight, eps=eps, scale=scale, offset=offset, variants=variants, dtype=dtype)
+    """Compute score() in NumPy float64, whether or not the kernel was built."""
+    return compute_probabilities(
+        validate(hidden, weight, eps=eps, scale=scale, offset=offset, dtype=dtype)
     )
 
 
 def implementation() -> str:
-    """Say what score() runs: "c++ avx2", or "numpy (no compiled kernel: <why>)"."""
+    """Name what score() runs: "c++ avx2", or "numpy (no compiled kernel: <reason>)"."""
     kernel = _kernel()
     if isinstance(kernel, str):
         return f"numpy (no compiled kernel: {kernel})"
     return f"c++ {kernel.isa().decode()}"
 
 
-def _call(kernel: _Kernel, rows: Rows) -> NDArray[np.float32]:
-    hidden, weight = _plain(rows.hidden), _plain(rows.weight)
+def _call(kernel: _Kernel, inputs: ScoreInputs) -> NDArray[np.float32]:
+    hidden, weight = _contiguous(inputs.hidden), _contiguous(inputs.weight)
     out = np.empty(hidden.shape[:2], np.float32)
     code = kernel.score(
         hidden.ctypes.data,
         _DTYPES[hidden.dtype],
         *hidden.shape,
         weight.ctypes.data,
-        rows.eps,
-        rows.scale,
-        rows.offset,
+        inputs.eps,
+        inputs.scale,
+        inputs.offset,
         out.ctypes.data,
     )
     if code:
-        raise RuntimeError(f"modelsat_score returned {code}, expected 0 (the codes are in score.h)")
+        raise RuntimeError(f"modelsat_score returned {code}, expected 0 (codes: cpp_ext/score.h)")
     return out
 
 
-def _plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Return the array itself where C can read it, which takes a seventh of np.require()."""
+def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    """Copy the array unless C can read it. The check takes a seventh of np.require()'s time."""
     flags = array.flags
     if flags.c_contiguous and flags.aligned:
         return array
@@ -120,20 +122,23 @@ def _kernel() -> _Kernel | str:
 
 
 def _load(folder: Path) -> _Kernel | str:
-    """Load the newest _score*.so in folder, or say why there is none."""
-    found = sorted(folder.glob("_score*.so"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        return f"no _score*.so in {folder}"
+    """Load the newest _kernel*.so in `folder`, or return the reason why it cannot be used."""
+    libraries = sorted(folder.glob("_kernel*.so"), key=lambda path: path.stat().st_mtime)
+    if not libraries:
+        return f"no _kernel*.so in {folder}"
+    name = libraries[-1].name
     try:
-        library = ctypes.CDLL(str(found[-1]))
+        library = ctypes.CDLL(str(libraries[-1]))
+        if (version := library.modelsat_abi_version()) != ABI_VERSION:
+            return f"{name} has ABI version {version}, expected {ABI_VERSION}; build it again"
         kernel = _Kernel(
             library.modelsat_score, library.modelsat_score_isa, library.modelsat_score_set_isa
         )
     except (OSError, AttributeError) as error:
-        return f"{found[-1].name} does not load: {error}"
+        return f"{name} does not load: {error}"
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.modelsat_score.argtypes = [
-        *(pointer, ctypes.c_int32, size, size, size, size),  # hidden, dtype, B, M, V, D
+        *(pointer, ctypes.c_int32, size, size, size),  # hidden, dtype, B, M, D
         *(pointer, number, number, number, pointer),  # weight, eps, scale, offset, probability
     ]
     library.modelsat_score_isa.restype = ctypes.c_char_p

@@ -1,5 +1,5 @@
-// CPU paths of the fused scoring kernel (score.h): one row template over a policy per instruction
-// set, chosen at run time.
+// The fused scoring kernel on CPUs (score.h): one template over a policy per instruction set, which
+// is chosen at run time.
 
 #include "score.h"
 
@@ -46,7 +46,7 @@ INLINED void step_one(Sum& dot, Sum& square, const T* h, const float* w) {
   square += x * x;
 }
 
-// For the rare row whose sums overflow fp32, or that holds NaN.
+// Used for the rare row whose sums overflow fp32 or that holds NaN.
 template <class T>
 __attribute__((noinline, cold)) Sums add_up_wide(const T* h, const float* w, int64_t n) {
   Sums sums{0, 0};
@@ -54,11 +54,12 @@ __attribute__((noinline, cold)) Sums add_up_wide(const T* h, const float* w, int
   return sums;
 }
 
-// A policy has Vec, of kLanes floats; step(), which adds one Vec of products; and rows(), compiled
-// for its instruction set. The code they share is compiled for the baseline and becomes AVX code
-// where rows() inlines it, so step() takes vectors by reference: by value they have no ABI there.
+// A policy has Vec, which holds kLanes floats; step(), which adds one Vec of products; and rows(),
+// which is compiled for its instruction set. The shared code is compiled for the baseline and becomes
+// AVX code when rows() inlines it. step() takes vectors by reference, because the baseline has no ABI
+// for passing them by value.
 
-constexpr int kBlock = 4;  // rows at a time: their sums hide an FMA's latency, and share each load of w
+constexpr int kBlock = 4;  // rows at a time, to hide the latency of FMA and share each load of w
 
 template <int kCount>
 INLINED float tree_sum(float* values) {
@@ -76,7 +77,8 @@ INLINED float total(const typename Isa::Vec& sum) {
   return tree_sum<Isa::kLanes>(values);
 }
 
-// The sums of a row are added in the same order whatever kRows is: p must not depend on company.
+// The sums of a row are added in the same order for every kRows, so that a probability does not
+// depend on the other candidates.
 template <class Isa, class T, int kRows>
 INLINED void add_up(const T* h, const float* w, int64_t n, Sums* sums) {
   typename Isa::Vec dots[kRows] = {}, squares[kRows] = {};
@@ -195,7 +197,7 @@ struct Neon {
 
 bool always() { return true; }
 
-struct Path {
+struct Path {  // the code for one instruction set
   const char* name;
   bool (*available)();
   void (*rows[3])(const void* h, const float* w, int64_t n, int count, Sums* sums);  // by dtype
@@ -213,7 +215,7 @@ constexpr Path kPaths[] = {  // best first
 
 std::atomic<const Path*> chosen{nullptr};
 
-// The best path where name is null; null where there is none of that name here.
+// Returns the best path if name is null, and null if this CPU or build lacks the named one.
 const Path* find(const char* name) {
   for (const Path& path : kPaths)
     if ((!name || !std::strcmp(name, path.name)) && path.available()) return &path;
@@ -228,7 +230,7 @@ const Path& current() {
 
 constexpr int kChunk = 64;  // rows whose sums are kept
 
-double sigmoid(double z) {  // exp of a negative number only, so that it cannot overflow
+double sigmoid(double z) {  // exp of a negative number only, which cannot overflow
   const double e = std::exp(-std::fabs(z));
   return (z < 0 ? e : 1.0) / (1.0 + e);
 }
@@ -236,10 +238,10 @@ double sigmoid(double z) {  // exp of a negative number only, so that it cannot 
 }  // namespace
 
 extern "C" int modelsat_score(const void* hidden, int32_t dtype, int64_t batch, int64_t candidates,
-                              int64_t variants, int64_t width, const float* weight, float eps,
-                              float scale, float offset, float* probability) noexcept {
+                              int64_t width, const float* weight, float eps, float scale,
+                              float offset, float* probability) noexcept {
   if (dtype < MODELSAT_FP32 || dtype > MODELSAT_BF16) return MODELSAT_BAD_DTYPE;
-  if (batch < 0 || candidates < 0 || variants < 1 || width < 1) return MODELSAT_BAD_SIZE;
+  if (batch < 0 || candidates < 0 || width < 1) return MODELSAT_BAD_SIZE;
   if (batch == 0 || candidates == 0) return MODELSAT_OK;
   if (!hidden || !weight || !probability) return MODELSAT_NULL_POINTER;
 
@@ -247,23 +249,20 @@ extern "C" int modelsat_score(const void* hidden, int32_t dtype, int64_t batch, 
   const int64_t stride = width * (dtype == MODELSAT_FP32 ? 4 : 2);
   const char* h = static_cast<const char*>(hidden);
   Sums sums[kChunk];
-  double total = 0;
-  int64_t done = 0;  // variants of the present candidate
-  for (int64_t left = batch * candidates * variants; left > 0; left -= kChunk) {
+  for (int64_t left = batch * candidates; left > 0; left -= kChunk) {
     const int count = static_cast<int>(left < kChunk ? left : kChunk);
     rows(h, weight, width, count, sums);
     h += count * stride;
     for (int r = 0; r < count; ++r) {
       const double mean = sums[r].squares / static_cast<double>(width);
-      total += sigmoid(scale * (sums[r].dot / std::sqrt(mean + eps)) + offset);
-      if (++done < variants) continue;
-      *probability++ = static_cast<float>(total / static_cast<double>(variants));
-      total = 0;
-      done = 0;
+      const double logit = sums[r].dot / std::sqrt(mean + eps);
+      *probability++ = static_cast<float>(sigmoid(scale * logit + offset));
     }
   }
   return MODELSAT_OK;
 }
+
+extern "C" int32_t modelsat_abi_version(void) noexcept { return MODELSAT_ABI_VERSION; }
 
 extern "C" const char* modelsat_score_isa(void) noexcept { return current().name; }
 

@@ -1,7 +1,7 @@
-// The CUDA path of the scoring kernel (score_cuda.h): one block a request, a warp a row.
+// The scoring kernel on a GPU (score_cuda.h): one block per request, one warp per row.
 //
-// One block is enough: a thousand rows of 576 halves are 1.2 MB, microseconds for one SM, beside a
-// forward pass of milliseconds; in return the order needs no second launch and no global atomics.
+// One block is enough: 1,000 rows of 576 halves are 1.2 MB, which one SM reads in microseconds while
+// the forward pass takes milliseconds. In return, ordering needs no second launch and no atomics.
 
 #include "score_cuda.h"
 
@@ -37,7 +37,7 @@ __device__ Sum warp_sum(Sum value) {
   return value;
 }
 
-// <h, w> / sqrt(mean h^2 + eps), the same in every lane.
+// Returns <h, w> / sqrt(mean h^2 + eps), in every lane.
 template <class Sum, class T>
 __device__ Sum logit(const T* h, const float* w, int64_t width, float eps) {
   Sum dot = 0, square = 0;
@@ -51,13 +51,13 @@ __device__ Sum logit(const T* h, const float* w, int64_t width, float eps) {
   return dot / sqrt(square / static_cast<Sum>(width) + eps);
 }
 
-// exp of a negative number only, so that it cannot overflow.
+// exp of a negative number only, which cannot overflow.
 __device__ float sigmoid(float z) {
   const float e = expf(-fabsf(z));
   return (z < 0 ? e : 1.0f) / (1.0f + e);
 }
 
-// Whether (a, row a) comes before (b, row b): rows break ties; -1 is nobody.
+// True if (a, row_a) ranks before (b, row_b). The smaller row wins ties; row -1 is empty.
 __device__ bool before(float a, int row_a, float b, int row_b) {
   if (row_a < 0 || row_b < 0) return row_b < 0 && row_a >= 0;
   return a > b || (a == b && row_a < row_b);
@@ -71,29 +71,25 @@ __device__ void best_of_warp(float& value, int& row) {
   }
 }
 
-struct Sizes { int64_t candidates, variants, width, ranked; };
+struct Sizes { int64_t candidates, width, ranked; };
 struct Readout { float eps, scale, offset; };
 
 template <class T>
 __global__ void rank(const T* hidden, Sizes n, const float* weight, Readout readout,
                      const uint8_t* allowed, const float* penalty, float* probability,
                      int32_t* order) {
-  __shared__ float utility[MODELSAT_CUDA_MAX_CANDIDATES];  // NaN: not to be chosen (again)
+  __shared__ float utility[MODELSAT_CUDA_MAX_CANDIDATES];  // NaN: not allowed, or ranked already
   __shared__ float best_value[kWarps];
   __shared__ int best_row[kWarps];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t request = blockIdx.x, first = request * n.candidates;
 
   for (int64_t m = warp; m < n.candidates; m += kWarps) {
-    float p = 0;
-    for (int64_t v = 0; v < n.variants; ++v) {
-      const T* row = hidden + ((first + m) * n.variants + v) * n.width;
-      float z = logit<float>(row, weight, n.width, readout.eps);
-      // Sums beyond fp32, or NaN in the row: again in fp64, as score.h says. The same in all lanes.
-      if (!isfinite(z) || z == 0) z = float(logit<double>(row, weight, n.width, readout.eps));
-      p += sigmoid(readout.scale * z + readout.offset);
-    }
-    p /= static_cast<float>(n.variants);
+    const T* row = hidden + (first + m) * n.width;
+    float z = logit<float>(row, weight, n.width, readout.eps);
+    // The sums overflowed fp32, or the row holds NaN: repeat in fp64 (score.h). Same in all lanes.
+    if (!isfinite(z) || z == 0) z = float(logit<double>(row, weight, n.width, readout.eps));
+    const float p = sigmoid(readout.scale * z + readout.offset);
     if (lane == 0) {
       probability[first + m] = p;
       utility[m] = allowed[first + m] ? p - penalty[first + m] : NAN;
@@ -131,6 +127,8 @@ __global__ void gather(const T* table, int64_t width, const int32_t* rows, T* ou
 
 }  // namespace
 
+extern "C" int32_t modelsat_cuda_abi_version(void) { return MODELSAT_ABI_VERSION; }
+
 extern "C" int modelsat_gather_cuda(const float* table, int64_t width, const int32_t* rows,
                                     int64_t count, float* out, void* stream) {
   if (width < 1 || count < 0 || count > INT32_MAX) return MODELSAT_BAD_SIZE;
@@ -147,18 +145,18 @@ extern "C" int modelsat_gather_cuda(const float* table, int64_t width, const int
 }
 
 extern "C" int modelsat_rank_cuda(const void* hidden, int32_t dtype, int64_t batch,
-                                  int64_t candidates, int64_t variants, int64_t width,
-                                  const float* weight, float eps, float scale, float offset,
+                                  int64_t candidates, int64_t width, const float* weight,
+                                  float eps, float scale, float offset,
                                   const uint8_t* allowed, const float* penalty, int64_t ranked,
                                   float* probability, int32_t* order, void* stream) {
   if (dtype < MODELSAT_FP32 || dtype > MODELSAT_BF16) return MODELSAT_BAD_DTYPE;
-  if (batch < 0 || candidates < 0 || variants < 1 || width < 1 || ranked < 0 ||
+  if (batch < 0 || candidates < 0 || width < 1 || ranked < 0 ||
       candidates > MODELSAT_CUDA_MAX_CANDIDATES || batch > INT32_MAX)
     return MODELSAT_BAD_SIZE;
   if (batch == 0 || candidates == 0) return MODELSAT_OK;
   if (!hidden || !weight || !allowed || !penalty || !probability || (ranked && !order))
     return MODELSAT_NULL_POINTER;
-  const Sizes n{candidates, variants, width, ranked};
+  const Sizes n{candidates, width, ranked};
   const Readout readout{eps, scale, offset};
   const auto launch = [&](auto* rows) {
 #ifdef MODELSAT_EMULATION

@@ -20,7 +20,6 @@ from engine.bundle import training_set
 from engine.bundle.arrays import ScoringArrays, save_arrays
 from engine.bundle.manifest import (
     Manifest,
-    check_served,
     finish_folder,
     hash_files,
     made_by,
@@ -69,7 +68,6 @@ def export(
         BundleError: the checkpoint cannot be exported, or the graph differs from the reference.
     """
     source = read_manifest(checkpoint, "checkpoint")
-    check_served(source, checkpoint)
     unfinished = start_folder(out, "bundle")
     backbone = load_base(str(checkpoint / "backbone"))
     encoder = load_base(str(checkpoint / "encoder"))
@@ -145,9 +143,9 @@ def _readout(backbone: Base, manifest: Manifest) -> Float32Array:
 def _reference(
     folder: Path, manifest: Manifest, arrays: ScoringArrays, backbone: Base
 ) -> ParityCheck:
-    encoder = load_encoder(folder, manifest, arrays)
+    encoder = load_encoder(folder, arrays)
     candidates = read_zoo(folder / "zoo.json")[:PARITY_CANDIDATES]
-    embeddings = np.concatenate([encoder.encode(candidate)[:1] for candidate in candidates])
+    embeddings = np.stack([encoder.encode(candidate) for candidate in candidates])
     config, tokenizer = LlamaConfig.of(backbone.config), backbone.tokenizer
     return prepare_parity_check(
         config, backbone.arrays, tokenizer, embeddings, arrays.readout, manifest

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from engine.api.errors import BundleError
 from engine.bundle.prompt import PROMPT_VERSION
@@ -21,9 +21,8 @@ from engine.bundle.prompt import PROMPT_VERSION
 SCHEMA = 2
 MANIFEST = "manifest.json"
 Kind = Literal["checkpoint", "bundle"]
-Layout = Literal["candidate_last", "capability_first"]
-Representation = Literal["accuracy_weighted", "text"]
-SERVED = {"layout": "candidate_last", "representation": "accuracy_weighted"}
+# The only ones that export and engine support; research/ trains and measures others, in torch.
+LAYOUT, REPRESENTATION = "candidate_last", "accuracy_weighted"
 Device = Literal["cpu", "cpu-fp32", "cuda", "tensorrt"]
 
 
@@ -46,8 +45,8 @@ class Manifest:
     """
 
     kind: Kind
-    layout: Layout
-    representation: Representation
+    layout: str
+    representation: str
     width: int
     encoder_width: int
     depth: int
@@ -115,25 +114,10 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     except (ValueError, OSError) as error:
         raise BundleError(f"{path} is not readable JSON ({error}); {BUILD_ANEW}.") from error
     manifest = _parse(raw, path, kind)
-    if kind == "bundle":
-        check_served(manifest, folder)
     for name in manifest.files:
         if name not in manifest.graphs.values():
             check_hash(folder, manifest, name)
     return manifest
-
-
-def check_served(manifest: Manifest, folder: Path) -> None:
-    """Raise BundleError unless export and engine support the manifest's layout and representation.
-
-    research/ trains and measures the others, in torch.
-    """
-    for name, served in SERVED.items():
-        if (value := getattr(manifest, name)) != served:
-            raise BundleError(
-                f"{folder}: {name} is {value!r}, and only {served!r} can be exported and served;"
-                " train with the default or use the shipped checkpoint."
-            )
 
 
 def _parse(raw: Any, path: Path, kind: Kind) -> Manifest:
@@ -157,10 +141,11 @@ def _parse(raw: Any, path: Path, kind: Kind) -> Manifest:
             f"{path}: its seal does not match its content, so it was changed or damaged;"
             f" {BUILD_ANEW}."
         )
-    for name, allowed in (("layout", Layout), ("representation", Representation)):
-        if raw[name] not in get_args(allowed):
+    for name, supported in (("layout", LAYOUT), ("representation", REPRESENTATION)):
+        if raw[name] != supported:
             raise BundleError(
-                f"{path}: {name} is {raw[name]!r}, expected one of {get_args(allowed)}."
+                f"{path}: {name} is {raw[name]!r}, and only {supported!r} can be exported and"
+                " served; train with the default or use the shipped checkpoint."
             )
     _check_names(raw["files"], raw["graphs"], path)
     return Manifest(**{**raw, "calibration": Calibration(**raw["calibration"])})

@@ -2,8 +2,8 @@
 
 The performance inquiry prompt p and the instruction x of Model-SAT (Zhang, Zhan, Ye: "Capability
 Instruction Tuning", AAAI 2025). p comes first: it is the same for every request, so its keys and
-values can be computed once (docs/adr/0005). The candidate's embedding joins outside: last
-(`candidate_last`) or first (`capability_first`, the paper's order).
+values can be computed once (docs/adr/0005). The candidate's embedding comes after both, and is not
+part of these tokens.
 """
 
 from __future__ import annotations

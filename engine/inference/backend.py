@@ -1,5 +1,5 @@
-"""The one seam: what scores. Letters: B requests, L tokens, M candidates of a table, V variants of
-each, K of the M that are asked for, D width.
+"""The one seam: what scores. Letters: B requests, L tokens, M candidates of a table, K of the M
+that are asked for, D width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Backend(Protocol):
         rows: Int64Array,
         readout: Readout,
     ) -> Scores:
-        """B prompts of tokens (L_b,), a whole table (M, V, D), the K rows of it that are asked for.
+        """B prompts of tokens (L_b,), a whole table (M, D), the K rows of it that are asked for.
 
         A table is passed as one and the same array every time and never written to: a backend may
         keep a copy of it, known by its identity, and so of the readout.
@@ -70,10 +70,9 @@ def score_rows(
     readout: Readout,
 ) -> Scores:
     """Backend.probabilities from a forward that gives rows before the final norm: tokens and
-    embeddings (K * V, D) -> (B, K * V, D)."""
+    embeddings (K, D) -> (B, K, D)."""
     begun = time.monotonic()
-    variants, width = embeddings.shape[1:]
-    hidden = forward(tokens, embeddings[rows].reshape(len(rows) * variants, width))
+    hidden = forward(tokens, embeddings[rows])
     forwarded = time.monotonic()
     p = score(
         hidden,
@@ -81,6 +80,5 @@ def score_rows(
         eps=readout.eps,
         scale=readout.calibration.scale,
         offset=readout.calibration.offset,
-        variants=variants,
     )
     return Scores(p, forwarded - begun, time.monotonic() - forwarded)

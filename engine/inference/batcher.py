@@ -141,7 +141,7 @@ class Batcher:
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
         self._ensure_serving()
-        size = len(tokens) + len(rows) * table.embeddings.shape[1]
+        size = len(tokens) + len(rows)
         if not admitted:
             self.check_room(size, deadline)
         self._backend.prepare(table.embeddings)

@@ -89,7 +89,7 @@ def choose_plan(files: Iterable[str], capability: str) -> str:
 def _try_out(backend: TensorRTBackend, width: int, readout: Readout) -> None:
     """Three forwards: queued, queued again and captured, and from the graph, must agree."""
     random = np.random.default_rng(0)
-    table = (0.1 * random.standard_normal((4, 1, width))).astype(np.float32)
+    table = (0.1 * random.standard_normal((4, width))).astype(np.float32)
     tokens = [np.arange(backend.profile.length.most // 2, dtype=np.int64) % 8]
     found = [
         backend.probabilities(tokens, table, np.arange(len(table)), readout).p for _ in range(3)

@@ -48,7 +48,7 @@ def candidates_of(outcomes: Outcomes) -> list[Candidate]:
 def score_outcomes(bundle: Path, outcomes: Outcomes) -> Scored:
     """Probabilities of every instruction and candidate of `outcomes`; shows its progress."""
     manifest, arrays = read_manifest(bundle, "bundle"), load_arrays(bundle)
-    encoder = load_encoder(bundle, manifest, arrays)
+    encoder = load_encoder(bundle, arrays)
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     prompts = [render(text, tokenizer) for text in outcomes.texts]
     embeddings = np.stack([encoder.encode(c) for c in candidates_of(outcomes)])

@@ -55,8 +55,7 @@ class Batch:
     @property
     def size(self) -> int:
         """See above."""
-        variants = self.works[0].table.embeddings.shape[1] if self.works else 1
-        return self.tokens + len(self.works) * len(self.union) * variants
+        return self.tokens + len(self.works) * len(self.union)
 
     def full(self, budget: int) -> bool:
         """Whether nothing at all could join within `budget` rows, padding included."""
@@ -84,8 +83,7 @@ class Batch:
         return True
 
     def _padded(self, longest: int, union: Int64Array) -> int:
-        variants: int = self.works[0].table.embeddings.shape[1]
-        return (len(self.works) + 1) * (longest + len(union) * variants)
+        return (len(self.works) + 1) * (longest + len(union))
 
 
 class Queue:

@@ -1,18 +1,17 @@
-"""Aptitude figures -> capability representation c -> embedding e_c = W c + b.
+"""Encode aptitude results: accuracies -> capability representation c -> embedding e_c = W c + b.
 
-Runs when a candidate is registered, never on the request path. Two representations:
+Runs when a candidate is registered, never on the request path.
 
-accuracy_weighted  c = [50 mean_t d_t k_t, mean_t acc_t], k_t the centred, normalised keyword
-    embedding of task t, d_t = (acc_t - mean_t acc_t) - (mu_t - mean_t mu_t) the candidate's shape
-    beside that of the training candidates, whose means mu_t are known for the tasks they sat; for
-    other tasks the second bracket is 0. Level and shape are apart: a test that is harder or easier
-    throughout moves the last coordinate alone (docs/adr/0005). It keeps every figure, needs no
-    fixed task list, and does not depend on the order or number of tasks: one variant.
-text  the paper's sentences ("The model achieves accuracy 85% on the task of '...'"), packed into
-    pieces the encoder can read whole, their embeddings averaged; one variant per task order
-    (Model-SAT shuffles twice and averages the scores).
+    c = [50 mean_t d_t k_t, mean_t acc_t]
+    d_t = (acc_t - mean_t acc_t) - (mu_t - mean_t mu_t)
 
-Letters: T tasks, E encoder width, C representation width, V variants, D backbone width.
+k_t is the centered, normalized embedding of task t's keywords. d_t is the candidate's task profile
+relative to that of the training candidates, whose means mu_t are known for the tasks they took; for
+other tasks the second bracket is 0. Overall level and task profile are separate: a test that is
+harder or easier throughout moves the last coordinate alone (docs/adr/0005). c keeps every accuracy,
+needs no fixed task list, and does not depend on the order or the number of tasks.
+
+Shapes: T tasks, E encoder width, C = E + 1 representation width, D backbone width.
 """
 
 from __future__ import annotations
@@ -26,11 +25,9 @@ from numpy.typing import NDArray
 from engine.api.candidate import Candidate, TaskResult
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.arrays import Connector, TaskNorms
-from engine.bundle.manifest import Representation
 from engine.bundle.types import Float32Array
 
 Embed = Callable[[Sequence[str]], Float32Array]
-TEXT_VARIANTS = 2
 FULL_TEST = 50  # tasks of the paper's aptitude test
 MAX_KNOWN_TASKS = 10_000  # 15 MB at E = 384
 
@@ -64,51 +61,8 @@ def _mean(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.f
     return np.asarray(np.where(where, values, 0.0).sum(axis=-1, keepdims=True) / count)
 
 
-def capability_sentences(aptitude: Sequence[TaskResult]) -> list[str]:
-    """The paper's capability representation, a sentence per task."""
-    return [
-        f"The model achieves accuracy {r.accuracy:.0%} on the task of '{r.task}'." for r in aptitude
-    ]
-
-
-def pack(sentences: Sequence[str], count: Callable[[str], int], limit: int) -> list[str]:
-    """Join sentences into as few pieces of at most `limit` tokens as their order allows.
-
-    Raises InvalidInputError where one sentence alone is longer: nothing is cut silently.
-    """
-    pieces: list[str] = []
-    for sentence in sentences:
-        if count(sentence) > limit:
-            raise InvalidInputError(
-                Violation(
-                    "aptitude",
-                    f"a task's sentence is {count(sentence)} tokens, the encoder reads {limit};"
-                    " shorten its keywords.",
-                )
-            )
-        joined = f"{pieces[-1]} {sentence}" if pieces else sentence
-        if pieces and count(joined) <= limit:
-            pieces[-1] = joined
-        else:
-            pieces.append(sentence)
-    return pieces
-
-
-def text_representation(
-    aptitude: Sequence[TaskResult], embed: Embed, count: Callable[[str], int], limit: int
-) -> Float32Array:
-    """(V, E): the mean embedding of the pieces, for V = TEXT_VARIANTS orders of the tasks."""
-    ordered = capability_sentences(sorted(aptitude, key=lambda r: r.task))
-    variants = []
-    for seed in range(TEXT_VARIANTS):
-        order = np.random.default_rng(seed).permutation(len(ordered))
-        pieces = pack([ordered[i] for i in order], count, limit)
-        variants.append(embed(pieces).mean(axis=0))
-    return np.stack(variants).astype(np.float32)
-
-
 class CapabilityEncoder:
-    """Candidate -> (V, D) embedding. Keyword embeddings are computed once per task and kept.
+    """Candidate -> (D,) embedding. Keyword embeddings are computed once per task and kept.
 
     embed: texts -> (N, E); count: text -> tokens; limit: tokens the encoder reads.
     """
@@ -118,29 +72,19 @@ class CapabilityEncoder:
         embed: Embed,
         count: Callable[[str], int],
         limit: int,
-        representation: Representation,
         norms: TaskNorms,
         connector: Connector,
     ) -> None:
         self._embed = embed
         self._count = count
         self._limit = limit
-        self._representation = representation
         self._norms = norms
         self._connector = connector
         self._known: dict[str, Float32Array] = {}
 
-    @property
-    def variants(self) -> int:
-        """V: embeddings per candidate, whose probabilities are averaged."""
-        return 1 if self._representation == "accuracy_weighted" else TEXT_VARIANTS
-
     def encode(self, candidate: Candidate) -> Float32Array:
-        """(V, D) float32; equal aptitude gives an equal embedding, in whatever order it came."""
-        if self._representation == "text":
-            c = text_representation(candidate.aptitude, self._embed, self._count, self._limit)
-        else:
-            c = self._weighted(sorted(candidate.aptitude, key=lambda r: r.task))[None]
+        """(D,) float32; equal aptitude gives an equal embedding, in whatever order it came."""
+        c = self._weighted(sorted(candidate.aptitude, key=lambda r: r.task))
         return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
 
     def _weighted(self, results: Sequence[TaskResult]) -> Float32Array:

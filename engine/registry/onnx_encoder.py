@@ -11,20 +11,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from engine.bundle.arrays import ScoringArrays
-from engine.bundle.manifest import Manifest
 from engine.registry.encoder import CapabilityEncoder
 
 PIECE = 16  # texts a run: bounds the memory of a test with many new tasks
 
 
-def load_encoder(bundle: Path, manifest: Manifest, arrays: ScoringArrays) -> CapabilityEncoder:
+def load_encoder(bundle: Path, arrays: ScoringArrays) -> CapabilityEncoder:
     """Open encoder.onnx and its tokenizer."""
     tokenizer = _tokenizer(bundle)
     return CapabilityEncoder(
         load_embedder(bundle),
         lambda text: len(tokenizer.encode(text).ids),
         arrays.encoder_tokens,
-        manifest.representation,
         arrays.norms,
         arrays.connector,
     )

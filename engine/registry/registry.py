@@ -48,10 +48,10 @@ class Registry:
     follow() keeps the table up with them.
     """
 
-    def __init__(self, store: Store, encoder: CapabilityEncoder, shape: tuple[int, int]) -> None:
+    def __init__(self, store: Store, encoder: CapabilityEncoder, width: int) -> None:
         self._store = store
         self._encoder = encoder
-        self._shape = shape
+        self._width = width
         self._lock = asyncio.Lock()  # of the store and of changes to the table
         self._running: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
@@ -218,13 +218,13 @@ class Registry:
                     await asyncio.sleep(0.05 * random.random())  # noqa: S311 - apart from others
                     self._current.show(await asyncio.to_thread(self._read))
                     continue
-                self._current.show(make_table(made.number, list(entries.values()), self._shape))
+                self._current.show(make_table(made.number, list(entries.values()), self._width))
                 return self.table(), made
         raise AssertionError("the last attempt returns or raises")
 
     def _read(self) -> Table:
         revision, entries = self._store.load()
-        return make_table(revision, entries, self._shape)
+        return make_table(revision, entries, self._width)
 
     async def _catch_up(self) -> None:
         """With other servers; the lock is held."""
@@ -359,28 +359,27 @@ def open_registry(
 
     url: path of an SQLite file, or postgresql://. keep: revisions. Raises StoreError.
     """
-    shape = (encoder.variants, width)
     store = open_store(
-        url, encoder_id, shape, encoder.encode if reencode_candidates else None, keep
+        url, encoder_id, width, encoder.encode if reencode_candidates else None, keep
     )
     if store.revision() == 0:
         begun = Change(write=[(c, encoder.encode(c)) for c in zoo])
         with suppress(ConflictError):  # another server began it at the same time
             store.apply(begun, 0, f"began with the {len(zoo)} candidates of the bundle")
-    return Registry(store, encoder, shape)
+    return Registry(store, encoder, width)
 
 
 def open_store(
-    url: str, encoder_id: str, shape: tuple[int, int], reencode_candidates: Encode | None, keep: int
+    url: str, encoder_id: str, width: int, reencode_candidates: Encode | None, keep: int
 ) -> Store:
-    """The kind of store that `url` names. shape: (V, D). Raises StoreError."""
+    """The kind of store that `url` names. width: D. Raises StoreError."""
     if not is_postgres(url):
-        return SqliteStore(Path(url), encoder_id, shape, reencode_candidates, keep)
+        return SqliteStore(Path(url), encoder_id, width, reencode_candidates, keep)
     try:
         from engine.registry.stores.postgres import PostgresStore
     except ImportError as error:
         raise StoreError(NO_DRIVER) from error
-    return PostgresStore(url, encoder_id, shape, reencode_candidates, keep)
+    return PostgresStore(url, encoder_id, width, reencode_candidates, keep)
 
 
 NO_DRIVER = (

@@ -1,6 +1,6 @@
 """The immutable table that a request reads once; a swap is one reference assignment.
 
-Letters: M candidates, V variants, D backbone width.
+Letters: M candidates, D backbone width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.bundle.types import Float32Array
 class Table:
     """All candidates of one revision, in order of their ids.
 
-    embeddings: (M, V, D) float32, read-only. rows: id -> row number.
+    embeddings: (M, D) float32, read-only. rows: id -> row number.
     """
 
     revision: int
@@ -39,11 +39,11 @@ class Table:
 
 
 def make_table(
-    revision: int, entries: Sequence[tuple[Candidate, Float32Array]], shape: tuple[int, int]
+    revision: int, entries: Sequence[tuple[Candidate, Float32Array]], width: int
 ) -> Table:
-    """entries: candidates with their (V, D) embeddings, in any order. shape: (V, D)."""
+    """entries: candidates with their (D,) embeddings, in any order. width: D."""
     ordered = sorted(entries, key=lambda entry: entry[0].id)
-    embeddings = np.empty((len(ordered), *shape), dtype=np.float32)
+    embeddings = np.empty((len(ordered), width), dtype=np.float32)
     for i, (_, embedding) in enumerate(ordered):
         embeddings[i] = embedding
     embeddings.flags.writeable = False

@@ -186,9 +186,9 @@ def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Deci
 def open_table(bundle: Path, candidates: Sequence[Candidate]) -> Table:
     """The table that a server which begins with `candidates` serves. Raises BundleError."""
     manifest = read_manifest(bundle, "bundle")
-    encoder = load_encoder(bundle, manifest, load_arrays(bundle))
+    encoder = load_encoder(bundle, load_arrays(bundle))
     entries = [(c, encoder.encode(c)) for c in candidates]
-    return make_table(1, entries, (encoder.variants, manifest.width))
+    return make_table(1, entries, manifest.width)
 
 
 def make_plan(bundle: Path, table: Table, policies: Mapping[str, Policy]) -> Plan:

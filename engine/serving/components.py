@@ -74,7 +74,7 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
     """Check and load everything. Raises BundleError, StoreError, InvalidInputError."""
     manifest = read_manifest(settings.bundle, "bundle")
     arrays = load_arrays(settings.bundle)
-    encoder = load_encoder(settings.bundle, manifest, arrays)
+    encoder = load_encoder(settings.bundle, arrays)
     backend = open_backend(settings.bundle, manifest, settings.device, settings.inference_threads)
     tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
     registry = open_registry(

@@ -56,7 +56,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=True,
     ).stdout.split("\0")
-    kernels = [str(p.relative_to(ROOT)) for p in (ROOT / "cpp_ext").glob("_score*.so")]
+    kernels = [str(p.relative_to(ROOT)) for p in (ROOT / "cpp_ext").glob("_kernel*.so")]
     for name in [*filter(None, listed), *kernels]:
         source, target = ROOT / name, copy / name
         if source.is_file() and not source.is_symlink():

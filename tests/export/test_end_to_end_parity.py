@@ -37,8 +37,8 @@ Kernel = Callable[..., NDArray[np.float32]]
 
 @pytest.fixture(scope="module")
 def embeddings() -> NDArray[np.float32]:
-    encoder = load_encoder(BUNDLE, MANIFEST, ARRAYS)
-    return np.concatenate([encoder.encode(c) for c in ZOO])
+    encoder = load_encoder(BUNDLE, ARRAYS)
+    return np.stack([encoder.encode(c) for c in ZOO])
 
 
 @pytest.fixture(scope="module")

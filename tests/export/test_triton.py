@@ -73,7 +73,7 @@ def tensors_of(config: dict[str, Any], field: str) -> list[tuple[str, str, list[
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_repository_gives_the_engines_probabilities(repository: Path, version: int) -> None:
     manifest, arrays = read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE)
-    encoder = load_encoder(BUNDLE, manifest, arrays)
+    encoder = load_encoder(BUNDLE, arrays)
     table = np.stack([encoder.encode(c) for c in read_zoo(BUNDLE / "zoo.json")])
     tokenizer = Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
     prompts = [render(text, tokenizer).tokens for text in INSTRUCTIONS[:3]]
@@ -81,7 +81,7 @@ def test_the_repository_gives_the_engines_probabilities(repository: Path, versio
     tokens = np.zeros((len(prompts), lengths.max()), dtype=np.int64)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    feeds = {"tokens": tokens, "lengths": lengths, "embeddings": table[:, 0]}
+    feeds = {"tokens": tokens, "lengths": lengths, "embeddings": table}
     (hidden,) = session(repository, BACKBONE, version).run(None, feeds)
     (found,) = session(repository, READOUT, version).run(None, {"hidden": hidden})
 

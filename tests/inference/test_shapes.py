@@ -21,17 +21,16 @@ from engine.inference.tensorrt.shapes import (
 PROFILE = Profile(Range(1, 24), Range(32, 300), Range(1, 1000))  # no power of two on purpose
 
 
-@given(st.integers(1, 24), st.integers(1, 300), st.integers(1, 1000), st.integers(1, 3))
+@given(st.integers(1, 24), st.integers(1, 300), st.integers(1, 1000))
 def test_a_padded_shape_holds_it_and_stays_within_the_profile(
-    batch: int, length: int, candidates: int, variants: int
+    batch: int, length: int, candidates: int
 ) -> None:
-    candidates = min(candidates, PROFILE.rows.most // variants)
-    shape = padded(PROFILE, batch, length, candidates, variants)
+    shape = padded(PROFILE, batch, length, candidates)
     assert batch <= shape.batch <= PROFILE.batch.most
     assert max(length, PROFILE.length.least) <= shape.length <= PROFILE.length.most
     assert candidates <= shape.candidates
-    assert PROFILE.rows.least <= shape.rows == shape.candidates * variants <= PROFILE.rows.most
-    again = padded(PROFILE, shape.batch, shape.length, shape.candidates, variants)
+    assert PROFILE.rows.least <= shape.candidates <= PROFILE.rows.most
+    again = padded(PROFILE, shape.batch, shape.length, shape.candidates)
     assert again == shape, "padding twice changes nothing, so shapes are few"
     assert shape.batch < 2 * batch
     assert shape.length < max(length, 1) + 32
@@ -61,7 +60,7 @@ def test_graphs_are_made_the_second_time_and_dropped_once(limit: int, asked: lis
     kept: list[int] = []  # shapes with a graph, the one used last at the end
     seen: list[int] = []
     for n in asked:
-        shape = Shape(1, 32, n, 1)
+        shape = Shape(1, 32, n)
         found = cache.get(shape)
         assert (found is not None) == (n in kept)
         if found is not None:
@@ -79,6 +78,6 @@ def test_graphs_are_made_the_second_time_and_dropped_once(limit: int, asked: lis
         assert len(cache) == len(kept) <= limit
         assert len(dropped) == len(set(dropped)) == len(made) - len(cache)
     cache.disable()
-    assert not any(cache.is_common(Shape(1, 32, n, 1)) for n in (7, 7, 7))
+    assert not any(cache.is_common(Shape(1, 32, n)) for n in (7, 7, 7))
     cache.clear()
     assert sorted(dropped) == made

@@ -29,46 +29,44 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def launch(
-    library: ctypes.CDLL, kind: str, hidden: np.ndarray, variants: int, ranked: int, **given: Any
+    library: ctypes.CDLL, kind: str, hidden: np.ndarray, ranked: int, **given: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """(probability (B, M), order (B, ranked)), and that nothing was written beyond them."""
-    batch, rows, width = hidden.shape
-    candidates = rows // variants
+    batch, candidates, width = hidden.shape
     p = np.full(batch * candidates + 1, 7, dtype=np.float32)
     order = np.full(batch * ranked + 1, 7, dtype=np.int32)
     inputs = [hidden, given["weight"], given["allowed"], given["penalty"]]
-    at = cuda.Pointers(*(a.ctypes.data for a in [*inputs, p, order]))
-    sizes = cuda.Sizes(DTYPES.index(kind), batch, candidates, variants, width, ranked)
+    at = cuda.RankPointers(*(a.ctypes.data for a in [*inputs, p, order]))
+    sizes = cuda.RankSizes(DTYPES.index(kind), batch, candidates, width, ranked)
     cuda.rank(library, at, sizes, **CALIBRATION)
     assert (p[-1], order[-1]) == (7, 7)
     return p[:-1].reshape(batch, candidates), order[:-1].reshape(batch, ranked)
 
 
 @settings(max_examples=60)
-@example(seed=0, batch=1, candidates=1, variants=1, width=1, ranked=3, kind="fp32")
-@example(seed=1, batch=2, candidates=1000, variants=1, width=33, ranked=1000, kind="fp16")
-@example(seed=2, batch=1, candidates=4096, variants=1, width=3, ranked=5, kind="bf16")
+@example(seed=0, batch=1, candidates=1, width=1, ranked=3, kind="fp32")
+@example(seed=1, batch=2, candidates=1000, width=33, ranked=1000, kind="fp16")
+@example(seed=2, batch=1, candidates=4096, width=3, ranked=5, kind="bf16")
 @given(
     seed=st.integers(0, 2**32 - 1),
     batch=st.integers(1, 5),
     candidates=st.integers(1, 40),
-    variants=st.integers(1, 3),
     width=st.integers(1, 300),
     ranked=st.integers(0, 45),
     kind=st.sampled_from(DTYPES),
 )
 def test_rows_and_order_are_the_references(
-    library: ctypes.CDLL, seed: int, batch: int, candidates: int, variants: int, width: int,
+    library: ctypes.CDLL, seed: int, batch: int, candidates: int, width: int,
     ranked: int, kind: str,
 ) -> None:  # fmt: skip
     """With equal rows (ties), a row of NaN, one too large for fp32 sums, and some left out."""
     random = np.random.default_rng(seed)
-    rows, weight = draw(seed, batch, candidates * variants, width)
+    rows, weight = draw(seed, batch, candidates, width)
     rows[:, -1] = rows[:, 0]
     if seed % 3 == 0:
-        rows[0, random.integers(candidates * variants)] = np.nan
+        rows[0, random.integers(candidates)] = np.nan
     if seed % 5 == 0:
-        rows[0, random.integers(candidates * variants)] *= 1e30
+        rows[0, random.integers(candidates)] *= 1e30
     hidden, arguments = as_dtype(rows, kind)
     allowed = (random.random((batch, candidates)) < 0.8).astype(np.uint8)
     if seed % 7 == 0:
@@ -76,11 +74,11 @@ def test_rows_and_order_are_the_references(
     penalty = random.integers(0, 3, (batch, candidates)).astype(np.float32) / 8
     given = {"weight": weight, "allowed": allowed, "penalty": penalty}
 
-    p, order = launch(library, kind, hidden, variants, ranked, **given)
+    p, order = launch(library, kind, hidden, ranked, **given)
 
-    expected = score_reference(hidden, weight, variants=variants, **arguments, **CALIBRATION)
+    expected = score_reference(hidden, weight, **arguments, **CALIBRATION)
     np.testing.assert_allclose(p, expected, rtol=0, atol=TOLERANCE)
-    np.testing.assert_array_equal(order, cuda.order_reference(p, allowed, penalty, ranked))
+    np.testing.assert_array_equal(order, cuda.rank_reference(p, allowed, penalty, ranked))
 
 
 def test_a_size_that_no_block_can_hold_is_refused(library: ctypes.CDLL) -> None:
@@ -91,4 +89,4 @@ def test_a_size_that_no_block_can_hold_is_refused(library: ctypes.CDLL) -> None:
         "penalty": np.zeros((1, 4097), dtype=np.float32),
     }
     with pytest.raises(RuntimeError, match="3: a size out of range"):
-        launch(library, "fp32", hidden, 1, 1, **given)
+        launch(library, "fp32", hidden, 1, **given)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from engine.api.candidate import Candidate, TaskResult, validate
 from engine.api.errors import InvalidInputError
 from engine.bundle.arrays import TaskNorms, load_arrays
-from engine.bundle.manifest import read_manifest
 from engine.datasets.outcomes import read_outcomes
 from engine.inference.offline import candidates_of
 from engine.registry.catalog import read_zoo
@@ -45,7 +44,7 @@ def test_any_test_makes_figures_that_can_be_registered(sat: list[float], words: 
 @pytest.mark.skipif(not (BUNDLE / "manifest.json").is_file(), reason="needs artifacts/bundle")
 def test_a_short_test_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
     outcomes = read_outcomes(datasets.write(tmp_path / "data", aptitude=False, subjects=2))
-    encoder = load_encoder(BUNDLE, read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE))
+    encoder = load_encoder(BUNDLE, load_arrays(BUNDLE))
     seen = np.stack([encoder.encode(c) for c in candidates_of(outcomes)])
     served = np.stack([encoder.encode(c) for c in zoo_of(outcomes, [])])
     # A training run of one's own knows the means of its tasks.

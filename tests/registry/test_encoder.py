@@ -10,15 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.api.candidate import Candidate, TaskResult
-from engine.api.errors import InvalidInputError
 from engine.bundle.arrays import Connector, TaskNorms, load_arrays
-from engine.bundle.manifest import read_manifest
 from engine.registry.catalog import read_zoo
 from engine.registry.encoder import (
     CapabilityEncoder,
-    capability_sentences,
-    pack,
-    text_representation,
 )
 from engine.registry.onnx_encoder import load_encoder
 from tests.conftest import CHECKPOINT
@@ -31,7 +26,7 @@ ZOO = read_zoo(BUNDLE / "zoo.json")
 
 @pytest.fixture(scope="module")
 def encoder() -> CapabilityEncoder:
-    return load_encoder(BUNDLE, read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE))
+    return load_encoder(BUNDLE, load_arrays(BUNDLE))
 
 
 @pytest.mark.parametrize("index", range(50))
@@ -63,7 +58,6 @@ def _plain_encoder() -> CapabilityEncoder:
         embed=lambda texts: np.stack([known[t] for t in texts]),
         count=len,
         limit=512,
-        representation="accuracy_weighted",
         norms=TaskNorms(np.zeros(6, np.float32), dict.fromkeys(known, 0.5)),
         connector=Connector(np.eye(7, dtype=np.float32), np.zeros(7, np.float32)),
     )
@@ -93,33 +87,6 @@ def test_the_graph_embeds_as_torch_does(encoder: CapabilityEncoder) -> None:
     found = encoder._embed(texts)
     np.testing.assert_allclose(found, torch_encoder.embed(texts), atol=2e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(60, 200))
-def test_pieces_hold_every_sentence_whole(words: list[int], limit: int) -> None:
-    sentences = [" ".join([f"s{i}"] * count) for i, count in enumerate(words)]
-    pieces = pack(sentences, lambda text: len(text.split()), limit)
-    assert " ".join(pieces).split() == " ".join(sentences).split()
-    assert all(len(piece.split()) <= limit for piece in pieces)
-
-
-def test_a_sentence_too_long_for_the_encoder_is_an_error_not_a_cut() -> None:
-    with pytest.raises(InvalidInputError, match="the encoder reads 20"):
-        pack(["one", "word " * 21], lambda text: len(text.split()), 20)
-
-
-def test_text_mode_reads_all_fifty_tasks_in_two_orders() -> None:
-    seen: list[str] = []
-
-    def embed(texts: list[str]) -> np.ndarray:
-        seen.extend(texts)
-        return np.array([[len(t), 1.0] for t in texts], dtype=np.float32)
-
-    figures = ZOO[0].aptitude
-    found = text_representation(figures, embed, lambda text: len(text.split()), 256)  # type: ignore[arg-type]
-    assert found.shape == (2, 2)
-    for sentence in capability_sentences(figures):
-        assert sum(sentence in piece for piece in seen) == 2
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ async def test_a_registry_outlives_its_database(
 async def test_a_server_of_the_old_encoder_stops_writing(server: Postgres) -> None:
     url = fresh(server, "encoders")
     one = registry(url)
-    renewed = open_store(url, "encoder-2", (1, 4), encoder().encode, 9)
+    renewed = open_store(url, "encoder-2", 4, encoder().encode, 9)
     renewed.close()
     with pytest.raises(
         StoreError, match=r"encoder_id is 'encoder-2', this server's is 'encoder-1'"
@@ -160,14 +160,14 @@ async def test_a_server_of_the_old_encoder_stops_writing(server: Postgres) -> No
 )
 def test_a_database_that_is_not_there_is_one_sentence(url: str, words: str) -> None:
     with pytest.raises(StoreError, match=words) as refused:
-        open_store(url, ENCODER, (1, 4), None, 9)
+        open_store(url, ENCODER, 4, None, 9)
     assert "s3cret" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_wrong_password_is_not_repeated(server: Postgres) -> None:
     with pytest.raises(StoreError, match="authentication failed") as refused:
-        open_store(server.url(password="wr0ng"), ENCODER, (1, 4), None, 9)
+        open_store(server.url(password="wr0ng"), ENCODER, 4, None, 9)
     assert "wr0ng" not in str(refused.value)
 
 

@@ -18,7 +18,7 @@ from engine.registry.stores.base import Change, Store
 from tests.support.postgres import Postgres, postgres
 from tests.support.stores import ENCODER, candidate, fresh
 
-SHAPE = (1, 4)
+WIDTH = 4
 Open = Callable[..., Store]
 Level = st.sampled_from([0.0, 0.25, 0.5])
 Ids = st.lists(st.sampled_from("abcd"), unique=True, max_size=4)
@@ -55,13 +55,13 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]
 
 
 def entry(identifier: str, level: float) -> tuple:
-    return candidate(identifier, level), np.full(SHAPE, level + ord(identifier), np.float32)
+    return candidate(identifier, level), np.full(WIDTH, level + ord(identifier), np.float32)
 
 
 def content(store: Store, revision: int | None = None) -> dict[str, tuple[float, float]]:
     """id -> (level, embedding's value)."""
     _, entries = store.load(revision)
-    return {c.id: (c.aptitude[0].accuracy, float(e[0, 0])) for c, e in entries}
+    return {c.id: (c.aptitude[0].accuracy, float(e[0])) for c, e in entries}
 
 
 def as_model(ids: list[str], level: float) -> dict[str, tuple[float, float]]:
@@ -74,7 +74,7 @@ def test_the_store_holds_every_kept_table(
     new_url: Callable[[], str], steps: list[tuple[str, list[str], float]], keep: int
 ) -> None:
     url = new_url()
-    store = open_store(url, ENCODER, SHAPE, None, keep)
+    store = open_store(url, ENCODER, WIDTH, None, keep)
     tables: dict[int, dict[str, tuple[float, float]]] = {}
     number, present = 0, {}
     for kind, ids, figure in steps:
@@ -82,7 +82,7 @@ def test_the_store_holds_every_kept_table(
         change = Change(entries, ids if kind == "remove" else (), kind == "replace")
         if kind == "reopen":
             store.close()
-            store = open_store(url, ENCODER, SHAPE, None, keep)
+            store = open_store(url, ENCODER, WIDTH, None, keep)
             continue
         if kind == "conflict":
             with pytest.raises(ConflictError, match=f"at revision {number}, .* for {number + 1}"):
@@ -120,20 +120,20 @@ def test_the_store_holds_every_kept_table(
 def test_a_store_of_another_encoder_is_refused_until_reembedded(
     new_url: Callable[[], str],
 ) -> None:
-    url, wide = new_url(), (2, 3)
-    store = open_store(url, ENCODER, SHAPE, None, 9)
+    url, wide = new_url(), 6
+    store = open_store(url, ENCODER, WIDTH, None, 9)
     store.apply(Change([entry("a", 0.5)]), 0, "one")
     store.apply(Change([entry("b", 0.5)]), 1, "two")
     store.close()
     with pytest.raises(
         StoreError, match=r"encoder_id is 'encoder-1'.*'encoder-2'.*--reencode-candidates"
     ):
-        open_store(url, "encoder-2", SHAPE, None, 9)
+        open_store(url, "encoder-2", WIDTH, None, 9)
     store = open_store(url, "encoder-2", wide, lambda c: np.full(wide, 9.0, np.float32), 9)
     assert store.revision() == 2
     for revision, size in ((1, 1), (2, 2)):
         _, entries = store.load(revision)
-        assert [e.shape for _, e in entries] == [wide] * size
+        assert [e.shape for _, e in entries] == [(wide,)] * size
         assert all((e == 9.0).all() for _, e in entries)
     store.close()
 
@@ -142,7 +142,7 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
     new_url: Callable[[], str], server: Postgres, tmp_path: Path
 ) -> None:
     url = new_url()
-    store = open_store(url, ENCODER, SHAPE, None, 9)
+    store = open_store(url, ENCODER, WIDTH, None, 9)
     store.apply(Change([entry("a", 0.5), entry("b", 0.5)]), 0, "one")
     store.apply(Change([entry("a", 0.25)], ["b"]), 1, "two")
     copy = tmp_path / "copy.sqlite"
@@ -158,14 +158,14 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
     assert restore(url, copy) == 4, "no number means two tables"
     for other in (fresh(server, "copied"), str(tmp_path / "copied.sqlite")):
         assert restore(other, copy) == 2
-        copied = open_store(other, ENCODER, SHAPE, None, 9)
+        copied = open_store(other, ENCODER, WIDTH, None, 9)
         assert copied.revisions(None, 9) == told[1:]
         assert [content(copied, n) for n in (1, 2)] == [
             {"a": (0.5, 97.5), "b": (0.5, 98.5)},
             {"a": (0.25, 97.25)},
         ]
         copied.close()
-    store = open_store(url, ENCODER, SHAPE, None, 9)
+    store = open_store(url, ENCODER, WIDTH, None, 9)
     assert content(store) == content(store, 2) == {"a": (0.25, 97.25)}
     assert [r.number for r in store.revisions(None, 9)] == [4, 2, 1]
     assert store.apply(Change(remove=["a"]), 4, "five").number == 5
@@ -174,7 +174,7 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
 
 def test_what_is_no_backup_is_refused(new_url: Callable[[], str], tmp_path: Path) -> None:
     url = new_url()
-    store = open_store(url, ENCODER, SHAPE, None, 9)
+    store = open_store(url, ENCODER, WIDTH, None, 9)
     store.apply(Change([entry("a", 0.5)]), 0, "one")
     store.close()
     foreign, empty = tmp_path / "notes.txt", tmp_path / "empty"
@@ -186,7 +186,7 @@ def test_what_is_no_backup_is_refused(new_url: Callable[[], str], tmp_path: Path
     if not url.startswith("postgres"):
         with pytest.raises(StoreError, match="is the store itself"):
             back_up(url, Path(url))
-    store = open_store(url, ENCODER, SHAPE, None, 9)
+    store = open_store(url, ENCODER, WIDTH, None, 9)
     assert content(store) == {"a": (0.5, 97.5)}
     store.close()
     assert not list(tmp_path.glob("*.new"))

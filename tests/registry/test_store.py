@@ -14,19 +14,19 @@ from engine.api.errors import StoreError
 from engine.registry.stores.base import Change
 from engine.registry.stores.sqlite import SqliteStore
 
-SHAPE = (1, 4)
+WIDTH = 4
 ENCODER = "encoder-1"
 
 
 def entry(identifier: str, figure: float) -> tuple[Candidate, np.ndarray]:
     candidate = Candidate(identifier, (TaskResult("Mathematics", figure),), context_window=7)
-    return candidate, np.full(SHAPE, figure, dtype=np.float32)
+    return candidate, np.full(WIDTH, figure, dtype=np.float32)
 
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Path:
     path = tmp_path / "candidates.sqlite"
-    store = SqliteStore(path, ENCODER, SHAPE)
+    store = SqliteStore(path, ENCODER, WIDTH)
     store.apply(Change(write=[entry(f"c{i}", i / 40) for i in range(40)]), 0, "begun")
     store.close()
     return path
@@ -36,7 +36,7 @@ def filled(tmp_path: Path) -> Path:
 def test_a_truncated_store_is_refused_and_left_as_it_is(filled: Path, size: int) -> None:
     filled.write_bytes(filled.read_bytes()[:size])
     with pytest.raises(StoreError, match="restore a copy"):
-        SqliteStore(filled, ENCODER, SHAPE)
+        SqliteStore(filled, ENCODER, WIDTH)
     assert filled.stat().st_size == size
 
 
@@ -44,15 +44,15 @@ def test_a_store_of_another_encoder_is_refused_until_reembedded(filled: Path) ->
     with pytest.raises(
         StoreError, match=r"encoder_id is 'encoder-1'.*'encoder-2'.*--reencode-candidates"
     ):
-        SqliteStore(filled, "encoder-2", SHAPE)
-    wide = (2, 3)
+        SqliteStore(filled, "encoder-2", WIDTH)
+    wide = 6
     store = SqliteStore(filled, "encoder-2", wide, lambda c: np.full(wide, 9.0, dtype=np.float32))
     _, entries = store.load()
     assert len(entries) == 40
     assert all((embedding == 9.0).all() for _, embedding in entries)
     store.close()
     with pytest.raises(StoreError, match="encoder_id"):
-        SqliteStore(filled, ENCODER, SHAPE)
+        SqliteStore(filled, ENCODER, WIDTH)
 
 
 def test_another_schema_and_a_foreign_file_are_refused(filled: Path, tmp_path: Path) -> None:
@@ -60,15 +60,15 @@ def test_another_schema_and_a_foreign_file_are_refused(filled: Path, tmp_path: P
         db.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
     db.close()
     with pytest.raises(StoreError, match="schema is '99'"):
-        SqliteStore(filled, ENCODER, SHAPE)
+        SqliteStore(filled, ENCODER, WIDTH)
     foreign = tmp_path / "notes.txt"
     foreign.write_text("not a database " * 100)
     with pytest.raises(StoreError, match="DatabaseError"):
-        SqliteStore(foreign, ENCODER, SHAPE)
+        SqliteStore(foreign, ENCODER, WIDTH)
 
 
 def test_a_failed_change_leaves_no_part_of_itself(filled: Path) -> None:
-    store = SqliteStore(filled, ENCODER, SHAPE)
+    store = SqliteStore(filled, ENCODER, WIDTH)
     good, bad = entry("new", 0.5), entry(("no", "text"), 0.5)  # type: ignore[arg-type]
     with pytest.raises(StoreError):
         store.apply(Change(write=[good, bad], replace_all=True), 1, "")
@@ -79,37 +79,37 @@ def test_a_failed_change_leaves_no_part_of_itself(filled: Path) -> None:
 
 def test_a_removed_store_begins_anew_whatever_lies_beside_it(filled: Path) -> None:
     """After kill -9 the log of a removed file would replay into the next one of its name."""
-    store = SqliteStore(filled, ENCODER, SHAPE)
+    store = SqliteStore(filled, ENCODER, WIDTH)
     store.apply(Change(write=[entry("late", 0.5)]), 1, "late")
     log = filled.with_name(filled.name + "-wal").read_bytes()
     store.close()
     filled.unlink()
     filled.with_name(filled.name + "-wal").write_bytes(log)
-    begun = SqliteStore(filled, ENCODER, SHAPE)
+    begun = SqliteStore(filled, ENCODER, WIDTH)
     assert begun.load() == (0, [])
     begun.close()
 
 
 def test_two_servers_cannot_have_one_store(filled: Path) -> None:
-    first = SqliteStore(filled, ENCODER, SHAPE)
+    first = SqliteStore(filled, ENCODER, WIDTH)
     with pytest.raises(StoreError, match="open in another server"):
-        SqliteStore(filled, ENCODER, SHAPE)
+        SqliteStore(filled, ENCODER, WIDTH)
     first.close()
-    SqliteStore(filled, ENCODER, SHAPE).close()
+    SqliteStore(filled, ENCODER, WIDTH).close()
 
 
 def test_a_damaged_row_is_a_store_error(filled: Path) -> None:
     with sqlite3.connect(filled) as db:
         db.execute("UPDATE candidate_version SET embedding = x'00' WHERE id = 'c3'")
     db.close()
-    store = SqliteStore(filled, ENCODER, SHAPE)
+    store = SqliteStore(filled, ENCODER, WIDTH)
     with pytest.raises(StoreError, match="could not be read"):
         store.load()
     store.close()
 
 
 def test_a_full_disk_is_said_and_nothing_is_changed(filled: Path) -> None:
-    store = SqliteStore(filled, ENCODER, SHAPE)
+    store = SqliteStore(filled, ENCODER, WIDTH)
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages}")
     many = [entry(f"n{i}", 0.5) for i in range(500)]
@@ -145,17 +145,17 @@ def test_a_store_of_schema_1_is_upgraded_and_keeps_its_revision(
     path = tmp_path / "candidates.sqlite"
     old_store(path, revision, count)
     with pytest.raises(StoreError, match="encoder_id"):
-        SqliteStore(path, "encoder-2", SHAPE)
+        SqliteStore(path, "encoder-2", WIDTH)
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == ("1",)
     db.close()
     for _ in range(2):  # upgraded, then opened as it is
-        store = SqliteStore(path, ENCODER, SHAPE)
+        store = SqliteStore(path, ENCODER, WIDTH)
         found, entries = store.load()
         assert (found, len(entries)) == (revision, count)
         assert [r.number for r in store.revisions(None, 9)] == [revision] * bool(revision)
         store.close()
-    store = SqliteStore(path, ENCODER, SHAPE)
+    store = SqliteStore(path, ENCODER, WIDTH)
     assert store.apply(Change(write=[entry("new", 0.5)]), revision, "new").candidates == count + 1
     store.close()
 
@@ -164,15 +164,15 @@ def test_an_upgrade_that_fails_leaves_the_old_store(tmp_path: Path) -> None:
     path = tmp_path / "candidates.sqlite"
     old_store(path, 7, 3)
     with pytest.raises(ZeroDivisionError):
-        SqliteStore(path, "encoder-2", SHAPE, lambda c: np.float32(1 // 0) * np.ones(SHAPE))
-    store = SqliteStore(path, ENCODER, SHAPE)
+        SqliteStore(path, "encoder-2", WIDTH, lambda c: np.float32(1 // 0) * np.ones(WIDTH))
+    store = SqliteStore(path, ENCODER, WIDTH)
     assert (store.load()[0], len(store.load()[1])) == (7, 3)
     store.close()
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 def test_a_change_of_a_removed_file_is_refused(filled: Path, suffix: str) -> None:
-    store = SqliteStore(filled, ENCODER, SHAPE)
+    store = SqliteStore(filled, ENCODER, WIDTH)
     filled.with_name(filled.name + suffix).unlink()
     with pytest.raises(StoreError, match=r"was removed or replaced while the server ran"):
         store.apply(Change(remove=["c1"]), 1, "")

@@ -88,7 +88,7 @@ class HashBackend:
 
 
 def quick_table() -> Table:
-    return make_table(1, [(c, np.zeros((1, 2), np.float32)) for c in ZOO], (1, 2))
+    return make_table(1, [(c, np.zeros(2, np.float32)) for c in ZOO], 2)
 
 
 TABLE = quick_table()

@@ -92,7 +92,7 @@ SEEING = replace(
     regions=("eu",),
 )
 POOL_OF_FOUR = (CHEAP, DEAR, UNKNOWN, SEEING)
-TABLE = make_table(7, [(c, np.zeros((1, 4), np.float32)) for c in POOL_OF_FOUR], (1, 4))
+TABLE = make_table(7, [(c, np.zeros(4, np.float32)) for c in POOL_OF_FOUR], 4)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def satisfies(c: Candidate, policy: Policy, input_tokens: int) -> bool:
 def test_eligible_are_exactly_those_that_satisfy_every_constraint(
     pool: list[Candidate], policy: Policy, input_tokens: int
 ) -> None:
-    table = make_table(1, [(c, np.zeros((1, 4), np.float32)) for c in pool], (1, 4))
+    table = make_table(1, [(c, np.zeros(4, np.float32)) for c in pool], 4)
     validate_policy(policy, table)
     found = find_eligible(table, policy, input_tokens, default_output_tokens=400)
     left = {table.candidates[row].id for row in found.rows}

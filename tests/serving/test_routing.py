@@ -264,10 +264,10 @@ def a_router(
 ) -> tuple[Router, Batcher]:
     """embedded: what stands in the embedding of a candidate in place of ones."""
     entries = [
-        (judged(name, a), np.full((1, 4), embedded.get(name, 1.0), np.float32))
+        (judged(name, a), np.full(4, embedded.get(name, 1.0), np.float32))
         for name, a in (("cheap", 0.2), ("good", 0.7), ("middling", 0.4))
     ]
-    table = make_table(1, entries, (1, 4))
+    table = make_table(1, entries, 4)
     readout = Readout(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
     batcher = Batcher(backend, readout, Limits())
     registry: Any = SimpleNamespace(table=lambda: table)

@@ -27,7 +27,7 @@ from tools.processes import BUNDLE, ROOT, Server, start
 async def serve(store: str) -> None:
     """Serve until killed; prints the ready line of `modelsat serve`."""
     manifest = read_manifest(BUNDLE, "bundle")
-    encoder = load_encoder(BUNDLE, manifest, load_arrays(BUNDLE))
+    encoder = load_encoder(BUNDLE, load_arrays(BUNDLE))
     zoo = read_zoo(BUNDLE / "zoo.json")
     registry = open_registry(store, encoder, manifest.encoder_id, manifest.width, zoo)
     registry.follow()

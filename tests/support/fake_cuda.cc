@@ -220,13 +220,13 @@ int cudaGraphDestroy(void* graph) {
 int cudaGraphExecDestroy(void* graph) { return cudaGraphDestroy(graph); }
 
 int modelsat_rank_cuda(const void* hidden, int32_t dtype, int64_t batch, int64_t candidates,
-                       int64_t variants, int64_t width, const float* weight, float eps, float scale,
-                       float offset, const uint8_t* allowed, const float* penalty, int64_t ranked,
+                       int64_t width, const float* weight, float eps, float scale, float offset,
+                       const uint8_t* allowed, const float* penalty, int64_t ranked,
                        float* probability, int32_t* order, void* stream) {
   ENTER("modelsat_rank_cuda");
   return fake::queue(as<fake::Stream>(stream), [=] {
-    emulated_rank(hidden, dtype, batch, candidates, variants, width, weight, eps, scale, offset,
-                  allowed, penalty, ranked, probability, order, nullptr);
+    emulated_rank(hidden, dtype, batch, candidates, width, weight, eps, scale, offset, allowed,
+                  penalty, ranked, probability, order, nullptr);
   });
 }
 int modelsat_gather_cuda(const float* table, int64_t width, const int32_t* rows, int64_t count,

@@ -25,7 +25,7 @@ def encoder() -> CapabilityEncoder:
 
     norms = TaskNorms(np.zeros(2, dtype=np.float32), {})
     connector = Connector(np.ones((WIDTH, 3), np.float32), np.zeros(WIDTH, np.float32))
-    return CapabilityEncoder(embed, len, 512, "accuracy_weighted", norms, connector)
+    return CapabilityEncoder(embed, len, 512, norms, connector)
 
 
 def candidate(identifier: str, level: float = 0.5) -> Candidate:

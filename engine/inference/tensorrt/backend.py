@@ -106,14 +106,13 @@ class TensorRTBackend:
         """See Backend."""
         begun = time.monotonic()
         self._bind(readout)
-        variants = embeddings.shape[1]
         p = np.empty((len(tokens), len(rows)), dtype=np.float32)
         table = self._tables.acquire(embeddings, self._stream)
         most = self.profile
         try:
             for some in pieces(len(tokens), most.batch.most):
-                for those in pieces(len(rows), most.rows.most // variants):
-                    p[some, those] = self._forward(tokens[some], table, rows[those], variants)
+                for those in pieces(len(rows), most.rows.most):
+                    p[some, those] = self._forward(tokens[some], table, rows[those])
         except RuntimeError as error:  # of the kernel's launch
             raise UnavailableError(f"the scoring kernel was not launched: {error}.") from error
         finally:
@@ -153,22 +152,20 @@ class TensorRTBackend:
         )
         self._readout = readout
 
-    def _forward(
-        self, tokens: Sequence[Int64Array], table: int, rows: Int64Array, variants: int
-    ) -> Float32Array:
+    def _forward(self, tokens: Sequence[Int64Array], table: int, rows: Int64Array) -> Float32Array:
         """(B, K) of what one forward takes."""
         lengths = [len(row) for row in tokens]
         check_lengths(self.profile, lengths)
-        shape = padded(self.profile, len(tokens), max(lengths), len(rows), variants)
+        shape = padded(self.profile, len(tokens), max(lengths), len(rows))
         host, at = self._buffers, self._buffers.at
         host.fill(tokens, rows, shape)
-        self._cuda.copy(host.device_rows, host.rows.ctypes.data, 4 * shape.rows, self._stream)
+        self._cuda.copy(host.device_rows, host.rows.ctypes.data, 4 * shape.candidates, self._stream)
         kernel.gather(
             self._kernel,
             table,
             self._plan.width,
             host.device_rows,
-            shape.rows,
+            shape.candidates,
             at.embeddings,
             stream=self._stream,
         )
@@ -213,14 +210,13 @@ class TensorRTBackend:
         self._plan.queue(context, stream)
         kernel.rank(
             self._kernel,
-            kernel.Pointers(
+            kernel.RankPointers(
                 at.hidden, host.device_weight, host.allowed, host.penalty, host.device_p, 0
             ),
-            kernel.Sizes(
+            kernel.RankSizes(
                 self._plan.dtype,
                 shape.batch,
                 shape.candidates,
-                shape.variants,
                 self._plan.width,
                 ranked=0,
             ),

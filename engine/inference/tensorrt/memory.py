@@ -82,14 +82,14 @@ class Buffers:
         for i, row in enumerate(tokens):
             ids[i, : len(row)] = row
             self.lengths[i] = len(row)
-        numbers = self.rows[: shape.rows].reshape(shape.candidates, shape.variants)
-        numbers[:] = rows[0] * shape.variants + np.arange(shape.variants)
-        numbers[: len(rows)] = rows[:, None] * shape.variants + np.arange(shape.variants)
+        numbers = self.rows[: shape.candidates]
+        numbers[:] = rows[0]
+        numbers[: len(rows)] = rows
 
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 4 * MAX_CANDIDATES  # of a table, variants counted
+MAX_ROWS = 4 * MAX_CANDIDATES  # of a table
 
 
 @dataclass(eq=False)
@@ -118,7 +118,7 @@ class DeviceTables:
         self._lock = Lock()
 
     def prepare(self, table: Float32Array) -> None:
-        """Begin to upload `table` (M, V, D) where a buffer is free now; see Backend.prepare."""
+        """Begin to upload `table` (M, D) where a buffer is free now; see Backend.prepare."""
         if self._find(table) or table.size > len(self._slots[0].staging):
             return
         if not self._lock.acquire(blocking=False):
@@ -139,7 +139,7 @@ class DeviceTables:
         """
         if table.size > len(self._slots[0].staging):
             raise UnavailableError(
-                f"a table has {table.shape[0] * table.shape[1]} rows, a GPU is given at most"
+                f"a table has {len(table)} rows, a GPU is given at most"
                 f" {MAX_ROWS}; remove candidates."
             )
         with self._lock:

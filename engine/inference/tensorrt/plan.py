@@ -92,7 +92,7 @@ class Plan:
         sizes = {
             "tokens": (shape.batch, shape.length),
             "lengths": (shape.batch,),
-            "embeddings": (shape.rows, self.width),
+            "embeddings": (shape.candidates, self.width),
         }
         for name, size in sizes.items():
             if not context.set_input_shape(name, size):

@@ -39,17 +39,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one forward: requests, tokens, candidates with `variants` rows each."""
+    """Of one forward: requests, tokens, candidates."""
 
     batch: int
     length: int
     candidates: int
-    variants: int
-
-    @property
-    def rows(self) -> int:
-        """Candidate rows of a request."""
-        return self.candidates * self.variants
 
 
 def check_lengths(profile: Profile, lengths: Sequence[int]) -> None:
@@ -61,7 +55,7 @@ def check_lengths(profile: Profile, lengths: Sequence[int]) -> None:
         )
 
 
-def padded(profile: Profile, batch: int, length: int, candidates: int, variants: int) -> Shape:
+def padded(profile: Profile, batch: int, length: int, candidates: int) -> Shape:
     """The shape that holds this much: powers of two of requests and candidates, multiples of
     LENGTH_STEP of tokens, within the profile. What the profile does not hold is the caller's to
     split (see pieces) or refuse (see check_lengths)."""
@@ -69,10 +63,9 @@ def padded(profile: Profile, batch: int, length: int, candidates: int, variants:
         min(_power_of_two(max(batch, profile.batch.least)), profile.batch.most),
         min(max(_multiple(length), profile.length.least), profile.length.most),
         min(
-            max(_power_of_two(candidates), FEWEST_CANDIDATES, -(-profile.rows.least // variants)),
-            profile.rows.most // variants,
+            max(_power_of_two(candidates), FEWEST_CANDIDATES, profile.rows.least),
+            profile.rows.most,
         ),
-        variants,
     )
 
 

@@ -77,11 +77,11 @@ class PostgresStore:
         self,
         url: str,
         encoder_id: str,
-        shape: tuple[int, int],
+        width: int,
         reencode_candidates: Encode | None = None,
         keep: int = DEFAULT_KEEP,
     ) -> None:
-        """Connect to `url` and create the tables where there are none. shape: (V, D).
+        """Connect to `url` and create the tables where there are none. width: D.
 
         Raises StoreError where the database does not answer, or holds a store of another schema or
         encoder; it is left as it is. With `reencode_candidates`, a store from another encoder is
@@ -90,7 +90,7 @@ class PostgresStore:
         """
         self._name = without_password(url)
         self._encoder_id = encoder_id
-        self._shape = shape
+        self._width = width
         self._keep = keep
         self._parameters = parameters(url)
         self._open: Connection | None = None
@@ -112,7 +112,7 @@ class PostgresStore:
         """See Store."""
         with self._translated("read"), self._transaction(snapshot=True) as db:
             self._check(db)
-            return sql.read(db, revision, self._shape)
+            return sql.read(db, revision, self._width)
 
     def revision(self) -> int:
         """See Store."""

@@ -49,8 +49,8 @@ def newest(db: Database) -> int:
     return int(db.run("SELECT COALESCE(MAX(number), 0) FROM revision")[0][0])
 
 
-def read(db: Database, revision: int | None, shape: tuple[int, int]) -> tuple[int, list[Entry]]:
-    """(number, entries) of a revision, of the newest one for None; shape: (V, D).
+def read(db: Database, revision: int | None, width: int) -> tuple[int, list[Entry]]:
+    """(number, entries) of a revision, of the newest one for None; width: D.
 
     Raises RevisionNotFoundError where it is not kept, ValueError where a row is damaged.
     """
@@ -65,7 +65,7 @@ def read(db: Database, revision: int | None, shape: tuple[int, int]) -> tuple[in
             " AND (to_revision IS NULL OR to_revision > ?)",
             (revision, revision),
         )
-    return number, [(candidate_of(body), _array(raw, shape)) for _, body, raw in found]
+    return number, [(candidate_of(body), _array(raw, width)) for _, body, raw in found]
 
 
 def revisions(db: Database, before: int | None, limit: int) -> list[Revision]:
@@ -148,12 +148,12 @@ def candidate_of(body: str) -> Candidate:
 
 
 def raw_of(embedding: Float32Array) -> bytes:
-    """The column `embedding`: (V, D) little-endian float32."""
+    """The column `embedding`: (D,) little-endian float32."""
     return np.ascontiguousarray(embedding, dtype="<f4").tobytes()
 
 
-def _array(raw: bytes, shape: tuple[int, int]) -> Float32Array:
-    return np.frombuffer(raw, dtype="<f4").reshape(shape).astype(np.float32)
+def _array(raw: bytes, width: int) -> Float32Array:
+    return np.frombuffer(raw, dtype="<f4").reshape(width).astype(np.float32)
 
 
 def _live(db: Database, ids: Sequence[str] | None) -> list[Row]:

@@ -51,18 +51,18 @@ class SqliteStore:
         self,
         path: Path,
         encoder_id: str,
-        shape: tuple[int, int],
+        width: int,
         reencode_candidates: Encode | None = None,
         keep: int = DEFAULT_KEEP,
     ) -> None:
-        """Open `path`, creating it where there is none. shape: (V, D) of an embedding.
+        """Open `path`, creating it where there is none. width: D, of an embedding.
 
         Raises StoreError where the file is damaged, of another schema or from another encoder; the
         file is left as it is. With `reencode_candidates`, a store from another encoder is brought
         to this one.
         """
         self._path = path
-        self._shape = shape
+        self._width = width
         self._keep = keep
         with self._translated("opened", RESTORE):
             self._lock = lock(path)
@@ -94,7 +94,7 @@ class SqliteStore:
     def load(self, revision: int | None = None) -> tuple[int, list[Entry]]:
         """See Store."""
         with self._translated("read", RESTORE):
-            return sql.read(self._db, revision, self._shape)
+            return sql.read(self._db, revision, self._width)
 
     def revision(self) -> int:
         """See Store."""

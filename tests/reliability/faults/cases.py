@@ -91,7 +91,7 @@ def _ids(server: Server) -> set[str]:
 
 def clock_jumps(folder: Path) -> Case:
     """The clock goes back ten years between two changes."""
-    store = SqliteStore(folder / "s.sqlite", "encoder", (1, 1))
+    store = SqliteStore(folder / "s.sqlite", "encoder", 1)
     now, orders = time.time_ns(), []
     for number, jump in enumerate((0, -10, 5, -20)):
         with mock.patch("time.time_ns", return_value=now + jump * 365 * 86400 * 10**9):
