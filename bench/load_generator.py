@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from engine.cli.route import PHASES
+from engine.client.results import PHASES
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
 

@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 from engine.api.policy import Policy
-from engine.client.sync import Client
 from engine.registry.catalog import read_zoo
+from modelsat import Client
 from tools.processes import BUNDLE, serving
 
 NEWCOMER = Path(__file__).parent / "candidates" / "calculus-tutor.json"
@@ -56,7 +56,7 @@ def show(client: Client, policy: Policy) -> list[str]:
     for text in INSTRUCTIONS:
         answer = client.route(text, policy)
         best = answer.ranking[0]
-        chosen.append(answer.selected.removeprefix("candidates/"))
+        chosen.append(answer.selected)
         print(f"  {chosen[-1]:26} p {best.probability:.3f}   {text}")
     return chosen
 
@@ -75,10 +75,10 @@ def main() -> int:
             loads = [Load(server.address, stop) for _ in range(CONNECTIONS)]
             for load in loads:
                 load.start()
-            client.add(newcomer)
+            client.create_candidate(newcomer)
             print(f"\n{newcomer.id} registered while {CONNECTIONS} connections route:")
             during = show(client, policy)
-            client.remove(newcomer.id)
+            client.delete_candidate(newcomer.id)
             print(f"\n{newcomer.id} removed:")
             after = show(client, policy)
             stop.set()

@@ -13,9 +13,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from engine.client.sync import Client
 from engine.registry.catalog import read_zoo
 from examples.hot_swap import MATHEMATICS, NEWCOMER, OTHERS
+from modelsat import Client
 from tools.fake_upstream import upstream
 from tools.litellm_proxy import Proxy, proxy
 from tools.processes import serving
@@ -58,7 +58,7 @@ def main() -> int:
         curl(at, MATHEMATICS[0])  # the first request of a proxy is slow
         print(f"\n{tutor.id} is registered at the router:")
         with Client(server.address) as client:
-            client.add(tutor)
+            client.create_candidate(tutor)
         placed = [curl(at, text) == tutor.id for text in MATHEMATICS]
         placed.append(curl(at, MATHEMATICS[0], stream=True) == tutor.id)
         placed += [curl(at, text) != tutor.id for text in OTHERS]

@@ -1,14 +1,50 @@
 """Python client of a modelsat server.
 
-from modelsat import Client
+    from modelsat import Client, Policy
 
-with Client("127.0.0.1:50051") as client:
-    print(client.route("If 3x + 7 = 22, what is x?").selected)
+    with Client("127.0.0.1:50051") as client:
+        decision = client.route("If 3x + 7 = 22, what is x?", Policy("cost_sensitivity", 0.5))
+        print(decision.selected, decision.reason)
+
+Arguments and results are plain immutable values, and candidates are named by their IDs. Every error
+is a ModelsatError. The package needs gRPC and protobuf, and loads nothing of the server.
 """
 
+from engine.api.candidate import Candidate, TaskResult
+from engine.api.errors import InvalidInputError, ModelsatError
 from engine.api.policy import Policy, Session
-from engine.client.aio import AsyncClient
-from engine.client.requests import ModelsatClientError, Turn
-from engine.client.sync import Client
+from engine.client import (
+    AsyncClient,
+    CandidatesChange,
+    Client,
+    Credentials,
+    Instruction,
+    ModelsatClientError,
+    RankedCandidate,
+    RevisionInfo,
+    RouteDecision,
+    RouteResult,
+    ServerInfo,
+    Turn,
+)
 
-__all__ = ["AsyncClient", "Client", "ModelsatClientError", "Policy", "Session", "Turn"]
+__all__ = [
+    "AsyncClient",
+    "Candidate",
+    "CandidatesChange",
+    "Client",
+    "Credentials",
+    "Instruction",
+    "InvalidInputError",
+    "ModelsatClientError",
+    "ModelsatError",
+    "Policy",
+    "RankedCandidate",
+    "RevisionInfo",
+    "RouteDecision",
+    "RouteResult",
+    "ServerInfo",
+    "Session",
+    "TaskResult",
+    "Turn",
+]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from engine.client.sync import Client
+from modelsat import Client
 from tools.processes import ROOT, Server, serving
 
 settings.register_profile("modelsat", deadline=None)  # no test asserts a time

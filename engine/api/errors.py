@@ -110,7 +110,7 @@ class NoEligibleCandidateError(ModelsatError):
         super().__init__(
             f"No candidate is eligible ({listed})."
             if reasons
-            else "No candidate is registered; `modelsat candidates add FILE` registers one."
+            else "No candidate is registered; `modelsat candidates create FILE` registers one."
         )
         self.reasons = dict(reasons)
 

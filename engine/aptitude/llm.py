@@ -199,7 +199,7 @@ class LLM:
                     f"{self._endpoint.base_url}/chat/completions", json=self._body(prompt)
                 )
         except (TimeoutError, httpx2.TimeoutException):
-            return f"no response within {self._endpoint.timeout_s:g} s (--timeout)"
+            return f"no response within {self._endpoint.timeout_s:g} s (--timeout-s)"
         except httpx2.RequestError as error:
             return f"{type(error).__name__}: {error}"
         if response.status_code in RETRYABLE_STATUS:

@@ -1,4 +1,4 @@
-"""`modelsat aptitude run`: a live OpenAI-compatible LLM sits the aptitude test and is registered.
+"""`modelsat aptitude run`: run the aptitude test on a live OpenAI-compatible LLM and register it.
 
 modelsat aptitude run --base-url http://127.0.0.1:8000/v1 --model NAME --register HOST:PORT
 """
@@ -22,17 +22,15 @@ from engine.aptitude.llm import Endpoint
 from engine.aptitude.questions import Question
 from engine.aptitude.report import chart, content, cost_usd, estimate, run_fingerprint, summary
 from engine.aptitude.selection import QuestionSet, sample_questions
-from engine.cli import aptitude_flags, server_flags
+from engine.cli import aptitude_flags
 from engine.cli.aptitude_flags import candidate_from, endpoint_from
 from engine.cli.server_flags import connect
-from engine.client.sync import ModelsatClientError
-
-HELP = "examine a live LLM and register it"
+from engine.client.errors import ModelsatClientError
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where result, picture and journal go."""
+    """Output files of a run."""
 
     out: Path
     picture: Path
@@ -40,10 +38,11 @@ class Files:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The actions of `modelsat aptitude`."""
-    run = command.add_subparsers(required=True, metavar="ACTION").add_parser("run", help=HELP)
+    """Add the actions of `modelsat aptitude`."""
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    summary = "ask a live LLM the questions of the aptitude test, and register it if you like"
+    run = actions.add_parser("run", help=summary, description=f"A{summary[1:]}.")
     aptitude_flags.add_arguments(run)
-    server_flags.add_arguments(run, flag="--register", default=None)
     run.set_defaults(run=_run)
 
 
@@ -68,7 +67,7 @@ def _run(parsed: argparse.Namespace) -> None:
     print(f"wrote {files.out} and {files.picture}")
     if parsed.server:
         with connect(parsed) as client:
-            print(f"registered {client.add(candidate).name} at {parsed.server}")
+            print(f"registered {client.create_candidate(candidate).id} at {parsed.server}")
 
 
 def _examine(
@@ -83,7 +82,7 @@ def _examine(
 
     left = [q for q in question_set.questions if q.key not in journal.replies]
     if known := len(question_set.questions) - len(left):
-        print(f"{known} answers are in the journal already.")
+        print(f"{known} questions are already answered in the journal.")
     if not left:
         return
     _print_estimate(left, endpoint, candidate, parsed)
@@ -96,23 +95,19 @@ def _examine(
         try:
             asyncio.run(ask_all(left, endpoint, journal, lambda _: progress.advance(bar)))
         except KeyboardInterrupt:
-            progress.console.print("stopped; the same command goes on from here")
+            progress.console.print("stopped; run the same command again to resume")
             raise
 
 
 def _print_estimate(
     left: Sequence[Question], endpoint: Endpoint, candidate: Candidate, parsed: argparse.Namespace
 ) -> None:
-    tokens = estimate(left, endpoint, parsed.expected_answer_tokens)
+    tokens = estimate(left, endpoint, parsed.expected_output_tokens)
     usd = cost_usd(tokens, candidate)
-    price = (
-        "no prices given (--input-usd-per-million, --output-usd-per-million)"
-        if usd is None
-        else f"about ${usd:.4f}"
-    )
+    price = "cost unknown without prices" if usd is None else f"about ${usd:.4f}"
     print(
-        f"{len(left)} questions to {endpoint.model}: about {tokens[0]:,} tokens to read and"
-        f" {tokens[1]:,} to write; {price}."
+        f"{len(left)} questions to {endpoint.model}: about {tokens[0]:,} input tokens and"
+        f" {tokens[1]:,} output tokens; {price}."
     )
 
 
@@ -123,22 +118,22 @@ def _confirm() -> None:
                 "--yes", "is needed without a terminal to confirm on; --dry-run only estimates."
             )
         )
-    if input("Ask them? [y/N] ").strip().lower() not in {"y", "yes"}:
+    if input("Start? [y/N] ").strip().lower() not in {"y", "yes"}:
         raise KeyboardInterrupt
 
 
 def _require_free(candidate: Candidate, parsed: argparse.Namespace) -> None:
-    """Find out before the test whether the server will take the candidate."""
+    """Check before the test that the ID is free and the server reachable."""
     with connect(parsed) as client:
         try:
-            client.candidate(candidate.id)
+            client.get_candidate(candidate.id)
         except ModelsatClientError as error:
             if error.code != "NOT_FOUND":
                 raise
         else:
             raise AlreadyExistsError(
                 candidate.name,
-                "is registered already; `modelsat candidates remove` it, or give --id another.",
+                "is already registered; delete it with `modelsat candidates delete`, or set --id.",
             )
 
 
@@ -149,7 +144,7 @@ def _load_examiner() -> Callable[..., Coroutine[None, None, None]]:
         from engine.aptitude.llm import run
     except ImportError as error:
         raise InvalidInputError(
-            Violation("aptitude run", f"needs {error.name}: pip install '.[aptitude]'.")
+            Violation("aptitude run", f"needs {error.name}: pip install 'modelsat[aptitude]'.")
         ) from error
     return run
 
@@ -158,13 +153,13 @@ def _files(out: Path) -> Files:
     files = Files(out, out.with_suffix(".svg"), out.with_suffix(".journal.jsonl"))
     if out.suffix != ".json" or not out.parent.is_dir():
         raise InvalidInputError(
-            Violation("--out", f"is {out}; expected a .json file in a folder that is there.")
+            Violation("--out", f"is {out}; expected a .json file in an existing folder.")
         )
     return files
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write the whole file or nothing."""
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""`modelsat calibrate`: the cost sensitivity that meets a target on a user's own outcomes."""
+"""`modelsat calibrate`: find the cost sensitivity that meets a target on recorded outcomes."""
 
 from __future__ import annotations
 
@@ -12,88 +12,80 @@ from engine.routing.calibration import Recommendation, Target, as_dict, calibrat
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-HELP = "the cost sensitivity that meets a target on your own outcomes"
 BUNDLE = Path("artifacts/bundle")
 
 
-def print_recommendation(found: Recommendation, console: Console) -> None:
-    """The curve as a table, the recommended line marked."""
-    from rich.table import Table
-
-    table = Table()
-    for heading in (
-        "",
-        "cost sensitivity",
-        "accuracy",
-        "of the best",
-        "cost / 1,000",
-        "of its cost",
-    ):
-        table.add_column(heading, justify="right")
-    last = None
-    for x in found.points:
-        if last is not None and (x.accuracy, x.cost) == (last.accuracy, last.cost):
-            continue  # the same choices as the line before
-        last = x
-        mark = "->" if found.point is not None and x.sensitivity == found.point.sensitivity else ""
-        quality, cost = ("-" if s is None else f"{s:.1%}" for s in shares(x, found))
-        cells = [f"{x.sensitivity:.3g}", f"{x.accuracy:.4f}", quality]
-        table.add_row(mark, *cells, f"${1e3 * x.cost:.4f}", cost)
-    console.print(table)
-    console.print(
-        f"the best single candidate is {found.best}: accuracy {found.accuracy:.4f},"
-        f" ${1e3 * found.cost:.4f} for 1,000 requests"
-    )
-    _print_for_whom(found, console)
-    if found.point is None:
-        console.print("no cost sensitivity meets the target on these outcomes")
-    else:
-        console.print(f"-> cost sensitivity {found.point.sensitivity:.3g}")
-
-
-def _print_for_whom(found: Recommendation, console: Console) -> None:
-    """Whom the sensitivities hold for, and who in the zoo changes what they mean."""
-    names = ", ".join(found.candidates)
-    console.print(f"a cost sensitivity holds for the candidates judged: {names}", soft_wrap=True)
-    if found.dearer is not None:
-        console.print(
-            f"warning: {found.dearer} of the zoo is dearer than all of these and was not judged;"
-            " where it is eligible the same sensitivity saves less: deny it, or measure it too",
-            soft_wrap=True,
-        )
-
-
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of `modelsat calibrate`."""
+    """Add the options of `modelsat calibrate`."""
     add = command.add_argument
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        help="outcomes; docs/explanation/architecture.md, Data folders",
-    )
-    add("--bundle", type=Path, default=BUNDLE, help="folder that `make export` wrote")
-    add("--zoo", type=Path, help="JSON file of candidates with prices; the bundle's own by default")
-    add("--json", action="store_true", help="one JSON object in place of the table")
-    goal = command.add_mutually_exclusive_group(required=True)
-    goal.add_argument(
-        "--min-accuracy-ratio",
-        type=float,
-        metavar="S",
-        help="share of the best candidate's accuracy",
-    )
-    goal.add_argument("--max-cost", type=float, metavar="S", help="share of the best one's cost")
+    text = "data folder of outcomes, as `modelsat outcomes export` writes it"
+    add("--data", type=Path, required=True, metavar="DIR", help=text)
+    text = "bundle whose probabilities to calibrate (default %(default)s)"
+    add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help=text)
+    text = "JSON file of candidates with prices (default: the bundle's catalog)"
+    add("--catalog", type=Path, metavar="FILE", help=text)
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    target = command.add_argument_group("target (exactly one)")
+    target = target.add_mutually_exclusive_group(required=True)
+    text = "keep at least this share of the best single candidate's accuracy, such as 0.97"
+    target.add_argument("--min-accuracy-ratio", type=float, metavar="SHARE", help=text)
+    text = "spend at most this share of the best single candidate's cost, such as 0.5"
+    target.add_argument("--max-cost-ratio", type=float, metavar="SHARE", help=text)
     command.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    target = Target(parsed.min_accuracy_ratio, parsed.max_cost)
-    zoo = parsed.zoo or parsed.bundle / "zoo.json"
-    found = calibrate(parsed.bundle, parsed.data, zoo, target)
+    target = Target(parsed.min_accuracy_ratio, parsed.max_cost_ratio)
+    catalog = parsed.catalog or parsed.bundle / "zoo.json"
+    recommendation = calibrate(parsed.bundle, parsed.data, catalog, target)
     if parsed.json:
-        print(json.dumps(as_dict(found), ensure_ascii=False))
+        print(json.dumps(as_dict(recommendation), ensure_ascii=False))
     else:
         from rich.console import Console
 
-        print_recommendation(found, Console(highlight=False, markup=False))
+        print_recommendation(recommendation, Console(highlight=False, markup=False))
+
+
+def print_recommendation(recommendation: Recommendation, console: Console) -> None:
+    """Print accuracy and cost by sensitivity, with the recommended line marked."""
+    from rich.table import Table
+
+    table = Table()
+    headings = ("", "cost sensitivity", "accuracy", "of the best", "cost / 1,000", "of its cost")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    previous = None
+    for point in recommendation.points:
+        if previous is not None and (point.accuracy, point.cost) == previous:
+            continue  # the same choices as the line before
+        previous = (point.accuracy, point.cost)
+        chosen = recommendation.point
+        mark = "->" if chosen is not None and point.sensitivity == chosen.sensitivity else ""
+        accuracy, cost = (
+            "-" if share is None else f"{share:.1%}" for share in shares(point, recommendation)
+        )
+        cells = [f"{point.sensitivity:.3g}", f"{point.accuracy:.4f}", accuracy]
+        table.add_row(mark, *cells, f"${1e3 * point.cost:.4f}", cost)
+    console.print(table)
+    console.print(
+        f"best single candidate: {recommendation.best}, accuracy {recommendation.accuracy:.4f},"
+        f" ${1e3 * recommendation.cost:.4f} for 1,000 requests"
+    )
+    _print_scope(recommendation, console)
+    if recommendation.point is None:
+        console.print("no cost sensitivity meets the target on these outcomes")
+    else:
+        console.print(f"-> cost sensitivity {recommendation.point.sensitivity:.3g}")
+
+
+def _print_scope(recommendation: Recommendation, console: Console) -> None:
+    """Print which candidates the result holds for, and which one would change its meaning."""
+    names = ", ".join(recommendation.candidates)
+    console.print(f"this holds for the evaluated candidates: {names}", soft_wrap=True)
+    if recommendation.dearer is not None:
+        console.print(
+            f"warning: {recommendation.dearer} of the catalog costs more than all of these and was"
+            " not evaluated; if it is eligible, the same sensitivity saves less: deny it, or"
+            " record outcomes of it too",
+            soft_wrap=True,
+        )

@@ -1,4 +1,4 @@
-"""`modelsat health`: is a server well? For containers and probes; exit status 0 if it is."""
+"""`modelsat health`: check a server, for container health checks and probes."""
 
 from __future__ import annotations
 
@@ -13,38 +13,44 @@ from engine.api.errors import UnavailableError
 from engine.cli import server_flags
 from engine.client.channel import open_channel
 
-HELP = "ask a server for its health; exit status 0 if it is SERVING"
-READINESS = "readiness"
-Answer = health_pb2.HealthCheckResponse
+Response = health_pb2.HealthCheckResponse
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of `modelsat health`."""
-    server_flags.add_arguments(command)
+    """Add the options of `modelsat health`."""
     command.add_argument(
-        "--service", default=READINESS, help="readiness (default), liveness, store, or a service"
+        "--service",
+        default="readiness",
+        metavar="NAME",
+        help="what to check: readiness (the default), liveness, store, or the full name of a gRPC"
+        " service",
     )
-    command.add_argument("--timeout", type=float, default=2.0)
+    text = "seconds to wait for the answer (default %(default)g)"
+    command.add_argument("--timeout-s", type=float, default=2.0, metavar="S", help=text)
+    server_flags.add_arguments(command)
     command.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Print SERVING; raises UnavailableError with what else was found."""
-    access = server_flags.access_from(parsed, os.environ)
-    with open_channel(parsed.server, access) as opened:
-        stub = health_pb2_grpc.HealthStub(opened)
+    """Print SERVING; raises UnavailableError for any other status or no answer."""
+    credentials = server_flags.credentials_from(parsed, os.environ)
+    with open_channel(parsed.server, credentials) as channel:
         request = health_pb2.HealthCheckRequest(service=parsed.service)
         try:
-            status = stub.Check(request, timeout=parsed.timeout).status
+            status = (
+                health_pb2_grpc.HealthStub(channel)
+                .Check(request, timeout=parsed.timeout_s, metadata=credentials.metadata())
+                .status
+            )
         except grpc.RpcError as error:
-            raise UnavailableError(_failed(parsed, cast(grpc.Call, error))) from error
-    name = Answer.ServingStatus.Name(status)
-    if status != Answer.SERVING:
+            raise UnavailableError(_explain(parsed, cast(grpc.Call, error))) from error
+    name = Response.ServingStatus.Name(status)
+    if status != Response.SERVING:
         raise UnavailableError(f"{parsed.service} at {parsed.server} is {name}.")
     print(name)
 
 
-def _failed(parsed: argparse.Namespace, call: grpc.Call) -> str:
+def _explain(parsed: argparse.Namespace, call: grpc.Call) -> str:
     if call.code() is grpc.StatusCode.NOT_FOUND:
-        return f"{parsed.server} knows no health name {parsed.service!r}; try readiness."
-    return f"{parsed.server} did not say how it is ({call.code().name}: {call.details()})."
+        return f"{parsed.server} has no service {parsed.service!r} to check; try readiness."
+    return f"health check of {parsed.server} failed: {call.code().name}, {call.details()}"

@@ -1,11 +1,10 @@
-"""The `modelsat` command: serve, route, health, candidates, store, outcomes, token, calibrate,
-replay, aptitude.
+"""The `modelsat` command.
 
 modelsat serve
 modelsat route "If 3x + 7 = 22, what is x?"
 modelsat health --service readiness
 modelsat candidates list
-modelsat store backup --candidates-db artifacts/candidates.sqlite candidates-backup.sqlite
+modelsat store backup --candidates-db artifacts/candidates.sqlite backup.sqlite
 modelsat token --role route --name gateway-1
 modelsat outcomes export --outcomes-db FILE --out DIR
 modelsat calibrate --data DIR --min-accuracy-ratio 0.97
@@ -17,60 +16,77 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 
 from engine import __version__
 from engine.api.errors import ModelsatError
-from engine.cli import (
-    aptitude,
-    calibrate,
-    candidates,
-    health,
-    outcomes,
-    replay,
-    route,
-    serve,
-    store,
-    token,
-)
+
+# Modules load when their command runs: the client's commands need nothing of the server.
+COMMANDS = {
+    "serve": "start the routing server on an exported bundle",
+    "route": "ask a server which candidate should answer an instruction",
+    "health": "check the health of a server; exit status 0 if it is serving",
+    "candidates": "list and change the candidates of a server",
+    "store": "back up or restore a server's candidate database",
+    "token": "create a bearer token and its entry for the server's tokens file",
+    "outcomes": "export recorded outcomes as a data folder",
+    "calibrate": "find the cost sensitivity that meets a target on your own outcomes",
+    "replay": "route logged requests under other policies and compare cost and quality",
+    "aptitude": "run the aptitude test on a live LLM and register it as a candidate",
+}
+EXTRAS = {"aptitude": "cpu,aptitude", "replay": "cpu,replay"}  # of the other commands: cpu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status, 1 for an error that the user can mend."""
-    parsed = parser().parse_args(arguments)
+    """Run one command.
+
+    Returns:
+        The exit status: 0, 1 for an error that the user can fix, 2 for wrong arguments, 130 if
+        interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else ""
     try:
+        parsed = parser([command]).parse_args(arguments)
         parsed.run(parsed)
     except ModelsatError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"engine", "cpp_ext"}:
+            raise
+        extra = EXTRAS.get(command, "cpu")
+        print(
+            f"error: `modelsat {command}` needs {error.name}, which is not installed:"
+            f" pip install 'modelsat[{extra}]'",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Build the command line, with the arguments of the commands in `names`."""
     top = argparse.ArgumentParser(
-        prog="modelsat", description="Routes each instruction to the LLM that will do it best."
+        prog="modelsat",
+        description="Route each instruction to the LLM that will handle it best.",
+        epilog="`modelsat COMMAND --help` describes a command.",
     )
-    top.add_argument("--version", action="version", version=f"modelsat {__version__}")
+    top.add_argument(
+        "--version",
+        action="version",
+        version=f"modelsat {__version__}",
+        help="print the version and exit",
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    serve.add_arguments(commands.add_parser("serve", help="serve a bundle"))
-    route.add_arguments(commands.add_parser("route", help=route.HELP))
-    health.add_arguments(commands.add_parser("health", help=health.HELP))
-    candidates.add_arguments(
-        commands.add_parser("candidates", help="show or change the candidates")
-    )
-    store.add_arguments(commands.add_parser("store", help="back up or restore a store"))
-    token.add_arguments(
-        commands.add_parser(
-            "token", help="make a bearer token and its entry for --auth-tokens-file"
-        )
-    )
-    outcomes.add_arguments(commands.add_parser("outcomes", help=outcomes.HELP))
-    calibrate.add_arguments(commands.add_parser("calibrate", help=calibrate.HELP))
-    replay.add_arguments(commands.add_parser("replay", help=replay.HELP))
-    aptitude.add_arguments(commands.add_parser("aptitude", help=aptitude.HELP))
+    for name, summary in COMMANDS.items():
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description)
+        if name in names:
+            import_module(f"engine.cli.{name}").add_arguments(command)
     return top
 
 

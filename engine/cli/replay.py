@@ -1,4 +1,4 @@
-"""`modelsat replay`: past requests under other policies, without a server."""
+"""`modelsat replay`: route logged requests under other policies, without a server."""
 
 from __future__ import annotations
 
@@ -19,38 +19,58 @@ from engine.registry.stores.outcomes import read_recorded
 if TYPE_CHECKING:
     from engine.replay.run import Progress, Score
 
-HELP = "route past requests under other policies; report mix, cost and quality"
-
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of `modelsat replay`."""
-    add = command.add_argument
-    add("log", nargs="+", metavar="LOG", help=".jsonl, .jsonl.gz or .parquet; globs too")
-    add("--out", type=Path, required=True, help="folder of the report and of finished work")
-    add("--bundle", type=Path, default=BUNDLE, help="folder that `make export` wrote")
-    add("--zoo", type=Path, help="JSON file of candidates; the bundle's own by default")
-    policy = "FIELD=VALUE,... by the API's names (repeatable): "
-    policy += "thrifty=cost_sensitivity=0.3,denied_candidates=ID"
-    add("--policy", action="append", default=[], metavar="NAME=SPEC", help=policy)
-    add("--policies", type=Path, metavar="TOML", help="policies as tables [NAME]")
-    add("--outcomes-db", type=Path, help="the server's file, joined by the log's decision_id")
-    column = "where the log has it: text=body.prompt; FIELD is messages, text, candidate, cost,"
-    column += " outcome, time or decision (repeatable)"
-    add("--map-column", action="append", default=[], metavar="FIELD=COLUMN", help=column)
-    alias = "what the log calls a candidate (repeatable)"
-    add("--candidate-alias", action="append", default=[], metavar="LOGGED=ID", help=alias)
-    add(
-        "--max-invalid-rows",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="lines to skip before giving up",
-    )
-    add("--chunk-size", type=int, default=128, metavar="N", help="requests between two checkpoints")
-    add("--workers", type=int, default=0, metavar="N", help="0 = one per core")
-    add("--ray", metavar="ADDRESS", help="run on a Ray cluster; `local` starts one here")
-    add("--no-plots", action="store_true", help="report without pictures")
+    """Add the options of `modelsat replay`."""
+    text = "log of requests (.jsonl, .jsonl.gz or .parquet); file names or glob patterns"
+    command.add_argument("log", nargs="+", metavar="LOG", help=text)
+    text = "folder for the report and for finished chunks, from which a stopped run resumes"
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+    _add_policies(command.add_argument_group("policies and candidates"))
+    _add_columns(command.add_argument_group("reading the log"))
+    _add_execution(command.add_argument_group("execution"))
     command.set_defaults(run=_run)
+
+
+def _add_policies(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = (
+        "a policy to replay, as FIELD=VALUE,... with the API's field names (repeatable):"
+        " thrifty=cost_sensitivity=0.3,denied_candidates=ID"
+    )
+    add("--policy", action="append", default=[], metavar="NAME=FIELDS", help=text)
+    text = "TOML file of policies, one table [NAME] for each"
+    add("--policies", type=Path, metavar="FILE", help=text)
+    text = "bundle to route with (default %(default)s)"
+    add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help=text)
+    text = "JSON file of candidates (default: the bundle's catalog)"
+    add("--catalog", type=Path, metavar="FILE", help=text)
+
+
+def _add_columns(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = (
+        "where the log keeps FIELD, as in text=body.prompt (repeatable); FIELD is messages, text,"
+        " candidate, cost, outcome, time or decision"
+    )
+    add("--map-column", action="append", default=[], metavar="FIELD=COLUMN", help=text)
+    text = "the candidate that the log calls LOGGED (repeatable)"
+    add("--candidate-alias", action="append", default=[], metavar="LOGGED=ID", help=text)
+    text = "recorded outcomes of the server, matched by the log's decision IDs"
+    add("--outcomes-db", type=Path, metavar="FILE", help=text)
+    text = "skip at most this many unreadable rows, then fail (default %(default)s)"
+    add("--max-invalid-rows", type=int, default=1000, metavar="N", help=text)
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = "requests between two checkpoints (default %(default)s)"
+    add("--chunk-size", type=int, default=128, metavar="N", help=text)
+    text = "processes, or Ray tasks at a time; 0, the default, means one per core"
+    add("--workers", type=int, default=0, metavar="N", help=text)
+    text = "run on the Ray cluster at this address; `local` starts one on this machine"
+    add("--ray", metavar="ADDRESS", help=text)
+    add("--no-plots", action="store_true", help="write the report without pictures")
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -65,7 +85,9 @@ def _run(parsed: argparse.Namespace) -> None:
     score = None if parsed.outcomes_db is None else recorded(parsed.outcomes_db)
     columns = columns_with(parsed.map_column)
     log = Log(expand(parsed.log), columns, score, parsed.max_invalid_rows, parsed.chunk_size)
-    table = scoring.open_table(parsed.bundle, read_zoo(parsed.zoo or parsed.bundle / "zoo.json"))
+    table = scoring.open_table(
+        parsed.bundle, read_zoo(parsed.catalog or parsed.bundle / "zoo.json")
+    )
     wanted = policies.read_policies(parsed.policy, parsed.policies, table)
     names = names_of(table, parsed.candidate_alias)
     plan = scoring.make_plan(parsed.bundle, table, wanted)
@@ -76,39 +98,37 @@ def _run(parsed: argparse.Namespace) -> None:
     )
     try:
         with pool as execute, _progress() as progress:
-            found = replay(log, plan, names, parsed.out / "scores", execute, progress)
-        _write(found, parsed.out, pictures=not parsed.no_plots)
+            report = replay(log, plan, names, parsed.out / "scores", execute, progress)
+        _write(report, parsed.out, pictures=not parsed.no_plots)
     except OSError as error:
-        raise StoreError(
-            f"{parsed.out} cannot be written ({error}); give another --out."
-        ) from error
+        raise StoreError(f"cannot write to {parsed.out} ({error}); choose another --out") from error
 
 
-def _write(found: dict[str, object], out: Path, *, pictures: bool) -> None:
+def _write(report: dict[str, object], out: Path, *, pictures: bool) -> None:
     from rich.console import Console
 
     from engine.replay import plots, render
 
-    (out / "report.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    drawn = plots.draw(found, out) if pictures else []
-    (out / "report.md").write_text(render.markdown(found, drawn), encoding="utf-8")
-    render.print_report(found, Console(highlight=False, markup=False))
+    (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    drawn = plots.draw(report, out) if pictures else []
+    (out / "report.md").write_text(render.markdown(report, drawn), encoding="utf-8")
+    render.print_report(report, Console(highlight=False, markup=False))
     print(f"wrote {', '.join(['report.json', 'report.md', *drawn])} to {out}")
 
 
 def _check_counts(parsed: argparse.Namespace) -> None:
-    least = {"max_invalid_rows": 0, "chunk_size": 1, "workers": 0}
+    minima = {"max_invalid_rows": 0, "chunk_size": 1, "workers": 0}
     problems = [
-        Violation(f"--{name.replace('_', '-')}", f"is {value}; expected {low} or more.")
-        for name, low in least.items()
-        if (value := getattr(parsed, name)) < low
+        Violation(f"--{name.replace('_', '-')}", f"is {value}; expected {minimum} or more.")
+        for name, minimum in minima.items()
+        if (value := getattr(parsed, name)) < minimum
     ]
     if problems:
         raise InvalidInputError(*problems)
 
 
 def recorded(file: Path) -> Score:
-    """The outcomes in the server's file, by decision id and candidate; raises StoreError."""
+    """Read the outcomes that a server recorded, by decision ID and candidate; raises StoreError."""
     scores = {(r.decision_id, r.candidate): r.score for r in read_recorded(file)}
 
     def outcome_of(decision: str, candidate: str) -> float:
@@ -119,7 +139,7 @@ def recorded(file: Path) -> Score:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """On stderr, so that the report alone is on stdout."""
+    """Show progress on stderr; stdout is for the report alone."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

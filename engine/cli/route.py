@@ -1,90 +1,113 @@
-"""`modelsat route`: one decision, as a table for people or as JSON."""
+"""`modelsat route`: print one decision, as a table or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from engine.api.candidate import PREFIX
 from engine.api.policy import Objective, Policy, Session
 from engine.cli import server_flags
 from engine.cli.server_flags import connect
-from engine.pb.router_service_pb2 import DecisionKind, RouteResponse, Timing
+from engine.client.results import RouteDecision
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "choose a candidate for an instruction"
-STRANGE = 0.98  # ood_score from which a person is told
-PHASES = tuple(field.name for field in Timing.DESCRIPTOR.fields)
+OOD_WARNING = 0.98  # out-of-distribution score from which the table carries a warning
 OBJECTIVES: tuple[Objective, ...] = ("cost_sensitivity", "target_probability", "budget_usd")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of `modelsat route`."""
+    """Add the options of `modelsat route`."""
     add = command.add_argument
-    add("text", help="the instruction")
+    add("text", metavar="TEXT", help="the instruction to route")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add("--dry-run", action="store_true", help="decide as usual, but record nothing")
+    _add_objective(command.add_argument_group("objective (at most one)"))
+    _add_constraints(command.add_argument_group("constraints"))
+    _add_default(command.add_argument_group("default candidate"))
+    _add_session(command.add_argument_group("session"))
     server_flags.add_arguments(command)
-    add("--json", action="store_true", help="one JSON object in place of the table")
-    goal = command.add_mutually_exclusive_group()
-    goal.add_argument("--cost-sensitivity", type=float, metavar="X", help="0 = quality alone")
-    goal.add_argument(
-        "--target-probability", type=float, metavar="P", help="cheapest of at least P"
-    )
-    goal.add_argument("--budget-usd", type=float, metavar="USD", help="best of at most USD")
-    _add_constraints(command)
-    add("--abstain-below-probability", type=float, default=0.0, metavar="P", help="abstain below P")
-    add("--max-ood-score", type=float, metavar="U", help="abstain above U")
-    add("--default-candidate", default="", metavar="ID", help="chosen on abstention")
-    add("--session", metavar="NAME", help="stay with the candidate that NAME has")
-    add("--switching-margin", type=float, metavar="U", help="utility that ends the session's")
-    add("--dry-run", action="store_true", help="decide as always and remember nothing")
     command.set_defaults(run=_run)
 
 
-def _add_constraints(command: argparse.ArgumentParser) -> None:
-    def listed(name: str, metavar: str, about: str) -> None:
-        command.add_argument(
-            name, action="append", default=[], metavar=metavar, help=f"{about} (repeatable)"
-        )
+def _add_objective(group: argparse._ArgumentGroup) -> None:
+    objective = group.add_mutually_exclusive_group()
+    for flag, metavar, text in (
+        (
+            "--cost-sensitivity",
+            "X",
+            "weight of cost against the probability of a good answer; 0, the default, ignores cost",
+        ),
+        (
+            "--target-probability",
+            "P",
+            "choose the cheapest candidate that answers well with at least this probability",
+        ),
+        ("--budget-usd", "USD", "choose the best candidate whose expected cost is at most this"),
+    ):
+        objective.add_argument(flag, type=float, metavar=metavar, help=text)
 
-    listed("--allow", "ID", "only these")
-    listed("--deny", "ID", "not these")
-    listed("--modality", "WORD", "must read it: image")
-    listed("--feature", "WORD", "must have it: tools")
-    listed("--tag", "WORD", "must have it")
-    listed("--region", "WORD", "must be in one of these")
-    add = command.add_argument
-    add(
-        "--min-context-window",
-        type=int,
-        default=0,
-        metavar="TOKENS",
-        help="that its window must hold",
-    )
-    add("--max-input-usd-per-million", type=float, metavar="USD", help="per million input tokens")
-    add("--max-output-usd-per-million", type=float, metavar="USD", help="per million output tokens")
+
+def _add_constraints(group: argparse._ArgumentGroup) -> None:
+    for flag, metavar, text in (
+        ("--allow", "ID", "choose among these candidates only"),
+        ("--deny", "ID", "never choose this candidate"),
+        ("--modality", "WORD", "input that the candidate must read, such as image"),
+        ("--feature", "WORD", "feature that the candidate must have, such as tools or json_mode"),
+        ("--tag", "WORD", "tag that the candidate must have"),
+        ("--region", "WORD", "region that the candidate may run in; any of those given"),
+    ):
+        group.add_argument(
+            flag, action="append", default=[], metavar=metavar, help=f"{text} (repeatable)"
+        )
+    text = "smallest context window that the candidate may have"
+    group.add_argument("--min-context-window", type=int, default=0, metavar="TOKENS", help=text)
+    for direction in ("input", "output"):
+        text = f"highest list price per million {direction} tokens"
+        flag = f"--max-{direction}-usd-per-million"
+        group.add_argument(flag, type=float, metavar="USD", help=text)
+
+
+def _add_default(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = "use the default candidate if no probability reaches this"
+    add("--abstain-below-probability", type=float, default=0.0, metavar="P", help=text)
+    text = "use the default candidate if the out-of-distribution score is above this"
+    add("--max-ood-score", type=float, metavar="SCORE", help=text)
+    text = "the default candidate (default: that of the server)"
+    add("--default-candidate", default="", metavar="ID", help=text)
+
+
+def _add_session(group: argparse._ArgumentGroup) -> None:
+    text = "session ID; its requests stick to one candidate"
+    group.add_argument("--session", metavar="ID", help=text)
+    text = "minimum utility gain before the session switches candidates"
+    group.add_argument("--switching-margin", type=float, metavar="U", help=text)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    name, margin = parsed.session, parsed.switching_margin
-    session = None if name is None else Session(name, margin)
+    session = None
+    if parsed.session is not None:
+        session = Session(parsed.session, parsed.switching_margin)
     with connect(parsed) as client:
-        response = client.route(
-            parsed.text, _policy(parsed), session=session, dry_run=parsed.dry_run
+        decision = client.route(
+            parsed.text, _policy_from(parsed), session=session, dry_run=parsed.dry_run
         )
     if parsed.json:
-        print(json.dumps(as_json(response), ensure_ascii=False))
+        print(json.dumps(as_json(decision), ensure_ascii=False))
     else:
         from rich.console import Console
 
-        print_decision(response, Console(highlight=False, markup=False))
+        print_decision(decision, Console(highlight=False, markup=False))
 
 
-def _policy(parsed: argparse.Namespace) -> Policy:
-    given = [o for o in OBJECTIVES if getattr(parsed, o) is not None]
-    objective = given[0] if given else OBJECTIVES[0]
+def _policy_from(parsed: argparse.Namespace) -> Policy:
+    chosen = [name for name in OBJECTIVES if getattr(parsed, name) is not None]
+    objective = chosen[0] if chosen else OBJECTIVES[0]
     return Policy(
         objective,
         getattr(parsed, objective) or 0.0,
@@ -103,66 +126,43 @@ def _policy(parsed: argparse.Namespace) -> Policy:
     )
 
 
-def as_json(response: RouteResponse) -> dict[str, Any]:
-    """A decision as --json prints it; costs in US dollars, null where unknown; times in ms."""
-    return {
-        "selected": response.selected,
-        "kind": DecisionKind.Name(response.kind).removeprefix("DECISION_KIND_").lower(),
-        "decision_id": response.decision_id,
-        "reason": response.reason,
-        "revision": response.revision,
-        "ranking": [
-            {
-                "candidate": r.candidate,
-                "probability": r.probability,
-                "expected_cost_usd": r.expected_cost_usd
-                if r.HasField("expected_cost_usd")
-                else None,
-            }
-            for r in response.ranking
-        ],
-        "excluded": {e.candidate: e.reason for e in response.excluded},
-        "input_tokens": response.input_tokens,
-        "truncated": response.truncated,
-        "ood_score": response.ood_score if response.HasField("ood_score") else None,
-        "timing_ms": {
-            phase: getattr(response.timing, phase).ToNanoseconds() / 1e6 for phase in PHASES
-        },
-    }
+def as_json(decision: RouteDecision) -> dict[str, Any]:
+    """Convert a decision to what --json prints: candidates by ID, costs in US dollars or null if
+    unknown, times in milliseconds."""
+    fields = asdict(decision)
+    timing_s = fields.pop("timing_s")
+    return fields | {"timing_ms": {phase: s * 1e3 for phase, s in timing_s.items()}}
 
 
-def print_decision(response: RouteResponse, console: Console) -> None:
-    """A decision as a table for people."""
+def print_decision(decision: RouteDecision, console: Console) -> None:
+    """Print a decision as a table, with a line that explains it and one about the request."""
     from rich.table import Table
 
-    shown = as_json(response)
     table = Table()
     for heading in ("", "candidate"):
         table.add_column(heading)
     for heading in ("probability", "expected cost"):
         table.add_column(heading, justify="right")
-    for row in shown["ranking"]:
-        cost = row["expected_cost_usd"]
+    for ranked in decision.ranking:
+        cost = ranked.expected_cost_usd
         table.add_row(
-            "->" if row["candidate"] == shown["selected"] else "",
-            row["candidate"].removeprefix(PREFIX),
-            f"{row['probability']:.3f}",
+            "->" if ranked.candidate == decision.selected else "",
+            ranked.candidate,
+            f"{ranked.probability:.3f}",
             "unknown" if cost is None else f"${cost:.6f}",
         )
-    for name, why in shown["excluded"].items():
-        table.add_row("", name.removeprefix(PREFIX), "excluded", why, style="dim")
+    for candidate, reason in decision.excluded.items():
+        table.add_row("", candidate, "excluded", reason, style="dim")
     console.print(table)
-    console.print(f"-> {shown['reason']}")
-    console.print(f"{shown['kind']}, decision {shown['decision_id']}")
-    times = ", ".join(f"{phase} {ms:.2f}" for phase, ms in shown["timing_ms"].items())
+    console.print(f"-> {decision.reason}")
+    console.print(f"{decision.kind}, decision {decision.decision_id}")
+    times = ", ".join(f"{phase} {1e3 * s:.2f}" for phase, s in decision.timing_s.items())
+    truncated = ", truncated in the middle" if decision.truncated else ""
+    warning = ""
+    if decision.ood_score is not None and decision.ood_score >= OOD_WARNING:
+        percentile = f"{100 * decision.ood_score:.0f}th percentile"
+        warning = f"; out of distribution ({percentile}), treat with caution"
     console.print(
-        f"revision {shown['revision']}; {shown['input_tokens']} tokens"
-        f"{', middle unread' if shown['truncated'] else ''}{_strange(shown)}; ms: {times}"
+        f"revision {decision.revision}; {decision.input_tokens} tokens{truncated}{warning};"
+        f" ms: {times}"
     )
-
-
-def _strange(shown: dict[str, Any]) -> str:
-    ood_score = shown["ood_score"]
-    if ood_score is None or ood_score < STRANGE:
-        return ""
-    return f"; unlike {ood_score:.0%} of the training instructions, so with caution"

@@ -1,4 +1,4 @@
-"""`modelsat serve`: serve a bundle."""
+"""`modelsat serve`: start the routing server."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from engine.serving.settings import Settings, flag, resolve
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of `modelsat serve`."""
+    """Add a flag for every setting."""
     command.add_argument(
-        "--config", help="TOML file of settings; flags and MODELSAT_* go before it"
+        "--config",
+        metavar="FILE",
+        help="TOML file of settings; flags and MODELSAT_* variables override it",
     )
     for f in fields(Settings):
-        about, default = f.metadata["about"], f.default
-        more: dict[str, Any] = (
+        default = f.default
+        options: dict[str, Any] = (
             {"action": "store_const", "const": "true"} if default is False else {}
         )
-        shown = f" (default {default})" if default and str(default) != "." else ""
-        command.add_argument(flag(f.name), dest=f.name, help=about + shown, **more)
+        suffix = f" (default {default})" if default and str(default) != "." else ""
+        text = f.metadata["about"] + suffix
+        command.add_argument(flag(f.name), dest=f.name, help=text, **options)
     command.set_defaults(run=_run)
 
 
@@ -33,10 +36,10 @@ def _run(parsed: argparse.Namespace) -> None:
     from engine.serving.telemetry import logs
 
     config = Path(parsed.config or os.environ.get("MODELSAT_CONFIG", ""))
-    given = {f.name: getattr(parsed, f.name) for f in fields(Settings)}
-    resolved = resolve(given, os.environ, config)
+    flags = {f.name: getattr(parsed, f.name) for f in fields(Settings)}
+    resolved = resolve(flags, os.environ, config)
     logs.configure(resolved.settings.log_format, resolved.settings.log_level)
-    print(f"settings, defaults aside:\n{resolved.table()}", flush=True)
+    print(f"Non-default settings:\n{resolved.table()}", flush=True)
     bursts = BurstSelector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(bursts)) as runner:
         runner.run(serve(resolved.settings, bursts))

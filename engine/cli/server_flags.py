@@ -1,4 +1,4 @@
-"""The flags of every command that calls a server, and the client they ask for."""
+"""Flags of every command that calls a server, and the client that they describe."""
 
 from __future__ import annotations
 
@@ -7,41 +7,44 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.api.errors import InvalidInputError, Violation
-from engine.client.channel import DEFAULT_SERVER, NO_FILE, TOKEN, Access, read_file
+from engine.client.channel import DEFAULT_SERVER, TOKEN_VARIABLE, Credentials, read_file
 from engine.client.sync import Client
 
 
-def add_arguments(
-    command: argparse.ArgumentParser,
-    flag: str = "--server",
-    default: str | None = DEFAULT_SERVER,
-) -> None:
-    """The flags of every command that calls a server."""
-    add = command.add_argument
-    add(flag, dest="server", default=default, metavar="HOST:PORT")
-    add("--tls-ca", type=Path, default=NO_FILE, metavar="FILE", help="authority of the server")
-    add("--tls-cert", type=Path, default=NO_FILE, metavar="FILE", help="our certificate (mTLS)")
-    add("--tls-key", type=Path, default=NO_FILE, metavar="FILE", help="its key")
-    add("--tls-server-name", default="", metavar="NAME", help="in the certificate, if not HOST")
-    add("--token-file", type=Path, metavar="FILE", help=f"bearer token; without it ${TOKEN}")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add --server and the flags of its TLS and token."""
+    group = command.add_argument_group("server")
+    group.add_argument(
+        "--server",
+        default=DEFAULT_SERVER,
+        metavar="HOST:PORT",
+        help=f"address of the server (default {DEFAULT_SERVER})",
+    )
+    add_credentials(group)
 
 
-def access_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Access:
-    """What the flags and the environment say. Raises InvalidInputError."""
-    token = environ.get(TOKEN, "").strip()
+def add_credentials(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of TLS and token."""
+    for flag, text in (
+        ("--tls-ca", "PEM file of the authority that signed the server's certificate; enables TLS"),
+        ("--tls-cert", "PEM file of your client certificate, if the server demands one (mTLS)"),
+        ("--tls-key", "PEM file of the private key of --tls-cert"),
+        ("--token-file", f"file that holds your bearer token (default: ${TOKEN_VARIABLE})"),
+    ):
+        group.add_argument(flag, type=Path, metavar="FILE", help=text)
+    name = "name in the server's certificate, if it is not HOST"
+    group.add_argument("--tls-server-name", default="", metavar="NAME", help=name)
+
+
+def credentials_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Credentials:
+    """Read the token; raises InvalidInputError if it or its file is unusable."""
+    token = environ.get(TOKEN_VARIABLE, "")
     if parsed.token_file is not None:
-        token = (
-            read_file("--token-file", parsed.token_file).decode("utf-8", errors="replace").strip()
-        )
-    if not all(0x20 < ord(c) < 0x7F for c in token):
-        raise InvalidInputError(
-            Violation("token", "holds more than one word of printable ASCII; give it alone.")
-        )
+        token = read_file("--token-file", parsed.token_file).decode("utf-8", errors="replace")
     files = (parsed.tls_ca, parsed.tls_cert, parsed.tls_key)
-    return Access(*files, token, parsed.tls_server_name)
+    return Credentials(*files, token.strip(), parsed.tls_server_name)
 
 
 def connect(parsed: argparse.Namespace) -> Client:
-    """The client that add_arguments' flags and MODELSAT_TOKEN ask for."""
-    return Client(parsed.server, access=access_from(parsed, os.environ))
+    """Open the client that the flags and MODELSAT_TOKEN describe."""
+    return Client(parsed.server, credentials=credentials_from(parsed, os.environ))

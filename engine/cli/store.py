@@ -1,4 +1,4 @@
-"""`modelsat store`: back up and restore the candidate store itself, without a server."""
+"""`modelsat store`: back up and restore a candidate database, without a server."""
 
 from __future__ import annotations
 
@@ -9,19 +9,39 @@ from engine.registry.stores.backup import back_up, restore
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The actions of `modelsat store`."""
+    """Add the actions of `modelsat store`."""
     actions = command.add_subparsers(required=True, metavar="ACTION")
-    backup = actions.add_parser("backup", help="copy a store, served or not, to an SQLite file")
-    bring = actions.add_parser("restore", help="make such a file the content of a store")
-    for action, run, file in ((backup, _backup, "OUT"), (bring, _restore, "FROM")):
-        action.add_argument("--candidates-db", required=True, help="SQLite file or postgresql://")
-        action.add_argument("file", type=Path, metavar=file)
+    for name, run, summary, text in (
+        (
+            "backup",
+            _backup,
+            "copy a candidate database, even while it is served, to an SQLite file",
+            "SQLite file to write",
+        ),
+        (
+            "restore",
+            _restore,
+            "replace the content of a candidate database by that of a backup",
+            "SQLite file that `modelsat store backup` wrote",
+        ),
+    ):
+        description = f"{summary[0].upper()}{summary[1:]}."
+        action = actions.add_parser(name, help=summary, description=description)
+        action.add_argument("file", type=Path, metavar="FILE", help=text)
+        action.add_argument(
+            "--candidates-db",
+            required=True,
+            metavar="DATABASE",
+            help="candidate database of the server: an SQLite file or a postgresql:// URL",
+        )
         action.set_defaults(run=run)
 
 
 def _backup(parsed: argparse.Namespace) -> None:
-    print(f"wrote revision {back_up(parsed.candidates_db, parsed.file)} to {parsed.file}")
+    revision = back_up(parsed.candidates_db, parsed.file)
+    print(f"wrote revision {revision} to {parsed.file}")
 
 
 def _restore(parsed: argparse.Namespace) -> None:
-    print(f"restored from {parsed.file}: revision {restore(parsed.candidates_db, parsed.file)}")
+    revision = restore(parsed.candidates_db, parsed.file)
+    print(f"restored {parsed.file} as revision {revision}")

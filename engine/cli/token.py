@@ -1,4 +1,4 @@
-"""`modelsat token`: make a bearer token and its entry for the file of tokens."""
+"""`modelsat token`: create a bearer token and its entry for the server's tokens file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from engine.serving.auth.tokens import ROLES, new_token
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of `modelsat token`."""
-    command.add_argument("--role", required=True, choices=ROLES)
-    command.add_argument("--name", required=True, help="whose it is; the log names it on refusal")
+    """Add the options of `modelsat token`."""
+    command.add_argument(
+        "--role",
+        required=True,
+        choices=ROLES,
+        help="what its owner may call: route instructions, read candidates, or everything",
+    )
+    command.add_argument(
+        "--name", required=True, help="owner of the token, shown in access-denied logs"
+    )
     command.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> None:
     text, entry = new_token(parsed.role, parsed.name)
-    print(
-        "the token, shown this once, and its entry for the file of --auth-tokens-file:",
-        file=sys.stderr,
-    )
+    explanation = "Token (shown only once), followed by its entry for --auth-tokens-file:"
+    print(explanation, file=sys.stderr)
     print(text)
     print(json.dumps(asdict(entry), ensure_ascii=False))

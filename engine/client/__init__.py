@@ -1,0 +1,30 @@
+"""The Python client; `from modelsat import Client` gives its public names."""
+
+from engine.client.aio import AsyncClient
+from engine.client.channel import Credentials
+from engine.client.errors import ModelsatClientError
+from engine.client.requests import Instruction, Turn
+from engine.client.results import (
+    CandidatesChange,
+    RankedCandidate,
+    RevisionInfo,
+    RouteDecision,
+    RouteResult,
+    ServerInfo,
+)
+from engine.client.sync import Client
+
+__all__ = [
+    "AsyncClient",
+    "CandidatesChange",
+    "Client",
+    "Credentials",
+    "Instruction",
+    "ModelsatClientError",
+    "RankedCandidate",
+    "RevisionInfo",
+    "RouteDecision",
+    "RouteResult",
+    "ServerInfo",
+    "Turn",
+]

@@ -1,10 +1,10 @@
-"""How a client reaches a server: TLS, a certificate of its own, a bearer token."""
+"""Channels of the clients: addresses, TLS, bearer tokens, retries."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES
 
 DEFAULT_SERVER = "127.0.0.1:50051"
-TOKEN = "MODELSAT_TOKEN"  # noqa: S105 - the name of the variable
-NO_FILE = Path()
-# Methods that may be sent twice: a change of the candidates may have been made although its answer
-# was lost, and is left to the caller.
-REPEATABLE = {
+TOKEN_VARIABLE = "MODELSAT_TOKEN"  # noqa: S105 - the name of the environment variable
+# Only methods that can be sent twice. A change of candidates cannot: the server may have made it
+# although its answer was lost, so the caller decides.
+IDEMPOTENT_METHODS = {
     "modelsat.v1.RouterService": ("Route", "BatchRoute", "RecordOutcome", "GetServerInfo"),
     "modelsat.v1.CandidateService": ("GetCandidate", "ListCandidates", "ListRevisions"),
 }
@@ -32,136 +31,124 @@ RETRY_POLICY = {
 
 
 @dataclass(frozen=True)
-class Access:
-    """tls_ca: PEM of the authority of the server's certificate; with it, or with a certificate of
-    the client's own (tls_cert and tls_key), the channel speaks TLS. server_name: the one that the
-    server's certificate must be for, if it is not the address. token: empty sends none."""
+class Credentials:
+    """TLS files and bearer token of a client.
 
-    tls_ca: Path = NO_FILE
-    tls_cert: Path = NO_FILE
-    tls_key: Path = NO_FILE
+    The channel is encrypted if any file is given, else it is plain text, which is right on the
+    loopback interface and behind a service mesh.
+
+    Attributes:
+        tls_ca: PEM file of the authority that signed the server's certificate. None means the
+            authorities that gRPC knows.
+        tls_cert: PEM file of the client's own certificate, for servers that demand one (mTLS).
+        tls_key: PEM file of its private key; set both or neither.
+        token: Bearer token, as `modelsat token` prints it. Empty sends none.
+        tls_server_name: Name that the server's certificate must be for, if it is not the host.
+
+    Raises:
+        InvalidInputError: `token` holds a space, a line break or anything else that is not
+            printable ASCII.
+
+    Example:
+        credentials = Credentials(tls_ca="ca.pem", token=os.environ["MODELSAT_TOKEN"])
+    """
+
+    tls_ca: str | PathLike[str] | None = None
+    tls_cert: str | PathLike[str] | None = None
+    tls_key: str | PathLike[str] | None = None
     token: str = field(default="", repr=False)
-    server_name: str = ""
+    tls_server_name: str = ""
 
-    def tls(self) -> bool:
-        """Whether any of the files is given."""
-        return any(path.name for path in (self.tls_ca, self.tls_cert, self.tls_key))
+    def __post_init__(self) -> None:
+        if not all(0x20 < ord(character) < 0x7F for character in self.token):
+            problem = "has a space, a line break or a character beyond ASCII; give the token alone."
+            raise InvalidInputError(Violation("token", problem))
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
+        """Return the metadata that every call must carry. gRPC's own call credentials would refuse
+        to send a token in plain text."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        """None for plain text. Raises InvalidInputError where a file cannot be read or one of a
-        pair is missing."""
-        if bool(self.tls_cert.name) != bool(self.tls_key.name):
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """Read the files.
+
+        Returns:
+            None for plain text.
+
+        Raises:
+            InvalidInputError: a file cannot be read, or only one of tls_cert and tls_key is set.
+        """
+        if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidInputError(
-                Violation("--tls-key", "and --tls-cert go together; give both.")
+                Violation("tls_cert", "and tls_key belong together; set both or neither.")
             )
-        if not self.tls():
+        if self.tls_ca is None and self.tls_cert is None:
             return None
+        files = {"tls_ca": self.tls_ca, "tls_key": self.tls_key, "tls_cert": self.tls_cert}
         return grpc.ssl_channel_credentials(
-            _given("--tls-ca", self.tls_ca),
-            _given("--tls-key", self.tls_key),
-            _given("--tls-cert", self.tls_cert),
+            *(None if file is None else read_file(name, file) for name, file in files.items())
         )
 
 
-PLAIN = Access()
+INSECURE = Credentials()
 
 
-def channel_options(access: Access, retries: bool) -> list[tuple[str, Any]]:
-    """Calls are spread over all addresses of the target. retries: repeat what was refused."""
+def read_file(field_name: str, path: str | PathLike[str]) -> bytes:
+    """Read a file that a setting names; raises InvalidInputError with the setting's name."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            Violation(field_name, f"is {path}, which cannot be read ({reason}).")
+        ) from error
+
+
+def open_channel(
+    address: str, credentials: Credentials = INSECURE, *, retries: bool = True
+) -> grpc.Channel:
+    """Open a channel for threads. Calls must carry `credentials.metadata()`.
+
+    Args:
+        address: HOST:PORT, or any gRPC target ("dns:///router:50051",
+            "ipv4:10.0.0.1:50051,10.0.0.2:50051"); calls go round robin over its addresses.
+        credentials: TLS files and token.
+        retries: Repeat idempotent calls that were refused or found no server.
+
+    Raises:
+        InvalidInputError: see `Credentials.channel_credentials`.
+    """
+    tls, options = credentials.channel_credentials(), _channel_options(credentials, retries)
+    if tls is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, tls, options)
+
+
+def open_aio_channel(
+    address: str, credentials: Credentials = INSECURE, *, retries: bool = True
+) -> grpc.aio.Channel:
+    """Open a channel for the running event loop; see `open_channel`."""
+    tls, options = credentials.channel_credentials(), _channel_options(credentials, retries)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options)
+    return grpc.aio.secure_channel(address, tls, options)
+
+
+def _channel_options(credentials: Credentials, retries: bool) -> list[tuple[str, Any]]:
     service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:
-        names = [{"service": s, "method": m} for s, found in REPEATABLE.items() for m in found]
+        names = [
+            {"service": service, "method": method}
+            for service, methods in IDEMPOTENT_METHODS.items()
+            for method in methods
+        ]
         service_config["methodConfig"] = [{"name": names, "retryPolicy": RETRY_POLICY}]
-    named = [("grpc.ssl_target_name_override", access.server_name)] if access.server_name else []
-    return [
-        *named,
+    options: list[tuple[str, Any]] = [
         ("grpc.service_config", json.dumps(service_config)),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # How long a server that was away stays away: by default the channel backs off to 2 minutes.
+        # Reconnect within a second of a server's return; gRPC's default backs off to 2 minutes.
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
-
-
-def open_channel(address: str, access: Access, *, retries: bool = True) -> grpc.Channel:
-    """address: HOST:PORT, or any target that gRPC knows ("ipv4:10.0.0.1:50051,10.0.0.2:50051",
-    "dns:///router:50051"). Raises InvalidInputError as Access.credentials()."""
-    credentials, options = access.credentials(), channel_options(access, retries)
-    if credentials is not None:
-        channel = grpc.secure_channel(address, credentials, options)
-    else:
-        channel = grpc.insecure_channel(address, options)
-    if not access.token:
-        return channel
-    return grpc.intercept_channel(channel, _Bearer(access))
-
-
-def open_aio_channel(address: str, access: Access, *, retries: bool = True) -> grpc.aio.Channel:
-    """As open_channel; calls carry access.metadata() themselves."""
-    credentials, options = access.credentials(), channel_options(access, retries)
-    if credentials is not None:
-        return grpc.aio.secure_channel(address, credentials, options)
-    return grpc.aio.insecure_channel(address, options)
-
-
-class _Details(grpc.ClientCallDetails):
-    """Those of a call, with other metadata."""
-
-    def __init__(
-        self, given: grpc.ClientCallDetails, metadata: tuple[tuple[str, Any], ...]
-    ) -> None:
-        self.method = given.method
-        self.timeout = given.timeout
-        self.metadata = metadata
-        self.credentials = given.credentials
-        self.wait_for_ready = given.wait_for_ready
-        self.compression = given.compression
-
-
-class _Bearer(
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
-):
-    """Sends the token with every call. gRPC's own call credentials refuse plain text, which is
-    right for the loopback and behind a mesh's TLS."""
-
-    def __init__(self, access: Access) -> None:
-        self._metadata = access.metadata()
-
-    def _call(self, continuation: Callable[..., Any], given: Any, request: Any) -> Any:
-        return continuation(_Details(given, (*(given.metadata or ()), *self._metadata)), request)
-
-    def intercept_unary_unary(
-        self, continuation: Callable[..., Any], client_call_details: Any, request: Any
-    ) -> Any:
-        """See grpc.UnaryUnaryClientInterceptor."""
-        return self._call(continuation, client_call_details, request)
-
-    def intercept_unary_stream(
-        self, continuation: Callable[..., Any], client_call_details: Any, request: Any
-    ) -> Any:
-        """See grpc.UnaryStreamClientInterceptor."""
-        return self._call(continuation, client_call_details, request)
-
-    def intercept_stream_stream(
-        self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        """See grpc.StreamStreamClientInterceptor."""
-        return self._call(continuation, client_call_details, request_iterator)
-
-
-def _given(flag: str, path: Path) -> bytes | None:
-    return read_file(flag, path) if path.name else None
-
-
-def read_file(flag: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(
-            Violation(flag, f"is {path}, which cannot be read ({error.strerror}).")
-        ) from error
+    if credentials.tls_server_name:
+        options.append(("grpc.ssl_target_name_override", credentials.tls_server_name))
+    return options

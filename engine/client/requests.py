@@ -1,26 +1,23 @@
-"""What both clients share: requests made from plain values, and errors in the server's words."""
+"""Requests of both clients, built from plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
-
-import grpc
 
 from engine.api.candidate import PREFIX, Candidate, id_of
-from engine.api.errors import InvalidInputError, ModelsatError, Violation
+from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, check_text
 from engine.api.openai import Role
 from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_to, policy_to
-from engine.pb import candidate_service_pb2, router_service_pb2
+from engine.client.errors import translate_value_errors
+from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
 
 DEFAULT_POLICY = Policy()
-MAX_BATCH = 256  # requests of a BatchRoute
-FRAME_BYTES = 6  # at most, that a request takes in a batch beside its own
-MAX_BATCH_BYTES = MAX_MESSAGE_BYTES // 2  # but for a request that is larger by itself
+MAX_BATCH_REQUESTS = 256  # what a server takes in one BatchRoute
+MAX_BATCH_BYTES = MAX_MESSAGE_BYTES // 2  # unless a single request is larger
+FRAMING_BYTES = 6  # at most, that a batch adds to each request
 ROLES: dict[Role, router_service_pb2.Role] = {
     "system": router_service_pb2.ROLE_SYSTEM,
     "user": router_service_pb2.ROLE_USER,
@@ -31,7 +28,16 @@ ROLES: dict[Role, router_service_pb2.Role] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """Of a conversation; the router reads the last user turn and counts the others' tokens."""
+    """One turn of a conversation. The router ranks candidates for the last user turn and counts the
+    tokens of the others.
+
+    Attributes:
+        role: "system", "user", "assistant" or "tool".
+        text: What was said.
+
+    Example:
+        conversation = [Turn("system", "Be brief."), Turn("user", "Who wrote Faust?")]
+    """
 
     role: Role
     text: str
@@ -40,51 +46,18 @@ class Turn:
 Instruction = str | Sequence[Turn]
 
 
-class ModelsatClientError(ModelsatError):
-    """code: the gRPC status name. The message is the server's."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@contextmanager
-def translated(address: str) -> Iterator[None]:
-    """Any gRPC error as ModelsatClientError."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        call = cast(grpc.Call, error)  # every RpcError of a channel is one
-        code = call.code().name
-        message = call.details() or code
-        if code == "UNAVAILABLE":
-            message = _unavailable(message, address)
-        raise ModelsatClientError(code, message) from error
-
-
-def _unavailable(message: str, address: str) -> str:
-    found = message.lower()
-    if "handshake" in found or "socket closed" in found:
-        return (
-            f"{address} and this client do not agree on TLS; --tls-ca names the authority of the"
-            f" server's certificate, --tls-cert and --tls-key a certificate of your own ({message})"
-        )
-    if "connect" in found:
-        return f"no server answers at {address}; `make serve` starts one."
-    return message
-
-
-def resource_name(identifier: str) -> str:
-    """Of a candidate, by id or resource name."""
-    name = PREFIX + identifier.removeprefix(PREFIX)
+def resource_name(candidate: str) -> str:
+    """Return `candidates/{id}` of an ID or resource name; raises InvalidInputError."""
+    name = PREFIX + candidate.removeprefix(PREFIX)
     id_of(name)
     return name
 
 
+@translate_value_errors()
 def route_request(
     instruction: Instruction, policy: Policy, session: Session | None, dry_run: bool
 ) -> router_service_pb2.RouteRequest:
-    """Raises InvalidInputError where there is nothing to read."""
+    """Build a request; raises InvalidInputError if the instruction is empty or not UTF-8."""
     request = router_service_pb2.RouteRequest(policy=policy_to(policy), dry_run=dry_run)
     if isinstance(instruction, str):
         check_text(instruction, MAX_MESSAGE_BYTES)
@@ -99,33 +72,42 @@ def route_request(
 
 
 def conversation(turns: Sequence[Turn]) -> router_service_pb2.Conversation:
-    """Raises InvalidInputError where there is no turn."""
+    """Convert turns; raises InvalidInputError if there are none, or a role is unknown."""
     if not turns:
-        raise InvalidInputError(Violation("conversation", "has no turn; send at least a user's."))
-    messages = [router_service_pb2.Message(role=ROLES[t.role], text_parts=[t.text]) for t in turns]
-    return router_service_pb2.Conversation(messages=messages)
+        raise InvalidInputError(Violation("conversation", "has no turns; send at least a user's."))
+    if unknown := [turn.role for turn in turns if turn.role not in ROLES]:
+        problem = f"has the role {unknown[0]!r}; expected one of {', '.join(ROLES)}."
+        raise InvalidInputError(Violation("conversation", problem))
+    return router_service_pb2.Conversation(
+        messages=[
+            router_service_pb2.Message(role=ROLES[turn.role], text_parts=[turn.text])
+            for turn in turns
+        ]
+    )
 
 
 def batches(
     instructions: Sequence[Instruction], policy: Policy, dry_run: bool
 ) -> Iterator[router_service_pb2.BatchRouteRequest]:
-    """As many BatchRoute requests as it takes."""
-    requests = [route_request(one, policy, None, dry_run) for one in instructions]
-    first = size = 0
+    """Split instructions over as few BatchRoute requests as a server accepts."""
+    requests = [route_request(each, policy, None, dry_run) for each in instructions]
+    start = size = 0
     for i, request in enumerate(requests):
-        more = request.ByteSize() + FRAME_BYTES
-        if i > first and (i - first == MAX_BATCH or size + more > MAX_BATCH_BYTES):
-            yield router_service_pb2.BatchRouteRequest(requests=requests[first:i])
-            first, size = i, 0
-        size += more
+        request_size = request.ByteSize() + FRAMING_BYTES
+        is_full = i - start == MAX_BATCH_REQUESTS or size + request_size > MAX_BATCH_BYTES
+        if i > start and is_full:
+            yield router_service_pb2.BatchRouteRequest(requests=requests[start:i])
+            start, size = i, 0
+        size += request_size
     if requests:
-        yield router_service_pb2.BatchRouteRequest(requests=requests[first:])
+        yield router_service_pb2.BatchRouteRequest(requests=requests[start:])
 
 
+@translate_value_errors()
 def outcome_request(
     decision_id: str, candidate: str, score: float, text: str, category: str
 ) -> router_service_pb2.RecordOutcomeRequest:
-    """candidate: id or resource name."""
+    """Build a request; `candidate` is an ID or resource name."""
     return router_service_pb2.RecordOutcomeRequest(
         decision_id=decision_id,
         candidate=resource_name(candidate),
@@ -135,10 +117,75 @@ def outcome_request(
     )
 
 
-def replace_request(
-    candidates: Sequence[Candidate],
-) -> candidate_service_pb2.BatchReplaceCandidatesRequest:
-    """The table to come."""
-    return candidate_service_pb2.BatchReplaceCandidatesRequest(
-        candidates=[candidate_to(c) for c in candidates]
+def create_request(
+    candidate: Candidate, validate_only: bool
+) -> candidate_service_pb2.CreateCandidateRequest:
+    """Build a request."""
+    return candidate_service_pb2.CreateCandidateRequest(
+        candidate=_candidate_message(candidate), validate_only=validate_only
     )
+
+
+@translate_value_errors()
+def update_request(
+    candidate: Candidate,
+    fields: Sequence[str],
+    etag: str,
+    allow_missing: bool,
+    validate_only: bool,
+) -> candidate_service_pb2.UpdateCandidateRequest:
+    """Build a request. fields: names to take from `candidate`; empty means all."""
+    request = candidate_service_pb2.UpdateCandidateRequest(
+        candidate=_candidate_message(candidate),
+        allow_missing=allow_missing,
+        validate_only=validate_only,
+    )
+    request.candidate.etag = etag
+    request.update_mask.paths.extend(fields or ["*"])
+    return request
+
+
+@translate_value_errors()
+def delete_request(
+    candidate: str, etag: str, allow_missing: bool, validate_only: bool
+) -> candidate_service_pb2.DeleteCandidateRequest:
+    """Build a request; `candidate` is an ID or resource name."""
+    return candidate_service_pb2.DeleteCandidateRequest(
+        name=resource_name(candidate),
+        etag=etag,
+        allow_missing=allow_missing,
+        validate_only=validate_only,
+    )
+
+
+def replace_request(
+    candidates: Sequence[Candidate], validate_only: bool
+) -> candidate_service_pb2.BatchReplaceCandidatesRequest:
+    """Build a request."""
+    return candidate_service_pb2.BatchReplaceCandidatesRequest(
+        candidates=[_candidate_message(c) for c in candidates], validate_only=validate_only
+    )
+
+
+@translate_value_errors()
+def rollback_request(
+    revision: int, validate_only: bool
+) -> candidate_service_pb2.RollbackRevisionRequest:
+    """Build a request."""
+    return candidate_service_pb2.RollbackRevisionRequest(
+        revision=revision, validate_only=validate_only
+    )
+
+
+@translate_value_errors()
+def watch_request(last_seen_revision: int) -> candidate_service_pb2.WatchCandidatesRequest:
+    """Build a request."""
+    return candidate_service_pb2.WatchCandidatesRequest(last_seen_revision=last_seen_revision)
+
+
+@translate_value_errors()
+def _candidate_message(candidate: Candidate) -> candidate_pb2.Candidate:
+    """Convert a candidate, without an etag: it would have to be that of the server's copy."""
+    message = candidate_to(candidate)
+    message.ClearField("etag")
+    return message

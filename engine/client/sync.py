@@ -1,26 +1,44 @@
-"""The synchronous client; errors are ModelsatClientError with the server's own sentence."""
+"""The client for threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
+
+import grpc
 
 from engine.api.candidate import Candidate
 from engine.api.policy import Policy, Session
-from engine.api.proto import candidate_from, candidate_to
-from engine.client.channel import DEFAULT_SERVER, PLAIN, Access, open_channel
+from engine.api.proto import candidate_from
+from engine.client.channel import DEFAULT_SERVER, INSECURE, Credentials, open_channel
+from engine.client.errors import translate_errors
 from engine.client.requests import (
     DEFAULT_POLICY,
     Instruction,
-    ModelsatClientError,
-    Turn,
     batches,
+    create_request,
+    delete_request,
     outcome_request,
     replace_request,
     resource_name,
+    rollback_request,
     route_request,
-    translated,
+    update_request,
+    watch_request,
+)
+from engine.client.results import (
+    CandidatesChange,
+    RevisionInfo,
+    RouteDecision,
+    RouteResult,
+    ServerInfo,
+    change_from,
+    decision_from,
+    result_from,
+    revision_from,
+    server_info_from,
 )
 from engine.pb import (
     candidate_service_pb2,
@@ -29,34 +47,57 @@ from engine.pb import (
     router_service_pb2_grpc,
 )
 
-__all__ = ["Access", "Client", "ModelsatClientError", "Policy", "Session", "Turn"]
-
 
 class Client:
-    """Use it as a context manager, or call close().
+    """Client of a modelsat server. It can be shared by threads.
 
-    address: HOST:PORT or any target of gRPC; calls are spread over its addresses. timeout_s bounds
-    every call, with all its retries. retries: up to 3, of calls that may be sent twice, where the
-    server was away or refused for want of room; it may say when.
+    Use it in a `with` block or call `close`. Every method raises ModelsatClientError if the call
+    fails and InvalidInputError if a value cannot be sent; both are ModelsatError.
 
-    Raises InvalidInputError where a file that `access` names cannot be read.
+    Args:
+        address: HOST:PORT, or any gRPC target ("dns:///router:50051",
+            "ipv4:10.0.0.1:50051,10.0.0.2:50051"); calls go round robin over its addresses.
+        timeout_s: Seconds that one call may take with all its retries.
+        credentials: TLS files and token; plain text without a token by default.
+        retries: Repeat calls that may be sent twice up to 3 times if the server is away or
+            overloaded, after the delay that it names.
+        hedge_address: A second server. It is asked as well if `route` has no answer after
+            `hedge_after_s` seconds; the first answer counts and the other call is cancelled.
+        hedge_after_s: Set it near the 99th percentile of your latency.
+
+    Raises:
+        InvalidInputError: a file of `credentials` cannot be read.
+
+    Example:
+        with Client("127.0.0.1:50051", timeout_s=2) as client:
+            print(client.route("If 3x + 7 = 22, what is x?").selected)
     """
 
     def __init__(
         self,
         address: str = DEFAULT_SERVER,
         timeout_s: float = 10.0,
-        access: Access = PLAIN,
+        credentials: Credentials = INSECURE,
         *,
         retries: bool = True,
+        hedge_address: str = "",
+        hedge_after_s: float = 0.1,
     ) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._channel = open_channel(address, access, retries=retries)
+        self._metadata = credentials.metadata()
+        self._channel = open_channel(address, credentials, retries=retries)
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
         self._candidates = candidate_service_pb2_grpc.CandidateServiceStub(self._channel)
+        self._hedge_address = hedge_address
+        self._hedge_after_s = hedge_after_s
+        # A channel of its own: within one, round robin may pick the same server again.
+        self._hedge_channel: grpc.Channel | None = None
+        if hedge_address:
+            self._hedge_channel = open_channel(hedge_address, credentials, retries=retries)
+            self._hedge_router = router_service_pb2_grpc.RouterServiceStub(self._hedge_channel)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -68,8 +109,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the channel."""
+        """Close the connections and cancel calls in flight."""
         self._channel.close()
+        if self._hedge_channel is not None:
+            self._hedge_channel.close()
 
     def route(
         self,
@@ -78,11 +121,24 @@ class Client:
         *,
         session: Session | None = None,
         dry_run: bool = False,
-    ) -> router_service_pb2.RouteResponse:
-        """Choose a candidate for a text, or for the last user turn of a conversation."""
+    ) -> RouteDecision:
+        """Choose the candidate that should answer an instruction.
+
+        Args:
+            instruction: A text, or the turns of a conversation, of which the last user turn
+                decides.
+            policy: Objective and constraints; by default the highest probability of a good answer.
+            session: Requests of one session stick to one candidate.
+            dry_run: Decide as usual, but record nothing: no session, audit or metric.
+
+        Example:
+            decision = client.route("If 3x + 7 = 22, what is x?", Policy("cost_sensitivity", 0.5))
+            print(decision.selected, decision.ranking[0].probability, decision.reason)
+        """
         request = route_request(instruction, policy, session, dry_run)
-        answer: router_service_pb2.RouteResponse = self._call(self._router.Route, request)
-        return answer
+        if self._hedge_channel is None:
+            return decision_from(self._call(self._router.Route, request))
+        return decision_from(self._route_hedged(request))
 
     def route_many(
         self,
@@ -90,100 +146,281 @@ class Client:
         policy: Policy = DEFAULT_POLICY,
         *,
         dry_run: bool = False,
-    ) -> list[router_service_pb2.RouteResult]:
-        """Choose for each one, in their order; each result holds a response or an error."""
-        results: list[router_service_pb2.RouteResult] = []
-        for request in batches(instructions, policy, dry_run):
-            results += self._call(self._router.BatchRoute, request).results
-        return results
+    ) -> list[RouteResult]:
+        """Choose a candidate for each of several instructions, in as few calls as possible.
+
+        Returns:
+            For each instruction, in order, a decision, or the error that `route` would raise.
+
+        Example:
+            for result in client.route_many(["What is 2 + 2?", "Who wrote Faust?"]):
+                print(result.selected if isinstance(result, RouteDecision) else result.code)
+        """
+        return [
+            result_from(result)
+            for request in batches(instructions, policy, dry_run)
+            for result in self._call(self._router.BatchRoute, request).results
+        ]
+
+    def route_stream(
+        self,
+        instructions: Iterable[Instruction],
+        policy: Policy = DEFAULT_POLICY,
+        *,
+        dry_run: bool = False,
+    ) -> Iterator[tuple[int, RouteResult]]:
+        """Route instructions while they are produced, over one call without a time limit.
+
+        `instructions` is read in a thread of gRPC. An error that it raises, and that of an
+        instruction that cannot be sent, is raised here after the results of those before it.
+
+        Yields:
+            (position of the instruction, its decision or error), as each one is ready.
+
+        Example:
+            for position, result in client.route_stream(["What is 2 + 2?", "Who wrote Faust?"]):
+                print(position, result)
+        """
+        errors: list[Exception] = []
+
+        def requests() -> Iterator[router_service_pb2.StreamRouteRequest]:
+            try:
+                for i, instruction in enumerate(instructions):
+                    request = route_request(instruction, policy, None, dry_run)
+                    yield router_service_pb2.StreamRouteRequest(id=str(i), request=request)
+            except Exception as error:  # noqa: BLE001 - raised below; gRPC would swallow it
+                errors.append(error)
+
+        with translate_errors(self._address):
+            call = self._router.StreamRoute(requests(), metadata=self._metadata)
+        for response in self._responses(call):
+            yield int(response.id), result_from(response.result)
+        if errors:
+            raise errors[0]
 
     def record_outcome(
         self, decision_id: str, candidate: str, score: float, *, text: str = "", category: str = ""
     ) -> bool:
-        """Keep how well `candidate` (id or resource name) did, in [0, 1]; False where the same was
-        there already. With `text`, the instruction, it can train too."""
+        """Record how well a candidate answered, to calibrate and to train with.
+
+        Args:
+            decision_id: Names the decision, see `RouteDecision.decision_id`.
+            candidate: ID of the candidate that answered; it need not be the selected one.
+            score: Quality of the answer in [0, 1]; 1 is right.
+            text: The instruction, if it may be stored; without it the outcome cannot train.
+            category: Your own label for this kind of instruction, at most 200 characters.
+
+        Returns:
+            False if the same outcome was recorded before.
+
+        Example:
+            client.record_outcome(decision.decision_id, decision.selected, 1.0)
+        """
         request = outcome_request(decision_id, candidate, score, text, category)
         return bool(self._call(self._router.RecordOutcome, request).recorded)
 
-    def server_info(self) -> router_service_pb2.GetServerInfoResponse:
-        """What is served and by what."""
+    def server_info(self) -> ServerInfo:
+        """Return version, backend and limits of the server.
+
+        Example:
+            print(client.server_info().version)
+        """
         request = router_service_pb2.GetServerInfoRequest()
-        answer: router_service_pb2.GetServerInfoResponse = self._call(
-            self._router.GetServerInfo, request
-        )
-        return answer
+        return server_info_from(self._call(self._router.GetServerInfo, request))
 
-    def candidates(self) -> list[Candidate]:
-        """All candidates, in order of their ids."""
-        found: list[Candidate] = []
-        token = ""
-        while True:
-            request = candidate_service_pb2.ListCandidatesRequest(page_token=token)
-            page = self._call(self._candidates.ListCandidates, request)
-            found += [candidate_from(c, "candidates") for c in page.candidates]
-            token = page.next_page_token
-            if not token:
-                return found
+    def list_candidates(self) -> list[Candidate]:
+        """Return all candidates, ordered by ID.
 
-    def candidate(self, identifier: str) -> Candidate:
-        """One candidate, by id or resource name."""
-        request = candidate_service_pb2.GetCandidateRequest(name=resource_name(identifier))
-        message = self._call(self._candidates.GetCandidate, request)
-        return candidate_from(message, "candidate")
+        Example:
+            print([candidate.id for candidate in client.list_candidates()])
+        """
+        request = candidate_service_pb2.ListCandidatesRequest()
+        pages = self._pages(self._candidates.ListCandidates, request)
+        return [candidate_from(c, "candidates") for page in pages for c in page.candidates]
 
-    def add(self, candidate: Candidate) -> Candidate:
-        """Register a new candidate."""
-        request = candidate_service_pb2.CreateCandidateRequest(candidate=candidate_to(candidate))
-        message = self._call(self._candidates.CreateCandidate, request)
-        return candidate_from(message, "candidate")
+    def get_candidate(self, candidate: str) -> Candidate:
+        """Return one candidate by its ID.
 
-    def remove(self, identifier: str) -> None:
-        """Remove a candidate, by id or resource name."""
-        request = candidate_service_pb2.DeleteCandidateRequest(name=resource_name(identifier))
+        Example:
+            print(client.get_candidate("yi-6b-chat").context_window)
+        """
+        request = candidate_service_pb2.GetCandidateRequest(name=resource_name(candidate))
+        return candidate_from(self._call(self._candidates.GetCandidate, request), "candidate")
+
+    def create_candidate(self, candidate: Candidate, *, validate_only: bool = False) -> Candidate:
+        """Register a new candidate; it is ranked from the next request on, without training.
+
+        Args:
+            candidate: The candidate with its 50 aptitude test results.
+            validate_only: Check everything and change nothing.
+
+        Example:
+            tutor = dataclasses.replace(client.get_candidate("yi-6b-chat"), id="tutor")
+            client.create_candidate(tutor)
+        """
+        request = create_request(candidate, validate_only)
+        return candidate_from(self._call(self._candidates.CreateCandidate, request), "candidate")
+
+    def update_candidate(
+        self,
+        candidate: Candidate,
+        fields: Sequence[str] = (),
+        *,
+        etag: str = "",
+        allow_missing: bool = False,
+        validate_only: bool = False,
+    ) -> Candidate:
+        """Change a registered candidate.
+
+        Args:
+            candidate: The new values; its ID says which candidate to change.
+            fields: Names of the fields to change; all of them by default.
+            etag: Fail unless the candidate still has this etag, see `Candidate.etag`.
+            allow_missing: Register the candidate if it does not exist.
+            validate_only: Check everything and change nothing.
+
+        Example:
+            known = client.get_candidate("yi-6b-chat")
+            tagged = dataclasses.replace(known, tags=("production",))
+            client.update_candidate(tagged, ["tags"], etag=known.etag)
+        """
+        request = update_request(candidate, fields, etag, allow_missing, validate_only)
+        return candidate_from(self._call(self._candidates.UpdateCandidate, request), "candidate")
+
+    def delete_candidate(
+        self,
+        candidate: str,
+        *,
+        etag: str = "",
+        allow_missing: bool = False,
+        validate_only: bool = False,
+    ) -> None:
+        """Remove a candidate by its ID.
+
+        Args:
+            candidate: ID of the candidate.
+            etag: Fail unless the candidate still has this etag.
+            allow_missing: Succeed if the candidate does not exist.
+            validate_only: Check everything and change nothing.
+
+        Example:
+            client.delete_candidate("tutor", allow_missing=True)
+        """
+        request = delete_request(candidate, etag, allow_missing, validate_only)
         self._call(self._candidates.DeleteCandidate, request)
 
-    def replace(self, candidates: Sequence[Candidate]) -> int:
-        """Make `candidates` the whole table; returns the new revision."""
-        answer = self._call(self._candidates.BatchReplaceCandidates, replace_request(candidates))
-        return int(answer.revision)
+    def replace_candidates(
+        self, candidates: Sequence[Candidate], *, validate_only: bool = False
+    ) -> int:
+        """Replace all candidates at once; either all of it happens or nothing.
 
-    def revisions(self) -> list[candidate_service_pb2.Revision]:
-        """The states of the table that are kept, newest first."""
-        found: list[candidate_service_pb2.Revision] = []
-        token = ""
+        Returns:
+            The new revision.
+
+        Example:
+            client.replace_candidates(client.list_candidates(), validate_only=True)
+        """
+        request = replace_request(candidates, validate_only)
+        return int(self._call(self._candidates.BatchReplaceCandidates, request).revision)
+
+    def list_revisions(self) -> list[RevisionInfo]:
+        """Return the revisions that can be rolled back to, newest first.
+
+        Example:
+            print(client.list_revisions()[0].description)
+        """
+        request = candidate_service_pb2.ListRevisionsRequest()
+        pages = self._pages(self._candidates.ListRevisions, request)
+        return [revision_from(revision) for page in pages for revision in page.revisions]
+
+    def rollback(self, revision: int, *, validate_only: bool = False) -> RevisionInfo:
+        """Bring back the candidates of an earlier revision, as a new revision.
+
+        Args:
+            revision: Number of a revision in `list_revisions`.
+            validate_only: Check everything and change nothing.
+
+        Returns:
+            The new revision.
+
+        Example:
+            client.rollback(client.list_revisions()[-1].number, validate_only=True)
+        """
+        request = rollback_request(revision, validate_only)
+        return revision_from(self._call(self._candidates.RollbackRevision, request).revision)
+
+    def watch_candidates(self, last_seen_revision: int = 0) -> Iterator[CandidatesChange]:
+        """Follow changes of the candidates, without a time limit.
+
+        Args:
+            last_seen_revision: Revision that you have; with 0 the first message, which comes at
+                once, holds all candidates.
+
+        Yields:
+            Each change. A slow reader gets the newest state instead of every step.
+
+        Example:
+            for change in client.watch_candidates():
+                print(change.revision, len(change.changed), change.removed)
+                break
+        """
+        request = watch_request(last_seen_revision)
+        with translate_errors(self._address):
+            call = self._candidates.WatchCandidates(request, metadata=self._metadata)
+        for response in self._responses(call):
+            yield change_from(response)
+
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        with translate_errors(self._address):
+            return method(request, timeout=self._timeout_s, metadata=self._metadata)
+
+    def _pages(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
         while True:
-            request = candidate_service_pb2.ListRevisionsRequest(page_token=token)
-            page = self._call(self._candidates.ListRevisions, request)
-            found += page.revisions
-            token = page.next_page_token
-            if not token:
-                return found
+            page = self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
-    def rollback(
-        self, revision: int, *, validate_only: bool = False
-    ) -> candidate_service_pb2.Revision:
-        """Make the table of `revision` the newest one; returns the new revision."""
-        request = candidate_service_pb2.RollbackRevisionRequest(
-            revision=revision, validate_only=validate_only
-        )
-        answer = self._call(self._candidates.RollbackRevision, request)
-        made: candidate_service_pb2.Revision = answer.revision
-        return made
-
-    def watch(
-        self, last_seen_revision: int = 0
-    ) -> Iterator[candidate_service_pb2.WatchCandidatesResponse]:
-        """Every change of the table as it comes, without a time limit, until the server stops."""
-        request = candidate_service_pb2.WatchCandidatesRequest(
-            last_seen_revision=last_seen_revision
-        )
-        call = self._candidates.WatchCandidates(request)
+    def _responses(self, call: Any) -> Iterator[Any]:
         try:
-            with translated(self._address):
+            with translate_errors(self._address):
                 yield from call
         finally:
             call.cancel()
 
-    def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        with translated(self._address):
-            return method(request, timeout=self._timeout_s)
+    def _route_hedged(
+        self, request: router_service_pb2.RouteRequest
+    ) -> router_service_pb2.RouteResponse:
+        """Return the first answer of both servers, or raise what the last one to fail raised.
+
+        gRPC's own hedgingPolicy is not in its C core, on which Python runs.
+        """
+        finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def start(
+            stub: router_service_pb2_grpc.RouterServiceStub, address: str, timeout_s: float
+        ) -> Any:
+            with translate_errors(address):
+                call = stub.Route.future(request, timeout=timeout_s, metadata=self._metadata)
+            call.add_done_callback(lambda _: finished.put((call, address)))
+            return call
+
+        calls = [start(self._router, self._address, self._timeout_s)]
+        try:
+            try:
+                call, address = finished.get(timeout=self._hedge_after_s)
+            except queue.Empty:
+                remaining_s = self._timeout_s - self._hedge_after_s
+                calls.append(start(self._hedge_router, self._hedge_address, remaining_s))
+                call, address = finished.get()
+                if call.code() is not grpc.StatusCode.OK:
+                    call, address = finished.get()  # the other one may still answer
+            with translate_errors(address):
+                if call.code() is not grpc.StatusCode.OK:
+                    raise call
+                answer: router_service_pb2.RouteResponse = call.result()
+                return answer
+        finally:
+            for started in calls:
+                started.cancel()

@@ -1,13 +1,13 @@
-"""LiteLLM's proxy asks modelsat which of its models answers a request for the alias `auto`.
+"""LiteLLM proxy callback: modelsat picks the model of requests for the alias `auto`.
 
-In LiteLLM's config.yaml, with modelsat installed beside it:
+In LiteLLM's config.yaml, with modelsat installed in the same environment:
 
     litellm_settings:
       callbacks: engine.integrations.litellm.router
 
-The environment says where the router is (ENVIRONMENT below). Whatever fails, the request goes on to
-the fallback model. Candidates and LiteLLM's models go together by name: the choice is the best
-ranked candidate that LiteLLM has a model_name of.
+Settings come from environment variables, see `options_from`. Any failure sends the request to the
+fallback model. A candidate's ID is its model_name in LiteLLM, and the best ranked candidate that
+LiteLLM knows is chosen.
 """
 
 from __future__ import annotations
@@ -17,47 +17,57 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from engine.api.candidate import PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.openai import turns
 from engine.api.policy import Policy
-from engine.client.aio import AsyncClient
-from engine.client.channel import DEFAULT_SERVER, PLAIN, TOKEN, Access
-from engine.client.requests import ModelsatClientError, Turn
-from engine.pb.router_service_pb2 import DecisionKind, RouteResponse
+from engine.client import AsyncClient, Credentials, ModelsatClientError, RouteDecision, Turn
+from engine.client.channel import DEFAULT_SERVER, INSECURE, TOKEN_VARIABLE
 
 ENVIRONMENT = "LITELLM_MODELSAT_"  # MODELSAT_ is the server's
-KEY = "modelsat"  # of the choice in the request's metadata
-MODEL_HEADER, PREFIX_HEADER = "x-selected-model", "x-modelsat-"
-# What LiteLLM calls chat completions, completions, responses and Anthropic's messages.
-ROUTED = ("acompletion", "atext_completion", "aresponses", "anthropic_messages")
+SETTINGS = "SERVER, ALIAS, FALLBACK, TIMEOUT_MS, COST_SENSITIVITY, TLS_CA, TLS_CERT, TLS_KEY"
+METADATA_KEY = "modelsat"  # of the choice in a request's metadata
+MODEL_HEADER, HEADER_PREFIX = "x-selected-model", "x-modelsat-"
+# LiteLLM's names of chat completions, completions, responses and Anthropic's messages.
+ROUTED_CALLS = ("acompletion", "atext_completion", "aresponses", "anthropic_messages")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
-    """alias: the model that asks for a choice. fallback: the model where there is none; empty
-    leaves the alias, for LiteLLM to answer from its own entry of that name. timeout_s: of the
-    router's answer. cost_sensitivity: see Policy in the proto."""
+class CallbackOptions:
+    """Settings of the callback.
+
+    Attributes:
+        server: Address of the modelsat server.
+        alias: Model name of the requests to route.
+        fallback: Model to use if there is no choice. Empty keeps the alias, which LiteLLM then
+            looks up in its own configuration.
+        timeout_s: Seconds to wait for a choice.
+        cost_sensitivity: Objective of the policy, see Policy in the proto.
+        credentials: TLS files and token.
+    """
 
     server: str = DEFAULT_SERVER
     alias: str = "auto"
     fallback: str = ""
     timeout_s: float = 0.2
     cost_sensitivity: float = 0.0
-    access: Access = PLAIN
+    credentials: Credentials = INSECURE
 
 
 @dataclass(frozen=True)
-class Choice:
-    """model: of LiteLLM. kind: "ranked", "session_affinity", "defaulted", "fallback" as in
-    DecisionKind, or
-    "unrouted" where the router gave no answer; why says then what it gave. The rest is empty then.
+class ModelChoice:
+    """The model for one request.
+
+    Attributes:
+        model: Its model_name in LiteLLM.
+        kind: See `RouteDecision.kind`, or "unrouted" if the fallback was used.
+        decision_id: See `RouteDecision.decision_id`; empty if unrouted.
+        probability: Of a good answer; None if unrouted.
+        why: Cause of an unrouted request, such as a gRPC status name.
     """
 
     model: str
@@ -67,133 +77,142 @@ class Choice:
     why: str = ""
 
     def headers(self) -> dict[str, str]:
-        """Of the reply to the caller."""
-        more = {"kind": self.kind, "decision-id": self.decision_id, "why": self.why}
-        return {MODEL_HEADER: self.model} | {PREFIX_HEADER + k: v for k, v in more.items() if v}
+        """Return the headers to add to the reply."""
+        values = {"kind": self.kind, "decision-id": self.decision_id, "why": self.why}
+        return {MODEL_HEADER: self.model} | {
+            HEADER_PREFIX + name: value for name, value in values.items() if value
+        }
 
 
-def options_from(environ: Mapping[str, str]) -> Options:
-    """Raises one InvalidInputError that lists every wrong value."""
-    given = {
-        k.removeprefix(ENVIRONMENT).lower(): v.strip()
-        for k, v in environ.items()
-        if k.startswith(ENVIRONMENT) and v.strip()
+def options_from(environ: Mapping[str, str]) -> CallbackOptions:
+    """Read the variables LITELLM_MODELSAT_* (SETTINGS) and MODELSAT_TOKEN.
+
+    Raises one InvalidInputError that lists every wrong value.
+    """
+    values = {
+        name.removeprefix(ENVIRONMENT).lower(): value.strip()
+        for name, value in environ.items()
+        if name.startswith(ENVIRONMENT) and value.strip()
     }
     problems: list[Violation] = []
 
-    def number(name: str, default: float, low: float) -> float:
-        text = given.pop(name, str(default))
+    def number(name: str, default: float, minimum: float) -> float:
+        text = values.pop(name, str(default))
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not low <= value < math.inf:
-            wrong = f"is {text!r}; expected a number of at least {low:g}."
-            problems.append(Violation(ENVIRONMENT + name.upper(), wrong))
+        if not minimum <= value < math.inf:
+            problem = f"is {text!r}; expected a number of at least {minimum:g}."
+            problems.append(Violation(ENVIRONMENT + name.upper(), problem))
         return value
 
-    ca, cert, key = (Path(given.pop(name, "")) for name in ("tls_ca", "tls_cert", "tls_key"))
-    options = Options(
-        server=given.pop("server", DEFAULT_SERVER),
-        alias=given.pop("alias", "auto"),
-        fallback=given.pop("fallback", ""),
+    options = CallbackOptions(
+        server=values.pop("server", DEFAULT_SERVER),
+        alias=values.pop("alias", "auto"),
+        fallback=values.pop("fallback", ""),
         timeout_s=number("timeout_ms", 200, 1) / 1000,
         cost_sensitivity=number("cost_sensitivity", 0, 0),
-        access=Access(ca, cert, key, environ.get(TOKEN, "").strip()),
+        credentials=Credentials(
+            tls_ca=values.pop("tls_ca", None),
+            tls_cert=values.pop("tls_cert", None),
+            tls_key=values.pop("tls_key", None),
+            token=environ.get(TOKEN_VARIABLE, "").strip(),
+        ),
     )
-    known = "SERVER, ALIAS, FALLBACK, TIMEOUT_MS, COST_SENSITIVITY, TLS_CA, TLS_CERT, TLS_KEY"
     problems += [
-        Violation(ENVIRONMENT + name.upper(), f"is no setting; there are {known}.")
-        for name in given
+        Violation(ENVIRONMENT + name.upper(), f"is not a setting; expected one of {SETTINGS}.")
+        for name in values
     ]
     if problems:
         raise InvalidInputError(*problems)
     return options
 
 
-def pick(answer: RouteResponse, models: Collection[str]) -> Choice | None:
-    """The best ranked candidate that is in `models`; None where none is."""
-    for ranked in answer.ranking:  # whatever was selected stands first
-        model = ranked.candidate.removeprefix(PREFIX)
-        if model in models:
-            kind = DecisionKind.Name(answer.kind).removeprefix("DECISION_KIND_").lower()
-            return Choice(model, kind, answer.decision_id, round(ranked.probability, 4))
+def choose_model(decision: RouteDecision, models: Collection[str]) -> ModelChoice | None:
+    """Return the best ranked candidate that is in `models`; None if none is."""
+    for ranked in decision.ranking:  # the selected one is first
+        if ranked.candidate in models:
+            probability = round(ranked.probability, 4)
+            return ModelChoice(ranked.candidate, decision.kind, decision.decision_id, probability)
     return None
 
 
 def _models() -> Collection[str]:
-    """model_name of every model that the proxy has now."""
-    from litellm.proxy import proxy_server  # late: it is what loads this module
+    """Return model_name of every model that the proxy has now."""
+    from litellm.proxy import proxy_server  # imported late: it loads this module
 
     router = proxy_server.llm_router
     return router.model_names if router is not None else ()
 
 
-class Router(CustomLogger):  # type: ignore[misc]  # litellm is not installed where this is checked
-    """The callback. The channel opens with the first request, in the process that serves it."""
+class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not installed where this is checked
+    """The callback. It connects at the first request, in the process that serves it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: CallbackOptions) -> None:
         super().__init__()
         self._options = options
         self._policy = Policy(value=options.cost_sensitivity)
         self._client: AsyncClient | None = None
-        self._trouble = ""
+        self._failure = ""
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """Set the model of a request for the alias."""
+        """Set the model of a request for the alias; LiteLLM calls this before every request."""
         key = _metadata_of(data)
-        _metadata(data, key).pop(KEY, None)  # a caller's own must not become our header
-        if data.get("model") == self._options.alias and call_type in ROUTED:
+        _metadata(data, key).pop(METADATA_KEY, None)  # a caller must not set our headers
+        if data.get("model") == self._options.alias and call_type in ROUTED_CALLS:
             choice = await self._choose(data)
             data["model"] = choice.model
-            data[key] = {**_metadata(data, key), KEY: asdict(choice)}
+            data[key] = {**_metadata(data, key), METADATA_KEY: asdict(choice)}
         return data
 
     async def async_post_call_response_headers_hook(
         self, data: dict[str, Any], user_api_key_dict: Any, response: Any, **_: Any
     ) -> dict[str, str] | None:
-        """The choice, in headers of the reply; of a stream too."""
-        chosen = _metadata(data, _metadata_of(data)).get(KEY)
-        return Choice(**chosen).headers() if chosen else None
+        """Return the headers that describe the choice; LiteLLM calls this for every reply."""
+        chosen = _metadata(data, _metadata_of(data)).get(METADATA_KEY)
+        return ModelChoice(**chosen).headers() if chosen else None
 
-    async def _choose(self, data: Mapping[str, Any]) -> Choice:
+    async def _choose(self, data: Mapping[str, Any]) -> ModelChoice:
         try:
             if self._client is None:
                 o = self._options
-                self._client = AsyncClient(o.server, o.timeout_s, o.access, retries=False)
-            said = [Turn(role, text) for role, text in turns(data)]
-            choice = pick(await self._client.route(said, self._policy), _models())
+                self._client = AsyncClient(o.server, o.timeout_s, o.credentials, retries=False)
+            conversation = [Turn(role, text) for role, text in turns(data)]
+            decision = await self._client.route(conversation, self._policy)
+            choice = choose_model(decision, _models())
             why = "" if choice else "no candidate is a model of this proxy"
         except ModelsatClientError as error:
             choice, why = None, error.code
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
             choice, why = None, type(error).__name__
-        self._tell(why)
-        return choice or Choice(self._options.fallback or self._options.alias, "unrouted", why=why)
+        self._log_change(why)
+        return choice or ModelChoice(
+            self._options.fallback or self._options.alias, "unrouted", why=why
+        )
 
-    def _tell(self, trouble: str) -> None:
-        """Log a change; the text of a request and the router's words about it stay out."""
-        if trouble == self._trouble:
+    def _log_change(self, failure: str) -> None:
+        """Log the first failure of a kind, and the recovery; never the text of a request."""
+        if failure == self._failure:
             return
-        self._trouble = trouble
-        if trouble:
-            log.warning("modelsat does not choose (%s); requests go to the fallback", trouble)
+        self._failure = failure
+        if failure:
+            log.warning("routing failed (%s), using the fallback model", failure)
         else:
-            log.warning("modelsat chooses again")
+            log.warning("routing recovered")
 
 
 def _metadata_of(data: Mapping[str, Any]) -> str:
-    """Where LiteLLM keeps what is not for the provider; `metadata` is the provider's in some
-    routes."""
+    """Return the key of LiteLLM's own metadata; in some routes `metadata` goes to the provider."""
     return "litellm_metadata" if "litellm_metadata" in data else "metadata"
 
 
 def _metadata(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Empty where the caller sent what is no object."""
-    found = data.get(key)
-    return found if isinstance(found, dict) else {}
+    """Return the metadata; empty if the caller sent something that is not an object."""
+    metadata = data.get(key)
+    return metadata if isinstance(metadata, dict) else {}
 
 
-router = Router(options_from(os.environ))
+router = RoutingCallback(options_from(os.environ))

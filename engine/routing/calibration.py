@@ -111,7 +111,7 @@ def _too_few(outcomes: Outcomes, zoo: Path, priced: int) -> Violation:
     return Violation(
         str(zoo),
         f"has prices for {priced} of {outcomes.candidates[:5]}...; at least 2 are needed. Give"
-        " --zoo a file whose display_name or id is the candidate's name in the data.",
+        " --catalog a file whose display_name or id is the candidate's name in the data.",
     )
 
 

@@ -27,10 +27,10 @@ from engine.aptitude.llm import retry_after_s
 from engine.aptitude.questions import read_file, reference_tasks
 from engine.aptitude.report import chart
 from engine.aptitude.selection import sample_questions
-from engine.client.sync import Client
 from engine.datasets.outcomes import known_keywords
 from engine.registry.catalog import read_zoo
 from examples.fake_llm import FakeLLM, chance, listening, specialist, write_questions
+from modelsat import Client
 from tools.processes import ROOT, Server
 
 SCIENCE = (
@@ -215,17 +215,14 @@ def test_new_candidates_are_selected_for_their_strong_subjects(
                 to = ("--model", name, "--yes", "--register", shared_server.address)
                 run(url, questions, tmp_path / f"{name}.json", *to)
         policy = Policy(allowed_candidates=tuple(names))
-        chosen = {
-            text: client.route(text, policy).selected.removeprefix("candidates/")
-            for text in OF_SCIENCE + OF_HUMANITIES
-        }
+        chosen = {text: client.route(text, policy).selected for text in OF_SCIENCE + OF_HUMANITIES}
         assert chosen == {
             **dict.fromkeys(OF_SCIENCE, "scientist"),
             **dict.fromkeys(OF_HUMANITIES, "humanist"),
         }
     finally:
         for name in names:
-            client.remove(name)
+            client.delete_candidate(name)
 
 
 def test_run_needs_confirmation_and_never_shows_the_key(questions: Path, tmp_path: Path) -> None:
@@ -237,7 +234,7 @@ def test_run_needs_confirmation_and_never_shows_the_key(questions: Path, tmp_pat
         assert "50 questions to fake: about" in printed
         assert "about $0.0" in printed
         assert not list(tmp_path.iterdir())
-        assert "--yes: is needed" in run(url, questions, out, *few, status=1)
+        assert "--yes: is needed without" in run(url, questions, out, *few, status=1)
         assert llm.requests == 0
         secret = {"MY_KEY": "sk-wrong"}
         keyed = (*few, "--yes", "--api-key-env", "MY_KEY")
@@ -265,10 +262,10 @@ def test_partial_test_reports_its_uncertainty(
         printed = run(url, questions, tmp_path / "a.json", *few, *to)
         taken = run(url, questions, tmp_path / "a.json", *few, *to, status=1)
     try:
-        candidate = client.candidate("part")
+        candidate = client.get_candidate("part")
         assert "This is a partial test" in printed
         assert "(10 estimated)" in printed
-        assert "is registered already" in taken
+        assert "is already registered" in taken
         assert llm.requests == 10
         assert candidate.tags == ("partial-test",)
         assert (candidate,) == tuple(read_zoo(tmp_path / "a.json"))
@@ -280,7 +277,7 @@ def test_partial_test_reports_its_uncertainty(
         expected = tasks["college_physics"].mean + above
         assert figures[words["college_physics"]] == pytest.approx(expected, abs=1e-4)
     finally:
-        client.remove("part")
+        client.delete_candidate("part")
 
 
 def test_whole_test_has_small_errors_and_a_chart(questions: Path) -> None:

@@ -1,34 +1,39 @@
-"""Both clients over real sockets: retries, deadlines, hedging, and what they ask a real server."""
+"""Both clients over real sockets: retries, deadlines, hedging, errors, and a real server."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
 
-from engine.api.errors import (
-    InvalidInputError,
-    ModelsatError,
-    OverloadedError,
-    StoreError,
-    Violation,
-)
-from engine.client.aio import AsyncClient
-from engine.client.requests import MAX_BATCH, MAX_BATCH_BYTES, batches
-from engine.client.sync import Client, ModelsatClientError, Policy, Turn
+from engine.api.errors import OverloadedError, StoreError, Violation
+from engine.client.requests import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, batches
 from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb.router_service_pb2 import RouteResponse
 from engine.serving.rpc.interceptors import StatusInterceptor
+from modelsat import (
+    AsyncClient,
+    Client,
+    Credentials,
+    InvalidInputError,
+    ModelsatClientError,
+    ModelsatError,
+    Policy,
+    RouteDecision,
+    Session,
+    Turn,
+)
 from tests.serving.test_server import NEW, QUESTION, ZOO
 from tests.support.optional_tools import NODE_EXAMPLE, NODE_PACKAGES, missing, needs
 from tools.processes import Server
 
-LONG = 30.0  # seconds that nothing here takes
+LONG = 30.0  # seconds; nothing here takes as long
 FULL = OverloadedError(9, 9, retry_after_s=0.01)
 
 
@@ -40,10 +45,10 @@ class Replica(
 
     def __init__(self, name: str = "a", *errors: ModelsatError, stalls: bool = False) -> None:
         self.name, self.errors, self.stalls = name, list(errors), stalls
-        self.asked, self.cancelled, self.port = 0, 0, 0
+        self.requests, self.cancelled, self.port = 0, 0, 0
 
     async def Route(self, request: Any, context: Any) -> RouteResponse:  # noqa: N802
-        self.asked += 1
+        self.requests += 1
         if self.errors:
             raise self.errors.pop(0)
         try:
@@ -51,7 +56,7 @@ class Replica(
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return RouteResponse(selected=self.name)
+        return RouteResponse(selected=f"candidates/{self.name}")
 
     async def CreateCandidate(self, request: Any, context: Any) -> Any:  # noqa: N802
         return await self.Route(request, context)
@@ -59,7 +64,7 @@ class Replica(
 
 @asynccontextmanager
 async def running(*replicas: Replica) -> AsyncIterator[str]:
-    """The target of a client; statuses are made by the project's own interceptor."""
+    """Serve them with the project's own status interceptor; yields the target of a client."""
     async with AsyncExitStack() as stack:
         for replica in replicas:
             server = grpc.aio.server(interceptors=[StatusInterceptor()])
@@ -71,14 +76,14 @@ async def running(*replicas: Replica) -> AsyncIterator[str]:
         yield "ipv4:" + ",".join(f"127.0.0.1:{replica.port}" for replica in replicas)
 
 
-async def asynchronous(target: str, **settings: Any) -> str:
-    """Who answered."""
+async def route_async(target: str, **settings: Any) -> str:
+    """Route with AsyncClient and return who answered."""
     async with AsyncClient(target, **settings) as client:
         return (await client.route("Hi")).selected
 
 
-async def synchronous(target: str, **settings: Any) -> str:
-    """Who answered."""
+async def route_sync(target: str, **settings: Any) -> str:
+    """Route with Client and return who answered."""
 
     def call() -> str:
         with Client(target, **settings) as client:
@@ -87,139 +92,242 @@ async def synchronous(target: str, **settings: Any) -> str:
     return await asyncio.to_thread(call)
 
 
-both = pytest.mark.parametrize("ask", [synchronous, asynchronous])
+both = pytest.mark.parametrize("route", [route_sync, route_async])
 
 
 @both
-async def test_a_refused_call_is_sent_again(ask: Any) -> None:
+async def test_refused_call_is_retried(route: Any) -> None:
     replica = Replica("a", FULL, FULL)
     async with running(replica) as target:
-        assert await ask(target, timeout_s=LONG) == "a"
-    assert replica.asked == 3
+        assert await route(target, timeout_s=LONG) == "a"
+    assert replica.requests == 3
 
 
 @both
-async def test_retries_can_be_switched_off(ask: Any) -> None:
+async def test_retries_can_be_switched_off(route: Any) -> None:
     replica = Replica("a", FULL)
     async with running(replica) as target:
         with pytest.raises(ModelsatClientError, match="queue is full") as refused:
-            await ask(target, timeout_s=LONG, retries=False)
-    assert refused.value.code == "RESOURCE_EXHAUSTED"
-    assert replica.asked == 1
+            await route(target, timeout_s=LONG, retries=False)
+    assert (refused.value.code, refused.value.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    assert refused.value.retry_after_s == pytest.approx(0.01)
+    assert replica.requests == 1
 
 
 @both
-async def test_a_call_is_not_sent_again_before_the_server_said(ask: Any) -> None:
+async def test_retry_waits_as_long_as_the_server_says(route: Any) -> None:
     replica = Replica("a", OverloadedError(9, 9, retry_after_s=60))
     async with running(replica) as target:
         with pytest.raises(ModelsatClientError) as late:
-            await ask(target, timeout_s=1)
+            await route(target, timeout_s=1)
     assert late.value.code == "DEADLINE_EXCEEDED"
-    assert replica.asked == 1
+    assert replica.requests == 1
 
 
 @both
-async def test_what_a_retry_cannot_mend_is_sent_once(ask: Any) -> None:
+async def test_invalid_request_is_not_retried(route: Any) -> None:
     replica = Replica("a", InvalidInputError(Violation("text", "is wrong.")))
     async with running(replica) as target:
         with pytest.raises(ModelsatClientError, match="is wrong"):
-            await ask(target, timeout_s=LONG)
-    assert replica.asked == 1
+            await route(target, timeout_s=LONG)
+    assert replica.requests == 1
 
 
-async def test_a_change_that_may_have_been_made_is_sent_once() -> None:
+async def test_change_of_candidates_is_not_retried() -> None:
     replica = Replica("a", StoreError("The disk is full."))
     async with running(replica) as target, AsyncClient(target, LONG) as client:
         with pytest.raises(ModelsatClientError, match="disk is full"):
-            await client.add(NEW)
-    assert replica.asked == 1
+            await client.create_candidate(NEW)
+    assert replica.requests == 1
 
 
 @both
-async def test_a_stalled_server_is_given_up_at_the_deadline(ask: Any) -> None:
+async def test_stalled_server_is_abandoned_at_the_deadline(route: Any) -> None:
     replica = Replica("a", stalls=True)
     async with running(replica) as target:
         with pytest.raises(ModelsatClientError) as late:
-            await ask(target, timeout_s=0.3)
+            await route(target, timeout_s=0.3)
     assert late.value.code == "DEADLINE_EXCEEDED"
-    assert replica.asked == 1
+    assert replica.requests == 1
 
 
-async def test_a_hedge_wins_against_a_stalled_server() -> None:
-    stalled, well = Replica("stalled", stalls=True), Replica("well")
-    async with running(stalled) as first, running(well) as second:
-        settings = {"hedge_address": second, "hedge_after_s": 0.05}
-        async with AsyncClient(first, LONG, **settings) as client:
-            assert (await client.route("Hi")).selected == "well"
-            assert stalled.asked == 1
-            while not stalled.cancelled:
-                await asyncio.sleep(0.01)
+@both
+async def test_hedge_wins_against_a_stalled_server_and_cancels_it(route: Any) -> None:
+    stalled, healthy = Replica("stalled", stalls=True), Replica("healthy")
+    async with running(stalled) as first, running(healthy) as second:
+        answered = await route(first, timeout_s=LONG, hedge_address=second, hedge_after_s=0.05)
+        assert answered == "healthy"
+        assert stalled.requests == 1
+        while not stalled.cancelled:
+            await asyncio.sleep(0.01)
 
 
-async def test_a_server_that_answers_is_not_hedged() -> None:
+@both
+async def test_fast_answer_is_not_hedged(route: Any) -> None:
     first, second = Replica("first"), Replica("second")
-    async with running(first) as at, running(second) as beside:
-        answered = await asynchronous(at, hedge_address=beside, hedge_after_s=LONG)
+    async with running(first) as target, running(second) as hedge:
+        answered = await route(target, hedge_address=hedge, hedge_after_s=LONG)
     assert answered == "first"
-    assert second.asked == 0
+    assert second.requests == 0
 
 
-async def test_a_hedge_that_fails_leaves_the_first_call_its_time() -> None:
+@both
+async def test_failed_hedge_leaves_the_first_call_its_time(route: Any) -> None:
     slow = Replica("slow", stalls=True)
     async with running(slow) as target:
         with pytest.raises(ModelsatClientError) as late:
-            await asynchronous(
-                target, timeout_s=0.5, hedge_address="127.0.0.1:1", hedge_after_s=0.05
-            )
+            await route(target, timeout_s=0.5, hedge_address="127.0.0.1:1", hedge_after_s=0.05)
     assert late.value.code == "DEADLINE_EXCEEDED"
 
 
-async def test_the_asyncio_client_speaks_with_a_real_server(shared_server: Server) -> None:
+async def test_async_client_calls_every_method_of_a_real_server(shared_server: Server) -> None:
     async with AsyncClient(shared_server.address, LONG) as client:
         assert (await client.server_info()).candidates == len(ZOO)
-        ids = [c.id for c in await client.candidates()]
+        ids = [c.id for c in await client.list_candidates()]
         assert ids == sorted(c.id for c in ZOO)
         turns = [Turn("system", "Be brief."), Turn("user", QUESTION)]
-        said, alone = await client.route(turns), await client.route(QUESTION)
-        assert said.selected == alone.selected
-        assert said.input_tokens > alone.input_tokens
-        chosen = said.selected.removeprefix("candidates/")
-        assert (await client.candidate(chosen)).id == chosen
-        (other,) = await client.route_many([QUESTION], Policy(denied_candidates=(chosen,)))
-        assert other.response.selected not in ("", said.selected)
-        assert await client.record_outcome(said.decision_id, chosen, 1.0)
-        assert not await client.record_outcome(said.decision_id, chosen, 1.0)
-        first = await anext(client.watch())
-        assert {c.name for c in first.changed} == {c.name for c in ZOO}
-        assert first.revision == said.revision
+        with_system, alone = await client.route(turns), await client.route(QUESTION)
+        assert with_system.selected == alone.selected
+        assert with_system.input_tokens > alone.input_tokens
+        selected = with_system.selected
+        assert (await client.get_candidate(selected)).id == selected
+        (other,) = await client.route_many([QUESTION], Policy(denied_candidates=(selected,)))
+        assert isinstance(other, RouteDecision)
+        assert other.selected not in ("", selected)
+        assert set(other.excluded) == {selected}
+        decision_id = with_system.decision_id
+        assert await client.record_outcome(decision_id, selected, 1.0)
+        assert not await client.record_outcome(decision_id, selected, 1.0)
+        first = await anext(client.watch_candidates())
+        assert {c.id for c in first.changed} == {c.id for c in ZOO}
+        assert first.revision == with_system.revision
         with pytest.raises(ModelsatClientError, match="nobody"):
             await client.route(QUESTION, Policy(allowed_candidates=("nobody",)))
-        with pytest.raises(InvalidInputError, match="no turn"):
-            await client.route([])
 
 
-async def test_the_asyncio_client_changes_the_candidates(shared_server: Server) -> None:
+async def test_async_client_changes_candidates_and_rolls_back(shared_server: Server) -> None:
     async with AsyncClient(shared_server.address, LONG) as client:
-        before = await client.candidates()
-        assert (await client.add(NEW)).id == NEW.id
-        await client.remove(NEW.id)
-        assert await client.replace(before) > 0
-        assert await client.candidates() == before
+        before = await client.list_candidates()
+        revision = (await client.server_info()).revision
+        assert (await client.create_candidate(NEW)).id == NEW.id
+        tagged = dataclasses.replace(NEW, tags=("production",), display_name="Not sent")
+        changed = await client.update_candidate(tagged, ["tags"], etag=NEW.etag)
+        assert changed == dataclasses.replace(NEW, tags=("production",))
+        with pytest.raises(ModelsatClientError) as stale:
+            await client.delete_candidate(NEW.id, etag=NEW.etag)
+        assert stale.value.reason == "ETAG_MISMATCH"
+        await client.delete_candidate(NEW.id)
+        await client.delete_candidate(NEW.id, allow_missing=True)
+        assert await client.replace_candidates(before[1:]) > revision
+        assert (await client.rollback(revision)).candidates == len(before)
+        assert (await client.list_revisions())[0].description == f"rolled back to {revision}"
+        assert await client.list_candidates() == before
 
 
-def test_batches_stay_within_what_a_server_receives() -> None:
-    large, small = ["x" * 110_000] * 240, ["y"] * (MAX_BATCH + 1)
+async def test_stream_yields_every_result_and_then_the_error_of_the_input(
+    shared_server: Server,
+) -> None:
+    def instructions() -> Iterator[str]:
+        yield QUESTION
+        yield "x" * 2_000_000  # more than the server reads
+        yield " "  # cannot be sent
+
+    def check(results: dict[int, Any]) -> None:
+        assert set(results) == {0, 1}
+        assert isinstance(results[0], RouteDecision)
+        assert isinstance(results[1], ModelsatClientError)
+        assert results[1].code == "INVALID_ARGUMENT"
+
+    results: dict[int, Any] = {}
+    async with AsyncClient(shared_server.address, LONG) as client:
+
+        async def read() -> None:
+            async for position, result in client.route_stream(instructions()):
+                results[position] = result
+
+        with pytest.raises(InvalidInputError, match="empty"):
+            await read()
+    check(results)
+    results.clear()
+    with Client(shared_server.address, LONG) as sync_client:
+        with pytest.raises(InvalidInputError, match="empty"):
+            results.update(sync_client.route_stream(instructions()))
+        # Reading on is optional: closing the iterator cancels the call.
+        next(iter(sync_client.route_stream([QUESTION] * 1000)))
+
+
+BAD_CALLS: list[Callable[[Any], Any]] = [
+    lambda c: c.route([]),
+    lambda c: c.route(" "),
+    lambda c: c.route("\udcff"),
+    lambda c: c.route([Turn("user", "\udcff")]),
+    lambda c: c.route([Turn("narrator", "Hi")]),  # type: ignore[arg-type]
+    lambda c: c.route("Hi", Policy(ranking_size=2**40)),
+    lambda c: c.route("Hi", Policy(allowed_candidates=("\udcff",))),
+    lambda c: c.route("Hi", session=Session("\udcff")),
+    lambda c: c.route_many(["Hi", ""]),
+    lambda c: c.record_outcome("x", "y", 1.0, text="\udcff"),
+    lambda c: c.get_candidate("no such/ID"),
+    lambda c: c.update_candidate(NEW, ["\udcff"]),
+    lambda c: c.delete_candidate("a", etag="\udcff"),
+    lambda c: c.rollback(2**80),
+]
+
+
+@pytest.mark.parametrize("call", BAD_CALLS)
+async def test_value_that_cannot_be_sent_is_invalid_input(call: Callable[[Any], Any]) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(InvalidInputError):
+        call(client)
+    async with AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(InvalidInputError):
+            await call(client)
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a b", "é", "a\x00"])
+def test_token_that_is_not_one_word_is_invalid_input(token: str) -> None:
+    with pytest.raises(InvalidInputError, match="token"):
+        Credentials(token=token)
+
+
+def test_certificate_without_key_or_file_is_invalid_input() -> None:
+    with pytest.raises(InvalidInputError, match="belong together"):
+        Client(credentials=Credentials(tls_cert="client.pem"))
+    with pytest.raises(InvalidInputError, match=r"tls_ca: is none\.pem, which cannot be read"):
+        Client(credentials=Credentials(tls_ca="none.pem"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host.invalid:1", "", "a b\n", "\0"])
+async def test_failed_and_closed_calls_raise_client_errors(address: str) -> None:
+    client = Client(address, 0.5, retries=False)
+    with pytest.raises(ModelsatClientError):
+        client.route("Hi")
+    client.close()
+    for call in (client.route, client.watch_candidates().__next__, client.list_candidates):
+        with pytest.raises(ModelsatClientError, match="closed"):
+            call(*["Hi"] if call == client.route else [])
+    async_client = AsyncClient(address, 0.5, retries=False)
+    with pytest.raises(ModelsatClientError):
+        await async_client.route("Hi")
+    await async_client.close()
+    with pytest.raises(ModelsatClientError, match="closed"):
+        await async_client.route("Hi")
+    with pytest.raises(ModelsatClientError, match="closed"):
+        await anext(async_client.watch_candidates())
+
+
+def test_batches_stay_within_what_a_server_accepts() -> None:
+    large, small = ["x" * 110_000] * 240, ["y"] * (MAX_BATCH_REQUESTS + 1)
     huge = ["z" * MAX_BATCH_BYTES]
     texts = [*large, *huge, *small]
-    found = list(batches(texts, Policy(), False))
-    assert [r.text for batch in found for r in batch.requests] == texts
-    assert [len(batch.requests) for batch in found] == [95, 95, 50, 1, MAX_BATCH, 1]
-    assert sum(batch.ByteSize() > MAX_BATCH_BYTES for batch in found) == 1
+    split = list(batches(texts, Policy(), False))
+    assert [r.text for batch in split for r in batch.requests] == texts
+    assert [len(batch.requests) for batch in split] == [95, 95, 50, 1, MAX_BATCH_REQUESTS, 1]
+    assert sum(batch.ByteSize() > MAX_BATCH_BYTES for batch in split) == 1
     assert not list(batches([], Policy(), False))
 
 
 @needs(missing(NODE_PACKAGES))
-def test_the_example_in_node_routes(shared_server: Server) -> None:
+def test_node_example_routes(shared_server: Server) -> None:
     def run(address: str) -> subprocess.CompletedProcess[str]:
         command = ["node", "route.mjs", QUESTION, address]
         return subprocess.run(command, cwd=NODE_EXAMPLE, capture_output=True, text=True, timeout=60)
@@ -227,10 +335,9 @@ def test_the_example_in_node_routes(shared_server: Server) -> None:
     done = run(shared_server.address)
     assert done.returncode == 0, done.stderr
     with Client(shared_server.address, LONG) as client:
-        policy = Policy(value=0.2, ranking_size=3)
-        ranking = client.route(QUESTION, policy).ranking
+        ranking = client.route(QUESTION, Policy(value=0.2, ranking_size=3)).ranking
     names = [line.split()[1] for line in done.stdout.splitlines()[:3]]
-    assert names == [ranked.candidate.removeprefix("candidates/") for ranked in ranking]
-    nobody = run("127.0.0.1:1")
-    assert nobody.returncode == 1
-    assert nobody.stderr.startswith("error: UNAVAILABLE")
+    assert names == [ranked.candidate for ranked in ranking]
+    unreachable = run("127.0.0.1:1")
+    assert unreachable.returncode == 1
+    assert unreachable.stderr.startswith("error: UNAVAILABLE")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.client.sync import Client
+from modelsat import Client
 from tests.conftest import INSTRUCTIONS
 from tests.deploy.test_dashboard import panels
 from tests.support.deploy_tools import TOOLS

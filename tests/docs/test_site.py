@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from engine.cli.main import parser
-from engine.client.aio import AsyncClient
-from engine.client.sync import Client
 from engine.pb import candidate_service_pb2, router_service_pb2
 from engine.serving.settings import Settings, flag
+from modelsat import AsyncClient, Client
 from tools.docs import api, commands, pictures, tables
 from tools.processes import ROOT
 

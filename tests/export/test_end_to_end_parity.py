@@ -14,10 +14,10 @@ from cpp_ext import score, score_reference
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
-from engine.client.sync import Client
 from engine.inference.onnx import OnnxBackend
 from engine.registry.catalog import read_zoo
 from engine.registry.onnx_encoder import load_encoder
+from modelsat import Client
 from tests.conftest import CHECKPOINT, INSTRUCTIONS
 from tests.support import tiny_llama
 from tools.processes import BUNDLE
@@ -103,7 +103,7 @@ def test_graph_and_kernel_agree_with_torch(
 def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
     rankings = [client.route(text).ranking for text in INSTRUCTIONS]
     by_name = [{r.candidate: r.probability for r in ranking} for ranking in rankings]
-    found = np.array([[p[c.name] for c in ZOO] for p in by_name])
+    found = np.array([[p[c.id] for c in ZOO] for p in by_name])
     np.testing.assert_allclose(found, from_torch, atol=INT8_MOST)
     off = np.abs(found - from_torch)
     assert np.quantile(off, 0.99) < INT8_LIMIT

@@ -20,10 +20,10 @@ import pytest
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.cli.main import main as cli
-from engine.client.requests import ModelsatClientError
-from engine.client.sync import Client
+from engine.client.errors import ModelsatClientError
 from engine.registry.stores.outcomes import read_recorded
 from engine.replay.run import Checkpoint
+from modelsat import Client
 from tools.processes import serving
 
 FILES = Path(__file__).parent / "fixtures_0_1"
@@ -40,18 +40,18 @@ def test_a_store_and_outcomes_are_served(tmp_path: Path) -> None:
         serving(store, "--reencode-candidates") as server,
         Client(server.address, timeout_s=30) as client,
     ):
-        known = {candidate.id: candidate for candidate in client.candidates()}
+        known = {candidate.id: candidate for candidate in client.list_candidates()}
         assert set(known) == {"extra", "fourth", "llama-3.1-8b-instruct", "yi-6b-chat"}
         extra = known["extra"]
         assert (extra.modalities, extra.features) == (("image",), ("tools",))
         assert (extra.tags, extra.regions) == (("tier-2",), ("eu",))
         assert (extra.input_usd_per_million, extra.mean_output_tokens) == (0.1, 123.0)
-        kept = [(r.number, r.candidates) for r in client.revisions()]
+        kept = [(r.number, r.candidates) for r in client.list_revisions()]
         assert kept == [(5, 4), (4, 3), (3, 2)]
-        ranked = {r.candidate.removeprefix("candidates/") for r in client.route("Hi").ranking}
+        ranked = {r.candidate for r in client.route("Hi").ranking}
         assert ranked == set(known)
         client.rollback(3)
-        assert len(client.candidates()) == 2
+        assert len(client.list_candidates()) == 2
         recorded = read_recorded(tmp_path / "outcomes.sqlite")
         first = next(r for r in recorded if r.decision_id == f"{1:032x}")
         again = {"text": first.text, "category": first.category}

@@ -12,13 +12,13 @@ import grpc
 import pytest
 
 from engine.cli.main import main as cli
-from engine.client.sync import Client
 from engine.pb import candidate_service_pb2 as pb
 from engine.pb import candidate_service_pb2_grpc
 from engine.registry.catalog import read_zoo
 from engine.registry.registry import Registry
 from engine.serving.rpc.candidate_service import CandidateService
 from engine.serving.rpc.interceptors import StatusInterceptor
+from modelsat import Client
 from tests.support.stores import candidate, registry
 from tools.processes import BUNDLE, serving
 
@@ -142,7 +142,7 @@ def test_the_command_line_rolls_back_and_backs_up(
     zoo = read_zoo(BUNDLE / "zoo.json")
     with serving(store, "--revision-history-limit", "3") as server:
         where = ["--server", server.address]
-        assert cli(["candidates", "remove", zoo[0].id, *where]) == 0
+        assert cli(["candidates", "delete", zoo[0].id, *where]) == 0
         assert cli(["store", "backup", "--candidates-db", str(store), str(copy)]) == 0
         assert cli(["candidates", "rollback", "1", "--validate-only", *where]) == 0
         assert cli(["candidates", "rollback", "1", *where]) == 0
@@ -150,19 +150,19 @@ def test_the_command_line_rolls_back_and_backs_up(
         assert cli(["candidates", "revisions", *where]) == 0
         assert cli(["store", "restore", "--candidates-db", str(store), str(copy)]) == 1
         with Client(server.address) as client:
-            assert len(client.candidates()) == len(zoo)
-            watched = client.watch(3)
-            client.remove(zoo[1].id)
+            assert len(client.list_candidates()) == len(zoo)
+            watched = client.watch_candidates(3)
+            client.delete_candidate(zoo[1].id)
             assert [next(watched).revision] == [4]
             assert server.terminate() == 0, "a watcher does not hold it up"
             assert list(watched) == []
     out, err = capsys.readouterr()
-    assert "rolled back to 1: would be revision 3, " in out
-    assert "rolled back to 1: is revision 3, " in out
+    assert "rolled back to 1: revision would be 3, " in out
+    assert "rolled back to 1: revision is now 3, " in out
     assert "deleted" in out
     assert "Revision 9 is not kept" in err
     assert "open in another server" in err
     assert cli(["store", "restore", "--candidates-db", str(store), str(copy)]) == 0
     with serving(store) as server, Client(server.address) as client:
-        assert len(client.candidates()) == len(zoo) - 1
-        assert [r.number for r in client.revisions()] == [5, 2, 1]
+        assert len(client.list_candidates()) == len(zoo) - 1
+        assert [r.number for r in client.list_revisions()] == [5, 2, 1]

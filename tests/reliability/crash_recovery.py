@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.api.candidate import Candidate
-from engine.client.sync import Client, ModelsatClientError
 from engine.registry.catalog import read_zoo
+from modelsat import Client, ModelsatClientError
 from tools.processes import BUNDLE, Server, await_ready
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
@@ -74,7 +74,7 @@ def kill_rounds(launches: list[Launch], seed: int) -> Tally:
 
 
 def _compare(client: Client, state: State, tally: Tally) -> None:
-    found = {c.id: c for c in client.candidates()}
+    found = {c.id: c for c in client.list_candidates()}
     if found == state.acknowledged:
         tally.dropped += state.pending is not None
     elif found == state.pending:
@@ -108,7 +108,7 @@ def _write_until_killed(
             one = replace(ZOO[0], id=f"r{number}-{step}", **mark)
             state.pending = {**state.acknowledged, one.id: one}
         try:
-            client.replace(some) if state.replacing else client.add(one)
+            client.replace_candidates(some) if state.replacing else client.create_candidate(one)
         except ModelsatClientError as error:
             if error.code != "UNAVAILABLE":
                 raise

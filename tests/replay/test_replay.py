@@ -30,7 +30,6 @@ from engine.api.policy import Policy
 from engine.bundle.manifest import Calibration
 from engine.cli.main import main as cli
 from engine.cli.replay import recorded
-from engine.client.sync import Client
 from engine.inference.backend import Readout, Scores
 from engine.registry.catalog import read_zoo
 from engine.registry.table import Table, make_table
@@ -40,7 +39,7 @@ from engine.replay.policies import read_policies
 from engine.replay.report import Resampling
 from engine.replay.run import Log, replay
 from engine.replay.scoring import NOBODY, Done, Plan, Scorer, Work, names_of
-from engine.serving.rpc.router_service import KINDS
+from modelsat import Client, ModelsatClientError, RouteDecision
 from tests.conftest import INSTRUCTIONS
 from tools.processes import BUNDLE, ROOT, Server
 
@@ -298,16 +297,18 @@ def test_replay_chooses_as_the_server_does(client: Client) -> None:
         for i, answer in enumerate(client.route_many(texts, policy)):
             row = int(done.decisions.choice[i, j])
             if row == NOBODY:
-                assert answer.error.reason == "NO_ELIGIBLE_CANDIDATE"
+                assert isinstance(answer, ModelsatClientError)
+                assert answer.reason == "NO_ELIGIBLE_CANDIDATE"
                 continue
-            first = answer.response.ranking[0]
+            assert isinstance(answer, RouteDecision)
+            first = answer.ranking[0]
             # Joined into one forward, p moves by some thousandths (int8 rounding).
             assert float(done.decisions.p[i, j]) == pytest.approx(first.probability, abs=0.02)
-            near = [r for r in answer.response.ranking if r.utility > first.utility - 0.01]
-            assert table.candidates[row].name in {r.candidate for r in near}
+            near = [r for r in answer.ranking if r.utility > first.utility - 0.01]
+            assert table.candidates[row].id in {r.candidate for r in near}
             alone = client.route(texts[i], policy)
-            assert alone.selected == table.candidates[row].name
-            assert KINDS[scoring.KINDS[done.decisions.kind[i, j]]] == alone.kind
+            assert alone.selected == table.candidates[row].id
+            assert scoring.KINDS[done.decisions.kind[i, j]] == alone.kind
 
 
 def test_recorded_outcomes_are_joined_by_their_decisions(

@@ -15,7 +15,6 @@ import grpc
 import pytest
 
 from engine.api.policy import Policy
-from engine.client.sync import Client
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.catalog import read_zoo
@@ -23,6 +22,7 @@ from engine.serving.console.app import FILES, MAX_STREAMS
 from engine.serving.console.feed import SIZE
 from engine.serving.console.http_server import HttpServer, Limits, Response
 from engine.serving.console.latency import quantile
+from modelsat import Client
 from tests.support.browser import PATIENCE_S, Console, showing, showing_guarded
 from tools.processes import BUNDLE
 
@@ -66,9 +66,9 @@ def test_every_file_is_served_and_names_no_other_host(console: Console) -> None:
 
 def test_it_shows_the_candidates_and_revisions_that_are_served(console: Console) -> None:
     with Client(console.server.address) as client:
-        client.add(replace(ZOO[0], id="newcomer", features=("tools",)))
+        client.create_candidate(replace(ZOO[0], id="newcomer", features=("tools",)))
         shown = console.get("/api/candidates")
-        client.remove("newcomer")
+        client.delete_candidate("newcomer")
     by_id = {c["id"]: c for c in shown["candidates"]}
     assert set(by_id) == {"newcomer", *(c.id for c in ZOO)}
     assert by_id["newcomer"]["features"] == ["tools"]
@@ -89,16 +89,16 @@ def test_a_text_is_ranked_as_route_ranks_it(console: Console) -> None:
     with Client(console.server.address) as client:
         routed = client.route(QUESTION, Policy(value=0.3, denied_candidates=(ZOO[0].id,)))
         decision = answer["decision"]
-        assert decision["selected"] == routed.selected
+        assert decision["selected"] == f"candidates/{routed.selected}"
         assert decision["reason"] == routed.reason
         assert [r["candidate"] for r in decision["ranking"]] == [
-            r.candidate for r in routed.ranking
+            f"candidates/{r.candidate}" for r in routed.ranking
         ]
         assert [e["candidate"] for e in decision["excluded"]] == [ZOO[0].name]
         assert len(answer["curve"]) > 1
         for step in answer["curve"]:
             at = Policy(value=step["cost_sensitivity"], denied_candidates=(ZOO[0].id,))
-            assert client.route(QUESTION, at).selected == step["candidate"]
+            assert f"candidates/{client.route(QUESTION, at).selected}" == step["candidate"]
 
 
 def test_errors_of_a_text_are_those_of_route(console: Console) -> None:
@@ -218,10 +218,7 @@ def test_a_decision_of_route_is_seen_and_its_text_is_not(console: Console) -> No
         console.route(text="Nor is one of the console.")
         answer = client.route(f"What is {SECRET}?")
         seen = next(d for d in live if d["decision_id"] == answer.decision_id)
-    assert (seen["selected"], seen["reason"]) == (
-        answer.selected.removeprefix("candidates/"),
-        answer.reason,
-    )
+    assert (seen["selected"], seen["reason"]) == (answer.selected, answer.reason)
     assert seen["probability"] == pytest.approx(answer.ranking[0].probability, abs=1e-6)
     assert seen["text"] is None
     with console.watching(after=seen["number"]) as live, Client(console.server.address) as client:
@@ -232,7 +229,7 @@ def test_a_decision_of_route_is_seen_and_its_text_is_not(console: Console) -> No
 def test_the_text_is_shown_where_the_audit_may_hold_it(guarded: Console) -> None:
     assert guarded.tokens is not None
     read = f"Bearer {guarded.tokens['read']}"
-    with Client(guarded.server.address, access=guarded.access) as client:
+    with Client(guarded.server.address, credentials=guarded.access) as client:
         answer = client.route(f"What is {SECRET}? " + "x" * 1000)
     with guarded.watching(Authorization=read) as live:
         seen = next(d for d in live if d["decision_id"] == answer.decision_id)

@@ -16,10 +16,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.client.sync import Client
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
 from engine.serving.rpc.drain import Drain
+from modelsat import Client
 from tests.conftest import INSTRUCTIONS
 from tests.serving.test_server import status_of
 from tools.processes import await_ready, launch

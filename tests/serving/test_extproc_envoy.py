@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from engine.api.policy import Policy
-from engine.client.sync import Client
 from engine.registry.catalog import read_zoo
+from modelsat import Client
 from tests.conftest import INSTRUCTIONS
 from tests.support.optional_tools import ENVOY, missing, needs
 from tools.envoy import FULL_DUPLEX, Envoy, envoy
@@ -128,7 +128,7 @@ def test_the_choice_is_routes_own(both: Stack) -> None:
     with Client(both.server.address, timeout_s=30) as client:
         for text in INSTRUCTIONS[:8]:
             chosen = assert_routed(both.ask(raw(text)), raw(text))
-            assert client.route(text).selected == f"candidates/{chosen}"
+            assert client.route(text).selected == chosen
 
 
 @pytest.mark.parametrize("size", [1000, 61_000, 62_000, 70_000, 1_000_000, 5_000_000])
@@ -208,7 +208,7 @@ def test_other_bodies_and_wishes(both: Stack) -> None:
     ):
         sent = json.dumps({"model": "auto", **body}).encode()
         chosen = assert_routed(both.ask(sent, {"x-modelsat-cost-sensitivity": "100"}, path), sent)
-        assert cheap == f"candidates/{chosen}"
+        assert cheap == chosen
     allow = {"x-modelsat-allowed-candidates": "yi-6b-chat, candidates/mathstral-7b-v0.1"}
     sent = raw("Why?")
     assert assert_routed(both.ask(sent, allow), sent) in ("yi-6b-chat", "mathstral-7b-v0.1")
@@ -268,12 +268,12 @@ def test_a_candidate_is_chosen_once_it_is_registered(both: Stack) -> None:
     headers = {"x-modelsat-allowed-candidates": "newcomer"}
     assert both.ask(raw("Hi"), headers).status == 400
     with Client(both.server.address, timeout_s=30) as client:
-        client.add(newcomer)
+        client.create_candidate(newcomer)
         try:
             reply = both.ask(raw("Hi"), headers)
             assert (reply.status, reply.told["model"]) == (200, "newcomer")
         finally:
-            client.remove("newcomer")
+            client.delete_candidate("newcomer")
     assert both.ask(raw("Hi"), headers).status == 400
 
 

@@ -12,10 +12,10 @@ import grpc
 import pytest
 
 from engine.api.candidate import Candidate, TaskResult
-from engine.client.sync import Client, ModelsatClientError
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.catalog import read_zoo
+from modelsat import Client, ModelsatClientError
 from tools.processes import BUNDLE, await_ready, launch, serving
 
 ZOO = read_zoo(BUNDLE / "zoo.json")
@@ -49,14 +49,14 @@ def change_until(stop: threading.Event, address: str, tables: dict[int, set[str]
         while not stop.is_set():
             level = levels[step % 3]
             if step % 4 == 0:
-                client.replace([*ZOO[: 5 + step % 7], probe(level)])
+                client.replace_candidates([*ZOO[: 5 + step % 7], probe(level)])
             elif step % 4 == 1:
-                client.remove("probe")
+                client.delete_candidate("probe")
             elif step % 4 == 2:
-                client.add(probe(level))
+                client.create_candidate(probe(level))
             else:
-                client.replace(ZOO)
-            tables[client.server_info().revision] = {c.name for c in client.candidates()}
+                client.replace_candidates(ZOO)
+            tables[client.server_info().revision] = {c.name for c in client.list_candidates()}
             step += 1
 
 
@@ -97,11 +97,11 @@ def test_an_acknowledged_change_survives_kill_9(tmp_path: Path) -> None:
         pending: Candidate | None = None
         died_with = ""
         with Client(server.address, timeout_s=10) as client:
-            assert {c.id: c for c in client.candidates()} == expected
+            assert {c.id: c for c in client.list_candidates()} == expected
             for i in range(200):  # three rounds stay below the limit of a table
                 pending = replace(probe(0.5), id=f"r{round_number}-{i}", context_window=i + 1)
                 try:
-                    client.add(pending)
+                    client.create_candidate(pending)
                 except ModelsatClientError as error:
                     died_with = error.code
                     break
@@ -111,11 +111,11 @@ def test_an_acknowledged_change_survives_kill_9(tmp_path: Path) -> None:
         assert f"r{round_number}-0" in expected, "at least one change was acknowledged"
         server = await_ready(launch(store))
         with Client(server.address) as client:
-            found = {c.id: c for c in client.candidates()}
+            found = {c.id: c for c in client.list_candidates()}
         server.kill()
         # What was in flight when the server died may be there, whole; all else must be.
         assert pending is not None
         assert found.pop(pending.id, pending) == pending or pending.id in expected
         assert found == {i: c for i, c in expected.items() if i != pending.id}
         with serving(store) as restarted, Client(restarted.address) as client:
-            expected = {c.id: c for c in client.candidates()}
+            expected = {c.id: c for c in client.list_candidates()}

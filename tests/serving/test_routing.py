@@ -23,7 +23,6 @@ from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_to
 from engine.bundle.manifest import Calibration
 from engine.cli.main import main as cli
-from engine.client.sync import Client, ModelsatClientError
 from engine.inference.batcher import Batcher, Limits, Readout
 from engine.inference.cache import ScoreCache
 from engine.pb import candidate_service_pb2 as cpb
@@ -35,6 +34,7 @@ from engine.registry.table import make_table
 from engine.routing.router import Router, RouterConfig
 from engine.serving.rpc.router_service import RouterService, as_ready
 from engine.serving.telemetry.metrics import Metrics
+from modelsat import Client, ModelsatClientError, RouteDecision
 from tests.conftest import INSTRUCTIONS
 from tests.support.fake_backend import FakeBackend
 from tools.processes import BUNDLE, Server, serving
@@ -61,8 +61,8 @@ def test_candidates_are_chosen_by_their_words(
     seeing = replace(ZOO[0], id="seeing", modalities=("image",), features=("tools",),
                      tags=("tier-2",), regions=("eu",))  # fmt: skip
     with serving(tmp_path / "s.sqlite") as server, Client(server.address) as client:
-        client.add(seeing)
-        assert client.candidate("seeing") == seeing
+        client.create_candidate(seeing)
+        assert client.get_candidate("seeing") == seeing
         flags = ["--modality", "image", "--feature", "tools", "--tag", "tier-2", "--region", "eu"]
         flags += [
             "--region",
@@ -75,7 +75,7 @@ def test_candidates_are_chosen_by_their_words(
         asked = ["route", QUESTION, "--server", server.address, "--json", *flags]
         assert cli(asked) == 0
         shown = json.loads(capsys.readouterr().out)
-        assert [r["candidate"] for r in shown["ranking"]] == ["candidates/seeing"]
+        assert [r["candidate"] for r in shown["ranking"]] == ["seeing"]
         assert "missing modalities: image" in set(shown["excluded"].values())
         assert shown["kind"] == "ranked"
         assert len(shown["decision_id"]) == 32
@@ -93,47 +93,45 @@ def test_candidates_are_chosen_by_their_words(
             update.update_mask.paths[:] = ["features", "regions"]
             candidate_service_pb2_grpc.CandidateServiceStub(channel).UpdateCandidate(update)
         changed = replace(seeing, features=("json_mode", "tools"))
-        assert client.candidate("seeing") == changed
+        assert client.get_candidate("seeing") == changed
 
 
 def test_doubt_goes_to_the_default(client: Client) -> None:
     usual = client.route(QUESTION)
     other = usual.ranking[3].candidate
-    policy = Policy(
-        abstain_below_probability=1.0, default_candidate=other.removeprefix("candidates/")
-    )
+    policy = Policy(abstain_below_probability=1.0, default_candidate=other)
     answer = client.route(QUESTION, policy)
-    assert (answer.kind, answer.selected) == (rpb.DECISION_KIND_DEFAULTED, other)
+    assert (answer.kind, answer.selected) == ("defaulted", other)
     rest = [r.candidate for r in usual.ranking if r.candidate != other]
     assert [r.candidate for r in answer.ranking] == [other, *rest]
     assert "no candidate reaches probability 1" in answer.reason
     strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ", Policy(max_ood_score=0.5))
-    assert strange.kind == rpb.DECISION_KIND_DEFAULTED
+    assert strange.kind == "defaulted"
     assert strange.selected == strange.ranking[0].candidate
     assert "there is no default" in strange.reason
-    assert usual.kind == rpb.DECISION_KIND_RANKED
+    assert usual.kind == "ranked"
 
 
 def test_a_session_stays_until_a_margin_or_a_constraint_ends_it(client: Client) -> None:
     best = client.route(QUESTION).ranking
-    first, second = (r.candidate.removeprefix("candidates/") for r in best[:2])
+    first, second = (r.candidate for r in best[:2])
     session, without_first = Session("turns", 1.0), Policy(denied_candidates=(first,))
     assert client.route(QUESTION, without_first, session=session).selected == best[1].candidate
     stays = client.route(QUESTION, session=session)
-    assert (stays.kind, stays.selected) == (rpb.DECISION_KIND_SESSION_AFFINITY, best[1].candidate)
+    assert (stays.kind, stays.selected) == ("session_affinity", best[1].candidate)
     assert stays.ranking[1].candidate == best[0].candidate
     leaves = client.route(QUESTION, session=Session("turns", 0.0), dry_run=True)
-    assert (leaves.kind, leaves.selected) == (rpb.DECISION_KIND_RANKED, best[0].candidate)
+    assert (leaves.kind, leaves.selected) == ("ranked", best[0].candidate)
     still = client.route(QUESTION, session=session)
-    assert still.kind == rpb.DECISION_KIND_SESSION_AFFINITY, "a dry run remembers nothing"
+    assert still.kind == "session_affinity", "a dry run remembers nothing"
     client.route(
         QUESTION, Policy(abstain_below_probability=1.0, default_candidate=first), session=session
     )
     assert client.route(QUESTION, session=session).selected == best[1].candidate
     excluded = client.route(QUESTION, Policy(denied_candidates=(second,)), session=session)
-    assert (excluded.kind, excluded.selected) == (rpb.DECISION_KIND_RANKED, best[0].candidate)
+    assert (excluded.kind, excluded.selected) == ("ranked", best[0].candidate)
     other = client.route(QUESTION, session=Session("others"))
-    assert (other.kind, other.selected) == (rpb.DECISION_KIND_RANKED, best[0].candidate)
+    assert (other.kind, other.selected) == ("ranked", best[0].candidate)
     for bad in (Session(""), Session("x" * 129), Session("x", -1.0), Session("x", float("nan"))):
         with pytest.raises(ModelsatClientError, match=r"session\.\w+: is"):
             client.route(QUESTION, session=bad)
@@ -146,8 +144,9 @@ def test_a_batch_answers_in_order_and_one_error_fails_nobody(client: Client, stu
     texts = INSTRUCTIONS[:12]
     alone = [[r.candidate for r in client.route(t).ranking] for t in texts]
     results = client.route_many(texts)
-    assert [[r.candidate for r in x.response.ranking] for x in results] == alone
-    assert len({x.response.decision_id for x in results}) == len(texts)
+    decisions = [result for result in results if isinstance(result, RouteDecision)]
+    assert [[r.candidate for r in decision.ranking] for decision in decisions] == alone
+    assert len({decision.decision_id for decision in decisions}) == len(texts)
     requests = [rpb.RouteRequest(text=text) for text in ("Hi", " ", "Ho")]
     requests[2].policy.budget_usd = 0
     mixed = stub.BatchRoute(rpb.BatchRouteRequest(requests=requests)).results
@@ -228,18 +227,18 @@ def test_a_full_queue_is_an_error_or_answered_statically(tmp_path: Path, fallbac
         Client(server.address, timeout_s=60) as client,
     ):
         results = client.route_many(LONG, Policy(denied_candidates=(ZOO[0].id,)))
-        answers = [r.response for r in results if r.HasField("response")]
-        reasons = Counter(r.error.reason for r in results if r.HasField("error"))
+        answers = [r for r in results if isinstance(r, RouteDecision)]
+        reasons = Counter(r.reason for r in results if isinstance(r, ModelsatClientError))
     kinds = Counter(answer.kind for answer in answers)
-    assert kinds[rpb.DECISION_KIND_RANKED] > 0
+    assert kinds["ranked"] > 0
     if fallback == "deadline":
         assert set(reasons) == {"QUEUE_FULL"}
-        assert kinds[rpb.DECISION_KIND_FALLBACK] == 0
+        assert kinds["fallback"] == 0
         return
     assert not reasons
-    static = [a for a in answers if a.kind == rpb.DECISION_KIND_FALLBACK]
+    static = [a for a in answers if a.kind == "fallback"]
     assert static
-    means = {c.name: c.mean_accuracy() for c in ZOO[1:]}
+    means = {c.id: c.mean_accuracy() for c in ZOO[1:]}
     for answer in static:
         assert answer.selected == max(means, key=means.__getitem__), "and not the cheapest"
         assert answer.reason.startswith("the queue is full")

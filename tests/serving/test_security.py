@@ -20,9 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from engine.api.errors import InvalidInputError
 from engine.cli.main import main as cli
-from engine.client.aio import AsyncClient
-from engine.client.channel import Access, open_channel
-from engine.client.sync import Client, ModelsatClientError
+from engine.client.channel import Credentials, open_channel
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import external_processor_pb2 as epb
 from engine.pb import router_service_pb2 as rpb
@@ -31,6 +29,7 @@ from engine.serving.auth.tokens import ROLES, new_token
 from engine.serving.rpc.listener import exposure
 from engine.serving.server import read_guard
 from engine.serving.settings import Settings, resolve
+from modelsat import AsyncClient, Client, ModelsatClientError
 from tests.serving.test_server import status_of
 from tests.support.certificates import Pair, make, private_bytes
 from tools.processes import Server, serving
@@ -58,14 +57,14 @@ class Secured:
     folder: Path
     authority: Pair
     tokens: dict[str, str]
-    access: Access
+    access: Credentials
 
-    def with_role(self, role: str) -> Access:
+    def with_role(self, role: str) -> Credentials:
         return replace(self.access, token=self.tokens[role])
 
 
-def tls(authority: Pair, pair: Pair) -> Access:
-    return Access(authority.cert, pair.cert, pair.key)
+def tls(authority: Pair, pair: Pair) -> Credentials:
+    return Credentials(authority.cert, pair.cert, pair.key)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +95,15 @@ UNKNOWN = new_token("route", "nobody")[0]
 ROUTER, CANDIDATES = "/modelsat.v1.RouterService/", "/modelsat.v1.CandidateService/"
 
 
-def code_of(address: str, access: Access, method: str, **call: Any) -> tuple[str, dict[str, Any]]:
+def code_of(
+    address: str, access: Credentials, method: str, **call: Any
+) -> tuple[str, dict[str, Any]]:
     """(status, its details by type) of one call with no message in it."""
+    metadata = (*access.metadata(), *call.pop("metadata", ()))
     with open_channel(address, access) as channel:
         raw: Callable[..., Any] = channel.unary_unary(method)
         try:
-            raw(call.pop("message", b""), timeout=LONG, **call)
+            raw(call.pop("message", b""), timeout=LONG, metadata=metadata, **call)
         except grpc.RpcError as error:
             code, _, details = status_of(error)
             return code, details
@@ -163,23 +165,25 @@ def test_each_address_serves_its_own(secured: Secured) -> None:
             for name in ("", "readiness", "liveness", f"modelsat.v1.{own}"):
                 request = health_pb2.HealthCheckRequest(service=name)
                 assert health.Check(request, timeout=LONG).status == SERVING
-        with open_channel(address, secured.with_role("read")) as channel:
-            listed = {name for name in reflected(channel) if name.startswith("modelsat.")}
+        role = secured.with_role("read")
+        with open_channel(address, role) as channel:
+            listed = {name for name in reflected(channel, role) if name.startswith("modelsat.")}
             assert listed == {f"modelsat.v1.{own}"}
         with (
             open_channel(address, secured.access) as channel,
             pytest.raises(grpc.RpcError, match="carries no token"),
         ):
-            reflected(channel)
+            reflected(channel, secured.access)
 
 
-def reflected(channel: grpc.Channel) -> set[str]:
+def reflected(channel: grpc.Channel, access: Credentials) -> set[str]:
     reflect: Callable[..., Any] = channel.stream_stream(
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    (answer,) = reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = reflect(iter([request]), metadata=access.metadata())
     return {s.name for s in answer.list_services_response.service}
 
 
@@ -188,17 +192,17 @@ def test_who_has_no_certificate_of_the_authority_cannot_connect(secured: Secured
     foreign = make(folder, "foreign")
     stranger = make(folder, "stranger", foreign)
     strangers = {
-        "none": Access(ours.cert),
+        "none": Credentials(ours.cert),
         "foreign": tls(ours, stranger),
         "expired": tls(ours, make(folder, "expired", ours, days=-1)),
-        "plain": Access(),
+        "plain": Credentials(),
         "server not trusted": replace(secured.access, tls_ca=foreign.cert),
     }
     for address in (secured.server.address, secured.admin):
         for case, access in strangers.items():
             with (
                 Client(address, LONG, replace(access, token=secured.tokens["admin"])) as client,
-                pytest.raises(ModelsatClientError, match="do not agree on TLS") as refused,
+                pytest.raises(ModelsatClientError, match=r"TLS with .* failed") as refused,
             ):
                 client.server_info()
             assert refused.value.code == "UNAVAILABLE", case
@@ -220,11 +224,11 @@ async def test_the_asyncio_client_brings_certificate_and_token(secured: Secured)
     async with AsyncClient(secured.server.address, LONG, secured.with_role("route")) as client:
         assert (await client.route("Hi")).selected
         with pytest.raises(ModelsatClientError) as refused:
-            async for _ in client.watch():
+            async for _ in client.watch_candidates():
                 pass
     assert refused.value.code == "UNIMPLEMENTED"  # on the admin address alone
     async with AsyncClient(secured.admin, LONG, secured.with_role("read")) as client:
-        assert (await anext(client.watch())).revision
+        assert (await anext(client.watch_candidates())).revision
 
 
 def test_the_command_line_brings_certificate_and_token(
@@ -268,7 +272,7 @@ def served_name(address: str, authority: Pair) -> str:
 class Callers(threading.Thread):
     """Calls without pause, on one connection and on ever new ones; keeps what failed."""
 
-    def __init__(self, address: str, access: Access) -> None:
+    def __init__(self, address: str, access: Credentials) -> None:
         super().__init__(daemon=True)
         self._address, self._access = address, access
         self.done = threading.Event()
@@ -304,7 +308,7 @@ def test_new_certificates_and_tokens_are_taken_without_a_failed_call(tmp_path: P
     flags = ["--tls-certificate", str(cert), "--tls-key", str(key), "--auth-tokens-file", str(file)]
     flags += ["--max-connection-age-s", "1"]  # the kept connection moves on, too
     with serving(tmp_path / "s.sqlite", *flags) as server:
-        address, access = server.address, Access(authority.cert, token=old)
+        address, access = server.address, Credentials(authority.cert, token=old)
         callers = Callers(address, access)
         callers.start()
         assert served_name(address, authority) == "first"
@@ -322,7 +326,7 @@ def test_new_certificates_and_tokens_are_taken_without_a_failed_call(tmp_path: P
         callers.join()
         assert callers.failed == []
         new = write_tokens(file, "route")["route"]
-        revoked, fresh = access, Access(authority.cert, token=new)
+        revoked, fresh = access, Credentials(authority.cert, token=new)
         until(lambda: code_of(address, fresh, ROUTER + "GetServerInfo")[0] == "OK")
         assert code_of(address, revoked, ROUTER + "GetServerInfo")[0] == "UNAUTHENTICATED"
         assert not [s for s in (old, new) if s in server.printed()]
@@ -392,8 +396,8 @@ def test_the_health_command_speaks_tls_and_says_what_is_wrong(
     assert cli([*ask, *flags]) == 0
     assert capsys.readouterr().out == "SERVING\n"
     assert cli([*ask, *flags, "--service", "digestion"]) == 1
-    assert "knows no health name 'digestion'" in capsys.readouterr().err
+    assert "has no service 'digestion' to check" in capsys.readouterr().err
     flags[-1] = "elsewhere.example"
     assert cli([*ask, *flags]) == 1
-    assert "did not say how it is (UNAVAILABLE" in capsys.readouterr().err
+    assert "failed: UNAVAILABLE" in capsys.readouterr().err
     assert cli(ask) == 1  # plain text to a TLS port

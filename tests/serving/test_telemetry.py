@@ -22,11 +22,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.api.policy import Policy
-from engine.client.sync import Client
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.catalog import read_zoo
 from engine.serving.telemetry.metrics import METRICS
+from modelsat import Client
 from tests.support.otlp_collector import Collector, attributes, collecting
 from tools.processes import BUNDLE, Server, serving
 
@@ -162,10 +162,10 @@ def test_series_of_candidates_come_and_go_with_them(observed: Observed) -> None:
     )
     with Client(observed.server.address) as client:
         for round_ in range(2):
-            client.add(replace(ZOO[0], id="newcomer"))
+            client.create_candidate(replace(ZOO[0], id="newcomer"))
             observed.route(request)
             assert observed.scrape()[series] == 1, f"from zero again in round {round_}"
-            client.remove("newcomer")
+            client.delete_candidate("newcomer")
             assert series not in observed.scrape()
     labels = {n for n in observed.scrape() if n.startswith("modelsat_selections_total")}
     known = [

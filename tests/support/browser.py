@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.client.channel import PLAIN, Access
+from engine.client.channel import INSECURE, Credentials
 from tests.serving.test_security import write_tokens
 from tests.support.certificates import make
 from tools.processes import Server, serving
@@ -30,7 +30,7 @@ class Console:
     port: int
     tls: ssl.SSLContext | None = None
     tokens: dict[str, str] | None = None
-    access: Access = PLAIN
+    access: Credentials = INSECURE
 
     @property
     def url(self) -> str:
@@ -110,6 +110,6 @@ def showing_guarded(folder: Path) -> Iterator[Console]:
     ]
     flags += ["--auth-tokens-file", str(folder / "tokens.json")]
     tls = ssl.create_default_context(cafile=authority.cert)
-    access = Access(authority.cert, token=tokens["route"])
+    access = Credentials(authority.cert, token=tokens["route"])
     with showing(folder, *flags, tls=tls, tokens=tokens, access=access) as found:
         yield found

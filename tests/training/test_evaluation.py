@@ -321,7 +321,7 @@ def test_a_folder_is_evaluated_through_the_bundle(
     names = [f"c{i}" for i in range(datasets.CANDIDATES)]
     zoo = write_zoo(tmp_path / "zoo.json", dict.fromkeys(names, 1.0))
     out = tmp_path / "out"
-    words = ["--bundle", str(BUNDLE), "--data", str(data), "--zoo", str(zoo)]
+    words = ["--bundle", str(BUNDLE), "--data", str(data), "--catalog", str(zoo)]
     monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(out)])
     evaluate.main()
     capsys.readouterr()
@@ -347,7 +347,7 @@ def test_a_folder_is_evaluated_through_the_bundle(
     assert modelsat(["calibrate", *words, *target]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert answer["recommended"]["quality"] >= 0.5
-    assert modelsat(["calibrate", *words, "--max-cost", "1.0"]) == 0
+    assert modelsat(["calibrate", *words, "--max-cost-ratio", "1.0"]) == 0
     assert "-> cost sensitivity" in capsys.readouterr().out
     assert modelsat(["calibrate", *words[:4], "--min-accuracy-ratio", "0.9"]) == 1
     assert "at least 2 are needed" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.cli.route import print_decision
-from engine.client.sync import Client
+from modelsat import Client
 from tools.processes import serving
 
 

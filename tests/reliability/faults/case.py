@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.api.candidate import Candidate
-from engine.client.sync import Client, ModelsatClientError
+from modelsat import Client, ModelsatClientError
 from tests.reliability.crash_recovery import ZOO
 
 
@@ -26,7 +26,7 @@ def new(identifier: str) -> Candidate:
 def refusal(client: Client, identifier: str) -> tuple[str, str]:
     """(status, message) of an attempt to register; empty where it went well."""
     try:
-        client.add(new(identifier))
+        client.create_candidate(new(identifier))
     except ModelsatClientError as error:
         return error.code, str(error)
     return "", ""

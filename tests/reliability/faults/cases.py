@@ -16,7 +16,6 @@ from unittest import mock
 
 import grpc
 
-from engine.client.sync import Client, ModelsatClientError
 from engine.pb import router_service_pb2, router_service_pb2_grpc
 from engine.registry.stores.base import Change
 from engine.registry.stores.sqlite import SqliteStore
@@ -24,6 +23,7 @@ from engine.serving import components
 from engine.serving.server import Guard, start_server
 from engine.serving.settings import Settings
 from engine.serving.telemetry import Telemetry
+from modelsat import Client, ModelsatClientError
 from tests.reliability.faults.case import Case, refusal, routes
 from tests.reliability.faults.files import corrupt, deleted, disk_full, read_only
 from tests.support.postgres import postgres
@@ -84,7 +84,7 @@ def database_restarts(folder: Path) -> Case:
 
 def _ids(server: Server) -> set[str]:
     with Client(server.address) as client:
-        found = {c.id for c in client.candidates()}
+        found = {c.id for c in client.list_candidates()}
     server.kill()
     return found
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.client.sync import Client
 from engine.registry.stores.backup import back_up, restore
+from modelsat import Client
 from tests.reliability.crash_recovery import ZOO
 from tests.reliability.faults.case import Case, new, refusal, routes
 from tools.processes import launch, serving
@@ -43,7 +43,7 @@ def disk_full(folder: Path) -> Case:
         if disk is None:
             return Case("disk full", "not run: mounting a tmpfs needs root", good=False)
         with serving(disk / "s.sqlite") as server, Client(server.address, timeout_s=30) as client:
-            client.add(new("before"))
+            client.create_candidate(new("before"))
             filler = disk / "filler"
             _fill(filler)
             codes = [refusal(client, f"during-{i}") for i in range(40)]
@@ -52,11 +52,11 @@ def disk_full(folder: Path) -> Case:
             routed = routes(client)
             filler.unlink()
             after = refusal(client, "after")[0]
-            expected = {c.id for c in client.candidates()}
+            expected = {c.id for c in client.list_candidates()}
             made = {f"during-{i}" for i, (code, _) in enumerate(codes) if not code}
             server.kill()
         with serving(disk / "s.sqlite") as server, Client(server.address) as client:
-            kept = {c.id for c in client.candidates()}
+            kept = {c.id for c in client.list_candidates()}
     whole = kept == expected == {*(c.id for c in ZOO), "before", "after", *made}
     seen = (
         f"changes {sorted(failed)} ({'names the full disk' if told else 'unnamed'}), routing"
@@ -98,14 +98,14 @@ def deleted(folder: Path) -> Case:
     """The store's file is removed under the server, then a backup restored."""
     store, copy = folder / "s.sqlite", folder / "copy.sqlite"
     with serving(store) as server, Client(server.address) as client:
-        client.add(new("before"))
+        client.create_candidate(new("before"))
         back_up(str(store), copy)
         store.unlink()
         code, message = refusal(client, "during")
         routed = routes(client)
     revision = restore(str(store), copy)
     with serving(store) as server, Client(server.address) as client:
-        ids = {c.id for c in client.candidates()}
+        ids = {c.id for c in client.list_candidates()}
         after = refusal(client, "after")[0]
     whole = "before" in ids and "during" not in ids
     seen = (

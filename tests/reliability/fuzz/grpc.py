@@ -29,9 +29,9 @@ from google.protobuf.descriptor import MethodDescriptor
 from tqdm import tqdm
 
 from bench.report import Target, conditions, finish
-from engine.client.sync import Client
 from engine.pb import candidate_service_pb2, router_service_pb2
 from engine.registry.catalog import read_zoo
+from modelsat import Client
 from tests.reliability.fuzz import messages as messages
 from tools.processes import BUNDLE, Server, serving
 
@@ -173,7 +173,7 @@ def fuzz(server: Server, requests: int, seed: int) -> Found:
                 found.failures.append(f"the server ended with {server.process.returncode}")
                 break
             with Client(address, timeout_s=30) as client:
-                client.replace(zoo)
+                client.replace_candidates(zoo)
             found.memory_mb.append(server.resident_mb())
     return found
 

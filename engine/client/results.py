@@ -1,0 +1,188 @@
+"""What the clients return: plain immutable values, with candidates named by their IDs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from engine.api.candidate import PREFIX, Candidate
+from engine.api.proto import candidate_from
+from engine.client.errors import ModelsatClientError, error_of_result
+from engine.pb import candidate_service_pb2, router_service_pb2
+
+PHASES = tuple(field.name for field in router_service_pb2.Timing.DESCRIPTOR.fields)
+
+
+@dataclass(frozen=True)
+class RankedCandidate:
+    """One eligible candidate of a decision.
+
+    Attributes:
+        candidate: ID of the candidate.
+        probability: Calibrated probability in [0, 1] that it answers the instruction well.
+        expected_cost_usd: Price of the input and of an answer of mean length, in US dollars; None
+            if its prices are unknown.
+        utility: What the ranking is sorted by, highest first.
+    """
+
+    candidate: str
+    probability: float
+    expected_cost_usd: float | None
+    utility: float
+
+
+@dataclass(frozen=True)
+class RouteDecision:
+    """Which candidate should answer an instruction, and why.
+
+    Attributes:
+        selected: ID of the candidate to call.
+        kind: "ranked" (first of the ranking), "session_affinity" (the session's candidate),
+            "defaulted" (the default candidate, as the policy's limits say) or "fallback" (ranked
+            by mean aptitude, because there was no time to score).
+        reason: One sentence that explains the choice.
+        ranking: Eligible candidates, the selected one first.
+        excluded: Reason for every candidate that a constraint excluded, by ID.
+        decision_id: Names this decision in `record_outcome` and in the server's logs.
+        revision: Revision of the candidates that were ranked.
+        input_tokens: Tokens of the instruction and the conversation before it.
+        truncated: True if the instruction was too long and its middle was not read.
+        ood_score: Out-of-distribution score in [0, 1]; near 1, treat the probabilities as
+            extrapolation. None if the bundle has no reference.
+        timing_s: Seconds that the server spent, by phase ("tokenize", "queue", ..., "total").
+    """
+
+    selected: str
+    kind: str
+    reason: str
+    ranking: tuple[RankedCandidate, ...]
+    excluded: Mapping[str, str]
+    decision_id: str
+    revision: int
+    input_tokens: int
+    truncated: bool
+    ood_score: float | None
+    timing_s: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server runs. The fields are those of GetServerInfoResponse.
+
+    Attributes:
+        version: Version of the server.
+        backend: What runs the backbone, such as "tensorrt" or "cpu".
+        scoring_kernel: What runs the scoring kernel.
+        prompt_layout: Order of instruction and candidate in the backbone's input.
+        aptitude_representation: How aptitude test results become an embedding.
+        num_layers: Layers of the backbone.
+        prompt_version: Hash of the prompt template.
+        encoder_id: Hash of the encoder of aptitude test results.
+        revision: Revision of the candidates that are served now.
+        candidates: Number of candidates.
+        max_instruction_tokens: Tokens of an instruction that are read; longer ones are truncated in
+            the middle.
+        max_text_bytes: Largest text that a request may carry, in bytes.
+    """
+
+    version: str
+    backend: str
+    scoring_kernel: str
+    prompt_layout: str
+    aptitude_representation: str
+    num_layers: int
+    prompt_version: str
+    encoder_id: str
+    revision: int
+    candidates: int
+    max_instruction_tokens: int
+    max_text_bytes: int
+
+
+@dataclass(frozen=True)
+class RevisionInfo:
+    """One revision of the table of candidates.
+
+    Attributes:
+        number: Its number; every change adds one.
+        create_time: When it was made, in UTC, by the clock of the server or database.
+        description: What changed, such as "created candidates/x".
+        candidates: Number of candidates in it.
+    """
+
+    number: int
+    create_time: datetime
+    description: str
+    candidates: int
+
+
+@dataclass(frozen=True)
+class CandidatesChange:
+    """What changed in the table of candidates since the previous message of a watch.
+
+    Attributes:
+        revision: The revision that is served now.
+        changed: Candidates that are new or different; all of them in the first message.
+        removed: IDs of candidates that are gone.
+    """
+
+    revision: int
+    changed: tuple[Candidate, ...]
+    removed: tuple[str, ...]
+
+
+RouteResult = RouteDecision | ModelsatClientError
+
+
+def decision_from(response: router_service_pb2.RouteResponse) -> RouteDecision:
+    """Convert the response of Route."""
+    kind = router_service_pb2.DecisionKind.Name(response.kind)
+    return RouteDecision(
+        selected=response.selected.removeprefix(PREFIX),
+        kind=kind.removeprefix("DECISION_KIND_").lower(),
+        reason=response.reason,
+        ranking=tuple(
+            RankedCandidate(
+                ranked.candidate.removeprefix(PREFIX),
+                ranked.probability,
+                ranked.expected_cost_usd if ranked.HasField("expected_cost_usd") else None,
+                ranked.utility,
+            )
+            for ranked in response.ranking
+        ),
+        excluded={e.candidate.removeprefix(PREFIX): e.reason for e in response.excluded},
+        decision_id=response.decision_id,
+        revision=response.revision,
+        input_tokens=response.input_tokens,
+        truncated=response.truncated,
+        ood_score=response.ood_score if response.HasField("ood_score") else None,
+        timing_s={phase: getattr(response.timing, phase).ToNanoseconds() / 1e9 for phase in PHASES},
+    )
+
+
+def result_from(result: router_service_pb2.RouteResult) -> RouteResult:
+    """Convert the result of one instruction among several."""
+    if result.HasField("error"):
+        return error_of_result(result.error)
+    return decision_from(result.response)
+
+
+def server_info_from(response: router_service_pb2.GetServerInfoResponse) -> ServerInfo:
+    """Convert the response of GetServerInfo."""
+    return ServerInfo(**{name: getattr(response, name) for name in ServerInfo.__annotations__})
+
+
+def revision_from(revision: candidate_service_pb2.Revision) -> RevisionInfo:
+    """Convert one revision."""
+    create_time = revision.create_time.ToDatetime(tzinfo=UTC)
+    return RevisionInfo(revision.number, create_time, revision.description, revision.candidates)
+
+
+def change_from(response: candidate_service_pb2.WatchCandidatesResponse) -> CandidatesChange:
+    """Convert one message of WatchCandidates."""
+    return CandidatesChange(
+        response.revision,
+        tuple(candidate_from(candidate, "changed") for candidate in response.changed),
+        tuple(name.removeprefix(PREFIX) for name in response.removed),
+    )
