@@ -54,7 +54,7 @@ INIT_STD = 0.041666  # SmolLM2's initializer_range
 
 COMMON: dict[str, Any] = {
     "benchmarks": ("mmlu_pro",),
-    "without": "qwen|gemini|phi|jamba|command-r|mathstral",
+    "exclude_candidates": "qwen|gemini|phi|jamba|command-r|mathstral",
     "validate_every": 10**9,
 }
 
@@ -73,7 +73,7 @@ class Variant:
     blank: bool = False
 
 
-REAL = {"made": 0}
+REAL = {"synthetic_candidates": 0}
 VARIANTS: dict[str, Variant] = {
     "base": Variant(),
     "another seed": Variant({"seed": 1}),
@@ -84,17 +84,19 @@ VARIANTS: dict[str, Variant] = {
     "teacher: depth 30": Variant(teacher="depth 30"),
     "weights: not pretrained": Variant(blank=True),
     "tuned: half the rate": Variant({"backbone_lr": 1e-4}),
-    "tuned: adapter of rank 64": Variant({"tune": "lora", "backbone_lr": 5e-4}),
-    "loss: bce alone": Variant({"across": 0.0, "within": 0.0}),
-    "loss: bce + within": Variant({"across": 0.0}),
-    "loss: bce + across": Variant({"within": 0.0}),
-    "loss: stronger candidates weigh more": Variant({"stronger": 1.0}),
+    "tuned: adapter of rank 64": Variant({"tuning": "lora", "backbone_lr": 5e-4}),
+    "loss: bce alone": Variant(
+        {"instruction_contrast_weight": 0.0, "candidate_contrast_weight": 0.0}
+    ),
+    "loss: bce + within": Variant({"instruction_contrast_weight": 0.0}),
+    "loss: bce + across": Variant({"candidate_contrast_weight": 0.0}),
+    "loss: stronger candidates weigh more": Variant({"skill_weight_exponent": 1.0}),
     "candidates: none made": Variant(REAL),
-    "candidates: nine made": Variant({"made": 9}),
-    "candidates: figures always redrawn": Variant({"exact": 0.0}),
-    "instructions: never reworded": Variant({"reworded": 0.0}),
-    "size: 500": Variant({"instructions": (500,)}),
-    "size: 3,000": Variant({"instructions": (3000,)}),
+    "candidates: nine made": Variant({"synthetic_candidates": 9}),
+    "candidates: figures always redrawn": Variant({"exact_accuracy_prob": 0.0}),
+    "instructions: never reworded": Variant({"reformat_prob": 0.0}),
+    "size: 500": Variant({"instructions_per_epoch": (500,)}),
+    "size: 3,000": Variant({"instructions_per_epoch": (3000,)}),
     "size: each twice": Variant({"epochs": 2}),
     "layout: candidate last, 4 sampled": Variant(REAL, sampled=4),
     "layout: capability first, 4 sampled": Variant(REAL, CapabilityFirst, sampled=4),
@@ -125,7 +127,7 @@ def run_variant(name: str, data: str, elsewhere: list[Path], out: Path, instruct
     """Train and score one variant; leaves result.json and result.npz in out/NAME."""
     started, variant, folder = time.monotonic(), VARIANTS[name], out / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
-    common = COMMON | {"instructions": (instructions,)}
+    common = COMMON | {"instructions_per_epoch": (instructions,)}
     build_pools = fixed_pools(*variant.represent) if variant.represent else make_pools
     run = prepare(Plan((data,), str(folder), **common | variant.plan), variant.model, build_pools)
     tested = everyone(run)
