@@ -70,7 +70,6 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     for candidate in ZOO[:2]:
         page.get_by_label(f"compare {candidate.id}", exact=True).check()
     assert page.locator("#compare-picture .spot.second").count() == len(ZOO[0].aptitude)
-    page.locator("#latency-picture svg").wait_for()
     assert page.locator("#revisions-table tr.selected").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no sideways scroll"
     page.close()
@@ -87,7 +86,7 @@ def test_the_page_asks_for_a_token_and_keeps_it(guarded: Console, browser: Any) 
         page.get_by_role("textbox", name="Token").fill(guarded.tokens[token])
         page.keyboard.press("Enter")
         if answer:
-            page.locator("#login-why").get_by_text(answer).wait_for()
+            page.locator("#login-message").get_by_text(answer).wait_for()
     page.locator("#candidates-table tbody tr").nth(len(ZOO) - 1).wait_for()
     page.reload()
     page.locator("#candidates-table tbody tr").nth(len(ZOO) - 1).wait_for()

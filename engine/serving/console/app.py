@@ -129,13 +129,13 @@ class Console:
 
     def _found(self, request: Request) -> Response:
         if not self._is_ours(request.headers.get_all("Host") or []):
-            return _text(HTTPStatus.FORBIDDEN, "this is not the Host of the console; see its docs")
+            return _text(HTTPStatus.FORBIDDEN, "Unexpected Host header; see docs/how-to/console.md")
         if request.method == "GET" and request.path in self._files:
             file = self._files[request.path]
             return Response(HTTPStatus.OK, TYPES[file.suffix], file.read_bytes())
         answer = self._api.get(f"{request.method} {request.path}")
         if answer is None:
-            return _text(HTTPStatus.NOT_FOUND, "nothing is here")
+            return _text(HTTPStatus.NOT_FOUND, "Not found")
         # A dry run costs a forward pass, as Route does.
         needed = ROUTING if answer == self._route else READING
         self._check_token(request, needed)
@@ -181,14 +181,14 @@ class Console:
     def _route(self, request: Request) -> Response:
         # What a form of another site can send is no JSON; what is JSON, a browser asks about first.
         if request.headers.get_content_type() != JSON:
-            return _text(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send {JSON}")
+            return _text(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Unsupported Media Type: send {JSON}")
         asked = route_request(request.body)
         limit, deadline = self._parts.settings.max_text_bytes, time.monotonic() + ROUTE_S
         return _json(route_view(self._on_loop(route(self._parts.router, asked, limit, deadline))))
 
     def _decisions(self, request: Request) -> Response:
         if not self._streams.acquire(blocking=False):
-            words = f"{MAX_STREAMS} consoles watch already; close one of them"
+            words = f"Too many live viewers (limit {MAX_STREAMS})"
             return _text(HTTPStatus.SERVICE_UNAVAILABLE, words)
         after = parse_qs(request.query).get("after", [""])[0]
         known = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else 0
@@ -295,21 +295,21 @@ def route_request(body: bytes) -> pb.RouteRequest:
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
-        raise _wrong("body", "is no JSON in UTF-8, or nested too deeply.") from None
+        raise _wrong("body", "is not valid JSON in UTF-8, or is nested too deeply.") from None
     if not isinstance(asked, dict) or not asked.keys() <= REQUEST_KEYS:
-        raise _wrong("body", f"is not as expected: an object with {sorted(REQUEST_KEYS)}.")
+        raise _wrong("body", f"must be an object with the keys {sorted(REQUEST_KEYS)} only.")
     text = asked.get("text", "")
     if not isinstance(text, str):
-        raise _wrong("text", "is no string; send the instruction to route.")
+        raise _wrong("text", "must be a string: the instruction to route.")
     request = pb.RouteRequest(dry_run=True)
     try:
         request.text = text
     except ValueError:  # half of a surrogate pair
-        raise _wrong("text", "is not valid UTF-8; send text as UTF-8.") from None
+        raise _wrong("text", "is not valid UTF-8.") from None
     try:
         json_format.ParseDict(asked.get("policy", {}), request.policy)
     except (json_format.ParseError, TypeError, ValueError, AttributeError) as error:
-        raise _wrong("policy", f"is no modelsat.v1.Policy: {str(error)[:200]}") from None
+        raise _wrong("policy", f"is not a valid modelsat.v1.Policy: {str(error)[:200]}") from None
     return request
 
 

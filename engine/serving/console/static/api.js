@@ -1,10 +1,11 @@
-// The server's JSON and its stream of decisions. A token, where one is asked for, is kept in this
-// tab's sessionStorage and goes into the Authorization header: no cookie, nothing to forge.
+// The server's JSON and its stream of decisions. If the server requires a token, it is kept in this
+// tab's sessionStorage and sent in the Authorization header. There is no cookie that another site
+// could use.
 
 import { $ } from "./dom.js";
 
 const KEY = "modelsat-token";
-let asking = null;
+let pendingLogin = null;
 
 export class ApiError extends Error {
   /** details: google.rpc details of the failure. */
@@ -15,23 +16,23 @@ export class ApiError extends Error {
   }
 }
 
-/** Ask for a token; resolves once one was entered. */
-function login(why) {
-  asking ??= new Promise((resolve) => {
+/** Ask for a token; resolves once the user has entered one. */
+function login(message) {
+  pendingLogin ??= new Promise((resolve) => {
     const dialog = $("login");
-    if (why) $("login-why").textContent = why;
+    if (message) $("login-message").textContent = message;
     $("login-form").onsubmit = (event) => {
       event.preventDefault();
       sessionStorage.setItem(KEY, $("login-token").value.trim());
       $("login-token").value = "";
       dialog.close();
-      asking = null;
+      pendingLogin = null;
       resolve();
     };
     dialog.oncancel = (event) => event.preventDefault();
     dialog.showModal();
   });
-  return asking;
+  return pendingLogin;
 }
 
 async function failure(response) {
@@ -40,7 +41,7 @@ async function failure(response) {
     const { message, details } = JSON.parse(text).error;
     return new ApiError(response.status, message, details);
   } catch {
-    return new ApiError(response.status, text.trim() || `the server answers ${response.status}`);
+    return new ApiError(response.status, text.trim() || `the server answered with status ${response.status}`);
   }
 }
 
@@ -51,9 +52,9 @@ async function call(path, options = {}) {
     const response = await fetch(path, { ...options, headers });
     if (response.ok) return response;
     const error = await failure(response);
-    // A token that may read and not route still shows everything else.
-    const useless = error.status === 401 || (error.status === 403 && options.method !== "POST");
-    if (!useless) throw error;
+    // A token that may read but not route is kept: everything else on the page works with it.
+    const invalid = error.status === 401 || (error.status === 403 && options.method !== "POST");
+    if (!invalid) throw error;
     if (sessionStorage.getItem(KEY) === token) sessionStorage.removeItem(KEY);
     await login(token ? error.message : "");
   }

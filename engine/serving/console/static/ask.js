@@ -1,35 +1,35 @@
-// The ranked table of a text, and what cost sensitivity would choose of it.
+// The ranking of a text, and what each cost sensitivity would choose.
 
 import { post } from "./api.js";
 import { curve } from "./curve.js";
 import { $, bare, fitted, h, known, ms, number, show, svg, table, usd } from "./dom.js";
 
-const STRANGE = 0.98;
-let running = null;
-let soon = 0;
+const OOD_WARNING = 0.98;
+let request = null;
+let timer = 0;
 
-/** Slider position 0..100 to 0, then .003 to 30 in equal ratios: the range of `modelsat calibrate`. */
+/** Map slider positions 0 to 100 to 0, then .003 to 30 in equal ratios: the range of `modelsat calibrate`. */
 const sensitivity = (position) => (position ? Number((0.003 * 10 ** (position / 25)).toPrecision(2)) : 0);
 
-const words = (text) => text.split(/[\s,]+/).filter(Boolean);
+const splitWords = (text) => text.split(/[\s,]+/).filter(Boolean);
 
 function policy() {
   const field = (name) => $("ask-form").elements.namedItem(name).value;
-  const asked = { cost_sensitivity: sensitivity(Number($("ask-sensitivity").value)) };
-  asked.denied_candidates = words(field("deny")).map((id) => `candidates/${bare(id)}`);
-  asked.features = words(field("features"));
-  asked.tags = words(field("tags"));
-  asked.min_context_window = Number(field("min_context_window") || 0);
-  asked.abstain_below_probability = Number(field("abstain_below_probability") || 0);
-  return asked;
+  const result = { cost_sensitivity: sensitivity(Number($("ask-sensitivity").value)) };
+  result.denied_candidates = splitWords(field("deny")).map((id) => `candidates/${bare(id)}`);
+  result.required_features = splitWords(field("features"));
+  result.required_tags = splitWords(field("tags"));
+  result.min_context_window = Number(field("min_context_window") || 0);
+  result.abstain_below_probability = Number(field("abstain_below_probability") || 0);
+  return result;
 }
 
 async function ask() {
-  running?.abort();
-  running = new AbortController();
+  request?.abort();
+  request = new AbortController();
   try {
     const body = { text: $("ask-text").value, policy: policy() };
-    const answer = await post("api/route", body, running.signal);
+    const answer = await post("api/route", body, request.signal);
     show("ask-problem", "");
     draw(answer);
   } catch (error) {
@@ -42,9 +42,9 @@ async function ask() {
 function draw({ decision, curve: steps }) {
   $("ask-reason").textContent = decision.reason;
   $("ask-ranking").replaceChildren(ranking(decision));
-  $("ask-facts").textContent = facts(decision);
+  $("ask-summary").textContent = summary(decision);
   const unpriced = decision.ranking.filter((r) => !known(r.expected_cost_usd)).length;
-  $("ask-unpriced").textContent = unpriced ? `${unpriced} without a known price are not drawn.` : "";
+  $("ask-unpriced").textContent = unpriced ? `${unpriced} candidates without a price are not shown.` : "";
   $("ask-answer").hidden = false;
   $("ask-curve").replaceChildren(curve(decision, steps, fitted($("ask-curve"))));
 }
@@ -63,7 +63,7 @@ function ranking(decision) {
       h("th", { scope: "row" }, bare(e.candidate)),
       h("td", { colspan: "3" }, `excluded: ${e.reason}`)));
   const headings = [["Candidate"], ["Probability"], ["Expected cost", "figure"], ["Utility", "figure wide"]];
-  return table(headings, [...rows, ...excluded], "Candidates in the order in which they would be taken");
+  return table(headings, [...rows, ...excluded], "Candidates, best first");
 }
 
 const bar = (share) =>
@@ -71,24 +71,24 @@ const bar = (share) =>
     svg("rect", { class: "track", width: 100, height: 8 }),
     svg("rect", { class: "mark", width: 100 * share, height: 8 }));
 
-function facts(decision) {
-  const told = [
-    `${decision.input_tokens} input tokens${decision.truncated ? ", read in head and tail" : ""}`,
+function summary(decision) {
+  const parts = [
+    `${decision.input_tokens} input tokens${decision.truncated ? ", truncated in the middle" : ""}`,
     `revision ${decision.revision}`,
     `${ms(1000 * parseFloat(decision.timing.total))} ms`,
   ];
   const kind = decision.kind.replace("DECISION_KIND_", "").toLowerCase();
-  if (kind !== "ranked") told.push(kind);
-  if (decision.ood_score > STRANGE) {
-    told.push("unlike the training instructions: these probabilities are extrapolation");
+  if (kind !== "ranked") parts.push(kind.replace("_", " "));
+  if (decision.ood_score > OOD_WARNING) {
+    parts.push("out of distribution: the probabilities are extrapolation");
   }
-  return told.join(" · ");
+  return parts.join(" · ");
 }
 
-function slide() {
+function showSensitivity() {
   const value = sensitivity(Number($("ask-sensitivity").value));
   $("ask-sensitivity-value").textContent = String(value);
-  $("ask-sensitivity").setAttribute("aria-valuetext", `${value}, 0 is quality alone`);
+  $("ask-sensitivity").setAttribute("aria-valuetext", `${value}; 0 means quality only`);
 }
 
 export function start() {
@@ -100,9 +100,9 @@ export function start() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
   });
   $("ask-sensitivity").addEventListener("input", () => {
-    slide();
-    clearTimeout(soon);
-    soon = setTimeout(ask, 120);
+    showSensitivity();
+    clearTimeout(timer);
+    timer = setTimeout(ask, 120);
   });
-  slide();
+  showSensitivity();
 }

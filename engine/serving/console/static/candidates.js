@@ -1,23 +1,23 @@
-// Who can be chosen: prices, what they can do, and their aptitude tests as pictures.
+// The candidates: prices, capabilities, and their aptitude test results as charts.
 
 import { get } from "./api.js";
 import { $, h, known, number, svg, table } from "./dom.js";
 
-const SHOWN = 100;
-const BAR = 3, TALL = 22, CHAR = 6.2;
-let shown = null;
-let chosen = [];
+const MAX_ROWS = 100;
+const BAR_WIDTH = 3, STRIP_HEIGHT = 22, CHAR_WIDTH = 6.2;
+let data = null;
+let selected = [];
 
-/** The test in the order of all tasks, so that equal places mean equal tasks. */
+/** Draw the test result with the tasks in the same order for every candidate. */
 function strip(candidate) {
-  const picture = svg("svg", { class: "strip", viewBox: `0 0 ${BAR * shown.tasks.length} ${TALL}`,
+  const picture = svg("svg", { class: "strip", viewBox: `0 0 ${BAR_WIDTH * data.tasks.length} ${STRIP_HEIGHT}`,
     preserveAspectRatio: "none", role: "img",
     "aria-label": `aptitude of ${candidate.id}: mean accuracy ${number(candidate.mean_accuracy, 2)}` });
   for (const [task, accuracy] of candidate.aptitude) {
-    const height = Math.max(1, accuracy * TALL);
-    picture.append(svg("rect", { class: "heat", x: BAR * task, width: BAR - 0.4, y: TALL - height, height,
+    const height = Math.max(1, accuracy * STRIP_HEIGHT);
+    picture.append(svg("rect", { class: "heat", x: BAR_WIDTH * task, width: BAR_WIDTH - 0.4, y: STRIP_HEIGHT - height, height,
       "fill-opacity": (0.25 + 0.75 * accuracy).toFixed(2) },
-    svg("title", {}, `${shown.tasks[task]}: ${number(accuracy, 2)}`)));
+    svg("title", {}, `${data.tasks[task]}: ${number(accuracy, 2)}`)));
   }
   return picture;
 }
@@ -33,9 +33,9 @@ function features(candidate) {
 }
 
 function row(candidate) {
-  const box = h("input", { type: "checkbox", "aria-label": `compare ${candidate.id}`, checked: chosen.includes(candidate.id) });
+  const box = h("input", { type: "checkbox", "aria-label": `compare ${candidate.id}`, checked: selected.includes(candidate.id) });
   box.addEventListener("change", () => {
-    chosen = box.checked ? [...chosen, candidate.id].slice(-2) : chosen.filter((id) => id !== candidate.id);
+    selected = box.checked ? [...selected, candidate.id].slice(-2) : selected.filter((id) => id !== candidate.id);
     draw();
     $("candidates-table").querySelector(`[aria-label="compare ${CSS.escape(candidate.id)}"]`)?.focus();
   });
@@ -51,48 +51,48 @@ function row(candidate) {
 }
 
 function draw() {
-  const asked = $("candidates-filter").value.toLowerCase();
-  const matching = shown.candidates.filter((c) => `${c.id} ${c.display_name ?? ""}`.toLowerCase().includes(asked));
+  const filter = $("candidates-filter").value.toLowerCase();
+  const matching = data.candidates.filter((c) => `${c.id} ${c.display_name ?? ""}`.toLowerCase().includes(filter));
   const headings = [["", "check"], ["Candidate"], ["Aptitude"], ["Mean", "figure"], ["$ per million in / out", "figure"],
     ["Context", "figure wide"], ["", "wide"]];
-  const rows = matching.slice(0, SHOWN).map(row);
-  if (matching.length > SHOWN) {
-    rows.push(h("tr", {}, h("td", { colspan: "7" }, `${matching.length - SHOWN} more; narrow the filter`)));
+  const rows = matching.slice(0, MAX_ROWS).map(row);
+  if (matching.length > MAX_ROWS) {
+    rows.push(h("tr", {}, h("td", { colspan: "7" }, `${matching.length - MAX_ROWS} more; use the filter`)));
   }
   $("candidates-table").replaceChildren(table(headings, rows, "Candidates"));
   compare();
 }
 
 function compare() {
-  const pair = chosen.map((id) => shown.candidates.find((c) => c.id === id)).filter(Boolean);
+  const pair = selected.map((id) => data.candidates.find((c) => c.id === id)).filter(Boolean);
   $("compare").hidden = !pair.length;
   if (!pair.length) return;
   $("compare-title").replaceChildren(
     h("span", { class: "key first" }, pair[0].id),
-    pair[1] ? h("span", { class: "key second" }, pair[1].id) : " choose a second one to compare",
+    pair[1] ? h("span", { class: "key second" }, pair[1].id) : " select a second one to compare",
     pair[1] ? ` ${sentence(pair)}` : "");
   $("compare-picture").replaceChildren(tasks(pair));
 }
 
-const figures = (pair) => pair.map((c) => new Map(c.aptitude));
+const accuracies = (pair) => pair.map((c) => new Map(c.aptitude));
 
 function sentence(pair) {
-  const [first, second] = figures(pair);
+  const [first, second] = accuracies(pair);
   const both = [...first.keys()].filter((task) => second.has(task));
   const wins = both.filter((task) => first.get(task) > second.get(task)).length;
   const losses = both.filter((task) => first.get(task) < second.get(task)).length;
   return `better at ${wins} and ${losses} of ${both.length} tasks`;
 }
 
-/** A line for each task: accuracies of both, and the gap between them; the widest gaps outermost. */
+/** Draw a line for each task with the accuracies of both, sorted by the gap between them. */
 function tasks(pair) {
-  const [first, second = first] = figures(pair);
+  const [first, second = first] = accuracies(pair);
   const both = [...first.keys()].filter((task) => second.has(task));
   const gap = (task) => first.get(task) - second.get(task);
   both.sort((a, b) => gap(b) - gap(a) || first.get(b) - first.get(a));
   const width = Math.max(280, Math.min(800, $("compare-picture").clientWidth));
   const step = 17, left = Math.round(0.42 * width), right = 24, top = 20;
-  const letters = Math.floor((left - 12) / CHAR);
+  const letters = Math.floor((left - 12) / CHAR_WIDTH);
   const x = (share) => left + share * (width - left - right);
   const picture = svg("svg", { class: "tasks", viewBox: `0 0 ${width} ${top + step * both.length + 4}`, role: "img",
     "aria-label": `accuracy by task of ${pair.map((c) => c.id).join(" and ")}` });
@@ -102,7 +102,7 @@ function tasks(pair) {
   }
   both.forEach((task, i) => {
     const y = top + step * i + step / 2;
-    const name = shown.tasks[task], short = name.length > letters ? `${name.slice(0, letters - 1)}…` : name;
+    const name = data.tasks[task], short = name.length > letters ? `${name.slice(0, letters - 1)}…` : name;
     const a = first.get(task), b = second.get(task);
     picture.append(svg("g", {},
       svg("title", {}, `${name}: ${number(a, 2)}${second === first ? "" : ` and ${number(b, 2)}`}`),
@@ -115,7 +115,7 @@ function tasks(pair) {
 }
 
 export async function refresh() {
-  shown = await get("api/candidates");
+  data = await get("api/candidates");
   draw();
 }
 

@@ -1,15 +1,15 @@
-// Expected cost against probability of every candidate, and the path of rising cost sensitivity.
+// Expected cost and probability of every candidate, and the path that a rising cost sensitivity takes.
 
 import { bare, known, number, svg, usd } from "./dom.js";
 
 const HEIGHT = 300, LEFT = 40, RIGHT = 14, TOP = 14, BOTTOM = 36;
 const CHAR = 6.1, LINE = 13;
 
-/** width: of the picture, CSS pixels. */
+/** Draw the chart. width: in CSS pixels. */
 export function curve(decision, steps, width) {
   const priced = decision.ranking.filter((r) => known(r.expected_cost_usd) && r.expected_cost_usd > 0);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img",
-    "aria-label": "Probability over expected cost; the table holds the figures" });
+    "aria-label": "Probability over expected cost; the table has the values" });
   if (!priced.length) return picture;
   const at = scales(priced, width);
   picture.append(...axes(at));
@@ -68,7 +68,7 @@ const around = (x, y, by) => [x - by, y - by, x + by, y + by];
 
 const dots = (priced, at) => priced.map((r) => around(at.x(r.expected_cost_usd), at.y(r.probability), 6));
 
-/** Small boxes along the line. */
+/** Return small boxes along the line, which labels must not cover. */
 function along(path, at) {
   return path.slice(1).flatMap((end, i) => {
     const x0 = at.x(path[i].expected_cost_usd), y0 = at.y(path[i].probability);
@@ -78,7 +78,7 @@ function along(path, at) {
   });
 }
 
-/** Each name where it covers nothing of `taken` ([left, top, right, bottom]) and no other name. */
+/** Place each name so that it covers no box of `taken` ([left, top, right, bottom]) and no other name. */
 function labels(named, taken, at) {
   const free = (box) => box[0] >= LEFT && box[2] <= at.width && box[1] >= 0 && box[3] <= HEIGHT - BOTTOM &&
     !taken.some((t) => box[0] < t[2] && t[0] < box[2] && box[1] < t[3] && t[1] < box[3]);

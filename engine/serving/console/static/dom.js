@@ -1,4 +1,4 @@
-// Elements, SVG shapes and figures for people. Text is only ever set as text.
+// Build HTML elements and SVG shapes, and format numbers. Text is always set as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -19,7 +19,7 @@ export const h = (tag, attributes = {}, ...children) =>
 export const svg = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS(SVG, tag), attributes, children);
 
-/** headings: [text, class]; rows: <tr> elements. */
+/** Build a table. headings: [text, class]; rows: <tr> elements. */
 export function table(headings, rows, caption) {
   const head = headings.map(([text, kind]) => h("th", { scope: "col", class: kind }, text));
   return h("table", {},
@@ -48,7 +48,7 @@ const DATE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle
 export const clock = (seconds) => CLOCK.format(new Date(1000 * seconds));
 export const date = (seconds) => (known(seconds) ? DATE.format(new Date(1000 * seconds)) : "–");
 
-/** A width for a picture in `node`, so that its letters keep their size. */
+/** Return the width for a chart in `node` that keeps its letters at their size. */
 export const fitted = (node) => Math.max(280, Math.min(480, node.clientWidth));
 
 export function show(id, text) {

@@ -1,4 +1,4 @@
-// The history of the table of candidates.
+// The revisions of the candidate table.
 
 import { get } from "./api.js";
 import { $, date, h, table } from "./dom.js";
