@@ -39,9 +39,10 @@ class Files:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the actions of `modelsat aptitude`."""
-    actions = command.add_subparsers(required=True, metavar="ACTION")
+    actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
     summary = "ask a live LLM the questions of the aptitude test, and register it if you like"
     run = actions.add_parser("run", help=summary, description=f"A{summary[1:]}.")
+    run.usage = "modelsat aptitude run --base-url URL --model NAME [options]"
     aptitude_flags.add_arguments(run)
     run.set_defaults(run=_run)
 

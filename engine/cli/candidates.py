@@ -14,7 +14,7 @@ from engine.cli.server_flags import connect
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the actions of `modelsat candidates`."""
-    actions = command.add_subparsers(required=True, metavar="ACTION")
+    actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
 
     def action(
         name: str, run: Callable[[argparse.Namespace], None], summary: str

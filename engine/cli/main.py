@@ -74,6 +74,7 @@ def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
         prog="modelsat",
         description="Route each instruction to the LLM that will handle it best.",
         epilog="`modelsat COMMAND --help` describes a command.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16),
     )
     top.add_argument(
         "--version",
@@ -81,7 +82,7 @@ def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
         version=f"modelsat {__version__}",
         help="print the version and exit",
     )
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."
         command = commands.add_parser(name, help=summary, description=description)

@@ -11,7 +11,7 @@ from engine.registry.recorded import export
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the actions of `modelsat outcomes`."""
-    actions = command.add_subparsers(required=True, metavar="ACTION")
+    actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
     summary = "write recorded outcomes as a data folder for training and calibration"
     action = actions.add_parser("export", help=summary, description=f"W{summary[1:]}.")
     for flag, metavar, required, text in (

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `modelsat replay`."""
+    command.usage = "modelsat replay LOG [LOG ...] --out DIR [options]"
     text = "log of requests (.jsonl, .jsonl.gz or .parquet); file names or glob patterns"
     command.add_argument("log", nargs="+", metavar="LOG", help=text)
     text = "folder for the report and for finished chunks, from which a stopped run resumes"

@@ -22,6 +22,7 @@ OBJECTIVES: tuple[Objective, ...] = ("cost_sensitivity", "target_probability", "
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `modelsat route`."""
+    command.usage = "modelsat route TEXT [options]"
     add = command.add_argument
     add("text", metavar="TEXT", help="the instruction to route")
     add("--json", action="store_true", help="print one JSON object instead of a table")

@@ -10,7 +10,7 @@ from engine.registry.stores.backup import back_up, restore
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the actions of `modelsat store`."""
-    actions = command.add_subparsers(required=True, metavar="ACTION")
+    actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
     for name, run, summary, text in (
         (
             "backup",

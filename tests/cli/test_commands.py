@@ -1,0 +1,98 @@
+"""The `modelsat` command: every argument is explained, and commands load only what they need."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from engine.cli.main import COMMANDS, main, parser
+
+SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "prometheus_client")
+# Runs main() without the packages of the server, as after `pip install modelsat`.
+LIGHT = """
+import sys
+for name in {missing!r}:
+    sys.modules[name] = None
+from engine.cli.main import main
+sys.exit(main({arguments!r}))
+"""
+
+
+def commands(
+    name: str, command: argparse.ArgumentParser
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield every command and action with its parser."""
+    yield name, command
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, child in action.choices.items():
+                yield from commands(f"{name} {word}", child)
+
+
+def test_every_command_and_argument_has_help() -> None:
+    unexplained = []
+    for name, command in commands("modelsat", parser()):
+        if not command.description:
+            unexplained.append(name)
+        for action in command._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                helps = {choice.dest: choice.help for choice in action._choices_actions}
+                unexplained += [f"{name} {word}" for word in action.choices if not helps.get(word)]
+            elif len((action.help or "").split()) < 3:
+                unexplained.append(f"{name} {action.option_strings or action.dest}")
+    assert unexplained == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_that_of_the_whole_parser(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    (whole,) = (p for name, p in commands("modelsat", parser()) if name == f"modelsat {command}")
+    assert shown == whole.format_help()
+
+
+def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, command in commands("modelsat", parser()):
+        assert max(map(len, command.format_help().splitlines())) <= 80, name
+
+
+def light(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where the packages of the server cannot be imported."""
+    code = LIGHT.format(missing=SERVER_PACKAGES, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("route", "Hi", "--server", "127.0.0.1:1"),
+        ("health", "--server", "127.0.0.1:1"),
+        ("candidates", "list", "--server", "127.0.0.1:1"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_client_commands_need_no_package_of_the_server(arguments: tuple[str, ...]) -> None:
+    done = light(*arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: "), done.stderr
+    assert "pip install" not in done.stderr
+    listing = light("--help")
+    assert listing.returncode == 0, listing.stderr
+    assert all(summary in " ".join(listing.stdout.split()) for summary in COMMANDS.values())
+
+
+@pytest.mark.parametrize("command", ["serve", "calibrate"])
+def test_server_commands_name_the_extra_to_install(command: str) -> None:
+    done = light(command)
+    assert done.returncode == 1
+    assert "pip install 'modelsat[cpu]'" in done.stderr
+    assert "Traceback" not in done.stderr
