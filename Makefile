@@ -13,11 +13,13 @@ NODE_EXAMPLE := examples/node
 NODE_PACKAGES := $(NODE_EXAMPLE)/node_modules/.package-lock.json
 # Not on every index and machine. Where one cannot be built its tests skip, and fail in CI.
 TOOLS := $(ENVOY) .venv-litellm/.done .venv-deploy/.done $(NODE_PACKAGES)
+# Marks are described in pyproject.toml.
+FAST := not slow and not integration and not browser and not docs
 CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install model export serve demo test lint audit train evaluate bench proto lock clean distclean \
+.PHONY: help install checkpoint export serve demo test test-all lint audit train evaluate bench proto lock clean distclean \
         docs wheel envoy demo-envoy litellm demo-litellm proto-archive image
 
 help: ## show this list
@@ -25,7 +27,7 @@ help: ## show this list
 
 install: $(VENV)/.serve ## virtual environment, locked dependencies (no torch), kernel
 
-model: $(CHECKPOINT) ## base weights, merged with the shipped adapter
+checkpoint: $(CHECKPOINT) ## base weights, merged with the shipped adapter
 
 export: $(CHECKPOINT) $(VENV)/.trt ## bundle in every format this machine can build, TensorRT plans too
 	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle
@@ -46,10 +48,12 @@ litellm: .venv-litellm/.done ## LiteLLM's proxy in an environment of its own
 demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake upstreams, the choice in its headers
 	@$(BIN)/python -m examples.litellm
 
-test: $(BUNDLE) $(VENV)/.dev ## the whole test suite
+test: $(BUNDLE) $(VENV)/.dev ## the fast suite: all that needs the development environment alone
+	$(BIN)/python -m pytest -m "$(FAST)" $(TEST)
+
+test-all: $(BUNDLE) $(VENV)/.dev ## every test, with coverage: Envoy, LiteLLM, PostgreSQL, a browser, the documentation's commands
 	@for tool in $(TOOLS); do $(MAKE) -s $$tool || echo "skipped: tests that need $$tool" >&2; done
-	@sh .ci/chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(TEST)
 
 lint: $(VENV)/.dev ## style, types, import rules, proto drift and breaking changes
 	$(BIN)/ruff format --check .
@@ -109,7 +113,6 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h
-	@sh .ci/compiler
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/export.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -36,6 +36,7 @@ EXTRAS = {
     "dev": [
         "pytest>=9.2",
         "pytest-asyncio>=1.5",
+        "pytest-cov>=7.1",
         "hypothesis>=6.170",
         "mypy>=2.4",
         "ruff>=0.17",

@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("chromium is not installed; .ci/chromium installs it")
+        pytest.skip("chromium is not installed: install the package chromium")
     with playwright.sync_playwright() as started:
         # Its sandbox needs rights that a container does not have; the page is our own.
         found = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
