@@ -1,14 +1,15 @@
 """Play the steps of the golden file against real servers and return what they decide.
 
-    python -m tests.routing.golden_replay FILE    write FILE's decisions anew, from its requests
+    python -m tests.routing.golden_replay    write the decisions anew, from the file's requests
 
-Record anew only where a decision is meant to change, and say in the commit which ones and why.
+golden_decisions.json holds the requests and what the bundle's int8 graph decides, which hangs on
+the processor; golden_decisions_fp32.json what its float32 graph decides, which does not. Record
+anew only where a decision is meant to change, and say in the commit which ones and why.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,12 @@ from engine.pb import router_service_pb2_grpc as router_grpc
 from tests.routing import golden_adapter as adapter
 from tools.processes import Server, serving
 
-FILE = Path(__file__).with_name("golden_decisions.json")
+INT8 = Path(__file__).with_name("golden_decisions.json")
+FP32 = Path(__file__).with_name("golden_decisions_fp32.json")
+FP32_DEVICE = "cpu-fp32"
 TIMEOUT_S = 60.0
-DEPTH = 6  # of the file: servers, a server, its steps, a step, its requests, one of them
+# Levels of each file that have a line for each entry, down to a request or a decision.
+DEPTHS = {INT8: 6, FP32: 3}
 # Where an answer must come without scores: how much of the step's time to allow, in turn.
 SHARES = (1.0, 0.5, 0.25, 0.12, 2.0, 4.0)
 Step = dict[str, Any]
@@ -35,26 +39,26 @@ Decisions = list[dict[str, Any]]
 INT8_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")
 
 
-def load(file: Path = FILE) -> dict[str, Any]:
-    """Return the golden file."""
+def load(file: Path = INT8) -> dict[str, Any]:
+    """Return what is in one of the two files."""
     found: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return found
 
 
-def save(golden: dict[str, Any], file: Path) -> None:
-    """Write the golden file with a request or a decision a line, so that a change shows as such."""
-    file.write_text(_lines(golden, 0) + "\n", encoding="utf-8")
+def save(content: dict[str, Any], file: Path) -> None:
+    """Write one of the two files, so that a change shows as a line."""
+    file.write_text(_lines(content, DEPTHS[file]) + "\n", encoding="utf-8")
 
 
 def _lines(value: Any, depth: int) -> str:
-    """Like json.dumps, with a line for each entry of the outer DEPTH levels."""
-    if not value or depth == DEPTH or not isinstance(value, dict | list):
+    """Like json.dumps, with a line for each entry of the outer `depth` levels."""
+    if not value or depth == 0 or not isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     named = isinstance(value, dict)
     entries = [
-        f"{json.dumps(key, ensure_ascii=False)}: {_lines(each, depth + 1)}"
+        f"{json.dumps(key, ensure_ascii=False)}: {_lines(each, depth - 1)}"
         if named
-        else _lines(each, depth + 1)
+        else _lines(each, depth - 1)
         for key, each in (value.items() if named else enumerate(value))
     ]
     opening, closing = "{}" if named else "[]"
@@ -73,12 +77,16 @@ def processor() -> str:
     return " ".join([about.get("model name", "?"), numbers, *(f for f in INT8_FLAGS if f in known)])
 
 
-def play(golden: dict[str, Any]) -> Iterator[tuple[Step, Decisions]]:
-    """Yield each step that decides something with its decisions, one server after another."""
+def play(golden: dict[str, Any], device: str = "") -> Iterator[tuple[Step, Decisions]]:
+    """Yield each step that decides something with its decisions, one server after another.
+
+    device: of every server; empty leaves it as the file has it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for i, told in enumerate(golden["servers"]):
             store = Path(folder) / f"{i}.sqlite"
-            with serving(store, *adapter.flags(told["settings"])) as server, Player(server) as on:
+            settings = told["settings"] | ({"device": device} if device else {})
+            with serving(store, *adapter.flags(settings)) as server, Player(server) as on:
                 for each in golden["candidates"]:
                     on.change({"add": each}, golden["tasks"])
                 for step in told["steps"]:
@@ -183,14 +191,14 @@ class Player:
         return found
 
 
-def record(file: Path) -> None:
-    """Write the decisions of `file` anew, with the processor they were made on."""
-    golden = load(file)
+def record() -> None:
+    """Write the decisions of both files anew, with the processor they were made on."""
+    golden = load()
     for step, decisions in play(golden):
         step["decisions"] = decisions
-    golden["processor"] = processor()
-    save(golden, file)
+    save({**golden, "processor": processor()}, INT8)
+    save({step["name"]: decisions for step, decisions in play(golden, FP32_DEVICE)}, FP32)
 
 
 if __name__ == "__main__":
-    record(Path(sys.argv[1]))
+    record()
