@@ -3,7 +3,7 @@
 {{- $name | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
-{{/* An image without CUDA would reserve the GPU and serve on the CPU. */}}
+{{/* With a GPU, an image without CUDA would reserve it and serve on the CPU. */}}
 {{- define "modelsat.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default (ternary "gpu" "cpu" .Values.gpu.enabled) }}
 {{- end }}
@@ -13,7 +13,7 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Of the pod of `helm test`: none that a service or the disruption budget selects. */}}
+{{/* Labels of the pod of `helm test`, which no service and no disruption budget may select. */}}
 {{- define "modelsat.testSelector" -}}
 app.kubernetes.io/component: test
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -26,26 +26,26 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{/* What cannot work together is said at install, not by a pod that never starts. */}}
+{{/* Refuse values that cannot work together at installation, not by a pod that never starts. */}}
 {{- define "modelsat.check" -}}
 {{- $one := not .Values.store.urlSecret }}
 {{- if and $one (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) }}
 {{- fail "more than one replica needs store.urlSecret: an SQLite store has one server at a time" }}
 {{- end }}
 {{- if and .Values.store.urlSecret .Values.store.persistence.enabled }}
-{{- fail "store.persistence is of the SQLite store; leave it off with store.urlSecret" }}
+{{- fail "store.persistence is for an SQLite store; it cannot be combined with store.urlSecret" }}
 {{- end }}
 {{- if and .Values.tls.clientSecret (not .Values.tls.secret) }}
 {{- fail "tls.clientSecret needs tls.secret" }}
 {{- end }}
 {{- end }}
 
-{{/* A number as TOML and Python read it: not 1e+06. */}}
+{{/* A number in a form that TOML and Python read: not 1e+06. */}}
 {{- define "modelsat.text" -}}
 {{- if kindIs "string" . }}{{ . }}{{ else }}{{ . | toJson }}{{ end }}
 {{- end }}
 
-{{/* Kubernetes' own gRPC probes speak plain text; with TLS the image's own command asks. */}}
+{{/* Kubernetes' gRPC probes speak plain text; with TLS, use the image's own health command. */}}
 {{- define "modelsat.probe" -}}
 {{- if .root.Values.tls.secret -}}
 exec:
@@ -88,7 +88,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* name -> secret of the files in /etc/modelsat/name, whose changes are read while serving. */}}
+{{/* name -> secret with the files of /etc/modelsat/name; the server reloads them when they change. */}}
 {{- define "modelsat.secrets" -}}
 {{- dict "tokens" .Values.tokens.secret "tls" .Values.tls.secret "client" .Values.tls.clientSecret | toJson }}
 {{- end }}
