@@ -5,10 +5,19 @@ from runpy import run_path
 
 from setuptools import Extension, find_packages, setup
 
+# What the server needs besides the client. A bare `pip install modelsat` gives the client and the
+# commands that call a server; the extras cpu, gpu and cuda add the server.
+SERVER = [
+    "numpy>=2.0",
+    "tokenizers>=0.22",
+    "grpcio-reflection>=1.85",
+    "grpcio-status>=1.85",
+    "prometheus-client>=0.26",
+]
 EXTRAS = {
-    "cpu": ["onnxruntime>=1.31"],
-    "gpu": ["onnxruntime-gpu>=1.31"],
-    "cuda": ["onnxruntime-gpu[cuda,cudnn]>=1.31"],
+    "cpu": [*SERVER, "onnxruntime>=1.31"],
+    "gpu": [*SERVER, "onnxruntime-gpu>=1.31"],
+    "cuda": [*SERVER, "onnxruntime-gpu[cuda,cudnn]>=1.31"],
     "build": ["setuptools>=77", "pip>=25.1"],
     "export": ["onnx>=1.23", "onnxruntime>=1.31", "gguf>=0.19", "safetensors>=0.8", "tqdm>=4.70"],
     "train": [
@@ -91,6 +100,7 @@ setup(
     packages=find_packages(include=["modelsat", "engine*", "export*", "training*", "cpp_ext*"]),
     package_dir={"": "."},
     package_data={
+        "modelsat": ["py.typed"],
         "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.aptitude": ["*.json"],
@@ -112,15 +122,10 @@ setup(
         )
     ],
     install_requires=[
-        "numpy>=2.0",
-        "tokenizers>=0.22",
         "grpcio>=1.85",
         "grpcio-health-checking>=1.85",
-        "grpcio-reflection>=1.85",
-        "grpcio-status>=1.85",
         "googleapis-common-protos>=1.76",
         "protobuf>=7.36",
-        "prometheus-client>=0.26",
         "rich>=13.9",  # below 14 is what LiteLLM lives with
     ],
     extras_require=EXTRAS,

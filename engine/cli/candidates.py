@@ -35,7 +35,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     for with_id in (get, delete):
         with_id.add_argument("id", help="ID of the candidate, as `modelsat candidates list` shows")
     for with_file in (create, replace):
-        text = "JSON file: a list of candidates, in the form that `get` prints"
+        text = 'JSON file of candidates as `get` prints them: one, a list, or {"candidates": [...]}'
         with_file.add_argument("file", type=Path, help=text)
     text = "number of the revision, as `modelsat candidates revisions` shows"
     rollback.add_argument("revision", type=int, help=text)
