@@ -21,6 +21,7 @@ from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.cli.main import main as cli
 from engine.client.errors import ModelsatClientError
+from engine.registry.catalog import read_zoo
 from engine.registry.stores.outcomes import read_recorded
 from engine.replay.run import Checkpoint
 from modelsat import Client
@@ -68,27 +69,16 @@ def test_outcomes_keep_their_text_and_category() -> None:
     assert found[0].text == ""
 
 
-def test_a_journal_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All questions are answered in it, so no endpoint is needed."""
+def test_a_journal_is_resumed(tmp_path: Path) -> None:
+    """Nobody listens at its endpoint, so the run ends well only if no question is left."""
     shutil.copy(FILES / JOURNAL, tmp_path)
-    asked = [
-        "aptitude",
-        "run",
-        "--base-url",
-        ENDPOINT,
-        "--model",
-        "fake",
-        "--questions-per-task",
-        "1",
-    ]
-    asked += [
-        "--questions",
-        str(FILES / "questions.jsonl"),
-        "--out",
-        str(tmp_path / "aptitude.json"),
-    ]
-    assert cli([*asked, "--yes"]) == 0
-    assert "50 answers are in the journal already" in capsys.readouterr().out
+    out = tmp_path / "aptitude.json"
+    run = ["aptitude", "run", "--base-url", ENDPOINT, "--model", "fake", "--yes"]
+    run += ["--questions", str(FILES / "questions.jsonl"), "--questions-per-task", "1"]
+    assert cli([*run, "--out", str(out)]) == 0
+    (tested,) = read_zoo(out)
+    assert [r.accuracy for r in tested.aptitude].count(1.0) == 28
+    assert len(tested.aptitude) == 50
 
 
 def test_the_scores_of_a_replay_are_left_and_computed_anew() -> None:
