@@ -1,4 +1,4 @@
-"""What .ci/audit makes of pip-audit's reports; pip-audit itself calls the first one clean."""
+"""The verdicts of .ci/audit on pip-audit's reports; pip-audit itself calls the first one clean."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FLAWED = {"name": "c", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions
     [
         ([UNKNOWN, UNKNOWN], 0, "skipped, the service knows none of the 2"),
         ([CLEAN, UNKNOWN], 0, "1 packages without a known vulnerability; not known to the"),
-        ([CLEAN, FLAWED, UNKNOWN], 1, "c 2: PYSEC-1, mended in 3"),
+        ([CLEAN, FLAWED, UNKNOWN], 1, "c 2: PYSEC-1, fixed in 3"),
         (None, 0, "skipped, the service cannot be reached"),
     ],
 )
 def test_verdicts(packages: Any, status: int, words: str) -> None:
     verdict = run_path(str(ROOT / ".ci" / "audit"))["verdict"]
     output = "" if packages is None else json.dumps({"dependencies": packages, "fixes": []})
-    found, line = verdict(output, "requests.exceptions.ConnectionError: no route")
-    assert found == status
+    code, line = verdict(output, "requests.exceptions.ConnectionError: no route")
+    assert code == status
     assert words in line
     assert verdict("", "No module named pip_audit") == (
         2,

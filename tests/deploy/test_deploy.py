@@ -1,4 +1,4 @@
-"""The chart as Helm renders it, held to Kubernetes' schemas and to the server's own settings."""
+"""The chart, as Helm renders it, fits Kubernetes' schemas and the server's own settings."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ FLEET: dict[str, Any] = {
     "podAnnotations": {"note": "yes"},
 }
 CHART = ROOT / "deploy" / "helm" / "modelsat"
-# By other values of the chart, or by the image.
+# Set by other values of the chart, or by the image.
 SET_BY_VALUES = {
-    *("address", "admin_address", "metrics_address", "extproc_address", "store", "tokens"),
-    *("tls_certificate", "tls_key", "tls_client_ca", "bundle", "outcomes"),
+    *("address", "admin_address", "metrics_address", "extproc_address", "bundle"),
+    *("candidates_db", "outcomes_db"),
+    *("auth_tokens_file", "tls_certificate", "tls_key", "tls_client_ca"),
 }
 SINGLE: dict[str, Any] = {"store": {"persistence": {"enabled": True}}}
 
 
 def objects(values: dict[str, Any]) -> dict[str, Any]:
-    """kind/name -> object, after lint and schemas found nothing."""
+    """Return kind/name -> object; fail if lint or a schema complains."""
     found = rendered(values)
     assert "refused" not in found, found
     assert found["lint"] == []
@@ -55,24 +56,26 @@ def objects(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def pod_of(found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(spec of the pod, its container)."""
+    """Return the spec of the pod, and its container."""
     spec = found["Deployment/demo-modelsat"]["spec"]["template"]["spec"]
     return spec, spec["containers"][0]
 
 
 def settings_of(container: dict[str, Any]) -> Settings:
-    """What the server makes of the container's environment."""
+    """Return the settings that the server reads from the container's environment."""
     environment = {e["name"]: e.get("value", "postgresql://h/d") for e in container["env"]}
     return resolve({}, environment, Path()).settings
 
 
 @pytest.mark.parametrize("values", [{}, SINGLE, FLEET], ids=["default", "single", "fleet"])
-def test_the_server_takes_the_environment_and_has_time_to_drain(values: dict[str, Any]) -> None:
+def test_server_accepts_the_environment_and_has_time_to_drain(values: dict[str, Any]) -> None:
     spec, container = pod_of(objects(values))
     settings = settings_of(container)
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert spec["terminationGracePeriodSeconds"] > settings.shutdown_grace_period_s + pause
-    assert spec["enableServiceLinks"] is False  # or MODELSAT_PORT is refused as no setting
+    assert (
+        spec["enableServiceLinks"] is False
+    )  # otherwise MODELSAT_PORT is refused as an unknown setting
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     assert settings.address.endswith(f":{ports['grpc']}")
     assert settings.metrics_address.endswith(f":{ports['metrics']}")
@@ -82,7 +85,7 @@ def test_the_server_takes_the_environment_and_has_time_to_drain(values: dict[str
     assert mounts == {v["name"] for v in spec["volumes"]}
 
 
-def test_by_default_nothing_beyond_the_pod_reaches_the_admin_address() -> None:
+def test_admin_address_is_private_to_the_pod_by_default() -> None:
     found = objects({})
     _, container = pod_of(found)
     assert settings_of(container).admin_address == "127.0.0.1:50052"
@@ -94,7 +97,7 @@ def test_by_default_nothing_beyond_the_pod_reaches_the_admin_address() -> None:
     assert {p["port"] for rule in policy for p in rule["ports"]} == {"grpc", "metrics"}
 
 
-def test_probes_ask_for_names_that_the_server_has() -> None:
+def test_probes_use_health_names_of_the_server() -> None:
     _, container = pod_of(objects({}))
     probes = {
         name: container[f"{name}Probe"]["grpc"] for name in ("startup", "readiness", "liveness")
@@ -104,8 +107,8 @@ def test_probes_ask_for_names_that_the_server_has() -> None:
     assert {p["service"] for p in probes.values()} <= set(PROBES)
 
 
-def test_with_tls_the_probes_are_the_health_command() -> None:
-    """Kubernetes' gRPC probes cannot speak TLS; the command is parsed as the image would."""
+def test_probes_run_the_health_command_with_tls() -> None:
+    """Kubernetes' gRPC probes cannot speak TLS; the command is parsed as in the image."""
     _, container = pod_of(objects(FLEET))
     program, *arguments = container["livenessProbe"]["exec"]["command"]
     parsed = parser().parse_args(arguments)
@@ -116,7 +119,7 @@ def test_with_tls_the_probes_are_the_health_command() -> None:
     assert files == {"/etc/modelsat/client/tls.crt", "/etc/modelsat/client/tls.key"}
 
 
-def test_the_autoscaler_reads_a_metric_that_the_server_exports() -> None:
+def test_autoscaler_reads_a_metric_that_the_server_exports() -> None:
     found = objects(FLEET)
     assert "replicas" not in found["Deployment/demo-modelsat"]["spec"]
     (metric,) = found["HorizontalPodAutoscaler/demo-modelsat"]["spec"]["metrics"]
@@ -129,30 +132,30 @@ def test_the_autoscaler_reads_a_metric_that_the_server_exports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "why"),
+    ("values", "message"),
     [
         ({"replicas": 2}, "more than one replica needs store.urlSecret"),
         ({"autoscaling": {"enabled": True}}, "more than one replica needs store.urlSecret"),
         ({"tls": {"clientSecret": "c"}}, "tls.clientSecret needs tls.secret"),
-        ({"settings": {"tokens": "/file"}}, "invalid propertyName 'tokens'"),
+        ({"settings": {"auth_tokens_file": "/file"}}, "invalid propertyName 'auth_tokens_file'"),
         ({"settings": {"nonsense": 3}}, "invalid propertyName 'nonsense'"),
         ({"ports": {"grpc": 70000}}, "ports"),
         ({"persistance": {}}, "persistance"),
     ],
 )
-def test_what_cannot_work_is_refused(values: dict[str, Any], why: str) -> None:
-    assert why in rendered(values)["refused"]
+def test_values_that_cannot_work_are_refused(values: dict[str, Any], message: str) -> None:
+    assert message in rendered(values)["refused"]
 
 
-def test_the_chart_takes_the_settings_that_the_server_has() -> None:
+def test_chart_accepts_exactly_the_settings_of_the_server() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     taken = set(schema["properties"]["settings"]["propertyNames"]["enum"])
     known = {f.name for f in fields(Settings)} - SET_BY_VALUES
-    assert sorted(known - taken) == [], "to be added to settings.propertyNames in the schema"
-    assert sorted(taken - known) == [], "in the schema, but no setting that is left to the user"
+    assert sorted(known - taken) == [], "add these to settings.propertyNames in the schema"
+    assert sorted(taken - known) == [], "in the schema, but not a setting for users of the chart"
 
 
-def test_a_gpu_is_reserved_for_the_image_that_uses_it() -> None:
+def test_gpu_is_reserved_for_the_image_that_uses_it() -> None:
     images = {
         "modelsat:cpu": {},
         "modelsat:gpu": {"gpu": {"enabled": True}},
@@ -184,7 +187,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     assert run("hadolint", "deploy/docker/Dockerfile") == ""
 
 
-def test_the_image_and_the_chart_agree() -> None:
+def test_image_and_chart_agree() -> None:
     text = (ROOT / "deploy" / "docker" / "Dockerfile").read_text("utf-8")
     spec, container = pod_of(objects({}))
     user = re.search(r"^USER (\d+):(\d+)$", text, re.M)
@@ -197,15 +200,15 @@ def test_the_image_and_the_chart_agree() -> None:
 
 
 @pytest.mark.skipif("extproc_address" not in vars(Settings()), reason="no ext_proc in this version")
-def test_compose_mounts_what_is_there_and_starts_the_server_as_it_is() -> None:
+def test_compose_mounts_existing_files_and_starts_the_server() -> None:
     file = ROOT / "deploy" / "compose" / "compose.yaml"
     services = yaml.safe_load(file.read_text("utf-8"))["services"]
     mounts = [v.split(":")[0] for s in services.values() for v in s["volumes"]]
     missing = [m for m in mounts if m.startswith(".") and not (file.parent / m).resolve().exists()]
     assert missing == []
     started = parser().parse_args(services["modelsat"]["command"])
-    assert started.fallback == "overload"  # as docs/how-to/envoy.md asks
-    # An entrypoint that starts as root and changes its user cannot do so without capabilities.
+    assert started.fallback == "overload"  # as docs/how-to/envoy.md recommends
+    # The image's entrypoint starts as root, and cannot change its user without capabilities.
     assert services["envoy"]["cap_drop"] == ["ALL"]
     assert services["envoy"]["user"] == "101:101"
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""A real Prometheus on a real server is asked every expression of dashboard and alerts."""
+"""A real Prometheus with a real server evaluates every expression of dashboard and alerts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMETHEUS, PROMTOOL = (shutil.which(name, path=PATH) for name in ("prometheus",
 pytestmark = needs(
     "" if PROMETHEUS and PROMTOOL else "no prometheus; `make .venv-deploy/.done` gets Debian's"
 )
-QUIET = {"Errors by code", "Audit records"}  # panels without a series on a server that is well
+QUIET = {"Errors by code", "Audit records"}  # panels without a series on a healthy server
 Query = Callable[[str], list[Any]]
 
 
@@ -42,7 +42,7 @@ def test_the_alerts_fire_when_they_should() -> None:
 
 @pytest.fixture(scope="module")
 def query(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """What Prometheus answers, once it has read a server with some traffic on it for a while."""
+    """Return a function that queries Prometheus once it has scraped a server with some traffic."""
     folder = tmp_path_factory.mktemp("prometheus")
     metrics, own = (f"127.0.0.1:{free_port()}" for _ in range(2))
     command, log = _command(folder, metrics, own), folder / "prometheus.log"
@@ -58,7 +58,7 @@ def query(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
 
 
 def _command(folder: Path, metrics: str, own: str) -> list[str]:
-    """deploy/prometheus/ as it is, but for the address and a faster clock."""
+    """Write deploy/prometheus/ with another address and short intervals; return the command."""
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text("utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"] = [{"targets": [metrics]}]
@@ -73,14 +73,14 @@ def _command(folder: Path, metrics: str, own: str) -> list[str]:
 
 
 def _await_scrapes(address: str, metrics: str, more: int) -> None:
-    """Until Prometheus has read the server `more` times from now on."""
+    """Wait until Prometheus has scraped the server `more` times from now on."""
     begun, deadline = time.time(), time.monotonic() + 60
-    asked = f'timestamp(up{{instance="{metrics}"}})'
+    expression = f'timestamp(up{{instance="{metrics}"}})'
     seen: set[float] = set()
     while len(seen) < more:
-        assert time.monotonic() < deadline, "Prometheus does not read the server"
+        assert time.monotonic() < deadline, "Prometheus does not scrape the server"
         time.sleep(0.2)
-        stamps = [float(found["value"][1]) for found in _ask(address, asked)]
+        stamps = [float(found["value"][1]) for found in _ask(address, expression)]
         seen |= {stamp for stamp in stamps if stamp > begun}
 
 
@@ -93,18 +93,18 @@ def _ask(address: str, expression: str) -> list[Any]:
     return found
 
 
-def test_every_panel_of_the_dashboard_shows_something(query: Query) -> None:
+def test_every_panel_of_the_dashboard_has_data(query: Query) -> None:
     assert query("up")[0]["value"][1] == "1"
     silent = set()
     for panel in panels():
         for target in panel.get("targets", ()):
-            asked = target["expr"].replace("$instance", ".*").replace("$__rate_interval", "1m")
-            if not query(asked):
+            expression = target["expr"].replace("$instance", ".*").replace("$__rate_interval", "1m")
+            if not query(expression):
                 silent.add(panel["title"])
     assert silent <= QUIET, silent
 
 
-def test_no_alert_fires_on_a_server_that_is_well(query: Query) -> None:
+def test_no_alert_fires_on_a_healthy_server(query: Query) -> None:
     (group,) = yaml.safe_load((FOLDER / "alerts.yml").read_text("utf-8"))["groups"]
     assert {rule["alert"]: query(rule["expr"]) for rule in group["rules"]} == {
         rule["alert"]: [] for rule in group["rules"]
