@@ -92,6 +92,17 @@ def id_of(name: str, field: str = "name") -> str:
     return identifier
 
 
+def ids_of(names: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return the IDs in the resource names `candidates/{id}`; raises InvalidInputError."""
+    if not names:
+        return ()
+    if len(names) > MAX_CANDIDATES:
+        raise InvalidInputError(
+            Violation(field, f"has {len(names)} names; a table holds at most {MAX_CANDIDATES}.")
+        )
+    return tuple(id_of(name, f"{field}[{i}]") for i, name in enumerate(names))
+
+
 def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
     """Everything wrong with `candidate`, all at once; an empty list where nothing is."""
     return [

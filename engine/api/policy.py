@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.api.errors import InvalidInputError, Violation
+
+MAX_SESSION_CHARS = 128
 Objective = Literal["cost_sensitivity", "target_probability", "budget_usd"]
 
 
@@ -48,3 +52,22 @@ class Session:
 
     name: str
     margin: float | None = None
+
+
+def check_session(session: Session) -> None:
+    """Raise InvalidInputError unless the session's name and margin are valid."""
+    violations = []
+    if not 1 <= len(session.name) <= MAX_SESSION_CHARS:
+        size = len(session.name)
+        violations.append(
+            Violation("session.id", f"is {size} characters; expected 1 to {MAX_SESSION_CHARS}.")
+        )
+    margin = session.margin
+    if margin is not None and not (math.isfinite(margin) and margin >= 0):
+        violations.append(
+            Violation(
+                "session.switching_margin", f"is {margin}; expected a finite number of at least 0."
+            )
+        )
+    if violations:
+        raise InvalidInputError(*violations)

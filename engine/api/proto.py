@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from engine.api.candidate import (
-    MAX_CANDIDATES,
     PREFIX,
     TEST_TASKS,
     WORD_LISTS,
     Candidate,
     TaskResult,
     id_of,
+    ids_of,
     wrong_count,
 )
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import check_text
 from engine.api.openai import MAX_PARTS
-from engine.api.policy import POLICY_WORDS, Policy, Session
+from engine.api.policy import POLICY_WORDS, Policy, Session, check_session
 from engine.pb import candidate_pb2, router_service_pb2
 
 OPTIONAL = (
@@ -36,7 +35,6 @@ AMOUNTS = (
     "min_context_window",
     "abstain_below_probability",
 )
-MAX_SESSION_CHARS = 128
 ROLES = set(router_service_pb2.Role.values()) - {router_service_pb2.ROLE_UNSPECIFIED}
 
 
@@ -87,8 +85,8 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
     return Policy(
         objective=objective or "cost_sensitivity",
         value=getattr(message, objective) if objective else 0.0,
-        allowed_candidates=_ids(message.allowed_candidates, "policy.allowed_candidates"),
-        denied_candidates=_ids(message.denied_candidates, "policy.denied_candidates"),
+        allowed_candidates=ids_of(message.allowed_candidates, "policy.allowed_candidates"),
+        denied_candidates=ids_of(message.denied_candidates, "policy.denied_candidates"),
         default_candidate=id_of(default, "policy.default_candidate") if default else "",
         **fields,
     )
@@ -110,23 +108,12 @@ def session_from(request: router_service_pb2.RouteRequest) -> Session | None:
     """None where the request names no session; raises InvalidInputError."""
     if not request.HasField("session"):
         return None
-    session, problems = request.session, []
-    if not 1 <= len(session.id) <= MAX_SESSION_CHARS:
-        problems.append(
-            Violation(
-                "session.id", f"is {len(session.id)} characters; expected 1 to {MAX_SESSION_CHARS}."
-            )
-        )
-    margin = session.switching_margin if session.HasField("switching_margin") else None
-    if margin is not None and not (math.isfinite(margin) and margin >= 0):
-        problems.append(
-            Violation(
-                "session.switching_margin", f"is {margin}; expected a finite number of at least 0."
-            )
-        )
-    if problems:
-        raise InvalidInputError(*problems)
-    return Session(session.id, margin)
+    margin = None
+    if request.session.HasField("switching_margin"):
+        margin = request.session.switching_margin
+    session = Session(request.session.id, margin)
+    check_session(session)
+    return session
 
 
 def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tuple[str, int]:
@@ -143,17 +130,33 @@ def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tu
         raise InvalidInputError(
             Violation("instruction", "is not set; send text or a conversation.")
         )
-    turns = request.conversation.messages
-    _check_turns(turns)
-    texts = ["\n".join(turn.text_parts) for turn in turns]
-    spoken = [i for i, turn in enumerate(turns) if turn.role == router_service_pb2.ROLE_USER]
-    if not spoken:
+    _check_turns(request.conversation.messages)
+    turns = [
+        (turn.role == router_service_pb2.ROLE_USER, "\n".join(turn.text_parts))
+        for turn in request.conversation.messages
+    ]
+    return last_user_turn(turns, limit)
+
+
+def last_user_turn(turns: Sequence[tuple[bool, str]], limit_bytes: int) -> tuple[str, int]:
+    """Return the text of the last user turn, and the number of characters in all other turns.
+
+    Args:
+        turns: (whether the user's, text), oldest first.
+        limit_bytes: of all texts together, in UTF-8.
+
+    Raises:
+        InvalidInputError: there is no user turn, its text is empty, or the limit is exceeded.
+    """
+    users = [i for i, (is_user, _) in enumerate(turns) if is_user]
+    if not users:
         raise InvalidInputError(
-            Violation("conversation", "has no user turn; the last one is what is read.")
+            Violation("conversation", "has no user turn; the last one is the text to route by.")
         )
-    check_text("\n".join(texts), limit, "conversation")
-    text = texts[spoken[-1]]
-    check_text(text, limit, f"conversation.messages[{spoken[-1]}].text_parts")
+    texts = [text for _, text in turns]
+    check_text("\n".join(texts), limit_bytes, "conversation")
+    text = texts[users[-1]]
+    check_text(text, limit_bytes, f"conversation.messages[{users[-1]}].text_parts")
     return text, sum(map(len, texts)) - len(text)
 
 
@@ -173,13 +176,3 @@ def _check_turns(turns: Sequence[router_service_pb2.Message]) -> None:
                     f"is {turn.role}; expected ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL.",
                 )
             )
-
-
-def _ids(names: Sequence[str], field: str) -> tuple[str, ...]:
-    if not names:
-        return ()
-    if len(names) > MAX_CANDIDATES:
-        raise InvalidInputError(
-            Violation(field, f"has {len(names)} names; a table holds at most {MAX_CANDIDATES}.")
-        )
-    return tuple(id_of(name, f"{field}[{i}]") for i, name in enumerate(names))

@@ -16,11 +16,10 @@ from typing import Any, BinaryIO, cast
 
 from engine.api.candidate import PREFIX
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import is_utf8
+from engine.api.limits import check_text, is_utf8
 from engine.api.openai import ROLES, turns
-from engine.api.proto import instruction_from
-from engine.client.requests import Turn, conversation
-from engine.pb import router_service_pb2
+from engine.api.proto import last_user_turn
+from engine.client.requests import Turn
 from engine.serving.settings import Settings
 
 MAX_LINE = 64 << 20  # bytes; longer ones are broken and never held whole
@@ -239,16 +238,15 @@ def _instruction(
     values: Mapping[str, Any], columns: Mapping[str, Sequence[str]]
 ) -> tuple[str, int]:
     messages, text = values["messages"], values["text"]
-    request = router_service_pb2.RouteRequest()
     if messages is not None:
-        request.conversation.CopyFrom(conversation(_turns(messages)))
-    elif isinstance(text, str):
-        _require_utf8(text)
-        request.text = text
-    else:
+        said = [(turn.role == "user", turn.text) for turn in _turns(messages)]
+        return last_user_turn(said, MAX_TEXT_BYTES)
+    if not isinstance(text, str):
         tried = ", ".join((*columns["messages"], *columns["text"]))
         raise ValueError(f"has no instruction in any of the columns {tried}")
-    return instruction_from(request, MAX_TEXT_BYTES)
+    _require_utf8(text)
+    check_text(text, MAX_TEXT_BYTES)
+    return text, 0
 
 
 def _require_utf8(text: str) -> None:

@@ -165,8 +165,7 @@ def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
 def _extproc(parts: Parts) -> Service:
     """Raises InvalidInputError."""
     gateway = Gateway(parts.router, options_from(parts.settings))
-    timeout_s = parts.settings.extproc_body_timeout_s
-    processor = ExternalProcessor(gateway, parts.telemetry, timeout_s)
+    processor = ExternalProcessor(gateway, parts.telemetry)
     add = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
     return Service(EXTPROC, partial(add, processor))
 

@@ -1,4 +1,4 @@
-"""What the server is told at start: flags before environment before a file before defaults.
+"""Settings of the server: flags override environment variables, those a file, that the defaults.
 
 A field's name is its key in the file (TOML), `--its-name` on the command line and MODELSAT_ITS_NAME
 in the environment.
@@ -21,13 +21,15 @@ from engine.registry.stores.base import without_password
 
 ENVIRONMENT = "MODELSAT_"
 MILLION = 1_000_000
+EXTPROC_MAX_BODY_BYTES = 10 * MIB  # of one HTTP request
+OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
 NO_FILE = Path()
 BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
 LEVELS = ("debug", "info", "warning", "error")
 HEADER_PATTERN = re.compile(r"[a-z0-9-]{1,100}")
 HEADER_VALUE = re.compile(r"[!-~]{1,256}")
-# What another value of theirs would break.
-TAKEN_HEADERS = (
+# Headers that HTTP itself depends on.
+HTTP_HEADERS = (
     "authorization",
     "connection",
     "content-encoding",
@@ -36,172 +38,223 @@ TAKEN_HEADERS = (
     "host",
     "transfer-encoding",
 )
-LISTENING = ("address", "admin_address", "metrics_address", "console_address", "extproc_address")
-WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+ADDRESSES = ("address", "admin_address", "metrics_address", "console_address", "extproc_address")
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def _of(default: Any, about: str, *, low: float = 0, high: float = 0, among: Any = ()) -> Any:
-    """A field. low, high: bounds of a number. among: the allowed words."""
-    about_it = {"about": about, "low": low, "high": high, "among": tuple(among)}
-    return field(default=default, metadata=about_it)
+    """Define a setting. about: its help. low, high: bounds of a number. among: allowed values."""
+    metadata = {"about": about, "low": low, "high": high, "among": tuple(among)}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Addresses are HOST:PORT, port 0 takes a free one; an empty one is off. A path that is empty
-    is none."""
+    """Addresses are HOST:PORT; port 0 takes a free one, an empty address is off. An empty path is
+    none."""
 
-    bundle: Path = _of(BUNDLE, "folder that `make export` wrote")
-    address: str = _of("127.0.0.1:50051", "HOST:PORT of RouterService; port 0 takes a free one")
-    admin_address: str = _of("", "HOST:PORT of CandidateService; empty means beside RouterService")
-    metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty serves none")
-    console_address: str = _of("", "HOST:PORT of the read-only web console; empty serves none")
-    extproc_address: str = _of("", "HOST:PORT of Envoy's ExternalProcessor; empty serves none")
-    extproc_model_alias: str = _of("auto", "model that asks for a choice; several with commas")
-    extproc_model_header: str = _of("x-selected-model", "request header with the model, set by us")
-    extproc_header_prefix: str = _of(
-        "x-modelsat-", "of the request headers with the decision's id and a caller's policy"
+    bundle: Path = _of(BUNDLE, "Bundle to serve: the folder that `make export` wrote.")
+    address: str = _of("127.0.0.1:50051", "HOST:PORT of RouterService; port 0 takes a free port.")
+    admin_address: str = _of("", "HOST:PORT of CandidateService; empty serves it on --address too.")
+    metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty turns it off.")
+    console_address: str = _of("", "HOST:PORT of the read-only web console; empty turns it off.")
+    extproc_address: str = _of(
+        "", "HOST:PORT of Envoy's ExternalProcessor service; empty turns it off."
+    )
+    extproc_model_alias: str = _of(
+        "auto", "Value of `model` that asks for routing; separate several by commas."
+    )
+    extproc_model_header: str = _of(
+        "x-selected-model", "Request header that is set to the selected model."
     )
     extproc_model_map: Path = _of(
-        NO_FILE, "JSON object: candidate id -> its upstream's name for it"
+        NO_FILE, "JSON file: object of candidate ID -> the upstream's name for that model."
     )
-    extproc_max_body_bytes: int = _of(10 * MIB, "of one HTTP request", low=1, high=16 * MIB)
     extproc_max_buffered_mb: int = _of(
-        256, "of HTTP bodies that are being answered, all together", low=1, high=MILLION
+        256,
+        "Limit on all HTTP bodies in memory, in MiB; above it requests get 503.",
+        low=EXTPROC_MAX_BODY_BYTES // MIB,
+        high=MILLION,
     )
-    extproc_timeout_ms: int = _of(500, "from the whole body to the choice", low=1, high=MILLION)
-    extproc_body_timeout_s: int = _of(
-        60, "for the whole body to come (FULL_DUPLEX_STREAMED)", low=1, high=3600
+    extproc_timeout_ms: int = _of(
+        500, "Time-out from the complete body to the decision, in ms.", low=1, high=MILLION
     )
     extproc_on_unparsable: str = _of(
-        "pass", "what to do with bodies that are compressed or no JSON", among=("pass", "refuse")
+        "pass",
+        "Bodies that are compressed or not JSON: pass them on unrouted, or reject them with 415.",
+        among=("pass", "reject"),
     )
     extproc_no_capability_check: bool = _of(
-        False, "do not require the tools, JSON mode and modalities that a body uses"
+        False, "Do not require candidates to support the tools, JSON mode and modalities of a body."
     )
     candidates_db: str = _of(
-        "artifacts/candidates.sqlite", "SQLite file or postgresql:// of the candidates"
+        "artifacts/candidates.sqlite", "Candidate store: an SQLite file or a postgresql:// URL."
     )
-    outcomes_db: Path = _of(OUTCOMES, "SQLite file of recorded outcomes")
-    device: str = _of("auto", "what scores", among=("auto", *get_args(Device)))
-    inference_threads: int = _of(0, "of the forward pass; 0 = one per core", high=1024)
-    max_queue_size: int = _of(256, "requests in the queue", low=1, high=100_000)
-    score_cache_mb: int = _of(16, "of known probabilities; 0 keeps none", high=MILLION)
-    max_text_bytes: int = _of(512 * 1024, "of one instruction", low=1, high=MAX_MESSAGE_BYTES)
-    reencode_candidates: bool = _of(False, "bring a store of another encoder to this one")
+    outcomes_db: Path = _of(OUTCOMES, "SQLite file for recorded outcomes.")
+    device: str = _of(
+        "auto",
+        "Inference device (auto tries tensorrt, cuda, cpu).",
+        among=("auto", *get_args(Device)),
+    )
+    inference_threads: int = _of(
+        0, "CPU threads for the forward pass; 0 takes one per core.", high=1024
+    )
+    max_queue_size: int = _of(
+        256, "Requests that may wait for a forward pass; more are refused.", low=1, high=100_000
+    )
+    score_cache_mb: int = _of(
+        16, "Memory for cached probabilities, in MiB; 0 turns the cache off.", high=MILLION
+    )
+    max_text_bytes: int = _of(
+        512 * 1024, "Limit on the text of one request, in bytes.", low=1, high=MAX_MESSAGE_BYTES
+    )
+    reencode_candidates: bool = _of(
+        False, "If the store was written with another bundle's encoder, encode it again at start."
+    )
     revision_history_limit: int = _of(
-        100, "states of the table to roll back to", low=1, high=MILLION
+        100, "Revisions of the candidate table kept for rollback.", low=1, high=MILLION
     )
     max_recorded_outcomes: int = _of(
-        100_000, "recorded outcomes; the oldest go first", low=1, high=100 * MILLION
+        100_000, "Recorded outcomes kept; the oldest are deleted first.", low=1, high=100 * MILLION
     )
     fallback: str = _of(
         "off",
-        "when the static ranking answers: never, when the deadline is near, or also when the queue"
-        " is full",
+        "When to rank by mean accuracy instead of scores: never, when the deadline is near, or"
+        " also when the queue is full (overload).",
         among=("off", "deadline", "overload"),
     )
-    default_candidate: str = _of("", "id chosen on abstention; empty takes the ranking's first")
-    switching_margin: float = _of(
-        0.05, "utility that another candidate must gain to end a session's"
+    default_candidate: str = _of(
+        "", "ID of the candidate selected on abstention; empty selects the ranking's first."
     )
-    session_ttl_s: int = _of(1800, "seconds a session is remembered", low=1, high=MILLION)
-    max_sessions: int = _of(10_000, "sessions remembered", high=10 * MILLION)
-    tls_certificate: Path = _of(NO_FILE, "PEM chain; with it the server speaks TLS only")
-    tls_key: Path = _of(NO_FILE, "PEM private key of the certificate")
+    switching_margin: float = _of(
+        0.05, "Minimum utility gain before a session switches candidates."
+    )
+    session_ttl_s: int = _of(
+        1800, "Seconds after its last use at which a session expires.", low=1, high=MILLION
+    )
+    max_sessions: int = _of(
+        10_000, "Sessions kept; the least recently used are dropped first.", high=10 * MILLION
+    )
+    tls_certificate: Path = _of(
+        NO_FILE, "PEM certificate chain; turns TLS on for every address but --metrics-address."
+    )
+    tls_key: Path = _of(NO_FILE, "PEM private key of the certificate, without a passphrase.")
     tls_client_ca: Path = _of(
-        NO_FILE, "PEM of the authority whose client certificates are required"
+        NO_FILE, "PEM certificate authority; clients must present a certificate from it (mTLS)."
     )
     auth_tokens_file: Path = _of(
-        NO_FILE, "JSON file of bearer tokens and roles; without it anyone may call"
+        NO_FILE, "JSON file of bearer tokens and roles; without it every client has access."
     )
     max_connection_age_s: int = _of(
-        0, "seconds after which a client is asked to connect anew; 0 = never", high=MILLION
+        0, "Seconds after which clients are asked to reconnect; 0 for never.", high=MILLION
     )
     shutdown_grace_period_s: int = _of(
-        10, "seconds from SIGTERM to the end at the latest", high=3600
+        10, "Seconds from SIGTERM until calls in flight are cancelled.", high=3600
     )
-    log_format: str = _of("text", "of the log on stderr", among=("text", "json"))
-    log_level: str = _of("info", "lowest that is logged", among=LEVELS)
-    otlp_endpoint: str = _of("", "HOST:PORT of an OTLP collector (gRPC); empty sends no traces")
-    audit_log: Path = _of(NO_FILE, "JSON lines file for a sample of decisions; empty keeps none")
-    audit_sample_rate: float = _of(0.01, "of decisions in the audit file", high=1)
-    audit_include_text: bool = _of(False, "write the instruction into the audit file too")
+    log_format: str = _of("text", "Format of the log on stderr.", among=("text", "json"))
+    log_level: str = _of("info", "Lowest level that is logged.", among=LEVELS)
+    otlp_endpoint: str = _of(
+        "", "HOST:PORT of an OTLP collector (gRPC) for traces; empty turns tracing off."
+    )
+    audit_log: Path = _of(NO_FILE, "JSON lines file for a sample of decisions; empty turns it off.")
+    audit_sample_rate: float = _of(0.01, "Share of decisions in the audit log, 0 to 1.", high=1)
+    audit_include_text: bool = _of(
+        False, "Write instructions into the audit log, and show them in the console."
+    )
 
     def check(self) -> None:
-        """Raise one InvalidInputError that lists every wrong value."""
-        problems = [p for f in fields(self) for p in _check(f, getattr(self, f.name))]
+        """Raise one InvalidInputError that lists every invalid value."""
+        violations = [v for f in fields(self) for v in _check(f, getattr(self, f.name))]
         if bool(self.tls_certificate.name) != bool(self.tls_key.name):
-            problems.append(Violation("--tls-key", "and --tls-certificate go together; give both."))
+            violations.append(Violation("--tls-key", "needs --tls-certificate, and vice versa."))
         if self.tls_client_ca.name and not self.tls_certificate.name:
-            problems.append(Violation("--tls-client-ca", "needs --tls-certificate and --tls-key."))
+            violations.append(
+                Violation("--tls-client-ca", "needs --tls-certificate and --tls-key.")
+            )
         if self.default_candidate and not ID_PATTERN.fullmatch(self.default_candidate):
-            problems.append(Violation("--default-candidate", "is no candidate id."))
-        problems += [*_check_gateway(self), *_check_addresses(self)]
-        if problems:
-            raise InvalidInputError(*problems)
+            violations.append(Violation("--default-candidate", "is not a valid candidate ID."))
+        violations += [*_check_extproc(self), *_check_addresses(self)]
+        if violations:
+            raise InvalidInputError(*violations)
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """sources: field -> "flag", "environment", the file's path or "default"."""
+class ResolvedSettings:
+    """Settings, and where each comes from.
+
+    sources: field -> "flag", "environment", the file's path or "default".
+    """
 
     settings: Settings
     sources: Mapping[str, str]
 
     def table(self) -> str:
-        """A line for each setting that is not a default; tokens and keys are files, never shown."""
-        told = [(n, s) for n, s in self.sources.items() if s != "default"]
-        shown = {
-            **vars(self.settings),
-            "candidates_db": without_password(self.settings.candidates_db),
+        """Return a line for each setting that is not a default. Tokens and keys are in files, so
+        no line shows one."""
+        values = vars(self.settings) | {
+            "candidates_db": without_password(self.settings.candidates_db)
         }
-        return "\n".join(f"  {n} = {shown[n]} ({s})" for n, s in told)
+        return "\n".join(
+            f"  {name} = {values[name]} ({source})"
+            for name, source in self.sources.items()
+            if source != "default"
+        )
 
 
-def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path) -> Resolved:
-    """flags: field -> text, None where it was not given. file: TOML; an empty path means none.
+def resolve(
+    flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path
+) -> ResolvedSettings:
+    """Combine all sources of settings.
 
-    Raises one InvalidInputError that lists every wrong value of every source.
+    Args:
+        flags: field -> text, None if the flag was not given.
+        environ: of the process; only variables that begin with MODELSAT_ matter.
+        file: TOML; an empty path means none.
+
+    Raises:
+        InvalidInputError: lists every invalid value of every source.
     """
     values: dict[str, Any] = {}
     sources = {f.name: "default" for f in fields(Settings)}
-    problems: list[Violation] = []
-    told = {k.removeprefix(ENVIRONMENT).lower(): v for k, v in environ.items() if _ours(k)}
-    layers = ((str(file), _read(file)), ("environment", told), ("flag", flags))
-    known = {f.name: f for f in fields(Settings)}
-    for source, layer in layers:
+    violations: list[Violation] = []
+    variables = {
+        k.removeprefix(ENVIRONMENT).lower(): v for k, v in environ.items() if _is_setting(k)
+    }
+    defaults = {f.name: f.default for f in fields(Settings)}
+    for source, layer in ((str(file), _read(file)), ("environment", variables), ("flag", flags)):
         for name, raw in layer.items():
             if raw is None:
                 continue
-            if name not in known:
-                problems.append(Violation(name, f"in {source} is no setting of this version."))
+            if name not in defaults:
+                violations.append(Violation(name, f"in {source} is not a setting of this version."))
                 continue
             try:
-                values[name], sources[name] = _parse(known[name].default, raw), source
+                values[name], sources[name] = _parse(defaults[name], raw), source
             except ValueError as error:
-                problems.append(Violation(flag(name), f"in {source} is {str(raw)[:80]!r}; {error}"))
+                problem = f"in {source} is {str(raw)[:80]!r}; {error}"
+                violations.append(Violation(flag(name), problem))
     settings = Settings(**values)
     try:
         settings.check()
     except InvalidInputError as error:
-        problems += error.violations
-    if problems:
-        raise InvalidInputError(*problems)
-    return Resolved(settings, sources)
+        violations += error.violations
+    if violations:
+        raise InvalidInputError(*violations)
+    return ResolvedSettings(settings, sources)
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a field."""
+    """Return the command-line flag of a field."""
     return "--" + name.replace("_", "-")
 
 
-def _ours(name: str) -> bool:
-    return name.startswith(ENVIRONMENT) and name.removeprefix(ENVIRONMENT) not in _OF_OTHERS
+# Variables of the command line, the clients and the tests.
+_NOT_SETTINGS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL", "REQUIRE_TOOLS")
 
 
-# Of the command line, the clients and the tests.
-_OF_OTHERS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL", "REQUIRE_TOOLS")
+def _is_setting(variable: str) -> bool:
+    name = variable.removeprefix(ENVIRONMENT)
+    return variable.startswith(ENVIRONMENT) and name not in _NOT_SETTINGS
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -211,18 +264,18 @@ def _read(file: Path) -> Mapping[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            Violation("--config", f"is {file}, which is no readable TOML ({error}).")
+            Violation("--config", f"is {file}, which is not readable TOML ({error}).")
         ) from error
 
 
 def _parse(default: Any, raw: Any) -> Any:
-    """`raw` as the type of `default`; raises ValueError with what was expected."""
+    """Convert `raw` to the type of `default`; raises ValueError that says what was expected."""
     kind = type(default)
     if kind is bool:
         word = str(raw).lower()
-        if word not in WORDS:
-            raise ValueError(f"expected one of {sorted(WORDS)}.")
-        return WORDS[word]
+        if word not in BOOLEANS:
+            raise ValueError(f"expected one of {sorted(BOOLEANS)}.")
+        return BOOLEANS[word]
     if isinstance(default, Path):
         return Path(str(raw)) if str(raw) else Path()
     if kind in (int, float) and isinstance(raw, bool):
@@ -233,45 +286,43 @@ def _parse(default: Any, raw: Any) -> Any:
         raise ValueError(f"expected {'a whole' if kind is int else 'a'} number.") from None
 
 
-def _check_gateway(settings: Settings) -> list[Violation]:
-    """What Envoy and its clients see."""
-    problems = []
-    for name in ("extproc_model_header", "extproc_header_prefix"):
-        if not HEADER_PATTERN.fullmatch(getattr(settings, name)):
-            wrong = "is no header name; expected a-z, 0-9 and dashes."
-            problems.append(Violation(flag(name), wrong))
-    header, prefix = settings.extproc_model_header, settings.extproc_header_prefix
-    if header in TAKEN_HEADERS or header.startswith(prefix):
-        wrong = f"is {header!r}; expected none of HTTP's own and none that begins with {prefix!r}."
-        problems.append(Violation("--extproc-model-header", wrong))
-    if not all(HEADER_VALUE.fullmatch(a.strip()) for a in settings.extproc_model_alias.split(",")):
-        wrong = f"is {settings.extproc_model_alias!r}; expected names without spaces, with commas."
-        problems.append(Violation("--extproc-model-alias", wrong))
-    if settings.extproc_max_buffered_mb * MIB < settings.extproc_max_body_bytes:
-        wrong = f"is {settings.extproc_max_buffered_mb} MiB, less than --extproc-max-body-bytes."
-        problems.append(Violation("--extproc-max-buffered-mb", wrong))
-    return problems
+def _check_extproc(settings: Settings) -> list[Violation]:
+    """Check what Envoy and its clients depend on."""
+    violations = []
+    header, alias = settings.extproc_model_header, settings.extproc_model_alias
+    if not HEADER_PATTERN.fullmatch(header):
+        problem = "is not a valid header name; expected a-z, 0-9 and dashes."
+        violations.append(Violation("--extproc-model-header", problem))
+    elif header in HTTP_HEADERS or header.startswith(OVERRIDE_PREFIX):
+        problem = (
+            f"is {header!r}; expected none of HTTP's own, and none that begins with"
+            f" {OVERRIDE_PREFIX!r}."
+        )
+        violations.append(Violation("--extproc-model-header", problem))
+    if not all(HEADER_VALUE.fullmatch(name.strip()) for name in alias.split(",")):
+        problem = f"is {alias!r}; expected names without spaces, separated by commas."
+        violations.append(Violation("--extproc-model-alias", problem))
+    return violations
 
 
 def _check_addresses(settings: Settings) -> list[Violation]:
-    given = [(name, getattr(settings, name)) for name in LISTENING if getattr(settings, name)]
+    used = [(name, getattr(settings, name)) for name in ADDRESSES if getattr(settings, name)]
     return [
         Violation(flag(second), f"is {address}, and so is {flag(first)}; give each its own.")
-        for i, (second, address) in enumerate(given)
-        for first, other in given[:i]
+        for i, (second, address) in enumerate(used)
+        for first, other in used[:i]
         if address == other and not address.endswith(":0")
     ]
 
 
 def _check(f: Any, value: Any) -> list[Violation]:
-    about = f.metadata
-    if about["among"] and value not in about["among"]:
-        return [Violation(flag(f.name), f"is {value!r}; expected one of {about['among']}.")]
+    among, low, high = f.metadata["among"], f.metadata["low"], f.metadata["high"]
+    if among and value not in among:
+        return [Violation(flag(f.name), f"is {value!r}; expected one of {among}.")]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    high = about["high"] or float("inf")
-    if number and not about["low"] <= value <= high:
-        bound = f"{about['low']} to {about['high']}" if about["high"] else f"{about['low']} or more"
-        return [Violation(flag(f.name), f"is {value}; expected {bound}.")]
+    if number and not low <= value <= (high or float("inf")):
+        bounds = f"{low} to {high}" if high else f"{low} or more"
+        return [Violation(flag(f.name), f"is {value}; expected {bounds}.")]
     if f.name.endswith("address") and (value or f.name == "address"):
         port = re.fullmatch(r".+:(\d{1,5})", value)
         if port is None or int(port[1]) > 65535:

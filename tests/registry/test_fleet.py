@@ -13,7 +13,7 @@ import pytest
 from engine.api.errors import StoreError
 from engine.registry.registry import Registry, open_store
 from engine.registry.stores.base import StoreState, without_password
-from engine.serving.settings import Resolved, Settings
+from engine.serving.settings import ResolvedSettings, Settings
 from tests.support.postgres import ESCAPED, PASSWORD, Postgres, postgres
 from tests.support.stores import ENCODER, candidate, encoder, fresh, registry
 
@@ -185,6 +185,6 @@ def test_a_wrong_password_is_not_repeated(server: Postgres) -> None:
 def test_the_password_is_never_shown(url: str, shown: str | None) -> None:
     shown = shown or "postgresql://u@h/d?sslmode=require&password=***"
     assert without_password(url) == shown
-    table = Resolved(Settings(candidates_db=url), {"candidates_db": "flag"}).table()
+    table = ResolvedSettings(Settings(candidates_db=url), {"candidates_db": "flag"}).table()
     assert table == f"  candidates_db = {shown} (flag)"
     assert ESCAPED not in table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -9,8 +10,9 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,6 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc as stubs
+from engine.serving.extproc.gateway import Gateway, options_from
+from engine.serving.extproc.service import ExternalProcessor
+from engine.serving.settings import Settings
+from engine.serving.telemetry import Telemetry
 from tests.reliability.fuzz.extproc import fuzz
 from tests.support.otlp_collector import collecting
 from tools.processes import Server, serving
@@ -26,8 +32,8 @@ from tools.processes import Server, serving
 BUFFERED, STREAMED, PARTIAL, DUPLEX = 2, 1, 3, 4
 ASKED = {"model": "auto", "messages": [{"role": "user", "content": "Why?"}]}
 BODY = json.dumps(ASKED).encode()
-SMALL = ("--extproc-max-body-bytes", "100000", "--extproc-body-timeout-s", "1")
-SMALL += ("--max-text-bytes", "50000")
+SMALL = ("--max-text-bytes", "50000")
+LIMIT = 10 * 1024 * 1024  # of one body
 PATIENCE_S = 20.0
 
 
@@ -36,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("extproc")
     models = folder / "models.json"
     models.write_text('{"yi-6b-chat": "01-ai/Yi-6B-Chat"}')
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-on-unparsable", "refuse")
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-on-unparsable", "reject")
     told += ("--extproc-model-map", str(models), "--extproc-model-alias", "auto, best")
     told += ("--metrics-address", "127.0.0.1:0")
     with serving(folder / "s.sqlite", *told, *SMALL) as running:
@@ -59,7 +65,8 @@ def body(content: bytes = BODY, ends: bool = True) -> Any:
 
 
 def talk(server: Server, *messages: Any) -> list[Any]:
-    with grpc.insecure_channel(server.extproc_address) as channel:
+    whole = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(server.extproc_address, whole) as channel:
         return list(stubs.ExternalProcessorStub(channel).Process(iter(messages), timeout=30))
 
 
@@ -118,7 +125,7 @@ def test_a_streamed_body_is_answered_once_it_is_whole(server: Server, trailers: 
     assert [e.end_of_stream for e in echoed] == [False] * (len(echoed) - 1) + [not trailers]
 
 
-def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
+def test_overrides_in_metadata_take_precedence_over_headers(server: Server) -> None:
     first = headers(x_modelsat_allowed_candidates="yi-6b-chat")
     first.metadata_context.filter_metadata["modelsat"].update(
         {"allowed_candidates": ["mathstral-7b-v0.1"]}
@@ -127,9 +134,9 @@ def test_wishes_in_metadata_go_before_those_in_headers(server: Server) -> None:
     assert set_by(second.request_body.response)["x-selected-model"] == "mathstral-7b-v0.1"
 
 
-def wishing(wishes: dict[str, Any], **more: str) -> Any:
+def overriding(values: dict[str, Any], **more: str) -> Any:
     message = headers(**more)
-    message.metadata_context.filter_metadata["modelsat"].update(wishes)
+    message.metadata_context.filter_metadata["modelsat"].update(values)
     return message
 
 
@@ -142,24 +149,30 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
     cheap = chosen(headers(x_modelsat_cost_sensitivity="100"), body())
     assert chosen(headers(), body()) != cheap
     sent = {f"x_modelsat_{header}": "0.9", "x_modelsat_target_probability": "0.9"}
-    assert chosen(wishing({"cost_sensitivity": 100}, **sent), body()) == cheap
+    assert chosen(overriding({"cost_sensitivity": 100}, **sent), body()) == cheap
 
 
 @pytest.mark.parametrize(
     ("message", "word"),
     [
         (
-            wishing({"allowed_candidates": []}, x_modelsat_allowed_candidates="yi-6b-chat"),
-            "metadata modelsat.allowed_candidates: is empty",
+            overriding({"allowed_candidates": []}, x_modelsat_allowed_candidates="yi-6b-chat"),
+            "modelsat.allowed_candidates: is empty",
         ),
-        (wishing({"allowed_candidates": None}), "metadata modelsat.allowed_candidates: is empty"),
-        (wishing({"allowed_candidates": ""}), "policy.allowed_candidates[0]"),
-        (wishing({"session": None}), "metadata modelsat.session: is empty"),
-        (wishing({"budget_usd": 1, "target_probability": 1}), "give one objective"),
-        (headers(x_modelsat_budget_usd="1", x_modelsat_target_probability="0.5"), "give one obj"),
+        (
+            overriding({"allowed_candidates": None}),
+            "modelsat.allowed_candidates: is empty",
+        ),
+        (overriding({"allowed_candidates": ""}), "policy.allowed_candidates[0]"),
+        (overriding({"session": None}), "metadata modelsat.session: is empty"),
+        (overriding({"budget_usd": 1, "target_probability": 1}), "set one objective"),
+        (
+            headers(x_modelsat_budget_usd="1", x_modelsat_target_probability="0.5"),
+            "set one objective",
+        ),
     ],
 )
-def test_wishes_that_say_nothing_or_two_things_are_refused(
+def test_empty_or_contradicting_overrides_are_refused(
     server: Server, message: Any, word: str
 ) -> None:
     answer = talk(server, message, body())[-1]
@@ -191,9 +204,9 @@ def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
         ((headers(), body(b'{"model": "auto"}')), 400, "invalid_input"),
         ((headers(x_modelsat_budget_usd="0"), body()), 400, "no_eligible_candidate"),
         ((headers(x_modelsat_session="s" * 200), body()), 400, "invalid_input"),
-        ((headers(content_length="100001"), body()), 413, "body_too_large"),
-        ((headers(), body(b" " * 100_001)), 413, "body_too_large"),
-        ((headers(DUPLEX), *[body(b" " * 50_000, False)] * 3), 413, "body_too_large"),
+        ((headers(content_length=str(LIMIT + 1)), body()), 413, "body_too_large"),
+        ((headers(), body(b" " * (LIMIT + 1))), 413, "body_too_large"),
+        ((headers(DUPLEX), *[body(b" " * 4_000_000, False)] * 3), 413, "body_too_large"),
         (
             (headers(), body(b'{"model": "auto", "prompt": "' + b"x" * 60_000 + b'"}')),
             400,
@@ -216,14 +229,14 @@ EMBEDDINGS = {":path": "/v1/embeddings"}
 
 
 def test_what_is_not_routed_passes_however_large(server: Server) -> None:
-    (answer,) = talk(server, headers(content_length="100001", **EMBEDDINGS))
+    (answer,) = talk(server, headers(content_length=str(LIMIT + 1), **EMBEDDINGS))
     assert not set_by(answer.request_headers.response)
-    _, answer = talk(server, headers(**EMBEDDINGS), body(b" " * 100_001))
+    _, answer = talk(server, headers(**EMBEDDINGS), body(b" " * (LIMIT + 1)))
     assert not set_by(answer.request_body.response)
     named = b'{"model": "named"}'
     _, answer = talk(server, headers(**EMBEDDINGS), body(named))
     assert set_by(answer.request_body.response)["x-selected-model"] == "named"
-    pieces = [named, b" " * 100_000, b"x" * 70_000, b"y"]
+    pieces = [named, b" " * LIMIT, b"x" * 70_000, b"y"]
     messages = [body(piece, piece is pieces[-1]) for piece in pieces]
     first, *chunks = talk(server, headers(DUPLEX, **EMBEDDINGS), *messages)
     assert not set_by(first.request_headers.response)
@@ -247,25 +260,26 @@ def test_a_wrong_configuration_does_not_fill_the_log(server: Server) -> None:
     assert server.printed().count("request_body_mode is BUFFERED_PARTIAL") < 100
 
 
-def test_a_body_that_does_not_come_is_408(server: Server) -> None:
-    with grpc.insecure_channel(server.extproc_address) as channel:
-        ended = threading.Event()
+async def test_a_body_that_does_not_arrive_is_408() -> None:
+    async def half() -> AsyncIterator[Any]:
+        yield headers(DUPLEX)
+        yield body(BODY[:10], False)
+        await asyncio.sleep(60)
 
-        def half() -> Iterator[Any]:
-            yield headers(DUPLEX)
-            yield body(BODY[:10], False)
-            ended.wait(20)
-
-        answers = list(stubs.ExternalProcessorStub(channel).Process(half(), timeout=30))
-        ended.set()
+    router: Any = None  # nothing is routed
+    gateway = Gateway(router, options_from(Settings()))
+    processor = ExternalProcessor(gateway, Telemetry(), body_timeout_s=0.1)
+    context = SimpleNamespace(invocation_metadata=tuple)
+    answers = [answer async for answer in processor.Process(half(), context)]
     assert [refusal(a) for a in answers] == [(408, "body_timeout")]
+    assert gateway.memory.used_bytes == 0
 
 
 def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> None:
-    """Two of 3 MB do not fit into 5 MiB; however the first one ends, it is given back."""
-    padded = json.dumps({**ASKED, "padding": "x" * 3_000_000}).encode()
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-buffered-mb", "5")
-    told += ("--extproc-max-body-bytes", "4000000", "--extproc-timeout-ms", "20000")
+    """Two of 9 MB do not fit into 16 MiB; however the first one ends, it is given back."""
+    padded = json.dumps({**ASKED, "padding": "x" * 9_000_000}).encode()
+    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-buffered-mb", "16")
+    told += ("--extproc-timeout-ms", "20000")
     with (
         serving(tmp_path / "s.sqlite", *told) as server,
         grpc.insecure_channel(server.extproc_address) as channel,
@@ -311,7 +325,7 @@ def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> 
         for _ in range(3):
             assert_held_until_cancelled()
             assert_room()
-            assert refusal(last(headers(), body(b"{" * 3_000_000))) == (400, "invalid_input")
+            assert refusal(last(headers(), body(b"{" * 9_000_000))) == (400, "invalid_input")
             assert_room()
         ended.set()
 
@@ -338,7 +352,7 @@ def test_answers_are_counted_by_their_code(server: Server) -> None:
     talk(server, headers(ends=True))
     talk(server, headers(), body(b'{"model": "named"}'))
     talk(server, headers(), body(b"{"))
-    talk(server, headers(content_length="100001"))
+    talk(server, headers(content_length=str(LIMIT + 1)))
     talk(server, headers())
     expected = {"routed": 2, "passed": 2, "invalid_input": 1, "body_too_large": 1}
     assert counted() - before == expected

@@ -79,7 +79,7 @@ def test_every_wrong_value_of_every_source_is_listed(tmp_path: Path) -> None:
         ),
         (
             {"extproc_max_buffered_mb": "1"},
-            ["--extproc-max-buffered-mb", "--extproc-max-body-bytes"],
+            ["--extproc-max-buffered-mb", "expected 10 to"],
         ),
         (
             {"metrics_address": "127.0.0.1:9000", "extproc_address": "127.0.0.1:9000"},

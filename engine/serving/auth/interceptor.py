@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from engine.api.errors import ModelsatError, PermissionDeniedError, UnauthenticatedError
 from engine.serving.auth.tokens import ROLES, Token, TokenFile
 from engine.serving.rpc.status import to_status
-from engine.serving.telemetry.logs import FewLines
+from engine.serving.telemetry.logs import RateLimitedLogger
 
 OPEN = "/grpc.health.v1.Health/"
 ANY_ROLE = "/grpc.reflection."
@@ -110,7 +110,7 @@ class RefusalLog:
     """Who was turned away, a few lines a second."""
 
     def __init__(self) -> None:
-        self._lines = FewLines(log, logging.WARNING, "calls were refused")
+        self._lines = RateLimitedLogger(log, logging.WARNING, "calls were refused")
 
     def add(self, method: str, peer: str, token: Token | None) -> None:
         """Log a refusal, never the token."""

@@ -1,5 +1,8 @@
-"""Request bodies as engine/api/openai.py reads them: what to route by, and the same bytes with
-another model."""
+"""JSON bodies of OpenAI-compatible requests: read what to route by, and replace the model.
+
+The members of the top-level object are parsed one by one, because the position of the model's value
+is needed: every other byte of the body reaches the upstream as the client sent it.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,38 @@ from engine.api.limits import is_utf8
 
 MODEL = "model"
 ROUTED = ("/chat/completions", "/completions", "/responses", "/messages")  # ends of paths
-NOTHING_TO_READ = Violation(
+NO_TEXT = Violation(
     "body",
     "has no text to route by: no user turn, prompt or input with text. Send text, or name a model.",
 )
+MAX_MEMBERS = 1000
+MAX_VALUES = 250_000  # strings, commas and brackets: 0.1 s to count, as much to parse
+_SPACE = re.compile(r"[ \t\n\r]*")
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Body:
-    """A JSON object; larger than its bytes, so not to be kept. model: the top-level one,
-    None where there is none or it is no string. place: of its value, among the bytes."""
+    """A parsed JSON object; it takes more memory than its bytes, so do not keep it.
+
+    model: the top-level one, None if there is none or it is not a string. model_position: of its
+    value, in the bytes. tools_chars: length of the tools' JSON.
+    """
 
     members: Mapping[str, Any]
     model: str | None
-    place: slice
+    model_position: slice
     tools_chars: int
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """text: what is read. context_chars: what else the candidate will read. modalities, features:
-    words that it needs, see candidate.proto. answer_tokens: the most that it may write."""
+    """What a body says about the choice of a model.
+
+    text: what to score. context_chars: characters that the selected candidate will read as well.
+    modalities, features: what it must support; see candidate.proto. answer_tokens: the most that it
+    may write.
+    """
 
     text: str
     context_chars: int
@@ -45,43 +59,52 @@ class Instruction:
 
 
 def parse(raw: bytes) -> Body:
-    """Raises InvalidInputError where it is no JSON object, has two models, or see json_members."""
+    """Parse a body.
+
+    Raises:
+        InvalidInputError: it is not a JSON object in UTF-8, has two models, or exceeds a limit of
+            members(). The message never quotes the body.
+    """
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        wrong = f"is not UTF-8 at byte {error.start}; expected a JSON object in UTF-8."
-        raise InvalidInputError(Violation("body", wrong)) from None
-    found = members(text)
-    models = [m for m in found if m.key == MODEL]
+        problem = f"is not UTF-8 at byte {error.start}; expected a JSON object in UTF-8."
+        raise InvalidInputError(Violation("body", problem)) from None
+    parsed = members(text)
+    models = [m for m in parsed if m.key == MODEL]
     if len(models) > 1:
-        raise InvalidInputError(Violation("model", f"is there {len(models)} times; send one."))
+        problem = f"appears {len(models)} times; send it once."
+        raise InvalidInputError(Violation("model", problem))
     model = models[0].value if models and isinstance(models[0].value, str) else None
     begin, end = (models[0].begin, models[0].end) if models else (0, 0)
     first = len(text[:begin].encode())
     return Body(
-        {m.key: m.value for m in found},
+        {m.key: m.value for m in parsed},
         model,
         slice(first, first + len(text[begin:end].encode())),
-        sum(m.end - m.begin for m in found if m.key in ("tools", "functions")),
+        sum(m.end - m.begin for m in parsed if m.key in ("tools", "functions")),
     )
 
 
-def with_model(raw: bytes, place: slice, name: str) -> bytes:
-    """The body with `name` as its model; every other byte as it came. place: see Body."""
-    return b"".join((raw[: place.start], json.dumps(name).encode(), raw[place.stop :]))
+def with_model(raw: bytes, position: slice, name: str) -> bytes:
+    """Return the body with `name` as its model, every other byte unchanged."""
+    return b"".join((raw[: position.start], json.dumps(name).encode(), raw[position.stop :]))
 
 
 def is_routed(path: str) -> bool:
-    """Whether bodies of that path (with or without a query) are among those read here."""
+    """Whether bodies of a path (with or without a query) ask for a choice of model."""
     return path.partition("?")[0].rstrip("/").endswith(ROUTED)
 
 
 def instruction(body: Body) -> Instruction:
-    """The last user turn that has text; without one, the last turn that has. Raises
-    InvalidInputError where nothing has."""
+    """Return the last user turn that has text, or without one the last turn that has.
+
+    Raises:
+        InvalidInputError: no turn has text.
+    """
     turns = openai.turns(body.members)
     if not turns:
-        raise InvalidInputError(NOTHING_TO_READ)
+        raise InvalidInputError(NO_TEXT)
     text = ([text for role, text in turns if role == "user"] or [turns[-1][1]])[-1]
     return Instruction(
         text=text if is_utf8(text) else text.encode(errors="replace").decode(),
@@ -92,15 +115,9 @@ def instruction(body: Body) -> Instruction:
     )
 
 
-MAX_MEMBERS = 1000
-MAX_VALUES = 250_000  # strings, commas and brackets: 0.1 s to count, as much to read
-_SPACE = re.compile(r"[ \t\n\r]*")
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-
-
 @dataclass(frozen=True)
 class Member:
-    """text[begin:end] is the value, as it was written."""
+    """text[begin:end] is the value as the client wrote it."""
 
     key: str
     value: Any
@@ -109,55 +126,59 @@ class Member:
 
 
 def members(text: str) -> list[Member]:
-    """Of the object that `text` is, in order and with duplicates.
+    """Parse a JSON object into its members, in order and with duplicates.
 
-    Accepts what json.loads accepts but NaN and Infinity, of at most MAX_MEMBERS and MAX_VALUES.
-    Raises InvalidInputError, which never holds a part of `text`.
+    Accepts what json.loads accepts but NaN and Infinity, up to MAX_MEMBERS and MAX_VALUES.
+
+    Raises:
+        InvalidInputError: the message never quotes `text`.
     """
-    if len(text) > MAX_VALUES and _values(text) > MAX_VALUES:
+    if len(text) > MAX_VALUES and _count_values(text) > MAX_VALUES:
         raise _invalid(f"has more than {MAX_VALUES} values")
     try:
         return _members(text)
     except RecursionError:
         raise _invalid("is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise _invalid(f"is no JSON object: {error.msg} at character {error.pos}") from None
+        raise _invalid(
+            f"is not a valid JSON object: {error.msg} at character {error.pos}"
+        ) from None
     except ValueError:  # a number of more than 4,300 digits, NaN
-        raise _invalid("has a number that cannot be read") from None
+        raise _invalid("has a number that cannot be parsed") from None
 
 
-def _values(text: str) -> int:
-    """How many strings, commas and brackets there are, at least up to MAX_VALUES."""
+def _count_values(text: str) -> int:
+    """Count strings, commas and brackets, at least up to MAX_VALUES."""
     count = at = 0
     for string in _STRING.finditer(text):
-        count += 1 + _signs(text, at, string.start())
+        count += 1 + _count_separators(text, at, string.start())
         at = string.end()
         if count > MAX_VALUES:
             return count
-    return count + _signs(text, at, len(text))
+    return count + _count_separators(text, at, len(text))
 
 
-def _signs(text: str, begin: int, end: int) -> int:
+def _count_separators(text: str, begin: int, end: int) -> int:
     return sum(text.count(sign, begin, end) for sign in ",[{")
 
 
 def _members(text: str) -> list[Member]:
-    found: list[Member] = []
+    parsed: list[Member] = []
     at = _expect(text, _skip(text, 0), "{")
     if text[at : at + 1] == "}":
-        return _end(text, at + 1, found)
+        return _end(text, at + 1, parsed)
     while True:
         if text[at : at + 1] != '"':
             raise json.JSONDecodeError("expected a key in double quotes", text, at)
         key, at = _DECODER.raw_decode(text, at)
         begin = _expect(text, _skip(text, at), ":")
         value, end = _DECODER.raw_decode(text, begin)
-        found.append(Member(key, value, begin, end))
-        if len(found) > MAX_MEMBERS:
+        parsed.append(Member(key, value, begin, end))
+        if len(parsed) > MAX_MEMBERS:
             raise _invalid(f"has more than {MAX_MEMBERS} members")
         at = _skip(text, end)
         if text[at : at + 1] == "}":
-            return _end(text, at + 1, found)
+            return _end(text, at + 1, parsed)
         at = _expect(text, at, ",")
 
 
@@ -167,24 +188,24 @@ def _skip(text: str, at: int) -> int:
 
 
 def _expect(text: str, at: int, sign: str) -> int:
-    """Where the next token begins behind `sign`."""
+    """Return where the next token begins after `sign`."""
     if text[at : at + 1] != sign:
         raise json.JSONDecodeError(f"expected '{sign}'", text, at)
     return _skip(text, at + 1)
 
 
-def _end(text: str, at: int, found: list[Member]) -> list[Member]:
+def _end(text: str, at: int, parsed: list[Member]) -> list[Member]:
     if _skip(text, at) != len(text):
         raise json.JSONDecodeError("expected the end", text, at)
-    return found
+    return parsed
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _invalid(why: str) -> InvalidInputError:
-    return InvalidInputError(Violation("body", f"{why}; expected a JSON object in UTF-8."))
+def _invalid(problem: str) -> InvalidInputError:
+    return InvalidInputError(Violation("body", f"{problem}; expected a JSON object in UTF-8."))
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)

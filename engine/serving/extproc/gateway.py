@@ -1,5 +1,5 @@
-"""What a gateway asks for an HTTP request, whatever protocol it asks in: which model, with which
-headers and body; or which HTTP error."""
+"""Route HTTP requests of an OpenAI-compatible API, independent of the gateway's protocol: choose a
+model, headers and body for a request, or the HTTP error to answer it with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,25 @@ from engine.api.errors import (
 from engine.api.limits import MIB, check_text
 from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.extproc.body import (
-    Instruction,
-    instruction,
-    is_routed,
-    parse,
-    with_model,
-)
+from engine.serving.extproc.body import Instruction, instruction, is_routed, parse, with_model
 from engine.serving.extproc.overrides import policy_and_session
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
-from engine.serving.settings import HEADER_VALUE, Settings
+from engine.serving.settings import (
+    EXTPROC_MAX_BODY_BYTES,
+    HEADER_VALUE,
+    OVERRIDE_PREFIX,
+    Settings,
+)
 
-AT_ONCE_BYTES = 64 * 1024  # of a body that is read in the event loop; 5 ms at worst
+INLINE_PARSE_BYTES = 64 * 1024  # larger bodies are parsed in a thread; these take 5 ms at worst
+DECISION_HEADER = OVERRIDE_PREFIX + "decision-id"
 
 
 class HttpError(ModelsatError):
-    """To be answered with that HTTP status. code: a word for programs. retry_after_s: None says
-    nothing of it."""
+    """An error to answer with an HTTP status.
+
+    code: for programs, such as "body_too_large". retry_after_s: None sends no Retry-After.
+    """
 
     def __init__(
         self, status: int, code: str, message: str, retry_after_s: float | None = None
@@ -50,49 +53,95 @@ class HttpError(ModelsatError):
         self.retry_after_s = retry_after_s
 
 
+class MemoryBudget:
+    """Limit on the bytes of request bodies that are in memory at the same time."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    @contextmanager
+    def reservation(self) -> Iterator[Reservation]:
+        """Give one request a share of the budget, and take it back at the end."""
+        reservation = Reservation(self)
+        try:
+            yield reservation
+        finally:
+            reservation.release()
+
+
+class Reservation:
+    """The share of one request in a MemoryBudget."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def reserve(self, size: int) -> None:
+        """Reserve `size` more bytes, or raise HttpError 503 and reserve nothing above the limit."""
+        used, limit = self._budget.used_bytes, self._budget.limit_bytes
+        if used + size > limit:
+            raise HttpError(
+                503,
+                "too_many_bodies",
+                f"Buffered request bodies exceed the limit ({used + size} of {limit} bytes);"
+                " retry later.",
+                retry_after_s=1,
+            )
+        self._budget.used_bytes += size
+        self.size += size
+
+    def release(self) -> None:
+        """Return everything to the budget."""
+        self._budget.used_bytes -= self.size
+        self.size = 0
+
+
 @dataclass(frozen=True)
-class Options:
-    """From Settings. models: candidate id -> what its upstream calls it, where that differs."""
+class GatewayOptions:
+    """What Settings say about HTTP requests.
+
+    aliases: models to route. models: candidate ID -> the upstream's name for it, if that differs.
+    """
 
     aliases: frozenset[str]
     model_header: str
-    prefix: str
-    max_body_bytes: int
-    max_held_bytes: int
+    max_buffered_bytes: int
     max_text_bytes: int
     timeout_s: float
-    refuse_unreadable: bool
-    ignore_needs: bool
+    reject_unparsable: bool
+    check_capabilities: bool
     models: Mapping[str, str]
 
     @property
-    def own_headers(self) -> tuple[str, ...]:
-        """Those that a client must not forge."""
-        return (self.model_header, self.prefix + "decision-id")
+    def reserved_headers(self) -> tuple[str, str]:
+        """Headers that clients are not allowed to set."""
+        return (self.model_header, DECISION_HEADER)
 
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """headers: lower-case name -> value; several of a name joined by commas. wishes: of WISHES,
-    from metadata, which go before those of the headers."""
+    """headers: lower-case name -> value, values of a repeated name joined by commas. overrides:
+    from the gateway's metadata; see overrides.policy_and_session."""
 
     headers: Mapping[str, str]
-    wishes: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_json(self) -> bool:
-        """Whether the body may be read: JSON, or of no declared type, and not compressed."""
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        """Whether the body can be parsed: JSON or of no declared type, and not compressed."""
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         encoding = self.headers.get("content-encoding", "").strip().lower()
-        return (kind in ("", "application/json") or kind.endswith("+json")) and encoding in (
-            "",
-            "identity",
-        )
+        is_json = media_type in ("", "application/json") or media_type.endswith("+json")
+        return is_json and encoding in ("", "identity")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """headers: to be set. body: None leaves it as it came. metadata: of a decision."""
+class HttpChanges:
+    """What to change of a request before it goes on.
+
+    headers: to set. body: None leaves it as it is. metadata: about the decision, if one was made.
+    """
 
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
@@ -100,8 +149,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What there is to choose for. model: where the body has it."""
+class _RoutableBody:
+    """instruction: what to route by. model: position of the alias in the body's bytes."""
 
     instruction: Instruction
     model: slice
@@ -110,104 +159,93 @@ class _Asked:
 class Gateway:
     """Routes HTTP requests through one Router."""
 
-    def __init__(self, router: Router, options: Options) -> None:
+    def __init__(self, router: Router, options: GatewayOptions) -> None:
         self._router = router
-        self._reader = ThreadPoolExecutor(1, "bodies")
-        self._held_bytes = 0
+        self._parser = ThreadPoolExecutor(1, "bodies")
         self.options = options
+        self.memory = MemoryBudget(options.max_buffered_bytes)
 
-    async def answer(self, request: HttpRequest, raw: bytes) -> Answer:
-        """Route where the model of the body is an alias; else only say which model was asked for.
+    async def route(self, request: HttpRequest, raw: bytes) -> HttpChanges:
+        """Select a model if the body asks for an alias; otherwise only report the body's model.
 
-        Raises HttpError and what Router.route raises.
+        Raises:
+            HttpError, and what Router.route raises.
         """
         deadline = time.monotonic() + self.options.timeout_s
-        read = await self._read(request, raw, deadline)
-        if isinstance(read, Answer):
-            return read
-        decision = await self._route(request, read.instruction, deadline)
-        return self._chosen(raw, read.model, decision)
+        parsed = await self._parse(request, raw, deadline)
+        if isinstance(parsed, HttpChanges):
+            return parsed
+        asked = parsed.instruction
+        policy, session = policy_and_session(request.overrides, request.headers)
+        policy = replace(policy, expected_output_tokens=asked.answer_tokens, ranking_size=1)
+        if self.options.check_capabilities:
+            policy = replace(
+                policy,
+                required_modalities=asked.modalities,
+                required_features=asked.features,
+            )
+        decision = await self._router.route(
+            asked.text,
+            policy,
+            context_chars=asked.context_chars,
+            deadline=deadline,
+            session=session,
+        )
+        return self._changes(raw, parsed.model, decision)
 
-    async def _read(self, request: HttpRequest, raw: bytes, deadline: float) -> Answer | _Asked:
-        """A large body in the one thread for it, so that the event loop goes on."""
-        if len(raw) <= AT_ONCE_BYTES:
-            return self._asked(request, raw)
+    async def _parse(
+        self, request: HttpRequest, raw: bytes, deadline: float
+    ) -> HttpChanges | _RoutableBody:
+        """Parse a large body in a thread, so that the event loop stays responsive."""
+        if len(raw) <= INLINE_PARSE_BYTES:
+            return self._parse_now(request, raw)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):  # the loop's clock is time.monotonic()
-                return await loop.run_in_executor(self._reader, self._asked, request, raw)
+                return await loop.run_in_executor(self._parser, self._parse_now, request, raw)
         except TimeoutError:
             raise DeadlineError(
-                f"The body was not read within {self.options.timeout_s:g} s; it is large, or others"
-                " were read before it."
+                f"The body was not parsed within {self.options.timeout_s:g} s: it is large, or"
+                " other bodies were parsed first."
             ) from None
 
-    def _asked(self, request: HttpRequest, raw: bytes) -> Answer | _Asked:
-        """In any thread. What was parsed goes with this call, before the wait for a decision."""
+    def _parse_now(self, request: HttpRequest, raw: bytes) -> HttpChanges | _RoutableBody:
+        """From any thread. The parsed body is freed at the end, before the wait for a decision."""
         routed = is_routed(request.headers.get(":path", ""))
         try:
             body = parse(raw)
         except InvalidInputError:
             if routed:
                 raise
-            return Answer()
+            return HttpChanges()
         if body.model is None or not HEADER_VALUE.fullmatch(body.model):
-            return Answer()
+            return HttpChanges()
         if not routed or body.model not in self.options.aliases:
-            return Answer({self.options.model_header: body.model})
-        found = instruction(body)
-        check_text(found.text, self.options.max_text_bytes, "instruction")
-        return _Asked(found, body.place)
+            return HttpChanges({self.options.model_header: body.model})
+        asked = instruction(body)
+        check_text(asked.text, self.options.max_text_bytes, "instruction")
+        return _RoutableBody(asked, body.model_position)
 
-    def hold(self, size: int) -> None:
-        """Count that many bytes more of bodies in memory; release() takes them off.
+    def should_parse(self, request: HttpRequest, size: int = 0) -> bool:
+        """Whether to buffer and parse a body of `size` bytes or more; if not, it passes as it is.
 
-        Raises HttpError 503 where that is too much, and counts nothing.
+        Raises:
+            HttpError: 413 or 415, if such a body is to be rejected.
         """
-        if self._held_bytes + size > self.options.max_held_bytes:
-            limit = self.options.max_held_bytes
-            why = f"Bodies of {self._held_bytes} bytes are being answered, the limit is {limit}."
-            raise HttpError(503, "too_many_bodies", why, retry_after_s=1)
-        self._held_bytes += size
+        routed = is_routed(request.headers.get(":path", ""))
+        if not request.is_json and self.options.reject_unparsable and routed:
+            message = "Unsupported body: send uncompressed application/json."
+            raise HttpError(415, "unsupported_media_type", message)
+        if request.is_json and size > EXTPROC_MAX_BODY_BYTES and routed:
+            message = f"The body is {size} bytes or more, the limit is {EXTPROC_MAX_BODY_BYTES}."
+            raise HttpError(413, "body_too_large", message)
+        return request.is_json and size <= EXTPROC_MAX_BODY_BYTES
 
-    def release(self, size: int) -> None:
-        """See hold()."""
-        self._held_bytes -= size
-
-    def check_readable(self, request: HttpRequest, size: int = 0) -> bool:
-        """Whether to read a body of `size` bytes or more. What is not routed is passed on; raises
-        HttpError 413 or 415 where it is to be refused."""
-        routed, limit = is_routed(request.headers.get(":path", "")), self.options.max_body_bytes
-        if not request.is_json and self.options.refuse_unreadable and routed:
-            why = "The body is compressed or no JSON; send application/json without an encoding."
-            raise HttpError(415, "unsupported_media_type", why)
-        if request.is_json and size > limit and routed:
-            why = f"The body is {size} bytes or more, the limit is {limit}."
-            raise HttpError(413, "body_too_large", why)
-        return request.is_json and size <= limit
-
-    async def _route(self, request: HttpRequest, found: Instruction, deadline: float) -> Decision:
-        policy, session = policy_and_session(request.wishes, request.headers, self.options.prefix)
-        policy = replace(policy, expected_output_tokens=found.answer_tokens, ranking_size=1)
-        if not self.options.ignore_needs:
-            policy = replace(
-                policy, required_modalities=found.modalities, required_features=found.features
-            )
-        return await self._router.route(
-            found.text,
-            policy,
-            context_chars=found.context_chars,
-            deadline=deadline,
-            session=session,
-        )
-
-    def _chosen(self, raw: bytes, model: slice, decision: Decision) -> Answer:
+    def _changes(self, raw: bytes, model: slice, decision: Decision) -> HttpChanges:
         identifier = decision.selected.id
         name = self.options.models.get(identifier, identifier)
-        model_header, decision_header = self.options.own_headers
-        first = decision.ranking[0]
-        return Answer(
-            {model_header: name, decision_header: decision.id},
+        return HttpChanges(
+            {self.options.model_header: name, DECISION_HEADER: decision.id},
             with_model(raw, model, name),
             {
                 "selected": decision.selected.name,
@@ -215,56 +253,64 @@ class Gateway:
                 "decision_id": decision.id,
                 "kind": decision.kind,
                 "revision": decision.revision,
-                "probability": first.probability,
+                "probability": decision.ranking[0].probability,
             },
         )
 
 
-def options_from(settings: Settings) -> Options:
-    """Raises InvalidInputError where the file of models is none."""
-    return Options(
+def options_from(settings: Settings) -> GatewayOptions:
+    """Read the settings of ext_proc.
+
+    Raises:
+        InvalidInputError: the file of --extproc-model-map is unusable.
+    """
+    return GatewayOptions(
         aliases=frozenset(a.strip() for a in settings.extproc_model_alias.split(",")),
         model_header=settings.extproc_model_header,
-        prefix=settings.extproc_header_prefix,
-        max_body_bytes=settings.extproc_max_body_bytes,
-        max_held_bytes=settings.extproc_max_buffered_mb * MIB,
+        max_buffered_bytes=settings.extproc_max_buffered_mb * MIB,
         max_text_bytes=settings.max_text_bytes,
         timeout_s=settings.extproc_timeout_ms / 1000,
-        refuse_unreadable=settings.extproc_on_unparsable == "refuse",
-        ignore_needs=settings.extproc_no_capability_check,
+        reject_unparsable=settings.extproc_on_unparsable == "reject",
+        check_capabilities=not settings.extproc_no_capability_check,
         models=_read_models(settings.extproc_model_map),
     )
 
 
-def error_of(error: Exception, method: str) -> tuple[int, dict[str, str], str, bytes]:
-    """(HTTP status, headers, the word for programs, JSON body with it as OpenAI's and Anthropic's
-    clients read it) of anything that was raised; what an operator should see is logged."""
+def error_response(error: Exception, method: str) -> tuple[int, dict[str, str], str, bytes]:
+    """Return (HTTP status, headers, code, JSON body) for anything that was raised.
+
+    The body has the form that clients of OpenAI's and of Anthropic's API look for. The code is
+    lower-case, such as "no_eligible_candidate".
+    """
     headers = {"content-type": "application/json"}
     if isinstance(error, HttpError):
         status, code, message = error.status, error.code, str(error)
     else:
-        told = failure_status(error, method)
-        status = HTTP_STATUS.get(told.code, 500)
-        code, message = reason_of(told).lower(), told.message
+        rpc_status = failure_status(error, method)
+        status = HTTP_STATUS.get(rpc_status.code, 500)
+        code, message = reason_of(rpc_status).lower(), rpc_status.message
     if isinstance(error, OverloadedError | HttpError) and error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     kind = {429: "rate_limit_error"}.get(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
-    about = {"message": message, "type": kind, "param": None, "code": code}
-    return status, headers, code, json.dumps({"type": "error", "error": about}).encode()
+    content = {"message": message, "type": kind, "param": None, "code": code}
+    return status, headers, code, json.dumps({"type": "error", "error": content}).encode()
 
 
 def _read_models(file: Path) -> Mapping[str, str]:
     if not file.name:
         return {}
-    wrong = f'is {file}; expected a JSON object of names, {{"candidate-id": "upstream name"}}.'
+    invalid = Violation(
+        "--extproc-model-map",
+        f'is {file}; expected a JSON object of names, {{"candidate-id": "upstream name"}}.',
+    )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        models = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InvalidInputError(Violation("--extproc-model-map", wrong)) from None
-    if not isinstance(found, dict) or not all(
-        isinstance(v, str) and HEADER_VALUE.fullmatch(v) for v in found.values()
+        raise InvalidInputError(invalid) from None
+    if not isinstance(models, dict) or not all(
+        isinstance(v, str) and HEADER_VALUE.fullmatch(v) for v in models.values()
     ):
-        raise InvalidInputError(Violation("--extproc-model-map", wrong))
-    return found
+        raise InvalidInputError(invalid)
+    return models

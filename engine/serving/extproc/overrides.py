@@ -1,65 +1,76 @@
-"""What a caller or its gateway wishes of a decision, from HTTP headers and from metadata."""
+"""Per-request policy overrides from HTTP headers and Envoy metadata."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from engine.api.candidate import PREFIX
+from engine.api.candidate import PREFIX, ids_of
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.policy import Policy, Session
-from engine.api.proto import policy_from, session_from
-from engine.pb import router_service_pb2 as pb
+from engine.api.policy import Policy, Session, check_session
+from engine.serving.settings import OVERRIDE_PREFIX
 
 NAMESPACE = "modelsat"  # of metadata, both ways
 LISTS = ("allowed_candidates", "denied_candidates")
-NUMBERS = ("cost_sensitivity", "target_probability", "budget_usd")
-WISHES = (*LISTS, *NUMBERS, "session")
+OBJECTIVES = ("cost_sensitivity", "target_probability", "budget_usd")
+HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in (*LISTS, *OBJECTIVES, "session")}
+OVERRIDE_FIELDS = tuple(HEADERS.values())
 
 
 def policy_and_session(
-    wishes: Mapping[str, Any], headers: Mapping[str, str], prefix: str
+    metadata: Mapping[str, Any], headers: Mapping[str, str]
 ) -> tuple[Policy, Session | None]:
-    """wishes: of WISHES, from metadata, which go before those of the headers (lower-case, named
-    `prefix` and the wish). Raises InvalidInputError."""
-    asked = pb.RouteRequest()
-    for name, (where, value) in _told(wishes, headers, prefix).items():
+    """Build a policy and a session from what a request overrides.
+
+    Args:
+        metadata: override field -> value, set by a filter of the gateway. It takes precedence over
+            headers, which clients may set.
+        headers: all headers of the request, names in lower case.
+
+    Raises:
+        InvalidInputError: a value is empty or of the wrong type, or there are two objectives.
+    """
+    fields: dict[str, Any] = {}
+    session = None
+    for name, (source, value) in _merge(metadata, headers).items():
         if name in LISTS:
             names = value if isinstance(value, list) else str(value).split(",")
-            ids = [PREFIX + str(n).strip().removeprefix(PREFIX) for n in names]
-            getattr(asked.policy, name).extend(ids)
-        elif name in NUMBERS:
-            setattr(asked.policy, name, _number(where, value))
+            resource_names = [PREFIX + str(n).strip().removeprefix(PREFIX) for n in names]
+            fields[name] = ids_of(resource_names, f"policy.{name}")
+        elif name in OBJECTIVES:
+            fields |= {"objective": name, "value": _number(source, value)}
         else:
-            asked.session.id = str(value)
-    return policy_from(asked.policy), session_from(asked)
+            session = Session(str(value))
+            check_session(session)
+    return Policy(**fields), session
 
 
-def _told(
-    wishes: Mapping[str, Any], headers: Mapping[str, str], prefix: str
-) -> dict[str, tuple[str, Any]]:
-    """Name -> (where it stands, value). An objective in metadata goes before all those in headers,
-    whichever it is."""
-    given = {name: (f"metadata {NAMESPACE}.{name}", v) for name, v in wishes.items()}
-    named = {prefix + name.replace("_", "-"): name for name in WISHES if name not in given}
-    if not given.keys().isdisjoint(NUMBERS):
-        named = {header: name for header, name in named.items() if name not in NUMBERS}
-    sent = {n: (header, headers[header]) for header, n in named.items() if header in headers}
-    for where, value in given.values():
+def _merge(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
+    """Return override field -> (where it comes from, value). An objective in the metadata takes
+    precedence over every objective in the headers."""
+    for name, value in metadata.items():
         if value is None or value == []:
-            # To leave it out would open what was meant to be closed.
+            # Ignoring it would admit candidates that it was meant to exclude.
+            where = f"metadata {NAMESPACE}.{name}"
             raise InvalidInputError(Violation(where, "is empty; give a value, or leave it out."))
-    for source in (given, sent):
-        objectives = [where for name, (where, _) in source.items() if name in NUMBERS]
-        if len(objectives) > 1:
+    in_metadata = {n: (f"metadata {NAMESPACE}.{n}", value) for n, value in metadata.items()}
+    has_objective = not metadata.keys().isdisjoint(OBJECTIVES)
+    in_headers: dict[str, tuple[str, Any]] = {}
+    for header, name in HEADERS.items():
+        overridden = name in metadata or (has_objective and name in OBJECTIVES)
+        if header in headers and not overridden:
+            in_headers[name] = (header, headers[header])
+    for source in (in_metadata, in_headers):
+        first, *others = [where for n, (where, _) in source.items() if n in OBJECTIVES] or [""]
+        if others:
             raise InvalidInputError(
-                Violation(objectives[1], f"stands beside {objectives[0]}; give one objective.")
+                Violation(others[0], f"and {first} are mutually exclusive; set one objective.")
             )
-    return given | sent
+    return in_metadata | in_headers
 
 
-def _number(header: str, value: Any) -> float:
+def _number(source: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise InvalidInputError(Violation(header, "is no number.")) from None
+        raise InvalidInputError(Violation(source, "is not a number.")) from None

@@ -1,7 +1,7 @@
-"""Envoy's ExternalProcessor, v3: one stream for an HTTP request.
+"""Envoy's ExternalProcessor, v3: one stream for each HTTP request.
 
-Only the request side is of interest, so the stream is ended (with OK) once that is answered: Envoy
-then goes on by itself, responses never come here, and a server that stops cuts none of them.
+Only the request side matters, so the stream is ended with OK once that is answered. Envoy then
+continues by itself: responses never come here, and a server that shuts down interrupts none.
 """
 
 from __future__ import annotations
@@ -19,27 +19,42 @@ from engine.pb import external_processor_pb2_grpc
 from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
 from engine.pb.external_processor_pb2 import ProcessingResponse as Response
 from engine.serving.extproc.gateway import (
-    Answer,
     Gateway,
+    HttpChanges,
     HttpError,
     HttpRequest,
-    error_of,
+    Reservation,
+    error_response,
 )
-from engine.serving.extproc.overrides import NAMESPACE, WISHES
+from engine.serving.extproc.overrides import NAMESPACE, OVERRIDE_FIELDS
 from engine.serving.telemetry import Telemetry
-from engine.serving.telemetry.logs import FewLines
+from engine.serving.telemetry.logs import RateLimitedLogger
 
 NAME = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 METHOD = f"{NAME}/Process"
-ROUTED, PASSED = "routed", "passed"
+ROUTED, PASSED_THROUGH = "routed", "passed"
 NONE, BUFFERED, DUPLEX = pb.NONE, pb.BUFFERED, pb.FULL_DUPLEX_STREAMED
-misconfigured = FewLines(logging.getLogger(__name__), logging.ERROR, "requests met the same")
+BODY_TIMEOUT_S = 60.0
+CHUNK_BYTES = 62_000  # Envoy accepts no more at once in FULL_DUPLEX_STREAMED
+OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+EMPTY: Mapping[str, Response] = {
+    "request_headers": Response(request_headers=pb.HeadersResponse()),
+    "request_trailers": Response(request_trailers=pb.TrailersResponse()),
+    "response_headers": Response(response_headers=pb.HeadersResponse()),
+    "response_body": Response(response_body=pb.BodyResponse()),
+    "response_trailers": Response(response_trailers=pb.TrailersResponse()),
+}
+configuration_errors = RateLimitedLogger(
+    logging.getLogger(__name__), logging.ERROR, "requests met the same configuration error"
+)
 
 
 class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
-    """body_timeout_s: in which the body must come where Envoy keeps no time itself."""
+    """body_timeout_s: for a body to arrive in FULL_DUPLEX_STREAMED, where Envoy has no time-out."""
 
-    def __init__(self, gateway: Gateway, telemetry: Telemetry, body_timeout_s: float) -> None:
+    def __init__(
+        self, gateway: Gateway, telemetry: Telemetry, body_timeout_s: float = BODY_TIMEOUT_S
+    ) -> None:
         self._gateway = gateway
         self._telemetry = telemetry
         self._body_timeout_s = body_timeout_s
@@ -48,54 +63,64 @@ class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
         self, requests: AsyncIterator[pb.ProcessingRequest], context: Any
     ) -> AsyncIterator[Response]:
         """Answer one HTTP request."""
-        exchange = Exchange(
-            self._gateway, self._telemetry, dict(context.invocation_metadata() or ())
-        )
-        try:
-            async for response in self._answers(exchange, requests):
-                yield response
-        finally:
-            exchange.close()
-
-    async def _answers(
-        self, exchange: Exchange, requests: AsyncIterator[pb.ProcessingRequest]
-    ) -> AsyncIterator[Response]:
         deadline = None
-        while not exchange.done:
+        with self._gateway.memory.reservation() as memory:
+            stream = ExtProcStream(
+                self._gateway, self._telemetry, memory, dict(context.invocation_metadata() or ())
+            )
             try:
-                async with asyncio.timeout_at(deadline if exchange.collecting else None):
-                    message = await anext(requests, None)
-            except TimeoutError:
-                why = f"The body did not come within {self._body_timeout_s:g} s."
-                yield exchange.refuse(HttpError(408, "body_timeout", why))
-                return
-            if message is None:
-                return
-            for response in await exchange.answer(message):
-                yield response
-            if deadline is None and exchange.collecting:
-                deadline = asyncio.get_running_loop().time() + self._body_timeout_s
+                while not stream.done:
+                    try:
+                        async with asyncio.timeout_at(deadline if stream.collecting else None):
+                            message = await anext(requests, None)
+                    except TimeoutError:
+                        text = f"The body did not arrive within {self._body_timeout_s:g} s."
+                        yield stream.refuse(HttpError(408, "body_timeout", text))
+                        return
+                    if message is None:
+                        return
+                    for response in await stream.answer(message):
+                        yield response
+                    if deadline is None and stream.collecting:
+                        deadline = asyncio.get_running_loop().time() + self._body_timeout_s
+            finally:
+                if stream.outcome:
+                    self._telemetry.extproc_answered(stream.outcome)
 
 
-class Exchange:
-    """What was said about one HTTP request. done: nothing more is to be said. Must be closed."""
+class ExtProcStream:
+    """State of the stream of one HTTP request.
 
-    def __init__(self, gateway: Gateway, telemetry: Telemetry, metadata: Mapping[str, Any]) -> None:
+    collecting: whether chunks of a body arrive before the headers are answered (DUPLEX). outcome:
+    ROUTED, PASSED_THROUGH or the code of an error; "" before the request is answered. done: whether
+    nothing more is to be sent.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        telemetry: Telemetry,
+        memory: Reservation,
+        metadata: Mapping[str, Any],
+    ) -> None:
         self._gateway = gateway
         self._telemetry = telemetry
+        self._memory = memory
         self._metadata = metadata
         self._request: HttpRequest | None = None
         self._request_mode, self._response_mode = BUFFERED, NONE
         self._observing = False
         self._chunks: list[bytes] = []
-        self._size = 0
-        self.collecting = False  # chunks of a body in DUPLEX, the headers unanswered
-        self.outcome = ""  # ROUTED, PASSED, or the code of an error
+        self.collecting = False
+        self.outcome = ""
         self.done = False
 
     async def answer(self, message: pb.ProcessingRequest) -> list[Response]:
-        """What to send for it, which may be nothing yet. Raises InvalidInputError where it is no
-        message of the protocol."""
+        """Return the responses to one message, which may be none yet.
+
+        Raises:
+            InvalidInputError: it is not a message of this version of the protocol.
+        """
         if message.HasField("protocol_config"):
             self._request_mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
@@ -110,15 +135,19 @@ class Exchange:
                 case "request_body":
                     return await self._on_body(message.request_body)
                 case "request_trailers":
-                    return await self._on_trailers()
+                    responses = await self._route_chunks(False) if self.collecting else []
+                    self.done = True
+                    return [*responses, EMPTY["request_trailers"]]
                 case "response_body" if self._response_mode == DUPLEX:
                     body = message.response_body
                     return list(streamed("response_body", body.body, body.end_of_stream))
                 case str():
                     return [EMPTY[kind]]
-        except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
+        except Exception as error:  # noqa: BLE001 - no request may end the server
             return [self.refuse(error)]
-        raise InvalidInputError(Violation("request", "holds nothing that this version knows."))
+        raise InvalidInputError(
+            Violation("request", "is not of a kind that this version supports.")
+        )
 
     def _on_headers(self, message: pb.ProcessingRequest) -> list[Response]:
         if self._request is not None:
@@ -126,183 +155,153 @@ class Exchange:
         self._request = request = http_request(message)
         mode = self._request_mode
         if message.request_headers.end_of_stream or mode == NONE:
-            return self._finish([self._pass()])
+            self.done = True
+            return [self._pass_through()]
         if mode not in (BUFFERED, DUPLEX):
-            known = {number: name for name, number in pb.BodySendMode.items()}
-            word = known.get(mode, str(mode))
-            why = (
-                f"ext_proc: request_body_mode is {word}, in which the model can no longer change;"
-                " set BUFFERED or FULL_DUPLEX_STREAMED in Envoy's processing_mode."
+            names = {number: name for name, number in pb.BodySendMode.items()}
+            text = (
+                f"ext_proc: request_body_mode is {names.get(mode, str(mode))}, in which the model"
+                " cannot be changed; set BUFFERED or FULL_DUPLEX_STREAMED in Envoy's"
+                " processing_mode."
             )
-            misconfigured.add("%s", why)
-            raise HttpError(500, "unsupported_body_mode", why)
+            configuration_errors.add("%s", text)
+            raise HttpError(500, "unsupported_body_mode", text)
         length = request.headers.get("content-length", "")
-        if not self._gateway.check_readable(request, int(length[:20]) if length.isdecimal() else 0):
-            return [self._pass()] if mode == DUPLEX else self._finish([self._pass()])
+        if not self._gateway.should_parse(request, int(length[:20]) if length.isdecimal() else 0):
+            self.done = mode != DUPLEX
+            return [self._pass_through()]
         if mode == BUFFERED:
-            return [self._headers_reply(Answer())]  # what is forged goes, whatever comes next
+            # Whatever comes next, headers that the client spoofed are removed here.
+            return [self._headers_reply(HttpChanges())]
         self.collecting = True
         return []
 
     async def _on_body(self, body: pb.HttpBody) -> list[Response]:
         if self._request is None:
-            why = "ext_proc: a body came without headers; set request_header_mode SEND in Envoy."
-            misconfigured.add("%s", why)
-            raise HttpError(500, "protocol_error", why)
-        ends = body.end_of_stream
+            text = "ext_proc: a body came without headers; set request_header_mode SEND in Envoy."
+            configuration_errors.add("%s", text)
+            raise HttpError(500, "protocol_error", text)
+        size, ends = len(body.body), body.end_of_stream
         if self._request_mode == DUPLEX and not self.collecting:
             self.done = ends
             return list(streamed("request_body", body.body, ends))
-        readable = self._gateway.check_readable(self._request, self._size + len(body.body))
+        parse = self._gateway.should_parse(self._request, self._memory.size + size)
         if self._request_mode != DUPLEX:
-            if not readable:
-                self.outcome = PASSED
-                return self._finish([self._body_reply(Answer())])
-            self._hold(len(body.body))
-            return self._finish([self._body_reply(await self._answer(body.body))])
+            self.done = True
+            if not parse:
+                self.outcome = PASSED_THROUGH
+                return [self._body_reply(HttpChanges())]
+            self._memory.reserve(size)
+            return [self._body_reply(await self._route(body.body))]
         self._chunks.append(body.body)
-        if not readable:
+        if not parse:
             return self._pass_chunks(ends)
-        self._hold(len(body.body))
-        return self._finish(await self._duplex(True)) if ends else []
-
-    def _hold(self, size: int) -> None:
-        self._gateway.hold(size)
-        self._size += size
+        self._memory.reserve(size)
+        if not ends:
+            return []
+        self.done = True
+        return await self._route_chunks(True)
 
     def _pass_chunks(self, ends: bool) -> list[Response]:
-        """From here on, everything as it comes."""
+        """Stop collecting: everything passes as it comes."""
         self.collecting, self.done = False, ends
         raw = b"".join(self._chunks)
         self._chunks.clear()
-        self._release()
-        return [self._pass(), *streamed("request_body", raw, ends)]
+        self._memory.release()
+        return [self._pass_through(), *streamed("request_body", raw, ends)]
 
     def refuse(self, error: Exception) -> Response:
-        """The last answer."""
+        """Return the last response: an HTTP error in place of the upstream's answer."""
         self.done = True
-        status, headers, self.outcome, body = error_of(error, METHOD)
-        return immediate(status, headers, body)
+        status, headers, self.outcome, body = error_response(error, METHOD)
+        response = pb.ImmediateResponse(
+            status={"code": status},
+            headers=pb.HeaderMutation(set_headers=header_options(headers)),
+            body=body,
+            details="modelsat",
+        )
+        return Response(immediate_response=response)
 
-    def close(self) -> None:
-        """Let go of the body, and count the answer if there was one."""
-        self._release()
-        if self.outcome:
-            self._telemetry.extproc_answered(self.outcome)
-
-    def _release(self) -> None:
-        self._gateway.release(self._size)
-        self._size = 0
-
-    async def _on_trailers(self) -> list[Response]:
-        collected = await self._duplex(False) if self.collecting else []
-        return self._finish([*collected, EMPTY["request_trailers"]])
-
-    async def _duplex(self, ends: bool) -> list[Response]:
-        """Headers and the whole body; ends: no trailers follow."""
+    async def _route_chunks(self, ends: bool) -> list[Response]:
+        """Answer headers and collected body. ends: whether no trailers follow."""
         raw, chunked = b"".join(self._chunks), bool(self._chunks)
         self._chunks.clear()
-        answer = await self._answer(raw)
-        body = raw if answer.body is None else answer.body
+        changes = await self._route(raw)
+        body = raw if changes.body is None else changes.body
         pieces = streamed("request_body", body, ends) if chunked else ()
-        return [self._headers_reply(answer, len(body)), *pieces]
+        return [self._headers_reply(changes, len(body)), *pieces]
 
-    async def _answer(self, raw: bytes) -> Answer:
+    async def _route(self, raw: bytes) -> HttpChanges:
         assert self._request is not None
-        # Envoy's own span, where it traces; else what the client sent.
-        ours = "traceparent" in self._metadata
-        headers = self._metadata if ours else self._request.headers
+        # Envoy's own span if it traces, else what the client sent.
+        envoy_traces = "traceparent" in self._metadata
+        headers = self._metadata if envoy_traces else self._request.headers
         with self._telemetry.traced(METHOD, headers):
-            answer = await self._gateway.answer(self._request, raw)
-        self.outcome = ROUTED if answer.metadata else PASSED
-        return answer
+            changes = await self._gateway.route(self._request, raw)
+        self.outcome = ROUTED if changes.metadata else PASSED_THROUGH
+        return changes
 
-    def _pass(self) -> Response:
-        self.outcome = PASSED
-        return self._headers_reply(Answer())
+    def _pass_through(self) -> Response:
+        self.outcome = PASSED_THROUGH
+        return self._headers_reply(HttpChanges())
 
-    def _headers_reply(self, answer: Answer, size: int = 0) -> Response:
-        common = self._common(answer, size)
+    def _headers_reply(self, changes: HttpChanges, size: int = 0) -> Response:
         return Response(
-            request_headers=pb.HeadersResponse(response=common),
-            dynamic_metadata=metadata(answer),
+            request_headers=pb.HeadersResponse(response=self._common(changes, size)),
+            dynamic_metadata=dynamic_metadata(changes),
         )
 
-    def _body_reply(self, answer: Answer) -> Response:
-        common = self._common(answer, len(answer.body or b""))
-        if answer.body is not None:
-            common.body_mutation.body = answer.body
+    def _body_reply(self, changes: HttpChanges) -> Response:
+        common = self._common(changes, len(changes.body or b""))
+        if changes.body is not None:
+            common.body_mutation.body = changes.body
         return Response(
-            request_body=pb.BodyResponse(response=common), dynamic_metadata=metadata(answer)
+            request_body=pb.BodyResponse(response=common),
+            dynamic_metadata=dynamic_metadata(changes),
         )
 
-    def _common(self, answer: Answer, size: int) -> pb.CommonResponse:
-        headers = dict(answer.headers)
-        if answer.body is not None and self._request and "content-length" in self._request.headers:
+    def _common(self, changes: HttpChanges, size: int) -> pb.CommonResponse:
+        headers = dict(changes.headers)
+        if changes.body is not None and self._request and "content-length" in self._request.headers:
             headers["content-length"] = str(size)
-        forged = [h for h in self._gateway.options.own_headers if h not in headers]
-        mutation = pb.HeaderMutation(set_headers=options(headers), remove_headers=forged)
+        spoofed = [h for h in self._gateway.options.reserved_headers if h not in headers]
+        mutation = pb.HeaderMutation(set_headers=header_options(headers), remove_headers=spoofed)
         return pb.CommonResponse(header_mutation=mutation, clear_route_cache=True)
-
-    def _finish(self, responses: list[Response]) -> list[Response]:
-        self.done = True
-        return responses
-
-
-CHUNK_BYTES = 62_000  # Envoy takes no more at once in FULL_DUPLEX_STREAMED
-OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-EMPTY: Mapping[str, Response] = {
-    "request_headers": Response(request_headers=pb.HeadersResponse()),
-    "request_trailers": Response(request_trailers=pb.TrailersResponse()),
-    "response_headers": Response(response_headers=pb.HeadersResponse()),
-    "response_body": Response(response_body=pb.BodyResponse()),
-    "response_trailers": Response(response_trailers=pb.TrailersResponse()),
-}
 
 
 def http_request(message: pb.ProcessingRequest) -> HttpRequest:
-    """Of the first message."""
+    """Read the first message of a stream."""
     headers: dict[str, str] = {}
     for each in message.request_headers.headers.headers:
         value = each.raw_value.decode("latin-1") or each.value
         key = each.key.lower()
         headers[key] = f"{headers[key]},{value}" if key in headers else value
-    known = message.metadata_context.filter_metadata
-    given = MessageToDict(known[NAMESPACE]) if NAMESPACE in known else {}
-    return HttpRequest(headers, {k: v for k, v in given.items() if k in WISHES})
+    namespaces = message.metadata_context.filter_metadata
+    if NAMESPACE not in namespaces:
+        return HttpRequest(headers)
+    values = MessageToDict(namespaces[NAMESPACE])
+    return HttpRequest(headers, {k: v for k, v in values.items() if k in OVERRIDE_FIELDS})
 
 
-def options(headers: Mapping[str, str]) -> list[HeaderValueOption]:
-    """Each to be set in place of what is there."""
-    return [
-        HeaderValueOption(
-            header=HeaderValue(key=key, raw_value=value.encode()), append_action=OVERWRITE
-        )
-        for key, value in headers.items()
-    ]
+def header_options(headers: Mapping[str, str]) -> list[HeaderValueOption]:
+    """Set each header in place of what the request has."""
+    options = []
+    for key, value in headers.items():
+        header = HeaderValue(key=key, raw_value=value.encode())
+        options.append(HeaderValueOption(header=header, append_action=OVERWRITE))
+    return options
 
 
-def metadata(answer: Answer) -> dict[str, Any] | None:
-    """Dynamic metadata, by namespace."""
-    return {NAMESPACE: dict(answer.metadata)} if answer.metadata else None
+def dynamic_metadata(changes: HttpChanges) -> dict[str, Any] | None:
+    """Return Envoy's dynamic metadata: namespace -> values."""
+    return {NAMESPACE: dict(changes.metadata)} if changes.metadata else None
 
 
 def streamed(kind: str, body: bytes, ends: bool) -> Iterator[Response]:
-    """`body` in chunks, at least one."""
+    """Yield `body` in chunks, at least one. ends: whether the last one ends the stream."""
     for at in range(0, len(body) or 1, CHUNK_BYTES):
-        last = ends and at + CHUNK_BYTES >= len(body)
         response = Response()
         piece = getattr(response, kind).response.body_mutation.streamed_response
-        piece.body, piece.end_of_stream = body[at : at + CHUNK_BYTES], last
+        piece.body = body[at : at + CHUNK_BYTES]
+        piece.end_of_stream = ends and at + CHUNK_BYTES >= len(body)
         yield response
-
-
-def immediate(status: int, headers: Mapping[str, str], body: bytes) -> Response:
-    """An HTTP answer in place of the upstream's."""
-    answer = pb.ImmediateResponse(
-        status={"code": status},
-        headers=pb.HeaderMutation(set_headers=options(headers)),
-        body=body,
-        details="modelsat",
-    )
-    return Response(immediate_response=answer)

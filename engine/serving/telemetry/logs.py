@@ -27,9 +27,9 @@ IDS = ("decision_id", "trace_id")
 QUIET = ("grpc", "opentelemetry", "asyncio")
 
 
-class FewLines:
-    """Lets LINES_PER_S lines a second into a log, so that callers cannot fill the disk. what: of
-    those left out, "N more WHAT"."""
+class RateLimitedLogger:
+    """Log at most LINES_PER_S lines a second, so that callers cannot fill the disk. what: completes
+    the line "N more WHAT" about those left out."""
 
     def __init__(self, log: logging.Logger, level: int, what: str) -> None:
         self._log, self._level, self._what = log, level, what
