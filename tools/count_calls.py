@@ -132,12 +132,12 @@ def requests(address: str, extproc_address: str) -> dict[str, Callable[[int], Ac
         return lambda: router.Route(request, timeout=TIMEOUT_S)
 
     def ext_proc(i: int) -> Action:
-        told = {"model": "auto", "messages": [{"role": "user", "content": f"Double {i}."}]}
+        content = {"model": "auto", "messages": [{"role": "user", "content": f"Double {i}."}]}
         headers, body = extproc_pb.ProcessingRequest(), extproc_pb.ProcessingRequest()
         headers.protocol_config.request_body_mode = extproc_pb.BUFFERED
         for key, value in ((":path", "/v1/chat/completions"), ("content-type", "application/json")):
             headers.request_headers.headers.headers.add(key=key, raw_value=value.encode())
-        body.request_body.body = json.dumps(told).encode()
+        body.request_body.body = json.dumps(content).encode()
         body.request_body.end_of_stream = True
         return lambda: list(gateway.Process(iter([headers, body]), timeout=TIMEOUT_S))
 

@@ -1,4 +1,4 @@
-"""The real Envoy with deploy/envoy/envoy.yaml, its ports replaced by free ones.
+"""Run a real Envoy with deploy/envoy/envoy.yaml, its ports replaced by free ones.
 
 The binary is in a virtual environment of its own (make .venv-envoy/.done).
 """
@@ -26,20 +26,20 @@ FULL_DUPLEX = {
 
 @dataclass(frozen=True)
 class Envoy:
-    """port: of its listener. log: what it printed, access log included."""
+    """port: of its listener. log: its output, including the access log."""
 
     port: int
     admin: int
     log: Path
 
     def clusters(self) -> str:
-        """What it knows of the servers behind it, health included."""
+        """Return what it knows about the servers behind it, including their health."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/clusters", timeout=5) as page:
             return str(page.read().decode())
 
 
 def config(ports: Mapping[int, int], changes: Mapping[str, str]) -> str:
-    """deploy/envoy/envoy.yaml with other ports; changes: text -> text."""
+    """Return deploy/envoy/envoy.yaml with other ports. changes: further replacements of text."""
     text = CONFIG.read_text(encoding="utf-8")
     for old, new in [
         *changes.items(),
@@ -59,7 +59,7 @@ def envoy(
     small: Upstream,
     changes: Mapping[str, str] = {},
 ) -> Iterator[Envoy]:
-    """A ready one, stopped at the end. server: with ext_proc."""
+    """Start Envoy, wait until it is ready, and stop it at the end. server: has ext_proc."""
     found = Envoy(free_port(), free_port(), folder / f"envoy-{time.monotonic_ns()}.log")
     file = found.log.with_suffix(".yaml")
     ports = {

@@ -1,8 +1,8 @@
-"""Fake upstreams that speak OpenAI's protocol: who answers, which model was asked for, what came.
+"""Fake upstreams with OpenAI's API, for demos, tests and benchmarks.
 
     python -m tools.fake_upstream NAME PORT
 
-For the demos, tests and benchmarks; nothing here answers a question.
+An answer names the upstream, the model that was requested, and what the upstream received.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAUSE_S = 0.02  # between the pieces of a streamed answer
 
 @dataclass
 class Upstream:
-    """bodies: of the requests it got, oldest first; an empty one for what is no JSON object."""
+    """bodies: of the requests received, oldest first; {} for a body that is not a JSON object."""
 
     name: str
     port: int
@@ -31,13 +31,13 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        """As OpenAI's clients want it."""
+        """Base URL for OpenAI clients."""
         return f"http://127.0.0.1:{self.port}/v1"
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    told: Upstream
+    upstream: Upstream
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Silent."""
+        """Log nothing."""
 
     def _chunks(self) -> Iterator[bytes]:
         while size := int(self.rfile.readline().split(b";")[0], 16):
@@ -70,19 +70,20 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             asked = None
         asked = asked if isinstance(asked, dict) else {}
-        upstream, model = self.server.told, asked.get("model")
+        upstream, model = self.server.upstream, asked.get("model")
         upstream.bodies.append(asked)
         if asked.get("stream"):
             self._stream(pieces(upstream.name, model))
             return
-        told = {
+        details = {
             "upstream": upstream.name,
             "path": self.path,
             "bytes": len(body),
             "sha256": hashlib.sha256(body).hexdigest(),
             "headers": {k.lower(): v for k, v in self.headers.items()},
         }
-        content = json.dumps(_whole(self.path, model, f"{upstream.name} answers") | told).encode()
+        answer = _whole(self.path, model, f"{upstream.name} answers")
+        content = json.dumps(answer | details).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -101,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def pieces(name: str, model: str | None) -> list[bytes]:
-    """The events of a streamed answer of the upstream `name`."""
+    """Return the events of a streamed answer of the upstream `name`."""
     about = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": model}
     deltas: list[dict[str, str]] = [{"content": f"{name} "}, {"content": "answers"}, {}]
     choices = [{"index": 0, "delta": d, "finish_reason": None if d else "stop"} for d in deltas]
@@ -110,7 +111,7 @@ def pieces(name: str, model: str | None) -> list[bytes]:
 
 
 def _whole(path: str, model: str | None, said: str) -> dict[str, Any]:
-    """Of a response, a completion, or else a chat completion."""
+    """Return the body of a response, a completion or a chat completion, depending on the path."""
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
     about = {"id": "1", "created": int(time.time()), "model": model, "usage": usage}
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
@@ -135,12 +136,12 @@ def _whole(path: str, model: str | None, said: str) -> dict[str, Any]:
 
 @contextmanager
 def upstream(name: str, port: int = 0) -> Iterator[Upstream]:
-    """One that runs, on a free port where it is 0."""
+    """Run an upstream, on a free port if `port` is 0."""
     server = _Server(("127.0.0.1", port), _Handler)
-    server.told = Upstream(name, int(server.server_address[1]))
+    server.upstream = Upstream(name, int(server.server_address[1]))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server.told
+        yield server.upstream
     finally:
         server.shutdown()
         server.server_close()

@@ -1,4 +1,4 @@
-"""A real LiteLLM proxy from its own virtual environment, with deploy/litellm/config.yaml."""
+"""Run a real LiteLLM proxy from its own environment, with deploy/litellm/config.yaml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_S = 120.0
 
 @dataclass(frozen=True)
 class Proxy:
-    """url: of the proxy. key: made for this run. log: file of everything it prints."""
+    """url: of the proxy. key: created for this run. log: file with its output."""
 
     url: str
     key: str
@@ -27,7 +27,7 @@ class Proxy:
 
 @contextmanager
 def proxy(folder: Path, settings: dict[str, str], config: Path = CONFIG) -> Iterator[Proxy]:
-    """Ready to serve. settings: what the environment tells the callback and the configuration."""
+    """Start a proxy and wait until it is ready. settings: environment variables for it."""
     port, log, key = free_port(), folder / "litellm.log", f"sk-{secrets.token_hex(32)}"
     keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
     environment = keep | {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}

@@ -3,7 +3,7 @@
     make lock
 
 dev.txt holds everything but TensorRT; serve, export and train are the parts of it that they need,
-so that no two environments of one commit disagree. trt adds the builder of plans to export;
+so that all environments of one commit agree. trt adds the builder of plans to export;
 image and image-gpu are what the containers of deploy/docker serve with; litellm is an environment
 of its own.
 """
@@ -32,7 +32,7 @@ HEADER = "# make lock wrote this from setup.py's extras [{extras}].\n"
 
 
 def resolve(extras: str, constraint: Path | None) -> list[str]:
-    """name==version of everything that `.[extras]` needs, by pip's own resolver."""
+    """Return name==version of everything that `.[extras]` needs, by pip's own resolver."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-q"]
     if constraint:
         command += ["-c", str(constraint)]

@@ -1,4 +1,4 @@
-"""Processes of our own on free ports, for the demos, the benchmarks and the tests."""
+"""Start servers and other programs on free ports, for demos, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUNDLE = ROOT / "artifacts" / "bundle"
 
 @dataclass
 class Server:
-    """A serving process; log holds what it printed, both streams. address: HOST:PORT."""
+    """A server process. log: its stdout and stderr. address: HOST:PORT, once it is ready."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -30,54 +30,54 @@ class Server:
 
     @property
     def extproc_address(self) -> str:
-        """HOST:PORT of its ext_proc; raises ValueError where it serves none."""
-        told = re.search(r"ext_proc on (\S+)", self.printed())
-        if told is None:
-            raise ValueError("the server serves no ext_proc")
-        return told[1]
+        """HOST:PORT of its ext_proc service. Raises ValueError if it has none."""
+        match = re.search(r"ext_proc on (\S+)", self.printed())
+        if match is None:
+            raise ValueError("the server has no ext_proc address")
+        return match[1]
 
     def printed(self) -> str:
-        """Everything it printed so far."""
+        """Return everything that it has printed so far."""
         return self.log.read_text(encoding="utf-8")
 
     def kill(self) -> None:
-        """kill -9, and wait for the end."""
+        """Send SIGKILL and wait for the end."""
         self.process.kill()
         self.process.wait(10)
 
     def terminate(self) -> int:
-        """SIGTERM, as an orchestrator stops it; returns the exit status."""
+        """Send SIGTERM, as an orchestrator does; return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
     def resident_mb(self) -> float:
-        """Memory it holds now."""
+        """Return its resident memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
         resident = next(x for x in status.splitlines() if x.startswith("VmRSS"))
         return int(resident.split()[1]) / 1024
 
     def cpu_s(self) -> float:
-        """Seconds of processor time it used so far."""
+        """Return the processor time that it has used so far, in seconds."""
         stat = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8")
         user, system = stat.rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def start(command: Sequence[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
-    """A program whose output goes to `log`. more: see subprocess.Popen."""
+    """Start a program with its output in `log`. more: arguments of subprocess.Popen."""
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, **more)
 
 
 def is_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout_s: float) -> bool:
-    """Ask until it is; False where the program ends first or the time does."""
+    """Poll until ready() is true; return False if the program ends or the time is over first."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
         if ready():
@@ -90,8 +90,11 @@ def is_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeou
 def running(
     command: Sequence[str], log: Path, url: str, timeout_s: float = 60.0, **more: Any
 ) -> Iterator[None]:
-    """A program that has answered GET `url` with 200; stopped at the end. Raises RuntimeError with
-    the end of its output where it never does. more: see subprocess.Popen."""
+    """Start a program, wait until GET `url` returns 200, and stop the program at the end.
+
+    more: arguments of subprocess.Popen. Raises RuntimeError with the end of its output if the
+    program does not become ready.
+    """
 
     def answers() -> bool:
         try:
@@ -122,7 +125,7 @@ def launch(
     python: tuple[str, ...] = (),
     port: int = 0,
 ) -> Server:
-    """Start `modelsat serve`, on a free port where it is 0; does not wait until it is ready."""
+    """Start `modelsat serve` without waiting until it is ready. port: 0 means a free one."""
     command = [
         sys.executable,
         *python,
@@ -139,14 +142,14 @@ def launch(
 
 
 def await_ready(server: Server, timeout_s: float = 60.0) -> Server:
-    """Wait for the ready line; raises RuntimeError with its output if the server ends first."""
+    """Wait for the ready line. Raises RuntimeError with the output if the server ends first."""
 
-    def is_told() -> bool:
-        told = re.search(r"^ready on (\S+):", server.printed(), re.MULTILINE)
-        server.address = told[1] if told else ""
-        return told is not None
+    def has_printed_ready() -> bool:
+        match = re.search(r"^ready on (\S+):", server.printed(), re.MULTILINE)
+        server.address = match[1] if match else ""
+        return match is not None
 
-    if is_ready(server.process, is_told, timeout_s):
+    if is_ready(server.process, has_printed_ready, timeout_s):
         return server
     server.kill()
     raise RuntimeError("the server was not ready:\n" + server.printed())
@@ -154,7 +157,7 @@ def await_ready(server: Server, timeout_s: float = 60.0) -> Server:
 
 @contextmanager
 def serving(store: Path, *arguments: str, bundle: Path = BUNDLE) -> Iterator[Server]:
-    """A ready server; stopped at the end if it still runs."""
+    """Start a server, wait until it is ready, and stop it at the end."""
     server = await_ready(launch(store, *arguments, bundle=bundle))
     try:
         yield server
