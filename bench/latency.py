@@ -2,9 +2,9 @@
 
     python -m bench.latency [--calls 200] [--concurrency 1 8] [--load 0.5 0.8]
 
-Starts a server of its own with the shipped zoo, its cache off. --load: rates of the open loop, as a
-share of what one closed connection reached. A failed call is counted by its code and makes the exit
-status 1. The last line on stdout is one JSON object; times are milliseconds.
+Starts a server of its own with the shipped catalog, its cache off. --load: rates of the open
+loop, as a share of what one closed connection reached. A failed call is counted by its code and
+makes the exit status 1. The last line on stdout is one JSON object; times are milliseconds.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.aptitude.questions import LETTERS, Question, lettered, read_file, reference_tasks
-from engine.datasets.outcomes import known_keywords
+from engine.datasets.outcomes import load_task_keywords
 
 SHAPES = (
     "{x}",
@@ -204,7 +204,7 @@ def listening(llm: FakeLLM, port: int = 0) -> Iterator[str]:
 
 def specialist(questions: Sequence[Question], fields: Sequence[str], **more: Any) -> FakeLLM:
     """Good (.9) at tasks whose keywords begin with one of `fields`, poor (.35) at the others."""
-    words = known_keywords()
+    words = load_task_keywords()
     good = {t: 0.9 for t in words if words[t].split(",")[0] in fields}
     return FakeLLM(questions, good, otherwise=0.35, **more)
 

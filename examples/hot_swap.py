@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from engine.api.policy import Policy
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from modelsat import Client
 from tools.processes import BUNDLE, serving
 
@@ -63,13 +63,13 @@ def show(client: Client, policy: Policy) -> list[str]:
 
 def main() -> int:
     """Run the demo; 1 where the newcomer was misplaced or a call failed."""
-    (newcomer,) = read_zoo(NEWCOMER)
+    (newcomer,) = read_catalog(NEWCOMER)
     policy = Policy()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "candidates.sqlite"
         with serving(store, bundle=BUNDLE) as server, Client(server.address) as client:
             print(server.printed().strip())
-            print("\nThe zoo, highest probability:")
+            print("\nThe candidates, highest probability:")
             before = show(client, policy)
             stop = threading.Event()
             loads = [Load(server.address, stop) for _ in range(CONNECTIONS)]

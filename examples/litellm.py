@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from examples.hot_swap import MATHEMATICS, NEWCOMER, OTHERS
 from modelsat import Client
 from tools.fake_upstream import upstream
@@ -44,7 +44,7 @@ def curl(at: Proxy, text: str, *, stream: bool = False) -> str:
 
 def main() -> int:
     """Run the demo; 1 where a request went to another model than expected."""
-    (tutor,) = read_zoo(NEWCOMER)
+    (tutor,) = read_catalog(NEWCOMER)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         upstreams = [stack.enter_context(upstream(model)) for model in MODELS]

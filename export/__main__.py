@@ -20,14 +20,14 @@ from engine.bundle import training_set
 from engine.bundle.arrays import ScoringArrays, save_arrays
 from engine.bundle.manifest import (
     Manifest,
-    finish_folder,
+    commit_dir,
     hash_files,
     made_by,
     read_manifest,
-    start_folder,
+    stage_dir,
 )
 from engine.bundle.types import Float32Array
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_embedder, load_encoder
 from export.formats import FORMATS, write_formats
 from export.onnx.bert import emit_encoder
@@ -68,7 +68,7 @@ def export(
         BundleError: the checkpoint cannot be exported, or the graph differs from the reference.
     """
     source = read_manifest(checkpoint, "checkpoint")
-    unfinished = start_folder(out, "bundle")
+    unfinished = stage_dir(out, "bundle")
     backbone = load_base(str(checkpoint / "backbone"))
     encoder = load_base(str(checkpoint / "encoder"))
     arrays = _arrays(checkpoint, backbone, encoder, source)
@@ -100,7 +100,7 @@ def export(
         parity=written.parity | {"encoder": _encoder_parity(unfinished, encoder)},
     )
     _check_parity(manifest)
-    finish_folder(unfinished, out, manifest)
+    commit_dir(unfinished, out, manifest)
     return ExportResult(manifest, engines, written.skipped)
 
 
@@ -144,7 +144,7 @@ def _reference(
     folder: Path, manifest: Manifest, arrays: ScoringArrays, backbone: Base
 ) -> ParityCheck:
     encoder = load_encoder(folder, arrays)
-    candidates = read_zoo(folder / "zoo.json")[:PARITY_CANDIDATES]
+    candidates = read_catalog(folder / "zoo.json")[:PARITY_CANDIDATES]
     embeddings = np.stack([encoder.encode(candidate) for candidate in candidates])
     config, tokenizer = LlamaConfig.of(backbone.config), backbone.tokenizer
     return prepare_parity_check(
@@ -153,7 +153,7 @@ def _reference(
 
 
 def _encoder_parity(folder: Path, encoder: Base) -> float:
-    tasks = [r.task for r in read_zoo(folder / "zoo.json")[0].aptitude[:PARITY_TASKS]]
+    tasks = [r.task for r in read_catalog(folder / "zoo.json")[0].aptitude[:PARITY_TASKS]]
     embed = load_embedder(folder)
     ids = [np.array(encoder.tokenizer.encode(task).ids) for task in tasks]
     expected = [encoder_row(encoder.config, encoder.arrays, tokens) for tokens in ids]

@@ -200,15 +200,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name in ("protocol-bundle", "bundle", "data", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--zoo", type=Path, default=Path("pretrained/zoo.json"))
+    parser.add_argument("--catalog", type=Path, default=Path("pretrained/zoo.json"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     pro = ("mmlu_pro",)
-    main_bench = Bench(given.data / "mmlu_pro_cot", given.protocol_bundle, given.zoo, pro)
+    main_bench = Bench(given.data / "mmlu_pro_cot", given.protocol_bundle, given.catalog, pro)
     names = main_bench.outcomes.candidates
     unseen = np.array([bool(re.search(UNSEEN, n, re.IGNORECASE)) for n in names])
     known, new, everyone = np.flatnonzero(~unseen), np.flatnonzero(unseen), np.arange(len(names))
-    mixed = Bench(given.data / "llmrouter9", given.bundle, given.zoo, ())
+    mixed = Bench(given.data / "llmrouter9", given.bundle, given.catalog, ())
     report = {
         "P1": seen_protocol(main_bench, known, pro),
         "P2": unseen_protocol(main_bench, known, new, pro),

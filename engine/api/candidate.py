@@ -18,10 +18,10 @@ ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 WORD_PATTERN = re.compile(r"[a-z0-9._-]{1,63}")
 WORD_LISTS = ("modalities", "features", "tags", "regions")
 MAX_WORDS = 32  # of a list
-PREFIX = "candidates/"
+NAME_PREFIX = "candidates/"
 TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
 MAX_TASK_CHARS = 300
-DEFAULT_ANSWER_TOKENS = 400.0  # of a candidate whose mean answer was never measured
+DEFAULT_OUTPUT_TOKENS = 400.0  # of a candidate whose mean answer was never measured
 MAX_NAME_CHARS = 200
 MAX_NUMBER = 1_000_000_000  # of tokens, or US dollars per million of them
 MAX_CANDIDATES = 1000  # of a table
@@ -59,7 +59,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """The resource name, `candidates/{id}`."""
-        return PREFIX + self.id
+        return NAME_PREFIX + self.id
 
     @property
     def etag(self) -> str:
@@ -82,17 +82,17 @@ class Candidate:
         return million_usd / 1e6
 
 
-def id_of(name: str, field: str = "name") -> str:
+def parse_name(name: str, field: str = "name") -> str:
     """The id in the resource name `candidates/{id}`; raises InvalidInputError otherwise."""
-    identifier = name.removeprefix(PREFIX)
-    if not name.startswith(PREFIX) or not ID_PATTERN.fullmatch(identifier):
+    identifier = name.removeprefix(NAME_PREFIX)
+    if not name.startswith(NAME_PREFIX) or not ID_PATTERN.fullmatch(identifier):
         raise InvalidInputError(
             Violation(field, f"is {name[:80]!r}; expected candidates/{{id}}, {_ID_RULE}.")
         )
     return identifier
 
 
-def ids_of(names: Sequence[str], field: str) -> tuple[str, ...]:
+def parse_names(names: Sequence[str], field: str) -> tuple[str, ...]:
     """Return the IDs in the resource names `candidates/{id}`; raises InvalidInputError."""
     if not names:
         return ()
@@ -100,7 +100,7 @@ def ids_of(names: Sequence[str], field: str) -> tuple[str, ...]:
         raise InvalidInputError(
             Violation(field, f"has {len(names)} names; a table holds at most {MAX_CANDIDATES}.")
         )
-    return tuple(id_of(name, f"{field}[{i}]") for i, name in enumerate(names))
+    return tuple(parse_name(name, f"{field}[{i}]") for i, name in enumerate(names))
 
 
 def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
@@ -182,7 +182,7 @@ def _etag(candidate: Candidate) -> str:
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 
-def wrong_count(count: int, field: str) -> Violation:
+def task_count_violation(count: int, field: str) -> Violation:
     """What is wrong with `count` aptitude figures where there are not TEST_TASKS."""
     return Violation(
         field,
@@ -214,7 +214,7 @@ def _check_words(candidate: Candidate, field: str) -> list[Violation]:
 def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation]:
     problems = []
     if len(results) != TEST_TASKS:
-        problems.append(wrong_count(len(results), field))
+        problems.append(task_count_violation(len(results), field))
     if len(results) > TEST_TASKS:
         return problems  # however many there are, they are not walked through
     seen: set[str] = set()

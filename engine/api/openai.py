@@ -20,8 +20,8 @@ ROLES: Mapping[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-MAX_ANSWER_TOKENS = 1_000_000_000
-ANSWER_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+MAX_OUTPUT_TOKENS = 1_000_000_000
+OUTPUT_LIMIT_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 TEXTS: Mapping[str, Role] = {"system": "system", "instructions": "system", "prompt": "user"}
 TURNS = ("messages", "input")
 MODALITIES = {
@@ -73,10 +73,10 @@ def features(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 def answer_tokens(body: Mapping[str, Any]) -> int:
     """The most that the model may write; 0 where the body does not say."""
-    for name in ANSWER_TOKENS:
+    for name in OUTPUT_LIMIT_FIELDS:
         value = body.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return min(value, MAX_ANSWER_TOKENS)
+            return min(value, MAX_OUTPUT_TOKENS)
     return 0
 
 

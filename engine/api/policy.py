@@ -12,7 +12,7 @@ MAX_SESSION_CHARS = 128
 Objective = Literal["cost_sensitivity", "target_probability", "budget_usd"]
 
 
-Kind = Literal["ranked", "session_affinity", "defaulted", "fallback"]
+DecisionKind = Literal["ranked", "session_affinity", "defaulted", "fallback"]
 
 
 # Fields of Policy that hold words of Candidate's lists of the same nouns.

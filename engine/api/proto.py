@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.api.candidate import (
-    PREFIX,
+    NAME_PREFIX,
     TEST_TASKS,
     WORD_LISTS,
     Candidate,
     TaskResult,
-    id_of,
-    ids_of,
-    wrong_count,
+    parse_name,
+    parse_names,
+    task_count_violation,
 )
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import check_text
@@ -42,11 +42,11 @@ def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
     """Raises InvalidInputError where the name is no resource name, or the aptitude figures are too
     many to be read; the rest is not validated."""
     if (count := len(message.aptitude)) > TEST_TASKS:
-        raise InvalidInputError(wrong_count(count, f"{field}.aptitude"))
+        raise InvalidInputError(task_count_violation(count, f"{field}.aptitude"))
     fields: dict[str, Any] = {k: getattr(message, k) for k in OPTIONAL if message.HasField(k)}
     fields |= {k: tuple(sorted(getattr(message, k))) for k in WORD_LISTS}
     return Candidate(
-        id=id_of(message.name, f"{field}.name"),
+        id=parse_name(message.name, f"{field}.name"),
         aptitude=tuple(TaskResult(r.task_keywords, r.accuracy) for r in message.aptitude),
         display_name=message.display_name,
         price_source=message.price_source,
@@ -85,9 +85,9 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
     return Policy(
         objective=objective or "cost_sensitivity",
         value=getattr(message, objective) if objective else 0.0,
-        allowed_candidates=ids_of(message.allowed_candidates, "policy.allowed_candidates"),
-        denied_candidates=ids_of(message.denied_candidates, "policy.denied_candidates"),
-        default_candidate=id_of(default, "policy.default_candidate") if default else "",
+        allowed_candidates=parse_names(message.allowed_candidates, "policy.allowed_candidates"),
+        denied_candidates=parse_names(message.denied_candidates, "policy.denied_candidates"),
+        default_candidate=parse_name(default, "policy.default_candidate") if default else "",
         **fields,
     )
 
@@ -95,9 +95,11 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
 def policy_to(policy: Policy) -> router_service_pb2.Policy:
     """The inverse of policy_from."""
     message = router_service_pb2.Policy(
-        allowed_candidates=[PREFIX + i for i in policy.allowed_candidates],
-        denied_candidates=[PREFIX + i for i in policy.denied_candidates],
-        default_candidate=PREFIX + policy.default_candidate if policy.default_candidate else "",
+        allowed_candidates=[NAME_PREFIX + i for i in policy.allowed_candidates],
+        denied_candidates=[NAME_PREFIX + i for i in policy.denied_candidates],
+        default_candidate=NAME_PREFIX + policy.default_candidate
+        if policy.default_candidate
+        else "",
         **{k: getattr(policy, k) for k in (*AMOUNTS, *LIMITS, *POLICY_WORDS)},
     )
     setattr(message, policy.objective, policy.value)

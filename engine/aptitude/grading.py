@@ -11,7 +11,7 @@ from engine.api.candidate import TEST_TASKS, Candidate, TaskResult
 from engine.aptitude.journal import Reply
 from engine.aptitude.questions import LETTERS, Question, reference_tasks
 from engine.aptitude.selection import QUESTIONS_PER_TASK
-from engine.datasets.outcomes import task_keywords
+from engine.datasets.outcomes import keywords_of
 
 PARTIAL = "partial-test"  # tag of a candidate that was not given the whole test
 
@@ -125,7 +125,7 @@ def with_result(
     answers, so the length is left out.
     """
     accuracies = {s.task: s.accuracy for s in result.scores} | imputed_accuracies(result)
-    keywords = task_keywords(list(accuracies))
+    keywords = keywords_of(list(accuracies))
     aptitude = tuple(TaskResult(k, a) for k, a in zip(keywords, accuracies.values(), strict=True))
     tags = tuple(sorted({*candidate.tags, PARTIAL})) if result.partial else candidate.tags
     length = None if answer_only else result.mean_output_tokens

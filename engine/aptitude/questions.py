@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.datasets.aptitude_test import derived_items
+from engine.datasets.aptitude_test import derive_items
 from engine.datasets.folder import instructions_file, lines_of
 from engine.datasets.outcomes import split
 
@@ -151,7 +151,7 @@ def _derived_items(folder: Path, records: list[dict[str, Any]]) -> dict[str, lis
         )
     training, _, _ = split([str(r.get("text")) for r in records])
     subjects = [str(r.get("subtask") or r.get("benchmark")) for r in records]
-    return derived_items(scores, subjects, training)
+    return derive_items(scores, subjects, training)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

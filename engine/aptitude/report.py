@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine import __version__
-from engine.api.candidate import DEFAULT_ANSWER_TOKENS, TEST_TASKS, Candidate, to_json
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, TEST_TASKS, Candidate, to_json
 from engine.aptitude.grading import AptitudeResult, TaskScore, imputed_accuracies
 from engine.aptitude.llm import Endpoint, estimated_tokens, prompt_of
 from engine.aptitude.questions import Question, reference_tasks
@@ -90,7 +90,7 @@ def summary(
     if answer_only:
         lines.append(
             "The length of single letters (--answer-only) says nothing about usual answers, so it"
-            f" is left out; costs assume {DEFAULT_ANSWER_TOKENS:g} tokens."
+            f" is left out; costs assume {DEFAULT_OUTPUT_TOKENS:g} tokens."
         )
     if result.unparsed:
         lines.append(

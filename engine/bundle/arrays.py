@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.api.errors import BundleError
-from engine.bundle.manifest import BUILD_ANEW
+from engine.bundle.manifest import REBUILD_HINT
 from engine.bundle.types import Float32Array
 
 FILE = "scoring.npz"
@@ -87,7 +87,7 @@ def load_arrays(folder: Path) -> ScoringArrays:
     if weight.shape[0] != len(readout) or arrays["connector_bias"].shape != readout.shape:
         raise BundleError(
             f"{folder / FILE}: connector_weight is {weight.shape}, readout {readout.shape};"
-            f" both must have the backbone's width; {BUILD_ANEW}."
+            f" both must have the backbone's width; {REBUILD_HINT}."
         )
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():

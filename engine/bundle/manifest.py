@@ -20,7 +20,7 @@ from engine.bundle.prompt import PROMPT_VERSION
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
-Kind = Literal["checkpoint", "bundle"]
+ArtifactKind = Literal["checkpoint", "bundle"]
 # The only ones that export and engine support; research/ trains and measures others, in torch.
 LAYOUT, REPRESENTATION = "candidate_last", "accuracy_weighted"
 Device = Literal["cpu", "cpu-fp32", "cuda", "tensorrt"]
@@ -44,7 +44,7 @@ class Manifest:
     graphs: device -> the file that suits it (engine/inference/devices.py); empty in a checkpoint.
     """
 
-    kind: Kind
+    kind: ArtifactKind
     layout: str
     representation: str
     width: int
@@ -64,7 +64,7 @@ class Manifest:
     prompt_version: str = PROMPT_VERSION
 
 
-BUILD_ANEW = "`make clean export` builds it anew"
+REBUILD_HINT = "`make clean export` builds it anew"
 
 
 def sha256_of(path: Path) -> str:
@@ -86,19 +86,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`, whole or not at all; call it last."""
     temporary = folder / (MANIFEST + ".tmp")
     content = asdict(manifest)
-    content["seal"] = seal(content)
+    content["seal"] = manifest_digest(content)
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(folder / MANIFEST)
 
 
-def seal(content: Mapping[str, Any]) -> str:
+def manifest_digest(content: Mapping[str, Any]) -> str:
     """sha256 of everything else in the manifest: a changed figure in it is found like a changed
     file."""
     rest = {name: value for name, value in content.items() if name != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(folder: Path, kind: Kind) -> Manifest:
+def read_manifest(folder: Path, kind: ArtifactKind) -> Manifest:
     """The manifest of `folder`, its schema, prompt version and the files' hashes checked; those of
     the graphs are left to who opens one (check_hash).
 
@@ -107,12 +107,12 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"{folder} holds no {MANIFEST}, so it is no finished {kind}; {BUILD_ANEW}."
+            f"{folder} holds no {MANIFEST}, so it is no finished {kind}; {REBUILD_HINT}."
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise BundleError(f"{path} is not readable JSON ({error}); {BUILD_ANEW}.") from error
+        raise BundleError(f"{path} is not readable JSON ({error}); {REBUILD_HINT}.") from error
     manifest = _parse(raw, path, kind)
     for name in manifest.files:
         if name not in manifest.graphs.values():
@@ -120,26 +120,26 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     return manifest
 
 
-def _parse(raw: Any, path: Path, kind: Kind) -> Manifest:
+def _parse(raw: Any, path: Path, kind: ArtifactKind) -> Manifest:
     expected = {"schema": SCHEMA, "kind": kind, "prompt_version": PROMPT_VERSION}
     if not isinstance(raw, dict):
-        raise BundleError(f"{path} holds {type(raw).__name__}, expected an object; {BUILD_ANEW}.")
+        raise BundleError(f"{path} holds {type(raw).__name__}, expected an object; {REBUILD_HINT}.")
     for name, want in expected.items():
         if raw.get(name) != want:
             raise BundleError(
-                f"{path}: {name} is {raw.get(name)!r}, this engine expects {want!r}; {BUILD_ANEW}"
+                f"{path}: {name} is {raw.get(name)!r}, this engine expects {want!r}; {REBUILD_HINT}"
                 " with this version, or serve it with the version that made it."
             )
     names = {f.name for f in fields(Manifest)} | {"seal"}
     if set(raw) != names:
         raise BundleError(
             f"{path}: fields missing {sorted(names - set(raw))}, unknown"
-            f" {sorted(set(raw) - names)}; {BUILD_ANEW}."
+            f" {sorted(set(raw) - names)}; {REBUILD_HINT}."
         )
-    if raw.pop("seal") != seal(raw):
+    if raw.pop("seal") != manifest_digest(raw):
         raise BundleError(
             f"{path}: its seal does not match its content, so it was changed or damaged;"
-            f" {BUILD_ANEW}."
+            f" {REBUILD_HINT}."
         )
     for name, supported in (("layout", LAYOUT), ("representation", REPRESENTATION)):
         if raw[name] != supported:
@@ -164,15 +164,15 @@ def check_hash(folder: Path, manifest: Manifest, name: str) -> None:
     """Raise BundleError unless the file is there as the manifest has it."""
     path, want = folder / name, manifest.files[name]
     if not path.is_file():
-        raise BundleError(f"{path} is missing, though the manifest lists it; {BUILD_ANEW}.")
+        raise BundleError(f"{path} is missing, though the manifest lists it; {REBUILD_HINT}.")
     if (found := sha256_of(path)) != want:
         raise BundleError(
             f"{path}: sha256 is {found[:12]}..., the manifest says {want[:12]}...: the file was"
-            f" changed or damaged; {BUILD_ANEW}."
+            f" changed or damaged; {REBUILD_HINT}."
         )
 
 
-def start_folder(out: Path, kind: Kind) -> Path:
+def stage_dir(out: Path, kind: ArtifactKind) -> Path:
     """An empty folder beside `out` to write into; finish_folder puts it in its place.
 
     Raises BundleError where `out` holds anything but an earlier folder of this kind.
@@ -193,7 +193,7 @@ def start_folder(out: Path, kind: Kind) -> Path:
     return unfinished
 
 
-def finish_folder(unfinished: Path, out: Path, manifest: Manifest) -> None:
+def commit_dir(unfinished: Path, out: Path, manifest: Manifest) -> None:
     """Write the manifest, then put the folder in the place of `out`."""
     write_manifest(unfinished, manifest)
     shutil.rmtree(out, ignore_errors=True)

@@ -61,9 +61,9 @@ def _get(parsed: argparse.Namespace) -> None:
 
 
 def _create(parsed: argparse.Namespace) -> None:
-    from engine.registry.catalog import read_zoo
+    from engine.registry.catalog import read_catalog
 
-    candidates = read_zoo(parsed.file)
+    candidates = read_catalog(parsed.file)
     with connect(parsed) as client:
         for candidate in candidates:
             print(f"created {client.create_candidate(candidate).id}")
@@ -76,9 +76,9 @@ def _delete(parsed: argparse.Namespace) -> None:
 
 
 def _replace(parsed: argparse.Namespace) -> None:
-    from engine.registry.catalog import read_zoo
+    from engine.registry.catalog import read_catalog
 
-    candidates = read_zoo(parsed.file)
+    candidates = read_catalog(parsed.file)
     with connect(parsed) as client:
         revision = client.replace_candidates(candidates)
     print(f"replaced all candidates; revision {revision} has {len(candidates)}")

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.api.candidate import PREFIX
+from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, StoreError, Violation
 from engine.cli.calibrate import BUNDLE
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import read_recorded
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _run(parsed: argparse.Namespace) -> None:
     columns = columns_with(parsed.map_column)
     log = Log(expand(parsed.log), columns, score, parsed.max_invalid_rows, parsed.chunk_size)
     table = scoring.open_table(
-        parsed.bundle, read_zoo(parsed.catalog or parsed.bundle / "zoo.json")
+        parsed.bundle, read_catalog(parsed.catalog or parsed.bundle / "zoo.json")
     )
     wanted = policies.read_policies(parsed.policy, parsed.policies, table)
     names = names_of(table, parsed.candidate_alias)
@@ -133,7 +133,7 @@ def recorded(file: Path) -> Score:
     scores = {(r.decision_id, r.candidate): r.score for r in read_recorded(file)}
 
     def outcome_of(decision: str, candidate: str) -> float:
-        return scores.get((decision, candidate.removeprefix(PREFIX)), math.nan)
+        return scores.get((decision, candidate.removeprefix(NAME_PREFIX)), math.nan)
 
     return outcome_of
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from engine.api.candidate import PREFIX
+from engine.api.candidate import NAME_PREFIX
 from engine.api.policy import Objective, Policy, Session
 from engine.cli import server_flags
 from engine.cli.server_flags import connect
@@ -112,8 +112,8 @@ def _policy_from(parsed: argparse.Namespace) -> Policy:
     return Policy(
         objective,
         getattr(parsed, objective) or 0.0,
-        allowed_candidates=tuple(i.removeprefix(PREFIX) for i in parsed.allow),
-        denied_candidates=tuple(i.removeprefix(PREFIX) for i in parsed.deny),
+        allowed_candidates=tuple(i.removeprefix(NAME_PREFIX) for i in parsed.allow),
+        denied_candidates=tuple(i.removeprefix(NAME_PREFIX) for i in parsed.deny),
         required_modalities=tuple(parsed.modality),
         required_features=tuple(parsed.feature),
         required_tags=tuple(parsed.tag),
@@ -123,7 +123,7 @@ def _policy_from(parsed: argparse.Namespace) -> Policy:
         max_output_usd_per_million=parsed.max_output_usd_per_million,
         abstain_below_probability=parsed.abstain_below_probability,
         max_ood_score=parsed.max_ood_score,
-        default_candidate=parsed.default_candidate.removeprefix(PREFIX),
+        default_candidate=parsed.default_candidate.removeprefix(NAME_PREFIX),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.api.candidate import PREFIX, Candidate, id_of
+from engine.api.candidate import NAME_PREFIX, Candidate, parse_name
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, check_text
 from engine.api.openai import Role
@@ -48,8 +48,8 @@ Instruction = str | Sequence[Turn]
 
 def resource_name(candidate: str) -> str:
     """Return `candidates/{id}` of an ID or resource name; raises InvalidInputError."""
-    name = PREFIX + candidate.removeprefix(PREFIX)
-    id_of(name)
+    name = NAME_PREFIX + candidate.removeprefix(NAME_PREFIX)
+    parse_name(name)
     return name
 
 

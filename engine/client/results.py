@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from engine.api.candidate import PREFIX, Candidate
+from engine.api.candidate import NAME_PREFIX, Candidate
 from engine.api.proto import candidate_from
 from engine.client.errors import ModelsatClientError, error_of_result
 from engine.pb import candidate_service_pb2, router_service_pb2
@@ -139,19 +139,19 @@ def decision_from(response: router_service_pb2.RouteResponse) -> RouteDecision:
     """Convert the response of Route."""
     kind = router_service_pb2.DecisionKind.Name(response.kind)
     return RouteDecision(
-        selected=response.selected.removeprefix(PREFIX),
+        selected=response.selected.removeprefix(NAME_PREFIX),
         kind=kind.removeprefix("DECISION_KIND_").lower(),
         reason=response.reason,
         ranking=tuple(
             RankedCandidate(
-                ranked.candidate.removeprefix(PREFIX),
+                ranked.candidate.removeprefix(NAME_PREFIX),
                 ranked.probability,
                 ranked.expected_cost_usd if ranked.HasField("expected_cost_usd") else None,
                 ranked.utility,
             )
             for ranked in response.ranking
         ),
-        excluded={e.candidate.removeprefix(PREFIX): e.reason for e in response.excluded},
+        excluded={e.candidate.removeprefix(NAME_PREFIX): e.reason for e in response.excluded},
         decision_id=response.decision_id,
         revision=response.revision,
         input_tokens=response.input_tokens,
@@ -184,5 +184,5 @@ def change_from(response: candidate_service_pb2.WatchCandidatesResponse) -> Cand
     return CandidatesChange(
         response.revision,
         tuple(candidate_from(candidate, "changed") for candidate in response.changed),
-        tuple(name.removeprefix(PREFIX) for name in response.removed),
+        tuple(name.removeprefix(NAME_PREFIX) for name in response.removed),
     )

@@ -37,7 +37,7 @@ class AptitudeTest:
         return replace(self, figures=self.figures[candidates], answers=answers)
 
 
-def derived_items(
+def derive_items(
     scores: Float32Array, subjects: Sequence[str], training: Int64Array, seed: int = 0
 ) -> dict[str, list[int]]:
     """Task -> rows, a task for each of the MOST_TASKS largest subjects, at most BUDGET in all; only
@@ -64,7 +64,7 @@ def derived_items(
     return items
 
 
-def derived_keywords(
+def derive_keywords(
     names: Sequence[str], subjects: Sequence[str], texts: Sequence[str], rows: Int64Array
 ) -> list[str]:
     """For each task its name and the five words that set its instructions apart: those in a larger
@@ -91,7 +91,7 @@ def sittings(
     names: Sequence[str],
 ) -> AptitudeTest:
     """The test of `items` (task -> rows of `scores`); given figures win over those of the items."""
-    answers = answers_to(list(items.values()), scores)
+    answers = answer_array(list(items.values()), scores)
     if figures is not None:
         stated = [[np.nan if x is None else x for x in figures[n]] for n in names]
         found: Any = np.array(stated, dtype=np.float32)
@@ -104,7 +104,7 @@ def sittings(
     return AptitudeTest(keywords, majority, found.astype(np.float32), known)
 
 
-def answers_to(items: Sequence[Sequence[int]], scores: Float32Array) -> Float32Array:
+def answer_array(items: Sequence[Sequence[int]], scores: Float32Array) -> Float32Array:
     """(M, T, Q) outcomes of the rows of each task, Q of the longest; shorter ones end in NaN."""
     longest = max((len(rows) for rows in items), default=0)
     answers = np.full((len(scores), len(items), longest), np.nan, dtype=np.float32)

@@ -18,8 +18,8 @@ import numpy as np
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.types import Float32Array
 
-TOLD = 20  # unreadable lines that are named
-FORM = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
+MAX_REPORTED = 20  # unreadable lines that are named
+PARSE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
 Read = TypeVar("Read")
 
 
@@ -56,7 +56,7 @@ def _read(path: Path, read: Callable[[Path], Read], problems: list[str]) -> Read
     """What `read` finds in `path`; None, and a problem more, where it is not of its form."""
     try:
         return read(path)
-    except FORM as error:
+    except PARSE_ERRORS as error:
         form = (read.__doc__ or "").strip()
         problems.append(f"{path.name}: {type(error).__name__} ({error}); expected {form}")
         return None
@@ -118,7 +118,7 @@ def _records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         if missing:
             problems.append(f"instructions, line {number}: misses {missing}.")
         records.append({"id": "?", "benchmark": "?", "text": "?", **record})
-    return records, problems[:TOLD]
+    return records, problems[:MAX_REPORTED]
 
 
 def instructions_file(folder: Path) -> Path:

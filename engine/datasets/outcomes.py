@@ -18,7 +18,7 @@ import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.types import Float32Array, Int64Array
-from engine.datasets.aptitude_test import AptitudeTest, derived_items, derived_keywords, sittings
+from engine.datasets.aptitude_test import AptitudeTest, derive_items, derive_keywords, sittings
 from engine.datasets.folder import read_folder
 
 TEST_PERCENT, VALIDATION_PERCENT = 10, 5
@@ -70,17 +70,17 @@ def read_outcomes(folder: Path) -> Outcomes:
     """
     data = read_folder(folder)
     names, sat = data.candidates, data.sat
-    kept, scores, place = circled(data.records, data.scores)
+    kept, scores, place = circular_eval(data.records, data.scores)
     records = [data.records[row] for row in kept]
     subjects = [str(r.get("subtask") or r["benchmark"]) for r in records]
     texts = [str(r["text"]) for r in records]
     if sat is None:
         training, _, _ = split(texts)
-        items = derived_items(scores, subjects, training)
-        keywords = derived_keywords(list(items), subjects, texts, training)
+        items = derive_items(scores, subjects, training)
+        keywords = derive_keywords(list(items), subjects, texts, training)
     else:
         items = {t: [place[q] for q in sat["items"].get(t, []) if q in place] for t in sat["tasks"]}
-        keywords = task_keywords(sat["tasks"])
+        keywords = keywords_of(sat["tasks"])
     test = sittings(items, keywords, scores, subjects, sat and sat["scores"], names)
     if sat is None and (
         blank := [n for n, a in zip(names, test.figures, strict=True) if np.isnan(a).all()]
@@ -99,26 +99,26 @@ def read_outcomes(folder: Path) -> Outcomes:
 def _usable(texts: Sequence[str], scores: Float32Array, items: set[int]) -> Int64Array:
     """Rows that somebody answered and that are no aptitude item, nor one in other words' clothes:
     the same question under another id would leak as well."""
-    asked = {normalised(texts[i]) for i in items}
+    asked = {normalize_text(texts[i]) for i in items}
     measured = np.asarray(~np.isnan(scores).all(axis=0))
-    kept = [i for i, text in enumerate(texts) if measured[i] and normalised(text) not in asked]
+    kept = [i for i, text in enumerate(texts) if measured[i] and normalize_text(text) not in asked]
     return np.array(kept, dtype=np.int64)
 
 
-def task_keywords(tasks: Sequence[str]) -> list[str]:
+def keywords_of(tasks: Sequence[str]) -> list[str]:
     """The five keywords of each task; a task without an entry is named by its own words."""
-    known = known_keywords()
+    known = load_task_keywords()
     return [known.get(t, re.sub(r"[_\-]+", " ", t)) for t in tasks]
 
 
-def known_keywords() -> dict[str, str]:
+def load_task_keywords() -> dict[str, str]:
     """Task of the shipped aptitude test -> its five keywords."""
     path = Path(__file__).parent / "task_keywords.json"
     known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return known
 
 
-def normalised(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Letters and digits of the stem in lower case: what makes two questions the same. Those of
     a-z alone, unless most letters are others."""
     stem = text.split("\nA. ")[0]
@@ -130,7 +130,7 @@ def normalised(text: str) -> str:
 
 def fingerprint(text: str) -> int:
     """The first 32 bits of the sha256 of the normalised text."""
-    return int.from_bytes(hashlib.sha256(normalised(text).encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(normalize_text(text).encode()).digest()[:4], "big")
 
 
 def split(texts: Sequence[str]) -> tuple[Int64Array, Int64Array, Int64Array]:
@@ -151,7 +151,7 @@ def split(texts: Sequence[str]) -> tuple[Int64Array, Int64Array, Int64Array]:
 Records = Sequence[Mapping[str, Any]]
 
 
-def circled(
+def circular_eval(
     records: Records, scores: Float32Array
 ) -> tuple[list[int], Float32Array, dict[str, int]]:
     """Records that share a `circle` are one question: its first record stands for all of them, with

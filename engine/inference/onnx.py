@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engine.api.errors import BundleError, UnavailableError
-from engine.bundle.manifest import BUILD_ANEW
+from engine.bundle.manifest import REBUILD_HINT
 from engine.bundle.types import Float32Array, Int64Array
 from engine.inference.backend import Hidden, Readout, Scores, score_rows
 
@@ -36,7 +36,7 @@ class OnnxBackend:
         except Exception as error:  # ONNX Runtime raises its own kinds for every cause
             raise BundleError(
                 f"{graph} does not load in ONNX Runtime ({type(error).__name__}: {error});"
-                f" {BUILD_ANEW}."
+                f" {REBUILD_HINT}."
             ) from error
         if provider not in self._session.get_providers():
             raise BundleError(f"ONNX Runtime finds no GPU for {graph}; give --device cpu.")

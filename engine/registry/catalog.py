@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.api.candidate import (
-    PREFIX,
+    NAME_PREFIX,
     WORD_LISTS,
     Candidate,
     TaskResult,
@@ -24,7 +24,7 @@ NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_output_token
 WORDS = ("display_name", "price_source")
 
 
-def read_zoo(path: Path) -> list[Candidate]:
+def read_catalog(path: Path) -> list[Candidate]:
     """The candidates of a JSON file: one object, a list, or {"candidates": [...]}.
 
     Raises InvalidInputError that lists every problem, duplicates and unknown fields included.
@@ -58,7 +58,7 @@ def _candidate(item: Any, field: str) -> Candidate:
         words = {k: str(item.get(k, "")) for k in WORDS}
         numbers = {k: None if item.get(k) is None else float(item[k]) for k in NUMBERS}
         return Candidate(
-            id=str(item.get("id") or item.get("name", "")).removeprefix(PREFIX),
+            id=str(item.get("id") or item.get("name", "")).removeprefix(NAME_PREFIX),
             aptitude=_aptitude(item.get("aptitude", [])),
             display_name=words["display_name"],
             context_window=_whole(window),
@@ -94,14 +94,18 @@ def _aptitude(value: Any) -> tuple[TaskResult, ...]:
 
 
 def costs_of(
-    outcomes: Outcomes, input_tokens: Int64Array, zoo: Path | None, answer_tokens: float
+    outcomes: Outcomes, input_tokens: Int64Array, catalog: Path | None, answer_tokens: float
 ) -> NDArray[np.float64]:
     """(B, M) US dollars of each instruction and candidate; NaN where no price is known.
 
     A candidate is matched to the zoo by its id or display name. input_tokens: (B,). answer_tokens:
     of an answer, where the zoo does not say.
     """
-    known = {} if zoo is None else {n: c for c in read_zoo(zoo) for n in (c.id, c.display_name)}
+    known = (
+        {}
+        if catalog is None
+        else {n: c for c in read_catalog(catalog) for n in (c.id, c.display_name)}
+    )
     costs = np.full((len(input_tokens), len(outcomes.candidates)), np.nan)
     for column, name in enumerate(outcomes.candidates):
         candidate = known.get(name)

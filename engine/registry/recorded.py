@@ -15,15 +15,15 @@ import numpy as np
 
 from engine.api.candidate import Candidate
 from engine.api.errors import InvalidInputError, Violation
-from engine.datasets.outcomes import known_keywords
-from engine.registry.catalog import read_zoo
-from engine.registry.stores.outcomes import Recorded, read_recorded
+from engine.datasets.outcomes import load_task_keywords
+from engine.registry.catalog import read_catalog
+from engine.registry.stores.outcomes import RecordedOutcome, read_recorded
 
 BENCHMARK = "recorded"
 
 
 @dataclass
-class Instruction:
+class RecordedInstruction:
     """id: of the first decision on this text. scores: candidate id -> scores, one a decision."""
 
     id: str
@@ -38,7 +38,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportSummary:
     """What a folder holds. without_text: outcomes left out because no call of their decision sent
     the text. unknown: outcomes left out because the bundle does not know their candidate, by id."""
 
@@ -48,18 +48,18 @@ class Exported:
     unknown: Counter[str]
 
 
-def join(recorded: Iterable[Recorded]) -> tuple[list[Instruction], int]:
+def join(recorded: Iterable[RecordedOutcome]) -> tuple[list[RecordedInstruction], int]:
     """(instructions by first appearance, outcomes without a text).
 
     The text of a decision may come with any of its outcomes. Equal texts are one instruction, so
     that candidates asked in different decisions can be compared.
     """
     outcomes = list(recorded)
-    told: dict[str, Recorded] = {}
+    told: dict[str, RecordedOutcome] = {}
     for each in outcomes:
         if each.text:
             told.setdefault(each.decision_id, each)
-    found: dict[str, Instruction] = {}
+    found: dict[str, RecordedInstruction] = {}
     without_text = 0
     for each in outcomes:
         source = told.get(each.decision_id)
@@ -67,26 +67,26 @@ def join(recorded: Iterable[Recorded]) -> tuple[list[Instruction], int]:
             without_text += 1
             continue
         here = found.setdefault(
-            source.text, Instruction(each.decision_id, source.text, source.category)
+            source.text, RecordedInstruction(each.decision_id, source.text, source.category)
         )
         here.category = here.category or each.category
         here.scores.setdefault(each.candidate, []).append(each.score)
     return list(found.values()), without_text
 
 
-def export(file: Path, out: Path, bundle: Path | None = None) -> Exported:
+def export(file: Path, out: Path, bundle: Path | None = None) -> ExportSummary:
     """Write the folder `out`. With `bundle`, the aptitude figures of its candidates go with it, and
     candidates it does not know are left out. Raises InvalidInputError where nothing is left,
     StoreError where `file` cannot be read."""
     instructions, without_text = join(read_recorded(file))
     names = sorted({name for each in instructions for name in each.scores})
     unknown: Counter[str] = Counter()
-    zoo: dict[str, Candidate] = {}
+    catalog: dict[str, Candidate] = {}
     if bundle is not None:
-        zoo = {c.id: c for c in read_zoo(bundle / "zoo.json")}
+        catalog = {c.id: c for c in read_catalog(bundle / "zoo.json")}
         for each in instructions:
-            unknown.update({n: len(s) for n, s in each.scores.items() if n not in zoo})
-        names = [name for name in names if name in zoo]
+            unknown.update({n: len(s) for n, s in each.scores.items() if n not in catalog})
+        names = [name for name in names if name in catalog]
         instructions = [each for each in instructions if set(names) & set(each.scores)]
     if not instructions:
         raise InvalidInputError(
@@ -98,13 +98,13 @@ def export(file: Path, out: Path, bundle: Path | None = None) -> Exported:
         )
     out.mkdir(parents=True, exist_ok=True)
     _write(instructions, names, out)
-    if zoo:
-        test = aptitude([zoo[name] for name in names])
+    if catalog:
+        test = aptitude([catalog[name] for name in names])
         (out / "aptitude.json").write_text(json.dumps(test), encoding="utf-8")
-    return Exported(len(instructions), len(names), without_text, unknown)
+    return ExportSummary(len(instructions), len(names), without_text, unknown)
 
 
-def _write(instructions: Sequence[Instruction], names: Sequence[str], out: Path) -> None:
+def _write(instructions: Sequence[RecordedInstruction], names: Sequence[str], out: Path) -> None:
     """scores.npz: (candidates, instructions), NaN = not measured."""
     with gzip.open(out / "instructions.jsonl.gz", "wt", encoding="utf-8") as file:
         for each in instructions:
@@ -122,7 +122,7 @@ def aptitude(candidates: Sequence[Candidate]) -> dict[str, Any]:
     """The content of aptitude.json: every task of any of them, null where one did not sit it."""
     tasks = sorted({r.task for c in candidates for r in c.aptitude})
     figures = {c.id: {r.task: r.accuracy for r in c.aptitude} for c in candidates}
-    names = {keywords: task for task, keywords in known_keywords().items()}
+    names = {keywords: task for task, keywords in load_task_keywords().items()}
     return {
         "tasks": [names.get(task, task) for task in tasks],
         "items": {},

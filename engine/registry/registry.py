@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine.api.candidate import MAX_CANDIDATES, PREFIX, Candidate, require_valid
+from engine.api.candidate import MAX_CANDIDATES, NAME_PREFIX, Candidate, require_valid
 from engine.api.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -23,7 +23,7 @@ from engine.api.errors import (
 )
 from engine.registry.encoder import CapabilityEncoder
 from engine.registry.stores.base import (
-    DEFAULT_KEEP,
+    DEFAULT_HISTORY_LIMIT,
     Change,
     Encode,
     Entry,
@@ -55,7 +55,7 @@ class Registry:
         self._lock = asyncio.Lock()  # of the store and of changes to the table
         self._running: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
-        self._watch = StoreWatch()
+        self._watch = StoreHealth()
         self._current = CurrentTable(self._read())
 
     def table(self) -> Table:
@@ -122,7 +122,7 @@ class Registry:
             require_valid(merged, "candidate")
             return self._writing(merged)
 
-        await self._change(plan, f"updated {PREFIX}{identifier}", validate_only)
+        await self._change(plan, f"updated {NAME_PREFIX}{identifier}", validate_only)
         return merged[0]
 
     async def delete(
@@ -140,7 +140,7 @@ class Registry:
             present = None if gone else _expect(table, identifier, etag, allow_missing)
             return Change(remove=[present.id] if present else [])
 
-        await self._change(plan, f"deleted {PREFIX}{identifier}", validate_only)
+        await self._change(plan, f"deleted {NAME_PREFIX}{identifier}", validate_only)
 
     async def replace(
         self, candidates: Sequence[Candidate], *, validate_only: bool = False
@@ -263,7 +263,7 @@ def _check_count(count: int) -> None:
 
 def _expect(table: Table, identifier: str, etag: str, allow_missing: bool) -> Candidate | None:
     present = table.get(identifier)
-    name = PREFIX + identifier
+    name = NAME_PREFIX + identifier
     if present is None and not allow_missing:
         raise NotFoundError(name)
     found = present.etag if present else "none: it is gone"
@@ -320,7 +320,7 @@ class CurrentTable:
         self._changed = asyncio.Event()
 
 
-class StoreWatch:
+class StoreHealth:
     """Whether the store can be reached, for health and metrics; of the event loop's thread."""
 
     def __init__(self) -> None:
@@ -350,12 +350,12 @@ def open_registry(
     encoder: CapabilityEncoder,
     encoder_id: str,
     width: int,
-    zoo: Sequence[Candidate],
+    catalog: Sequence[Candidate],
     *,
     reencode_candidates: bool = False,
-    keep: int = DEFAULT_KEEP,
+    keep: int = DEFAULT_HISTORY_LIMIT,
 ) -> Registry:
-    """Open the store at `url`; a store that has never held anything begins with `zoo`.
+    """Open the store at `url`; a store that has never held anything begins with `catalog`.
 
     url: path of an SQLite file, or postgresql://. keep: revisions. Raises StoreError.
     """
@@ -363,9 +363,9 @@ def open_registry(
         url, encoder_id, width, encoder.encode if reencode_candidates else None, keep
     )
     if store.revision() == 0:
-        begun = Change(write=[(c, encoder.encode(c)) for c in zoo])
+        begun = Change(write=[(c, encoder.encode(c)) for c in catalog])
         with suppress(ConflictError):  # another server began it at the same time
-            store.apply(begun, 0, f"began with the {len(zoo)} candidates of the bundle")
+            store.apply(begun, 0, f"began with the {len(catalog)} candidates of the bundle")
     return Registry(store, encoder, width)
 
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from engine.api.candidate import PREFIX
+from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import check_text, is_utf8
 from engine.api.openai import ROLES, turns
@@ -208,7 +208,7 @@ def past_request(
         return str(error)
     except ValueError as error:
         return f"{error}."
-    used = str(values["candidate"] or "").removeprefix(PREFIX)
+    used = str(values["candidate"] or "").removeprefix(NAME_PREFIX)
     if math.isnan(outcome) and outcome_of is not None:
         outcome = outcome_of(str(values["decision"]), used)
     return PastRequest(text, context_chars, used, cost, outcome, seconds)

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from engine.api.candidate import PREFIX
+from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.policy import Policy
 from engine.api.proto import policy_from
@@ -97,4 +97,4 @@ def _policy(name: str, fields: Any, table: Table) -> Policy:
 def _with_prefix(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_prefix(item) for item in value]
-    return PREFIX + value.removeprefix(PREFIX) if isinstance(value, str) else value
+    return NAME_PREFIX + value.removeprefix(NAME_PREFIX) if isinstance(value, str) else value

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.api.candidate import DEFAULT_ANSWER_TOKENS
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS
 from engine.api.policy import Policy
 from engine.bundle.types import FloatArray
 from engine.registry.table import Table
@@ -240,13 +240,13 @@ def frontier(p: NDArray[np.float32], input_tokens: NDArray[np.int64], table: Tab
     rows = [
         (i, c)
         for i, c in enumerate(table.candidates)
-        if c.expected_cost_usd(1, DEFAULT_ANSWER_TOKENS) is not None
+        if c.expected_cost_usd(1, DEFAULT_OUTPUT_TOKENS) is not None
     ]
     if len(rows) < 2:
         return None
     costs = np.array(
         [
-            [c.expected_cost_usd(int(t), DEFAULT_ANSWER_TOKENS) for _, c in rows]
+            [c.expected_cost_usd(int(t), DEFAULT_OUTPUT_TOKENS) for _, c in rows]
             for t in input_tokens
         ]
     )

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from engine.api.candidate import DEFAULT_ANSWER_TOKENS, Candidate
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
 from engine.api.errors import BundleError, InvalidInputError, NoEligibleCandidateError, Violation
-from engine.api.policy import Kind, Policy
+from engine.api.policy import DecisionKind, Policy
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import Tokenizer as AnyTokenizer
@@ -40,7 +40,7 @@ from engine.routing.decision import (
 )
 from engine.routing.ranking import DecisionContext
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
 NOBODY = -1
 
 
@@ -290,7 +290,7 @@ def columns_of(
         if row != NOBODY:
             candidate = names.table.candidates[row]
             tokens = int(scores.input_tokens[i])
-            cost = candidate.expected_cost_usd(tokens, DEFAULT_ANSWER_TOKENS)
+            cost = candidate.expected_cost_usd(tokens, DEFAULT_OUTPUT_TOKENS)
             costs[i] = math.nan if cost is None else cost
     p = scores.p[np.arange(len(used)), used].astype(np.float64)
     return Columns(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.api.candidate import DEFAULT_ANSWER_TOKENS
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.types import FloatArray, Int64Array
 from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.inference.offline import score_outcomes
-from engine.registry.catalog import costs_of, read_zoo
+from engine.registry.catalog import costs_of, read_catalog
 from engine.routing import tradeoff
 from engine.routing.tradeoff import OperatingPoint
 
@@ -33,8 +33,8 @@ class Target:
 class Recommendation:
     """point: None where no sensitivity meets the target. best, accuracy, cost: of the best single
     candidate among `candidates`; accuracy in [0, 1], cost in US dollars a request. dearer: id of
-    the zoo's dearest candidate where it is dearer than all of `candidates`: a sensitivity weighs
-    costs against the dearest, so where that one is eligible the same value saves less."""
+    the catalog's most expensive candidate if it costs more than all of `candidates`: a sensitivity
+    weighs costs against the highest, so with that one eligible the same value saves less."""
 
     candidates: list[str]
     best: str
@@ -64,17 +64,17 @@ def recommend(
     )
 
 
-def calibrate(bundle: Path, data: Path, zoo: Path, to: Target) -> Recommendation:
-    """Score `data` through `bundle` and recommend; `zoo` brings the prices.
+def calibrate(bundle: Path, data: Path, catalog: Path, to: Target) -> Recommendation:
+    """Score `data` through `bundle` and recommend; `catalog` has the prices.
 
     Raises InvalidInputError where fewer than two candidates have prices and common outcomes.
     """
     outcomes = read_outcomes(data)
     scored = score_outcomes(bundle, outcomes)
-    costs = costs_of(outcomes, scored.input_tokens, zoo, DEFAULT_ANSWER_TOKENS)
+    costs = costs_of(outcomes, scored.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
     priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
     if len(priced) < 2:
-        raise InvalidInputError(_too_few(outcomes, zoo, len(priced)))
+        raise InvalidInputError(_too_few(outcomes, catalog, len(priced)))
     block = tradeoff.largest_complete_subset(outcomes.scores[priced].T)
     if len(block.candidates) < 2:
         raise InvalidInputError(_too_scattered(data, outcomes.scores[priced]))
@@ -82,15 +82,16 @@ def calibrate(bundle: Path, data: Path, zoo: Path, to: Target) -> Recommendation
     names = [outcomes.candidates[i] for i in priced[block.candidates]]
     found = recommend(scored.p[part], outcomes.scores.T[part], costs[part], names, to)
     dearest = float(costs[part].mean(axis=0).max())
-    return replace(found, dearer=_dearer(zoo, scored.input_tokens[block.rows], dearest))
+    return replace(found, dearer=_dearer(catalog, scored.input_tokens[block.rows], dearest))
 
 
-def _dearer(zoo: Path, input_tokens: Int64Array, dearest: float) -> str | None:
-    """The dearest of the zoo on these instructions, if dearer than `dearest`, the mean cost of the
-    dearest judged one; no judged one is, so its name need not be matched."""
+def _dearer(catalog: Path, input_tokens: Int64Array, dearest: float) -> str | None:
+    """The catalog's most expensive candidate on these instructions, if it costs more than
+    `dearest`, the highest mean cost of a judged one; no judged one does,
+    so names need not be matched."""
     means = {}
-    for candidate in read_zoo(zoo):
-        costs = [candidate.expected_cost_usd(int(t), DEFAULT_ANSWER_TOKENS) for t in input_tokens]
+    for candidate in read_catalog(catalog):
+        costs = [candidate.expected_cost_usd(int(t), DEFAULT_OUTPUT_TOKENS) for t in input_tokens]
         means[candidate.id] = sum(c or 0.0 for c in costs) / len(costs)
     most = max(means, key=lambda name: means[name])
     return most if means[most] > dearest * ROUNDING else None
@@ -107,9 +108,9 @@ def _too_scattered(data: Path, scores: FloatArray) -> Violation:
     )
 
 
-def _too_few(outcomes: Outcomes, zoo: Path, priced: int) -> Violation:
+def _too_few(outcomes: Outcomes, catalog: Path, priced: int) -> Violation:
     return Violation(
-        str(zoo),
+        str(catalog),
         f"has prices for {priced} of {outcomes.candidates[:5]}...; at least 2 are needed. Give"
         " --catalog a file whose display_name or id is the candidate's name in the data.",
     )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.api.candidate import DEFAULT_ANSWER_TOKENS, Candidate
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
 from engine.api.errors import NoEligibleCandidateError
-from engine.api.policy import Kind, Policy
+from engine.api.policy import DecisionKind, Policy
 from engine.bundle.prompt import Prompt, Tokenizer, render
 from engine.bundle.training_set import TrainingSet
 from engine.bundle.types import Float32Array
@@ -58,7 +58,7 @@ class Decision:
     excluded: dict[str, str]
     revision: int
     prompt: PromptInfo
-    kind: Kind
+    kind: DecisionKind
     timing: dict[str, float]
     id: str = ""
 
@@ -86,7 +86,7 @@ def select_eligible(table: Table, info: PromptInfo, policy: Policy) -> Eligible:
     Raises:
         NoEligibleCandidateError: it admits none; the error has a reason for each candidate.
     """
-    eligible = find_eligible(table, policy, info.input_tokens, DEFAULT_ANSWER_TOKENS)
+    eligible = find_eligible(table, policy, info.input_tokens, DEFAULT_OUTPUT_TOKENS)
     if not len(eligible.rows):
         raise NoEligibleCandidateError(eligible.excluded)
     return eligible

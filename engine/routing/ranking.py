@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.api.policy import Kind, Policy
+from engine.api.policy import DecisionKind, Policy
 from engine.bundle.types import FloatArray
 
 
@@ -43,7 +43,7 @@ class RankingResult:
     order: tuple[int, ...]
     utility: tuple[float, ...]
     reason: str
-    kind: Kind = "ranked"
+    kind: DecisionKind = "ranked"
 
 
 def decide(
@@ -130,7 +130,9 @@ def _apply_session_affinity(
     return _promote(current, ranking, reason, "session_affinity")
 
 
-def _promote(selected: int, ranking: RankingResult, reason: str, kind: Kind) -> RankingResult:
+def _promote(
+    selected: int, ranking: RankingResult, reason: str, kind: DecisionKind
+) -> RankingResult:
     """Move `selected` to the front; the others keep their order."""
     order = (selected, *(i for i in ranking.order if i != selected))
     return RankingResult(order, ranking.utility, reason, kind)

@@ -30,7 +30,7 @@ from engine.pb import (
     router_service_pb2,
     router_service_pb2_grpc,
 )
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.registry import Registry, open_registry
 from engine.registry.stores.outcomes import OutcomeStore
@@ -82,7 +82,7 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
         encoder,
         manifest.encoder_id,
         manifest.width,
-        read_zoo(settings.bundle / "zoo.json"),
+        read_catalog(settings.bundle / "zoo.json"),
         reencode_candidates=settings.reencode_candidates,
         keep=settings.revision_history_limit,
     )

@@ -27,8 +27,8 @@ from engine.aptitude.llm import retry_after_s
 from engine.aptitude.questions import read_file, reference_tasks
 from engine.aptitude.report import chart
 from engine.aptitude.selection import sample_questions
-from engine.datasets.outcomes import known_keywords
-from engine.registry.catalog import read_zoo
+from engine.datasets.outcomes import load_task_keywords
+from engine.registry.catalog import read_catalog
 from examples.fake_llm import FakeLLM, chance, listening, specialist, write_questions
 from modelsat import Client
 from tools.processes import ROOT, Server
@@ -138,12 +138,12 @@ def test_skill_is_measured_despite_errors_and_rate_limits(questions: Path, tmp_p
             "--input-usd-per-million",
             "1",
         )
-    (candidate,) = read_zoo(tmp_path / "a.json")
+    (candidate,) = read_catalog(tmp_path / "a.json")
     provenance = json.loads((tmp_path / "a.json").read_text())["provenance"]
     asked = [q for q in known if q.id in llm.asked]
     assert provenance["unparsed"] == sum(map(llm.refused, asked)) > 0
     assert provenance["asked"] == len(asked) == 1000
-    words = known_keywords()
+    words = load_task_keywords()
     figures = {r.task: r.accuracy for r in candidate.aptitude}
     for task in reference_tasks():
         right = [llm.knows(q) and not llm.refused(q) for q in asked if q.task == task]
@@ -268,9 +268,9 @@ def test_partial_test_reports_its_uncertainty(
         assert "is already registered" in taken
         assert llm.requests == 10
         assert candidate.tags == ("partial-test",)
-        assert (candidate,) == tuple(read_zoo(tmp_path / "a.json"))
+        assert (candidate,) == tuple(read_catalog(tmp_path / "a.json"))
         figures = {r.task: r.accuracy for r in candidate.aptitude}
-        words = known_keywords()
+        words = load_task_keywords()
         assert (figures[words["astronomy"]], figures[words["anatomy"]]) == (1.0, 0.0)
         tasks = reference_tasks()
         above = 0.5 - (tasks["astronomy"].mean + tasks["anatomy"].mean) / 2
@@ -406,7 +406,7 @@ def test_answer_only_leaves_out_the_answer_length(questions: Path, tmp_path: Pat
     few = ("--model", "fake", "--yes", "--questions-per-task", "1", "--answer-only")
     with listening(llm) as url:
         assert "says nothing about usual answers" in run(url, questions, tmp_path / "a.json", *few)
-    assert read_zoo(tmp_path / "a.json")[0].mean_output_tokens is None
+    assert read_catalog(tmp_path / "a.json")[0].mean_output_tokens is None
 
 
 def test_retry_after_reads_seconds_and_dates() -> None:

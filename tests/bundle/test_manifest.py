@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.api.errors import BundleError
-from engine.bundle.manifest import MANIFEST, read_manifest, seal
+from engine.bundle.manifest import MANIFEST, manifest_digest, read_manifest
 from tools.processes import BUNDLE
 
 
@@ -31,7 +31,7 @@ def bundle(tmp_path: Path) -> Path:
 def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     raw = json.loads((bundle / MANIFEST).read_text())
     change(raw)
-    raw["seal"] = seal(raw)
+    raw["seal"] = manifest_digest(raw)
     (bundle / MANIFEST).write_text(json.dumps(raw))
 
 

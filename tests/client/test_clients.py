@@ -29,7 +29,7 @@ from modelsat import (
     Session,
     Turn,
 )
-from tests.serving.test_server import NEW, QUESTION, ZOO
+from tests.serving.test_server import CATALOG, NEW, QUESTION
 from tests.support.optional_tools import NODE_EXAMPLE, NODE_PACKAGES, missing, needs
 from tools.processes import Server
 
@@ -182,9 +182,9 @@ async def test_failed_hedge_leaves_the_first_call_its_time(route: Any) -> None:
 
 async def test_async_client_calls_every_method_of_a_real_server(shared_server: Server) -> None:
     async with AsyncClient(shared_server.address, LONG) as client:
-        assert (await client.server_info()).candidates == len(ZOO)
+        assert (await client.server_info()).candidates == len(CATALOG)
         ids = [c.id for c in await client.list_candidates()]
-        assert ids == sorted(c.id for c in ZOO)
+        assert ids == sorted(c.id for c in CATALOG)
         turns = [Turn("system", "Be brief."), Turn("user", QUESTION)]
         with_system, alone = await client.route(turns), await client.route(QUESTION)
         assert with_system.selected == alone.selected
@@ -199,7 +199,7 @@ async def test_async_client_calls_every_method_of_a_real_server(shared_server: S
         assert await client.record_outcome(decision_id, selected, 1.0)
         assert not await client.record_outcome(decision_id, selected, 1.0)
         first = await anext(client.watch_candidates())
-        assert {c.id for c in first.changed} == {c.id for c in ZOO}
+        assert {c.id for c in first.changed} == {c.id for c in CATALOG}
         assert first.revision == with_system.revision
         with pytest.raises(ModelsatClientError, match="nobody"):
             await client.route(QUESTION, Policy(allowed_candidates=("nobody",)))

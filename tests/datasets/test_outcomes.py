@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from engine.api.errors import InvalidInputError
 from engine.bundle.training_set import describe, load_training_set, save_training_set
-from engine.datasets.aptitude_test import FEWEST, derived_items
-from engine.datasets.outcomes import fingerprint, normalised, read_outcomes, split
+from engine.datasets.aptitude_test import FEWEST, derive_items
+from engine.datasets.outcomes import fingerprint, normalize_text, read_outcomes, split
 from tests.support import datasets
 
 
@@ -73,14 +73,14 @@ def test_a_file_of_another_form_is_named(
 
 def test_questions_in_other_scripts_are_told_apart() -> None:
     chinese = ["解释 DNA 的结构", "DNA 是什么时候发现的?", "解释 DNA 的结构!"]
-    assert len({normalised(text) for text in chinese}) == 2
-    assert normalised("What is «π» - exactly?") == normalised("what is exactly")
+    assert len({normalize_text(text) for text in chinese}) == 2
+    assert normalize_text("What is «π» - exactly?") == normalize_text("what is exactly")
 
 
 def test_a_derived_test_has_at_most_fifty_tasks() -> None:
     subjects = [f"s{i % 250}" for i in range(25_000)]
     scores = np.random.default_rng(0).integers(0, 2, (3, 25_000)).astype(np.float32)
-    items = derived_items(scores, subjects, np.arange(25_000))
+    items = derive_items(scores, subjects, np.arange(25_000))
     assert len(items) == 50
     assert {len(rows) for rows in items.values()} == {20}
 
@@ -122,7 +122,7 @@ def test_derived_items_are_distinct_training_rows(seed: int) -> None:
     scores[random.random(scores.shape) < 0.2] = np.nan
     subjects = [f"s{i}" for i in random.integers(0, 3, 120)]
     training = np.flatnonzero(random.random(120) < 0.8)
-    items = derived_items(scores, subjects, training, seed)
+    items = derive_items(scores, subjects, training, seed)
     for name, rows in items.items():
         assert len(rows) == len(set(rows)) >= FEWEST
         assert set(rows) <= set(training.tolist())
@@ -133,7 +133,7 @@ def test_derived_items_are_distinct_training_rows(seed: int) -> None:
 @given(st.text(min_size=1), st.sampled_from(["  ", "\n", "?!", " - "]))
 def test_equal_questions_land_on_the_same_side(text: str, noise: str) -> None:
     other = text.upper().lower() + noise
-    if normalised(text) == normalised(other):
+    if normalize_text(text) == normalize_text(other):
         assert fingerprint(text) == fingerprint(other)
         assert [len(part) for part in split([text])] == [len(part) for part in split([other])]
 

@@ -15,7 +15,7 @@ from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.inference.onnx import OnnxBackend
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from modelsat import Client
 from tests.conftest import CHECKPOINT, INSTRUCTIONS
@@ -26,7 +26,7 @@ from training.weights.base import load_base
 
 MANIFEST = read_manifest(BUNDLE, "bundle")
 ARRAYS = load_arrays(BUNDLE)
-ZOO = sorted(read_zoo(BUNDLE / "zoo.json"), key=lambda c: c.id)
+CATALOG = sorted(read_catalog(BUNDLE / "zoo.json"), key=lambda c: c.id)
 LIMIT = 1e-3
 # The server's default graph; evaluated in docs/explanation/quality.md. One probability of 100 may
 # be off by
@@ -38,7 +38,7 @@ Kernel = Callable[..., NDArray[np.float32]]
 @pytest.fixture(scope="module")
 def embeddings() -> NDArray[np.float32]:
     encoder = load_encoder(BUNDLE, ARRAYS)
-    return np.stack([encoder.encode(c) for c in ZOO])
+    return np.stack([encoder.encode(c) for c in CATALOG])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_graph_and_kernel_agree_with_torch(
 ) -> None:
     backend = OnnxBackend(BUNDLE / "backbone.onnx")
     found = p_of(backend.hidden(prompts, embeddings), kernel)
-    assert found.shape == (64, len(ZOO))
+    assert found.shape == (64, len(CATALOG))
     np.testing.assert_allclose(found, from_torch, atol=LIMIT)
     assert found.std(axis=1).min() > 0.01, "the candidates are told apart"
 
@@ -103,7 +103,7 @@ def test_graph_and_kernel_agree_with_torch(
 def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
     rankings = [client.route(text).ranking for text in INSTRUCTIONS]
     by_name = [{r.candidate: r.probability for r in ranking} for ranking in rankings]
-    found = np.array([[p[c.id] for c in ZOO] for p in by_name])
+    found = np.array([[p[c.id] for c in CATALOG] for p in by_name])
     np.testing.assert_allclose(found, from_torch, atol=INT8_MOST)
     off = np.abs(found - from_torch)
     assert np.quantile(off, 0.99) < INT8_LIMIT

@@ -18,7 +18,7 @@ from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.inference.backend import Readout
 from engine.inference.onnx import OnnxBackend
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from export.triton import BACKBONE, ENSEMBLE, READOUT, write_repository
 from tests.conftest import INSTRUCTIONS
@@ -74,7 +74,7 @@ def tensors_of(config: dict[str, Any], field: str) -> list[tuple[str, str, list[
 def test_the_repository_gives_the_engines_probabilities(repository: Path, version: int) -> None:
     manifest, arrays = read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE)
     encoder = load_encoder(BUNDLE, arrays)
-    table = np.stack([encoder.encode(c) for c in read_zoo(BUNDLE / "zoo.json")])
+    table = np.stack([encoder.encode(c) for c in read_catalog(BUNDLE / "zoo.json")])
     tokenizer = Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
     prompts = [render(text, tokenizer).tokens for text in INSTRUCTIONS[:3]]
     lengths = np.array([len(p) for p in prompts])

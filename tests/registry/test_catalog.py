@@ -15,11 +15,11 @@ from engine.api.errors import InvalidInputError
 from engine.bundle.arrays import TaskNorms, load_arrays
 from engine.datasets.outcomes import read_outcomes
 from engine.inference.offline import candidates_of
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from tests.support import datasets
 from tools.processes import ROOT
-from training.data.catalog import figures_of, id_for, refreshed, write, zoo_of
+from training.data.catalog import catalog_of, figures_of, id_for, refreshed, write
 
 BUNDLE = ROOT / "artifacts" / "bundle"
 SHIPPED = ROOT / "pretrained" / "zoo.json"
@@ -46,13 +46,13 @@ def test_a_short_test_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
     outcomes = read_outcomes(datasets.write(tmp_path / "data", aptitude=False, subjects=2))
     encoder = load_encoder(BUNDLE, load_arrays(BUNDLE))
     seen = np.stack([encoder.encode(c) for c in candidates_of(outcomes)])
-    served = np.stack([encoder.encode(c) for c in zoo_of(outcomes, [])])
+    served = np.stack([encoder.encode(c) for c in catalog_of(outcomes, [])])
     # A training run of one's own knows the means of its tasks.
     means = dict(
         zip(outcomes.test.keywords, np.nanmean(outcomes.test.figures, axis=0), strict=True)
     )
     norms = TaskNorms(np.zeros(1, dtype=np.float32), means)
-    (served_tasks,) = {tuple(r.task for r in c.aptitude) for c in zoo_of(outcomes, [])}
+    (served_tasks,) = {tuple(r.task for r in c.aptitude) for c in catalog_of(outcomes, [])}
     assert not np.isnan(norms.of(served_tasks)).any()
     spread = np.linalg.norm(seen - seen.mean(axis=0), axis=-1).mean()
     assert np.linalg.norm(seen - served, axis=-1).max() < 0.15 * spread
@@ -65,13 +65,13 @@ def test_what_a_zoo_says_of_a_candidate_is_kept(tmp_path: Path) -> None:
         Candidate("elsewhere", figures),
         Candidate("second", figures, "c1", input_usd_per_million=2.0),
     ]
-    every = zoo_of(outcomes, known)
+    every = catalog_of(outcomes, known)
     assert [c.id for c in every] == ["c0", "second", "c2", "c3"]
     assert every[1].input_usd_per_million == 2.0
     again = refreshed(known, outcomes)
     assert again == [known[0], every[1]]
     write(every, "made up", tmp_path / "zoo.json")
-    assert read_zoo(tmp_path / "zoo.json") == every
+    assert read_catalog(tmp_path / "zoo.json") == every
 
 
 def test_names_become_ids_and_equal_ones_are_refused(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_names_become_ids_and_equal_ones_are_refused(tmp_path: Path) -> None:
     names = [{"name": n} for n in ("A/B", "a b", "C", "D")]
     (folder / "candidates.json").write_text(json.dumps(names))
     with pytest.raises(InvalidInputError, match="names are unique"):
-        zoo_of(read_outcomes(folder), [])
+        catalog_of(read_outcomes(folder), [])
 
 
 def test_the_shipped_zoo_has_the_form_that_is_written(tmp_path: Path) -> None:
     about = json.loads(SHIPPED.read_text(encoding="utf-8"))["about"]
-    write(read_zoo(SHIPPED), about, tmp_path / "zoo.json")
+    write(read_catalog(SHIPPED), about, tmp_path / "zoo.json")
     assert (tmp_path / "zoo.json").read_text() == SHIPPED.read_text()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.api.candidate import Candidate, TaskResult
 from engine.bundle.arrays import Connector, TaskNorms, load_arrays
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.encoder import (
     CapabilityEncoder,
 )
@@ -21,7 +21,7 @@ from tools.processes import BUNDLE
 from training.model.model import TextEncoder
 from training.weights.base import load_base
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def encoder() -> CapabilityEncoder:
 
 @pytest.mark.parametrize("index", range(50))
 def test_each_single_figure_changes_the_embedding(encoder: CapabilityEncoder, index: int) -> None:
-    before = ZOO[0]
+    before = CATALOG[0]
     results = list(before.aptitude)
     figure = results[index].accuracy
     results[index] = replace(results[index], accuracy=figure + (0.05 if figure < 0.5 else -0.05))
@@ -45,15 +45,15 @@ def test_each_single_figure_changes_the_embedding(encoder: CapabilityEncoder, in
 @settings(max_examples=20, deadline=None)
 def test_the_order_of_the_tasks_does_not_matter(order: list[int]) -> None:
     encoder = _plain_encoder()
-    shuffled = tuple(ZOO[1].aptitude[i] for i in order)
+    shuffled = tuple(CATALOG[1].aptitude[i] for i in order)
     np.testing.assert_array_equal(
-        encoder.encode(replace(ZOO[1], aptitude=shuffled)), encoder.encode(ZOO[1])
+        encoder.encode(replace(CATALOG[1], aptitude=shuffled)), encoder.encode(CATALOG[1])
     )
 
 
 def _plain_encoder() -> CapabilityEncoder:
     random = np.random.default_rng(0)
-    known = {r.task: random.standard_normal(6).astype(np.float32) for r in ZOO[1].aptitude}
+    known = {r.task: random.standard_normal(6).astype(np.float32) for r in CATALOG[1].aptitude}
     return CapabilityEncoder(
         embed=lambda texts: np.stack([known[t] for t in texts]),
         count=len,
@@ -65,7 +65,7 @@ def _plain_encoder() -> CapabilityEncoder:
 
 def test_tasks_the_training_never_saw_are_encoded(encoder: CapabilityEncoder) -> None:
     strange = tuple(TaskResult(f"Cookery, Dish {i}", 0.5) for i in range(50))
-    embedding = encoder.encode(replace(ZOO[0], aptitude=strange))
+    embedding = encoder.encode(replace(CATALOG[0], aptitude=strange))
     assert np.isfinite(embedding).all()
 
 
@@ -83,7 +83,7 @@ def test_what_is_remembered_of_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_graph_embeds_as_torch_does(encoder: CapabilityEncoder) -> None:
     torch_encoder = TextEncoder(load_base(str(CHECKPOINT / "encoder")))
-    texts = [r.task for r in ZOO[0].aptitude] + ["x", "word " * 300]
+    texts = [r.task for r in CATALOG[0].aptitude] + ["x", "word " * 300]
     found = encoder._embed(texts)
     np.testing.assert_allclose(found, torch_encoder.embed(texts), atol=2e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
@@ -92,11 +92,11 @@ def test_the_graph_embeds_as_torch_does(encoder: CapabilityEncoder) -> None:
 @pytest.mark.parametrize(
     ("aptitude", "words"),
     [
-        (ZOO[0].aptitude[:49], "has 49 figures, expected 50"),
-        ((*ZOO[0].aptitude[:49], TaskResult("x", 1.5)), "is 1.5, expected a share"),
-        ((*ZOO[0].aptitude[:49], TaskResult("x", float("nan"))), "is nan, expected a share"),
-        ((*ZOO[0].aptitude[:49], ZOO[0].aptitude[0]), "repeats"),
-        ((*ZOO[0].aptitude[:49], TaskResult(" ", 0.5)), "name the task"),
+        (CATALOG[0].aptitude[:49], "has 49 figures, expected 50"),
+        ((*CATALOG[0].aptitude[:49], TaskResult("x", 1.5)), "is 1.5, expected a share"),
+        ((*CATALOG[0].aptitude[:49], TaskResult("x", float("nan"))), "is nan, expected a share"),
+        ((*CATALOG[0].aptitude[:49], CATALOG[0].aptitude[0]), "repeats"),
+        ((*CATALOG[0].aptitude[:49], TaskResult(" ", 0.5)), "name the task"),
     ],
 )
 def test_a_wrong_aptitude_test_is_named(aptitude: tuple[TaskResult, ...], words: str) -> None:

@@ -21,7 +21,7 @@ from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.cli.main import main as cli
 from engine.client.errors import ModelsatClientError
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import read_recorded
 from engine.replay.run import Checkpoint
 from modelsat import Client
@@ -76,7 +76,7 @@ def test_a_journal_is_resumed(tmp_path: Path) -> None:
     run = ["aptitude", "run", "--base-url", ENDPOINT, "--model", "fake", "--yes"]
     run += ["--questions", str(FILES / "questions.jsonl"), "--questions-per-task", "1"]
     assert cli([*run, "--out", str(out)]) == 0
-    (tested,) = read_zoo(out)
+    (tested,) = read_catalog(out)
     assert [r.accuracy for r in tested.aptitude].count(1.0) == 28
     assert len(tested.aptitude) == 50
 

@@ -22,16 +22,16 @@ from engine.api.errors import (
 )
 from engine.cli.main import main as cli
 from engine.datasets.outcomes import read_outcomes
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.recorded import export, join
 from engine.registry.stores import outcomes as outcome_store
-from engine.registry.stores.outcomes import OutcomeStore, Recorded, read_recorded
+from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome, read_recorded
 from tests.training.test_importers import MODELS, PROMPTS, check, score
 from tools.processes import BUNDLE
 from training.data.importers import from_modelsat, write_folder
 
 CALL = st.builds(
-    Recorded,
+    RecordedOutcome,
     decision_id=st.sampled_from(["d1", "d2", "d3"]),
     candidate=st.sampled_from(["a", "b"]),
     score=st.sampled_from([0.0, 0.5, 1.0]),
@@ -39,7 +39,7 @@ CALL = st.builds(
 )
 
 
-async def told(store: OutcomeStore, call: Recorded) -> bool | str:
+async def told(store: OutcomeStore, call: RecordedOutcome) -> bool | str:
     try:
         return await store.record(call)
     except AlreadyExistsError:
@@ -48,9 +48,11 @@ async def told(store: OutcomeStore, call: Recorded) -> bool | str:
 
 @settings(max_examples=40)
 @given(st.lists(st.lists(CALL, max_size=6), max_size=6), st.integers(1, 4))
-def test_the_store_is_what_a_list_of_calls_says(bursts: list[list[Recorded]], limit: int) -> None:
+def test_the_store_is_what_a_list_of_calls_says(
+    bursts: list[list[RecordedOutcome]], limit: int
+) -> None:
     """Bursts are recorded together; between them the file is closed and opened again."""
-    kept: list[Recorded] = []
+    kept: list[RecordedOutcome] = []
 
     async def scenario(path: Path) -> None:
         nonlocal kept
@@ -77,7 +79,7 @@ async def test_calls_that_wait_together_are_one_transaction(tmp_path: Path) -> N
     store = OutcomeStore(tmp_path / "o.sqlite", 1000)
     commits: list[str] = []
     store._db.set_trace_callback(lambda s: commits.append(s) if s == "COMMIT" else None)
-    calls = [Recorded(f"d{i}", "a", 1.0) for i in range(200)]
+    calls = [RecordedOutcome(f"d{i}", "a", 1.0) for i in range(200)]
     assert all(await asyncio.gather(*(store.record(call) for call in calls)))
     assert len(commits) < 5
     await store.close()
@@ -97,10 +99,10 @@ async def test_a_file_that_cannot_be_written_fails_the_call_and_not_the_next(
     store._db.execute("PRAGMA busy_timeout = 1")
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="could not be written"):
-        await store.record(Recorded("d1", "a", 1.0))
+        await store.record(RecordedOutcome("d1", "a", 1.0))
     other.execute("ROLLBACK")
     other.close()
-    assert await store.record(Recorded("d1", "a", 1.0))
+    assert await store.record(RecordedOutcome("d1", "a", 1.0))
     await store.close()
 
 
@@ -109,8 +111,8 @@ async def test_an_outcome_is_not_acknowledged_into_a_moved_file(
     tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / "o.sqlite"
-    store, call = OutcomeStore(path, 10), Recorded("d1", "a", 1.0)
-    before = Recorded("d0", "a", 1.0)
+    store, call = OutcomeStore(path, 10), RecordedOutcome("d1", "a", 1.0)
+    before = RecordedOutcome("d0", "a", 1.0)
     assert await store.record(before)
     file, elsewhere = tmp_path / f"o.sqlite{suffix}", tmp_path / "elsewhere"
     file.rename(elsewhere)
@@ -135,7 +137,7 @@ async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
     monkeypatch.setattr(outcome_store, limit, value)
     store, disk = OutcomeStore(tmp_path / "o.sqlite", 10), threading.Event()
     store._thread.submit(disk.wait, 30)
-    calls = [Recorded(f"d{i}", "a", 1.0, TEXT) for i in range(5)]
+    calls = [RecordedOutcome(f"d{i}", "a", 1.0, TEXT) for i in range(5)]
     first = asyncio.create_task(store.record(calls[0]))
     await asyncio.sleep(0.05)  # now it is with the thread
     waiting = [asyncio.create_task(store.record(call)) for call in calls[1:3]]
@@ -172,10 +174,10 @@ def test_an_unusable_file_is_named_and_left_alone(tmp_path: Path) -> None:
 def test_texts_join_decisions_and_means_join_scores() -> None:
     found, without = join(
         [
-            Recorded("d1", "a", 1.0),
-            Recorded("d1", "b", 0.0, "one", "maths"),
-            Recorded("d2", "a", 0.0, "one"),
-            Recorded("d3", "a", 0.5),
+            RecordedOutcome("d1", "a", 1.0),
+            RecordedOutcome("d1", "b", 0.0, "one", "maths"),
+            RecordedOutcome("d2", "a", 0.0, "one"),
+            RecordedOutcome("d3", "a", 0.5),
         ]
     )
     (only,) = found
@@ -189,11 +191,13 @@ async def recorded(path: Path, names: tuple[str, ...] = MODELS) -> Path:
     """80 decisions on which every candidate was judged; one without a text."""
     store = OutcomeStore(path, 1000)
     calls = [
-        Recorded(f"d{i:03}", name, score(model, i), prompt, ["maths", "places"][i % 2])
+        RecordedOutcome(f"d{i:03}", name, score(model, i), prompt, ["maths", "places"][i % 2])
         for i, prompt in enumerate(PROMPTS)
         for name, model in zip(names, MODELS, strict=True)
     ]
-    await asyncio.gather(*(store.record(c) for c in [*calls, Recorded("d999", names[0], 1.0)]))
+    await asyncio.gather(
+        *(store.record(c) for c in [*calls, RecordedOutcome("d999", names[0], 1.0)])
+    )
     await store.close()
     return path
 
@@ -206,7 +210,7 @@ async def test_an_export_is_read_as_training_reads_it(
     assert cli(["outcomes", "export", "--outcomes-db", str(file), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "80 instructions x 3 candidates" in said
-    assert "left out: 1 outcomes without text" in said
+    assert "skipped 1 outcomes without text" in said
     outcomes = read_outcomes(out)
     check(outcomes)
     assert set(outcomes.subjects) == {"maths", "places"}
@@ -216,16 +220,16 @@ async def test_an_export_is_read_as_training_reads_it(
 
 
 async def test_an_export_takes_aptitude_from_the_bundle(tmp_path: Path) -> None:
-    zoo = read_zoo(BUNDLE / "zoo.json")
-    names = (zoo[0].id, zoo[1].id, "stranger")
+    catalog = read_catalog(BUNDLE / "zoo.json")
+    names = (catalog[0].id, catalog[1].id, "stranger")
     file = await recorded(tmp_path / "o.sqlite", names)
     done = export(file, tmp_path / "out", BUNDLE)
     assert (done.instructions, done.candidates) == (80, 2)
     assert done.unknown == {"stranger": 80}
     outcomes = read_outcomes(tmp_path / "out")
     assert outcomes.candidates == sorted(names[:2])
-    row = outcomes.candidates.index(zoo[0].id)
-    figures = {r.task: r.accuracy for r in zoo[0].aptitude}
+    row = outcomes.candidates.index(catalog[0].id)
+    figures = {r.task: r.accuracy for r in catalog[0].aptitude}
     found = dict(zip(outcomes.test.keywords, outcomes.test.figures[row], strict=True))
     assert found == pytest.approx(figures)
 

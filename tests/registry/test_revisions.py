@@ -14,7 +14,7 @@ import pytest
 from engine.cli.main import main as cli
 from engine.pb import candidate_service_pb2 as pb
 from engine.pb import candidate_service_pb2_grpc
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.registry import Registry
 from engine.serving.rpc.candidate_service import CandidateService
 from engine.serving.rpc.interceptors import StatusInterceptor
@@ -139,10 +139,10 @@ def test_the_command_line_rolls_back_and_backs_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, copy = tmp_path / "s.sqlite", tmp_path / "copy.sqlite"
-    zoo = read_zoo(BUNDLE / "zoo.json")
+    catalog = read_catalog(BUNDLE / "zoo.json")
     with serving(store, "--revision-history-limit", "3") as server:
         where = ["--server", server.address]
-        assert cli(["candidates", "delete", zoo[0].id, *where]) == 0
+        assert cli(["candidates", "delete", catalog[0].id, *where]) == 0
         assert cli(["store", "backup", "--candidates-db", str(store), str(copy)]) == 0
         assert cli(["candidates", "rollback", "1", "--validate-only", *where]) == 0
         assert cli(["candidates", "rollback", "1", *where]) == 0
@@ -150,9 +150,9 @@ def test_the_command_line_rolls_back_and_backs_up(
         assert cli(["candidates", "revisions", *where]) == 0
         assert cli(["store", "restore", "--candidates-db", str(store), str(copy)]) == 1
         with Client(server.address) as client:
-            assert len(client.list_candidates()) == len(zoo)
+            assert len(client.list_candidates()) == len(catalog)
             watched = client.watch_candidates(3)
-            client.delete_candidate(zoo[1].id)
+            client.delete_candidate(catalog[1].id)
             assert [next(watched).revision] == [4]
             assert server.terminate() == 0, "a watcher does not hold it up"
             assert list(watched) == []
@@ -164,5 +164,5 @@ def test_the_command_line_rolls_back_and_backs_up(
     assert "open in another server" in err
     assert cli(["store", "restore", "--candidates-db", str(store), str(copy)]) == 0
     with serving(store) as server, Client(server.address) as client:
-        assert len(client.list_candidates()) == len(zoo) - 1
+        assert len(client.list_candidates()) == len(catalog) - 1
         assert [r.number for r in client.list_revisions()] == [5, 2, 1]

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.api.candidate import Candidate
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from modelsat import Client, ModelsatClientError
 from tools.processes import BUNDLE, Server, await_ready
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 Launch = Callable[[], Server]
 Content = dict[str, Candidate]
 
@@ -54,7 +54,7 @@ class State:
 def kill_rounds(launches: list[Launch], seed: int) -> Tally:
     """One round for each of `launches`, all on one store; a last start compares once more."""
     rng = random.Random(seed)
-    tally, state = Tally(), State({c.id: c for c in ZOO})
+    tally, state = Tally(), State({c.id: c for c in CATALOG})
     begun = time.monotonic()
     for number, launch in enumerate(launches):
         server = await_ready(launch())
@@ -102,10 +102,12 @@ def _write_until_killed(
         state.replacing = rng.random() < 0.3 or len(state.acknowledged) > 200
         if state.replacing:
             size = rng.randrange(3, 40)
-            some = [replace(ZOO[i % len(ZOO)], id=f"batch-{i}", **mark) for i in range(size)]
+            some = [
+                replace(CATALOG[i % len(CATALOG)], id=f"batch-{i}", **mark) for i in range(size)
+            ]
             state.pending = {c.id: c for c in some}
         else:
-            one = replace(ZOO[0], id=f"r{number}-{step}", **mark)
+            one = replace(CATALOG[0], id=f"r{number}-{step}", **mark)
             state.pending = {**state.acknowledged, one.id: one}
         try:
             client.replace_candidates(some) if state.replacing else client.create_candidate(one)

@@ -29,7 +29,7 @@ from engine.api.candidate import TaskResult
 from engine.api.proto import candidate_to
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import candidate_service_pb2_grpc
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from tests.reliability.overload import CALLERS, table
 from tools.processes import BUNDLE, Server, serving
 
@@ -59,7 +59,7 @@ class Swaps:
             await self._task
 
     async def _run(self) -> None:
-        candidate = read_zoo(BUNDLE / "zoo.json")[0]
+        candidate = read_catalog(BUNDLE / "zoo.json")[0]
         async with grpc.aio.insecure_channel(self._address) as channel:
             stub = candidate_service_pb2_grpc.CandidateServiceStub(channel)
             while True:

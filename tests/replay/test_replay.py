@@ -31,7 +31,7 @@ from engine.bundle.manifest import Calibration
 from engine.cli.main import main as cli
 from engine.cli.replay import recorded
 from engine.inference.backend import Readout, Scores
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.table import Table, make_table
 from engine.replay import render, scoring
 from engine.replay.log import COLUMNS, PastRequest, past_request
@@ -43,7 +43,7 @@ from modelsat import Client, ModelsatClientError, RouteDecision
 from tests.conftest import INSTRUCTIONS
 from tools.processes import BUNDLE, ROOT, Server
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 POLICIES = {
     "best": Policy(),
     "trade": Policy("cost_sensitivity", 0.3, denied_candidates=("gemini-1.5-pro-002",)),
@@ -87,7 +87,7 @@ class HashBackend:
 
 
 def quick_table() -> Table:
-    return make_table(1, [(c, np.zeros(2, np.float32)) for c in ZOO], 2)
+    return make_table(1, [(c, np.zeros(2, np.float32)) for c in CATALOG], 2)
 
 
 TABLE = quick_table()
@@ -126,7 +126,7 @@ def some_records(count: int) -> list[Record]:
     for i in range(count):
         text = draw.choice(INSTRUCTIONS)
         turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
-        used = draw.choice([c.id for c in ZOO[:4]] + [ZOO[5].display_name, "a-stranger"])
+        used = draw.choice([c.id for c in CATALOG[:4]] + [CATALOG[5].display_name, "a-stranger"])
         records.append(
             {
                 "messages": turns if i % 2 else None,
@@ -183,7 +183,7 @@ def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
     records = some_records(30)
     found = quick([write_jsonl(tmp_path / "log.jsonl", records)], tmp_path / "out", 8)
     rows = {c.id: i for i, c in enumerate(TABLE.candidates)}
-    rows |= {c.display_name: rows[c.id] for c in ZOO}
+    rows |= {c.display_name: rows[c.id] for c in CATALOG}
     requests = [past_request(r, COLUMNS) for r in records]
     done = SCORER.do(Work(0, tuple((r.text, r.context_chars) for r in requests), None))  # type: ignore[union-attr]
     used = [rows.get(r["model"], NOBODY) for r in records]
@@ -289,7 +289,7 @@ def test_policies_have_the_names_of_the_api(tmp_path: Path) -> None:
 
 
 def test_replay_chooses_as_the_server_does(client: Client) -> None:
-    table = scoring.open_table(BUNDLE, ZOO)
+    table = scoring.open_table(BUNDLE, CATALOG)
     plan = scoring.make_plan(BUNDLE, table, POLICIES)
     texts = INSTRUCTIONS[:12]
     done = scoring.open_scorer(plan).do(Work(0, tuple((t, 0) for t in texts), None))

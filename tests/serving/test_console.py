@@ -17,7 +17,7 @@ import pytest
 from engine.api.policy import Policy
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.serving.console.app import FILES, MAX_STREAMS
 from engine.serving.console.feed import SIZE
 from engine.serving.console.http_server import HttpServer, Limits, Response
@@ -26,7 +26,7 @@ from modelsat import Client
 from tests.support.browser import PATIENCE_S, Console, showing, showing_guarded
 from tools.processes import BUNDLE
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 QUESTION = "If 3x + 7 = 22, what is x?"
 SECRET = "zanzibar-quokka"
 
@@ -66,13 +66,13 @@ def test_every_file_is_served_and_names_no_other_host(console: Console) -> None:
 
 def test_it_shows_the_candidates_and_revisions_that_are_served(console: Console) -> None:
     with Client(console.server.address) as client:
-        client.create_candidate(replace(ZOO[0], id="newcomer", features=("tools",)))
+        client.create_candidate(replace(CATALOG[0], id="newcomer", features=("tools",)))
         shown = console.get("/api/candidates")
         client.delete_candidate("newcomer")
     by_id = {c["id"]: c for c in shown["candidates"]}
-    assert set(by_id) == {"newcomer", *(c.id for c in ZOO)}
+    assert set(by_id) == {"newcomer", *(c.id for c in CATALOG)}
     assert by_id["newcomer"]["features"] == ["tools"]
-    for candidate in ZOO:
+    for candidate in CATALOG:
         told = {shown["tasks"][i]: a for i, a in by_id[candidate.id]["aptitude"]}
         assert told == {r.task: r.accuracy for r in candidate.aptitude}
     newest, added, *_ = console.get("/api/revisions")["revisions"]
@@ -80,29 +80,29 @@ def test_it_shows_the_candidates_and_revisions_that_are_served(console: Console)
     assert added["description"] == "created candidates/newcomer"
     assert time.time() - PATIENCE_S < added["time"] < newest["time"] <= time.time()
     info = console.get("/api/info")
-    assert (info["revision"], info["candidates"]) == (str(newest["number"]), len(ZOO))
+    assert (info["revision"], info["candidates"]) == (str(newest["number"]), len(CATALOG))
 
 
 def test_a_text_is_ranked_as_route_ranks_it(console: Console) -> None:
-    policy = {"cost_sensitivity": 0.3, "denied_candidates": [ZOO[0].name]}
+    policy = {"cost_sensitivity": 0.3, "denied_candidates": [CATALOG[0].name]}
     answer = console.route(text=QUESTION, policy=policy)
     with Client(console.server.address) as client:
-        routed = client.route(QUESTION, Policy(value=0.3, denied_candidates=(ZOO[0].id,)))
+        routed = client.route(QUESTION, Policy(value=0.3, denied_candidates=(CATALOG[0].id,)))
         decision = answer["decision"]
         assert decision["selected"] == f"candidates/{routed.selected}"
         assert decision["reason"] == routed.reason
         assert [r["candidate"] for r in decision["ranking"]] == [
             f"candidates/{r.candidate}" for r in routed.ranking
         ]
-        assert [e["candidate"] for e in decision["excluded"]] == [ZOO[0].name]
+        assert [e["candidate"] for e in decision["excluded"]] == [CATALOG[0].name]
         assert len(answer["curve"]) > 1
         for step in answer["curve"]:
-            at = Policy(value=step["cost_sensitivity"], denied_candidates=(ZOO[0].id,))
+            at = Policy(value=step["cost_sensitivity"], denied_candidates=(CATALOG[0].id,))
             assert f"candidates/{client.route(QUESTION, at).selected}" == step["candidate"]
 
 
 def test_errors_of_a_text_are_those_of_route(console: Console) -> None:
-    everyone = [c.name for c in ZOO]
+    everyone = [c.name for c in CATALOG]
     asked: list[tuple[dict[str, Any], int]] = [
         ({"text": " "}, 400),
         ({}, 400),

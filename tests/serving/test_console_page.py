@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from modelsat import Client
 from tests.support.browser import Console, showing, showing_guarded
 from tools.processes import BUNDLE
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 QUESTION = "If 3x + 7 = 22, what is x?"
 
 
@@ -53,7 +53,7 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     page.get_by_label("Instruction").fill("Translate 'cat' to French.")
     page.keyboard.press("Control+Enter")
     rows = page.locator("#ask-ranking tbody tr")
-    rows.nth(len(ZOO) - 1).wait_for()
+    rows.nth(len(CATALOG) - 1).wait_for()
     best = page.locator("#ask-ranking tr.selected th").inner_text()
     page.get_by_label("Cost sensitivity").press("End")
     page.wait_for_function(
@@ -67,9 +67,9 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     page.locator("#live-about").get_by_text(f"{made} since the start").wait_for()
     newest = page.locator("#live-table tbody tr").first.inner_text()
     assert answer.selected in newest
-    for candidate in ZOO[:2]:
+    for candidate in CATALOG[:2]:
         page.get_by_label(f"compare {candidate.id}", exact=True).check()
-    assert page.locator("#compare-picture .spot.second").count() == len(ZOO[0].aptitude)
+    assert page.locator("#compare-picture .spot.second").count() == len(CATALOG[0].aptitude)
     assert page.locator("#revisions-table tr.selected").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no sideways scroll"
     page.close()
@@ -87,9 +87,9 @@ def test_the_page_asks_for_a_token_and_keeps_it(guarded: Console, browser: Any) 
         page.keyboard.press("Enter")
         if answer:
             page.locator("#login-message").get_by_text(answer).wait_for()
-    page.locator("#candidates-table tbody tr").nth(len(ZOO) - 1).wait_for()
+    page.locator("#candidates-table tbody tr").nth(len(CATALOG) - 1).wait_for()
     page.reload()
-    page.locator("#candidates-table tbody tr").nth(len(ZOO) - 1).wait_for()
+    page.locator("#candidates-table tbody tr").nth(len(CATALOG) - 1).wait_for()
     page.get_by_label("Instruction").fill(QUESTION)
     page.keyboard.press("Control+Enter")
     page.locator("#ask-problem").get_by_text("needs 'admin' or 'route'").wait_for()

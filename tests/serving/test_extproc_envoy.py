@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from engine.api.policy import Policy
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from modelsat import Client
 from tests.conftest import INSTRUCTIONS
 from tests.support.optional_tools import ENVOY, missing, needs
@@ -28,7 +28,7 @@ from tools.fake_upstream import pieces, upstream
 from tools.processes import BUNDLE, Server, serving
 
 pytestmark = needs(missing(ENVOY))
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 LARGE = re.compile(r".*-70b-.*|.*-72b-.*|.*-large|.*-pro-.*")  # as the routes have it
 CHAT = "/v1/chat/completions"
 HEADER, DECISION = "x-selected-model", "x-modelsat-decision-id"
@@ -114,7 +114,7 @@ def assert_routed(reply: Reply, sent: bytes) -> str:
     upstream that serves it."""
     assert reply.status == 200, reply.body
     model = reply.headers[HEADER]
-    assert model in {c.id for c in ZOO}
+    assert model in {c.id for c in CATALOG}
     told = reply.told
     assert told["model"] == model == told["headers"][HEADER]
     assert re.fullmatch(r"[0-9a-f]{32}", told["headers"][DECISION])
@@ -263,8 +263,8 @@ def test_a_thousand_requests_over_twenty_connections(both: Stack) -> None:
 
 
 def test_a_candidate_is_chosen_once_it_is_registered(both: Stack) -> None:
-    strong = [replace(r, accuracy=1.0) for r in ZOO[0].aptitude]
-    newcomer = replace(ZOO[0], id="newcomer", aptitude=tuple(strong))
+    strong = [replace(r, accuracy=1.0) for r in CATALOG[0].aptitude]
+    newcomer = replace(CATALOG[0], id="newcomer", aptitude=tuple(strong))
     headers = {"x-modelsat-allowed-candidates": "newcomer"}
     assert both.ask(raw("Hi"), headers).status == 400
     with Client(both.server.address, timeout_s=30) as client:

@@ -14,18 +14,18 @@ import pytest
 from engine.api.candidate import Candidate, TaskResult
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from modelsat import Client, ModelsatClientError
 from tools.processes import BUNDLE, await_ready, launch, serving
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 CALLS, CONNECTIONS = 2000, 8
 
 
 def probe(level: float) -> Candidate:
     """A candidate whose probability tells which of its versions was scored."""
-    figures = tuple(TaskResult(r.task, level) for r in ZOO[0].aptitude)
-    return replace(ZOO[0], id="probe", aptitude=figures)
+    figures = tuple(TaskResult(r.task, level) for r in CATALOG[0].aptitude)
+    return replace(CATALOG[0], id="probe", aptitude=figures)
 
 
 async def route_all(address: str) -> list[rpb.RouteResponse]:
@@ -49,20 +49,20 @@ def change_until(stop: threading.Event, address: str, tables: dict[int, set[str]
         while not stop.is_set():
             level = levels[step % 3]
             if step % 4 == 0:
-                client.replace_candidates([*ZOO[: 5 + step % 7], probe(level)])
+                client.replace_candidates([*CATALOG[: 5 + step % 7], probe(level)])
             elif step % 4 == 1:
                 client.delete_candidate("probe")
             elif step % 4 == 2:
                 client.create_candidate(probe(level))
             else:
-                client.replace_candidates(ZOO)
+                client.replace_candidates(CATALOG)
             tables[client.server_info().revision] = {c.name for c in client.list_candidates()}
             step += 1
 
 
 def test_every_answer_is_of_exactly_one_revision(tmp_path: Path) -> None:
     with serving(tmp_path / "s.sqlite") as server:
-        tables = {1: {c.name for c in ZOO}}
+        tables = {1: {c.name for c in CATALOG}}
         stop = threading.Event()
         changer = threading.Thread(target=change_until, args=(stop, server.address, tables))
         changer.start()
@@ -90,7 +90,7 @@ def test_every_answer_is_of_exactly_one_revision(tmp_path: Path) -> None:
 
 def test_an_acknowledged_change_survives_kill_9(tmp_path: Path) -> None:
     store = tmp_path / "s.sqlite"
-    expected = {c.id: c for c in ZOO}
+    expected = {c.id: c for c in CATALOG}
     for round_number in range(3):
         server = await_ready(launch(store))
         threading.Timer(0.4 + 0.3 * round_number, server.kill).start()

@@ -28,7 +28,7 @@ from engine.inference.cache import ScoreCache
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb import router_service_pb2 as rpb
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import OutcomeStore, read_recorded
 from engine.registry.table import make_table
 from engine.routing.router import Router, RouterConfig
@@ -39,7 +39,7 @@ from tests.conftest import INSTRUCTIONS
 from tests.support.fake_backend import FakeBackend
 from tools.processes import BUNDLE, Server, serving
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 QUESTION = "If 3x + 7 = 22, what is x?"
 # Different in their first token: nothing is answered from the cache of scores.
 LONG = [f"{i} {'Sales rose in March. ' * 60}" for i in range(64)]
@@ -58,7 +58,7 @@ def stub(shared_server: Server) -> Iterator[Stub]:
 def test_candidates_are_chosen_by_their_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seeing = replace(ZOO[0], id="seeing", modalities=("image",), features=("tools",),
+    seeing = replace(CATALOG[0], id="seeing", modalities=("image",), features=("tools",),
                      tags=("tier-2",), regions=("eu",))  # fmt: skip
     with serving(tmp_path / "s.sqlite") as server, Client(server.address) as client:
         client.create_candidate(seeing)
@@ -226,7 +226,7 @@ def test_a_full_queue_is_an_error_or_answered_statically(tmp_path: Path, fallbac
         serving(tmp_path / "s.sqlite", *settings) as server,
         Client(server.address, timeout_s=60) as client,
     ):
-        results = client.route_many(LONG, Policy(denied_candidates=(ZOO[0].id,)))
+        results = client.route_many(LONG, Policy(denied_candidates=(CATALOG[0].id,)))
         answers = [r for r in results if isinstance(r, RouteDecision)]
         reasons = Counter(r.reason for r in results if isinstance(r, ModelsatClientError))
     kinds = Counter(answer.kind for answer in answers)
@@ -238,7 +238,7 @@ def test_a_full_queue_is_an_error_or_answered_statically(tmp_path: Path, fallbac
     assert not reasons
     static = [a for a in answers if a.kind == "fallback"]
     assert static
-    means = {c.id: c.mean_accuracy() for c in ZOO[1:]}
+    means = {c.id: c.mean_accuracy() for c in CATALOG[1:]}
     for answer in static:
         assert answer.selected == max(means, key=means.__getitem__), "and not the cheapest"
         assert answer.reason.startswith("the queue is full")

@@ -25,14 +25,14 @@ from engine.cli.main import main as cli
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import router_service_pb2 as rpb
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.serving.rpc.status import to_status
 from modelsat import Client, ModelsatClientError
 from tests.conftest import INSTRUCTIONS
 from tools.processes import BUNDLE, ROOT, Server, await_ready, launch, serving
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
-NEW = replace(ZOO[0], id="newcomer", display_name="A newcomer")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
+NEW = replace(CATALOG[0], id="newcomer", display_name="A newcomer")
 QUESTION = "If 3x + 7 = 22, what is x?"
 
 
@@ -60,14 +60,14 @@ def status_of(error: grpc.RpcError) -> tuple[str, str, dict[str, Any]]:
 
 def test_route_ranks_every_candidate_of_the_zoo(client: Client) -> None:
     answer = client.route(QUESTION)
-    assert {r.candidate for r in answer.ranking} == {c.id for c in ZOO}
+    assert {r.candidate for r in answer.ranking} == {c.id for c in CATALOG}
     assert answer.selected == answer.ranking[0].candidate
     p = [r.probability for r in answer.ranking]
     assert p == sorted(p, reverse=True)
     assert all(0 < x < 1 for x in p)
     assert answer.selected in answer.reason
     has_cost = {r.candidate: r.expected_cost_usd is not None for r in answer.ranking}
-    assert has_cost == {c.id: c.input_usd_per_million is not None for c in ZOO}
+    assert has_cost == {c.id: c.input_usd_per_million is not None for c in CATALOG}
 
 
 def test_different_instructions_give_different_rankings(client: Client) -> None:
@@ -84,7 +84,7 @@ def test_policies_reach_the_choice(client: Client) -> None:
     two = ("yi-6b-chat", "command-r-v01")
     pair = client.route(QUESTION, Policy(allowed_candidates=two, ranking_size=1))
     assert len(pair.ranking) == 1
-    assert len(pair.excluded) == len(ZOO) - 2
+    assert len(pair.excluded) == len(CATALOG) - 2
     alone = client.route(QUESTION, Policy(allowed_candidates=(two[0],)))
     among = {r.candidate: r.probability for r in client.route(QUESTION).ranking}
     assert alone.ranking[0].probability == pytest.approx(among[two[0]], abs=1e-4)
@@ -234,17 +234,17 @@ def test_a_bad_candidate_is_refused_and_changes_nothing(client: Client, case: st
     assert refused.value.code == "INVALID_ARGUMENT"
     assert words in str(refused.value)
     with pytest.raises(ModelsatClientError):
-        client.replace_candidates([*ZOO, candidate])
+        client.replace_candidates([*CATALOG, candidate])
     assert client.server_info().revision == before
-    assert [c.id for c in client.list_candidates()] == sorted(c.id for c in ZOO)
+    assert [c.id for c in client.list_candidates()] == sorted(c.id for c in CATALOG)
 
 
 def test_duplicate_names_in_a_replacement_are_refused(client: Client) -> None:
     with pytest.raises(ModelsatClientError, match=r"names are unique") as refused:
-        client.replace_candidates([*ZOO, ZOO[0]])
+        client.replace_candidates([*CATALOG, CATALOG[0]])
     assert refused.value.code == "INVALID_ARGUMENT"
     with pytest.raises(ModelsatClientError, match="registered already") as taken:
-        client.create_candidate(ZOO[0])
+        client.create_candidate(CATALOG[0])
     assert taken.value.code == "ALREADY_EXISTS"
     with pytest.raises(ModelsatClientError, match="not registered") as missing:
         client.delete_candidate("nobody")
@@ -326,7 +326,7 @@ def test_the_life_of_a_candidate(tmp_path: Path) -> None:
             token = page.next_page_token
             if not token:
                 break
-        assert names == sorted([NEW.name, *(c.name for c in ZOO)])
+        assert names == sorted([NEW.name, *(c.name for c in CATALOG)])
         stub.DeleteCandidate(cpb.DeleteCandidateRequest(name=NEW.name))
         update = cpb.UpdateCandidateRequest(candidate=created, allow_missing=True)
         with pytest.raises(grpc.RpcError) as deleted:
@@ -361,7 +361,7 @@ def test_health_reflection_and_info(shared_server: Server, client: Client) -> No
             names = {s.name for s in listed.list_services_response.service}
             assert {"modelsat.v1.RouterService", "modelsat.v1.CandidateService"} <= names
     info = client.server_info()
-    assert info.candidates == len(ZOO)
+    assert info.candidates == len(CATALOG)
     assert "onnxruntime" in info.backend
     assert info.prompt_layout == "candidate_last"
 
@@ -387,7 +387,7 @@ def test_the_command_line_prints_a_decision(
     shown = json.loads(capsys.readouterr().out)
     assert shown["selected"] == shown["ranking"][0]["candidate"]
     assert set(shown["ranking"][0]) == {"candidate", "probability", "expected_cost_usd", "utility"}
-    assert len(shown["ranking"]) == len(ZOO)
+    assert len(shown["ranking"]) == len(CATALOG)
     assert {"tokenize", "queue", "inference", "scoring", "selection", "total"} == set(
         shown["timing_ms"]
     )
@@ -395,7 +395,7 @@ def test_the_command_line_prints_a_decision(
     assert isinstance(shown["revision"], int)
     assert cli(["route", QUESTION, "--server", shared_server.address]) == 0
     table = capsys.readouterr().out
-    assert all(c.id in table for c in ZOO)
+    assert all(c.id in table for c in CATALOG)
     assert "revision" in table
     assert cli(["route", " ", "--server", shared_server.address]) == 1
     assert "is empty or white space" in capsys.readouterr().err

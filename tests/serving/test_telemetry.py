@@ -24,13 +24,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.api.policy import Policy
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.serving.telemetry.metrics import METRICS
 from modelsat import Client
 from tests.support.otlp_collector import Collector, attributes, collecting
 from tools.processes import BUNDLE, Server, serving
 
-ZOO = read_zoo(BUNDLE / "zoo.json")
+CATALOG = read_catalog(BUNDLE / "zoo.json")
 SECRET = "zanzibar-quokka"
 PHASE_SECONDS = "modelsat_decision_phase_duration_seconds"
 ROUTE = "modelsat.v1.RouterService/Route"
@@ -131,13 +131,13 @@ def test_a_scrape_counts_what_was_asked(observed: Observed) -> None:
     totals = sum(a.timing.total.ToNanoseconds() for a in answers) / 1e9
     assert gained(f'{PHASE_SECONDS}_sum{{phase="total"}}') == pytest.approx(totals, abs=1e-6)
     assert gained("modelsat_batch_size_sum") == gained("modelsat_score_cache_misses_total") == 2
-    assert gained("modelsat_batch_rows_sum") > 2 * len(ZOO)
+    assert gained("modelsat_batch_rows_sum") > 2 * len(CATALOG)
     assert gained("modelsat_score_cache_hits_total") == 2
     assert gained('modelsat_decisions_total{kind="ranked"}') == 3
     chosen = {a.selected.removeprefix("candidates/") for a in answers}
     assert sum(gained(f'modelsat_selections_total{{candidate="{c}"}}') for c in chosen) == 3
     assert after["modelsat_candidates_revision"] == answers[0].revision
-    assert (after["modelsat_candidates"], after["modelsat_queue_capacity"]) == (len(ZOO), 256)
+    assert (after["modelsat_candidates"], after["modelsat_queue_capacity"]) == (len(CATALOG), 256)
     assert (after["modelsat_queue_size"], after["modelsat_store_up"]) == (0, 1)
     for of in ("selected", "all"):
         assert 0 < after[f'modelsat_probability_mean{{of="{of}"}}'] < 1
@@ -162,14 +162,14 @@ def test_series_of_candidates_come_and_go_with_them(observed: Observed) -> None:
     )
     with Client(observed.server.address) as client:
         for round_ in range(2):
-            client.create_candidate(replace(ZOO[0], id="newcomer"))
+            client.create_candidate(replace(CATALOG[0], id="newcomer"))
             observed.route(request)
             assert observed.scrape()[series] == 1, f"from zero again in round {round_}"
             client.delete_candidate("newcomer")
             assert series not in observed.scrape()
     labels = {n for n in observed.scrape() if n.startswith("modelsat_selections_total")}
     known = [
-        f'modelsat_selections_total{{candidate="{c}"}}' for c in [*(z.id for z in ZOO), "other"]
+        f'modelsat_selections_total{{candidate="{c}"}}' for c in [*(z.id for z in CATALOG), "other"]
     ]
     assert labels <= set(known)
 
@@ -245,7 +245,7 @@ def test_an_audit_line_holds_the_whole_decision(observed: Observed) -> None:
     entry = observed.audited(answer.decision_id)
     assert (entry["selected"], entry["revision"]) == (answer.selected, answer.revision)
     assert (entry["kind"], entry["trace_id"]) == ("ranked", TRACE)
-    assert set(entry["probabilities"]) == set(entry["costs"]) == {c.name for c in ZOO}
+    assert set(entry["probabilities"]) == set(entry["costs"]) == {c.name for c in CATALOG}
     best = answer.ranking[0]
     assert entry["probabilities"][best.candidate] == pytest.approx(best.probability, abs=1e-6)
     assert (entry["policy"]["objective"], entry["policy"]["value"]) == ("cost_sensitivity", 0.5)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from engine.api.candidate import Candidate
 from engine.api.errors import ModelsatError
-from engine.api.policy import Kind, Policy
+from engine.api.policy import DecisionKind, Policy
 from engine.api.request_context import DECISION, TRACE, trace_of
 from engine.routing.decision import Decision, PromptInfo, RankedCandidate
 from engine.serving.rpc.interceptors import TelemetryInterceptor
@@ -40,7 +40,7 @@ TIMING = dict.fromkeys(("tokenize", "queue", "inference", "scoring", "selection"
 
 
 def decision(
-    chosen: str = "a", revision: int = 1, identifier: str = "d" * 32, kind: Kind = "ranked"
+    chosen: str = "a", revision: int = 1, identifier: str = "d" * 32, kind: DecisionKind = "ranked"
 ) -> Decision:
     ranking = tuple(
         RankedCandidate(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25))

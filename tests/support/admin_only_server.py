@@ -16,7 +16,7 @@ import grpc
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.pb import candidate_service_pb2_grpc
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.registry import open_registry
 from engine.serving.rpc.candidate_service import CandidateService
@@ -28,8 +28,8 @@ async def serve(store: str) -> None:
     """Serve until killed; prints the ready line of `modelsat serve`."""
     manifest = read_manifest(BUNDLE, "bundle")
     encoder = load_encoder(BUNDLE, load_arrays(BUNDLE))
-    zoo = read_zoo(BUNDLE / "zoo.json")
-    registry = open_registry(store, encoder, manifest.encoder_id, manifest.width, zoo)
+    catalog = read_catalog(BUNDLE / "zoo.json")
+    registry = open_registry(store, encoder, manifest.encoder_id, manifest.width, catalog)
     registry.follow()
     server = grpc.aio.server(interceptors=[StatusInterceptor()])
     service = CandidateService(registry)

@@ -33,9 +33,9 @@ def candidate(identifier: str, level: float = 0.5) -> Candidate:
     return Candidate(identifier, tuple(TaskResult(f"task {i}", level) for i in range(TEST_TASKS)))
 
 
-def registry(url: str, *zoo: Candidate, keep: int = 100) -> Registry:
+def registry(url: str, *catalog: Candidate, keep: int = 100) -> Registry:
     """A registry on the store at `url`."""
-    return open_registry(url, encoder(), ENCODER, WIDTH, zoo or [candidate("first")], keep=keep)
+    return open_registry(url, encoder(), ENCODER, WIDTH, catalog or [candidate("first")], keep=keep)
 
 
 def fresh(server: Postgres, name: str) -> str:

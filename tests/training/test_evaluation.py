@@ -40,16 +40,16 @@ def made_up(rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.
     return p, outcomes, costs
 
 
-def write_zoo(path: Path, prices: dict[str, float]) -> Path:
+def write_catalog(path: Path, prices: dict[str, float]) -> Path:
     """Candidates with these US dollars per million input tokens, twice that for output."""
     base = json.loads((BUNDLE / "zoo.json").read_text())["candidates"][0]
-    zoo = [
+    catalog = [
         base
         | {"id": name, "display_name": name, "price_source": "test"}
         | {"input_usd_per_million": usd, "output_usd_per_million": 2 * usd}
         for name, usd in prices.items()
     ]
-    path.write_text(json.dumps({"candidates": zoo}))
+    path.write_text(json.dumps({"candidates": catalog}))
     return path
 
 
@@ -208,12 +208,14 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path) -> None:
     prices = {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0}
-    zoo, target = tmp_path / "zoo.json", Target(0.5, None)
-    found = calibration.calibrate(BUNDLE, recorded, write_zoo(zoo, prices | {"mean": 3.9}), target)
+    catalog, target = tmp_path / "zoo.json", Target(0.5, None)
+    found = calibration.calibrate(
+        BUNDLE, recorded, write_catalog(catalog, prices | {"mean": 3.9}), target
+    )
     assert found.dearer is None
     assert "warning" not in printed(found)
     prices |= {"gold": 5.0, "silver": 4.5}
-    found = calibration.calibrate(BUNDLE, recorded, write_zoo(zoo, prices), target)
+    found = calibration.calibrate(BUNDLE, recorded, write_catalog(catalog, prices), target)
     assert calibration.as_dict(found)["unevaluated_most_expensive"] == "gold"
     lines = printed(found).splitlines()
     assert "a cost sensitivity holds for the candidates judged: c0, c1, c2, c3" in lines
@@ -225,9 +227,9 @@ def test_calibrate_judges_no_candidate_alone(recorded: Path, tmp_path: Path) -> 
     scores = np.load(recorded / "scores.npz")["scores"]
     one = np.arange(scores.shape[1]) % datasets.CANDIDATES == np.arange(len(scores))[:, None]
     np.savez(recorded / "scores.npz", scores=np.where(one, np.nan_to_num(scores), np.nan))
-    zoo = write_zoo(tmp_path / "zoo.json", {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0})
+    catalog = write_catalog(tmp_path / "zoo.json", {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0})
     with pytest.raises(InvalidInputError, match="has 0 instructions measured for two or more of"):
-        calibration.calibrate(BUNDLE, recorded, zoo, Target(0.5, None))
+        calibration.calibrate(BUNDLE, recorded, catalog, Target(0.5, None))
 
 
 def test_nothing_has_no_figures() -> None:
@@ -319,9 +321,9 @@ def test_a_folder_is_evaluated_through_the_bundle(
     """The command that `make evaluate` runs, then `modelsat calibrate` on the same folder."""
     data = datasets.write(tmp_path / "own", aptitude=False, subjects=2)
     names = [f"c{i}" for i in range(datasets.CANDIDATES)]
-    zoo = write_zoo(tmp_path / "zoo.json", dict.fromkeys(names, 1.0))
+    catalog = write_catalog(tmp_path / "zoo.json", dict.fromkeys(names, 1.0))
     out = tmp_path / "out"
-    words = ["--bundle", str(BUNDLE), "--data", str(data), "--catalog", str(zoo)]
+    words = ["--bundle", str(BUNDLE), "--data", str(data), "--catalog", str(catalog)]
     monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(out)])
     evaluate.main()
     capsys.readouterr()

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.bundle.manifest import (
     MANIFEST,
-    finish_folder,
+    commit_dir,
     hash_files,
+    manifest_digest,
     read_manifest,
-    seal,
-    start_folder,
+    stage_dir,
 )
 from tests.conftest import CHECKPOINT
 from tests.support import tiny_llama
@@ -38,10 +38,10 @@ from training.weights.merge import write_model
 def checkpoint(tmp_path: Path) -> Path:
     """A small one: a tiny backbone under the manifest of the real checkpoint."""
     out = tmp_path / "checkpoint"
-    unfinished = start_folder(out, "checkpoint")
+    unfinished = stage_dir(out, "checkpoint")
     write_model(unfinished / "backbone", tiny_llama.base())
     manifest = replace(read_manifest(CHECKPOINT, "checkpoint"), files=hash_files(unfinished))
-    finish_folder(unfinished, out, manifest)
+    commit_dir(unfinished, out, manifest)
     return out
 
 
@@ -104,7 +104,7 @@ def test_a_strangers_repository_is_taken_whole_or_refused(
     del manifest["seal"]
     with hub() as (endpoint, repositories):
         repositories["team/router"] = {
-            MANIFEST: json.dumps(manifest | {"seal": seal(manifest)}).encode(),
+            MANIFEST: json.dumps(manifest | {"seal": manifest_digest(manifest)}).encode(),
             **{name: (checkpoint / name).read_bytes() for name in hash_files(checkpoint)},
         }
         pulling = ("pull", "team/router", "--out", str(tmp_path / "back"))

@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import load_file
 
 from engine.api.errors import BundleError, InvalidInputError, ModelsatError
-from engine.bundle.manifest import Calibration, start_folder
+from engine.bundle.manifest import Calibration, stage_dir
 from engine.datasets.outcomes import split
 from research.paper import PaperPlan
 from tests.conftest import CHECKPOINT
@@ -373,7 +373,7 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     precious = tmp_path / "thesis.txt"
     precious.write_text("two years of work")
     with pytest.raises(BundleError, match="not empty and holds no checkpoint"):
-        start_folder(tmp_path, "checkpoint")
+        stage_dir(tmp_path, "checkpoint")
     assert precious.read_text() == "two years of work"
 
 

@@ -11,11 +11,11 @@ from html import escape
 from pathlib import Path
 
 from engine.api.candidate import Candidate
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "images"
-ZOO = ROOT / "pretrained" / "zoo.json"
+CATALOG = ROOT / "pretrained" / "zoo.json"
 INK, FAINT, BLUE, ORANGE, PAPER = "#1f2933", "#c3ccd5", "#2f6fb0", "#d9822b", "#ffffff"
 # Calibration of the shipped bundle on the 1,215 held-out rows x 29 candidates of mmlu_pro_cot: mean
 # probability, share that succeeded, share of the pairs (training.evaluation.metrics.reliability).
@@ -145,10 +145,10 @@ def _mask(x: float, y: float, tokens: tuple[str, ...], candidates: int) -> list[
 
 def aptitude() -> str:
     """Draw the test results of two candidates, with their overall levels."""
-    zoo = {c.id: c for c in read_zoo(ZOO)}
+    catalog = {c.id: c for c in read_catalog(CATALOG)}
     parts: list[str] = []
     for top, name, colour in zip((40, 230), COMPARED, (BLUE, ORANGE), strict=True):
-        parts += _bars(zoo[name], top, colour)
+        parts += _bars(catalog[name], top, colour)
     parts.append(
         text(400, 412, "50 tasks in the catalog's order: mathematics, medicine, sciences, law, ...")
     )

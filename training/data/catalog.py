@@ -1,12 +1,11 @@
-"""A zoo, the file of candidates that a bundle or a server starts with, from a data folder.
+"""Write a catalog from a data folder: the file of candidates that a bundle or a server starts with.
 
-    python -m training.data.catalog --data DIR --out zoo.json    every candidate of the folder
-    python -m training.data.catalog --data DIR                   new figures for those that --zoo
-    holds
+    python -m training.data.catalog --data DIR --out FILE   every candidate of the folder
+    python -m training.data.catalog --data DIR           new figures for those that --catalog holds
 
-Names, context windows and prices are those of the entry in --zoo with the same id or display name;
-an id is made of the name where there is none. Figures are those of the folder's aptitude test, or
-of the one that training derives from its outcomes.
+Names, context windows and prices are those of the entry in --catalog with the same id or display
+name; an id is made of the name where there is none. Figures are those of the folder's aptitude
+test, or of the one that training derives from its outcomes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_vali
 from engine.api.errors import ModelsatError
 from engine.bundle.types import Float32Array
 from engine.datasets.outcomes import Outcomes, read_outcomes
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 
 
 def figures_of(keywords: Sequence[str], accuracies: Float32Array) -> tuple[TaskResult, ...]:
@@ -50,7 +49,7 @@ def in_orders(task: str, count: int) -> list[str]:
     return names + [f"{task}, part {n + 1}" for n in range(len(names), count)]
 
 
-def zoo_of(outcomes: Outcomes, described: Sequence[Candidate]) -> list[Candidate]:
+def catalog_of(outcomes: Outcomes, described: Sequence[Candidate]) -> list[Candidate]:
     """Every candidate of `outcomes`; what `described` says of one is kept.
 
     Raises InvalidInputError where two names give the same id.
@@ -73,7 +72,7 @@ def id_for(name: str) -> str:
 
 def refreshed(described: Sequence[Candidate], outcomes: Outcomes) -> list[Candidate]:
     """`described` in its order, with the figures of those that `outcomes` holds."""
-    new = {c.id: c for c in zoo_of(outcomes, described)}
+    new = {c.id: c for c in catalog_of(outcomes, described)}
     return [new.get(c.id, c) for c in described]
 
 
@@ -94,19 +93,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--zoo", type=Path, default=Path("pretrained/zoo.json"))
+    parser.add_argument("--catalog", type=Path, default=Path("pretrained/zoo.json"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    outcomes, described = read_outcomes(given.data), read_zoo(given.zoo)
+    outcomes, described = read_outcomes(given.data), read_catalog(given.catalog)
     if given.out:
-        candidates = zoo_of(outcomes, described)
+        candidates = catalog_of(outcomes, described)
         about = f"The candidates of {outcomes.name}; figures from its aptitude test."
     else:
         candidates = refreshed(described, outcomes)
-        content = json.loads(given.zoo.read_text(encoding="utf-8"))
+        content = json.loads(given.catalog.read_text(encoding="utf-8"))
         about = content.get("about", "") if isinstance(content, dict) else ""
-    write(candidates, about, given.out or given.zoo)
-    print(f"{given.out or given.zoo}: {len(candidates)} candidates")
+    write(candidates, about, given.out or given.catalog)
+    print(f"{given.out or given.catalog}: {len(candidates)} candidates")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.api.candidate import DEFAULT_ANSWER_TOKENS
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
 from engine.bundle.training_set import load_training_set
 from engine.bundle.types import FloatArray, Int64Array
@@ -68,10 +68,10 @@ def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
     return outcomes.take(rows)
 
 
-def judge(bundle: Path, outcomes: Outcomes, zoo: Path | None) -> Judged:
+def judge(bundle: Path, outcomes: Outcomes, catalog: Path | None) -> Judged:
     """Score `outcomes` through `bundle`."""
     scored = score_outcomes(bundle, outcomes)
-    costs = costs_of(outcomes, scored.input_tokens, zoo, DEFAULT_ANSWER_TOKENS)
+    costs = costs_of(outcomes, scored.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
     return Judged(outcomes, scored.p, outcomes.scores.T, costs)
 
 
@@ -211,16 +211,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"))
     parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--zoo", type=Path, help="prices; the bundle's own zoo.json by default")
+    parser.add_argument("--catalog", type=Path, help="prices; the bundle's own catalog by default")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     require_distinct(arguments.data)
-    zoo = arguments.zoo or arguments.bundle / "zoo.json"
+    catalog = arguments.catalog or arguments.bundle / "zoo.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
     datasets = {}
     for folder in arguments.data:
         outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
-        judged = judge(arguments.bundle, outcomes, zoo)
+        judged = judge(arguments.bundle, outcomes, catalog)
         datasets[folder.name] = figures(judged) | parts(judged)
         plot_dataset(judged.p, judged.scores, judged.costs, arguments.out / folder.name)
     report = {"datasets": datasets}

@@ -22,12 +22,12 @@ from engine import __version__
 from engine.api.errors import BundleError, ModelsatError
 from engine.bundle.manifest import (
     MANIFEST,
-    Kind,
+    ArtifactKind,
     Manifest,
     check_hash,
-    finish_folder,
+    commit_dir,
     read_manifest,
-    start_folder,
+    stage_dir,
 )
 
 CARD = "README.md"
@@ -75,13 +75,13 @@ def pull(repo: str, out: Path, revision: str = "main") -> Manifest:
 
 def _put_in_place(fetched: Path, out: Path, manifest: Manifest) -> None:
     """Move what the manifest lists, and the card where there is one."""
-    unfinished = start_folder(out, manifest.kind)
+    unfinished = stage_dir(out, manifest.kind)
     try:
         for name in {*manifest.files, CARD}:
             if name in manifest.files or (fetched / name).is_file():
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 (fetched / name).replace(unfinished / name)
-        finish_folder(unfinished, out, manifest)
+        commit_dir(unfinished, out, manifest)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -89,13 +89,15 @@ def _put_in_place(fetched: Path, out: Path, manifest: Manifest) -> None:
 def _checked(folder: Path) -> Manifest:
     """The manifest of a folder whose every file is as it says."""
     try:
-        kind: Kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"]
+        kind: ArtifactKind = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{folder} is no checkpoint or bundle: no readable {MANIFEST}."
         ) from error
-    if kind not in get_args(Kind):
-        raise BundleError(f"{folder / MANIFEST}: kind is {kind!r}, expected {get_args(Kind)}.")
+    if kind not in get_args(ArtifactKind):
+        raise BundleError(
+            f"{folder / MANIFEST}: kind is {kind!r}, expected {get_args(ArtifactKind)}."
+        )
     manifest = read_manifest(folder, kind)
     for name in manifest.graphs.values():
         check_hash(folder, manifest, name)

@@ -22,13 +22,13 @@ from engine.api.errors import BundleError, ModelsatError
 from engine.bundle import manifest
 from engine.bundle.manifest import (
     Manifest,
-    finish_folder,
+    commit_dir,
     hash_files,
-    start_folder,
+    stage_dir,
 )
 from engine.bundle.prompt import NO, YES
 from engine.bundle.training_set import save_training_set
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from training.weights.adapter import Pretrained, load_pretrained, save_connector
 from training.weights.base import CACHE, Base, load_base, single_token
 
@@ -57,13 +57,13 @@ def fold(arrays: Arrays, lora: Mapping[str, NDArray[np.float32]], scale: float) 
     return merged
 
 
-def write_checkpoint(pretrained: Pretrained, zoo: Path, out: Path) -> Manifest:
+def write_checkpoint(pretrained: Pretrained, catalog: Path, out: Path) -> Manifest:
     """Write `out` whole, manifest last; an earlier checkpoint there is replaced.
 
-    Raises BundleError where `out` holds anything else, InvalidInputError where the zoo is wrong.
+    Raises BundleError where `out` holds anything else, InvalidInputError if the catalog is invalid.
     """
-    read_zoo(zoo)
-    unfinished = start_folder(out, "checkpoint")
+    read_catalog(catalog)
+    unfinished = stage_dir(out, "checkpoint")
     backbone = load_base(pretrained.backbone, CACHE, pretrained.layers)
     encoder = load_base(pretrained.encoder, CACHE)
     merged = fold(backbone.arrays, pretrained.lora, pretrained.lora_scale)
@@ -72,11 +72,11 @@ def write_checkpoint(pretrained: Pretrained, zoo: Path, out: Path) -> Manifest:
     encoder.tokenizer.no_padding()
     write_model(unfinished / "encoder", encoder)
     save_connector(unfinished / "connector.safetensors", pretrained.connector, pretrained.norms)
-    shutil.copyfile(zoo, unfinished / "zoo.json")
+    shutil.copyfile(catalog, unfinished / "zoo.json")
     if pretrained.training_set is not None:
         save_training_set(unfinished, pretrained.training_set)
     manifest = _manifest(pretrained, backbone, encoder, hash_files(unfinished))
-    finish_folder(unfinished, out, manifest)
+    commit_dir(unfinished, out, manifest)
     return manifest
 
 
@@ -124,10 +124,12 @@ def main() -> None:
     """Merge --pretrained into a checkpoint at --out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pretrained", type=Path, default=Path("pretrained"))
-    parser.add_argument("--zoo", type=Path, default=Path("pretrained/zoo.json"))
+    parser.add_argument("--catalog", type=Path, default=Path("pretrained/zoo.json"))
     parser.add_argument("--out", type=Path, default=Path("artifacts/checkpoint"))
     arguments = parser.parse_args()
-    manifest = write_checkpoint(load_pretrained(arguments.pretrained), arguments.zoo, arguments.out)
+    manifest = write_checkpoint(
+        load_pretrained(arguments.pretrained), arguments.catalog, arguments.out
+    )
     print(f"{arguments.out}: {manifest.depth} layers")
 
 

@@ -22,7 +22,7 @@ from engine.registry.stores.sql import Database, Row
 from engine.registry.stores.sqlite import SqliteDatabase
 
 if TYPE_CHECKING:
-    from engine.registry.stores.postgres import Connection
+    from engine.registry.stores.postgres import PostgresConnection
 
 SLICE = 500  # rows in memory
 EVERYTHING = 2**62
@@ -113,7 +113,7 @@ def _into_postgres(url: str, source: sqlite3.Connection, file: Path) -> int:
     return made
 
 
-def _copy_from_postgres(source: Connection, target: sqlite3.Connection) -> None:
+def _copy_from_postgres(source: PostgresConnection, target: sqlite3.Connection) -> None:
     from engine.registry.stores import postgres as postgres
 
     written = SqliteDatabase(target)
@@ -141,7 +141,7 @@ def _copy(rows: Iterable[Row], target: Database, add: str) -> None:
 
 
 @contextmanager
-def _database(url: str) -> Iterator[Connection]:
+def _database(url: str) -> Iterator[PostgresConnection]:
     try:
         from engine.registry.stores import postgres as postgres
     except ImportError as error:

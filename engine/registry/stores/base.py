@@ -14,12 +14,12 @@ from engine.api.candidate import Candidate
 from engine.bundle.types import Float32Array
 
 SCHEMA = "2"
-DEFAULT_KEEP = 100  # revisions
+DEFAULT_HISTORY_LIMIT = 100  # revisions
 POSTGRES = ("postgresql://", "postgres://")
 Entry = tuple[Candidate, Float32Array]
 Encode = Callable[[Candidate], Float32Array]
 # Called with the revision that the store has now, or None and why it cannot be asked.
-Seen = Callable[[int | None, str], None]
+RevisionCallback = Callable[[int | None, str], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Store(Protocol):
         Raises ConflictError, having changed nothing, where the store is not at expected_revision.
         """
 
-    def follow(self, seen: Seen) -> None:
+    def follow(self, seen: RevisionCallback) -> None:
         """Call `seen`, from a thread of the store's, at every sign of life or loss till close()."""
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from engine.api.errors import (
     StoreError,
     UnavailableError,
 )
-from engine.registry.stores.sqlite import check_inodes, inodes
+from engine.registry.stores.sqlite import check_file_identity, file_identity
 
 SCHEMA = 1
 BUSY_S = 5.0  # to wait for another process that writes the same file
@@ -44,7 +44,7 @@ COMMIT;
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedOutcome:
     """How well `candidate` (an id) did in the decision; score in [0, 1]. text and category are
     empty where the caller kept them."""
 
@@ -57,7 +57,7 @@ class Recorded:
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    outcome: Recorded
+    outcome: RecordedOutcome
     result: asyncio.Future[bool]
 
     @property
@@ -98,9 +98,9 @@ class OutcomeStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
             self._db.execute("SELECT 1 FROM outcome LIMIT 1").fetchone()  # creates a new file's log
-            self._inodes = inodes(self._path)
+            self._file_identity = file_identity(self._path)
 
-    async def record(self, outcome: Recorded) -> bool:
+    async def record(self, outcome: RecordedOutcome) -> bool:
         """Keep `outcome`; True once it is on disk, False where it was there already.
 
         The same outcome again changes nothing; AlreadyExistsError where the decision has another
@@ -164,7 +164,7 @@ class OutcomeStore:
                     waiting.result.set_exception(found)
         self._writing = None
 
-    def _write(self, outcomes: Sequence[Recorded]) -> list[bool | ModelsatError]:
+    def _write(self, outcomes: Sequence[RecordedOutcome]) -> list[bool | ModelsatError]:
         """In one transaction: what was recorded, was there, or is in conflict."""
         with _translated(self._path, "written"):
             self._db.execute("BEGIN IMMEDIATE")
@@ -174,7 +174,7 @@ class OutcomeStore:
                     "DELETE FROM outcome WHERE number <= (SELECT max(number) FROM outcome) - ?",
                     (self._limit,),
                 )
-                check_inodes(self._inodes, _REMOVED)
+                check_file_identity(self._file_identity, _REMOVED)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:  # a full disk has rolled back already
@@ -182,7 +182,7 @@ class OutcomeStore:
                 raise
         return told
 
-    def _insert(self, new: Recorded) -> bool | ModelsatError:
+    def _insert(self, new: RecordedOutcome) -> bool | ModelsatError:
         row = self._db.execute(
             "SELECT score FROM outcome WHERE decision_id = ? AND candidate = ?",
             (new.decision_id, new.candidate),
@@ -204,14 +204,14 @@ class OutcomeStore:
         )
 
 
-def read_recorded(path: Path) -> Iterator[Recorded]:
+def read_recorded(path: Path) -> Iterator[RecordedOutcome]:
     """All outcomes of a file, oldest first; a server may write to it meanwhile. Raises StoreError
     where it is no such file."""
     with _translated(path, "read"), closing(_open_to_read(path)) as db:
         _check_schema(db, path)
         columns = "decision_id, candidate, score, text, category"
         for row in db.execute(f"SELECT {columns} FROM outcome ORDER BY number"):  # noqa: S608
-            yield Recorded(*row)
+            yield RecordedOutcome(*row)
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:

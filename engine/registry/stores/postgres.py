@@ -18,13 +18,13 @@ from psycopg.conninfo import conninfo_to_dict
 from engine.api.errors import StoreError
 from engine.registry.stores import sql
 from engine.registry.stores.base import (
-    DEFAULT_KEEP,
+    DEFAULT_HISTORY_LIMIT,
     SCHEMA,
     Change,
     Encode,
     Entry,
     Revision,
-    Seen,
+    RevisionCallback,
     without_password,
 )
 from engine.registry.stores.sql import Row
@@ -48,13 +48,13 @@ DEFAULTS = {
     "application_name": "modelsat",
 }
 _AT_START = "start PostgreSQL, mend the address, or grant what is missing"
-Connection = psycopg.Connection[Row]
+PostgresConnection = psycopg.Connection[Row]
 
 
 class PostgresDatabase:
     """history.Database over a connection."""
 
-    def __init__(self, db: Connection) -> None:
+    def __init__(self, db: PostgresConnection) -> None:
         self._db = db
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
@@ -79,7 +79,7 @@ class PostgresStore:
         encoder_id: str,
         width: int,
         reencode_candidates: Encode | None = None,
-        keep: int = DEFAULT_KEEP,
+        keep: int = DEFAULT_HISTORY_LIMIT,
     ) -> None:
         """Connect to `url` and create the tables where there are none. width: D.
 
@@ -93,8 +93,8 @@ class PostgresStore:
         self._width = width
         self._keep = keep
         self._parameters = parameters(url)
-        self._open: Connection | None = None
-        self._listener: Listener | None = None
+        self._open: PostgresConnection | None = None
+        self._listener: RevisionListener | None = None
         try:
             with self._translated("opened", _AT_START), self._transaction() as db:
                 set_up(db, encoder_id)
@@ -102,7 +102,7 @@ class PostgresStore:
                 if reencode_candidates and sql.meta(db, "encoder_id") != encoder_id:
                     found = [(b, sql.candidate_of(b)) for b in sql.bodies(db)]
                     encoded = [(b, sql.raw_of(reencode_candidates(c))) for b, c in found]
-                    sql.embed_again(db, encoded, encoder_id)
+                    sql.replace_embeddings(db, encoded, encoder_id)
                 check_encoder(self._name, sql.meta(db, "encoder_id"), encoder_id)
         except StoreError:
             self.close()
@@ -137,9 +137,9 @@ class PostgresStore:
             db.run(f"NOTIFY {CHANNEL}")
         return made
 
-    def follow(self, seen: Seen) -> None:
+    def follow(self, seen: RevisionCallback) -> None:
         """See Store."""
-        self._listener = Listener(lambda: connect(self._parameters), seen)
+        self._listener = RevisionListener(lambda: connect(self._parameters), seen)
         self._listener.start()
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class PostgresStore:
         check_schema(self._name, db)
         check_encoder(self._name, sql.meta(db, "encoder_id"), self._encoder_id)
 
-    def _alive(self) -> Connection:
+    def _alive(self) -> PostgresConnection:
         """The connection, a new one where it broke since it was used."""
         if self._open is not None:
             with suppress(psycopg.Error):
@@ -203,7 +203,7 @@ def parameters(url: str) -> dict[str, Any]:
         ) from None
 
 
-def connect(given: dict[str, Any]) -> Connection:
+def connect(given: dict[str, Any]) -> PostgresConnection:
     """A connection for our tables; raises psycopg.Error."""
     db = psycopg.connect(**given, autocommit=True)
     try:
@@ -271,11 +271,13 @@ SLICE_S = 0.25  # how soon stop() is noticed
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to connect
 
 
-class Listener:
+class RevisionListener:
     """Calls `seen` with the store's revision at every notification and every POLL_S, and with None
     and a reason whenever the database cannot be asked."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], seen: Seen) -> None:
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection[Any]], seen: RevisionCallback
+    ) -> None:
         self._connect = connect
         self._seen = seen
         self._stopping = threading.Event()

@@ -117,7 +117,7 @@ def prune(db: Database, keep: int) -> None:
         db.run("DELETE FROM candidate_version WHERE to_revision <= ?", oldest[0])
 
 
-def embed_again(db: Database, encoded: Sequence[tuple[str, bytes]], encoder_id: str) -> None:
+def replace_embeddings(db: Database, encoded: Sequence[tuple[str, bytes]], encoder_id: str) -> None:
     """Give every version with one of these bodies its new embedding; all kept revisions."""
     db.run_many(
         "UPDATE candidate_version SET embedding = ? WHERE body = ?", [(e, b) for b, e in encoded]

@@ -13,13 +13,13 @@ from typing import IO, Any
 from engine.api.errors import StoreError
 from engine.registry.stores import sql
 from engine.registry.stores.base import (
-    DEFAULT_KEEP,
+    DEFAULT_HISTORY_LIMIT,
     SCHEMA,
     Change,
     Encode,
     Entry,
     Revision,
-    Seen,
+    RevisionCallback,
 )
 from engine.registry.stores.sql import Row
 
@@ -53,7 +53,7 @@ class SqliteStore:
         encoder_id: str,
         width: int,
         reencode_candidates: Encode | None = None,
-        keep: int = DEFAULT_KEEP,
+        keep: int = DEFAULT_HISTORY_LIMIT,
     ) -> None:
         """Open `path`, creating it where there is none. width: D, of an embedding.
 
@@ -64,7 +64,7 @@ class SqliteStore:
         self._path = path
         self._width = width
         self._keep = keep
-        with self._translated("opened", RESTORE):
+        with self._translated("opened", RESTORE_HINT):
             self._lock = lock(path)
             with ExitStack() as opened:
                 opened.callback(self._lock.close)
@@ -88,22 +88,22 @@ class SqliteStore:
             if reencode_candidates and sql.meta(self._db, "encoder_id") != encoder_id:
                 found = [(b, sql.candidate_of(b)) for b in sql.bodies(self._db)]
                 encoded = [(b, sql.raw_of(reencode_candidates(c))) for b, c in found]
-                sql.embed_again(self._db, encoded, encoder_id)
-        self._inodes = inodes(self._path)
+                sql.replace_embeddings(self._db, encoded, encoder_id)
+        self._file_identity = file_identity(self._path)
 
     def load(self, revision: int | None = None) -> tuple[int, list[Entry]]:
         """See Store."""
-        with self._translated("read", RESTORE):
+        with self._translated("read", RESTORE_HINT):
             return sql.read(self._db, revision, self._width)
 
     def revision(self) -> int:
         """See Store."""
-        with self._translated("read", RESTORE):
+        with self._translated("read", RESTORE_HINT):
             return sql.newest(self._db)
 
     def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """See Store."""
-        with self._translated("read", RESTORE):
+        with self._translated("read", RESTORE_HINT):
             return sql.revisions(self._db, before, limit)
 
     def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
@@ -111,10 +111,10 @@ class SqliteStore:
         now_us = time.time_ns() // 1000
         with self._translated("written", _FREE), self._transaction():
             made = sql.write(self._db, change, expected_revision, description, now_us, self._keep)
-            check_inodes(self._inodes, _REMOVED)
+            check_file_identity(self._file_identity, _REMOVED)
         return made
 
-    def follow(self, seen: Seen) -> None:
+    def follow(self, seen: RevisionCallback) -> None:
         """Nobody else changes it."""
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class SqliteStore:
             ) from error
 
 
-RESTORE = (
+RESTORE_HINT = (
     "restore a copy of it (modelsat store restore), or give --candidates-db another path to begin "
     "anew; the"
     " file was not changed"
@@ -153,7 +153,7 @@ _REMOVED = (
     " back (modelsat store restore), and start it again"
 )
 _FREE = "nothing was changed; free disk space or mend its permissions, and send the change again"
-REEMBED = (
+REENCODE_HINT = (
     "start once with --reencode-candidates (make serve SERVE=--reencode-candidates) to compute its "
     "embeddings anew from the"
     " aptitude figures it holds, or give --candidates-db another path"
@@ -165,7 +165,7 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
     # SQLite takes an empty file for a new database; ours are never empty (see _create), so this one
     # lost its content.
     if path.stat().st_size == 0:
-        raise StoreError(f"{path} is empty, so it was truncated; {RESTORE}.")
+        raise StoreError(f"{path} is empty, so it was truncated; {RESTORE_HINT}.")
     url = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(url, uri=True, check_same_thread=False, isolation_level=None)
 
@@ -174,7 +174,7 @@ def check(path: Path, db: SqliteDatabase) -> str:
     """Its schema. Raises StoreError for what is damaged or of another version."""
     problem = db.run("PRAGMA quick_check(1)")[0][0]
     if problem != "ok":
-        raise StoreError(f"{path} is damaged ({' '.join(problem.split())[:200]}); {RESTORE}.")
+        raise StoreError(f"{path} is damaged ({' '.join(problem.split())[:200]}); {RESTORE_HINT}.")
     found = sql.meta(db, "schema")
     if found not in (OLD_SCHEMA, SCHEMA):
         raise StoreError(
@@ -188,7 +188,7 @@ def check_encoder(name: str, found: str | None, expected: str) -> None:
     """Raises StoreError where the store was written through another encoder."""
     if found != expected:
         raise StoreError(
-            f"{name}: encoder_id is {found!r}, this server's is {expected!r}; {REEMBED}."
+            f"{name}: encoder_id is {found!r}, this server's is {expected!r}; {REENCODE_HINT}."
         )
 
 
@@ -250,13 +250,13 @@ def migrate(db: SqliteDatabase) -> None:
         sql.add_revision(db, made, keep=1)
 
 
-def inodes(path: Path) -> dict[Path, int]:
+def file_identity(path: Path) -> dict[Path, int]:
     """Of the open database `path` and its log, for check_inodes."""
     files = (path, path.with_name(path.name + "-wal"))
     return {file: file.stat().st_ino for file in files if file.exists()}
 
 
-def check_inodes(known: Mapping[Path, int], remedy: str) -> None:
+def check_file_identity(known: Mapping[Path, int], remedy: str) -> None:
     """Call it before COMMIT. Raises StoreError, which ends with `remedy`, where a file is gone or
     another one has its name."""
     for file, inode in known.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.api.candidate import PREFIX, ids_of
+from engine.api.candidate import NAME_PREFIX, parse_names
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.policy import Policy, Session, check_session
 from engine.serving.settings import OVERRIDE_PREFIX
@@ -35,8 +35,8 @@ def policy_and_session(
     for name, (source, value) in _merge(metadata, headers).items():
         if name in LISTS:
             names = value if isinstance(value, list) else str(value).split(",")
-            resource_names = [PREFIX + str(n).strip().removeprefix(PREFIX) for n in names]
-            fields[name] = ids_of(resource_names, f"policy.{name}")
+            resource_names = [NAME_PREFIX + str(n).strip().removeprefix(NAME_PREFIX) for n in names]
+            fields[name] = parse_names(resource_names, f"policy.{name}")
         elif name in OBJECTIVES:
             fields |= {"objective": name, "value": _number(source, value)}
         else:

@@ -15,7 +15,13 @@ import grpc
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
-from engine.api.candidate import ID_PATTERN, PREFIX, WORD_LISTS, Candidate, id_of
+from engine.api.candidate import (
+    ID_PATTERN,
+    NAME_PREFIX,
+    WORD_LISTS,
+    Candidate,
+    parse_name,
+)
 from engine.api.errors import InvalidInputError, NotFoundError, Violation
 from engine.api.proto import OPTIONAL, candidate_from, candidate_to
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc
@@ -87,7 +93,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.GetCandidateRequest, context: Context
     ) -> candidate_pb2.Candidate:
         """Return one candidate."""
-        candidate = self._registry.table().get(id_of(request.name))
+        candidate = self._registry.table().get(parse_name(request.name))
         if candidate is None:
             raise NotFoundError(request.name)
         return candidate_to(candidate)
@@ -142,7 +148,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     ) -> empty_pb2.Empty:
         """Remove a candidate."""
         await self._registry.delete(
-            id_of(request.name),
+            parse_name(request.name),
             etag=request.etag,
             allow_missing=request.allow_missing,
             validate_only=request.validate_only,
@@ -207,7 +213,7 @@ def _candidates(messages: Sequence[candidate_pb2.Candidate]) -> list[Candidate]:
 def _new_candidate(request: pb.CreateCandidateRequest) -> Candidate:
     message = candidate_pb2.Candidate()
     message.CopyFrom(request.candidate)
-    given = PREFIX + request.candidate_id
+    given = NAME_PREFIX + request.candidate_id
     if request.candidate_id and message.name not in ("", given):
         raise InvalidInputError(
             Violation("candidate_id", f"says {given[:80]!r}, candidate.name another; give one.")
@@ -285,5 +291,5 @@ def _step(shown: Table | None, table: Table) -> pb.WatchCandidatesResponse:
     return pb.WatchCandidatesResponse(
         revision=table.revision,
         changed=candidate_messages(changed),
-        removed=[PREFIX + i for i in gone],
+        removed=[NAME_PREFIX + i for i in gone],
     )

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from engine.api.candidate import PREFIX, id_of
+from engine.api.candidate import NAME_PREFIX, parse_name
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import check_text
-from engine.api.policy import Kind
+from engine.api.policy import DecisionKind
 from engine.api.proto import instruction_from, policy_from, session_from
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
-from engine.registry.stores.outcomes import OutcomeStore, Recorded
+from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.rpc.status import failure_status, reason_of
@@ -111,7 +111,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
             return _error(error, method)
 
 
-KINDS: dict[Kind, pb.DecisionKind] = {
+KINDS: dict[DecisionKind, pb.DecisionKind] = {
     "ranked": pb.DECISION_KIND_RANKED,
     "session_affinity": pb.DECISION_KIND_SESSION_AFFINITY,
     "defaulted": pb.DECISION_KIND_DEFAULTED,
@@ -139,7 +139,7 @@ def response_from(decision: Decision) -> pb.RouteResponse:
             utility=ranked.utility,
         )
     for identifier, reason in decision.excluded.items():
-        response.excluded.add(candidate=PREFIX + identifier, reason=reason)
+        response.excluded.add(candidate=NAME_PREFIX + identifier, reason=reason)
     for phase, seconds in decision.timing.items():
         getattr(response.timing, phase).FromNanoseconds(int(seconds * 1e9))
     return response
@@ -173,7 +173,7 @@ def _deadline(context: Context) -> float:
     return float("inf") if left is None else time.monotonic() + left
 
 
-def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> Recorded:
+def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> RecordedOutcome:
     """Raises one InvalidInputError that lists everything that is wrong."""
     problems: list[Violation] = []
     identifier = ""
@@ -183,7 +183,7 @@ def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> Recorded
             Violation("decision_id", f"is {found!r}; expected decision_id of an answer of Route.")
         )
     try:
-        identifier = id_of(request.candidate, "candidate")
+        identifier = parse_name(request.candidate, "candidate")
         if request.text:
             check_text(request.text, max_text_bytes)
     except InvalidInputError as error:
@@ -197,7 +197,9 @@ def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> Recorded
         )
     if problems:
         raise InvalidInputError(*problems)
-    return Recorded(request.decision_id, identifier, request.score, request.text, request.category)
+    return RecordedOutcome(
+        request.decision_id, identifier, request.score, request.text, request.category
+    )
 
 
 Request = TypeVar("Request")

@@ -12,7 +12,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from engine.api.candidate import PREFIX
+from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -127,7 +127,7 @@ def _details(error: ModelsatError) -> list[Message]:
     if isinstance(error, NoEligibleCandidateError):
         failure = error_details_pb2.PreconditionFailure()
         for name, why in error.reasons.items():
-            subject, words = PREFIX + name, _cut(why, 300)
+            subject, words = NAME_PREFIX + name, _cut(why, 300)
             if not _add(
                 failure.violations, failure, type="ELIGIBILITY", subject=subject, description=words
             ):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from engine.api.candidate import Candidate
 from modelsat import Client, ModelsatClientError
-from tests.reliability.crash_recovery import ZOO
+from tests.reliability.crash_recovery import CATALOG
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Case:
 
 def new(identifier: str) -> Candidate:
     """A candidate to register."""
-    return replace(ZOO[0], id=identifier)
+    return replace(CATALOG[0], id=identifier)
 
 
 def refusal(client: Client, identifier: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.registry.stores.backup import back_up, restore
 from modelsat import Client
-from tests.reliability.crash_recovery import ZOO
+from tests.reliability.crash_recovery import CATALOG
 from tests.reliability.faults.case import Case, new, refusal, routes
 from tools.processes import launch, serving
 
@@ -57,7 +57,7 @@ def disk_full(folder: Path) -> Case:
             server.kill()
         with serving(disk / "s.sqlite") as server, Client(server.address) as client:
             kept = {c.id for c in client.list_candidates()}
-    whole = kept == expected == {*(c.id for c in ZOO), "before", "after", *made}
+    whole = kept == expected == {*(c.id for c in CATALOG), "before", "after", *made}
     seen = (
         f"changes {sorted(failed)} ({'names the full disk' if told else 'unnamed'}), routing"
         f" {'goes on' if routed else 'fails'}, after freeing {after or 'OK'}; acknowledged kept:"

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from bench.report import Target, conditions, finish
 from engine.pb import candidate_service_pb2, router_service_pb2
-from engine.registry.catalog import read_zoo
+from engine.registry.catalog import read_catalog
 from modelsat import Client
 from tests.reliability.fuzz import messages as messages
 from tools.processes import BUNDLE, Server, serving
@@ -156,7 +156,7 @@ async def _drain(call: Any) -> None:
 def fuzz(server: Server, requests: int, seed: int) -> Found:
     """Send all of them in slices; after each the zoo is put back, so that neither a table of
     hundreds nor an empty one is what most requests meet."""
-    found, zoo, address = Found(), read_zoo(BUNDLE / "zoo.json"), server.address
+    found, catalog, address = Found(), read_catalog(BUNDLE / "zoo.json"), server.address
 
     async def part(numbers: range, progress: Any) -> None:
         fuzzer = Fuzzer(address, seed, found)
@@ -173,7 +173,7 @@ def fuzz(server: Server, requests: int, seed: int) -> Found:
                 found.failures.append(f"the server ended with {server.process.returncode}")
                 break
             with Client(address, timeout_s=30) as client:
-                client.replace_candidates(zoo)
+                client.replace_candidates(catalog)
             found.memory_mb.append(server.resident_mb())
     return found
 
