@@ -243,7 +243,7 @@ def _add_candidate(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="JSON file for the result (default aptitude-ID.json); a picture and the journal of"
-        " answers, from which a stopped run resumes, are written beside it",
+        " answers, from which a stopped run resumes, are written next to it",
     )
     add(
         "--register",

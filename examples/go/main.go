@@ -18,8 +18,7 @@ import (
 	modelsat "modelsat.example/route/gen/modelsat/v1"
 )
 
-// What was refused for want of room or by a server that was away is sent again; grpc-go waits as
-// long as the server says.
+// Retry if the server is overloaded or unreachable; grpc-go waits as long as the server says.
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
   "methodConfig": [{

@@ -5,10 +5,9 @@ import { fileURLToPath } from 'node:url';
 import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
 
-const PROTO = fileURLToPath(new URL('../../../proto', import.meta.url));
+const PROTO = fileURLToPath(new URL('../../proto', import.meta.url));
 const TIMEOUT_MS = 2000;
-// What was refused for want of room or by a server that was away is sent again; grpc-js waits as
-// long as the server says.
+// Retry if the server is overloaded or unreachable; grpc-js waits as long as the server says.
 const SERVICE_CONFIG = JSON.stringify({
   loadBalancingConfig: [{ round_robin: {} }],
   methodConfig: [

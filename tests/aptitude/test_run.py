@@ -172,7 +172,7 @@ def test_a_killed_run_resumes_and_asks_no_question_twice(questions: Path, tmp_pa
         identifiers = {q.key: q.id for q in llm.questions}
         before = dict(llm.asked)
         printed = run(url, questions, tmp_path / "a.json", *few)
-        assert f"{len(kept)} answers are in the journal already" in printed
+        assert f"{len(kept)} questions are already answered in the journal" in printed
         assert all(llm.asked[identifiers[key]] == before[identifiers[key]] for key in kept)
         assert len(llm.asked) == 400
         for changed in (("--model", "other"), ("--seed", "1"), ("--answer-only",)):
@@ -247,7 +247,7 @@ def test_run_needs_confirmation_and_never_shows_the_key(questions: Path, tmp_pat
             run(url, questions, out, *keyed, MY_KEY="sk-right", **through)
         assert proxy.requests == 0
         far = "http://example.invalid/v1"
-        assert "plain text" in run(far, questions, out, *keyed, status=1, **secret)
+        assert "unencrypted" in run(far, questions, out, *keyed, status=1, **secret)
     everything = printed + "".join(p.read_text() for p in tmp_path.iterdir())
     assert "sk-" not in everything
 

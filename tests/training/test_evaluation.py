@@ -218,8 +218,8 @@ def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path)
     found = calibration.calibrate(BUNDLE, recorded, write_catalog(catalog, prices), target)
     assert calibration.as_dict(found)["unevaluated_most_expensive"] == "gold"
     lines = printed(found).splitlines()
-    assert "a cost sensitivity holds for the candidates judged: c0, c1, c2, c3" in lines
-    assert any(x.startswith("warning: gold of the zoo is dearer than all") for x in lines)
+    assert "this holds for the evaluated candidates: c0, c1, c2, c3" in lines
+    assert any(x.startswith("warning: gold of the catalog costs more than all") for x in lines)
 
 
 def test_calibrate_judges_no_candidate_alone(recorded: Path, tmp_path: Path) -> None:
