@@ -21,7 +21,6 @@ from engine.registry.catalog import read_catalog
 from engine.serving.console.app import FILES, MAX_STREAMS
 from engine.serving.console.feed import SIZE
 from engine.serving.console.http_server import HttpServer, Limits, Response
-from engine.serving.console.latency import quantile
 from modelsat import Client
 from tests.support.browser import PATIENCE_S, Console, showing, showing_guarded
 from tools.processes import BUNDLE
@@ -191,7 +190,7 @@ def test_a_request_that_comes_byte_by_byte_is_let_go(begun: bytes) -> None:
 def test_with_tokens_the_pages_are_open_and_the_figures_are_not(guarded: Console) -> None:
     assert guarded.tokens is not None
     assert guarded.ask("GET", "/")[0] == 200
-    paths = ("/api/info", "/api/candidates", "/api/revisions", "/api/latency", "/api/decisions")
+    paths = ("/api/info", "/api/candidates", "/api/revisions", "/api/decisions")
     bearer = {role: f"Bearer {token}" for role, token in guarded.tokens.items()}
     for path in paths:
         assert guarded.ask("GET", path)[0] == 401
@@ -286,28 +285,3 @@ def _stalled(console: Console) -> socket.socket:
             return connection
         connection.close()
     raise AssertionError("no place for a reader")
-
-
-# --- latency ---------------------------------------------------------------------------------
-
-
-def test_quantiles_are_those_of_promql() -> None:
-    bounds = (1.0, 2.0, 4.0, float("inf"))
-    assert quantile(bounds, (0, 0, 0, 0), 0.5) is None
-    assert quantile(bounds, (0, 10, 10, 10), 0.5) == pytest.approx(1.5)
-    assert quantile(bounds, (2, 2, 10, 10), 0.9) == pytest.approx(3.75)
-    assert quantile(bounds, (0, 0, 1, 10), 0.99) == 4.0, "the last bound that is known"
-
-
-def test_latency_counts_the_decisions_of_the_last_minutes(console: Console) -> None:
-    def count() -> int:
-        return int(console.get("/api/latency")["windows"]["10 minutes"]["total"]["count"])
-
-    before = count()
-    with Client(console.server.address) as client:
-        client.route(QUESTION)
-        client.route(QUESTION, dry_run=True)
-    assert count() == before + 1
-    phases = console.get("/api/latency")["windows"]["10 minutes"]
-    assert set(phases) == {"tokenize", "queue", "inference", "scoring", "selection", "total"}
-    assert 0 < phases["total"]["p50"] <= phases["total"]["p99"]

@@ -329,7 +329,7 @@ async def test_a_score_that_is_not_finite_excludes_its_candidate_alone() -> None
     assert decision.excluded == {"good": "score is not finite"}
     assert cache.size == 0
     metrics.decided(decision)
-    mean = metrics.registry.get_sample_value("modelsat_probability_mean", {"of": "all"})
+    mean = metrics.registry.get_sample_value("modelsat_probability_sum", {"population": "eligible"})
     assert mean == decision.ranking[0].probability
     with pytest.raises(UnavailableError, match="finite"):
         await router.route("x", Policy(allowed_candidates=("good",)))

@@ -66,7 +66,7 @@ class Observed:
     def log(self) -> list[dict[str, Any]]:
         """What it logged; other lines are those that start prints."""
         lines = self.server.printed().splitlines()
-        told = re.compile(r"ready on |settings, defaults aside:|  \w+ = ")
+        told = re.compile(r"ready on |Non-default settings:|  \w+ = ")
         assert all(line.startswith("{") or told.match(line) for line in lines), lines
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -139,8 +139,8 @@ def test_a_scrape_counts_what_was_asked(observed: Observed) -> None:
     assert after["modelsat_candidates_revision"] == answers[0].revision
     assert (after["modelsat_candidates"], after["modelsat_queue_capacity"]) == (len(CATALOG), 256)
     assert (after["modelsat_queue_size"], after["modelsat_store_up"]) == (0, 1)
-    for of in ("selected", "all"):
-        assert 0 < after[f'modelsat_probability_mean{{of="{of}"}}'] < 1
+    for population in ("selected", "eligible"):
+        assert gained(f'modelsat_probability_count{{population="{population}"}}') == 3
     assert any(name.startswith('modelsat_build_info{backend="onnxruntime') for name in after)
 
 

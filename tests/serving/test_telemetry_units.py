@@ -33,7 +33,6 @@ from engine.serving.rpc.interceptors import TelemetryInterceptor
 from engine.serving.settings import Settings
 from engine.serving.telemetry import Telemetry, logs, open_telemetry
 from engine.serving.telemetry.audit import AuditLog
-from engine.serving.telemetry.drift import Drift
 from engine.serving.telemetry.metrics import Metrics, Sources
 
 TIMING = dict.fromkeys(("tokenize", "queue", "inference", "scoring", "selection", "total"), 0.001)
@@ -142,21 +141,6 @@ async def test_every_kind_of_method_is_counted_by_how_it_ended(
 # --- metrics ----------------------------------------------------------------------------------
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(1, 20))
-def test_the_baseline_is_the_first_mean_and_the_mean_forgets(
-    values: list[float], window: int
-) -> None:
-    drift = Drift(window)
-    expected = values[0]
-    for i, value in enumerate(values):
-        drift.add(value)
-        expected += (value - expected) / min(i + 1, window)
-    first = values[:window]
-    assert drift.baseline == pytest.approx(sum(first) / len(first))
-    assert drift.mean == pytest.approx(expected)
-    assert min(values) - 1e-9 <= drift.mean <= max(values) + 1e-9
-
-
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef"))), max_size=30)
 )
@@ -178,14 +162,16 @@ def test_labels_are_those_registered_now_and_other(steps: list[tuple[str, set[st
     assert total == len(steps)
 
 
-def test_a_fallback_does_not_move_the_mean_probability() -> None:
+def test_probabilities_of_a_fallback_are_not_observed() -> None:
     metrics = Metrics()
     metrics.decided(decision(kind="fallback"))
     value = metrics.registry.get_sample_value
-    assert value("modelsat_probability_mean", {"of": "all"}) is None
+    selected, eligible = {"population": "selected"}, {"population": "eligible"}
+    assert value("modelsat_probability_count", eligible) == 0
     metrics.decided(decision())
-    assert value("modelsat_probability_mean", {"of": "selected"}) == 0.75
-    assert value("modelsat_probability_baseline", {"of": "all"}) == 0.5
+    assert value("modelsat_probability_sum", selected) == 0.75
+    assert value("modelsat_probability_sum", eligible) == 0.5
+    assert value("modelsat_ood_score_sum") == 2 * 0.5
     assert value("modelsat_decisions_total", {"kind": "fallback"}) == 1
 
 
@@ -193,7 +179,7 @@ def test_telemetry_that_fails_does_not_fail_the_request(caplog: pytest.LogCaptur
     """A decision without a ranking cannot be; whatever else goes wrong must end like this."""
     impossible = replace(decision(), ranking=())
     Telemetry(Metrics()).decided(impossible, Policy(), "text", dry_run=False)
-    assert "telemetry of a decision failed: ZeroDivisionError" in caplog.text
+    assert "telemetry of a decision failed: IndexError" in caplog.text
 
 
 # --- the log ----------------------------------------------------------------------------------

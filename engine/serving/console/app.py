@@ -37,10 +37,8 @@ from engine.serving.auth.tokens import TokenFile
 from engine.serving.components import Parts, server_info
 from engine.serving.console.feed import Feed
 from engine.serving.console.http_server import PLAIN, HttpServer, Limits, Request, Response
-from engine.serving.console.latency import STEP_S, LatencyHistory
 from engine.serving.rpc.router_service import route
 from engine.serving.rpc.status import HTTP_STATUS, failure_status
-from engine.serving.telemetry.metrics import SECONDS
 
 FILES = Path(__file__).parent / "static"
 TYPES = {
@@ -79,11 +77,10 @@ class Console:
         self,
         parts: Parts,
         feed: Feed,
-        latency: LatencyHistory,
         tokens: TokenFile | None,
         certificates: Certificates | None,
     ) -> None:
-        self._parts, self._feed, self._latency, self._tokens = parts, feed, latency, tokens
+        self._parts, self._feed, self._tokens = parts, feed, tokens
         self._refused = RefusalLog()
         self._streams = BoundedSemaphore(MAX_STREAMS)
         self._files = {f"/{file.name}": file for file in FILES.iterdir() if file.suffix in TYPES}
@@ -92,7 +89,6 @@ class Console:
             "GET /api/info": lambda _: _json(self._info()),
             "GET /api/candidates": lambda _: _json(candidates_view(parts.registry.table())),
             "GET /api/revisions": lambda _: _json(self._revisions()),
-            "GET /api/latency": lambda _: _json(latency.summary()),
             "GET /api/decisions": self._decisions,
             "POST /api/route": self._route,
         }
@@ -110,13 +106,11 @@ class Console:
     def start(self) -> None:
         """Answer; needs the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._sampling = asyncio.create_task(_sample(self._latency), name="latency")
         self._http.start()
         log.info("console on %s://%s/", self._scheme, self.address)
 
     async def stop(self) -> None:
         """Close the port and end the streams."""
-        self._sampling.cancel()
         self._feed.end()
         await asyncio.to_thread(self._http.stop)
 
@@ -220,17 +214,10 @@ def open_console(
     parts: Parts, tokens: TokenFile | None, certificates: Certificates | None
 ) -> Console | None:
     """None where the settings leave it off. Raises ModelsatError where it cannot listen."""
-    feed, metrics = parts.telemetry.feed, parts.telemetry.metrics
-    if not parts.settings.console_address or feed is None or metrics is None:
+    feed = parts.telemetry.feed
+    if not parts.settings.console_address or feed is None:
         return None
-    latency = LatencyHistory(metrics.phase_buckets, (*SECONDS, float("inf")))
-    return Console(parts, feed, latency, tokens, certificates)
-
-
-async def _sample(latency: LatencyHistory) -> None:
-    while True:
-        await asyncio.sleep(STEP_S)
-        latency.sample()
+    return Console(parts, feed, tokens, certificates)
 
 
 def _json(value: Any, status: int = HTTPStatus.OK) -> Response:

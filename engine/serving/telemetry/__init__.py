@@ -29,7 +29,7 @@ from engine.serving.console.http_server import HttpServer
 from engine.serving.rpc.status import code_of
 from engine.serving.settings import Settings
 from engine.serving.telemetry.audit import AuditLog
-from engine.serving.telemetry.metrics import Metrics, Sources, exposition
+from engine.serving.telemetry.metrics import Metrics, Sources, metrics_server
 
 if TYPE_CHECKING:
     from engine.serving.telemetry.tracing import Rpc, Tracing
@@ -162,10 +162,9 @@ def open_telemetry(settings: Settings) -> Telemetry:
     taken, a file cannot be written or a package is missing."""
     tracing = _open_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     metrics = served = audit = feed = None
-    if settings.metrics_address or settings.console_address:
+    if settings.metrics_address:
         metrics = Metrics()
-    if settings.metrics_address and metrics is not None:
-        served = exposition(settings.metrics_address, metrics.registry)
+        served = metrics_server(settings.metrics_address, metrics.registry)
     if settings.console_address:
         feed = Feed(with_text=settings.audit_include_text)
     if settings.audit_log.name:
