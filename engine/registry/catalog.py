@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from engine.api.candidate import (
     NAME_PREFIX,
@@ -17,8 +14,13 @@ from engine.api.candidate import (
     require_valid,
 )
 from engine.api.errors import InvalidInputError, Violation
-from engine.bundle.types import Int64Array
-from engine.datasets.outcomes import Outcomes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from engine.bundle.types import Int64Array
+    from engine.datasets.outcomes import Outcomes
 
 NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens")
 WORDS = ("display_name", "price_source")
@@ -101,6 +103,8 @@ def costs_of(
     A candidate is matched to the zoo by its id or display name. input_tokens: (B,). answer_tokens:
     of an answer, where the zoo does not say.
     """
+    import numpy as np  # imported late: the client's commands read catalogs without it
+
     known = (
         {}
         if catalog is None

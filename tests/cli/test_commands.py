@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from engine.cli.main import COMMANDS, main, parser
+from tools.processes import ROOT
 
+TUTOR = ROOT / "examples" / "candidates" / "calculus-tutor.json"
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "prometheus_client")
 # Runs main() without the packages of the server, as after `pip install modelsat`.
 LIGHT = """
@@ -77,8 +79,9 @@ def light(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("route", "Hi", "--server", "127.0.0.1:1"),
         ("health", "--server", "127.0.0.1:1"),
         ("candidates", "list", "--server", "127.0.0.1:1"),
+        ("candidates", "create", str(TUTOR), "--server", "127.0.0.1:1"),
     ],
-    ids=lambda arguments: arguments[0],
+    ids=lambda arguments: "-".join(arguments[:2]),
 )
 def test_client_commands_need_no_package_of_the_server(arguments: tuple[str, ...]) -> None:
     done = light(*arguments)
