@@ -1,4 +1,4 @@
-"""A real Envoy, a real server, two fake upstreams; curl shows who is chosen, and why.
+"""Route requests through Envoy, a modelsat server and two fake upstreams, and show the choices.
 
 make demo-envoy
 """
@@ -21,23 +21,23 @@ HARD = "Prove that there are infinitely many primes congruent to 3 modulo 4."
 
 
 def curl(port: int, model: str, text: str, *headers: str) -> dict[str, str]:
-    """Ask by curl, print command and choice; what was chosen, and who answered."""
+    """Send a chat completion with curl; print and return the chosen model and its upstream."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": text}]})
     command = ["curl", "-s", f"http://127.0.0.1:{port}{CHAT}", "-d", body]
     for header in ("content-type: application/json", *headers):
         command += ["-H", header]
     print("$ " + shlex.join(command).replace("-s ", "", 1))
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    told = json.loads(done.stdout)
-    if "error" in told:
-        print(f"  error: {told['error']['message']}\n")
-        return {"error": told["error"]["code"]}
-    print(f"  model {told['model']}, answered by the upstream `{told['upstream']}`\n")
-    return {"model": told["model"], "upstream": told["upstream"]}
+    reply = json.loads(done.stdout)
+    if "error" in reply:
+        print(f"  error: {reply['error']['message']}\n")
+        return {"error": reply["error"]["code"]}
+    print(f"  model {reply['model']}, answered by the upstream `{reply['upstream']}`\n")
+    return {"model": reply["model"], "upstream": reply["upstream"]}
 
 
 def main() -> int:
-    """Run the demo; 1 where something went another way than it should."""
+    """Run the demo; returns 1 if a choice was unexpected."""
     with (
         tempfile.TemporaryDirectory() as name,
         upstream("large") as large,
@@ -48,20 +48,20 @@ def main() -> int:
         print(server.printed().splitlines()[-1])
         print(f"Envoy on 127.0.0.1:{running.port}, deploy/envoy/envoy.yaml\n")
         port = running.port
-        print("The alias `auto`: the highest probability decides.")
+        print("The alias `auto`: the candidate with the highest probability is chosen.")
         best = curl(port, "auto", HARD)
-        print("Cost counts as well:")
+        print("With a cost sensitivity, a cheaper candidate is chosen:")
         cheap = curl(port, "auto", HARD, "x-modelsat-cost-sensitivity: 5")
-        print("Only these may be chosen:")
+        print("Only two candidates are allowed:")
         allowed = curl(
             port, "auto", HARD, "x-modelsat-allowed-candidates: yi-6b-chat,qwen1.5-7b-chat"
         )
-        print("A model asked for by name is left alone, and a forged header is stripped:")
+        print("A model named by the client is not changed, and a forged header is removed:")
         named = curl(port, "yi-6b-chat", "Hi", "x-selected-model: jamba-1.5-large")
-        print("Wrong wishes are refused:")
-        refused = curl(port, "auto", "Hi", "x-modelsat-allowed-candidates: nobody")
+        print("An invalid override is rejected:")
+        refused = curl(port, "auto", "Hi", "x-modelsat-allowed-candidates: no-such-model")
         server.kill()
-        print("The router is killed; requests go on by the default route:")
+        print("The router is killed; requests take the default route:")
         default = curl(port, "auto", HARD)
         print("Envoy's access log:")
         print("\n".join(x for x in running.log.read_text().splitlines() if x.startswith("POST")))
@@ -74,7 +74,7 @@ def main() -> int:
         and default == {"model": "auto", "upstream": "small"}
     )
     if not expected:
-        print("error: a choice is not as it should be", file=sys.stderr)
+        print("error: a choice was unexpected", file=sys.stderr)
     return int(not expected)
 
 

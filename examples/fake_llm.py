@@ -1,9 +1,8 @@
-"""An OpenAI-compatible LLM with known skill per subject, a real HTTP server on a real socket; and
-questions of our own making for it to answer.
+"""Serve a fake OpenAI-compatible LLM whose skill in each subject is known, for aptitude tests.
 
-    python -m examples.fake_llm --write-questions questions.jsonl
-    python -m examples.fake_llm --questions questions.jsonl --port 8091 --good-at
-    Mathematics,Physics
+python -m examples.fake_llm --write-questions questions.jsonl
+python -m examples.fake_llm --questions questions.jsonl --port 8091 --good-at
+Mathematics,Physics
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from typing import Any
 from engine.aptitude.questions import LETTERS, Question, lettered, read_file, reference_tasks
 from engine.datasets.outcomes import load_task_keywords
 
-SHAPES = (
+REPLY_FORMATS = (
     "{x}",
     "({x})",
     "{x}. {option}",
     "The answer is **{x}**.",
-    "Let me think. A. and B. look alike, but the sum leaves no doubt.\n\nThe answer is ({x}).",
+    "Let me think. A. and B. look alike, but the sum decides.\n\nThe answer is ({x}).",
     "First, the answer is A? No: count again.\n\n**Final answer:** {x}",
     "{listed}\n\nAnswer: {x}",
     "Adding up gives the result, so\n$$\\boxed{{{x}}}$$",
@@ -43,7 +42,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def make_questions(tasks: Sequence[str], each: int) -> list[dict[str, str]]:
-    """Sums, a different one for each place of each task, in the form of a questions file."""
+    """Make `each` sums for every task, in the form of a questions file."""
     rows = []
     for t, task in enumerate(tasks):
         for i in range(each):
@@ -59,25 +58,32 @@ def make_questions(tasks: Sequence[str], each: int) -> list[dict[str, str]]:
 
 
 def write_questions(path: Path, each: int = 25, tasks: Sequence[str] = ()) -> Path:
-    """A file of them, for the standard tasks where none are named."""
+    """Write a questions file; for the reference tasks if none are named."""
     rows = make_questions(tasks or list(reference_tasks()), each)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def chance(*words: object) -> float:
-    """In [0, 1): the same for the same words."""
+    """Return a pseudorandom number in [0, 1) that depends on `words` alone."""
     digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 @dataclass
 class FakeLLM:
-    """skill: task -> probability of a right answer, `otherwise` for other tasks; the same question
-    always gets the same answer. limit_every, fail_every, drop_every: each so many requests one gets
-    429 with Retry-After 1, 500, or a closed connection; 0 never. refuses: share of questions.
-    asked: question id -> requests for it that were answered. early: requests that came before a
-    Retry-After had passed."""
+    """A deterministic LLM: the same question always gets the same answer.
+
+    Attributes:
+        questions: Questions that it knows.
+        skill: Probability of a right answer, by task.
+        otherwise: Probability of a right answer in other tasks.
+        limit_every, fail_every, drop_every: Every so many requests, one gets 429 with Retry-After
+            1, 500, or a closed connection; 0 means never.
+        refuses: Share of questions that it declines.
+        asked: Requests that were answered, by question ID.
+        early: Requests that came before a Retry-After had passed.
+    """
 
     questions: Sequence[Question]
     skill: Mapping[str, float]
@@ -98,22 +104,22 @@ class FakeLLM:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def knows(self, question: Question) -> bool:
-        """Whether its answer is the right one."""
+        """Return whether its answer is right."""
         return chance(self.seed, question.id) < self.skill.get(question.task, self.otherwise)
 
     def refused(self, question: Question) -> bool:
-        """Whether it answers with an apology."""
+        """Return whether it declines."""
         return chance(self.seed, "refusal", question.id) < self.refuses
 
     def says(self, question: Question) -> str:
-        """Its reply, in one of SHAPES."""
+        """Return its reply, in one of REPLY_FORMATS."""
         if self.refused(question):
             return REFUSAL
         right = LETTERS.index(question.answer)
         step = 1 + int(chance(self.seed, "wrong", question.id) * (len(question.options) - 1))
         place = right if self.knows(question) else (right + step) % len(question.options)
-        shape = SHAPES[int(chance(self.seed, "shape", question.id) * len(SHAPES))]
-        return shape.format(
+        form = REPLY_FORMATS[int(chance(self.seed, "shape", question.id) * len(REPLY_FORMATS))]
+        return form.format(
             x=LETTERS[place],
             lower=f"({LETTERS[place].lower()})",
             option=question.options[place],
@@ -121,7 +127,7 @@ class FakeLLM:
         )
 
     def complete(self, body: Mapping[str, Any], authorization: str) -> tuple[int, Any]:
-        """(status, JSON body) of a chat completion; status 0 closes the connection."""
+        """Return (status, JSON body) of a chat completion; status 0 closes the connection."""
         with self.lock:
             self.requests += 1
             number = self.requests
@@ -140,7 +146,7 @@ class FakeLLM:
         prompt = body["messages"][-1]["content"]
         question = next((q for q in self.questions if prompt.startswith(q.text)), None)
         if question is None:
-            return 404, {"error": {"message": "no question that this fake knows"}}
+            return 404, {"error": {"message": "this fake does not know the question"}}
         time.sleep(self.delay_s)
         with self.lock:
             self.asked[question.id] += 1
@@ -190,7 +196,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def listening(llm: FakeLLM, port: int = 0) -> Iterator[str]:
-    """Its base URL while it serves."""
+    """Serve it on the loopback; yields its base URL."""
     handler = type("Handler", (_Handler,), {"llm": llm})
     with _Server(("127.0.0.1", port), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -203,7 +209,7 @@ def listening(llm: FakeLLM, port: int = 0) -> Iterator[str]:
 
 
 def specialist(questions: Sequence[Question], fields: Sequence[str], **more: Any) -> FakeLLM:
-    """Good (.9) at tasks whose keywords begin with one of `fields`, poor (.35) at the others."""
+    """Make an LLM that is good (.9) at tasks whose first keyword is in `fields`, else poor."""
     words = load_task_keywords()
     good = {t: 0.9 for t in words if words[t].split(",")[0] in fields}
     return FakeLLM(questions, good, otherwise=0.35, **more)
@@ -212,11 +218,13 @@ def specialist(questions: Sequence[Question], fields: Sequence[str], **more: Any
 def main() -> None:
     """Write questions, or serve until interrupted."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write-questions", type=Path)
-    parser.add_argument("--questions", type=Path)
-    parser.add_argument("--port", type=int, default=8091)
-    parser.add_argument("--good-at", default="", metavar="A,B", help="first keywords of tasks")
-    parser.add_argument("--delay", type=float, default=0.0, metavar="S")
+    add = parser.add_argument
+    add("--write-questions", type=Path, metavar="FILE", help="write a questions file and exit")
+    add("--questions", type=Path, metavar="FILE", help="questions file that it answers")
+    add("--port", type=int, default=8091, help="port on the loopback (default %(default)s)")
+    text = "first keywords of the tasks that it is good at, such as Mathematics,Physics"
+    add("--good-at", default="", metavar="A,B", help=text)
+    add("--delay", type=float, default=0.0, metavar="S", help="seconds to wait before each reply")
     parsed = parser.parse_args()
     if parsed.write_questions:
         write_questions(parsed.write_questions)

@@ -1,4 +1,4 @@
-"""A real server, real instructions, and a candidate that comes and goes while requests run.
+"""Register and delete a candidate while a server routes, and show that it is chosen in between.
 
 make demo
 """
@@ -31,7 +31,7 @@ CONNECTIONS = 4
 
 
 class Load(threading.Thread):
-    """Routes without pause until stopped; counts answers by revision, keeps the first error."""
+    """Routes continuously until stopped; counts decisions by revision, keeps the first error."""
 
     def __init__(self, address: str, stop: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -46,7 +46,7 @@ class Load(threading.Thread):
             with Client(self._address) as client:
                 while not self._halt.is_set():
                     self.revisions[client.route("Hi").revision] += 1
-        except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
+        except Exception as error:  # noqa: BLE001 - any failure is reported at the end
             self.error = error
 
 
@@ -54,15 +54,15 @@ def show(client: Client, policy: Policy) -> list[str]:
     """Route INSTRUCTIONS, print each choice, return the chosen ids."""
     chosen = []
     for text in INSTRUCTIONS:
-        answer = client.route(text, policy)
-        best = answer.ranking[0]
-        chosen.append(answer.selected)
+        decision = client.route(text, policy)
+        best = decision.ranking[0]
+        chosen.append(decision.selected)
         print(f"  {chosen[-1]:26} p {best.probability:.3f}   {text}")
     return chosen
 
 
 def main() -> int:
-    """Run the demo; 1 where the newcomer was misplaced or a call failed."""
+    """Run the demo; returns 1 if the newcomer was chosen wrongly or a call failed."""
     (newcomer,) = read_catalog(NEWCOMER)
     policy = Policy()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def main() -> int:
             print(f"\n{newcomer.id} registered while {CONNECTIONS} connections route:")
             during = show(client, policy)
             client.delete_candidate(newcomer.id)
-            print(f"\n{newcomer.id} removed:")
+            print(f"\n{newcomer.id} deleted:")
             after = show(client, policy)
             stop.set()
             for load in loads:
@@ -90,19 +90,21 @@ def main() -> int:
 def verdict(
     newcomer: str, before: list[str], during: list[str], after: list[str], loads: list[Load]
 ) -> int:
-    """Say whether the newcomer was chosen for the mathematics while it was there, and only then."""
-    answered = sum((load.revisions for load in loads), Counter[int]())
+    """Print whether the newcomer was chosen for mathematics only, and only while registered."""
+    decisions = sum((load.revisions for load in loads), Counter[int]())
     failed = [load.error for load in loads if load.error is not None]
     print(
-        f"\n{answered.total()} calls beside it, {len(failed)} failed;"
-        f" by revision {dict(sorted(answered.items()))}"
+        f"\n{decisions.total()} calls in the meantime, {len(failed)} failed;"
+        f" by revision {dict(sorted(decisions.items()))}"
     )
     expected = [newcomer] * len(MATHEMATICS)
-    placed = during[: len(expected)] == expected and newcomer not in during[len(expected) :]
-    if failed or not placed or newcomer in before + after:
+    only_mathematics = (
+        during[: len(expected)] == expected and newcomer not in during[len(expected) :]
+    )
+    if failed or not only_mathematics or newcomer in before + after:
         print(f"error: chosen {before} / {during} / {after}; failed: {failed}", file=sys.stderr)
         return 1
-    print(f"{newcomer} was chosen for the mathematics, and for nothing else, while it was there.")
+    print(f"{newcomer} was chosen for mathematics only, and only while it was registered.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A real LiteLLM proxy before three fake upstreams; modelsat chooses which of them answers.
+"""Route requests through a LiteLLM proxy, a modelsat server and three fake upstreams.
 
 make demo-litellm
 """
@@ -21,29 +21,29 @@ from tools.litellm_proxy import Proxy, proxy
 from tools.processes import serving
 
 MODELS = ("calculus-tutor", "gemini-1.5-pro-002", "llama-3.1-8b-instruct")
-SHOWN = ("x-selected-model", "x-modelsat-")
+CHOICE_HEADERS = ("x-selected-model", "x-modelsat-")
 
 
-def curl(at: Proxy, text: str, *, stream: bool = False) -> str:
-    """Ask for `auto` with curl, print what tells the choice; who answered."""
+def curl(to: Proxy, text: str, *, stream: bool = False) -> str:
+    """Ask for the model `auto` with curl; print the headers of the choice, return who answered."""
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], "stream": stream}
     command = ["curl", "--silent", "--show-error", "--max-time", "30", "--include"]
-    command += [f"{at.url}/v1/chat/completions", "-H", "Content-Type: application/json"]
-    command += ["-H", f"Authorization: Bearer {at.key}", "-d", json.dumps(body)]
-    begun = time.monotonic()
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    took = 1000 * (time.monotonic() - begun)
+    command += [f"{to.url}/v1/chat/completions", "-H", "Content-Type: application/json"]
+    command += ["-H", f"Authorization: Bearer {to.key}", "-d", json.dumps(body)]
+    start = time.monotonic()
+    reply = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    elapsed_ms = 1000 * (time.monotonic() - start)
     print(f"\n  {text}{'  (streamed)' if stream else ''}")
-    for line in said.splitlines():
-        if line.startswith(SHOWN):
+    for line in reply.splitlines():
+        if line.startswith(CHOICE_HEADERS):
             print(f"    {line}")
-    answered = next((model for model in MODELS if f'"content":"{model}' in said), "nobody")
-    print(f"    answered by {answered}, {took:.0f} ms")
+    answered = next((model for model in MODELS if f'"content":"{model}' in reply), "no model")
+    print(f"    answered by {answered}, {elapsed_ms:.0f} ms")
     return answered
 
 
 def main() -> int:
-    """Run the demo; 1 where a request went to another model than expected."""
+    """Run the demo; returns 1 if a request went to an unexpected model."""
     (tutor,) = read_catalog(NEWCOMER)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -53,20 +53,20 @@ def main() -> int:
         settings = {f"UPSTREAM_{x}": u.url for x, u in zip("ABC", upstreams, strict=True)}
         settings |= {"UPSTREAM_KEY": "none", "LITELLM_MODELSAT_SERVER": server.address}
         settings["LITELLM_MODELSAT_TIMEOUT_MS"] = "1000"  # a demo may share its machine
-        at = stack.enter_context(proxy(folder, settings))
-        print(f"LiteLLM at {at.url}, with {', '.join(MODELS)} and the alias auto")
-        curl(at, MATHEMATICS[0])  # the first request of a proxy is slow
+        litellm = stack.enter_context(proxy(folder, settings))
+        print(f"LiteLLM at {litellm.url}, with {', '.join(MODELS)} and the alias auto")
+        curl(litellm, MATHEMATICS[0])  # the first request of a proxy is slow
         print(f"\n{tutor.id} is registered at the router:")
         with Client(server.address) as client:
             client.create_candidate(tutor)
-        placed = [curl(at, text) == tutor.id for text in MATHEMATICS]
-        placed.append(curl(at, MATHEMATICS[0], stream=True) == tutor.id)
-        placed += [curl(at, text) != tutor.id for text in OTHERS]
+        as_expected = [curl(litellm, text) == tutor.id for text in MATHEMATICS]
+        as_expected.append(curl(litellm, MATHEMATICS[0], stream=True) == tutor.id)
+        as_expected += [curl(litellm, text) != tutor.id for text in OTHERS]
         print("\nThe router is killed:")
         server.kill()
-        placed.append(curl(at, MATHEMATICS[0]) == MODELS[-1])
-    if not all(placed):
-        print(f"error: not as expected: {placed}", file=sys.stderr)
+        as_expected.append(curl(litellm, MATHEMATICS[0]) == MODELS[-1])
+    if not all(as_expected):
+        print(f"error: not as expected: {as_expected}", file=sys.stderr)
         return 1
     print("\nEvery request went where it should.")
     return 0

@@ -201,8 +201,8 @@ async def test_async_client_calls_every_method_of_a_real_server(shared_server: S
         first = await anext(client.watch_candidates())
         assert {c.id for c in first.changed} == {c.id for c in CATALOG}
         assert first.revision == with_system.revision
-        with pytest.raises(ModelsatClientError, match="nobody"):
-            await client.route(QUESTION, Policy(allowed_candidates=("nobody",)))
+        with pytest.raises(ModelsatClientError, match="no-such-candidate"):
+            await client.route(QUESTION, Policy(allowed_candidates=("no-such-candidate",)))
 
 
 async def test_async_client_changes_candidates_and_rolls_back(shared_server: Server) -> None:

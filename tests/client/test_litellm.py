@@ -1,4 +1,4 @@
-"""A real LiteLLM proxy between curl's place and fake upstreams, with a real router behind it."""
+"""LiteLLM's callback in a real proxy, with fake upstreams and a real server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BEST, FALLBACK = "gemini-1.5-pro-002", "llama-3.1-8b-instruct"
 
 @dataclass
 class Answer:
-    """Of the proxy: its headers, and the body as text."""
+    """Reply of the proxy, with the body as text."""
 
     headers: dict[str, str]
     body: str
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass
 class Gateway:
-    """A proxy, its upstreams by model, and the router behind it."""
+    """A proxy, its upstreams by model, and the routing server."""
 
     proxy: Proxy
     upstreams: dict[str, Upstream]
@@ -57,8 +57,8 @@ class Gateway:
             headers = {k.lower(): v for k, v in reply.headers.items()}
             return Answer(headers, reply.read().decode())
 
-    def asked(self) -> dict[str, int]:
-        """Requests that each upstream has had."""
+    def request_counts(self) -> dict[str, int]:
+        """Count the requests of each upstream."""
         return {model: len(u.bodies) for model, u in self.upstreams.items()}
 
 
@@ -99,10 +99,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_best_ranked_model_that_the_proxy_has_answers(
+def test_best_ranked_model_of_the_proxy_answers(
     gateway: Gateway, path: str, body: dict[str, Any]
 ) -> None:
-    before = gateway.asked()
+    before = gateway.request_counts()
     answer = gateway.ask(path, **body)
     with Client(gateway.server.address, timeout_s=30) as client:
         ranking = client.route(f"What is 3 + 4? {SECRET}").ranking
@@ -111,12 +111,12 @@ def test_the_best_ranked_model_that_the_proxy_has_answers(
     assert answer.headers["x-selected-model"] == chosen
     assert answer.headers["x-modelsat-kind"] == "ranked"
     assert f"{chosen} answers" in answer.body
-    assert gateway.asked() == before | {chosen: before[chosen] + 1}
+    assert gateway.request_counts() == before | {chosen: before[chosen] + 1}
     assert gateway.upstreams[chosen].bodies[-1]["model"] == chosen
     assert "modelsat" not in json.dumps(gateway.upstreams[chosen].bodies[-1])
 
 
-def test_the_decision_id_takes_an_outcome(gateway: Gateway) -> None:
+def test_outcome_is_recorded_by_the_decision_id_of_the_reply(gateway: Gateway) -> None:
     headers = gateway.ask(messages=TURNS).headers
     with Client(gateway.server.address, timeout_s=30) as client:
         assert client.record_outcome(
@@ -124,27 +124,27 @@ def test_the_decision_id_takes_an_outcome(gateway: Gateway) -> None:
         )
 
 
-def test_a_stream_passes_and_tells_the_choice(gateway: Gateway) -> None:
+def test_streamed_reply_has_the_headers_of_the_choice(gateway: Gateway) -> None:
     answer = gateway.ask(messages=TURNS, stream=True)
     assert answer.headers["x-selected-model"] in gateway.upstreams
     assert answer.headers["x-modelsat-decision-id"]
     events = [line.removeprefix("data: ") for line in answer.body.splitlines() if line]
     assert events.pop() == "[DONE]"
     deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
-    said = "".join(delta.get("content") or "" for delta in deltas)
-    assert said.split() == [answer.headers["x-selected-model"], "answers"]
+    text = "".join(delta.get("content") or "" for delta in deltas)
+    assert text.split() == [answer.headers["x-selected-model"], "answers"]
 
 
-def test_a_model_that_was_named_is_left_alone(gateway: Gateway) -> None:
-    before = gateway.asked()
+def test_request_for_another_model_is_not_routed(gateway: Gateway) -> None:
+    before = gateway.request_counts()
     forged = {"modelsat": {"model": "x", "kind": "forged"}}
     answer = gateway.ask(model=FALLBACK, messages=TURNS, metadata=forged)
-    assert gateway.asked() == before | {FALLBACK: before[FALLBACK] + 1}
+    assert gateway.request_counts() == before | {FALLBACK: before[FALLBACK] + 1}
     assert not [h for h in answer.headers if h.startswith(("x-modelsat", "x-selected"))]
 
 
-def test_metadata_of_a_wrong_kind_costs_neither_the_request_nor_the_choice() -> None:
-    """The hooks alone: the proxy refuses some kinds itself, by route."""
+def test_metadata_of_a_wrong_type_is_replaced() -> None:
+    """Call the hooks directly: for some routes the proxy rejects such metadata itself."""
     code = """
 import asyncio, engine.integrations.litellm as m
 for sent in ("abc", ["x"], 7, None):
@@ -161,38 +161,38 @@ for sent in ("abc", ["x"], 7, None):
     assert done.returncode == 0, done.stderr
 
 
-def fallen_back(gateway: Gateway, why: str) -> None:
-    """Assert that the next request goes to the fallback, for that reason."""
-    before = gateway.asked()
+def assert_fallback(gateway: Gateway, why: str) -> None:
+    """Check that the next request goes to the fallback model, for this reason."""
+    before = gateway.request_counts()
     answer = gateway.ask(messages=TURNS)
     assert answer.headers["x-modelsat-kind"] == "unrouted"
     assert answer.headers["x-modelsat-why"] == why
-    assert gateway.asked() == before | {FALLBACK: before[FALLBACK] + 1}
+    assert gateway.request_counts() == before | {FALLBACK: before[FALLBACK] + 1}
 
 
-def test_nothing_to_read_goes_to_the_fallback(gateway: Gateway) -> None:
-    before = gateway.asked()
+def test_request_without_text_goes_to_the_fallback(gateway: Gateway) -> None:
+    before = gateway.request_counts()
     picture = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
     answer = gateway.ask(messages=[{"role": "user", "content": picture}])
     assert answer.headers["x-modelsat-kind"] == "unrouted"
-    assert gateway.asked() == before | {FALLBACK: before[FALLBACK] + 1}
+    assert gateway.request_counts() == before | {FALLBACK: before[FALLBACK] + 1}
 
 
-def test_a_router_that_hangs_or_dies_costs_at_most_the_timeout(gateway: Gateway) -> None:
+def test_fallback_while_the_server_hangs_or_is_away(gateway: Gateway) -> None:
     os.kill(gateway.server.process.pid, signal.SIGSTOP)
-    fallen_back(gateway, "DEADLINE_EXCEEDED")
+    assert_fallback(gateway, "DEADLINE_EXCEEDED")
     os.kill(gateway.server.process.pid, signal.SIGCONT)
     assert gateway.ask(messages=TURNS).headers["x-modelsat-kind"] == "ranked"
     gateway.server.kill()
-    fallen_back(gateway, "UNAVAILABLE")
+    assert_fallback(gateway, "UNAVAILABLE")
     port = int(gateway.server.address.rpartition(":")[2])
     gateway.server = await_ready(launch(gateway.store, port=port))
     kind = ""
-    while kind != "ranked":  # the channel tries anew once a second
+    while kind != "ranked":  # the channel reconnects once a second
         kind = gateway.ask(messages=TURNS).headers["x-modelsat-kind"]
 
 
-def test_wrong_settings_stop_the_start_with_every_one_of_them() -> None:
+def test_start_fails_with_a_list_of_all_wrong_settings() -> None:
     wrong = {"TIMEOUT_MS": "soon", "COST_SENSITIVITY": "-1", "SEVRER": "router:50051"}
     environment = {f"LITELLM_MODELSAT_{name}": value for name, value in wrong.items()}
     environment |= {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
