@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any
 
+import yaml
+
 from engine.serving.telemetry.metrics import BY_NAME
 from tools.processes import ROOT
 
@@ -54,3 +56,10 @@ def test_the_panels_are_in_rows_and_do_not_overlap() -> None:
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
     assert all(p["description"] for p in panels() if p["type"] != "row")
+
+
+def test_the_page_for_operators_explains_every_alert() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text("utf-8"))
+    alerts = [rule["alert"] for rule in rules["groups"][0]["rules"]]
+    page = (ROOT / "docs" / "how-to" / "operate.md").read_text("utf-8")
+    assert re.findall(r"^\| (Modelsat\w+) \|", page, re.MULTILINE) == alerts

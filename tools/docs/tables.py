@@ -22,9 +22,12 @@ PLACE = re.compile(r"(<!-- table of .*? -->\n).*?(<!-- end of table -->)", re.DO
 
 
 def settings_table() -> str:
-    """Return a row for each setting of `modelsat serve`: flag, default, meaning, allowed values."""
-    rows = [[code(flag(f.name)), code(_default(f)), _meaning(f)] for f in fields(Settings)]
-    return table(["flag", "default", "meaning"], rows)
+    """Return a row for each setting of `modelsat serve`."""
+    rows = [
+        [code(flag(f.name)), code(_default(f)), _allowed(f), cell(f.metadata["about"])]
+        for f in fields(Settings)
+    ]
+    return table(["flag", "default", "values", "meaning"], rows)
 
 
 def metrics_table() -> str:
@@ -55,11 +58,6 @@ def main() -> None:
     """Update both pages."""
     for name in TABLES:
         (REFERENCE / name).write_text(updated(name), encoding="utf-8")
-
-
-def _meaning(field: Field[Any]) -> str:
-    allowed = _allowed(field)
-    return cell(field.metadata["about"]) + (f" ({allowed})" if allowed else "")
 
 
 def _default(field: Field[Any]) -> str:
