@@ -28,9 +28,9 @@ from tqdm import tqdm
 from bench.baselines import prompt, rows
 from bench.report import RESULTS, conditions
 from engine.bundle.manifest import read_manifest
-from engine.inference.batcher import Limits
+from engine.inference.batcher import BatchLimits
 from engine.inference.onnx import OnnxBackend
-from engine.inference.request_queue import PADDING_SHARE
+from engine.inference.request_queue import MAX_PADDING_SHARE
 from tools.processes import BUNDLE
 
 GRID = (
@@ -127,7 +127,10 @@ def join(waiting: deque[int], drawn: NDArray[np.int64], candidates: int) -> list
     for i in waiting:
         length = max(longest, int(drawn[i]))
         size, needed = (len(batch) + 1) * (length + candidates), total + int(drawn[i])
-        fits = size <= Limits.rows and (len(batch) + 1) * length - needed <= PADDING_SHARE * size
+        fits = (
+            size <= BatchLimits.max_rows
+            and (len(batch) + 1) * length - needed <= MAX_PADDING_SHARE * size
+        )
         if batch and not fits:
             left.append(i)
             continue

@@ -1,5 +1,6 @@
-"""The one seam: what scores. Letters: B requests, L tokens, M candidates of a table, K of the M
-that are asked for, D width.
+"""The interface to whatever runs the forward pass.
+
+Shapes: B requests, L tokens, M candidates of a table, K of them to be scored, D width.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ Forward = Callable[[Sequence[Int64Array], Float32Array], Hidden]
 
 
 @dataclass(frozen=True)
-class Readout:
-    """What turns a row into a probability. weight: (D,), see cpp_ext.score."""
+class ScoringHead:
+    """The parameters that turn a row before the final norm into a probability.
+
+    weight: (D,), the final norm's gain times (w_yes - w_no). eps: of the norm. See cpp_ext.score.
+    """
 
     weight: Float32Array
     eps: float
@@ -29,37 +33,52 @@ class Readout:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """p: (B, K). score_s: seconds of the kernel, 0 where it runs on a GPU inside of forward_s."""
+class BatchScores:
+    """The result of one forward pass.
+
+    p: (B, K). inference_s: seconds of the forward pass. scoring_s: seconds of the scoring kernel;
+    0 on a GPU, where inference_s includes it.
+    """
 
     p: Float32Array
-    forward_s: float
-    score_s: float
+    inference_s: float
+    scoring_s: float
 
 
 class Backend(Protocol):
-    """One forward pass and the scoring kernel; blocking, called from one thread at a time."""
+    """Runs the forward pass and the scoring kernel. Calls block and come from one thread at a
+    time."""
 
     def probabilities(
         self,
         tokens: Sequence[Int64Array],
         embeddings: Float32Array,
         rows: Int64Array,
-        readout: Readout,
-    ) -> Scores:
-        """B prompts of tokens (L_b,), a whole table (M, D), the K rows of it that are asked for.
+        head: ScoringHead,
+    ) -> BatchScores:
+        """Score K candidates for B prompts.
 
-        A table is passed as one and the same array every time and never written to: a backend may
-        keep a copy of it, known by its identity, and so of the readout.
-        Raises UnavailableError where it fails.
+        A backend may keep a copy of `embeddings` or `head` under the object's identity: pass the
+        same object for the same table every time, and never modify it.
+
+        Args:
+            tokens: B arrays of prompt tokens, (L,) each.
+            embeddings: (M, D), the whole table.
+            rows: (K,) rows of the table to score.
+            head: the scoring head.
+
+        Raises:
+            UnavailableError: the forward pass failed.
         """
 
-    def prepare(self, embeddings: Float32Array) -> None:
-        """Requests will read this table soon: begin to upload it. From any thread; never waits,
-        never raises, and may do nothing."""
+    def prefetch_table(self, embeddings: Float32Array) -> None:
+        """Begin to upload a table that requests will read soon. May do nothing.
+
+        Called from any thread; never blocks and never raises.
+        """
 
     def describe(self) -> str:
-        """What runs, for people: 'onnxruntime CPU, 2 threads, backbone.onnx'."""
+        """Describe the backend for people: "onnxruntime CPU, 2 threads, backbone.onnx"."""
 
 
 def score_rows(
@@ -67,18 +86,20 @@ def score_rows(
     tokens: Sequence[Int64Array],
     embeddings: Float32Array,
     rows: Int64Array,
-    readout: Readout,
-) -> Scores:
-    """Backend.probabilities from a forward that gives rows before the final norm: tokens and
-    embeddings (K, D) -> (B, K, D)."""
-    begun = time.monotonic()
+    head: ScoringHead,
+) -> BatchScores:
+    """Implement Backend.probabilities with a forward pass that returns hidden rows.
+
+    forward: tokens and embeddings (K, D) -> rows before the final norm (B, K, D).
+    """
+    started = time.monotonic()
     hidden = forward(tokens, embeddings[rows])
     forwarded = time.monotonic()
     p = score(
         hidden,
-        readout.weight,
-        eps=readout.eps,
-        scale=readout.calibration.scale,
-        offset=readout.calibration.offset,
+        head.weight,
+        eps=head.eps,
+        scale=head.calibration.scale,
+        offset=head.calibration.offset,
     )
-    return Scores(p, forwarded - begun, time.monotonic() - forwarded)
+    return BatchScores(p, forwarded - started, time.monotonic() - forwarded)

@@ -1,10 +1,10 @@
-"""Joins waiting requests into one forward pass, without waiting when idle.
+"""Dynamic batching: queued requests share a forward pass; an idle server adds no delay.
 
-One forward runs at a time; what arrives meanwhile is joined into the next, up to a budget of rows
-(tokens and candidates, padding included) and to a share of padding: neighbours in length go
-together, and the oldest request always goes first, so that no length starves another. Cancelled and
-expired requests leave the queue at once, and what cannot be answered in time is refused when it
-comes: under overload the queue holds only work that somebody will still want.
+One forward pass runs at a time. Requests that arrive meanwhile share the next one, up to a budget
+of rows (tokens and candidates, padding included) and a limit on padding, so that prompts of similar
+length go together. The oldest request always goes first, so that no length can starve another.
+Cancelled and expired requests leave the queue at once, and a request that cannot be answered in
+time is refused on arrival: under overload the queue holds only work that a client still waits for.
 """
 
 from __future__ import annotations
@@ -30,61 +30,62 @@ from engine.api.errors import (
     WaitTooLongError,
 )
 from engine.bundle.types import Int64Array
-from engine.inference.backend import Backend, Readout
-from engine.inference.request_queue import Batch, Queue, Scored, Work
+from engine.inference.backend import Backend, ScoringHead
+from engine.inference.request_queue import Batch, PendingRequest, RequestQueue, ScoreResult
 from engine.registry.table import Table
 
-__all__ = ["Batcher", "Limits", "Scored"]
-# What an answer may take beyond its estimate and still be in time: the estimate's own error, and
-# the way to the client through a busy machine.
+__all__ = ["BatchLimits", "Batcher", "ScoreResult"]
+# A request is admitted if SAFETY times its estimate fits into the deadline. The margin covers
+# errors of the estimate and the response's way to the client on a busy machine.
 SAFETY = 1.5
 MIN_RETRY_S = 0.01
-CROWDED_S = 1.0  # after a refusal
+OVERLOAD_WINDOW_S = 1.0  # after a refusal
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """rows: of one forward, tokens and candidates with padding. waiting: requests in the queue.
+class BatchLimits:
+    """max_rows: of a forward pass, tokens and candidates with padding. max_queue_size: requests.
 
-    On 2 cores joining gains up to 1.7 times for prompts of 32 tokens and nothing beyond 270 rows
-    (docs/explanation/performance.md), while everyone waits for the whole forward.
+    On 2 cores, sharing a forward pass gains up to 1.7 times for prompts of 32 tokens and nothing
+    beyond 270 rows (docs/explanation/performance.md), while every request waits for all of it.
     """
 
-    rows: int = 512
-    waiting: int = 256
+    max_rows: int = 512
+    max_queue_size: int = 256
 
 
 class Batcher:
-    """Start it inside a running loop with start(); stop() fails what still waits.
+    """Queue requests and score them in shared forward passes.
 
-    forwarded: told the requests and rows of each forward pass, in its thread.
+    Call start() inside a running event loop. stop() fails the requests that are still queued.
+    on_forward: called with the requests and the rows of each forward pass, in its thread.
     """
 
     def __init__(
         self,
         backend: Backend,
-        readout: Readout,
-        limits: Limits = Limits(),
-        forwarded: Callable[[int, int], None] | None = None,
+        head: ScoringHead,
+        limits: BatchLimits = BatchLimits(),
+        on_forward: Callable[[int, int], None] | None = None,
     ) -> None:
         self._backend = backend
-        self._readout = readout
+        self._head = head
         self._limits = limits
-        self._forwarded = forwarded
-        self._queue = Queue()  # limits.waiting at most, each of a few hundred tokens
+        self._on_forward = on_forward
+        self._queue = RequestQueue()  # at most max_queue_size, each of a few hundred tokens
         self._arrival = asyncio.Event()
-        self._worker: Worker[list[Scored]] = Worker()
+        self._thread: InferenceThread[list[ScoreResult]] = InferenceThread()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._pace = Pace()
-        self._running: tuple[float, int] | None = None  # the present forward: begin, rows
+        self._throughput = ThroughputEstimator()
+        self._running: tuple[float, int] | None = None  # start and rows of the current forward pass
         self._failures: tuple[float, float] | None = None  # first and last since one succeeded
-        self._refused = -float("inf")  # when the last one was
+        self._refused_at = -float("inf")
 
     @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
+    def queue_size(self) -> int:
+        """Number of queued requests."""
         return len(self._queue)
 
     def start(self) -> None:
@@ -93,36 +94,36 @@ class Batcher:
         self._task.add_done_callback(lambda _: _fail(self._queue.clear(), None))
 
     async def stop(self) -> None:
-        """Fail what waits and what is in flight; returns when the forward thread is free, or after
-        worker.JOIN_S seconds."""
+        """Fail all requests; return when the inference thread has ended or after JOIN_S seconds."""
         self._stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         _fail(self._queue.clear(), None)
-        await self._worker.stop()
+        await self._thread.stop()
 
     @property
     def stalled_s(self) -> float:
-        """Seconds that the present forward has run; 0 where none does. One that hangs keeps all
-        others waiting until their deadlines."""
+        """Seconds since the current forward pass began; 0 if none runs. While one hangs, all other
+        requests wait until their deadlines."""
         return 0.0 if self._running is None else time.monotonic() - self._running[0]
 
     @property
     def failing_s(self) -> float:
-        """Seconds from the first to the last forward that failed, where none has succeeded since;
-        0 otherwise. Silence after a failure does not count: nothing was tried."""
+        """Seconds between the first and the last forward pass that failed, if none has succeeded
+        since; 0 otherwise. Time without requests after a failure does not count."""
         return 0.0 if self._failures is None else self._failures[1] - self._failures[0]
 
     def estimated_wait_s(self, rows: int) -> float:
-        """Seconds until a request of `rows` (tokens and candidate rows) that came now would be
-        scored: what is before it and its own forward. 0 where nothing was measured lately."""
-        return self._ahead_s(time.monotonic()) + self._pace.row_s * rows
+        """Estimate the seconds until a new request of `rows` (tokens and candidates) is scored: the
+        backlog and its own forward pass. 0 if there are no recent measurements."""
+        return self._backlog_s(time.monotonic()) + self._throughput.seconds_per_row * rows
 
-    def crowded(self) -> threading.Event | None:
-        """Under overload, that is while requests are refused: set when no forward runs."""
-        recently = time.monotonic() - self._refused < CROWDED_S
-        return self._worker.idle if recently else None
+    def overload_signal(self) -> threading.Event | None:
+        """Return an event that is set while no forward pass runs, or None unless a request was
+        refused within the last OVERLOAD_WINDOW_S seconds."""
+        overloaded = time.monotonic() - self._refused_at < OVERLOAD_WINDOW_S
+        return self._thread.idle if overloaded else None
 
     async def submit(
         self,
@@ -132,65 +133,84 @@ class Batcher:
         deadline: float = float("inf"),
         *,
         admitted: bool = False,
-    ) -> Scored:
-        """Score `rows` (ascending) of `table` for the prompt `tokens` (L,). deadline: of
-        time.monotonic(); without one only the length of the queue is a bound. admitted: check_room
-        was called for this request, so it is not checked again.
+    ) -> ScoreResult:
+        """Score candidates for a prompt.
 
-        Raises OverloadedError, DeadlineError, UnavailableError.
+        Args:
+            tokens: (L,) of the prompt.
+            table: the candidates of one revision.
+            rows: (K,) rows of the table to score, ascending.
+            deadline: of time.monotonic(). Without one, only the queue's size limits admission.
+            admitted: check_admission() was called for this request, so do not call it again.
+
+        Raises:
+            OverloadedError: the queue is full.
+            WaitTooLongError: the backlog leaves too little of the deadline.
+            DeadlineError: the deadline is too short even without a backlog, or has passed.
+            UnavailableError: the forward pass failed, or the server is stopping.
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
         self._ensure_serving()
         size = len(tokens) + len(rows)
         if not admitted:
-            self.check_room(size, deadline)
-        self._backend.prepare(table.embeddings)
-        work = Work(tokens, table, rows, deadline, now, loop.create_future(), size)
-        self._queue.add(work)
+            self.check_admission(size, deadline)
+        self._backend.prefetch_table(table.embeddings)
+        request = PendingRequest(tokens, table, rows, deadline, now, loop.create_future(), size)
+        self._queue.add(request)
         self._arrival.set()
-        # Also while it is being forwarded: a forward may hang.
-        timer = None if deadline == float("inf") else loop.call_at(deadline, _expire, work)
+        # The timer also runs during the forward pass, which may hang.
+        timer = None if deadline == float("inf") else loop.call_at(deadline, _expire, request)
         try:
-            return await work.result
+            return await request.result
         finally:
             if timer is not None:
                 timer.cancel()
-            self._queue.remove(work)
+            self._queue.remove(request)
 
     def _ensure_serving(self) -> None:
         if self._task is None or self._stopped:
             raise UnavailableError("The server is not serving; try another.")
         if self._task.done():
-            log.error("the batcher had ended; it is started again")
+            log.error("the batcher had ended, restarting it")
             self.start()
 
-    def check_room(self, size: int, deadline: float, now: float | None = None) -> None:
-        """Raise unless a request of `size` rows can be queued and answered by `deadline` (of
-        time.monotonic()): OverloadedError, DeadlineError, WaitTooLongError."""
+    def check_admission(self, size: int, deadline: float, now: float | None = None) -> None:
+        """Raise unless a request can be queued and answered by its deadline.
+
+        Args:
+            size: tokens and candidates of the request.
+            deadline: of time.monotonic().
+            now: of time.monotonic(); defaults to the current time.
+
+        Raises:
+            OverloadedError: the queue is full.
+            WaitTooLongError: the backlog leaves too little of the deadline.
+            DeadlineError: the deadline is too short even without a backlog.
+        """
         now = time.monotonic() if now is None else now
-        count, limit = len(self._queue), self._limits.waiting
-        ahead, own = self._ahead_s(now), self._pace.row_s * size
+        count, limit = len(self._queue), self._limits.max_queue_size
+        backlog, own = self._backlog_s(now), self._throughput.seconds_per_row * size
         if count >= limit:
-            self._refused = now
-            raise OverloadedError(count, limit, max(ahead / 2, MIN_RETRY_S))
-        left, needed = deadline - now, SAFETY * (ahead + own)
+            self._refused_at = now
+            raise OverloadedError(count, limit, max(backlog / 2, MIN_RETRY_S))
+        left, needed = deadline - now, SAFETY * (backlog + own)
         if left <= 0 or SAFETY * own > left:
             raise DeadlineError(
                 f"Scoring takes about {own:.3f} s, the deadline leaves {left:.3f} s; allow more."
             )
         if needed > left:
-            self._refused = now
-            raise WaitTooLongError(count, ahead, left, max(needed - left, MIN_RETRY_S))
+            self._refused_at = now
+            raise WaitTooLongError(count, backlog, left, max(needed - left, MIN_RETRY_S))
 
-    def _ahead_s(self, now: float) -> float:
-        """Seconds until what runs and what waits is done."""
+    def _backlog_s(self, now: float) -> float:
+        """Estimate the seconds until the running and the queued work is done."""
         if self._running is None:
-            self._pace.forget(now)
-            return self._pace.row_s * self._queue.rows
-        begun, rows = self._running
-        # One that takes longer than it should is expected to take as long again as it is late.
-        rest = abs(self._pace.row_s * rows - (now - begun))
-        return rest + self._pace.row_s * self._queue.rows
+            self._throughput.expire(now)
+            return self._throughput.seconds_per_row * self._queue.size
+        started, rows = self._running
+        # A forward pass that is late is expected to take as long again as it is late.
+        rest = abs(self._throughput.seconds_per_row * rows - (now - started))
+        return rest + self._throughput.seconds_per_row * self._queue.size
 
     async def _run(self) -> None:
         while True:
@@ -198,85 +218,95 @@ class Batcher:
             batch = Batch()
             try:
                 now = time.monotonic()
-                self._pace.forget(now)
-                batch = self._queue.take(self._limits.rows, now, self._pace.row_s)
+                self._throughput.expire(now)
+                batch = self._queue.next_batch(
+                    self._limits.max_rows, now, self._throughput.seconds_per_row
+                )
                 if not len(self._queue):
                     self._arrival.clear()
-                if batch.works:
+                if batch.requests:
                     await self._serve(batch, now)
             except asyncio.CancelledError:
-                _fail(batch.works, None)
+                _fail(batch.requests, None)
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
-                self._report(error)
-                _fail(batch.works or self._queue.clear(), error)
+            except Exception as error:  # noqa: BLE001 - the server continues after any failure
+                self._record_failure(error)
+                _fail(batch.requests or self._queue.clear(), error)
                 await asyncio.sleep(0)
 
     async def _serve(self, batch: Batch, now: float) -> None:
         self._running = (now, batch.size)
         try:
-            done = await self._worker.run(lambda: self._forward(batch))
+            results = await self._thread.run(lambda: self._forward(batch))
         finally:
             self._running = None
         ended = time.monotonic()
-        self._pace.measure(batch.size, ended - now, ended)
+        self._throughput.record(batch.size, ended - now, ended)
         self._failures = None
-        for work, scored in zip(batch.works, done, strict=True):
-            if not work.result.done():
-                work.result.set_result(scored)
+        for request, result in zip(batch.requests, results, strict=True):
+            if not request.result.done():
+                request.result.set_result(result)
 
-    def _forward(self, batch: Batch) -> list[Scored]:
-        begun = time.monotonic()
-        table, union = batch.works[0].table, batch.union
-        tokens = [work.tokens for work in batch.works]
-        scores = self._backend.probabilities(tokens, table.embeddings, union, self._readout)
-        if self._forwarded is not None:
-            self._forwarded(len(batch.works), batch.size)
+    def _forward(self, batch: Batch) -> list[ScoreResult]:
+        started = time.monotonic()
+        table, row_union = batch.requests[0].table, batch.row_union
+        tokens = [request.tokens for request in batch.requests]
+        scores = self._backend.probabilities(tokens, table.embeddings, row_union, self._head)
+        if self._on_forward is not None:
+            self._on_forward(len(batch.requests), batch.size)
         return [
-            Scored(
-                scores.p[i, np.searchsorted(union, work.rows)],
-                begun - work.arrived,
-                scores.forward_s,
-                scores.score_s,
+            ScoreResult(
+                scores.p[i, np.searchsorted(row_union, request.rows)],
+                started - request.arrived,
+                scores.inference_s,
+                scores.scoring_s,
             )
-            for i, work in enumerate(batch.works)
+            for i, request in enumerate(batch.requests)
         ]
 
-    def _report(self, error: Exception) -> None:
-        """Once until something succeeds: the requests that fail are logged by their status."""
+    def _record_failure(self, error: Exception) -> None:
+        """Log the first failure since a success; the requests are logged with their status."""
         now = time.monotonic()
         if self._failures is None:
-            log.error("scoring fails by %s; the next request is tried again", type(error).__name__)
+            log.error("inference failed (%s), trying again with the next request", _name(error))
         self._failures = (now if self._failures is None else self._failures[0], now)
 
 
-def _expire(work: Work) -> None:
-    if not work.result.done():
-        work.result.set_exception(DeadlineError("The deadline passed before it was scored."))
+def _expire(request: PendingRequest) -> None:
+    if not request.result.done():
+        request.result.set_exception(
+            DeadlineError("The deadline passed before the request was scored.")
+        )
 
 
-def _fail(works: list[Work], error: Exception | None) -> None:
-    """error: what was raised; None where the server stops."""
+def _fail(requests: list[PendingRequest], error: Exception | None) -> None:
+    """Fail `requests`. error: what was raised, or None if the server is stopping."""
     if error is None:
         error = UnavailableError("The server is stopping; try another.")
     elif not isinstance(error, ModelsatError):
-        known = UnavailableError(f"Scoring failed ({type(error).__name__}); try again.")
-        known.__cause__ = error
-        error = known
-    for work in works:
-        if not work.result.done():
-            work.result.set_exception(error)
+        cause, error = error, UnavailableError(f"Scoring failed ({_name(error)}); try again.")
+        error.__cause__ = cause
+    for request in requests:
+        if not request.result.done():
+            request.result.set_exception(error)
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
 
 
 T = TypeVar("T")
-Done = tuple[T | None, BaseException | None]
-_Job = tuple[Callable[[], T], asyncio.AbstractEventLoop, "asyncio.Future[Done[T]]"]
+_Outcome = tuple[T | None, BaseException | None]
+_Job = tuple[Callable[[], T], asyncio.AbstractEventLoop, "asyncio.Future[_Outcome[T]]"]
 JOIN_S = 5.0
 
 
-class Worker(Generic[T]):
-    """A daemon thread, started when there is work and again if it ended: a pool's thread would keep
-    the process from ending while a forward hangs."""
+class InferenceThread(Generic[T]):
+    """A daemon thread that runs one call at a time.
+
+    It starts with the first call, and again if it has ended. An executor's thread would keep the
+    process alive while a forward pass hangs.
+    """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job[T] | None] = SimpleQueue()
@@ -285,71 +315,80 @@ class Worker(Generic[T]):
         self.idle.set()
 
     async def run(self, call: Callable[[], T]) -> T:
-        """The result of `call`, or what it raised; RuntimeError for what is no Exception, which
-        would otherwise end the event loop."""
+        """Run `call` in the thread and return its result, or raise what it raised.
+
+        A BaseException that is no Exception, such as SystemExit, becomes RuntimeError: it would
+        otherwise end the event loop.
+        """
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="forward", daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Done[T]] = loop.create_future()
-        self._jobs.put((call, loop, done))
-        result, error = await done
+        future: asyncio.Future[_Outcome[T]] = loop.create_future()
+        self._jobs.put((call, loop, future))
+        result, error = await future
         if isinstance(error, Exception):
             raise error
         if error is not None:
-            raise RuntimeError(f"the forward ended by {type(error).__name__}") from error
-        return result  # type: ignore[return-value]  # None only where T is
+            raise RuntimeError(f"the forward pass ended with {_name(error)}") from error
+        return result  # type: ignore[return-value]  # None only if T is
 
     async def stop(self) -> None:
-        """End the thread after what it runs; a call that hangs is left after JOIN_S seconds."""
+        """End the thread after its current call; leave a call that hangs after JOIN_S seconds."""
         if self._thread is not None and self._thread.is_alive():
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join, JOIN_S)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            call, loop, done = job
-            answer: Done[T]
+            call, loop, future = job
+            outcome: _Outcome[T]
             self.idle.clear()
             try:
-                answer = (call(), None)
-            except BaseException as error:  # noqa: BLE001 - whoever waits is told, always
-                answer = (None, error)
+                outcome = (call(), None)
+            except BaseException as error:  # noqa: BLE001 - run() raises it in its own thread
+                outcome = (None, error)
             self.idle.set()
             try:
-                loop.call_soon_threadsafe(_settle, done, answer)
-            except RuntimeError:  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(_settle, future, outcome)
+            except RuntimeError:  # the event loop is closed, so run() waits no longer
                 return
-            del job, call, done, answer  # what is idle holds no batch in memory
+            del job, call, future, outcome  # an idle thread keeps no batch in memory
 
 
-def _settle(done: asyncio.Future[Done[T]], answer: Done[T]) -> None:
-    if not done.done():
-        done.set_result(answer)
+def _settle(future: asyncio.Future[_Outcome[T]], outcome: _Outcome[T]) -> None:
+    if not future.done():
+        future.set_result(outcome)
 
 
-WINDOW = 15  # forwards; the median follows a change after 8 of them, and no single stall moves it
-FORGET_S = 5.0
+WINDOW = 15  # forward passes; the median follows a change after 8, and ignores a single stall
+EXPIRE_S = 5.0
 
 
-class Pace:
-    """Seconds a row (a token or a candidate of one request, no padding) takes: the median of the
-    last forwards. For one thread."""
+class ThroughputEstimator:
+    """Estimate seconds per row from recent forward passes, for admission control.
+
+    A row is a token or a candidate of one request, without padding. The estimate is the median of
+    the last WINDOW passes; seconds_per_row is 0 without measurements. Not thread-safe.
+    """
 
     def __init__(self) -> None:
         self._rates: deque[float] = deque(maxlen=WINDOW)
-        self._measured = 0.0
-        self.row_s = 0.0  # 0 until something was measured
+        self._recorded_at = 0.0
+        self.seconds_per_row = 0.0
 
-    def measure(self, rows: int, seconds: float, now: float) -> None:
-        """Take in a forward of `rows` that ended at `now` and took `seconds`."""
+    def record(self, rows: int, seconds: float, now: float) -> None:
+        """Add a forward pass of `rows` that took `seconds` and ended at `now`."""
         self._rates.append(seconds / max(rows, 1))
-        self._measured = now
-        self.row_s = median(self._rates)
+        self._recorded_at = now
+        self.seconds_per_row = median(self._rates)
 
-    def forget(self, now: float) -> None:
-        """Call it when nothing runs. What is long ago is forgotten: too high an estimate refuses
-        everything, and then no forward would ever correct it."""
-        if self.row_s and now - self._measured > FORGET_S:
+    def expire(self, now: float) -> None:
+        """Forget measurements older than EXPIRE_S. Call it only while no forward pass runs.
+
+        An estimate that is too high would refuse every request, so that no forward pass could ever
+        correct it.
+        """
+        if self.seconds_per_row and now - self._recorded_at > EXPIRE_S:
             self._rates.clear()
-            self.row_s = 0.0
+            self.seconds_per_row = 0.0

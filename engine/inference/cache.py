@@ -1,7 +1,7 @@
-"""Probabilities already computed, by everything that they depend on.
+"""Cache probabilities by everything that they depend on.
 
-Not decisions: policy and prices are applied after, so that one forward serves every policy, and a
-request with another cost sensitivity is a hit too.
+Decisions are not cached. Policies and prices are applied to the probabilities afterwards, so one
+forward pass serves every policy, and a request with another cost sensitivity is a hit too.
 """
 
 from __future__ import annotations
@@ -9,56 +9,62 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.table import Table
 
-Key = tuple[int, bytes, bytes]
-OVERHEAD = 400  # bytes of an entry beside its arrays: objects, dict and links
+CacheKey = tuple[int, bytes, bytes]
+OVERHEAD = 400  # bytes of an entry besides its arrays: objects, dict and links
 
 
 class ScoreCache:
-    """The most recently used entries within `limit` bytes; 0 keeps none. For one thread."""
+    """A least-recently-used cache of at most `limit` bytes; 0 disables it. Not thread-safe.
+
+    cachetools.LRUCache is not used, because it measures an entry by its value alone, and here the
+    key is most of it.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._entries: OrderedDict[Key, NDArray[np.float32]] = OrderedDict()
+        self._entries: OrderedDict[CacheKey, Float32Array] = OrderedDict()
         self.size = 0
         self.hits = 0
         self.misses = 0
 
     @property
     def useful(self) -> bool:
-        """Whether a tenth or more of what is asked for is here."""
+        """True if the hit rate is at least 10 %."""
         return self.hits > 0 and 9 * self.hits >= self.misses
 
     @staticmethod
-    def key(table: Table, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> Key:
-        """tokens (L,), rows: the eligible ones of the table, of this revision."""
+    def key(table: Table, tokens: Int64Array, rows: Int64Array) -> CacheKey:
+        """Build the key of a request. tokens: (L,). rows: (K,) eligible rows of `table`."""
         return table.revision, tokens.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes()
 
-    def get(self, key: Key) -> NDArray[np.float32] | None:
-        """(len(rows),) probabilities, read-only; None where they are not here."""
-        found = self._entries.get(key)
-        if found is None:
+    def get(self, key: CacheKey) -> Float32Array | None:
+        """Return the probabilities (K,), read-only, or None if they are not cached."""
+        p = self._entries.get(key)
+        if p is None:
             self.misses += 1
             return None
         self.hits += 1
         self._entries.move_to_end(key)
-        return found
+        return p
 
-    def put(self, key: Key, p: NDArray[np.float32]) -> None:
-        """Keep `p`, and drop what was used longest ago where it does not fit. What is not finite is
-        not kept: the next forward may do better."""
-        if key in self._entries or _bytes(key, p) > self._limit or not np.isfinite(p).all():
+    def put(self, key: CacheKey, p: Float32Array) -> None:
+        """Store a copy of `p` and evict the least recently used entries if the limit is exceeded.
+
+        Values that are not finite are not stored, because the next forward pass may succeed.
+        """
+        if key in self._entries or _entry_size(key, p) > self._limit or not np.isfinite(p).all():
             return
-        kept = p.copy()
-        kept.setflags(write=False)
-        self._entries[key] = kept
-        self.size += _bytes(key, kept)
+        entry = p.copy()
+        entry.setflags(write=False)
+        self._entries[key] = entry
+        self.size += _entry_size(key, entry)
         while self.size > self._limit:
-            self.size -= _bytes(*self._entries.popitem(last=False))
+            self.size -= _entry_size(*self._entries.popitem(last=False))
 
 
-def _bytes(key: Key, p: NDArray[np.float32]) -> int:
+def _entry_size(key: CacheKey, p: Float32Array) -> int:
     return len(key[1]) + len(key[2]) + p.nbytes + OVERHEAD

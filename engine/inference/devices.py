@@ -1,4 +1,4 @@
-"""Which of a bundle's graphs runs here: the manifest says what suits each device."""
+"""Choose and open the backend for a device. The manifest names the graph for each device."""
 
 from __future__ import annotations
 
@@ -13,32 +13,40 @@ import onnxruntime as ort
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import Manifest, check_hash
-from engine.inference.backend import Backend, Readout
+from engine.inference.backend import Backend, ScoringHead
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
 
 log = logging.getLogger(__name__)
 
-GPU = ("tensorrt", "cuda")  # the faster first
+GPU_DEVICES = ("tensorrt", "cuda")  # fastest first
+LABELS = {"tensorrt": "TensorRT", "cuda": "CUDA"}
+FALLBACKS = {"tensorrt": "CUDA", "cuda": "the CPU"}
 PLAN = re.compile(r"backbone\.sm(\d+)\.plan")
 
 
 def open_backend(
     bundle: Path, manifest: Manifest, device: str = "auto", threads: int = 0
 ) -> Backend:
-    """The backend for `device`; auto takes what works of TensorRT, ONNX Runtime's CUDA and the CPU,
-    and logs why it took no earlier one.
+    """Open the backend for `device`.
 
-    threads: of the CPU, 0 = one per core. Raises BundleError where the bundle has no graph for the
-    device, the graph is damaged, or this machine has no such device.
+    Args:
+        bundle: folder of the bundle.
+        manifest: of the bundle.
+        device: "auto" tries TensorRT, ONNX Runtime's CUDA and the CPU, and logs why it skipped one.
+        threads: CPU threads; 0 means one per core.
+
+    Raises:
+        BundleError: the bundle has no graph for the device, the graph is damaged, or this machine
+            has no such device.
     """
     if device != "auto":
         return _open(bundle, manifest, device, threads)
-    for name in GPU:
+    for name in GPU_DEVICES:
         try:
             return _open(bundle, manifest, name, threads)
         except BundleError as error:
-            log.info("not on %s: %s", name, error)
+            log.info("%s unavailable (%s), trying %s", LABELS[name], error, FALLBACKS[name])
     return _open(bundle, manifest, "cpu", threads)
 
 
@@ -46,56 +54,59 @@ def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backen
     if device not in manifest.graphs:
         raise BundleError(
             f"{bundle} has no graph for --device {device}, only for {sorted(manifest.graphs)};"
-            " `make export` says why it left one out."
+            " `make export` prints why it left one out."
         )
     if device == "tensorrt":
         return open_tensorrt(bundle, manifest, find_libraries())
-    # The list says what the wheel was built with; whether there is a GPU, only a session knows.
+    # This lists what the wheel was built with. Whether there is a GPU shows when a session opens.
     if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise BundleError("this onnxruntime is built without CUDA: `pip install '.[gpu]'`.")
+        raise BundleError("This onnxruntime is built without CUDA; `pip install '.[gpu]'`.")
     check_hash(bundle, manifest, manifest.graphs[device])
     return OnnxBackend(bundle / manifest.graphs[device], threads, cuda=device == "cuda")
 
 
 def open_tensorrt(bundle: Path, manifest: Manifest, libraries: Libraries) -> TensorRTBackend:
-    """The plan for the GPU that is here, tried out; raises BundleError where there is none, or it
-    does not give probabilities."""
+    """Open and test the bundle's TensorRT plan for this GPU.
+
+    Raises BundleError if there is none, or if it does not score correctly.
+    """
     name = choose_plan(manifest.files, libraries.cuda.capability())
     check_hash(bundle, manifest, name)
     backend = TensorRTBackend(bundle / name, libraries)
-    readout = Readout(load_arrays(bundle).readout, manifest.norm_eps, manifest.calibration)
+    head = ScoringHead(load_arrays(bundle).readout, manifest.norm_eps, manifest.calibration)
     try:
-        _try_out(backend, manifest.width, readout)
+        _self_test(backend, manifest.width, head)
     except (BundleError, UnavailableError) as error:
         backend.close()
-        raise BundleError(f"{name} does not score on this GPU: {error}") from error
+        raise BundleError(f"{name} does not score correctly on this GPU: {error}") from error
     return backend
 
 
 def choose_plan(files: Iterable[str], capability: str) -> str:
-    """The plan among `files` for a compute capability ("89"); a plan runs on its own only.
+    """Return the plan in `files` for a compute capability such as "89". Plans run on no other.
 
-    Raises BundleError where none is."""
+    Raises BundleError if there is none.
+    """
     plans = {match[1]: name for name in files if (match := PLAN.fullmatch(name))}
     if capability not in plans:
         raise BundleError(
-            f"the GPU here is sm{capability}, the bundle's plans are for"
+            f"This GPU is sm{capability}, the bundle has plans for"
             f" {', '.join(f'sm{c}' for c in sorted(plans)) or 'none'};"
             f" `python -m export --cuda-arch {capability}` builds one."
         )
     return plans[capability]
 
 
-def _try_out(backend: TensorRTBackend, width: int, readout: Readout) -> None:
-    """Three forwards: queued, queued again and captured, and from the graph, must agree."""
+def _self_test(backend: TensorRTBackend, width: int, head: ScoringHead) -> None:
+    """Check that a forward pass gives the same result when it is queued, when it is queued and
+    captured, and when it is launched as a CUDA graph."""
     random = np.random.default_rng(0)
     table = (0.1 * random.standard_normal((4, width))).astype(np.float32)
-    tokens = [np.arange(backend.profile.length.most // 2, dtype=np.int64) % 8]
-    found = [
-        backend.probabilities(tokens, table, np.arange(len(table)), readout).p for _ in range(3)
-    ]
-    gap = max(float(np.abs(p - found[0]).max()) for p in found)
-    if not gap <= 1e-3:  # NaN too
+    tokens = [np.arange(backend.profile.length.max // 2, dtype=np.int64) % 8]
+    runs = [backend.probabilities(tokens, table, np.arange(len(table)), head).p for _ in range(3)]
+    difference = max(float(np.abs(p - runs[0]).max()) for p in runs)
+    if not difference <= 1e-3:  # NaN too
         raise BundleError(
-            f"three runs of one forward differ by {gap:.2g} in p; give --device cuda or cpu."
+            f"three runs of one forward pass differ by {difference:.2g} in p; use --device cuda or"
+            " cpu."
         )

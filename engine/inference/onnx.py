@@ -1,4 +1,4 @@
-"""The backbone through ONNX Runtime."""
+"""Run the backbone with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.manifest import REBUILD_HINT
 from engine.bundle.types import Float32Array, Int64Array
-from engine.inference.backend import Hidden, Readout, Scores, score_rows
+from engine.inference.backend import BatchScores, Hidden, ScoringHead, score_rows
 
 
 class OnnxBackend:
-    """Runs one backbone graph; see export/onnx/llama.py for its inputs and output.
+    """See Backend. Runs one backbone graph, whose tensors export/onnx/llama.py describes.
 
-    threads: of the CPU, 0 = one per core. cuda: on the first GPU.
+    graph: the ONNX file. threads: CPU threads; 0 means one per core. cuda: run on the first GPU.
+    Raises BundleError if the graph does not load or there is no GPU.
     """
 
     def __init__(self, graph: Path, threads: int = 0, *, cuda: bool = False) -> None:
         options = ort.SessionOptions()
         self._threads = threads or len(os.sched_getaffinity(0))
         options.intra_op_num_threads = self._threads
-        # Idle workers must not spin: the gateway beside us wants the cores.
+        # Idle threads must not spin, because a gateway on the same machine needs the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Shapes change with every request: a plan of memory for each would be kept for nothing.
+        # Shapes change with every request, so memory patterns per shape would only take memory.
         options.enable_mem_pattern = False
         provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
         try:
             self._session = ort.InferenceSession(graph, options, providers=[provider])
-        except Exception as error:  # ONNX Runtime raises its own kinds for every cause
+        except Exception as error:  # ONNX Runtime has many exception types and no base class
             raise BundleError(
                 f"{graph} does not load in ONNX Runtime ({type(error).__name__}: {error});"
                 f" {REBUILD_HINT}."
             ) from error
         if provider not in self._session.get_providers():
-            raise BundleError(f"ONNX Runtime finds no GPU for {graph}; give --device cpu.")
+            raise BundleError(f"ONNX Runtime finds no GPU for {graph}; use --device cpu.")
         self._provider = provider.removesuffix("ExecutionProvider")
         self._graph = graph
 
@@ -48,20 +48,26 @@ class OnnxBackend:
         tokens: Sequence[Int64Array],
         embeddings: Float32Array,
         rows: Int64Array,
-        readout: Readout,
-    ) -> Scores:
+        head: ScoringHead,
+    ) -> BatchScores:
         """See Backend."""
-        return score_rows(self.hidden, tokens, embeddings, rows, readout)
+        return score_rows(self.hidden, tokens, embeddings, rows, head)
 
-    def prepare(self, embeddings: Float32Array) -> None:
-        """See Backend; nothing to do."""
+    def prefetch_table(self, embeddings: Float32Array) -> None:
+        """See Backend. Does nothing."""
 
-    def hidden(
-        self, tokens: Sequence[NDArray[np.int64]], embeddings: NDArray[np.float32]
-    ) -> Hidden:
-        """B prompts of tokens (L_b,) and embeddings (R, D) -> rows before the final norm (B, R, D).
+    def hidden(self, tokens: Sequence[Int64Array], embeddings: Float32Array) -> Hidden:
+        """Run the forward pass.
 
-        Raises UnavailableError where the forward fails.
+        Args:
+            tokens: B arrays of prompt tokens, (L,) each.
+            embeddings: (K, D) of the candidates.
+
+        Returns:
+            (B, K, D) rows before the final norm.
+
+        Raises:
+            UnavailableError: the forward pass failed.
         """
         lengths = np.array([len(t) for t in tokens], dtype=np.int64)
         padded = np.zeros((len(tokens), int(lengths.max())), dtype=np.int64)
@@ -70,10 +76,10 @@ class OnnxBackend:
         feeds = {"tokens": padded, "lengths": lengths, "embeddings": embeddings}
         try:
             (rows,) = self._session.run(None, feeds)
-        except Exception as error:  # as above; the batch fails, the server does not
+        except Exception as error:  # as above; only this batch fails
             raise UnavailableError(
-                f"the forward pass failed for {padded.shape} tokens and {len(embeddings)}"
-                f" candidate rows ({type(error).__name__}); try again, and look at the log."
+                f"The forward pass failed for {padded.shape} tokens and {len(embeddings)}"
+                f" candidates ({type(error).__name__}); try again and check the server's log."
             ) from error
         return np.asarray(rows)
 

@@ -27,7 +27,7 @@ from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import Tokenizer as AnyTokenizer
 from engine.bundle.training_set import TrainingSet, load_training_set
 from engine.bundle.types import FloatArray, Int64Array
-from engine.inference.backend import Backend, Readout
+from engine.inference.backend import Backend, ScoringHead
 from engine.inference.devices import open_backend
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.table import Table, make_table
@@ -102,7 +102,7 @@ class Scorer:
         policies: Sequence[Policy],
         tokenizer: AnyTokenizer,
         backend: Backend,
-        readout: Readout,
+        readout: ScoringHead,
         known: TrainingSet | None = None,
     ) -> None:
         self._table = table
@@ -213,7 +213,7 @@ def open_scorer(plan: Plan) -> Scorer:
         list(plan.policies.values()),
         Tokenizer.from_file(str(plan.bundle / "tokenizer.json")),
         open_backend(plan.bundle, manifest, "cpu", threads=1),
-        Readout(arrays.readout, manifest.norm_eps, manifest.calibration),
+        ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration),
         load_training_set(plan.bundle),
     )
 

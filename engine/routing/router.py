@@ -15,7 +15,7 @@ from engine.api.policy import Policy, Session
 from engine.api.request_context import DECISION
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, Prompt, Tokenizer, render
 from engine.bundle.training_set import TrainingSet
-from engine.inference.batcher import Batcher, Scored
+from engine.inference.batcher import Batcher, ScoreResult
 from engine.inference.cache import ScoreCache
 from engine.registry.registry import Registry
 from engine.registry.table import Table
@@ -134,8 +134,8 @@ class Router:
         timing = {
             "tokenize": prepared - started,
             "queue": scored.queue_s,
-            "inference": scored.forward_s,
-            "scoring": scored.score_s,
+            "inference": scored.inference_s,
+            "scoring": scored.scoring_s,
             "selection": ended - scored_at,
             "total": ended - started,
         }
@@ -156,14 +156,14 @@ class Router:
         if admitted:
             tokens = min(round(len(text) / CHARS_PER_TOKEN), MAX_INSTRUCTION_TOKENS)
             candidates = min(len(table.candidates), ASSUMED_ELIGIBLE)
-            self._batcher.check_room(tokens + self._prompt_overhead + candidates, deadline)
+            self._batcher.check_admission(tokens + self._prompt_overhead + candidates, deadline)
         validate_policy(policy, table)
         prompt, info = prepare_prompt(text, context_chars, self._tokenizer, self._training_set)
         return _PreparedRequest(table, prompt, info, select_eligible(table, info, policy), admitted)
 
     async def _score_or_fall_back(
         self, request: _PreparedRequest, deadline: float
-    ) -> tuple[Scored, str]:
+    ) -> tuple[ScoreResult, str]:
         """Return scores and "", or mean accuracies and why there are no scores."""
         if self._config.fallback == "off":
             return await self._score(request, deadline), ""
@@ -180,14 +180,16 @@ class Router:
                 raise
             reason = "the queue is full"
         means = request.table.mean_accuracies[request.eligible.rows]
-        return Scored(means, time.monotonic() - started, forward_s=0.0, score_s=0.0), reason
+        return ScoreResult(
+            means, time.monotonic() - started, inference_s=0.0, scoring_s=0.0
+        ), reason
 
-    async def _score(self, request: _PreparedRequest, deadline: float) -> Scored:
+    async def _score(self, request: _PreparedRequest, deadline: float) -> ScoreResult:
         tokens, table, rows = request.prompt.tokens, request.table, request.eligible.rows
         key = self._cache.key(table, tokens, rows)
         cached = self._cache.get(key)
         if cached is not None:
-            return Scored(cached, queue_s=0.0, forward_s=0.0, score_s=0.0)
+            return ScoreResult(cached, queue_s=0.0, inference_s=0.0, scoring_s=0.0)
         scored = await self._batcher.submit(
             tokens, table, rows, deadline, admitted=request.admitted
         )

@@ -19,8 +19,8 @@ from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import Manifest, read_manifest
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, render
 from engine.bundle.training_set import load_training_set
-from engine.inference.backend import Backend, Readout
-from engine.inference.batcher import Batcher, Limits
+from engine.inference.backend import Backend, ScoringHead
+from engine.inference.batcher import Batcher, BatchLimits
 from engine.inference.cache import ScoreCache
 from engine.inference.devices import open_backend
 from engine.pb import (
@@ -59,7 +59,7 @@ class Parts:
     settings: Settings
     manifest: Manifest
     backend: Backend
-    readout: Readout
+    readout: ScoringHead
     kernel: str
     tokenizer: Tokenizer
     registry: Registry
@@ -86,9 +86,9 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
         reencode_candidates=settings.reencode_candidates,
         keep=settings.revision_history_limit,
     )
-    readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
+    readout = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(
-        backend, readout, Limits(waiting=settings.max_queue_size), telemetry.forwarded
+        backend, readout, BatchLimits(max_queue_size=settings.max_queue_size), telemetry.forwarded
     )
     cache = ScoreCache(settings.score_cache_mb << 20)
     outcomes = OutcomeStore(settings.outcomes_db, settings.max_recorded_outcomes)

@@ -177,7 +177,7 @@ async def serve(settings: Settings, bursts: BurstSelector) -> None:
         parts = load(settings, telemetry)
         stopping = _stop_at_signal()
         running = await start_server(parts, guard)
-        bursts.crowded = parts.batcher.crowded
+        bursts.crowded = parts.batcher.overload_signal
     except BaseException:
         await telemetry.stop()
         raise

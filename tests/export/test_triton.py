@@ -16,7 +16,7 @@ from engine.api.errors import BundleError
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
-from engine.inference.backend import Readout
+from engine.inference.backend import ScoringHead
 from engine.inference.onnx import OnnxBackend
 from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
@@ -86,7 +86,7 @@ def test_the_repository_gives_the_engines_probabilities(repository: Path, versio
     (found,) = session(repository, READOUT, version).run(None, {"hidden": hidden})
 
     graph = BUNDLE / manifest.graphs["cpu" if version == 1 else "cpu-fp32"]
-    readout = Readout(arrays.readout, manifest.norm_eps, manifest.calibration)
+    readout = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     expected = OnnxBackend(graph).probabilities(prompts, table, np.arange(len(table)), readout)
     assert np.abs(found - expected.p).max() < 1e-5
 

@@ -1,4 +1,4 @@
-"""The batcher: every request gets its own answer or an error, whatever its neighbours do."""
+"""Test that the batcher gives every request its own result or error, whatever its neighbors do."""
 
 from __future__ import annotations
 
@@ -24,16 +24,23 @@ from engine.api.errors import (
     WaitTooLongError,
 )
 from engine.bundle.manifest import Calibration
-from engine.inference.backend import Readout
-from engine.inference.batcher import FORGET_S, SAFETY, WINDOW, Batcher, Limits, Pace
-from engine.inference.request_queue import MAX_OVERTAKEN, Queue, Work
+from engine.inference.backend import ScoringHead
+from engine.inference.batcher import (
+    EXPIRE_S,
+    SAFETY,
+    WINDOW,
+    Batcher,
+    BatchLimits,
+    ThroughputEstimator,
+)
+from engine.inference.request_queue import MAX_BYPASSED, PendingRequest, RequestQueue
 from engine.registry.table import Table, make_table
 from engine.serving.rpc.listener import Listener
 from engine.serving.server import watch_stalls
 from tests.support.fake_backend import FakeBackend
 
 WIDTH = 8
-READOUT = Readout(np.linspace(-1, 1, WIDTH).astype(np.float32), 1e-5, Calibration(1.5, -0.2))
+HEAD = ScoringHead(np.linspace(-1, 1, WIDTH).astype(np.float32), 1e-5, Calibration(1.5, -0.2))
 
 
 def table(revision: int, count: int) -> Table:
@@ -47,7 +54,7 @@ def table(revision: int, count: int) -> Table:
 
 def expected(first: int, of: Table, rows: np.ndarray) -> np.ndarray:
     hidden = of.embeddings[rows] * np.float32(first)
-    return score_reference(hidden[None], READOUT.weight, eps=1e-5, scale=1.5, offset=-0.2)[0]
+    return score_reference(hidden[None], HEAD.weight, eps=1e-5, scale=1.5, offset=-0.2)[0]
 
 
 REQUEST = st.tuples(
@@ -60,14 +67,14 @@ REQUEST = st.tuples(
 
 @given(st.lists(REQUEST, min_size=1, max_size=25), st.integers(20, 200))
 @settings(max_examples=40, deadline=None)
-def test_every_request_gets_its_own_answer(
+def test_every_request_gets_its_own_probabilities(
     requests: list[tuple[int, int, int, set[int]]], budget: int
 ) -> None:
     tables = [table(1, 7), table(2, 7)]
     backend = FakeBackend()
 
     async def scenario() -> None:
-        batcher = Batcher(backend, READOUT, Limits(rows=budget))
+        batcher = Batcher(backend, HEAD, BatchLimits(max_rows=budget))
         batcher.start()
         jobs = []
         for length, first, which, rows in requests:
@@ -83,16 +90,18 @@ def test_every_request_gets_its_own_answer(
     assert sum(backend.batches) == len(requests)
 
 
-ROW_S = 0.01
+SECONDS_PER_ROW = 0.01
 
 
-async def queue_of(requests: list[tuple[int, int, int, set[int]]], deadlines: list[float]) -> Queue:
-    tables, queue = [table(1, 7), table(2, 7)], Queue()
+async def queue_of(
+    requests: list[tuple[int, int, int, set[int]]], deadlines: list[float]
+) -> RequestQueue:
+    tables, queue = [table(1, 7), table(2, 7)], RequestQueue()
     for (n, _, t, rows), deadline in zip(requests, deadlines, strict=False):
         result = asyncio.get_running_loop().create_future()
         chosen = np.array(sorted(rows))
         tokens = np.zeros(n, np.int64)
-        queue.add(Work(tokens, tables[t], chosen, deadline, 0.0, result, n + len(chosen)))
+        queue.add(PendingRequest(tokens, tables[t], chosen, deadline, 0.0, result, n + len(chosen)))
     return queue
 
 
@@ -101,31 +110,35 @@ async def queue_of(requests: list[tuple[int, int, int, set[int]]], deadlines: li
     st.lists(st.floats(0.0, 3.0) | st.just(float("inf")), min_size=20, max_size=20),
     st.integers(1, 120),
 )
-def test_the_queue_keeps_order_budget_and_deadlines_and_loses_nobody(
+def test_queue_respects_order_budget_and_deadlines_and_loses_no_request(
     requests: list[tuple[int, int, int, set[int]]], deadlines: list[float], budget: int
 ) -> None:
     async def scenario() -> None:
         queue = await queue_of(requests, deadlines)
-        all_of_them, served, now = list(queue._works), [], 0.0
+        all_of_them, served, now = list(queue._requests), [], 0.0
         while len(queue):
-            present = list(queue._works)
-            batch = queue.take(budget, now, ROW_S)
-            left = [w for w in present if not w.result.done() and w not in batch.works]
-            assert left == list(queue._works)
-            assert queue.rows == sum(w.size for w in left)
-            for work in set(present) - set(left) - set(batch.works):
-                assert now + ROW_S * work.size > work.deadline  # dropped: it could not be in time
+            present = list(queue._requests)
+            batch = queue.next_batch(budget, now, SECONDS_PER_ROW)
+            left = [w for w in present if not w.result.done() and w not in batch.requests]
+            assert left == list(queue._requests)
+            assert queue.size == sum(w.size for w in left)
+            for work in set(present) - set(left) - set(batch.requests):
+                assert (
+                    now + SECONDS_PER_ROW * work.size > work.deadline
+                )  # dropped: it would have been late
                 assert isinstance(work.result.exception(), DeadlineError)
-            if batch.works:
-                assert batch.works[0] is next(w for w in present if not w.result.done())
-                assert len({id(w.table) for w in batch.works}) == 1
-                union = set().union(*(w.rows.tolist() for w in batch.works))
-                assert batch.union.tolist() == sorted(union)
-                padded = len(batch.works) * (max(len(w.tokens) for w in batch.works) + len(union))
-                assert len(batch.works) == 1 or padded <= budget
-                now += ROW_S * batch.size
-                assert all(now <= w.deadline + 1e-9 for w in batch.works)  # nobody came for nothing
-            served += batch.works
+            if batch.requests:
+                assert batch.requests[0] is next(w for w in present if not w.result.done())
+                assert len({id(w.table) for w in batch.requests}) == 1
+                union = set().union(*(w.rows.tolist() for w in batch.requests))
+                assert batch.row_union.tolist() == sorted(union)
+                padded = len(batch.requests) * (
+                    max(len(w.tokens) for w in batch.requests) + len(union)
+                )
+                assert len(batch.requests) == 1 or padded <= budget
+                now += SECONDS_PER_ROW * batch.size
+                assert all(now <= w.deadline + 1e-9 for w in batch.requests)  # none is late
+            served += batch.requests
         failed = [w for w in all_of_them if w.result.done()]
         assert sorted(map(id, served + failed)) == sorted(map(id, all_of_them))
 
@@ -134,41 +147,43 @@ def test_the_queue_keeps_order_budget_and_deadlines_and_loses_nobody(
 
 @given(st.lists(st.sampled_from([1, 2, 9, 30]), min_size=1, max_size=40), st.integers(10, 70))
 @settings(max_examples=30)
-def test_nobody_is_overtaken_without_bound(lengths: list[int], budget: int) -> None:
-    """Whatever keeps coming behind: here always what joins the oldest best."""
+def test_no_request_is_bypassed_without_bound(lengths: list[int], budget: int) -> None:
+    """Even if the queue is refilled with what fits best with the oldest request."""
 
     async def scenario() -> None:
         queue = await queue_of([(n, 1, 0, {0}) for n in lengths], [float("inf")] * len(lengths))
-        later: Counter[Work] = Counter()
-        of, endless = next(iter(queue._works)).table, 400
+        later: Counter[PendingRequest] = Counter()
+        of, endless = next(iter(queue._requests)).table, 400
         while len(queue):
-            batch = queue.take(budget, 0.0, ROW_S)
-            order = list(queue._works)
+            batch = queue.next_batch(budget, 0.0, SECONDS_PER_ROW)
+            order = list(queue._requests)
             for work in order:
-                later[work] += sum(w.arrived > work.arrived for w in batch.works)
-            assert all(n <= MAX_OVERTAKEN + budget for n in later.values())
-            for _ in range(min(endless, len(batch.works))):
+                later[work] += sum(w.arrived > work.arrived for w in batch.requests)
+            assert all(n <= MAX_BYPASSED + budget for n in later.values())
+            for _ in range(min(endless, len(batch.requests))):
                 endless -= 1
                 result = asyncio.get_running_loop().create_future()
-                tokens = batch.works[0].tokens
+                tokens = batch.requests[0].tokens
                 args = (tokens, of, np.array([0]), float("inf"), 401.0 - endless, result)
-                queue.add(Work(*args, len(tokens) + 1))
+                queue.add(PendingRequest(*args, len(tokens) + 1))
 
     asyncio.run(scenario())
 
 
 @given(st.lists(st.floats(1e-4, 1e-2), min_size=WINDOW, max_size=40), st.integers(0, 7))
-def test_the_pace_is_moved_by_no_stall_and_forgets(rates: list[float], stalls: int) -> None:
-    pace = Pace()
+def test_throughput_estimate_ignores_stalls_and_expires(rates: list[float], stalls: int) -> None:
+    throughput = ThroughputEstimator()
     for rate in rates:
-        pace.measure(100, 100 * rate, 1.0)
+        throughput.record(100, 100 * rate, 1.0)
     for _ in range(min(stalls, WINDOW // 2)):
-        pace.measure(100, 1000.0, 1.0)
-    assert min(rates[-WINDOW:]) * 0.999 <= pace.row_s <= max(rates[-WINDOW:]) * 1.001
-    pace.forget(1.0 + FORGET_S / 2)
-    assert pace.row_s > 0
-    pace.forget(1.0 + 2 * FORGET_S)
-    assert pace.row_s == 0
+        throughput.record(100, 1000.0, 1.0)
+    assert (
+        min(rates[-WINDOW:]) * 0.999 <= throughput.seconds_per_row <= max(rates[-WINDOW:]) * 1.001
+    )
+    throughput.expire(1.0 + EXPIRE_S / 2)
+    assert throughput.seconds_per_row > 0
+    throughput.expire(1.0 + 2 * EXPIRE_S)
+    assert throughput.seconds_per_row == 0
 
 
 @given(
@@ -177,34 +192,36 @@ def test_the_pace_is_moved_by_no_stall_and_forgets(rates: list[float], stalls: i
     st.integers(1, 300),
     st.floats(-0.5, 5.0),
 )
-def test_admitted_is_what_is_expected_in_time(
+def test_admission_accepts_exactly_what_is_expected_in_time(
     requests: list[tuple[int, int, int, set[int]]],
     running: tuple[float, int] | None,
     size: int,
     left: float,
 ) -> None:
     async def scenario() -> None:
-        batcher, now = Batcher(FakeBackend(), READOUT, Limits(waiting=15)), 100.0
-        batcher._pace.measure(100, 100 * ROW_S, now)
+        batcher, now = Batcher(FakeBackend(), HEAD, BatchLimits(max_queue_size=15)), 100.0
+        batcher._throughput.record(100, 100 * SECONDS_PER_ROW, now)
         batcher._queue = await queue_of(requests, [float("inf")] * len(requests))
         if running is not None:
             batcher._running = now - running[0], running[1]
-        needed = SAFETY * (batcher._ahead_s(now) + ROW_S * size)
-        full, hopeless = len(requests) >= 15, left <= 0 or SAFETY * ROW_S * size > left
+        needed = SAFETY * (batcher._backlog_s(now) + SECONDS_PER_ROW * size)
+        full, hopeless = len(requests) >= 15, left <= 0 or SAFETY * SECONDS_PER_ROW * size > left
         if not full and needed <= left:
-            batcher.check_room(size, now + left, now)
+            batcher.check_admission(size, now + left, now)
         else:
             with pytest.raises((OverloadedError, DeadlineError)) as refused:
-                batcher.check_room(size, now + left, now)
+                batcher.check_admission(size, now + left, now)
             kind = DeadlineError if hopeless else WaitTooLongError
             assert type(refused.value) is (OverloadedError if full else kind)
             retry_s = getattr(refused.value, "retry_after_s", 1.0)
             assert retry_s > 0
-            assert full or hopeless or left + retry_s >= needed - 1e-6  # by then there is room
+            assert (
+                full or hopeless or left + retry_s >= needed - 1e-6
+            )  # by then it would be admitted
         if len(requests) < 15:
-            batcher.check_room(
+            batcher.check_admission(
                 size, float("inf"), now
-            )  # without a deadline: as long as there is room
+            )  # without a deadline, only the queue's size counts
 
     asyncio.run(scenario())
 
@@ -235,13 +252,13 @@ ARRIVAL = st.tuples(
 
 @given(st.lists(ARRIVAL, min_size=1, max_size=30), st.sets(st.integers(1, 10), max_size=4))
 @settings(max_examples=40)
-def test_every_request_ends_once_whatever_happens(
+def test_every_request_ends_once_despite_failures_and_cancellations(
     arrivals: list[tuple[int, int, float | None, float | None]], bad: set[int]
 ) -> None:
     backend, of, rows = Flaky(bad), table(1, 3), np.arange(3)
 
     async def scenario() -> None:
-        batcher, tasks = Batcher(backend, READOUT, Limits(rows=60, waiting=12)), []
+        batcher, tasks = Batcher(backend, HEAD, BatchLimits(max_rows=60, max_queue_size=12)), []
         batcher.start()
         for i, (gap, length, within, cancelled) in enumerate(arrivals):
             await asyncio.sleep(gap / 1000)
@@ -260,7 +277,7 @@ def test_every_request_ends_once_whatever_happens(
                 assert bad or not isinstance(end, UnavailableError)
             else:
                 np.testing.assert_allclose(end.p, expected(i + 1, of, rows), atol=1e-5)
-        assert (len(batcher._queue), batcher._queue.rows) == (0, 0)
+        assert (len(batcher._queue), batcher._queue.size) == (0, 0)
         await batcher.stop()
 
     asyncio.run(scenario())
@@ -270,7 +287,7 @@ def test_every_request_ends_once_whatever_happens(
 async def test_cancelled_and_expired_requests_are_not_forwarded() -> None:
     backend, of = FakeBackend(), table(1, 3)
     backend.gate.clear()
-    batcher = Batcher(backend, READOUT)
+    batcher = Batcher(backend, HEAD)
     batcher.start()
     rows, tokens = np.arange(3), np.ones(4, np.int64)
     first = asyncio.create_task(batcher.submit(tokens, of, rows))
@@ -288,11 +305,11 @@ async def test_cancelled_and_expired_requests_are_not_forwarded() -> None:
     await batcher.stop()
 
 
-async def test_a_full_queue_refuses_and_recovers() -> None:
+async def test_full_queue_refuses_and_recovers() -> None:
     backend, of = FakeBackend(), table(1, 1)
     backend.gate.clear()
-    batcher = Batcher(backend, READOUT, Limits(waiting=2))
-    assert batcher.crowded() is None
+    batcher = Batcher(backend, HEAD, BatchLimits(max_queue_size=2))
+    assert batcher.overload_signal() is None
     batcher.start()
     tokens, rows = np.ones(4, np.int64), np.arange(1)
     running = asyncio.create_task(batcher.submit(tokens, of, rows))
@@ -302,7 +319,7 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
     with pytest.raises(OverloadedError) as refused:
         await batcher.submit(tokens, of, rows)
     assert refused.value.retry_after_s > 0
-    busy = batcher.crowded()
+    busy = batcher.overload_signal()
     assert busy is not None
     assert not busy.is_set()
     backend.gate.set()
@@ -313,11 +330,11 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("the text of an instruction"), SystemExit(1)])
-async def test_a_failing_forward_fails_its_requests_and_no_others(
+async def test_failing_forward_pass_fails_only_its_requests(
     fault: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend, of = FakeBackend(), table(1, 1)
-    batcher = Batcher(backend, READOUT)
+    batcher = Batcher(backend, HEAD)
     batcher.start()
     tokens, rows = np.ones(4, np.int64), np.arange(1)
     backend.error = fault
@@ -333,13 +350,13 @@ async def test_a_failing_forward_fails_its_requests_and_no_others(
         await batcher.submit(tokens, of, rows)
 
 
-async def test_a_stage_that_ends_is_started_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_ended_thread_and_task_are_restarted(caplog: pytest.LogCaptureFixture) -> None:
     backend, of = FakeBackend(), table(1, 1)
-    batcher = Batcher(backend, READOUT)
+    batcher = Batcher(backend, HEAD)
     batcher.start()
     tokens, rows = np.ones(4, np.int64), np.arange(1)
     await batcher.submit(tokens, of, rows)
-    await batcher._worker.stop()  # the thread ends
+    await batcher._thread.stop()  # the thread ends
     assert (await batcher.submit(tokens, of, rows)).p.shape == (1,)
     backend.gate.clear()
     running = asyncio.create_task(batcher.submit(tokens, of, rows))
@@ -347,24 +364,24 @@ async def test_a_stage_that_ends_is_started_again(caplog: pytest.LogCaptureFixtu
     waiting = asyncio.create_task(batcher.submit(tokens, of, rows))
     await asyncio.sleep(0)
     assert batcher._task is not None
-    batcher._task.cancel()  # the task ends, and fails what it had and what waits
+    batcher._task.cancel()  # the task ends, and fails its batch and the queue
     for failed in (running, waiting):
         with pytest.raises(UnavailableError):
             await failed
     backend.gate.set()
     assert (await batcher.submit(tokens, of, rows)).p.shape == (1,)
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
-    queue, batcher._queue.take = batcher._queue, None  # type: ignore[assignment,method-assign]
+    queue, batcher._queue.next_batch = batcher._queue, None  # type: ignore[assignment,method-assign]
     with pytest.raises(UnavailableError):  # a fault in the batcher itself
         await batcher.submit(tokens, of, rows)
-    del queue.take
+    del queue.next_batch
     assert (await batcher.submit(tokens, of, rows)).p.shape == (1,)
     await batcher.stop()
 
 
-async def test_a_forward_that_hangs_costs_no_more_than_the_deadlines() -> None:
+async def test_hanging_forward_pass_fails_requests_at_their_deadlines() -> None:
     backend, of = FakeBackend(), table(1, 1)
-    batcher = Batcher(backend, READOUT)
+    batcher = Batcher(backend, HEAD)
     batcher.start()
     tokens, rows = np.ones(4, np.int64), np.arange(1)
     await batcher.submit(tokens, of, rows)
@@ -377,15 +394,15 @@ async def test_a_forward_that_hangs_costs_no_more_than_the_deadlines() -> None:
     assert [type(end) for end in ends] == [DeadlineError] * 3
     assert len(batcher._queue) == 0
     assert batcher.stalled_s >= 0.05
-    with pytest.raises(WaitTooLongError):  # late already, so expected to stay late as long again
+    with pytest.raises(WaitTooLongError):  # already late, so expected to stay late as long again
         await batcher.submit(tokens, of, rows, time.monotonic() + 0.05)
     backend.gate.set()
     assert (await batcher.submit(tokens, of, rows)).p.shape == (1,)
     await batcher.stop()
 
 
-class Told:
-    """Stands where a server's listener would: keeps what it is told."""
+class FakeListener:
+    """Records the liveness that a server's listener would report."""
 
     def __init__(self) -> None:
         self.alive: list[bool] = []
@@ -394,30 +411,30 @@ class Told:
         self.alive.append(alive)
 
 
-async def test_a_forward_that_hangs_shows_in_liveness_until_it_goes_on() -> None:
-    backend, told = FakeBackend(), Told()
+async def test_hanging_forward_pass_fails_liveness_until_it_continues() -> None:
+    backend, listener = FakeBackend(), FakeListener()
     backend.gate.clear()
-    batcher = Batcher(backend, READOUT)
+    batcher = Batcher(backend, HEAD)
     batcher.start()
-    watch = asyncio.create_task(watch_stalls(batcher, [cast(Listener, told)], limit_s=0.05))
+    watch = asyncio.create_task(watch_stalls(batcher, [cast(Listener, listener)], limit_s=0.05))
     job = asyncio.create_task(batcher.submit(np.ones(3, np.int64), table(1, 7), np.arange(7)))
     async with asyncio.timeout(10):
-        while len(told.alive) < 1:
+        while len(listener.alive) < 1:
             await asyncio.sleep(0.01)
         backend.gate.set()
         await job
-        while len(told.alive) < 2:
+        while len(listener.alive) < 2:
             await asyncio.sleep(0.01)
-    assert told.alive == [False, True]
+    assert listener.alive == [False, True]
     watch.cancel()
     await batcher.stop()
 
 
-async def test_forwards_that_all_fail_show_in_liveness_until_one_succeeds() -> None:
-    backend, told = FakeBackend(), Told()
-    batcher = Batcher(backend, READOUT)
+async def test_repeated_failures_fail_liveness_until_a_success() -> None:
+    backend, listener = FakeBackend(), FakeListener()
+    batcher = Batcher(backend, HEAD)
     batcher.start()
-    watch = asyncio.create_task(watch_stalls(batcher, [cast(Listener, told)], limit_s=0.2))
+    watch = asyncio.create_task(watch_stalls(batcher, [cast(Listener, listener)], limit_s=0.2))
 
     async def ask() -> None:
         await batcher.submit(np.ones(3, np.int64), table(1, 7), np.arange(7))
@@ -426,16 +443,16 @@ async def test_forwards_that_all_fail_show_in_liveness_until_one_succeeds() -> N
     with pytest.raises(UnavailableError):
         await ask()
     await asyncio.sleep(0.4)
-    assert told.alive == [], "one failure and silence are no cause for a restart"
+    assert listener.alive == [], "one failure and silence are do not justify a restart"
     async with asyncio.timeout(10):
         with pytest.raises(UnavailableError):
             await ask()
-        while len(told.alive) < 1:
+        while len(listener.alive) < 1:
             await asyncio.sleep(0.01)
         backend.error = None
         await ask()
-        while len(told.alive) < 2:
+        while len(listener.alive) < 2:
             await asyncio.sleep(0.01)
-    assert told.alive == [False, True]
+    assert listener.alive == [False, True]
     watch.cancel()
     await batcher.stop()

@@ -1,4 +1,4 @@
-"""Which backend opens where, and what is said of those that do not."""
+"""Test which backend opens on which machine, and what is logged about the others."""
 
 from __future__ import annotations
 
@@ -22,20 +22,18 @@ from tools.processes import BUNDLE
 FILES = ["backbone.onnx", "backbone.sm89.plan", "encoder.sm90.plan", "backbone.sm120.plan"]
 
 
-def test_the_plan_is_the_one_of_the_gpu_that_is_here() -> None:
+def test_plan_matches_the_gpu() -> None:
     assert devices.choose_plan(FILES, "89") == "backbone.sm89.plan"
     assert devices.choose_plan(FILES, "120") == "backbone.sm120.plan"
-    with pytest.raises(
-        BundleError, match=r"GPU here is sm90, .* for sm120, sm89; .*--cuda-arch 90"
-    ):
+    with pytest.raises(BundleError, match=r"GPU is sm90, .* for sm120, sm89; .*--cuda-arch 90"):
         devices.choose_plan(FILES, "90")
-    with pytest.raises(BundleError, match="plans are for none"):
+    with pytest.raises(BundleError, match="has plans for none"):
         devices.choose_plan(FILES[:1], "90")
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
-    """A tiny one whose plan is the fake's; of the real bundle's manifest but for its files."""
+    """A tiny bundle with a plan for the fake GPU; its manifest is the real one with other files."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     path = emit(folder)
@@ -55,18 +53,16 @@ def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
 
 @pytest.fixture
 def machine(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A fake GPU (see test_tensorrt.py), found where a real one would be."""
+    """A fake GPU (see test_tensorrt.py) in place of a real one."""
     fake = fake_machine(bundle[0] / "backbone.fp16.onnx")
     monkeypatch.setattr(devices, "find_libraries", lambda: fake.libraries)
     return fake
 
 
-def test_auto_takes_tensorrt_where_it_works(
-    bundle: tuple[Path, Manifest], machine: Machine
-) -> None:
+def test_auto_uses_tensorrt_if_it_works(bundle: tuple[Path, Manifest], machine: Machine) -> None:
     backend = devices.open_backend(*bundle)
     assert isinstance(backend, TensorRTBackend)
-    assert "backbone.sm89.plan, 1 CUDA graphs" in backend.describe(), "it was tried out"
+    assert "backbone.sm89.plan, 1 CUDA graphs" in backend.describe(), "the self-test ran"
     backend.close()
     machine.fake.fake_capability(b"86")
     try:
@@ -78,33 +74,33 @@ def test_auto_takes_tensorrt_where_it_works(
     assert machine.fake.fake_live() == 0
 
 
-@pytest.mark.parametrize("why", ["no kernel", "no such plan", "a changed file", "no sense"])
-def test_auto_says_why_not_and_takes_the_cpu(
+@pytest.mark.parametrize("case", ["no kernel", "no such plan", "a changed file", "NaN"])
+def test_auto_logs_why_it_falls_back_to_the_cpu(
     bundle: tuple[Path, Manifest], machine: Machine, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, why: str,
+    caplog: pytest.LogCaptureFixture, case: str,
 ) -> None:  # fmt: skip
-    words = {
+    expected = {
         "no kernel": "cudaGetDeviceCount failed",
-        "no such plan": "GPU here is sm75",
+        "no such plan": "GPU is sm75",
         "a changed file": "changed or damaged",
-        "no sense": "differ by nan in p",
-    }[why]
+        "NaN": "differ by nan in p",
+    }[case]
     folder, manifest = bundle
-    if why == "no kernel":
+    if case == "no kernel":
         machine.fake.fake_fail(b"cudaGetDeviceCount", 35)
 
         def fails() -> None:
             try:
                 machine.libraries.cuda.devices()
             except Exception as error:
-                raise BundleError(f"no GPU answers: {error}") from error
+                raise BundleError(f"No GPU responds: {error}") from error
 
         monkeypatch.setattr(devices, "find_libraries", fails)
-    elif why == "a changed file":
+    elif case == "a changed file":
         (folder / "backbone.sm89.plan").write_bytes(b"changed")
-    elif why == "no sense":
+    elif case == "NaN":
         manifest = replace(manifest, calibration=replace(manifest.calibration, scale=float("nan")))
-    if why == "no such plan":
+    if case == "no such plan":
         machine.fake.fake_capability(b"75")
     try:
         with caplog.at_level(logging.INFO):
@@ -112,15 +108,15 @@ def test_auto_says_why_not_and_takes_the_cpu(
     finally:
         machine.fake.fake_capability(b"89")
     assert isinstance(backend, OnnxBackend)
-    told = [r.getMessage() for r in caplog.records if r.name == devices.log.name]
-    assert [m.split(":")[0] for m in told] == ["not on tensorrt", "not on cuda"]
-    assert words in told[0]
+    messages = [r.getMessage() for r in caplog.records if r.name == devices.log.name]
+    assert [m.split(" unavailable (")[0] for m in messages] == ["TensorRT", "CUDA"]
+    assert expected in messages[0]
     assert machine.fake.fake_live() == 0
     with pytest.raises(BundleError):
         devices.open_backend(*bundle, device="cuda")
 
 
-def test_a_bundle_without_plans_names_its_devices() -> None:
+def test_missing_graph_error_lists_the_available_devices() -> None:
     manifest = read_manifest(BUNDLE, "bundle")
     graphs = {name: file for name, file in manifest.graphs.items() if name != "tensorrt"}
     with pytest.raises(BundleError, match="no graph for --device tensorrt, only for"):

@@ -1,4 +1,4 @@
-"""Padded shapes hold what they are for, and graphs are few, recent, and dropped once."""
+"""Test that padding keeps the contents, and that graphs are few, recent and dropped once."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from hypothesis import strategies as st
 
 from engine.api.errors import UnavailableError
 from engine.inference.tensorrt.shapes import (
-    REMEMBERED,
+    SEEN_PER_GRAPH,
+    ForwardShape,
     GraphCache,
-    Profile,
-    Range,
-    Shape,
+    ShapeProfile,
+    SizeRange,
     check_lengths,
-    padded,
-    pieces,
+    chunk_slices,
+    pad_shape,
 )
 
-PROFILE = Profile(Range(1, 24), Range(32, 300), Range(1, 1000))  # no power of two on purpose
+PROFILE = ShapeProfile(SizeRange(1, 24), SizeRange(32, 300), SizeRange(1, 1000))  # no powers of two
 
 
 @given(st.integers(1, 24), st.integers(1, 300), st.integers(1, 1000))
-def test_a_padded_shape_holds_it_and_stays_within_the_profile(
+def test_padded_shape_holds_the_request_within_the_profile(
     batch: int, length: int, candidates: int
 ) -> None:
-    shape = padded(PROFILE, batch, length, candidates)
-    assert batch <= shape.batch <= PROFILE.batch.most
-    assert max(length, PROFILE.length.least) <= shape.length <= PROFILE.length.most
+    shape = pad_shape(PROFILE, batch, length, candidates)
+    assert batch <= shape.batch <= PROFILE.batch.max
+    assert max(length, PROFILE.length.min) <= shape.length <= PROFILE.length.max
     assert candidates <= shape.candidates
-    assert PROFILE.rows.least <= shape.candidates <= PROFILE.rows.most
-    again = padded(PROFILE, shape.batch, shape.length, shape.candidates)
+    assert PROFILE.candidates.min <= shape.candidates <= PROFILE.candidates.max
+    again = pad_shape(PROFILE, shape.batch, shape.length, shape.candidates)
     assert again == shape, "padding twice changes nothing, so shapes are few"
     assert shape.batch < 2 * batch
     assert shape.length < max(length, 1) + 32
@@ -38,46 +38,48 @@ def test_a_padded_shape_holds_it_and_stays_within_the_profile(
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
-def test_pieces_are_everything_in_order(count: int, most: int) -> None:
+def test_chunk_slices_cover_everything_in_order(count: int, size: int) -> None:
     numbers = list(range(count))
-    cut = [numbers[piece] for piece in pieces(count, most)]
-    assert [n for piece in cut for n in piece] == numbers
-    assert all(0 < len(piece) <= most for piece in cut)
+    chunks = [numbers[chunk] for chunk in chunk_slices(count, size)]
+    assert [n for chunk in chunks for n in chunk] == numbers
+    assert all(0 < len(chunk) <= size for chunk in chunks)
 
 
-def test_a_prompt_beyond_the_profile_is_refused() -> None:
+def test_prompt_longer_than_the_profile_is_refused() -> None:
     check_lengths(PROFILE, [1, 300])
-    with pytest.raises(UnavailableError, match="301 tokens, the plan was built for 300"):
+    with pytest.raises(UnavailableError, match="301 tokens, the TensorRT plan accepts 300"):
         check_lengths(PROFILE, [5, 301])
 
 
 @given(st.integers(0, 3), st.lists(st.integers(0, 5), max_size=60))
 @settings(max_examples=200)
-def test_graphs_are_made_the_second_time_and_dropped_once(limit: int, asked: list[int]) -> None:
+def test_graphs_are_created_at_the_second_use_and_dropped_once(
+    limit: int, numbers: list[int]
+) -> None:
     dropped: list[int] = []
     cache: GraphCache[int] = GraphCache(limit, dropped.append)
-    made: list[int] = []
-    kept: list[int] = []  # shapes with a graph, the one used last at the end
+    created: list[int] = []
+    stored: list[int] = []  # shapes with a graph, the most recently used last
     seen: list[int] = []
-    for n in asked:
-        shape = Shape(1, 32, n)
-        found = cache.get(shape)
-        assert (found is not None) == (n in kept)
-        if found is not None:
-            kept = [k for k in kept if k != n] + [n]
+    for n in numbers:
+        shape = ForwardShape(1, 32, n)
+        graph = cache.get(shape)
+        assert (graph is not None) == (n in stored)
+        if graph is not None:
+            stored = [k for k in stored if k != n] + [n]
             continue
-        common = cache.is_common(shape)
-        assert common == (n in seen and limit > 0)
+        capture = cache.seen_before(shape)
+        assert capture == (n in seen and limit > 0)
         seen = [s for s in seen if s != n] + [n]
-        seen = seen[-REMEMBERED * limit :] if limit else []
-        if common:
-            made.append(len(made))
-            cache.put(shape, made[-1])
+        seen = seen[-SEEN_PER_GRAPH * limit :] if limit else []
+        if capture:
+            created.append(len(created))
+            cache.put(shape, created[-1])
             seen.remove(n)
-            kept = [*kept, n][-limit:]
-        assert len(cache) == len(kept) <= limit
-        assert len(dropped) == len(set(dropped)) == len(made) - len(cache)
+            stored = [*stored, n][-limit:]
+        assert len(cache) == len(stored) <= limit
+        assert len(dropped) == len(set(dropped)) == len(created) - len(cache)
     cache.disable()
-    assert not any(cache.is_common(Shape(1, 32, n)) for n in (7, 7, 7))
+    assert not any(cache.seen_before(ForwardShape(1, 32, n)) for n in (7, 7, 7))
     cache.clear()
-    assert sorted(dropped) == made
+    assert sorted(dropped) == created

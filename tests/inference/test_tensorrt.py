@@ -1,7 +1,7 @@
-"""The TensorRT backend gives what ONNX Runtime and the CPU kernel give.
+"""Test that the TensorRT backend gives the probabilities of ONNX Runtime and the CPU kernel.
 
-The same tests run on a fake GPU (fake_cuda.cc, fake_tensorrt.py: they check what is done with the
-calls, and say nothing about a GPU) and, where there is one with TensorRT and nvcc, on a real GPU.
+The same tests run on a fake GPU (fake_cuda.cc, fake_tensorrt.py), which checks how the backend uses
+CUDA and TensorRT, and on a real GPU if there is one with TensorRT and nvcc.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from cpp_ext import cuda as kernel
 from engine.api.errors import BundleError, ModelsatError, UnavailableError
 from engine.bundle.manifest import Calibration
-from engine.inference.backend import Readout
+from engine.inference.backend import ScoringHead
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
 from engine.inference.tensorrt.cuda import Cuda
@@ -39,7 +39,7 @@ from tests.support import tiny_llama
 from tests.support.fake_tensorrt import Module
 
 BASE = tiny_llama.base()
-READOUT = Readout(
+HEAD = ScoringHead(
     np.linspace(-1, 1, tiny_llama.WIDTH).astype(np.float32), 1e-5, Calibration(0.7, -0.2)
 )  # fmt: skip
 SOURCE = Path(__file__).parents[1] / "support" / "fake_cuda.cc"
@@ -47,7 +47,7 @@ SOURCE = Path(__file__).parents[1] / "support" / "fake_cuda.cc"
 
 @dataclass
 class Machine:
-    """A GPU, real or not. tolerance: of p, of fp16 products beside fp32 ones."""
+    """A GPU, real or fake. tolerance: in p, for fp16 products compared with fp32 ones."""
 
     plan: Path
     graph: Path
@@ -55,8 +55,8 @@ class Machine:
     tolerance: float
     fake: ctypes.CDLL | None = None
 
-    def open(self, graphs: int = 4) -> TensorRTBackend:
-        return TensorRTBackend(self.plan, self.libraries, graphs)
+    def open(self, max_graphs: int = 4) -> TensorRTBackend:
+        return TensorRTBackend(self.plan, self.libraries, max_graphs)
 
 
 def emit(folder: Path) -> Path:
@@ -85,7 +85,7 @@ def fake_machine(graph: Path, **module: Any) -> Machine:
 
 @cache
 def gpu_machine(graph: Path) -> Machine | str:
-    """The real one, or why not."""
+    """Open the real GPU, or return why there is none."""
     try:
         libraries = find_libraries()
         capability = libraries.cuda.capability()
@@ -105,7 +105,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["fake", "fake rtx", "gpu"])
 def machine(request: pytest.FixtureRequest, graph: Path) -> Machine:
     if request.param != "gpu":
-        return fake_machine(graph, its_own_graphs=request.param == "fake rtx")
+        return fake_machine(graph, captures_itself=request.param == "fake rtx")
     found = gpu_machine(graph)
     if isinstance(found, str):
         pytest.skip(f"no GPU: {found}")
@@ -114,7 +114,7 @@ def machine(request: pytest.FixtureRequest, graph: Path) -> Machine:
 
 @pytest.fixture(scope="module")
 def backend(machine: Machine) -> Iterator[TensorRTBackend]:
-    """One for many shapes; closed, it leaves nothing behind."""
+    """Shared by many tests; after close(), nothing may be allocated."""
     opened = machine.open()
     yield opened
     opened.close()
@@ -141,25 +141,25 @@ def table(seed: int, candidates: int) -> np.ndarray:
     data=st.data(),
 )
 @settings(max_examples=25, deadline=None)
-def test_any_shape_gives_the_probabilities_of_the_cpu(
+def test_any_shape_matches_the_cpu(
     machine: Machine, backend: TensorRTBackend, exact: OnnxBackend, lengths: list[int],
     candidates: int, seed: int, again: int, data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Queued, captured and from a graph (the second and third time); any rows, in any order."""
+    """Queued, captured (the second time) and from a graph (the third); any rows in any order."""
     of, prompts = table(seed, candidates), tiny_llama.prompts(lengths, seed)
     rows = np.array(data.draw(st.permutations(range(candidates))))[: 1 + seed * 5]
-    expected = exact.probabilities(prompts, of, rows, READOUT).p
+    expected = exact.probabilities(prompts, of, rows, HEAD).p
     for _ in range(again):
-        found = backend.probabilities(prompts, of, rows, READOUT)
+        found = backend.probabilities(prompts, of, rows, HEAD)
         np.testing.assert_allclose(found.p, expected, rtol=0, atol=machine.tolerance)
         assert found.p.shape == (len(lengths), len(rows))
-        assert found.score_s == 0
+        assert found.scoring_s == 0
 
 
 @pytest.mark.parametrize(
     "case", ["a thousand rows", "the longest prompt", "too many requests", "too many rows"]
 )
-def test_the_ends_of_the_profile(
+def test_limits_of_the_profile_match_the_cpu(
     machine: Machine, backend: TensorRTBackend, exact: OnnxBackend, case: str
 ) -> None:
     lengths, of = {
@@ -169,70 +169,70 @@ def test_the_ends_of_the_profile(
         "too many rows": ([9], table(3, 1200)),
     }[case]
     prompts, rows = tiny_llama.prompts(lengths), np.arange(len(of))
-    found = backend.probabilities(prompts, of, rows, READOUT).p
-    expected = exact.probabilities(prompts, of, rows, READOUT).p
+    found = backend.probabilities(prompts, of, rows, HEAD).p
+    expected = exact.probabilities(prompts, of, rows, HEAD).p
     np.testing.assert_allclose(found, expected, rtol=0, atol=machine.tolerance)
 
 
-def test_what_does_not_fit_is_refused_in_a_sentence(backend: TensorRTBackend) -> None:
+def test_oversized_inputs_are_refused_with_their_limits(backend: TensorRTBackend) -> None:
     one, rows = table(0, 1), np.arange(1)
-    with pytest.raises(UnavailableError, match="321 tokens, the plan was built for 320"):
-        backend.probabilities(tiny_llama.prompts([321]), one, rows, READOUT)
+    with pytest.raises(UnavailableError, match="321 tokens, the TensorRT plan accepts 320"):
+        backend.probabilities(tiny_llama.prompts([321]), one, rows, HEAD)
     large = np.zeros((MAX_ROWS + 1, tiny_llama.WIDTH), dtype=np.float32)
-    with pytest.raises(UnavailableError, match=f"at most {MAX_ROWS}"):
-        backend.probabilities(tiny_llama.prompts([9]), large, rows, READOUT)
-    backend.prepare(large)
-    narrow = Readout(np.ones(3, dtype=np.float32), 1e-5, READOUT.calibration)
-    with pytest.raises(UnavailableError, match="readout is"):
+    with pytest.raises(UnavailableError, match=f"the GPU has room for {MAX_ROWS}"):
+        backend.probabilities(tiny_llama.prompts([9]), large, rows, HEAD)
+    backend.prefetch_table(large)
+    narrow = ScoringHead(np.ones(3, dtype=np.float32), 1e-5, HEAD.calibration)
+    with pytest.raises(UnavailableError, match="scoring head is"):
         backend.probabilities(tiny_llama.prompts([9]), one, rows, narrow)
 
 
-def test_another_readout_is_not_answered_from_old_graphs(
+def test_new_scoring_head_is_not_answered_from_old_graphs(
     machine: Machine, backend: TensorRTBackend, exact: OnnxBackend
 ) -> None:
     of, prompts, rows = table(1, 4), tiny_llama.prompts([12]), np.arange(4)
-    other = Readout(READOUT.weight[::-1].copy(), 1e-3, Calibration(0.2, 0.4))
-    for readout in (READOUT, READOUT, READOUT, other, other, other, READOUT):
-        found = backend.probabilities(prompts, of, rows, readout).p
-        expected = exact.probabilities(prompts, of, rows, readout).p
+    other = ScoringHead(HEAD.weight[::-1].copy(), 1e-3, Calibration(0.2, 0.4))
+    for head in (HEAD, HEAD, HEAD, other, other, other, HEAD):
+        found = backend.probabilities(prompts, of, rows, head).p
+        expected = exact.probabilities(prompts, of, rows, head).p
         np.testing.assert_allclose(found, expected, rtol=0, atol=machine.tolerance)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30))
 @settings(max_examples=25, deadline=None)
-def test_swaps_never_mix_tables(
+def test_table_swaps_never_mix_tables(
     machine: Machine, backend: TensorRTBackend, exact: OnnxBackend,
     steps: list[tuple[int, bool]],
 ) -> None:  # fmt: skip
-    """Tables are announced and read in any order, also before they were ever announced."""
+    """Tables are prefetched and read in any order, also read without being prefetched."""
     tables, prompts, rows = [table(i, 5) for i in range(4)], tiny_llama.prompts([7]), np.arange(5)
-    expected = [exact.probabilities(prompts, of, rows, READOUT).p for of in tables]
-    for which, announced in steps:
-        if announced:
-            backend.prepare(tables[which])
+    expected = [exact.probabilities(prompts, of, rows, HEAD).p for of in tables]
+    for which, prefetched in steps:
+        if prefetched:
+            backend.prefetch_table(tables[which])
         else:
-            found = backend.probabilities(prompts, tables[which], rows, READOUT).p
+            found = backend.probabilities(prompts, tables[which], rows, HEAD).p
             np.testing.assert_allclose(found, expected[which], rtol=0, atol=machine.tolerance)
 
 
-def test_swaps_from_another_thread_never_mix_tables(
+def test_prefetching_in_another_thread_never_mixes_tables(
     machine: Machine, backend: TensorRTBackend, exact: OnnxBackend
 ) -> None:
     tables, prompts, rows = [table(i, 5) for i in range(8)], tiny_llama.prompts([7]), np.arange(5)
-    expected = [exact.probabilities(prompts, of, rows, READOUT).p for of in tables]
+    expected = [exact.probabilities(prompts, of, rows, HEAD).p for of in tables]
     stop = threading.Event()
 
-    def announce() -> None:
+    def prefetch() -> None:
         random = np.random.default_rng(0)
         while not stop.is_set():
-            backend.prepare(tables[random.integers(8)])
+            backend.prefetch_table(tables[random.integers(8)])
 
-    thread = threading.Thread(target=announce)
+    thread = threading.Thread(target=prefetch)
     thread.start()
     try:
         for i in range(200):
             which = i // 3 % 8
-            found = backend.probabilities(prompts, tables[which], rows, READOUT).p
+            found = backend.probabilities(prompts, tables[which], rows, HEAD).p
             np.testing.assert_allclose(found, expected[which], rtol=0, atol=machine.tolerance)
     finally:
         stop.set()
@@ -246,32 +246,32 @@ def fake(graph: Path) -> Machine:
 
 def ask(backend: TensorRTBackend, length: int = 9, candidates: int = 3) -> np.ndarray:
     return backend.probabilities(
-        tiny_llama.prompts([length]), table(0, candidates), np.arange(candidates), READOUT
+        tiny_llama.prompts([length]), table(0, candidates), np.arange(candidates), HEAD
     ).p
 
 
-def test_a_table_announced_during_a_forward_leaves_that_one_alone(fake: Machine) -> None:
-    """Its upload is over before the forward reads its own table, and the next forward has it."""
-    backend, old, new = fake.open(graphs=0), table(0, 3), table(1, 3)
+def test_prefetch_during_a_forward_pass_leaves_its_table_alone(fake: Machine) -> None:
+    """The upload ends before the forward pass reads its own table, and the next pass uses it."""
+    backend, old, new = fake.open(max_graphs=0), table(0, 3), table(1, 3)
     prompts, rows, module = tiny_llama.prompts([9]), np.arange(3), fake.libraries.tensorrt
-    expected = [backend.probabilities(prompts, of, rows, READOUT).p for of in (new, old)]
+    expected = [backend.probabilities(prompts, of, rows, HEAD).p for of in (new, old)]
 
-    def announce() -> None:
+    def prefetch() -> None:
         for of in (new, table(2, 3), table(3, 3), new):
-            backend.prepare(of)
-            fake.libraries.cuda.wait(backend._tables._stream)
+            backend.prefetch_table(of)
+            fake.libraries.cuda.synchronize(backend._tables._stream)
 
-    backend.probabilities(prompts, table(4, 3), rows, READOUT)  # the new one is gone
-    module.before_queue = announce
-    np.testing.assert_array_equal(backend.probabilities(prompts, old, rows, READOUT).p, expected[1])
+    backend.probabilities(prompts, table(4, 3), rows, HEAD)  # the new table is evicted
+    module.before_queue = prefetch
+    np.testing.assert_array_equal(backend.probabilities(prompts, old, rows, HEAD).p, expected[1])
     module.before_queue = lambda: None
     assert backend._tables._find(new) is not None
-    np.testing.assert_array_equal(backend.probabilities(prompts, new, rows, READOUT).p, expected[0])
+    np.testing.assert_array_equal(backend.probabilities(prompts, new, rows, HEAD).p, expected[0])
     backend.close()
 
 
-def test_graphs_are_few_and_made_the_second_time(fake: Machine) -> None:
-    backend = fake.open(graphs=2)
+def test_graphs_are_bounded_and_created_at_the_second_use(fake: Machine) -> None:
+    backend = fake.open(max_graphs=2)
     before = fake.fake.fake_launches()
     counted = [(fake.fake.fake_launches() - before, ask(backend, n)) for n in (9, 9, 9, 30, 9)]
     assert [launches for launches, _ in counted] == [0, 0, 0, 1, 2], "32 tokens are one shape"
@@ -279,23 +279,21 @@ def test_graphs_are_few_and_made_the_second_time(fake: Machine) -> None:
         ask(backend, length)
     assert "2 CUDA graphs" in backend.describe()
     backend.close()
-    assert fake.fake.fake_live() == 0, "what was dropped was destroyed"
+    assert fake.fake.fake_live() == 0, "dropped graphs are destroyed"
 
 
-def test_without_graphs_where_a_capture_fails(
-    fake: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_capture_disables_graphs(fake: Machine, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("cudaStreamBeginCapture", "modelsat_rank_cuda", "cudaGraphInstantiateWithFlags"):
         backend = fake.open()
         first = ask(backend)
         second = partial(ask, backend)
-        if name == "modelsat_rank_cuda":  # fails inside of the capture, not before
+        if name == "modelsat_rank_cuda":  # must fail during the capture, not before
             second = failing_in_capture(fake, second)
         else:
             fake.fake.fake_fail(name.encode(), 901)
         with caplog.at_level(logging.WARNING):
             np.testing.assert_array_equal(second(), first)
-        assert "no CUDA graphs" in caplog.text
+        assert "CUDA graphs disabled" in caplog.text
         np.testing.assert_array_equal(ask(backend), first)
         assert "0 CUDA graphs" in backend.describe()
         backend.close()
@@ -324,12 +322,12 @@ def failing_in_capture(fake: Machine, call: Callable[[], np.ndarray]) -> Callabl
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("cudaMemcpyAsync", 700, "cudaMemcpyAsync failed: a made-up failure"),
+        ("cudaMemcpyAsync", 700, "cudaMemcpyAsync failed: a simulated failure"),
         ("cudaStreamSynchronize", 700, "cudaStreamSynchronize failed"),
-        ("modelsat_gather_cuda", 4, "was not launched: .* a failed launch"),
+        ("modelsat_gather_cuda", 4, "failed to launch: .* a failed launch"),
     ],
 )
-def test_a_failure_is_one_requests_and_says_what_failed(
+def test_cuda_failure_affects_one_request_and_is_named(
     fake: Machine, name: str, code: int, words: str
 ) -> None:
     backend = fake.open()
@@ -341,7 +339,7 @@ def test_a_failure_is_one_requests_and_says_what_failed(
     backend.close()
 
 
-def test_a_plan_that_is_none_or_finds_no_memory_is_a_bundle_error(
+def test_invalid_plan_or_lack_of_memory_is_a_bundle_error(
     fake: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "backbone.sm89.plan"
@@ -355,8 +353,8 @@ def test_a_plan_that_is_none_or_finds_no_memory_is_a_bundle_error(
     assert fake.fake.fake_live() == 0
 
 
-def test_the_fake_has_nothing_that_the_real_library_lacks() -> None:
-    """What the backend calls, by name, in tensorrt_rtx, whose wheel needs no GPU to be imported."""
+def test_fake_uses_only_names_of_the_real_library() -> None:
+    """tensorrt_rtx, whose wheel can be imported without a GPU, has every name the backend calls."""
     trt = pytest.importorskip("tensorrt_rtx", reason="no TensorRT: pip install .[trt]")
     used = {
         trt.Runtime: ["deserialize_cuda_engine"],

@@ -30,7 +30,7 @@ from engine.api.policy import Policy
 from engine.bundle.manifest import Calibration
 from engine.cli.main import main as cli
 from engine.cli.replay import recorded
-from engine.inference.backend import Readout, Scores
+from engine.inference.backend import BatchScores, ScoringHead
 from engine.registry.catalog import read_catalog
 from engine.registry.table import Table, make_table
 from engine.replay import render, scoring
@@ -73,13 +73,13 @@ class HashBackend:
         tokens: Sequence[NDArray[np.int64]],
         embeddings: NDArray[np.float32],
         rows: NDArray[np.int64],
-        readout: Readout,
-    ) -> Scores:
+        readout: ScoringHead,
+    ) -> BatchScores:
         seeds = [zlib.crc32(t.tobytes()) for t in tokens]
         p = [np.random.default_rng(s).random(len(embeddings), np.float32)[rows] for s in seeds]
-        return Scores(np.stack(p), 0.0, 0.0)
+        return BatchScores(np.stack(p), 0.0, 0.0)
 
-    def prepare(self, embeddings: NDArray[np.float32]) -> None:
+    def prefetch_table(self, embeddings: NDArray[np.float32]) -> None:
         pass
 
     def describe(self) -> str:
@@ -96,7 +96,7 @@ SCORER = Scorer(
     list(POLICIES.values()),
     Tokenizer.from_file(str(BUNDLE / "tokenizer.json")),
     HashBackend(),
-    Readout(np.zeros(2, np.float32), 1e-5, Calibration(1.0, 0.0)),
+    ScoringHead(np.zeros(2, np.float32), 1e-5, Calibration(1.0, 0.0)),
 )
 
 

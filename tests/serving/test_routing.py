@@ -23,7 +23,8 @@ from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_to
 from engine.bundle.manifest import Calibration
 from engine.cli.main import main as cli
-from engine.inference.batcher import Batcher, Limits, Readout
+from engine.inference.backend import ScoringHead
+from engine.inference.batcher import Batcher, BatchLimits
 from engine.inference.cache import ScoreCache
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
@@ -267,8 +268,8 @@ def a_router(
         for name, a in (("cheap", 0.2), ("good", 0.7), ("middling", 0.4))
     ]
     table = make_table(1, entries, 4)
-    readout = Readout(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
-    batcher = Batcher(backend, readout, Limits())
+    readout = ScoringHead(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
+    batcher = Batcher(backend, readout, BatchLimits())
     registry: Any = SimpleNamespace(table=lambda: table)
     return Router(registry, batcher, OneToken(), cache=cache, config=config), batcher
 

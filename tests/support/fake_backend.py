@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.inference.backend import Readout, Scores, score_rows
+from engine.inference.backend import BatchScores, ScoringHead, score_rows
 
 
 class FakeBackend:
@@ -37,11 +37,11 @@ class FakeBackend:
         tokens: Sequence[NDArray[np.int64]],
         embeddings: NDArray[np.float32],
         rows: NDArray[np.int64],
-        readout: Readout,
-    ) -> Scores:
+        readout: ScoringHead,
+    ) -> BatchScores:
         return score_rows(self.hidden, tokens, embeddings, rows, readout)
 
-    def prepare(self, embeddings: NDArray[np.float32]) -> None:
+    def prefetch_table(self, embeddings: NDArray[np.float32]) -> None:
         pass
 
     def describe(self) -> str:

@@ -1,10 +1,9 @@
-// A fake of the CUDA runtime, for tests on machines without a GPU. It proves nothing about a GPU: it
-// checks what the caller does with the calls.
+// A fake CUDA runtime for tests on machines without a GPU. It checks how the caller uses CUDA.
 //
-// Device memory is host memory, filled with NaN bits when it is new. Work that is queued runs as late
-// as it may: when somebody waits for it. So a result read too early, or a buffer written too early,
-// shows as a wrong answer. Copies must lie within one allocation each. The scoring kernel is its own
-// CPU emulation, queued like all else.
+// Device memory is host memory, filled with NaN bits when it is allocated. Queued work runs as late as
+// possible, when the host waits for it, so a result that is read too early, or a buffer that is
+// overwritten too early, gives a wrong result. A copy must lie within one allocation on each side. The
+// scoring kernel is its own CPU emulation, queued like everything else.
 
 #include <cstring>
 #include <deque>
@@ -112,7 +111,7 @@ using fake::as;
 extern "C" {
 
 const char* cudaGetErrorString(int code) {
-  return code < fake::kCaptured ? "a made-up failure" : "operation not permitted when stream is capturing";
+  return code < fake::kCaptured ? "a simulated failure" : "operation not permitted when stream is capturing";
 }
 int cudaGetLastError() { return 0; }
 int cudaGetDeviceCount(int* count) { ENTER("cudaGetDeviceCount"); *count = 1; return 0; }
@@ -236,12 +235,12 @@ int modelsat_gather_cuda(const float* table, int64_t width, const int32_t* rows,
                      [=] { emulated_gather(table, width, rows, count, out, nullptr); });
 }
 
-// For the fake of TensorRT: queue a function of Python's.
+// For the fake TensorRT: queues a Python function.
 int fake_queue(void* stream, void (*function)(int64_t), int64_t argument) {
   std::lock_guard<std::recursive_mutex> guard(fake::lock);
   return fake::queue(as<fake::Stream>(stream), [=] { function(argument); });
 }
-// The next call of that function returns `code` and does nothing.
+// Makes the next call of the named function return `code` without doing anything.
 void fake_fail(const char* name, int code) { fake::failures[name] = code; }
 void fake_capability(const char* digits) { fake::capability = digits; }
 int fake_live() { return int(fake::live.size()) + fake::handles; }

@@ -1,8 +1,8 @@
-"""A fake of TensorRT, for tests without a GPU: a "plan" is an ONNX graph, run by ONNX Runtime on
-the pointers that a context was given, when the fake stream (fake_cuda.cc) comes to it.
+"""A fake TensorRT for tests without a GPU.
 
-It holds the caller to TensorRT's rules: shapes within the profile, all addresses set, memory for a
-context that brings none, and a context whose forward was captured is not touched again.
+A "plan" is an ONNX graph. ONNX Runtime runs it on the context's addresses when the fake stream
+(fake_cuda.cc) reaches it. The fake enforces TensorRT's rules: shapes within the profile, all
+addresses set, memory for a context that has none, and no change to a context that was captured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
 
 class Queue:
-    """Python functions as work of the fake's streams."""
+    """Queues Python functions on the fake's streams."""
 
     def __init__(self, cuda: ctypes.CDLL) -> None:
         cuda.fake_queue.argtypes = [ctypes.c_void_p, CALLBACK, ctypes.c_int64]
@@ -69,7 +69,7 @@ class Context:
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        assert not self._frozen, "a graph holds on to this context's state"
+        assert not self._frozen, "a captured graph uses this context's state"
         least, _, most = self._engine.get_tensor_profile_shape(name, 0)
         if any(not a <= n <= b for n, a, b in zip(shape, least, most, strict=True)):
             return False
@@ -137,9 +137,9 @@ class Runtime:
 
 
 class Module(SimpleNamespace):
-    """What `import tensorrt` gives; with its_own_graphs, what `import tensorrt_rtx` gives."""
+    """The module `tensorrt`, or with captures_itself `tensorrt_rtx`."""
 
-    def __init__(self, cuda: ctypes.CDLL, *, its_own_graphs: bool = False, **profile: Any) -> None:
+    def __init__(self, cuda: ctypes.CDLL, *, captures_itself: bool = False, **profile: Any) -> None:
         module, queue = self, Queue(cuda)
 
         class ILogger:
@@ -157,6 +157,6 @@ class Module(SimpleNamespace):
             Runtime=Runtime,
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
         )
-        if its_own_graphs:
+        if captures_itself:
             self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy")

@@ -17,7 +17,7 @@ from engine.api.errors import InvalidInputError
 from engine.api.policy import Policy
 from engine.cli import calibrate as calibrate_command
 from engine.cli.main import main as modelsat
-from engine.inference.offline import Scored
+from engine.inference.offline import OfflineScores
 from engine.routing import calibration, tradeoff
 from engine.routing.calibration import Target
 from engine.routing.ranking import rank
@@ -199,7 +199,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         calibration,
         "score_outcomes",
-        lambda _, outcomes: Scored(
+        lambda _, outcomes: OfflineScores(
             made_up(len(outcomes.texts))[0], np.arange(1, len(outcomes.texts) + 1)
         ),
     )

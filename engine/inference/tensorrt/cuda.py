@@ -1,7 +1,10 @@
-"""The CUDA runtime through ctypes: what one stream of work on one GPU needs, and no more.
+"""Call the CUDA runtime through ctypes: the functions that one stream on one GPU needs.
 
-Every call that fails raises UnavailableError with CUDA's own words. Pointers, streams, events and
-graphs are the integers that CUDA hands out. Device 0 is used; CUDA_VISIBLE_DEVICES says which.
+A failing call raises UnavailableError with CUDA's error message. Pointers, streams, events and
+graphs are CUDA's own handles, as integers. Device 0 is used; CUDA_VISIBLE_DEVICES selects it.
+
+cuda-python is not used, because its runtime is linked in statically: tests on machines without a
+GPU could not replace it with a fake (tests/support/fake_cuda.cc).
 """
 
 from __future__ import annotations
@@ -47,137 +50,138 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
 class Cuda:
-    """The functions of one libcudart."""
+    """The functions of a libcudart."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        """Raises BundleError where a function is missing."""
+        """Declare the functions. Raises BundleError if one is missing."""
         try:
             for name, arguments in _CALLS.items():
                 getattr(library, name).argtypes = arguments
             library.cudaGetErrorString.argtypes = [_I]
             library.cudaGetErrorString.restype = ctypes.c_char_p
         except AttributeError as error:
-            raise BundleError(f"this libcudart is too old: {error}; install CUDA 12 or 13.") from (
+            raise BundleError(f"This libcudart is too old ({error}); install CUDA 12 or 13.") from (
                 error
             )
         self._library = library
 
     def devices(self) -> int:
-        """How many GPUs there are; raises UnavailableError where there is no driver."""
+        """Count the GPUs. Raises UnavailableError if there is no driver."""
         count = ctypes.c_int()
         self._call("cudaGetDeviceCount", ctypes.byref(count))
         return count.value
 
     def capability(self) -> str:
-        """Of device 0, as in the names of plans: "89"."""
-        found = []
+        """Return the compute capability of device 0, as in the names of plans: "89"."""
+        digits = []
         for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
             value = ctypes.c_int()
             self._call("cudaDeviceGetAttribute", ctypes.byref(value), attribute, 0)
-            found.append(str(value.value))
-        return "".join(found)
+            digits.append(str(value.value))
+        return "".join(digits)
 
     def allocate(self, size: int) -> int:
-        """`size` bytes on the device."""
-        return self._new("cudaMalloc", size)
+        """Allocate `size` bytes on the device."""
+        return self._create("cudaMalloc", size)
 
     def free(self, pointer: int) -> None:
-        """What allocate gave."""
+        """Free memory from allocate()."""
         self._call("cudaFree", pointer)
 
     def allocate_pinned(self, size: int) -> int:
-        """`size` bytes of the host that the device can copy while the host goes on."""
-        return self._new("cudaMallocHost", size)
+        """Allocate `size` bytes of pinned host memory, which the device can copy asynchronously."""
+        return self._create("cudaMallocHost", size)
 
     def free_pinned(self, pointer: int) -> None:
-        """What allocate_pinned gave."""
+        """Free memory from allocate_pinned()."""
         self._call("cudaFreeHost", pointer)
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        """Queue a copy of `size` bytes in either direction; pinned on the host's side."""
+        """Queue a copy of `size` bytes in either direction. Host memory must be pinned."""
         self._call("cudaMemcpyAsync", to, source, size, _MEMCPY_DEFAULT, stream)
 
     def fill(self, pointer: int, byte: int, size: int, stream: int) -> None:
-        """Queue a fill of `size` bytes of the device."""
+        """Queue filling `size` bytes of device memory."""
         self._call("cudaMemsetAsync", pointer, byte, size, stream)
 
-    def stream(self) -> int:
-        """A stream of its own, that does not wait for the default one."""
-        return self._new("cudaStreamCreateWithFlags", _STREAM_NON_BLOCKING)
+    def create_stream(self) -> int:
+        """Create a stream that does not wait for the default stream."""
+        return self._create("cudaStreamCreateWithFlags", _STREAM_NON_BLOCKING)
 
-    def wait(self, stream: int) -> None:
-        """Until all that was queued on it is done; errors of queued work show here."""
+    def synchronize(self, stream: int) -> None:
+        """Wait for all work queued on the stream. Raises the errors of that work."""
         self._call("cudaStreamSynchronize", stream)
 
     def destroy_stream(self, stream: int) -> None:
-        """What stream() gave."""
+        """Destroy a stream from create_stream()."""
         self._call("cudaStreamDestroy", stream)
 
-    def event(self) -> int:
-        """One that counts as done until it is recorded."""
-        return self._new("cudaEventCreateWithFlags", _EVENT_DISABLE_TIMING)
+    def create_event(self) -> int:
+        """Create an event, which counts as done until it is recorded."""
+        return self._create("cudaEventCreateWithFlags", _EVENT_DISABLE_TIMING)
 
     def record(self, event: int, stream: int) -> None:
-        """Done once all that is queued on the stream now is done."""
+        """Let the event be done once all work that is on the stream now is done."""
         self._call("cudaEventRecord", event, stream)
 
-    def after(self, stream: int, event: int) -> None:
-        """What is queued on the stream from here on runs after the event; the host goes on."""
+    def wait_event(self, stream: int, event: int) -> None:
+        """Let later work on the stream wait for the event. The host does not wait."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def destroy_event(self, event: int) -> None:
-        """What event() gave."""
+        """Destroy an event from create_event()."""
         self._call("cudaEventDestroy", event)
 
     def begin_capture(self, stream: int) -> None:
-        """From here on, what this thread queues on the stream is recorded and does not run."""
+        """Begin to record, rather than run, the work that this thread queues on the stream."""
         self._call("cudaStreamBeginCapture", stream, _CAPTURE_THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> int:
-        """The recorded work, ready to launch."""
-        graph = self._new_from("cudaStreamEndCapture", stream)
+        """Return the recorded work as a graph that launch() takes."""
+        graph = self._create_from("cudaStreamEndCapture", stream)
         try:
-            return self._new("cudaGraphInstantiateWithFlags", graph, 0)
+            return self._create("cudaGraphInstantiateWithFlags", graph, 0)
         finally:
             self._call("cudaGraphDestroy", graph)
 
     def abandon_capture(self, stream: int) -> None:
-        """End a capture that failed, and forget its errors."""
+        """End a failed capture and clear its errors."""
         graph = ctypes.c_void_p()
         if self._library.cudaStreamEndCapture(stream, ctypes.byref(graph)) == 0 and graph.value:
             self._library.cudaGraphDestroy(graph)
         self._library.cudaGetLastError()
 
     def launch(self, graph: int, stream: int) -> None:
-        """Queue what end_capture gave."""
+        """Queue a graph from end_capture()."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        """What end_capture gave."""
+        """Destroy a graph from end_capture()."""
         self._call("cudaGraphExecDestroy", graph)
 
-    def _new(self, name: str, *arguments: int) -> int:
-        made = ctypes.c_void_p()
-        self._call(name, ctypes.byref(made), *arguments)
-        return made.value or 0
+    def _create(self, name: str, *arguments: int) -> int:
+        handle = ctypes.c_void_p()
+        self._call(name, ctypes.byref(handle), *arguments)
+        return handle.value or 0
 
-    def _new_from(self, name: str, *arguments: int) -> int:
-        made = ctypes.c_void_p()
-        self._call(name, *arguments, ctypes.byref(made))
-        return made.value or 0
+    def _create_from(self, name: str, *arguments: int) -> int:
+        handle = ctypes.c_void_p()
+        self._call(name, *arguments, ctypes.byref(handle))
+        return handle.value or 0
 
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._library, name)(*arguments)
         if code:
-            words = self._library.cudaGetErrorString(code).decode()
-            raise UnavailableError(f"{name} failed: {words} (CUDA error {code}).")
+            message = self._library.cudaGetErrorString(code).decode()
+            raise UnavailableError(f"{name} failed: {message} (CUDA error {code}).")
 
 
 def find_cuda() -> Cuda:
-    """The newest libcudart at hand: the loader's, or one that pip installed.
+    """Load the newest libcudart: the system's, or one that pip installed.
 
-    Raises BundleError where there is none, or none that sees a GPU."""
-    for name in _names():
+    Raises BundleError if there is none, or if it finds no GPU.
+    """
+    for name in _library_names():
         try:
             cuda = Cuda(ctypes.CDLL(name))
         except OSError:
@@ -186,19 +190,19 @@ def find_cuda() -> Cuda:
             if cuda.devices():
                 return cuda
         except UnavailableError as error:
-            raise BundleError(f"no GPU answers: {error}") from error
-        raise BundleError("the CUDA runtime finds no GPU on this machine.")
+            raise BundleError(f"No GPU responds: {error}") from error
+        raise BundleError("The CUDA runtime finds no GPU on this machine.")
     raise BundleError(
-        f"no libcudart.so of CUDA {' or '.join(map(str, VERSIONS))} is found; install the CUDA"
-        " runtime, or name its folder in LD_LIBRARY_PATH."
+        f"Found no libcudart.so of CUDA {' or '.join(map(str, VERSIONS))}; install the CUDA"
+        " runtime or add its folder to LD_LIBRARY_PATH."
     )
 
 
-def _names() -> Iterator[str]:
+def _library_names() -> Iterator[str]:
     yield from (f"libcudart.so.{version}" for version in VERSIONS)
-    if found := ctypes.util.find_library("cudart"):
-        yield found
+    if name := ctypes.util.find_library("cudart"):
+        yield name
     for folder in map(Path, sys.path):  # the wheels nvidia-cuda-runtime and -cu12
-        for inside in ("nvidia/cu13/lib", "nvidia/cuda_runtime/lib"):
-            yield from (str(folder / inside / f"libcudart.so.{version}") for version in VERSIONS)
+        for subfolder in ("nvidia/cu13/lib", "nvidia/cuda_runtime/lib"):
+            yield from (str(folder / subfolder / f"libcudart.so.{version}") for version in VERSIONS)
     yield "/usr/local/cuda/lib64/libcudart.so"

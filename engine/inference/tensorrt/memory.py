@@ -1,4 +1,4 @@
-"""The memory of a TensorRT backend: allocated once at start, never grown."""
+"""Memory of the TensorRT backend: allocated once at start, never grown."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine.api.candidate import MAX_CANDIDATES
 from engine.api.errors import UnavailableError
 from engine.bundle.types import Float32Array, Int64Array
 from engine.inference.tensorrt.cuda import Cuda
-from engine.inference.tensorrt.plan import Addresses, Plan
-from engine.inference.tensorrt.shapes import Shape
+from engine.inference.tensorrt.plan import BackboneEngine, DeviceAddresses
+from engine.inference.tensorrt.shapes import ForwardShape
 
 
 class Memory:
-    """What is allocated on the device and pinned on the host, to be freed together."""
+    """Owns device memory and pinned host memory, and frees it together."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -29,12 +29,12 @@ class Memory:
         self._pinned: list[int] = []
 
     def device(self, size: int) -> int:
-        """`size` bytes; the address."""
+        """Allocate `size` bytes on the device and return the address."""
         self._device.append(self._cuda.allocate(max(size, 1)))
         return self._device[-1]
 
     def pinned(self, count: int, kind: DTypeLike) -> NDArray[Any]:
-        """(count,) of the host, for copies; not to be used after close()."""
+        """Allocate a pinned array (count,) on the host, for copies. It is invalid after close()."""
         size = count * np.dtype(kind).itemsize
         self._pinned.append(self._cuda.allocate_pinned(size))
         raw = (ctypes.c_byte * size).from_address(self._pinned[-1])
@@ -49,24 +49,26 @@ class Memory:
 
 
 class Buffers:
-    """For the largest shapes of a plan: what goes up and comes down, pinned on the host; the same
-    on the device, and what stays there. allowed, penalty: of the kernel, which ranks nobody here.
+    """Buffers for the largest shapes that an engine accepts.
+
+    Inputs and results have a pinned buffer on the host and one on the device. allowed and penalty
+    are arguments of the kernel, which ranks no candidates here.
     """
 
-    def __init__(self, memory: Memory, plan: Plan) -> None:
-        most = plan.profile
-        batch, rows, width = most.batch.most, most.rows.most, plan.width
-        self.tokens = memory.pinned(batch * most.length.most, np.int64)
+    def __init__(self, memory: Memory, engine: BackboneEngine) -> None:
+        profile = engine.profile
+        batch, rows, width = profile.batch.max, profile.candidates.max, engine.width
+        self.tokens = memory.pinned(batch * profile.length.max, np.int64)
         self.lengths = memory.pinned(batch, np.int64)
         self.rows = memory.pinned(rows, np.int32)
         self.weight = memory.pinned(width, np.float32)
         self.p = memory.pinned(batch * rows, np.float32)
-        self.at = Addresses(
+        self.addresses = DeviceAddresses(
             tokens=memory.device(self.tokens.nbytes),
             lengths=memory.device(self.lengths.nbytes),
             embeddings=memory.device(rows * width * 4),
-            hidden=memory.device(batch * rows * width * plan.itemsize),
-            scratch=memory.device(plan.scratch if plan.captures else 0),
+            hidden=memory.device(batch * rows * width * engine.itemsize),
+            scratch=memory.device(engine.scratch if engine.capture_graphs else 0),
         )
         self.device_rows = memory.device(self.rows.nbytes)
         self.device_weight = memory.device(self.weight.nbytes)
@@ -74,8 +76,12 @@ class Buffers:
         self.allowed = memory.device(batch * rows)
         self.penalty = memory.device(self.p.nbytes)
 
-    def fill(self, tokens: Sequence[Int64Array], rows: Int64Array, shape: Shape) -> None:
-        """Padding: tokens 0, which are masked; requests of them; the first candidate again."""
+    def fill(self, tokens: Sequence[Int64Array], rows: Int64Array, shape: ForwardShape) -> None:
+        """Write the inputs of a forward pass to the host buffers, padded to `shape`.
+
+        Prompts are padded with token 0, which is masked; the batch with prompts of token 0;
+        the candidates with the first one again.
+        """
         ids = self.tokens[: shape.batch * shape.length].reshape(shape.batch, shape.length)
         ids[:] = 0
         self.lengths[: shape.batch] = shape.length
@@ -89,12 +95,13 @@ class Buffers:
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 4 * MAX_CANDIDATES  # of a table
+MAX_ROWS = 4 * MAX_CANDIDATES  # of a table; room for a larger limit on candidates
 
 
 @dataclass(eq=False)
 class _Slot:
-    """device: address of (MAX_ROWS, D). staging: pinned, the same size. uploaded: an event."""
+    """A buffer for one table. device: address of (MAX_ROWS, D) float32. staging: pinned, of the
+    same size. uploaded: an event."""
 
     device: int
     staging: Float32Array
@@ -103,62 +110,65 @@ class _Slot:
 
 
 class DeviceTables:
-    """acquire() and release() from one thread at a time, prepare() from any."""
+    """Keep the two most recently used tables on the device.
+
+    acquire() and release() are called from one thread at a time, prefetch() from any thread.
+    """
 
     def __init__(self, cuda: Cuda, memory: Memory, width: int) -> None:
         self._cuda = cuda
-        self._stream = cuda.stream()
+        self._stream = cuda.create_stream()
         size = MAX_ROWS * width
-        # The one used last stands last.
+        # Ordered by use, the most recent one last.
         self._slots = [
-            _Slot(memory.device(4 * size), memory.pinned(size, np.float32), cuda.event())
+            _Slot(memory.device(4 * size), memory.pinned(size, np.float32), cuda.create_event())
             for _ in range(2)
         ]
-        self._read: _Slot | None = None
+        self._in_use: _Slot | None = None
         self._lock = Lock()
 
-    def prepare(self, table: Float32Array) -> None:
-        """Begin to upload `table` (M, D) where a buffer is free now; see Backend.prepare."""
+    def prefetch(self, table: Float32Array) -> None:
+        """Begin to upload `table` (M, D) if a buffer is free; see Backend.prefetch_table."""
         if self._find(table) or table.size > len(self._slots[0].staging):
             return
         if not self._lock.acquire(blocking=False):
-            return  # another thread uploads; who reads the table will see to it
+            return  # another thread uploads; acquire() uploads this table if necessary
         try:
             if not self._find(table):
                 self._upload(self._spare(), table)
         except UnavailableError as error:
-            log.warning("a table was not uploaded ahead, its first request will: %s", error)
+            log.warning("could not prefetch a table, its first request will upload it: %s", error)
         finally:
             self._lock.release()
 
     def acquire(self, table: Float32Array, stream: int) -> int:
-        """The device address of `table` for what is queued on `stream` from here on; it stays
-        until release().
+        """Return the device address of `table` for the work queued on `stream` from now on.
 
-        Raises UnavailableError where the table is too large or CUDA fails.
+        The table stays on the device until release(). Raises UnavailableError if it is too large or
+        CUDA fails.
         """
         if table.size > len(self._slots[0].staging):
             raise UnavailableError(
-                f"a table has {len(table)} rows, a GPU is given at most"
-                f" {MAX_ROWS}; remove candidates."
+                f"The table has {len(table)} candidates, the GPU has room for {MAX_ROWS};"
+                " remove candidates."
             )
         with self._lock:
             slot = self._find(table)
             if slot is None:
                 slot = self._spare()
                 self._upload(slot, table)
-            self._read = slot
-            self._use(slot)
-            self._cuda.after(stream, slot.uploaded)
+            self._in_use = slot
+            self._mark_used(slot)
+            self._cuda.wait_event(stream, slot.uploaded)
             return slot.device
 
     def release(self) -> None:
-        """What was queued since acquire() is done, or given up."""
-        self._read = None
+        """Declare that the work queued since acquire() has ended."""
+        self._in_use = None
 
     def close(self) -> None:
-        """Once nothing is queued any more; the buffers are the caller's memory."""
-        self._cuda.wait(self._stream)
+        """Free events and stream. Nothing may be queued. The buffers belong to Memory."""
+        self._cuda.synchronize(self._stream)
         for slot in self._slots:
             slot.table = None
             self._cuda.destroy_event(slot.uploaded)
@@ -168,17 +178,17 @@ class DeviceTables:
         return next((slot for slot in self._slots if slot.table is table), None)
 
     def _spare(self) -> _Slot:
-        return next(slot for slot in self._slots if slot is not self._read)
+        return next(slot for slot in self._slots if slot is not self._in_use)
 
-    def _use(self, slot: _Slot) -> None:
+    def _mark_used(self, slot: _Slot) -> None:
         self._slots = [other for other in self._slots if other is not slot] + [slot]
 
     def _upload(self, slot: _Slot, table: Float32Array) -> None:
-        # An earlier upload of this buffer may still read its staging: no harm, because this one
-        # comes after it on the same stream, and nobody reads the buffer before this one is done.
-        slot.table = None  # until all of it is queued
+        # An earlier upload of this buffer may still read the staging memory. That does no harm:
+        # this upload follows it on the same stream, and the buffer is read only after this one.
+        slot.table = None  # until the whole upload is queued
         slot.staging[: table.size] = table.reshape(-1)
         self._cuda.copy(slot.device, slot.staging.ctypes.data, table.nbytes, self._stream)
         self._cuda.record(slot.uploaded, self._stream)
         slot.table = table
-        self._use(slot)
+        self._mark_used(slot)

@@ -1,7 +1,7 @@
-"""Which shapes a plan runs, and which of them are common enough for a graph of their own.
+"""Pad forward passes to few shapes, and keep CUDA graphs for the shapes that recur.
 
-A forward is padded up to the next of a few sizes, so that few shapes occur and each occurs often.
-Padded tokens are masked, padded requests and candidates are dropped: the answer does not change.
+Padded tokens are masked, and the results of padded requests and candidates are dropped, so padding
+does not change a probability.
 """
 
 from __future__ import annotations
@@ -13,69 +13,67 @@ from typing import Generic, TypeVar
 
 from engine.api.errors import UnavailableError
 
-LENGTH_STEP = 32  # prompts are padded to a multiple
-FEWEST_CANDIDATES = 8
-REMEMBERED = 4  # shapes noted per graph that is kept
+LENGTH_STEP = 32  # prompts are padded to a multiple of it
+MIN_CANDIDATES = 8
+SEEN_PER_GRAPH = 4  # shapes remembered for each graph that may be kept
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Range:
-    """least <= n <= most."""
+class SizeRange:
+    """min <= n <= max."""
 
-    least: int
-    most: int
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a plan accepts: requests, tokens of the longest prompt, candidate rows."""
-
-    batch: Range
-    length: Range
-    rows: Range
+    min: int
+    max: int
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of one forward: requests, tokens, candidates."""
+class ShapeProfile:
+    """The sizes that an engine accepts: requests, tokens of the longest prompt, candidates."""
+
+    batch: SizeRange
+    length: SizeRange
+    candidates: SizeRange
+
+
+@dataclass(frozen=True)
+class ForwardShape:
+    """The sizes of one forward pass: requests, tokens of each prompt, candidates."""
 
     batch: int
     length: int
     candidates: int
 
 
-def check_lengths(profile: Profile, lengths: Sequence[int]) -> None:
-    """Raise UnavailableError where a prompt is longer than the plan was built for."""
-    if max(lengths) > profile.length.most:
+def check_lengths(profile: ShapeProfile, lengths: Sequence[int]) -> None:
+    """Raise UnavailableError if a prompt is longer than the engine accepts."""
+    if max(lengths) > profile.length.max:
         raise UnavailableError(
-            f"a prompt has {max(lengths)} tokens, the plan was built for {profile.length.most};"
-            " build it again with this version (`make export`)."
+            f"A prompt has {max(lengths)} tokens, the TensorRT plan accepts {profile.length.max};"
+            " build the bundle again with this version (`make export`)."
         )
 
 
-def padded(profile: Profile, batch: int, length: int, candidates: int) -> Shape:
-    """The shape that holds this much: powers of two of requests and candidates, multiples of
-    LENGTH_STEP of tokens, within the profile. What the profile does not hold is the caller's to
-    split (see pieces) or refuse (see check_lengths)."""
-    return Shape(
-        min(_power_of_two(max(batch, profile.batch.least)), profile.batch.most),
-        min(max(_multiple(length), profile.length.least), profile.length.most),
+def pad_shape(profile: ShapeProfile, batch: int, length: int, candidates: int) -> ForwardShape:
+    """Round up requests and candidates to powers of two, tokens to a multiple of LENGTH_STEP.
+
+    The result is within the profile. The caller splits what the profile cannot hold (chunk_slices)
+    or refuses it (check_lengths).
+    """
+    return ForwardShape(
+        min(_power_of_two(max(batch, profile.batch.min)), profile.batch.max),
+        min(max(-(-length // LENGTH_STEP) * LENGTH_STEP, profile.length.min), profile.length.max),
         min(
-            max(_power_of_two(candidates), FEWEST_CANDIDATES, profile.rows.least),
-            profile.rows.most,
+            max(_power_of_two(candidates), MIN_CANDIDATES, profile.candidates.min),
+            profile.candidates.max,
         ),
     )
 
 
-def pieces(count: int, most: int) -> Iterator[slice]:
-    """0..count in slices of at most `most`."""
-    return (slice(i, min(i + most, count)) for i in range(0, count, most))
-
-
-def _multiple(n: int) -> int:
-    return -(-n // LENGTH_STEP) * LENGTH_STEP
+def chunk_slices(count: int, size: int) -> Iterator[slice]:
+    """Split range(count) into slices of at most `size`."""
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
 def _power_of_two(n: int) -> int:
@@ -83,46 +81,47 @@ def _power_of_two(n: int) -> int:
 
 
 class GraphCache(Generic[T]):
-    """At most `limit` graphs, those used longest ago dropped; 0 keeps none. For one thread.
+    """A least-recently-used cache of at most `limit` graphs; 0 disables it. Not thread-safe.
 
-    A shape earns a graph when it comes the second time within the last REMEMBERED * limit shapes.
+    A shape gets a graph when it occurs for the second time within the last SEEN_PER_GRAPH * limit
+    shapes without one. drop: called with each graph that is evicted.
     """
 
     def __init__(self, limit: int, drop: Callable[[T], None]) -> None:
         self._limit = limit
         self._drop = drop
-        self._making = limit > 0
-        self._graphs: OrderedDict[Shape, T] = OrderedDict()
-        self._seen: OrderedDict[Shape, None] = OrderedDict()
+        self._enabled = limit > 0
+        self._graphs: OrderedDict[ForwardShape, T] = OrderedDict()
+        self._seen: OrderedDict[ForwardShape, None] = OrderedDict()
 
-    def get(self, shape: Shape) -> T | None:
-        """Its graph, now the one used last."""
+    def get(self, shape: ForwardShape) -> T | None:
+        """Return the graph of a shape and mark it as the most recently used."""
         if shape in self._graphs:
             self._graphs.move_to_end(shape)
         return self._graphs.get(shape)
 
-    def is_common(self, shape: Shape) -> bool:
-        """Note that it came without a graph; whether to make it one."""
-        common = shape in self._seen
+    def seen_before(self, shape: ForwardShape) -> bool:
+        """Record a shape that has no graph; return True if it should get one."""
+        seen = shape in self._seen
         self._seen[shape] = None
         self._seen.move_to_end(shape)
-        if len(self._seen) > REMEMBERED * self._limit:
+        if len(self._seen) > SEEN_PER_GRAPH * self._limit:
             self._seen.popitem(last=False)
-        return common and self._making
+        return seen and self._enabled
 
-    def put(self, shape: Shape, graph: T) -> None:
-        """Keep it, and drop what does not fit."""
+    def put(self, shape: ForwardShape, graph: T) -> None:
+        """Store a graph and evict the least recently used ones beyond the limit."""
         self._graphs[shape] = graph
         self._seen.pop(shape, None)
         while len(self._graphs) > self._limit:
             self._drop(self._graphs.popitem(last=False)[1])
 
     def disable(self) -> None:
-        """Keep none from here on; those that are kept stay."""
-        self._making = False
+        """Store no further graphs; those that are stored stay."""
+        self._enabled = False
 
     def clear(self) -> None:
-        """Drop all."""
+        """Evict all graphs."""
         while self._graphs:
             self._drop(self._graphs.popitem()[1])
 

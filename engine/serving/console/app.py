@@ -163,7 +163,7 @@ class Console:
     def _info(self) -> dict[str, Any]:
         parts = self._parts
         return message_view(server_info(parts)) | {
-            "waiting": parts.batcher.waiting,
+            "waiting": parts.batcher.queue_size,
             "max_queue_size": parts.settings.max_queue_size,
             "shows_text": parts.settings.audit_include_text,
             "store_connected": parts.registry.store_state.connected,

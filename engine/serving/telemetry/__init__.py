@@ -189,7 +189,7 @@ def sources(
         lambda: table().rows,
         {
             "modelsat_build_info": lambda: info,
-            "modelsat_queue_size": lambda: {(): batcher.waiting},
+            "modelsat_queue_size": lambda: {(): batcher.queue_size},
             "modelsat_queue_capacity": lambda: {(): queue_limit},
             "modelsat_candidates_revision": lambda: {(): table().revision},
             "modelsat_candidates": lambda: {(): len(table().candidates)},

@@ -122,9 +122,9 @@ class Failing:
             raise RuntimeError("the device is gone")
         return self._backend.probabilities(*arguments)
 
-    def prepare(self, embeddings: Any) -> None:
+    def prefetch_table(self, embeddings: Any) -> None:
         """As the backend's."""
-        self._backend.prepare(embeddings)
+        self._backend.prefetch_table(embeddings)
 
     def describe(self) -> str:
         """As the backend's."""
