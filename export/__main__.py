@@ -22,7 +22,7 @@ from engine.bundle.manifest import (
     Manifest,
     commit_dir,
     hash_files,
-    made_by,
+    provenance,
     read_manifest,
     stage_dir,
 )
@@ -95,7 +95,7 @@ def export(
         source,
         kind="bundle",
         files=hash_files(unfinished),
-        made_by=made_by("export", sys.argv[1:], __version__),
+        made_by=provenance("export", sys.argv[1:], __version__),
         graphs=written.graphs,
         parity=written.parity | {"encoder": _encoder_parity(unfinished, encoder)},
     )

@@ -1,1 +1,1 @@
-"""What the files and the words mean; standard library and numpy only."""
+"""Values and wire formats that clients and servers share; standard library and protobuf only."""

@@ -1,4 +1,4 @@
-"""A candidate LLM and its aptitude test, as plain immutable values."""
+"""Candidate LLMs and their aptitude test results as immutable values: validation and JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ MAX_CANDIDATES = 1000  # of a table
 
 @dataclass(frozen=True)
 class TaskResult:
-    """task: the keywords that name it; accuracy: share of its questions answered right, [0, 1]."""
+    """Result on one task of the aptitude test.
+
+    task: the keywords that name the task. accuracy: share of its questions answered correctly, in
+    [0, 1].
+    """
 
     task: str
     accuracy: float
@@ -37,10 +41,11 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One LLM that can be chosen. None means unknown: it is never guessed.
+    """One LLM that requests can be routed to. None means unknown; unknown values are never guessed.
 
-    Prices are US dollars per million tokens, the context window and the mean answer are tokens.
-    modalities (beside text), features, tags, regions: words to choose by, see candidate.proto.
+    Prices are in US dollars per million tokens, context_window and mean_output_tokens in tokens.
+    modalities (in addition to text), features, tags and regions are what policies select by, see
+    candidate.proto.
     """
 
     id: str
@@ -63,27 +68,32 @@ class Candidate:
 
     @property
     def etag(self) -> str:
-        """A hash of everything above; changes when and only when the candidate does."""
+        """A hash of all fields: it changes if and only if the candidate does."""
         return _etag(self)
 
     def mean_accuracy(self) -> float:
-        """Mean of the aptitude figures, [0, 1]."""
+        """Mean accuracy over the tasks of the aptitude test, in [0, 1]."""
         return math.fsum(r.accuracy for r in self.aptitude) / len(self.aptitude)
 
-    def expected_cost_usd(self, input_tokens: int, default_answer_tokens: float) -> float | None:
-        """Price of reading `input_tokens` and of a mean answer; None where no price is known."""
+    def expected_cost_usd(self, input_tokens: int, default_output_tokens: float) -> float | None:
+        """Estimate the cost of one request in US dollars; None if a price is unknown.
+
+        default_output_tokens: assumed length of the reply if mean_output_tokens is unknown.
+        """
         if self.input_usd_per_million is None or self.output_usd_per_million is None:
             return None
-        answer = self.mean_output_tokens
-        answer = default_answer_tokens if answer is None else answer
-        million_usd = (
-            input_tokens * self.input_usd_per_million + answer * self.output_usd_per_million
-        )
-        return million_usd / 1e6
+        output_tokens = self.mean_output_tokens
+        if output_tokens is None:
+            output_tokens = default_output_tokens
+        input_cost = input_tokens * self.input_usd_per_million
+        return (input_cost + output_tokens * self.output_usd_per_million) / 1e6
 
 
 def parse_name(name: str, field: str = "name") -> str:
-    """The id in the resource name `candidates/{id}`; raises InvalidInputError otherwise."""
+    """Return the ID in the resource name `candidates/{id}`.
+
+    field: path of the name in the request, for the error. Raises InvalidInputError for other names.
+    """
     identifier = name.removeprefix(NAME_PREFIX)
     if not name.startswith(NAME_PREFIX) or not ID_PATTERN.fullmatch(identifier):
         raise InvalidInputError(
@@ -93,7 +103,8 @@ def parse_name(name: str, field: str = "name") -> str:
 
 
 def parse_names(names: Sequence[str], field: str) -> tuple[str, ...]:
-    """Return the IDs in the resource names `candidates/{id}`; raises InvalidInputError."""
+    """Return the IDs in resource names; raise InvalidInputError as parse_name does, or if there are
+    more names than a table can hold."""
     if not names:
         return ()
     if len(names) > MAX_CANDIDATES:
@@ -104,7 +115,7 @@ def parse_names(names: Sequence[str], field: str) -> tuple[str, ...]:
 
 
 def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
-    """Everything wrong with `candidate`, all at once; an empty list where nothing is."""
+    """List every problem of `candidate`; the list is empty if it is valid."""
     return [
         *_check_words(candidate, field),
         *_check_aptitude(candidate.aptitude, f"{field}.aptitude"),
@@ -116,49 +127,54 @@ def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:
 def check_word_lists(
     holder: Any, field: str, labels: Sequence[str] = WORD_LISTS
 ) -> list[Violation]:
-    """List the problems of the word lists `labels` of a candidate, or of a policy."""
+    """List the problems of the word lists of a candidate or a policy.
+
+    holder: has an attribute for each of `labels`, a sequence of words.
+    """
     problems = []
     for label in labels:
         words = getattr(holder, label)
-        at = f"{field}.{label}"
+        path = f"{field}.{label}"
         if len(words) > MAX_WORDS:
-            problems.append(Violation(at, f"has {len(words)} words, the limit is {MAX_WORDS}."))
+            problems.append(Violation(path, f"has {len(words)} words, the limit is {MAX_WORDS}."))
             continue
-        if wrong := [w for w in words if not WORD_PATTERN.fullmatch(w)]:
+        invalid = next((w for w in words if not WORD_PATTERN.fullmatch(w)), None)
+        if invalid is not None:
             problems.append(
-                Violation(at, f"has {wrong[0][:80]!r}; expected words of 1 to 63 of a-z 0-9 . _ -.")
+                Violation(
+                    path, f"has {invalid[:80]!r}; expected words of 1 to 63 of a-z 0-9 . _ -."
+                )
             )
         if len(set(words)) < len(words):
             repeated = next(w for i, w in enumerate(words) if w in words[:i])
-            problems.append(Violation(at, f"repeats {repeated[:80]!r}."))
+            problems.append(Violation(path, f"repeats {repeated[:80]!r}."))
     return problems
 
 
 def require_valid(candidates: Sequence[Candidate], field: str = "candidates") -> None:
-    """Raise one InvalidInputError that lists every problem of `candidates`, duplicates too."""
+    """Raise one InvalidInputError that lists every problem of `candidates`, duplicates included."""
     single = len(candidates) == 1
     problems = [
         problem
         for i, candidate in enumerate(candidates)
         for problem in validate(candidate, field if single else f"{field}[{i}]")
     ]
-    seen: dict[str, int] = {}
+    first_index: dict[str, int] = {}
     for i, candidate in enumerate(candidates):
-        if candidate.id in seen:
+        first = first_index.setdefault(candidate.id, i)
+        if first != i:
             problems.append(
                 Violation(
                     f"{field}[{i}].name",
-                    f"is {candidate.name}, which {field}[{seen[candidate.id]}] has already;"
-                    " names are unique.",
+                    f"is {candidate.name}, the same as {field}[{first}]; names are unique.",
                 )
             )
-        seen.setdefault(candidate.id, i)
     if problems:
         raise InvalidInputError(*problems)
 
 
 def to_json(candidate: Candidate) -> dict[str, Any]:
-    """A JSON object; unknown values are left out."""
+    """Return `candidate` as a JSON object, without the fields whose values are unknown."""
     fields = {k: v for k, v in vars(candidate).items() if v not in (None, "", ())}
     fields |= {k: list(fields[k]) for k in WORD_LISTS if k in fields}
     fields["aptitude"] = [{"task": r.task, "accuracy": r.accuracy} for r in candidate.aptitude]
@@ -166,10 +182,10 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def from_json(value: Mapping[str, Any]) -> Candidate:
-    """The inverse of to_json, for files this project wrote; values are not validated."""
+    """Invert to_json, for files that this project wrote; values are not validated."""
     fields = dict(value)
     results = fields.pop("aptitude")
-    if "mean_answer_tokens" in fields:  # as version 0.1 wrote it
+    if "mean_answer_tokens" in fields:  # the name in version 0.1
         fields["mean_output_tokens"] = fields.pop("mean_answer_tokens")
     aptitude = tuple(TaskResult(r["task"], float(r["accuracy"])) for r in results)
     fields |= {k: tuple(fields[k]) for k in WORD_LISTS if k in fields}
@@ -183,20 +199,20 @@ def _etag(candidate: Candidate) -> str:
 
 
 def task_count_violation(count: int, field: str) -> Violation:
-    """What is wrong with `count` aptitude figures where there are not TEST_TASKS."""
+    """Describe an aptitude test that has `count` accuracies instead of TEST_TASKS."""
     return Violation(
         field,
-        f"has {count} figures, expected {TEST_TASKS}: one for each task of the aptitude test.",
+        f"has {count} accuracies, expected {TEST_TASKS}: one for each task of the aptitude test.",
     )
 
 
-_ID_RULE = "an id is 1 to 63 of a-z 0-9 . _ - and begins and ends with a letter or digit"
+_ID_RULE = "an ID is 1 to 63 of a-z 0-9 . _ - and begins and ends with a letter or digit"
 
 
 def _check_words(candidate: Candidate, field: str) -> list[Violation]:
     problems = []
     if not ID_PATTERN.fullmatch(candidate.id):
-        problems.append(Violation(f"{field}.name", f"has id {candidate.id[:80]!r}; {_ID_RULE}."))
+        problems.append(Violation(f"{field}.name", f"has ID {candidate.id[:80]!r}; {_ID_RULE}."))
     for label in ("display_name", "price_source"):
         text = getattr(candidate, label)
         size = len(text)
@@ -216,27 +232,27 @@ def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation
     if len(results) != TEST_TASKS:
         problems.append(task_count_violation(len(results), field))
     if len(results) > TEST_TASKS:
-        return problems  # however many there are, they are not walked through
-    seen: set[str] = set()
+        return problems  # bounds the work on hostile input
+    tasks: set[str] = set()
     for i, result in enumerate(results):
-        at = f"{field}[{i}]"
+        path = f"{field}[{i}]"
         if not 0.0 <= result.accuracy <= 1.0:  # false for NaN too
             problems.append(
-                Violation(f"{at}.accuracy", f"is {result.accuracy}, expected a share in [0, 1].")
+                Violation(f"{path}.accuracy", f"is {result.accuracy}, expected a share in [0, 1].")
             )
         if not is_utf8(result.task):
-            problems.append(Violation(f"{at}.task", "is not valid UTF-8."))
+            problems.append(Violation(f"{path}.task", "is not valid UTF-8."))
         if not result.task.strip() or len(result.task) > MAX_TASK_CHARS:
             problems.append(
                 Violation(
-                    f"{at}.task",
+                    f"{path}.task",
                     f"is {len(result.task)} characters; expected 1 to {MAX_TASK_CHARS} that name"
                     " the task by keywords.",
                 )
             )
-        if result.task in seen:
-            problems.append(Violation(f"{at}.task", f"repeats {result.task[:80]!r}."))
-        seen.add(result.task)
+        if result.task in tasks:
+            problems.append(Violation(f"{path}.task", f"repeats {result.task[:80]!r}."))
+        tasks.add(result.task)
     return problems
 
 

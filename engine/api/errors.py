@@ -1,24 +1,24 @@
-"""Every error the project raises on purpose, in one tree.
+"""All errors that the project raises on purpose, with the gRPC status of each.
 
     ModelsatError
-    |-- InvalidInputError      a caller's value is wrong           INVALID_ARGUMENT
-    |-- NotFoundError          no such candidate                   NOT_FOUND
-    |-- RevisionNotFoundError  no such revision is kept            NOT_FOUND
-    |-- AlreadyExistsError     something is there already          ALREADY_EXISTS
-    |-- EtagMismatchError      somebody else changed it first      ABORTED
-    |-- ConflictError          other servers change the store all the time  ABORTED
-    |-- NoEligibleCandidateError  hard constraints leave nobody    FAILED_PRECONDITION
-    |-- OverloadedError        the queue is full                   RESOURCE_EXHAUSTED
-    |   `-- WaitTooLongError   it is too long for the deadline     RESOURCE_EXHAUSTED
-    |-- DeadlineError          time ran out before the forward     DEADLINE_EXCEEDED
-    |-- UnavailableError       stopping, or a stage failed         UNAVAILABLE
-    |-- UnauthenticatedError   no token, or none that is known     UNAUTHENTICATED
-    |-- PermissionDeniedError  the token's role is another one     PERMISSION_DENIED
-    |-- BundleError            a checkpoint or bundle is unusable  (at start)
-    `-- StoreError             the candidate store is unusable     UNAVAILABLE, or at start
+    |-- InvalidInputError         a value of the request is invalid          INVALID_ARGUMENT
+    |-- NotFoundError             no such candidate                          NOT_FOUND
+    |-- RevisionNotFoundError     no such revision in the store              NOT_FOUND
+    |-- AlreadyExistsError        the name is taken                          ALREADY_EXISTS
+    |-- EtagMismatchError         the candidate changed since it was read    ABORTED
+    |-- ConflictError             other servers keep changing the store      ABORTED
+    |-- NoEligibleCandidateError  no candidate meets the hard constraints    FAILED_PRECONDITION
+    |-- OverloadedError           the queue is full                          RESOURCE_EXHAUSTED
+    |   `-- WaitTooLongError      the queue is too long for the deadline     RESOURCE_EXHAUSTED
+    |-- DeadlineError             the deadline passed before scoring         DEADLINE_EXCEEDED
+    |-- UnavailableError          the server is stopping, or a stage failed  UNAVAILABLE
+    |-- UnauthenticatedError      no token, or an unknown one                UNAUTHENTICATED
+    |-- PermissionDeniedError     the token's role may not call the method   PERMISSION_DENIED
+    |-- BundleError               a checkpoint or bundle is unusable         (at start)
+    `-- StoreError                a store cannot be read or written          UNAVAILABLE
 
-A message names the field, what was found, what was expected, and what to do. It never carries
-the text of an instruction.
+A message names the field, what was found, what was expected, and what to do. It never contains the
+text of an instruction.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ from dataclasses import dataclass
 
 
 class ModelsatError(Exception):
-    """Root of the tree."""
+    """Base class of all errors."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One wrong value: `field` is the path in the request, `description` a whole sentence."""
+    """One invalid value.
+
+    field: its path in the request. description: the rest of a sentence that begins with the field.
+    """
 
     field: str
     description: str
 
 
 class InvalidInputError(ModelsatError):
-    """One or more values of a request are wrong; all of them are listed."""
+    """One or more values of a request are invalid; `violations` lists all of them."""
 
     def __init__(self, *violations: Violation) -> None:
         super().__init__(" ".join(f"{v.field}: {v.description}" for v in violations))
@@ -48,65 +51,69 @@ class InvalidInputError(ModelsatError):
 
 
 class NotFoundError(ModelsatError):
-    """No candidate of that name; `name` is `candidates/{id}`."""
+    """No candidate has that name; `name` is `candidates/{id}`."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is not registered; `modelsat candidates list` shows who is.")
+        super().__init__(
+            f"{name} is not registered; `modelsat candidates list` shows the candidates."
+        )
         self.name = name
 
 
 class RevisionNotFoundError(ModelsatError):
-    """No revision of that number is kept; `name` is `revisions/{number}`."""
+    """The store has no revision of that number (any more); `name` is `revisions/{number}`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(
-            f"Revision {number} is not kept; `modelsat candidates revisions` shows which are."
+            f"Revision {number} is not kept; `modelsat candidates revisions` shows those that are."
         )
         self.name = f"revisions/{number}"
 
 
 class AlreadyExistsError(ModelsatError):
-    """Something of that name is there, and is not what was sent.
+    """A different resource of that name exists.
 
-    name: `candidates/{id}` unless `resource_type` says otherwise. why: the rest of the sentence.
+    name: of the resource, `candidates/{id}` by default. problem: the rest of a sentence that begins
+    with the name. resource_type: full name of its proto message.
     """
 
     def __init__(
         self,
         name: str,
-        why: str = "is registered already; update it, or choose another id.",
+        problem: str = "is already registered; update it, or choose another ID.",
         resource_type: str = "modelsat.v1.Candidate",
     ) -> None:
-        super().__init__(f"{name} {why}")
+        super().__init__(f"{name} {problem}")
         self.name = name
         self.resource_type = resource_type
 
 
 class EtagMismatchError(ModelsatError):
-    """The candidate changed since the caller read it."""
+    """The candidate changed since the caller read it.
 
-    def __init__(self, name: str, found: str, expected: str) -> None:
-        super().__init__(
-            f"{name} has etag {expected}, the request was made for {found}; read it again."
-        )
+    sent: etag in the request. current: etag of the candidate now.
+    """
+
+    def __init__(self, name: str, sent: str, current: str) -> None:
+        super().__init__(f"{name} has etag {current}, the request has {sent}; read it again.")
         self.name = name
 
 
 class ConflictError(ModelsatError):
-    """The store is at another revision than the change was planned for; nothing was changed."""
+    """The store is at another revision than the change was computed for; nothing was changed."""
 
     def __init__(self, found: int, expected: int) -> None:
         super().__init__(
             f"The store is at revision {found}, the change was made for {expected}: other servers"
-            " change it all the time. Nothing was changed; send it again."
+            " changed it first. Nothing was changed; send the change again."
         )
 
 
 class NoEligibleCandidateError(ModelsatError):
-    """Nobody satisfies the hard constraints; `reasons` maps each candidate id to why."""
+    """No candidate meets the hard constraints; `reasons` maps each candidate ID to the reason."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
-        listed = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         super().__init__(
             f"No candidate is eligible ({listed})."
             if reasons
@@ -116,23 +123,29 @@ class NoEligibleCandidateError(ModelsatError):
 
 
 class OverloadedError(ModelsatError):
-    """The queue is full; try again after `retry_after_s` seconds. what: those that wait."""
+    """The queue is full; callers should retry after `retry_after_s` seconds.
+
+    waiting, limit: how much is in the queue, and how much may be. unit: of both.
+    """
 
     def __init__(
-        self, waiting: int, limit: int, retry_after_s: float, what: str = "requests"
+        self, waiting: int, limit: int, retry_after_s: float, unit: str = "requests"
     ) -> None:
-        super().__init__(f"The queue is full: {waiting} {what} wait, the limit is {limit}.")
+        super().__init__(f"The queue is full: {waiting} {unit} are waiting, the limit is {limit}.")
         self.retry_after_s = retry_after_s
 
 
 class WaitTooLongError(OverloadedError):
-    """The queue is too long for the caller's deadline; it has room in `retry_after_s` seconds."""
+    """The queue is too long for the caller's deadline; retry after `retry_after_s` seconds.
+
+    wait_s: estimated wait in the queue. left_s: time until the deadline.
+    """
 
     def __init__(self, waiting: int, wait_s: float, left_s: float, retry_after_s: float) -> None:
         ModelsatError.__init__(
             self,
-            f"{waiting} requests wait, about {wait_s:.2f} s; the deadline leaves {left_s:.2f} s."
-            " Try again later or another server.",
+            f"{waiting} requests are waiting, about {wait_s:.2f} s; the deadline leaves"
+            f" {left_s:.2f} s. Retry later, or use another server.",
         )
         self.retry_after_s = retry_after_s
 
@@ -146,11 +159,11 @@ class UnavailableError(ModelsatError):
 
 
 class UnauthenticatedError(ModelsatError):
-    """The call carries no token that the server knows; the message never holds the given one."""
+    """The call has no token, or an unknown one; the message never contains it."""
 
 
 class PermissionDeniedError(ModelsatError):
-    """The token is known and its role is not one that may call the method."""
+    """The token's role may not call the method."""
 
     def __init__(self, name: str, role: str, method: str, needed: Collection[str]) -> None:
         super().__init__(
@@ -160,8 +173,8 @@ class PermissionDeniedError(ModelsatError):
 
 
 class BundleError(ModelsatError):
-    """A checkpoint or bundle cannot be used; says field, found and expected."""
+    """A checkpoint or bundle cannot be used; the message says what was found and expected."""
 
 
 class StoreError(ModelsatError):
-    """The candidate store cannot be read or written; it is left as it is."""
+    """A store of candidates or outcomes cannot be read or written; it is left as it is."""

@@ -1,4 +1,4 @@
-"""Size limits that every entrance shares, and the check of a text against them."""
+"""Size limits that gRPC, HTTP and ext_proc share, and the validation of texts against them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_MESSAGE_BYTES = 20 * MIB
 
 
 def is_utf8(text: str) -> bool:
-    """Whether `text` can be sent; what came from a command line or a file may hold surrogates."""
+    """Return True if `text` can be encoded; text from command lines or JSON may hold surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -19,7 +19,7 @@ def is_utf8(text: str) -> bool:
 
 
 def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
-    """Raise InvalidInputError unless `text` has something to read within `limit_bytes`."""
+    """Raise InvalidInputError if `text` is blank, not valid UTF-8, or over `limit_bytes`."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -34,7 +34,7 @@ def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
         raise InvalidInputError(
             Violation(
                 field,
-                f"is {size} bytes, the limit is {limit_bytes}; send the part that says what is"
-                " to be done, or start the server with a larger --max-text-bytes.",
+                f"is {size} bytes, the limit is {limit_bytes}; send only the part that holds the"
+                " instruction, or start the server with a larger --max-text-bytes.",
             )
         )

@@ -1,7 +1,7 @@
-"""What is said in the bodies of OpenAI's chat completions, completions and responses, and of
-Anthropic's messages, and what they require of the model.
+"""Read turns and requirements from request bodies of OpenAI's chat completions, completions and
+responses APIs, and of Anthropic's messages API.
 
-What is not understood is left for the upstream to judge: only what is needed to route is read.
+Only what routing needs is read. Anything else, malformed parts included, is left to the upstream.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ROLES: Mapping[str, Role] = {
 }
 MAX_OUTPUT_TOKENS = 1_000_000_000
 OUTPUT_LIMIT_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-TEXTS: Mapping[str, Role] = {"system": "system", "instructions": "system", "prompt": "user"}
-TURNS = ("messages", "input")
+TEXT_FIELDS: Mapping[str, Role] = {"system": "system", "instructions": "system", "prompt": "user"}
+TURN_FIELDS = ("messages", "input")
 MODALITIES = {
     "image_url": "image",
     "input_image": "image",
@@ -37,42 +37,45 @@ MODALITIES = {
     "file": "file",
     "document": "file",
 }
-MAX_PARTS = 10_000  # turns and what they consist of
-MAX_DEPTH = 4  # of contents in contents: a tool's result has parts of its own
+MAX_PARTS = 10_000  # turns and content parts in a body
+MAX_DEPTH = 4  # of nested content: a tool result has content parts of its own
 
 
 def turns(body: Mapping[str, Any]) -> list[tuple[Role, str]]:
-    """(who speaks, what is said), oldest first; a turn without text is left out.
+    """Return (role, text) of each turn, oldest first; turns without text are left out.
 
-    Raises InvalidInputError where there are more than MAX_PARTS turns and parts."""
+    Raises InvalidInputError if there are more than MAX_PARTS turns and parts.
+    """
     _check_parts(body)
-    said = [
+    texts = [
         (role, "\n".join(text for _, text in _parts(content) if text))
         for role, content in _contents(body)
     ]
-    return [(role, text) for role, text in said if text.strip()]
+    return [(role, text) for role, text in texts if text.strip()]
 
 
 def modalities(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the model must read beside text; see Candidate.modalities in the proto."""
+    """List what the model must read in addition to text; see Candidate.modalities in the proto."""
     kinds = {kind for _, content in _contents(body) for kind, _ in _parts(content)}
     return tuple(sorted({MODALITIES[kind] for kind in kinds if kind in MODALITIES}))
 
 
 def features(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the model must be able to do; see Candidate.features in the proto."""
-    needed = []
+    """List what the model must be able to do; see Candidate.features in the proto."""
+    required = []
     text = body.get("text")
-    forms = (body.get("response_format"), text.get("format") if isinstance(text, dict) else None)
-    if any(isinstance(f, dict) and f.get("type") in ("json_object", "json_schema") for f in forms):
-        needed.append("json_mode")
+    formats = (body.get("response_format"), text.get("format") if isinstance(text, dict) else None)
+    if any(
+        isinstance(f, dict) and f.get("type") in ("json_object", "json_schema") for f in formats
+    ):
+        required.append("json_mode")
     if body.get("tools") or body.get("functions"):
-        needed.append("tools")
-    return tuple(needed)
+        required.append("tools")
+    return tuple(required)
 
 
-def answer_tokens(body: Mapping[str, Any]) -> int:
-    """The most that the model may write; 0 where the body does not say."""
+def max_output_tokens(body: Mapping[str, Any]) -> int:
+    """Return the limit on the reply's tokens; 0 if the body sets none."""
     for name in OUTPUT_LIMIT_FIELDS:
         value = body.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -81,51 +84,53 @@ def answer_tokens(body: Mapping[str, Any]) -> int:
 
 
 def _check_parts(body: Mapping[str, Any]) -> None:
-    """Count before anything is walked through: level by level, none of which is too long."""
-    count, inside = 0, [body.get(name) for name in (*TEXTS, *TURNS)]
-    while lists := [each for each in inside if isinstance(each, list)]:
+    """Raise InvalidInputError for too many parts. Counts one level at a time and stops at the first
+    that exceeds the limit, so that hostile bodies cost no more than valid ones."""
+    count, values = 0, [body.get(name) for name in (*TEXT_FIELDS, *TURN_FIELDS)]
+    while lists := [value for value in values if isinstance(value, list)]:
         count += sum(map(len, lists))
         if count > MAX_PARTS:
-            wrong = f"has {count} turns and parts or more; at most {MAX_PARTS} are read."
-            raise InvalidInputError(Violation("body", wrong))
+            problem = f"has {count} turns and parts or more; at most {MAX_PARTS} are read."
+            raise InvalidInputError(Violation("body", problem))
         parts = [part for each in lists for part in each if isinstance(part, Mapping)]
-        inside = [part.get(name) for part in parts for name in ("content", "output", "text")]
+        values = [part.get(name) for part in parts for name in ("content", "output", "text")]
 
 
 def _contents(body: Mapping[str, Any]) -> Iterator[tuple[Role, Any]]:
-    """Of whichever of the bodies it is."""
-    for name, role in TEXTS.items():
+    """Yield (role, content) of each turn, in any of the four formats."""
+    for name, role in TEXT_FIELDS.items():
         yield role, body.get(name)
-    for name in TURNS:
-        said = body.get(name)
-        for turn in said if isinstance(said, list) else [{"role": "user", "content": said}]:
+    for name in TURN_FIELDS:
+        value = body.get(name)
+        for turn in value if isinstance(value, list) else [{"role": "user", "content": value}]:
             if isinstance(turn, Mapping):
-                role = ROLES.get(_word(turn.get("role")), "tool")
+                role = ROLES.get(_string(turn.get("role")), "tool")
                 content = turn.get("content", turn.get("output"))
                 parts = content if isinstance(content, list) else []
-                if results := [part for part in parts if _is_result(part)]:
+                if results := [part for part in parts if _is_tool_result(part)]:
                     yield "tool", results
-                    content = [part for part in parts if not _is_result(part)]
+                    content = [part for part in parts if not _is_tool_result(part)]
                 yield role, content
 
 
-def _is_result(part: Any) -> bool:
-    """Anthropic's messages have a tool's result in a turn of the user."""
+def _is_tool_result(part: Any) -> bool:
+    """Anthropic's messages API puts tool results into user turns."""
     return isinstance(part, Mapping) and part.get("type") == "tool_result"
 
 
 def _parts(content: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(type, text) of everything in it; either may be empty."""
+    """Yield (type, text) of each content part, nested ones included; either may be empty."""
     if isinstance(content, str):
         yield "", content
     for part in content if isinstance(content, list) and depth <= MAX_DEPTH else ():
         if isinstance(part, str):
             yield "", part
         elif isinstance(part, Mapping):
-            yield _word(part.get("type")), ""
+            yield _string(part.get("type")), ""
             yield from _parts(part.get("text", part.get("content")), depth + 1)
 
 
-def _word(value: Any) -> str:
-    """Not str() of whatever it is: that may be nested too deeply for it, and large."""
+def _string(value: Any) -> str:
+    """Return a string unchanged, "" for anything else: str() of a large or deeply nested value is
+    slow, or overflows the stack."""
     return value if isinstance(value, str) else ""

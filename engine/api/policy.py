@@ -1,4 +1,4 @@
-"""Policy and Session: what a caller asks of a decision."""
+"""Policy and Session: what a caller sets for a decision."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from engine.api.errors import InvalidInputError, Violation
 
 MAX_SESSION_CHARS = 128
 Objective = Literal["cost_sensitivity", "target_probability", "budget_usd"]
-
-
 DecisionKind = Literal["ranked", "session_affinity", "defaulted", "fallback"]
-
-
-# Fields of Policy that hold words of Candidate's lists of the same nouns.
+# Fields of Policy that select by Candidate's word lists (candidate.WORD_LISTS), in their order.
 POLICY_WORDS = ("required_modalities", "required_features", "required_tags", "allowed_regions")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a caller wants. objective and value belong together, see router_service.proto.
+    """Objective and hard constraints of a decision; the fields are those of router_service.proto.
 
-    allowed_candidates, denied_candidates, default_candidate: candidate ids.
-    expected_output_tokens: room to leave in the context window. ranking_size: 0 means all.
-    Prices are US dollars per million tokens; None of them, and of max_ood_score, means no limit.
+    value is that of the objective. allowed_candidates, denied_candidates and default_candidate hold
+    candidate IDs. expected_output_tokens: room to leave in the context window. ranking_size: 0
+    returns the whole ranking. Prices are in US dollars per million tokens; a price or max_ood_score
+    of None sets no limit.
     """
 
     objective: Objective = "cost_sensitivity"
@@ -48,7 +45,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class Session:
-    """name: the caller's; margin: its own, None for the server's."""
+    """A session, whose requests stick to one candidate.
+
+    name: the caller's name for it. margin: minimum utility gain before the session switches
+    candidates; None takes the server's setting.
+    """
 
     name: str
     margin: float | None = None

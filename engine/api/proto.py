@@ -1,4 +1,7 @@
-"""Between proto messages and the project's own values; nothing is decided here."""
+"""Convert between proto messages and the values of engine.api, in both directions.
+
+`X_from` reads a message, `X_to` makes one.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ from engine.api.openai import MAX_PARTS
 from engine.api.policy import POLICY_WORDS, Policy, Session, check_session
 from engine.pb import candidate_pb2, router_service_pb2
 
-OPTIONAL = (
+OPTIONAL_FIELDS = (  # of a candidate; unset means unknown
     "context_window",
     "input_usd_per_million",
     "output_usd_per_million",
     "mean_output_tokens",
 )
-PRICES = ("max_input_usd_per_million", "max_output_usd_per_million")
-LIMITS = (*PRICES, "max_ood_score")  # of a policy, where unset is not 0
-AMOUNTS = (
+# Fields of a policy. Unset, the first mean no limit; the others are the same unset and 0.
+OPTIONAL_LIMITS = ("max_input_usd_per_million", "max_output_usd_per_million", "max_ood_score")
+NUMBER_FIELDS = (
     "expected_output_tokens",
     "ranking_size",
     "min_context_window",
@@ -39,11 +42,16 @@ ROLES = set(router_service_pb2.Role.values()) - {router_service_pb2.ROLE_UNSPECI
 
 
 def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
-    """Raises InvalidInputError where the name is no resource name, or the aptitude figures are too
-    many to be read; the rest is not validated."""
+    """Convert a candidate without validating it.
+
+    field: path of the message in the request, for errors. Raises InvalidInputError if the name is
+    not a resource name, or if there are more aptitude results than an aptitude test has.
+    """
     if (count := len(message.aptitude)) > TEST_TASKS:
         raise InvalidInputError(task_count_violation(count, f"{field}.aptitude"))
-    fields: dict[str, Any] = {k: getattr(message, k) for k in OPTIONAL if message.HasField(k)}
+    fields: dict[str, Any] = {
+        k: getattr(message, k) for k in OPTIONAL_FIELDS if message.HasField(k)
+    }
     fields |= {k: tuple(sorted(getattr(message, k))) for k in WORD_LISTS}
     return Candidate(
         id=parse_name(message.name, f"{field}.name"),
@@ -55,7 +63,7 @@ def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
 
 
 def candidate_to(candidate: Candidate) -> candidate_pb2.Candidate:
-    """With its etag."""
+    """Convert a candidate, with its etag."""
     return candidate_pb2.Candidate(
         name=candidate.name,
         display_name=candidate.display_name,
@@ -65,22 +73,25 @@ def candidate_to(candidate: Candidate) -> candidate_pb2.Candidate:
         ],
         price_source=candidate.price_source,
         etag=candidate.etag,
-        **{k: getattr(candidate, k) for k in OPTIONAL if getattr(candidate, k) is not None},
+        **{k: getattr(candidate, k) for k in OPTIONAL_FIELDS if getattr(candidate, k) is not None},
         **{k: getattr(candidate, k) for k in WORD_LISTS},
     )
 
 
 def policy_from(message: router_service_pb2.Policy) -> Policy:
-    """Raises InvalidInputError where a list holds no resource names; values are not checked."""
+    """Convert a policy without validating its values.
+
+    Raises InvalidInputError if a list of candidates holds anything but resource names.
+    """
     objective = message.WhichOneof("objective")
     default = message.default_candidate
     fields: dict[str, Any] = {}
-    for name in AMOUNTS:
+    for name in NUMBER_FIELDS:
         fields[name] = getattr(message, name)
-    for name in LIMITS:
+    for name in OPTIONAL_LIMITS:
         if message.HasField(name):
             fields[name] = getattr(message, name)
-    for name in POLICY_WORDS:  # repeating a word does not require it twice
+    for name in POLICY_WORDS:  # a repeated word has no effect
         fields[name] = tuple(sorted(set(getattr(message, name))))
     return Policy(
         objective=objective or "cost_sensitivity",
@@ -93,21 +104,20 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
 
 
 def policy_to(policy: Policy) -> router_service_pb2.Policy:
-    """The inverse of policy_from."""
+    """Convert a policy; the inverse of policy_from."""
+    default = policy.default_candidate
     message = router_service_pb2.Policy(
         allowed_candidates=[NAME_PREFIX + i for i in policy.allowed_candidates],
         denied_candidates=[NAME_PREFIX + i for i in policy.denied_candidates],
-        default_candidate=NAME_PREFIX + policy.default_candidate
-        if policy.default_candidate
-        else "",
-        **{k: getattr(policy, k) for k in (*AMOUNTS, *LIMITS, *POLICY_WORDS)},
+        default_candidate=NAME_PREFIX + default if default else "",
+        **{k: getattr(policy, k) for k in (*NUMBER_FIELDS, *OPTIONAL_LIMITS, *POLICY_WORDS)},
     )
     setattr(message, policy.objective, policy.value)
     return message
 
 
 def session_from(request: router_service_pb2.RouteRequest) -> Session | None:
-    """None where the request names no session; raises InvalidInputError."""
+    """Return the request's session, None if it names none; raise InvalidInputError if invalid."""
     if not request.HasField("session"):
         return None
     margin = None
@@ -119,10 +129,11 @@ def session_from(request: router_service_pb2.RouteRequest) -> Session | None:
 
 
 def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tuple[str, int]:
-    """(the text to read, characters that are only counted); see Conversation in the proto.
+    """Return the text to route by, and the number of characters in the rest of the conversation,
+    which count for context and cost alone; see Conversation in the proto.
 
-    Raises InvalidInputError where there is nothing to read, or more than MAX_PARTS turns or texts,
-    or more than `limit` bytes in all.
+    Raises InvalidInputError if there is no text, more than MAX_PARTS turns or texts, or more than
+    `limit` bytes in all.
     """
     form = request.WhichOneof("instruction")
     if form == "text":
@@ -163,13 +174,14 @@ def last_user_turn(turns: Sequence[tuple[bool, str]], limit_bytes: int) -> tuple
 
 
 def _check_turns(turns: Sequence[router_service_pb2.Message]) -> None:
-    """Counted before anything is walked through, as over HTTP: an empty turn takes two bytes."""
+    """Check counts and roles before any text is joined: an empty turn takes two bytes only, so a
+    request of a few MB can hold millions."""
     if (count := len(turns)) > MAX_PARTS:
-        wrong = f"has {count} turns; at most {MAX_PARTS} are read."
-        raise InvalidInputError(Violation("conversation.messages", wrong))
+        problem = f"has {count} turns; at most {MAX_PARTS} are read."
+        raise InvalidInputError(Violation("conversation.messages", problem))
     if (count := sum(len(turn.text_parts) for turn in turns)) > MAX_PARTS:
-        wrong = f"has {count} texts in its turns; at most {MAX_PARTS} are read."
-        raise InvalidInputError(Violation("conversation.messages", wrong))
+        problem = f"has {count} texts in its turns; at most {MAX_PARTS} are read."
+        raise InvalidInputError(Violation("conversation.messages", problem))
     for i, turn in enumerate(turns):
         if turn.role not in ROLES:
             raise InvalidInputError(

@@ -1,6 +1,6 @@
-"""Which decision and which trace the running task works for; the log puts both into every line.
+"""IDs of the current decision and trace, which logs add to every line.
 
-Set in the task of a request, and so seen by whatever that task calls and by the tasks it starts.
+They are set in the task of a request, so whatever that task calls or starts sees them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[
 
 
 def trace_of(traceparent: str) -> str:
-    """The trace id of a W3C traceparent, "" where it is none."""
-    found = _TRACEPARENT.match(traceparent)
-    return found[1] if found else ""
+    """Return the trace ID of a W3C traceparent header; "" if it is malformed."""
+    match = _TRACEPARENT.match(traceparent)
+    return match[1] if match else ""

@@ -1,6 +1,6 @@
-"""The small arrays of a bundle, scoring.npz: what surrounds the two graphs.
+"""Arrays that scoring and encoding need besides the two graphs, stored in a bundle's scoring.npz.
 
-Letters: T tasks, E encoder width, C representation width, D backbone width.
+Shapes: T tasks, E encoder width, C representation width, D backbone width.
 """
 
 from __future__ import annotations
@@ -23,31 +23,33 @@ FILE = "scoring.npz"
 
 @dataclass(frozen=True)
 class TaskNorms:
-    """What accuracies are compared with, measured on the training candidates.
+    """Reference values of accuracies and keywords, measured on the training candidates.
 
-    center: (E,) mean keyword embedding. means: task -> mean accuracy, of the tasks they sat.
+    center: (E,) mean keyword embedding. means: task -> mean accuracy, for the tasks they took.
     """
 
     center: Float32Array
     means: Mapping[str, float]
 
     def of(self, tasks: Sequence[str]) -> NDArray[np.float64]:
-        """(T,) mu_t, NaN where the training candidates did not sit the task. The order of a task's
-        keywords does not matter, nor does a `part N` among them."""
-        return np.array([self._by_words.get(_words(task), np.nan) for task in tasks])
+        """Return mu_t, (T,), NaN for tasks that the training candidates did not take.
+
+        Tasks are matched by their sets of keywords; a keyword `part N` is ignored.
+        """
+        return np.array([self._by_keywords.get(_keywords(task), np.nan) for task in tasks])
 
     @cached_property
-    def _by_words(self) -> dict[frozenset[str], float]:
-        return {_words(task): mean for task, mean in self.means.items()}
+    def _by_keywords(self) -> dict[frozenset[str], float]:
+        return {_keywords(task): mean for task, mean in self.means.items()}
 
 
-def _words(task: str) -> frozenset[str]:
+def _keywords(task: str) -> frozenset[str]:
     return frozenset(w for w in task.split(", ") if not re.fullmatch(r"part \d+", w))
 
 
 @dataclass(frozen=True)
 class Connector:
-    """e_c = W c + b. weight: (D, C), bias: (D,)."""
+    """The linear map e_c = W c + b from representation to embedding. weight: (D, C). bias: (D,)."""
 
     weight: Float32Array
     bias: Float32Array
@@ -55,8 +57,11 @@ class Connector:
 
 @dataclass(frozen=True)
 class ScoringArrays:
-    """readout: (D,) = the final norm's gain times (w_yes - w_no). encoder_tokens: how many the
-    encoder reads; a longer text is an error, never cut."""
+    """The content of scoring.npz.
+
+    readout: (D,), the final norm's gain times (w_yes - w_no). encoder_tokens: the encoder's maximum
+    input; longer texts are refused, not truncated.
+    """
 
     readout: Float32Array
     connector: Connector
@@ -65,7 +70,7 @@ class ScoringArrays:
 
 
 def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
-    """Write scoring.npz; no pickle."""
+    """Write scoring.npz, without pickled objects."""
     norms = arrays.norms
     np.savez(
         folder / FILE,
@@ -80,7 +85,7 @@ def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
 
 
 def load_arrays(folder: Path) -> ScoringArrays:
-    """Read scoring.npz; raises BundleError where it is not finite or not of its shape."""
+    """Read scoring.npz; raise BundleError for values that are not finite or shapes that differ."""
     with np.load(folder / FILE) as file:
         arrays = {name: file[name] for name in file.files}
     readout, weight = arrays["readout"], arrays["connector_weight"]
@@ -91,7 +96,7 @@ def load_arrays(folder: Path) -> ScoringArrays:
         )
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise BundleError(f"{folder / FILE}: {name} holds values that are not finite.")
+            raise BundleError(f"{folder / FILE}: {name} has values that are not finite.")
     tasks = [str(t) for t in arrays["tasks"]]
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
     norms = TaskNorms(arrays["center"], means)

@@ -1,7 +1,7 @@
-"""The manifest that makes a folder a checkpoint or a bundle: written last, checked on reading.
+"""Manifests of checkpoints and bundles: written last, verified on reading.
 
-A folder without a manifest is unfinished. The manifest holds the sha256 of every other file, so
-that a flipped byte is found before it is served.
+A folder without a manifest is unfinished. The manifest holds the SHA-256 of every other file, so
+that damage is detected before anything is served.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from engine.bundle.prompt import PROMPT_VERSION
 SCHEMA = 2
 MANIFEST = "manifest.json"
 ArtifactKind = Literal["checkpoint", "bundle"]
-# The only ones that export and engine support; research/ trains and measures others, in torch.
+# Export and engine support no others; research/ trains and measures more, in torch.
 LAYOUT, REPRESENTATION = "candidate_last", "accuracy_weighted"
 Device = Literal["cpu", "cpu-fp32", "cuda", "tensorrt"]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """p = sigmoid(scale * logit + offset), fitted on held-out rows."""
+    """p = sigmoid(scale * logit + offset), fitted on held-out instructions."""
 
     scale: float
     offset: float
@@ -36,12 +36,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint or bundle is.
+    """Description of a checkpoint or bundle.
 
-    width: D, of the backbone's input and residual stream. encoder_width: of psi.
-    encoder_id: hash of encoder, connector and representation; tables made by another are refused.
-    files: relative path -> sha256. parity: format -> largest difference seen in p.
-    graphs: device -> the file that suits it (engine/inference/devices.py); empty in a checkpoint.
+    width: D, of the backbone's residual stream. encoder_width: E, of the capability encoder.
+    encoder_id: hash of encoder, connector and representation; stores written with another are
+    refused. files: relative path -> SHA-256. parity: format -> largest difference in p from the
+    reference. graphs: device -> graph file (engine/inference/devices.py); empty in a checkpoint.
     """
 
     kind: ArtifactKind
@@ -64,26 +64,23 @@ class Manifest:
     prompt_version: str = PROMPT_VERSION
 
 
-REBUILD_HINT = "`make clean export` builds it anew"
+REBUILD_HINT = "rebuild it with `make clean export`"
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file, read in 1 MB pieces."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every file under `folder` but the manifest, sorted."""
+    """Return relative path -> SHA-256 of every file under `folder` except its manifest, sorted."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {p.relative_to(folder).as_posix(): sha256_of(p) for p in paths}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest` into `folder`, whole or not at all; call it last."""
+    """Write `manifest` into `folder` atomically; call it last."""
     temporary = folder / (MANIFEST + ".tmp")
     content = asdict(manifest)
     content["seal"] = manifest_digest(content)
@@ -92,22 +89,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
-    """sha256 of everything else in the manifest: a changed figure in it is found like a changed
-    file."""
+    """Return the SHA-256 of everything in a manifest except `seal`, where it is stored: so changes
+    to the manifest itself are detected as well."""
     rest = {name: value for name, value in content.items() if name != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path, kind: ArtifactKind) -> Manifest:
-    """The manifest of `folder`, its schema, prompt version and the files' hashes checked; those of
-    the graphs are left to who opens one (check_hash).
+    """Read the manifest of `folder`, and verify schema, prompt version and the hashes of all files
+    except graphs, which are large: the code that opens one calls check_hash.
 
     Raises BundleError in one sentence that names the field, what was found and what was expected.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"{folder} holds no {MANIFEST}, so it is no finished {kind}; {REBUILD_HINT}."
+            f"{folder} has no {MANIFEST}, so it is not a complete {kind}; {REBUILD_HINT}."
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -124,11 +121,11 @@ def _parse(raw: Any, path: Path, kind: ArtifactKind) -> Manifest:
     expected = {"schema": SCHEMA, "kind": kind, "prompt_version": PROMPT_VERSION}
     if not isinstance(raw, dict):
         raise BundleError(f"{path} holds {type(raw).__name__}, expected an object; {REBUILD_HINT}.")
-    for name, want in expected.items():
-        if raw.get(name) != want:
+    for name, value in expected.items():
+        if raw.get(name) != value:
             raise BundleError(
-                f"{path}: {name} is {raw.get(name)!r}, this engine expects {want!r}; {REBUILD_HINT}"
-                " with this version, or serve it with the version that made it."
+                f"{path}: {name} is {raw.get(name)!r}, this version expects {value!r};"
+                f" {REBUILD_HINT}, or serve it with the version that made it."
             )
     names = {f.name for f in fields(Manifest)} | {"seal"}
     if set(raw) != names:
@@ -138,13 +135,13 @@ def _parse(raw: Any, path: Path, kind: ArtifactKind) -> Manifest:
         )
     if raw.pop("seal") != manifest_digest(raw):
         raise BundleError(
-            f"{path}: its seal does not match its content, so it was changed or damaged;"
+            f"{path}: seal does not match the content, so the file was changed or damaged;"
             f" {REBUILD_HINT}."
         )
     for name, supported in (("layout", LAYOUT), ("representation", REPRESENTATION)):
         if raw[name] != supported:
             raise BundleError(
-                f"{path}: {name} is {raw[name]!r}, and only {supported!r} can be exported and"
+                f"{path}: {name} is {raw[name]!r}, but only {supported!r} can be exported and"
                 " served; train with the default or use the shipped checkpoint."
             )
     _check_names(raw["files"], raw["graphs"], path)
@@ -152,40 +149,40 @@ def _parse(raw: Any, path: Path, kind: ArtifactKind) -> Manifest:
 
 
 def _check_names(files: Iterable[str], graphs: Mapping[str, str], path: Path) -> None:
-    """A manifest can come from anyone: none may name a file outside of its folder."""
+    """Refuse paths outside of the folder: a manifest may come from an untrusted source."""
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise BundleError(f"{path}: files has {name!r}, expected a path inside of the folder.")
+            raise BundleError(f"{path}: files has {name!r}, expected a path inside the folder.")
     if unlisted := sorted(set(graphs.values()) - set(files)):
-        raise BundleError(f"{path}: graphs names {unlisted}, which files does not list.")
+        raise BundleError(f"{path}: graphs has {unlisted}, which are not in files.")
 
 
 def check_hash(folder: Path, manifest: Manifest, name: str) -> None:
-    """Raise BundleError unless the file is there as the manifest has it."""
-    path, want = folder / name, manifest.files[name]
+    """Raise BundleError unless the file exists and has the hash that the manifest lists."""
+    path, listed = folder / name, manifest.files[name]
     if not path.is_file():
-        raise BundleError(f"{path} is missing, though the manifest lists it; {REBUILD_HINT}.")
-    if (found := sha256_of(path)) != want:
+        raise BundleError(f"{path} is missing, but the manifest lists it; {REBUILD_HINT}.")
+    if (actual := sha256_of(path)) != listed:
         raise BundleError(
-            f"{path}: sha256 is {found[:12]}..., the manifest says {want[:12]}...: the file was"
-            f" changed or damaged; {REBUILD_HINT}."
+            f"{path}: sha256 is {actual[:12]}..., the manifest says {listed[:12]}..., so the file"
+            f" was changed or damaged; {REBUILD_HINT}."
         )
 
 
 def stage_dir(out: Path, kind: ArtifactKind) -> Path:
-    """An empty folder beside `out` to write into; finish_folder puts it in its place.
+    """Create an empty folder to write into, next to `out`; commit_dir moves it to `out`.
 
-    Raises BundleError where `out` holds anything but an earlier folder of this kind.
+    Raises BundleError if `out` holds anything but an earlier folder of this kind.
     """
     if out.is_dir() and any(out.iterdir()):
         try:
-            found = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("kind")
+            present = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("kind")
         except (OSError, ValueError, AttributeError):
-            found = None
-        if found != kind:
+            present = None
+        if present != kind:
             raise BundleError(
-                f"{out} is not empty and holds no {kind} that could be replaced; give --out a new"
-                " folder, or empty it yourself."
+                f"{out} is not empty, and does not hold a {kind} that could be replaced; set --out"
+                " to a new folder, or empty it first."
             )
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -194,14 +191,14 @@ def stage_dir(out: Path, kind: ArtifactKind) -> Path:
 
 
 def commit_dir(unfinished: Path, out: Path, manifest: Manifest) -> None:
-    """Write the manifest, then put the folder in the place of `out`."""
+    """Write the manifest, then move the staged folder to `out`, replacing what is there."""
     write_manifest(unfinished, manifest)
     shutil.rmtree(out, ignore_errors=True)
     unfinished.replace(out)
 
 
-def made_by(command: str, arguments: Iterable[str], version: str) -> dict[str, Any]:
-    """Who made a folder: version, command line, and git commit where one is known."""
+def provenance(command: str, arguments: Iterable[str], version: str) -> dict[str, Any]:
+    """Return what made a folder: version, command line, and git commit if it is known."""
     return {
         "version": version,
         "command": command,
@@ -211,12 +208,12 @@ def made_by(command: str, arguments: Iterable[str], version: str) -> dict[str, A
 
 
 def _git_commit() -> str:
-    """HEAD of the checkout this file is in; empty outside of one, or where git is missing."""
+    """Return HEAD of the checkout that this file is in; "" if there is none, or no git."""
     folder = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""

@@ -1,9 +1,9 @@
-"""From an instruction to the tokens the backbone reads; training and serving share this code.
+"""Render an instruction as the tokens that the backbone reads, for training and serving alike.
 
-The performance inquiry prompt p and the instruction x of Model-SAT (Zhang, Zhan, Ye: "Capability
-Instruction Tuning", AAAI 2025). p comes first: it is the same for every request, so its keys and
-values can be computed once (docs/adr/0005). The candidate's embedding comes after both, and is not
-part of these tokens.
+The tokens are the performance inquiry prompt p and the instruction x of Model-SAT (Zhang, Zhan, Ye:
+"Capability Instruction Tuning", AAAI 2025). p comes first because it is the same for every request,
+so its keys and values can be computed once (docs/adr/0005). The candidate's embedding follows both
+and is not part of these tokens.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ AFTER = "\nModel:"
 YES, NO = "Yes", "No"
 
 MAX_INSTRUCTION_TOKENS = 256
-HEAD_SHARE = 0.75  # of the reading budget; the rest reads the end, where the question often is
-# Text is cut to this many characters a token before it is tokenised, so that a book costs no more
-# than a page. English runs at 4 to 5; runs of spaces reach 16 in this vocabulary.
+# Of MAX_INSTRUCTION_TOKENS; the rest goes to the end of the text, where the question often is.
+HEAD_SHARE = 0.75
+# Text is cut to this many characters per token before tokenization, so that a book takes no longer
+# than a page. English has 4 to 5 characters per token; runs of spaces reach 16 in this vocabulary.
 MAX_CHARS_PER_TOKEN = 16
 
 PROMPT_VERSION = hashlib.sha256(
@@ -37,7 +38,7 @@ PROMPT_VERSION = hashlib.sha256(
 
 
 class Encoding(Protocol):
-    """What a tokenizer returns."""
+    """Result of a tokenizer."""
 
     @property
     def ids(self) -> list[int]:
@@ -45,19 +46,23 @@ class Encoding(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What rendering needs of a tokenizer; `tokenizers.Tokenizer` is one."""
+    """The part of `tokenizers.Tokenizer` that rendering needs."""
 
     def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding:
-        """Tokens of `sequence`."""
+        """Tokenize `sequence`."""
 
     def __hash__(self) -> int:
-        """By identity: the constant parts are tokenised once for each."""
+        """Hash by identity: the constant parts are tokenized once per tokenizer."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """tokens: (L,) int64 ids of p and x. input_tokens: tokens of the whole instruction
-    (estimated from its length where it was cut). truncated: whether its middle was left out."""
+    """A rendered instruction.
+
+    tokens: (L,) int64 IDs of p and x. input_tokens: length of the whole instruction in tokens,
+    estimated from its characters if it was cut before tokenization. truncated: True if the middle
+    of the instruction was left out.
+    """
 
     tokens: NDArray[np.int64]
     input_tokens: int
@@ -65,10 +70,10 @@ class Prompt:
 
 
 def render(text: str, tokenizer: Tokenizer, budget: int = MAX_INSTRUCTION_TOKENS) -> Prompt:
-    """Tokens of the inquiry prompt and `text`; of a long text, its head and tail.
+    """Tokenize the inquiry prompt and `text`; a long text is truncated in the middle.
 
-    At most `budget` tokens of the instruction are read. Deterministic: equal text gives equal
-    tokens, in training and in serving.
+    budget: maximum tokens of the instruction. Equal texts give equal tokens, in training and in
+    serving.
     """
 
     def encode(part: str) -> list[int]:
@@ -90,12 +95,12 @@ def render(text: str, tokenizer: Tokenizer, budget: int = MAX_INSTRUCTION_TOKENS
         ids = head_ids[:head] + tail_ids[-(budget - head) :]
     else:
         ids = head_ids
-    before, after = _around(tokenizer)
+    before, after = _constant_tokens(tokenizer)
     return Prompt(np.array([*before, *ids, *after], dtype=np.int64), count, truncated)
 
 
 @lru_cache(maxsize=4)
-def _around(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokens of INQUIRY and AFTER: the same for every request, and half the time of a short one."""
+def _constant_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens of INQUIRY and AFTER; for short texts this takes half of the time."""
     before, after = (tokenizer.encode(t, add_special_tokens=False) for t in (INQUIRY, AFTER))
     return tuple(before.ids), tuple(after.ids)

@@ -1,7 +1,7 @@
-"""What a bundle remembers of its training instructions, without their text.
+"""Statistics of the training instructions that a bundle carries, without their text.
 
-fingerprints tell evaluation which questions it must leave out; token frequencies tell how unlike
-them a new instruction is, where probabilities are extrapolation.
+Fingerprints tell evaluation which questions to leave out. Token frequencies give the OOD score of a
+new instruction: near 1, its probabilities are extrapolation.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ QUANTILES = 101
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """fingerprints: (N,) uint32 of the normalised texts, sorted. surprisal: (vocabulary,) -log of
-    a token's smoothed share of all training tokens. quantiles: (QUANTILES,) of the instructions'
-    mean surprisal."""
+    """Statistics of N training instructions.
+
+    fingerprints: (N,) uint32 of the normalized texts, sorted. surprisal: (V,), -log of each token's
+    smoothed share of all training tokens; V is the vocabulary size. quantiles: (QUANTILES,) of the
+    instructions' mean surprisal.
+    """
 
     fingerprints: NDArray[np.uint32]
     surprisal: NDArray[np.float32]
     quantiles: NDArray[np.float32]
 
     def ood_score(self, tokens: NDArray[np.int64]) -> float:
-        """Share of the training instructions, in [0, 1], whose tokens are commoner on average than
-        those of this prompt; near 1 the instruction is unlike what was trained on."""
+        """Return the out-of-distribution score of a prompt, in [0, 1]: the percentile of its mean
+        token surprisal among the training instructions. tokens: (L,)."""
         mean = float(self.surprisal[tokens].mean())
         return float(np.searchsorted(self.quantiles, mean) / len(self.quantiles))
 
@@ -37,7 +40,7 @@ class TrainingSet:
 def describe(
     fingerprints: Sequence[int], prompts: Sequence[NDArray[np.int64]], vocabulary: int
 ) -> TrainingSet:
-    """The TrainingSet of these prompts."""
+    """Compute the statistics of these prompts. vocabulary: number of token IDs."""
     counts = np.bincount(np.concatenate(prompts), minlength=vocabulary) + 0.5
     surprisal = -np.log(counts / counts.sum()).astype(np.float32)
     surprisal = surprisal.astype(np.float16).astype(np.float32)
@@ -46,18 +49,18 @@ def describe(
     return TrainingSet(np.unique(np.array(fingerprints, dtype=np.uint32)), surprisal, quantiles)
 
 
-def save_training_set(folder: Path, known: TrainingSet) -> None:
-    """Write training_set.npz; no pickle."""
+def save_training_set(folder: Path, training_set: TrainingSet) -> None:
+    """Write training_set.npz, without pickled objects."""
     np.savez_compressed(
         folder / FILE,
-        fingerprints=known.fingerprints,
-        surprisal=known.surprisal.astype(np.float16),
-        quantiles=known.quantiles,
+        fingerprints=training_set.fingerprints,
+        surprisal=training_set.surprisal.astype(np.float16),
+        quantiles=training_set.quantiles,
     )
 
 
 def load_training_set(folder: Path) -> TrainingSet | None:
-    """The inverse; None where the folder brings none."""
+    """Read training_set.npz; return None if the folder has none."""
     if not (folder / FILE).is_file():
         return None
     with np.load(folder / FILE) as file:

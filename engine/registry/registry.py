@@ -268,7 +268,7 @@ def _expect(table: Table, identifier: str, etag: str, allow_missing: bool) -> Ca
         raise NotFoundError(name)
     found = present.etag if present else "none: it is gone"
     if etag and etag != found:
-        raise EtagMismatchError(name, found=etag, expected=found)
+        raise EtagMismatchError(name, sent=etag, current=found)
     return present
 
 

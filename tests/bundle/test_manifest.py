@@ -45,29 +45,29 @@ def flip_byte(bundle: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped byte": (flip_byte, r"scoring\.npz: sha256 is \w+\.\.\., the manifest says"),
     "missing file": (lambda b: (b / "zoo.json").unlink(), r"zoo\.json is missing"),
-    "no manifest": (lambda b: (b / MANIFEST).unlink(), r"holds no manifest\.json"),
+    "no manifest": (lambda b: (b / MANIFEST).unlink(), r"has no manifest\.json"),
     "not JSON": (lambda b: (b / MANIFEST).write_text("{"), "not readable JSON"),
     "a list": (lambda b: (b / MANIFEST).write_text("[]"), "holds list, expected an object"),
-    "schema": (lambda b: edit(b, lambda m: m.update(schema=99)), "schema is 99, this engine"),
+    "schema": (lambda b: edit(b, lambda m: m.update(schema=99)), "schema is 99, this version"),
     "prompt": (
         lambda b: edit(b, lambda m: m.update(prompt_version="old")),
-        "prompt_version is 'old', this engine expects",
+        "prompt_version is 'old', this version expects",
     ),
     "kind": (lambda b: edit(b, lambda m: m.update(kind="checkpoint")), "kind is 'checkpoint'"),
     "layout": (lambda b: edit(b, lambda m: m.update(layout="sideways")), "layout is 'sideways'"),
     "unserved layout": (
         lambda b: edit(b, lambda m: m.update(layout="capability_first")),
-        "layout is 'capability_first', and only 'candidate_last' can be exported and served",
+        "layout is 'capability_first', but only 'candidate_last' can be exported and served",
     ),
     "unserved representation": (
         lambda b: edit(b, lambda m: m.update(representation="text")),
-        "representation is 'text', and only 'accuracy_weighted' can be exported and served",
+        "representation is 'text', but only 'accuracy_weighted' can be exported and served",
     ),
     "figure": (
         lambda b: (b / MANIFEST).write_text(
             (b / MANIFEST).read_text().replace('"scale": ', '"scale": 8')
         ),
-        "its seal does not match",
+        "seal does not match",
     ),
     "field": (lambda b: edit(b, lambda m: m.pop("norm_eps")), r"missing \['norm_eps'\]"),
 }

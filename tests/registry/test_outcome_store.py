@@ -129,7 +129,10 @@ TEXT = "x" * 1000
 
 @pytest.mark.parametrize(
     ("limit", "value", "told"),
-    [("MAX_WAITING", 2, "2 outcomes wait"), ("MAX_WAITING_BYTES", 1500, "bytes of outcomes wait")],
+    [
+        ("MAX_WAITING", 2, "2 outcomes are waiting"),
+        ("MAX_WAITING_BYTES", 1500, "bytes of outcomes are waiting"),
+    ],
 )
 async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, told: str

@@ -203,7 +203,7 @@ def with_figures(change: Callable[[list[TaskResult]], Any]) -> Candidate:
 
 
 BAD_CANDIDATES: dict[str, tuple[Candidate, str]] = {
-    "49 figures": (with_figures(lambda r: r.pop()), "has 49 figures, expected 50"),
+    "49 figures": (with_figures(lambda r: r.pop()), "has 49 accuracies, expected 50"),
     "above 1": (
         with_figures(lambda r: r.__setitem__(3, TaskResult("x", 1.01))),
         "candidate.aptitude[3].accuracy: is 1.01",
@@ -243,7 +243,7 @@ def test_duplicate_names_in_a_replacement_are_refused(client: Client) -> None:
     with pytest.raises(ModelsatClientError, match=r"names are unique") as refused:
         client.replace_candidates([*CATALOG, CATALOG[0]])
     assert refused.value.code == "INVALID_ARGUMENT"
-    with pytest.raises(ModelsatClientError, match="registered already") as taken:
+    with pytest.raises(ModelsatClientError, match="already registered") as taken:
         client.create_candidate(CATALOG[0])
     assert taken.value.code == "ALREADY_EXISTS"
     with pytest.raises(ModelsatClientError, match="not registered") as missing:
@@ -277,7 +277,7 @@ def test_a_multitude_of_figures_is_one_problem(shared_server: Server) -> None:
     wrong = replace(NEW, aptitude=(TaskResult("", 2.0),) * 100_000)
     with grpc.insecure_channel(shared_server.address) as channel:
         stub = candidate_service_pb2_grpc.CandidateServiceStub(channel)
-        with pytest.raises(grpc.RpcError, match="has 100000 figures, expected 50") as refused:
+        with pytest.raises(grpc.RpcError, match="has 100000 accuracies, expected 50") as refused:
             stub.CreateCandidate(cpb.CreateCandidateRequest(candidate=candidate_to(wrong)))
     (told,) = status_of(refused.value)[2]["BadRequest"].field_violations
     assert told.field == "candidate.aptitude"
@@ -408,7 +408,7 @@ def test_the_command_line_prints_a_decision(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--bundle", "nowhere"], "holds no manifest.json"),
+        (["--bundle", "nowhere"], "has no manifest.json"),
         (
             ["--max-queue-size", "0", "--inference-threads", "-1"],
             "--max-queue-size: is 0; expected 1 to",

@@ -98,7 +98,7 @@ def _manifest(
         calibration=pretrained.calibration,
         encoder_id=encoder_id(files),
         files=files,
-        made_by=manifest.made_by("training.weights.merge", sys.argv[1:], __version__),
+        made_by=manifest.provenance("training.weights.merge", sys.argv[1:], __version__),
         parity={},
         graphs={},
     )

@@ -111,7 +111,7 @@ def instruction(body: Body) -> Instruction:
         context_chars=sum(len(said) for _, said in turns) - len(text) + body.tools_chars,
         modalities=openai.modalities(body.members),
         features=openai.features(body.members),
-        answer_tokens=openai.answer_tokens(body.members),
+        answer_tokens=openai.max_output_tokens(body.members),
     )
 
 

@@ -23,7 +23,7 @@ from engine.api.candidate import (
     parse_name,
 )
 from engine.api.errors import InvalidInputError, NotFoundError, Violation
-from engine.api.proto import OPTIONAL, candidate_from, candidate_to
+from engine.api.proto import OPTIONAL_FIELDS, candidate_from, candidate_to
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as pb
 from engine.registry.registry import Registry
@@ -33,7 +33,7 @@ from engine.registry.table import Table
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REMEMBERED = 1024  # request ids
 MAX_REQUEST_ID_CHARS = 64
-MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL, *WORD_LISTS)
+MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL_FIELDS, *WORD_LISTS)
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Message, Message]
 
