@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from engine.serving.event_loop import BurstSelector
+    from engine.serving.event_loop import OverloadSelector
     from engine.serving.server import serve
     from engine.serving.telemetry import logs
 
@@ -40,6 +40,6 @@ def _run(parsed: argparse.Namespace) -> None:
     resolved = resolve(flags, os.environ, config)
     logs.configure(resolved.settings.log_format, resolved.settings.log_level)
     print(f"Non-default settings:\n{resolved.table()}", flush=True)
-    bursts = BurstSelector()
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(bursts)) as runner:
-        runner.run(serve(resolved.settings, bursts))
+    selector = OverloadSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(serve(resolved.settings, selector))

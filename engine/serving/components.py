@@ -1,4 +1,4 @@
-"""What a server is made of: bundle, store, scoring, and the services on top, by address."""
+"""Build the components of a server: bundle, stores, inference, and the services on top."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the services are made of, loaded and not yet serving."""
+class Components:
+    """Everything that a server runs on, loaded but not yet serving."""
 
     settings: Settings
     manifest: Manifest
@@ -70,8 +70,8 @@ class Parts:
     sources: Sources
 
 
-def load(settings: Settings, telemetry: Telemetry) -> Parts:
-    """Check and load everything. Raises BundleError, StoreError, InvalidInputError."""
+def build(settings: Settings, telemetry: Telemetry) -> Components:
+    """Load and check everything; raises BundleError, StoreError or InvalidInputError."""
     manifest = read_manifest(settings.bundle, "bundle")
     arrays = load_arrays(settings.bundle)
     encoder = load_encoder(settings.bundle, arrays)
@@ -108,75 +108,78 @@ def load(settings: Settings, telemetry: Telemetry) -> Parts:
     )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
-        log.warning("scoring runs in %s", kernel)
-    scoring = (backend, readout, kernel, tokenizer, registry, batcher)
-    about = {"version": __version__, "backend": backend.describe(), "kernel": kernel}
-    watched = sources(
+        log.warning("scoring runs without the compiled kernel: %s", kernel)
+    inference = (backend, readout, kernel, tokenizer, registry, batcher)
+    build_info = {"version": __version__, "backend": backend.describe(), "kernel": kernel}
+    scraped = sources(
         registry.table,
         batcher,
         settings.max_queue_size,
         cache,
-        about,
+        build_info,
         lambda: registry.store_state.connected,
     )
-    return Parts(settings, manifest, *scoring, router, outcomes, telemetry, watched)
+    return Components(settings, manifest, *inference, router, outcomes, telemetry, scraped)
 
 
-def warm_up(parts: Parts) -> None:
-    """One forward pass of a short prompt, so that the first request finds everything in place.
+def warm_up(components: Components) -> None:
+    """Run one forward pass of a short prompt, so that the first request is not slower than others.
 
-    Raises BundleError where the backbone fails.
+    Raises:
+        BundleError: the backbone fails.
     """
-    prompt = render(WARM_UP, parts.tokenizer)
-    embeddings = parts.registry.table().embeddings
+    prompt = render(WARM_UP, components.tokenizer)
+    embeddings = components.registry.table().embeddings
     if not len(embeddings):
         embeddings = np.zeros((1, *embeddings.shape[1:]), dtype=np.float32)
-    every = np.arange(len(embeddings))
+    rows = np.arange(len(embeddings))
     try:
-        parts.backend.probabilities([prompt.tokens], embeddings, every, parts.readout)
+        components.backend.probabilities([prompt.tokens], embeddings, rows, components.readout)
     except Exception as error:
         raise BundleError(
-            f"the backbone of {parts.settings.bundle} fails on a short prompt"
+            f"the backbone of {components.settings.bundle} fails on a short prompt"
             f" ({type(error).__name__}); try another --device, or `make clean export`."
         ) from error
 
 
-def services_by_address(parts: Parts) -> list[tuple[str, Sequence[Service]]]:
-    """(the setting of an address, what answers there), that of RouterService first."""
-    settings = parts.settings
-    routing = RouterService(
-        parts.router, lambda: server_info(parts), settings.max_text_bytes, parts.outcomes
+def services_by_address(components: Components) -> list[tuple[str, Sequence[Service]]]:
+    """Return (setting of the address, services there), that of RouterService first."""
+    settings = components.settings
+    router_service = RouterService(
+        components.router,
+        lambda: server_info(components),
+        settings.max_text_bytes,
+        components.outcomes,
     )
-    changing = CandidateService(parts.registry)
+    candidate_service = CandidateService(components.registry)
 
     def add_router(server: grpc.aio.Server) -> None:
-        router_service_pb2_grpc.add_RouterServiceServicer_to_server(routing, server)
+        router_service_pb2_grpc.add_RouterServiceServicer_to_server(router_service, server)
 
     def add_candidates(server: grpc.aio.Server) -> None:
-        candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(changing, server)
+        candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(candidate_service, server)
 
     router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
-    extproc = [("extproc_address", [_extproc(parts)])] if settings.extproc_address else []
+    extproc = [("extproc_address", [_extproc(components)])] if settings.extproc_address else []
     if not settings.admin_address:
         return [("address", [router, candidates]), *extproc]
     return [("address", [router]), ("admin_address", [candidates]), *extproc]
 
 
-def _extproc(parts: Parts) -> Service:
-    """Raises InvalidInputError."""
-    gateway = Gateway(parts.router, options_from(parts.settings))
-    processor = ExternalProcessor(gateway, parts.telemetry)
+def _extproc(components: Components) -> Service:
+    gateway = Gateway(components.router, options_from(components.settings))
+    processor = ExternalProcessor(gateway, components.telemetry)
     add = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
     return Service(EXTPROC, partial(add, processor))
 
 
-def server_info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
-    """What is served, and by what."""
-    manifest, table = parts.manifest, parts.registry.table()
+def server_info(components: Components) -> router_service_pb2.GetServerInfoResponse:
+    """Describe the server, its bundle and its table."""
+    manifest, table = components.manifest, components.registry.table()
     return router_service_pb2.GetServerInfoResponse(
         version=__version__,
-        backend=parts.backend.describe(),
-        scoring_kernel=parts.kernel,
+        backend=components.backend.describe(),
+        scoring_kernel=components.kernel,
         prompt_layout=manifest.layout,
         aptitude_representation=manifest.representation,
         num_layers=manifest.depth,
@@ -185,5 +188,5 @@ def server_info(parts: Parts) -> router_service_pb2.GetServerInfoResponse:
         revision=table.revision,
         candidates=len(table.candidates),
         max_instruction_tokens=MAX_INSTRUCTION_TOKENS,
-        max_text_bytes=parts.settings.max_text_bytes,
+        max_text_bytes=components.settings.max_text_bytes,
     )

@@ -1,7 +1,7 @@
-"""The event loop's selector: under overload, arrivals are handled in bursts between forwards.
+"""The event loop's selector: under overload, handle arrivals between forward passes.
 
-A refusal costs the server .4 ms by itself, but two to three times that between two slices of a
-forward, each of which evicts what the other has in the caches (docs/log.md).
+Refusing a call costs the server 0.4 ms, but two to three times that while a forward pass runs,
+because each evicts the other's data from the CPU caches (docs/log.md).
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ import selectors
 import threading
 from collections.abc import Callable
 
-SETTLED_S = 0.0005  # without an event: the burst is over; gRPC hands over one event at a time
+SETTLE_S = 0.0005  # without an event: no more arrive at the moment; gRPC hands over one at a time
 MAX_HOLD_S = 0.05
 Events = list[tuple[selectors.SelectorKey, int]]
 
 
-class BurstSelector(selectors.DefaultSelector):
-    """crowded: gives an event to wait for, or None where arrivals are to be handled at once."""
+class OverloadSelector(selectors.DefaultSelector):
+    """Hold events back while the server is overloaded and a forward pass runs.
 
-    crowded: Callable[[], threading.Event | None] = staticmethod(lambda: None)
+    overload_signal: returns an event to wait for, or None if arrivals are to be handled at once.
+    """
+
+    overload_signal: Callable[[], threading.Event | None] = staticmethod(lambda: None)
 
     def select(self, timeout: float | None = None) -> Events:
-        """As asyncio asks for it; what became ready meanwhile is given after the hold."""
-        free = None if timeout is not None and timeout <= 0 else self.crowded()
-        if free is None or free.is_set():
+        """See selectors.BaseSelector; events that arrive while held are returned after it."""
+        idle = None if timeout is not None and timeout <= 0 else self.overload_signal()
+        if idle is None or idle.is_set():
             return super().select(timeout)
         longest = MAX_HOLD_S if timeout is None else min(timeout, MAX_HOLD_S)
-        events = super().select(min(SETTLED_S, longest))
+        events = super().select(min(SETTLE_S, longest))
         if events:
             return events
-        free.wait(longest)
+        idle.wait(longest)
         return super().select(0)

@@ -9,15 +9,15 @@ import threading
 
 import pytest
 
-from engine.serving.event_loop import MAX_HOLD_S, BurstSelector
+from engine.serving.event_loop import MAX_HOLD_S, OverloadSelector
 
 
 def test_what_arrives_while_it_holds_is_given_after_the_hold() -> None:
     reading, writing = os.pipe()
     free = threading.Event()
-    with BurstSelector() as selector:
+    with OverloadSelector() as selector:
         selector.register(reading, selectors.EVENT_READ)
-        selector.crowded = lambda: free
+        selector.overload_signal = lambda: free
 
         def forward() -> None:
             os.write(writing, b"x")
@@ -36,8 +36,8 @@ def test_what_arrives_while_it_holds_is_given_after_the_hold() -> None:
 @pytest.mark.parametrize("crowded", [True, False])
 def test_a_loop_on_it_keeps_its_timers_and_threads(crowded: bool) -> None:
     never = threading.Event()
-    selector = BurstSelector()
-    selector.crowded = lambda: never if crowded else None
+    selector = OverloadSelector()
+    selector.overload_signal = lambda: never if crowded else None
 
     async def work() -> list[int]:
         async def late(i: int) -> int:
@@ -53,8 +53,8 @@ def test_a_loop_on_it_keeps_its_timers_and_threads(crowded: bool) -> None:
 def test_it_does_not_spin_where_no_forward_runs() -> None:
     free = threading.Event()
     free.set()
-    selector = BurstSelector()
-    selector.crowded = lambda: free
+    selector = OverloadSelector()
+    selector.overload_signal = lambda: free
     woken = 0
 
     async def idle() -> None:

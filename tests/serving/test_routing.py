@@ -33,7 +33,7 @@ from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import OutcomeStore, read_recorded
 from engine.registry.table import make_table
 from engine.routing.router import Router, RouterConfig
-from engine.serving.rpc.router_service import RouterService, as_ready
+from engine.serving.rpc.router_service import RouterService, map_unordered
 from engine.serving.telemetry.metrics import Metrics
 from modelsat import Client, ModelsatClientError, RouteDecision
 from tests.conftest import INSTRUCTIONS
@@ -195,7 +195,7 @@ async def test_a_stream_reads_no_more_than_is_taken_and_cancels_what_runs() -> N
             raise
         return i
 
-    async with aclosing(as_ready(requests(), answer, 8)) as answers:
+    async with aclosing(map_unordered(requests(), answer, 8)) as answers:
         taken = [await anext(answers) for _ in range(4)]
         for _ in range(50):
             await asyncio.sleep(0)
@@ -214,7 +214,7 @@ async def test_a_stream_passes_on_what_the_transport_raises() -> None:
         return i
 
     with pytest.raises(ConnectionResetError):
-        _ = [each async for each in as_ready(requests(), answer, 4)]
+        _ = [each async for each in map_unordered(requests(), answer, 4)]
 
 
 # --- no time to score --------------------------------------------------------------------------

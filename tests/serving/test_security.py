@@ -26,8 +26,8 @@ from engine.pb import external_processor_pb2 as epb
 from engine.pb import router_service_pb2 as rpb
 from engine.serving.auth.interceptor import NEEDED
 from engine.serving.auth.tokens import ROLES, new_token
-from engine.serving.rpc.listener import exposure
-from engine.serving.server import read_guard
+from engine.serving.rpc.listener import insecure_listener_warnings
+from engine.serving.server import read_auth
 from engine.serving.settings import Settings, resolve
 from modelsat import AsyncClient, Client, ModelsatClientError
 from tests.serving.test_server import status_of
@@ -345,7 +345,7 @@ def test_files_that_cannot_serve_are_named_at_the_start(tmp_path: Path) -> None:
     token = tmp_path / "tokens.json"
     token.write_text(json.dumps({"tokens": [{"sha256": UNKNOWN, "role": "boss", "name": "x"}]}))
     given = Settings(tls_certificate=good.cert, tls_key=good.key, tls_client_ca=authority.cert)
-    read_guard(given)
+    read_auth(given)
     cases = {
         "cannot be read": replace(given, tls_certificate=tmp_path / "absent.pem"),
         "holds no PEM certificate": replace(given, tls_certificate=good.key),
@@ -355,11 +355,11 @@ def test_files_that_cannot_serve_are_named_at_the_start(tmp_path: Path) -> None:
         "certificate has expired": replace(given, tls_certificate=old.cert, tls_key=old.key),
         "holds no authority": replace(given, tls_client_ca=good.cert),
         "which has expired": replace(given, tls_client_ca=old_authority.cert),
-        "must be 64 of": replace(given, tokens=token),
+        "must be 64 of": replace(given, auth_tokens_file=token),
     }
     for words, settings in cases.items():
         with pytest.raises(InvalidInputError, match=words) as refused:
-            read_guard(settings)
+            read_auth(settings)
         assert str(tmp_path) in str(refused.value)
         assert UNKNOWN not in str(refused.value)
 
@@ -375,14 +375,18 @@ def test_every_method_has_its_roles() -> None:
 
 
 def test_an_address_open_to_others_is_warned_of(tmp_path: Path) -> None:
-    assert exposure(Settings(address="127.0.0.1:1", admin_address="[::1]:1")) == []
-    (warning,) = exposure(Settings(address="localhost:1", admin_address="0.0.0.0:1"))
+    assert (
+        insecure_listener_warnings(Settings(address="127.0.0.1:1", admin_address="[::1]:1")) == []
+    )
+    (warning,) = insecure_listener_warnings(
+        Settings(address="localhost:1", admin_address="0.0.0.0:1")
+    )
     assert warning.startswith("0.0.0.0:1")
     assert "--tls-certificate and --auth-tokens-file" in warning
     safe = Settings(
         address="0.0.0.0:1", tls_certificate=tmp_path / "c", auth_tokens_file=tmp_path / "t"
     )
-    assert exposure(safe) == []
+    assert insecure_listener_warnings(safe) == []
 
 
 def test_the_health_command_speaks_tls_and_says_what_is_wrong(

@@ -108,7 +108,7 @@ def test_free_ports_and_several_aliases_go_together() -> None:
 async def test_a_port_that_is_taken_names_its_flag() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Settings(admin_address=f"127.0.0.1:{taken.getsockname()[1]}")
-        with pytest.raises(BundleError, match="give --admin-address another"):
+        with pytest.raises(BundleError, match="set --admin-address to another"):
             bind(settings, "admin_address", [], [], None)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.serving.auth.file_watch import signature
+from engine.serving.auth.file_watch import file_fingerprint
 
 CERTIFICATE, KEY, CLIENT_CA = "--tls-certificate", "--tls-key", "--tls-client-ca"
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -50,7 +50,7 @@ class Certificates:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._lock = threading.Lock()  # gRPC asks from threads of its own
-        self._signature = signature(files.paths())
+        self._fingerprint = file_fingerprint(files.paths())
         self._version = 0
         self._newest = _load(files)
         self._context, self._context_version = _context(files), self._version
@@ -83,9 +83,9 @@ class Certificates:
 
     def _refresh(self) -> tuple[int, grpc.ServerCertificateConfiguration]:
         with self._lock:
-            seen = signature(self._files.paths())
-            if seen != self._signature:
-                self._signature = seen
+            seen = file_fingerprint(self._files.paths())
+            if seen != self._fingerprint:
+                self._fingerprint = seen
                 self._reload()
             return self._version, self._newest
 
@@ -101,14 +101,14 @@ class Certificates:
 
 def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     """What gRPC needs, checked. Raises InvalidInputError."""
-    before = signature(files.paths())
+    before = file_fingerprint(files.paths())
     chain, key = _read(CERTIFICATE, files.certificate), _read(KEY, files.key)
     _check_pair(files, chain, key)
     roots = None
     if files.client_ca.name:
         roots = _read(CLIENT_CA, files.client_ca)
         _check_authority(files.client_ca, roots)
-    if signature(files.paths()) != before:
+    if file_fingerprint(files.paths()) != before:
         raise InvalidInputError(Violation(CERTIFICATE, "and its files changed while being read."))
     return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
 

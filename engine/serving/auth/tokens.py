@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.serving.auth.file_watch import signature
+from engine.serving.auth.file_watch import file_fingerprint
 
 ROLES = ("route", "read", "admin")
 MAX_NAME_CHARS = 100
@@ -54,7 +54,7 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._signature = signature([path])
+        self._fingerprint = file_fingerprint([path])
         self._tokens = read_tokens(path)
         self._verified: dict[str, Token] = {}  # sha256 -> token; no more than there are tokens
         self._looked = time.monotonic()
@@ -77,10 +77,10 @@ class TokenFile:
         if now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
-        seen = signature([self._path])
-        if seen == self._signature:
+        seen = file_fingerprint([self._path])
+        if seen == self._fingerprint:
             return
-        self._signature = seen
+        self._fingerprint = seen
         try:
             self._tokens = read_tokens(self._path)
         except InvalidInputError as error:

@@ -34,7 +34,7 @@ from engine.routing.tradeoff import curve
 from engine.serving.auth.interceptor import READING, ROUTING, RefusalLog, given_token, refusal
 from engine.serving.auth.tls import Certificates
 from engine.serving.auth.tokens import TokenFile
-from engine.serving.components import Parts, server_info
+from engine.serving.components import Components, server_info
 from engine.serving.console.feed import Feed
 from engine.serving.console.http_server import PLAIN, HttpServer, Limits, Request, Response
 from engine.serving.rpc.router_service import route
@@ -75,24 +75,24 @@ class Console:
 
     def __init__(
         self,
-        parts: Parts,
+        components: Components,
         feed: Feed,
         tokens: TokenFile | None,
         certificates: Certificates | None,
     ) -> None:
-        self._parts, self._feed, self._tokens = parts, feed, tokens
+        self._components, self._feed, self._tokens = components, feed, tokens
         self._refused = RefusalLog()
         self._streams = BoundedSemaphore(MAX_STREAMS)
         self._files = {f"/{file.name}": file for file in FILES.iterdir() if file.suffix in TYPES}
         self._files["/"] = self._files.pop("/index.html")
         self._api: dict[str, Callable[[Request], Response]] = {
             "GET /api/info": lambda _: _json(self._info()),
-            "GET /api/candidates": lambda _: _json(candidates_view(parts.registry.table())),
+            "GET /api/candidates": lambda _: _json(candidates_view(components.registry.table())),
             "GET /api/revisions": lambda _: _json(self._revisions()),
             "GET /api/decisions": self._decisions,
             "POST /api/route": self._route,
         }
-        settings = parts.settings
+        settings = components.settings
         self._host, _, _ = settings.console_address.rpartition(":")
         # Text in JSON may take two bytes for one: line breaks, quotes.
         limits = Limits(max_body=2 * settings.max_text_bytes + 65536)
@@ -161,24 +161,28 @@ class Console:
             raise error
 
     def _info(self) -> dict[str, Any]:
-        parts = self._parts
-        return message_view(server_info(parts)) | {
-            "waiting": parts.batcher.queue_size,
-            "max_queue_size": parts.settings.max_queue_size,
-            "shows_text": parts.settings.audit_include_text,
-            "store_connected": parts.registry.store_state.connected,
+        components = self._components
+        return message_view(server_info(components)) | {
+            "waiting": components.batcher.queue_size,
+            "max_queue_size": components.settings.max_queue_size,
+            "shows_text": components.settings.audit_include_text,
+            "store_connected": components.registry.store_state.connected,
         }
 
     def _revisions(self) -> dict[str, Any]:
-        return revisions_view(self._on_loop(self._parts.registry.revisions(None, MAX_REVISIONS)))
+        return revisions_view(
+            self._on_loop(self._components.registry.revisions(None, MAX_REVISIONS))
+        )
 
     def _route(self, request: Request) -> Response:
         # What a form of another site can send is no JSON; what is JSON, a browser asks about first.
         if request.headers.get_content_type() != JSON:
             return _text(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Unsupported Media Type: send {JSON}")
         asked = route_request(request.body)
-        limit, deadline = self._parts.settings.max_text_bytes, time.monotonic() + ROUTE_S
-        return _json(route_view(self._on_loop(route(self._parts.router, asked, limit, deadline))))
+        limit, deadline = self._components.settings.max_text_bytes, time.monotonic() + ROUTE_S
+        return _json(
+            route_view(self._on_loop(route(self._components.router, asked, limit, deadline)))
+        )
 
     def _decisions(self, request: Request) -> Response:
         if not self._streams.acquire(blocking=False):
@@ -211,13 +215,13 @@ class _Stream:
 
 
 def open_console(
-    parts: Parts, tokens: TokenFile | None, certificates: Certificates | None
+    components: Components, tokens: TokenFile | None, certificates: Certificates | None
 ) -> Console | None:
     """None where the settings leave it off. Raises ModelsatError where it cannot listen."""
-    feed = parts.telemetry.feed
-    if not parts.settings.console_address or feed is None:
+    feed = components.telemetry.feed
+    if not components.settings.console_address or feed is None:
         return None
-    return Console(parts, feed, tokens, certificates)
+    return Console(components, feed, tokens, certificates)
 
 
 def _json(value: Any, status: int = HTTPStatus.OK) -> Response:

@@ -1,4 +1,4 @@
-"""One address: its port, credentials and limits, and health and reflection of what it serves."""
+"""One address of the server: port, TLS, limits, and the health and reflection services."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from engine.serving.settings import Settings, flag
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 LIVENESS = "liveness"
 PROBES = ("", "readiness", LIVENESS)
-STORE = "store"  # whether changes are accepted; readiness does not depend on it
+STORE = "store"  # whether candidates can be changed; readiness does not depend on it
 SECOND_MS = 1000
 LIMITS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Equal, so that nothing is refused at random between a soft and a hard limit.
+    # Equal: between a soft and a hard limit gRPC refuses at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", 1024),  # of a connection; more wait at the client
+    ("grpc.max_concurrent_streams", 1024),  # per connection; further calls wait in the client
     ("grpc.server_handshake_timeout_ms", 10 * SECOND_MS),
-    ("grpc.keepalive_time_ms", 60 * SECOND_MS),  # of silence, then the peer is asked
+    ("grpc.keepalive_time_ms", 60 * SECOND_MS),  # of silence before a ping
     ("grpc.keepalive_timeout_ms", 20 * SECOND_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10 * SECOND_MS),
     ("grpc.http2.max_ping_strikes", 2),  # then GOAWAY, too_many_pings
-    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a twin
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error
 )
 
 
 @dataclass(frozen=True)
 class Service:
-    """A gRPC service. name: its full name; add: registers it with a server."""
+    """A gRPC service. name: its full name. add: registers it with a server."""
 
     name: str
     add: Callable[[grpc.aio.Server], None]
@@ -46,7 +46,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Listener:
-    """A server on one address, HOST:PORT with the port that was taken."""
+    """A gRPC server on one address, HOST:PORT with the actual port."""
 
     address: str
     names: tuple[str, ...]
@@ -54,25 +54,25 @@ class Listener:
     _health: health.aio.HealthServicer
 
     async def start(self) -> None:
-        """Answer, with every name SERVING from the first call on."""
+        """Start to answer, with every health name SERVING."""
         for name in self.names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
     async def store(self, connected: bool) -> None:
-        """Say under the name `store` whether the candidate store answers; routing goes on."""
-        await self._say(STORE, connected)
+        """Report under the health name `store` whether the candidate store can be reached."""
+        await self._report(STORE, connected)
 
     async def live(self, alive: bool) -> None:
-        """Say under the name `liveness` whether a restart would help."""
-        await self._say(LIVENESS, alive)
+        """Report under the health name `liveness` whether the process works; if not, restart it."""
+        await self._report(LIVENESS, alive)
 
-    async def _say(self, name: str, well: bool) -> None:
-        answer = health_pb2.HealthCheckResponse
-        await self._health.set(name, answer.SERVING if well else answer.NOT_SERVING)
+    async def _report(self, name: str, healthy: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(name, status.SERVING if healthy else status.NOT_SERVING)
 
     async def retire(self) -> None:
-        """Turn every name NOT_SERVING for good; calls are still answered."""
+        """Turn every health name NOT_SERVING for good; calls are still answered."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, shutdown_grace_period_s: float) -> None:
@@ -87,15 +87,25 @@ def bind(
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     credentials: grpc.ServerCredentials | None,
 ) -> Listener:
-    """Take the port of the setting `name`; raises BundleError where that fails. credentials: None
-    means plain text."""
+    """Listen on the address in the setting `name`.
+
+    Args:
+        settings: addresses and limits.
+        name: field of Settings that holds the address.
+        services: to serve there.
+        interceptors: outermost first.
+        credentials: None means plain text.
+
+    Raises:
+        BundleError: the address is taken, or not one of this machine.
+    """
     address = getattr(settings, name)
     server = grpc.aio.server(interceptors=list(interceptors), options=_options(settings))
     for service in services:
         service.add(server)
     names = tuple(service.name for service in services)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     _add_reflection(server, names)
     try:
         if credentials is None:
@@ -104,19 +114,19 @@ def bind(
             port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise BundleError(
-            f"cannot listen on {address}: it is taken or not an address of this machine; give"
-            f" {flag(name)} another HOST:PORT."
+            f"cannot listen on {address}: the port is taken, or this machine does not have the"
+            f" address; set {flag(name)} to another HOST:PORT."
         ) from error
     return Listener(
-        f"{address.rpartition(':')[0]}:{port}", (*PROBES, STORE, *names), server, healthy
+        f"{address.rpartition(':')[0]}:{port}", (*PROBES, STORE, *names), server, health_service
     )
 
 
-def exposure(settings: Settings) -> list[str]:
-    """What to warn of: an address that others reach, without TLS or without tokens."""
-    given = settings
-    addresses = (given.address, given.admin_address, given.extproc_address, given.console_address)
-    open_to_others = [a for a in addresses if a and not _local(a)]
+def insecure_listener_warnings(settings: Settings) -> list[str]:
+    """Warn of addresses that other machines can reach without TLS or without tokens."""
+    names = ("address", "admin_address", "extproc_address", "console_address")
+    addresses = [getattr(settings, name) for name in names]
+    exposed = [a for a in addresses if a and not _is_local(a)]
     missing = [
         flag
         for flag, path in (
@@ -127,12 +137,12 @@ def exposure(settings: Settings) -> list[str]:
     ]
     return [
         f"{address} can be reached from other machines without {' and '.join(missing)}"
-        for address in open_to_others
+        for address in exposed
         if missing
     ]
 
 
-def _local(address: str) -> bool:
+def _is_local(address: str) -> bool:
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -151,7 +161,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """v1alpha from grpcio-reflection, and v1: the same messages under another service name."""
+    """Serve v1alpha from grpcio-reflection, and v1: the same messages under another name."""
     names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
     reflection.enable_server_reflection(names, server)
     servicer = reflection.aio.ReflectionServicer(names)

@@ -84,7 +84,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
                 result = await self._result(each.request, deadline, "StreamRoute")
             return pb.StreamRouteResponse(id=each.id[:MAX_STREAM_ID_CHARS], result=result)
 
-        async with aclosing(as_ready(requests, one, MAX_AT_A_TIME)) as answers:
+        async with aclosing(map_unordered(requests, one, MAX_AT_A_TIME)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -206,7 +206,7 @@ Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
-async def as_ready(
+async def map_unordered(
     requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Answer]], limit: int
 ) -> AsyncGenerator[Answer, None]:
     """answer(r) of every request, in order of completion.

@@ -20,7 +20,7 @@ from engine.pb import router_service_pb2, router_service_pb2_grpc
 from engine.registry.stores.base import Change
 from engine.registry.stores.sqlite import SqliteStore
 from engine.serving import components
-from engine.serving.server import Guard, start_server
+from engine.serving.server import AuthConfig, start_server
 from engine.serving.settings import Settings
 from engine.serving.telemetry import Telemetry
 from modelsat import Client, ModelsatClientError
@@ -152,8 +152,8 @@ async def _backend_raises(folder: Path) -> Case:
         score_cache_mb=0,
     )
     with mock.patch.object(components, "open_backend", opened):
-        parts = components.load(settings, Telemetry())
-    running = await start_server(parts, Guard(None, None))
+        parts = components.build(settings, Telemetry())
+    running = await start_server(parts, AuthConfig(None, None))
     codes: list[str] = []
     async with grpc.aio.insecure_channel(running.listeners[0].address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
