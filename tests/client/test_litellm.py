@@ -21,7 +21,7 @@ from tools.fake_upstream import Upstream, upstream
 from tools.litellm_proxy import ENVIRONMENT, Proxy, proxy
 from tools.processes import ROOT, Server, await_ready, launch
 
-pytestmark = needs(missing(LITELLM))
+pytestmark = [pytest.mark.integration, needs(missing(LITELLM))]
 SECRET = "Zanzibar-4711"  # in every prompt, and nowhere in a log
 TURNS = [
     {"role": "system", "content": "Be brief."},

@@ -25,9 +25,12 @@ from tools.processes import ROOT, free_port, running, serving
 FOLDER = ROOT / "deploy" / "prometheus"
 PATH = f"{TOOLS}:/usr/bin:/usr/local/bin"
 PROMETHEUS, PROMTOOL = (shutil.which(name, path=PATH) for name in ("prometheus", "promtool"))
-pytestmark = needs(
-    "" if PROMETHEUS and PROMTOOL else "no prometheus; `make .venv-deploy/.done` gets Debian's"
-)
+pytestmark = [
+    pytest.mark.integration,
+    needs(
+        "" if PROMETHEUS and PROMTOOL else "no prometheus; `make .venv-deploy/.done` gets Debian's"
+    ),
+]
 QUIET = {"Errors by code", "Audit records"}  # panels without a series on a healthy server
 Query = Callable[[str], list[Any]]
 

@@ -15,6 +15,8 @@ from tests.support.optional_tools import ENVOY, LITELLM, NODE_PACKAGES, missing,
 from tools.docs.doc_blocks import Block, blocks, require_free, shell
 from tools.processes import ROOT
 
+pytestmark = pytest.mark.docs
+
 PAGES = [
     page
     for page in (

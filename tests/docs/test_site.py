@@ -19,6 +19,8 @@ from modelsat import AsyncClient, Client
 from tools.docs import api, commands, pictures, tables
 from tools.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "pretrained/README.md", *DOCS]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")

@@ -24,6 +24,8 @@ from tools.processes import BUNDLE
 from training.model.model import ModelSat, build
 from training.weights.base import load_base
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = read_manifest(BUNDLE, "bundle")
 ARRAYS = load_arrays(BUNDLE)
 CATALOG = sorted(read_catalog(BUNDLE / "zoo.json"), key=lambda c: c.id)

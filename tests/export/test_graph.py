@@ -23,6 +23,8 @@ from export.onnx.ops import Int8, LlamaConfig, OnnxRuntime, Portable
 from export.reference import hidden_row, keys_values
 from tests.support import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 BASE = tiny_llama.base()
 CONFIG = LlamaConfig.of(BASE.config)
 

@@ -25,6 +25,8 @@ from tests.conftest import INSTRUCTIONS
 from tests.support.deploy_tools import needs_tools, run
 from tools.processes import BUNDLE
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
 
 

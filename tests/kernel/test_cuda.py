@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from cpp_ext import cuda, score_reference
 from tests.kernel.test_cpu import CALIBRATION, DTYPES, TOLERANCE, as_dtype, draw
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(cuda.__file__).parent / "score_cuda.cu"
 
 

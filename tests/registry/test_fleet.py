@@ -17,6 +17,8 @@ from engine.serving.settings import ResolvedSettings, Settings
 from tests.support.postgres import ESCAPED, PASSWORD, Postgres, postgres
 from tests.support.stores import ENCODER, candidate, encoder, fresh, registry
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:

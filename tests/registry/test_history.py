@@ -18,6 +18,8 @@ from engine.registry.stores.base import Change, Store
 from tests.support.postgres import Postgres, postgres
 from tests.support.stores import ENCODER, candidate, fresh
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 4
 Open = Callable[..., Store]
 Level = st.sampled_from([0.0, 0.25, 0.5])

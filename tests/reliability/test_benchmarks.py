@@ -21,6 +21,8 @@ from tests.reliability.fuzz import grpc
 from tests.reliability.fuzz import messages as messages
 from tools.processes import serving
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(layers=3, width=8, keys=4, inner=12, head=2)
 
 

@@ -34,7 +34,7 @@ from training.weights.adapter import load_pretrained
 from training.weights.base import load_base
 from training.weights.merge import write_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:transformers")]
 RESULTS = [TaskResult(f"task {i}, algebra", i / 50) for i in range(50)]
 
 

@@ -13,6 +13,8 @@ from modelsat import Client
 from tests.support.browser import Console, showing, showing_guarded
 from tools.processes import BUNDLE
 
+pytestmark = pytest.mark.browser
+
 CATALOG = read_catalog(BUNDLE / "zoo.json")
 QUESTION = "If 3x + 7 = 22, what is x?"
 

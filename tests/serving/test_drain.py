@@ -24,6 +24,8 @@ from tests.conftest import INSTRUCTIONS
 from tests.serving.test_server import status_of
 from tools.processes import await_ready, launch
 
+pytestmark = pytest.mark.slow
+
 LONG = 30.0  # seconds that nothing here takes
 Raw = Callable[..., Any]
 

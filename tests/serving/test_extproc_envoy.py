@@ -27,7 +27,7 @@ from tools.envoy import FULL_DUPLEX, Envoy, envoy
 from tools.fake_upstream import pieces, upstream
 from tools.processes import BUNDLE, Server, serving
 
-pytestmark = needs(missing(ENVOY))
+pytestmark = [pytest.mark.integration, needs(missing(ENVOY))]
 CATALOG = read_catalog(BUNDLE / "zoo.json")
 LARGE = re.compile(r".*-70b-.*|.*-72b-.*|.*-large|.*-pro-.*")  # as the routes have it
 CHAT = "/v1/chat/completions"

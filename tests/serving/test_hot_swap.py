@@ -18,6 +18,8 @@ from engine.registry.catalog import read_catalog
 from modelsat import Client, ModelsatClientError
 from tools.processes import BUNDLE, await_ready, launch, serving
 
+pytestmark = pytest.mark.slow
+
 CATALOG = read_catalog(BUNDLE / "zoo.json")
 CALLS, CONNECTIONS = 2000, 8
 

@@ -38,7 +38,7 @@ from training.weights.adapter import load_pretrained
 from training.weights.base import Base, load_base
 from training.weights.merge import fold, write_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:transformers")]
 
 
 @pytest.fixture
