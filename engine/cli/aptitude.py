@@ -10,15 +10,16 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from engine.api.candidate import Candidate
 from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
 from engine.aptitude.grading import grade, with_result
 from engine.aptitude.journal import Journal
-from engine.aptitude.llm import Endpoint
+from engine.aptitude.llm import Endpoint, run
 from engine.aptitude.questions import Question
 from engine.aptitude.report import chart, content, cost_usd, estimate, run_fingerprint, summary
 from engine.aptitude.selection import QuestionSet, sample_questions
@@ -33,7 +34,7 @@ class Files:
     """Output files of a run."""
 
     out: Path
-    picture: Path
+    chart: Path
     journal: Path
 
 
@@ -41,10 +42,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the actions of `modelsat aptitude`."""
     actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
     summary = "ask a live LLM the questions of the aptitude test, and register it if you like"
-    run = actions.add_parser("run", help=summary, description=f"A{summary[1:]}.")
-    run.usage = "modelsat aptitude run --base-url URL --model NAME [options]"
-    aptitude_flags.add_arguments(run)
-    run.set_defaults(run=_run)
+    command = actions.add_parser("run", help=summary, description=f"A{summary[1:]}.")
+    command.usage = "modelsat aptitude run --base-url URL --model NAME [options]"
+    aptitude_flags.add_arguments(command)
+    command.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -58,20 +59,20 @@ def _run(parsed: argparse.Namespace) -> None:
         _require_free(candidate, parsed)
     files = _files(parsed.out or Path(f"aptitude-{candidate.id}.json"))
     with Journal(files.journal, run_fingerprint(question_set, endpoint)) as journal:
-        _examine(question_set, endpoint, candidate, journal, parsed)
+        _ask_questions(question_set, endpoint, candidate, journal, parsed)
         result = grade(question_set.questions, journal.replies)
     candidate = with_result(candidate, result, answer_only=endpoint.answer_only)
     document = content(candidate, result, question_set, endpoint)
     _write(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(files.picture, chart(candidate.display_name, result))
+    _write(files.chart, chart(candidate.display_name, result))
     print("\n".join(summary(result, question_set, answer_only=endpoint.answer_only)))
-    print(f"wrote {files.out} and {files.picture}")
+    print(f"wrote {files.out} and {files.chart}")
     if parsed.server:
         with connect(parsed) as client:
             print(f"registered {client.create_candidate(candidate).id} at {parsed.server}")
 
 
-def _examine(
+def _ask_questions(
     question_set: QuestionSet,
     endpoint: Endpoint,
     candidate: Candidate,
@@ -81,33 +82,38 @@ def _examine(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    left = [q for q in question_set.questions if q.key not in journal.replies]
-    if known := len(question_set.questions) - len(left):
-        print(f"{known} questions are already answered in the journal.")
-    if not left:
+    # matplotlib draws the chart; without it, the run would fail after all questions were paid for.
+    import_module("matplotlib")
+
+    unanswered = [q for q in question_set.questions if q.key not in journal.replies]
+    if answered := len(question_set.questions) - len(unanswered):
+        print(f"{answered} questions are already answered in the journal.")
+    if not unanswered:
         return
-    _print_estimate(left, endpoint, candidate, parsed)
+    _print_estimate(unanswered, endpoint, candidate, parsed)
     if not parsed.yes:
         _confirm()
-    ask_all = _load_examiner()
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(question_set.questions), completed=known)
+        bar = progress.add_task("", total=len(question_set.questions), completed=answered)
         try:
-            asyncio.run(ask_all(left, endpoint, journal, lambda _: progress.advance(bar)))
+            asyncio.run(run(unanswered, endpoint, journal, lambda _: progress.advance(bar)))
         except KeyboardInterrupt:
             progress.console.print("stopped; run the same command again to resume")
             raise
 
 
 def _print_estimate(
-    left: Sequence[Question], endpoint: Endpoint, candidate: Candidate, parsed: argparse.Namespace
+    questions: Sequence[Question],
+    endpoint: Endpoint,
+    candidate: Candidate,
+    parsed: argparse.Namespace,
 ) -> None:
-    tokens = estimate(left, endpoint, parsed.expected_output_tokens)
+    tokens = estimate(questions, endpoint, parsed.expected_output_tokens)
     usd = cost_usd(tokens, candidate)
     price = "cost unknown without prices" if usd is None else f"about ${usd:.4f}"
     print(
-        f"{len(left)} questions to {endpoint.model}: about {tokens[0]:,} input tokens and"
+        f"{len(questions)} questions to {endpoint.model}: about {tokens[0]:,} input tokens and"
         f" {tokens[1]:,} output tokens; {price}."
     )
 
@@ -136,18 +142,6 @@ def _require_free(candidate: Candidate, parsed: argparse.Namespace) -> None:
                 candidate.name,
                 "is already registered; delete it with `modelsat candidates delete`, or set --id.",
             )
-
-
-def _load_examiner() -> Callable[..., Coroutine[None, None, None]]:
-    try:
-        import matplotlib  # noqa: F401 - for the chart: missing, it would fail after the questions
-
-        from engine.aptitude.llm import run
-    except ImportError as error:
-        raise InvalidInputError(
-            Violation("aptitude run", f"needs {error.name}: pip install 'modelsat[aptitude]'.")
-        ) from error
-    return run
 
 
 def _files(out: Path) -> Files:
