@@ -1,4 +1,4 @@
-"""torch, the graph with either kernel, and the server agree on p, on the shipped model."""
+"""Test that torch, the graph with either kernel, and the server agree on the shipped model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ MANIFEST = read_manifest(BUNDLE, "bundle")
 ARRAYS = load_arrays(BUNDLE)
 CATALOG = sorted(read_catalog(BUNDLE / "zoo.json"), key=lambda c: c.id)
 LIMIT = 1e-3
-# The server's default graph; evaluated in docs/explanation/quality.md. One probability of 100 may
-# be off by
-# more than INT8_LIMIT.
+# The server's default graph, which docs/explanation/quality.md evaluates. One probability in 100
+# may differ by more than INT8_LIMIT.
 INT8_MEAN, INT8_LIMIT, INT8_MOST = 0.01, 0.03, 0.05
 Kernel = Callable[..., NDArray[np.float32]]
 
@@ -51,7 +50,7 @@ def prompts() -> list[NDArray[np.int64]]:
 
 @pytest.fixture(scope="module")
 def model() -> ModelSat:
-    """The checkpoint in transformers."""
+    """The checkpoint, loaded in transformers."""
     base = load_base(str(CHECKPOINT / "backbone"))
     return ModelSat(build(base, causal=True), torch.nn.Linear(1, 1), base.tokenizer).eval()
 
@@ -99,10 +98,10 @@ def test_graph_and_kernel_agree_with_torch(
     found = p_of(backend.hidden(prompts, embeddings), kernel)
     assert found.shape == (64, len(CATALOG))
     np.testing.assert_allclose(found, from_torch, atol=LIMIT)
-    assert found.std(axis=1).min() > 0.01, "the candidates are told apart"
+    assert found.std(axis=1).min() > 0.01, "the candidates differ"
 
 
-def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
+def test_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
     rankings = [client.route(text).ranking for text in INSTRUCTIONS]
     by_name = [{r.candidate: r.probability for r in ranking} for ranking in rankings]
     found = np.array([[p[c.id] for c in CATALOG] for p in by_name])
@@ -112,12 +111,12 @@ def test_the_server_agrees_with_torch(client: Client, from_torch: NDArray[np.flo
     assert off.mean() < INT8_MEAN
 
 
-def test_company_does_not_change_a_probability(
+def test_other_candidates_do_not_change_a_probability(
     model: ModelSat,
     prompts: list[NDArray[np.int64]],
     embeddings: NDArray[np.float32],
 ) -> None:
-    """The shipped weights: alone, and among 100 others first and last."""
+    """With the shipped weights: alone, and as first and last of 101 candidates."""
     own, prompt = embeddings[:1], prompts[:1]
     others = np.tile(embeddings[1:], (8, 1))[:100]
     alone = in_torch(model, prompt, own)[0, 0]

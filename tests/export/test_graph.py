@@ -1,4 +1,4 @@
-"""The emitted graph, the torch model and the plain NumPy reference are one function."""
+"""Test that the emitted graph, the torch model and the NumPy reference compute the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BASE = tiny_llama.base()
 CONFIG = LlamaConfig.of(BASE.config)
 
 
-FIRST = np.array([5, 17, 60])  # stands before every prompt where keys and values are cached
+FIRST = np.array([5, 17, 60])  # the prompt prefix whose keys and values are cached
 
 
 @cache
@@ -54,7 +54,7 @@ def embeddings(count: int, seed: int = 1) -> NDArray[np.float32]:
     count=st.integers(1, 20),
     seed=st.integers(0, 9),
 )
-@example([1, 27, 20], 9, 4)  # the farthest seen, 1.6e-5
+@example([1, 27, 20], 9, 4)  # the largest known difference, 1.6e-5
 @settings(max_examples=15, deadline=None)
 def test_graph_equals_torch(ops: type[Portable], lengths: list[int], count: int, seed: int) -> None:
     prompts, e = tiny_llama.prompts(lengths, seed), embeddings(count, seed)
@@ -80,8 +80,8 @@ def test_graph_equals_the_numpy_reference() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 50, 100])
-def test_a_candidate_scores_the_same_in_any_company(place: int) -> None:
-    """Alone, or among 100 others first, in the middle or last; in torch and in the graph."""
+def test_other_candidates_do_not_change_a_hidden_row(place: int) -> None:
+    """Alone, and as first, middle and last of 101 candidates; in torch and in the graph."""
     (prompt,) = tiny_llama.prompts([17])
     own, others = embeddings(1, seed=7), embeddings(100, seed=8)
     among = np.concatenate([others[:place], own, others[place:]])
@@ -96,14 +96,14 @@ def test_a_candidate_scores_the_same_in_any_company(place: int) -> None:
     assert abs(single.sigmoid() - crowd.sigmoid()) < 1e-4
 
 
-def test_a_thousand_candidates_in_one_pass() -> None:
+def test_one_pass_scores_a_thousand_candidates() -> None:
     hidden = backend().hidden(tiny_llama.prompts([5]), embeddings(1000))
     assert hidden.shape == (1, 1000, tiny_llama.WIDTH)
     assert np.isfinite(hidden).all()
 
 
 class SlowInt8(Int8):
-    """The same bytes and weights, multiplied as floats by standard operators."""
+    """Int8 with the same quantized values, multiplied as floats by standard operators."""
 
     def linear(self, x: str, layer: int, *names: str) -> str:
         g = self.graph
@@ -126,19 +126,19 @@ def prefixed(lengths: list[int], seed: int = 0) -> list[NDArray[np.int64]]:
     seed=st.integers(0, 9),
 )
 @settings(max_examples=15, deadline=None)
-def test_cached_keys_and_values_change_nothing(lengths: list[int], count: int, seed: int) -> None:
+def test_cached_prompt_changes_nothing(lengths: list[int], count: int, seed: int) -> None:
     prompts, e = prefixed(lengths, seed), embeddings(count, seed)
     expected = backend().hidden(prompts, e)
     for ops in (Portable, OnnxRuntime):
         found = backend(ops, cached=True).hidden(prompts, e)
-        # The noise of fp32 sums grows with the residual stream, not with the value it lands on.
+        # Rounding errors of fp32 sums grow with the residual stream, not with the value itself.
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 LONGEST = MAX_INSTRUCTION_TOKENS + 3  # what prompt.render adds after the instruction
-# Operators, graph, and how far rows may be, of their norm: random weights amplify.
-INT8_NEAR = 0.5  # .4 was seen on single rows; rows that have nothing in common are 1.4 apart
-FORMS = {
+# Operators, graph builder, and the tolerance relative to the norm; random weights amplify errors.
+INT8_NEAR = 0.5  # 0.4 was measured on single rows; unrelated rows differ by 1.4
+FORMATS = {
     "fp32": (Portable, Graph, 1e-4),
     "fp32, fused": (OnnxRuntime, Graph, 1e-4),
     "fp16": (Portable, HalfGraph, 3e-2),
@@ -146,7 +146,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format_name", FORMATS)
 @example(lengths=[1], count=1, seed=0)
 @example(lengths=[LONGEST, 1], count=1, seed=1)
 @example(lengths=[1, LONGEST], count=1000, seed=2)
@@ -156,12 +156,12 @@ FORMS = {
     seed=st.integers(0, 9),
 )
 @settings(max_examples=6, deadline=None)
-def test_every_form_is_the_reference_at_any_shape(
-    form: str, lengths: list[int], count: int, seed: int
+def test_every_format_matches_the_reference_at_any_shape(
+    format_name: str, lengths: list[int], count: int, seed: int
 ) -> None:
-    """From one token after the inquiry prompt to the longest instruction, from one candidate to a
-    thousand; no row of the batch and no candidate moves another."""
-    ops, graph, near = FORMS[form]
+    """From one token to the longest instruction, from one candidate to a thousand; requests and
+    candidates do not influence each other."""
+    ops, graph, near = FORMATS[format_name]
     prompts, e = prefixed(lengths, seed), embeddings(count, seed)
     found = backend(ops, cached=True, graph=graph).hidden(prompts, e)
     assert found.shape == (len(lengths), count, tiny_llama.WIDTH)
@@ -177,18 +177,20 @@ def test_every_form_is_the_reference_at_any_shape(
     seed=st.integers(0, 9),
 )
 @settings(max_examples=15, deadline=None)
-def test_int8_is_near_and_does_not_depend_on_company(
+def test_int8_is_close_and_independent_of_the_batch(
     lengths: list[int], count: int, seed: int
 ) -> None:
-    """A row's bytes have a scale of their own, so neither batch nor candidates move an answer."""
+    """Each position has its own scale, so other requests and candidates do not change a result."""
     prompts, e = prefixed(lengths, seed), embeddings(count, seed)
     graph = backend(Int8, cached=True)
     found = graph.hidden(prompts, e)
     slow = backend(SlowInt8, cached=True).hidden(prompts, e)
-    assert np.linalg.norm(found - slow) < 0.05 * np.linalg.norm(slow), "a byte may round otherwise"
+    assert np.linalg.norm(found - slow) < 0.05 * np.linalg.norm(slow), (
+        "a value may round differently"
+    )
     exact = backend().hidden(prompts, e)
-    assert np.abs(found - exact).max() > 0, "it is another graph"
+    assert np.abs(found - exact).max() > 0, "the graphs differ"
     for i, prompt in enumerate(prompts):
         alone = graph.hidden([prompt], e[-1:])[0, 0]
         gap = np.linalg.norm(found[i, -1] - alone)
-        assert gap < 0.02 * np.linalg.norm(alone), "a byte may round otherwise"
+        assert gap < 0.02 * np.linalg.norm(alone), "a value may round differently"

@@ -1,4 +1,4 @@
-"""fp16 graphs are near their fp32 ones, and TensorRT builds plans of them where it is installed."""
+"""Test that fp16 graphs are close to fp32 ones, and that TensorRT, if installed, builds them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_products_are_half_and_near_full_precision(half: Path, tmp_path: Path) -> None:
+def test_products_are_fp16_and_close_to_fp32(half: Path, tmp_path: Path) -> None:
     full = tmp_path / "full.onnx"
     emit_backbone(CONFIG, BASE.arrays, full)
     prompts, e = tiny_llama.prompts([30, 7]), embeddings(5)
@@ -46,7 +46,7 @@ def test_products_are_half_and_near_full_precision(half: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(not any(map(find_spec, LIBRARIES)), reason="no TensorRT: pip install .[trt]")
-def test_a_plan_is_built(half: Path, tmp_path: Path) -> None:
+def test_plan_is_built(half: Path, tmp_path: Path) -> None:
     profile = backbone_profile(CONFIG.width)
     plan = build_plan(half, tmp_path / "tiny.plan", "89", profile, tmp_path / "timings")
     assert (tmp_path / "tiny.plan").stat().st_size == plan.size > 10_000
@@ -55,7 +55,7 @@ def test_a_plan_is_built(half: Path, tmp_path: Path) -> None:
         build_plan(tmp_path / "none.onnx", tmp_path / "none.plan", "89", profile, tmp_path / "t")
 
 
-def test_what_fp16_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_weights_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
     arrays = dict(BASE.arrays)
     arrays["model.embed_tokens.weight"] = arrays["model.embed_tokens.weight"] + 1e5
     with pytest.raises(BundleError, match="overflows fp16"):

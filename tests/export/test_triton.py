@@ -1,5 +1,5 @@
-"""The bundle as a Triton repository: its configuration as Triton parses it, its graphs as ONNX
-Runtime runs them, against the probabilities that the engine gives."""
+"""Test the Triton repository of a bundle: that Triton's schema parses its configuration, and that
+its graphs give the engine's probabilities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def session(repository: Path, model: str, version: int = 1) -> ort.InferenceSess
 
 
 @needs_tools
-def test_triton_reads_the_configuration_and_it_is_the_graphs(repository: Path) -> None:
+def test_configuration_parses_and_matches_the_graphs(repository: Path) -> None:
     configs = json.loads(run("python", "tests/support/triton_config.py", str(repository)))
     assert set(configs) == {BACKBONE, READOUT, ENSEMBLE}
     for name in (BACKBONE, READOUT):
@@ -55,12 +55,12 @@ def test_triton_reads_the_configuration_and_it_is_the_graphs(repository: Path) -
             ]
             assert tensors_of(configs[name], field) == expected
         assert configs[name]["platform"] == "onnxruntime_onnx"
-        assert "maxBatchSize" not in configs[name]  # proto3 leaves 0 out
+        assert "maxBatchSize" not in configs[name]  # proto3 omits 0
     ensemble = configs[ENSEMBLE]
     assert tensors_of(ensemble, "input") == tensors_of(configs[BACKBONE], "input")
     assert tensors_of(ensemble, "output") == tensors_of(configs[READOUT], "output")
     known = {t[0] for t in tensors_of(ensemble, "input")}
-    for step in ensemble["ensembleScheduling"]["step"]:  # each is fed by what came before
+    for step in ensemble["ensembleScheduling"]["step"]:  # each input comes from an earlier step
         model = configs[step["modelName"]]
         assert set(step["inputMap"]) == {t[0] for t in tensors_of(model, "input")}
         assert set(step["inputMap"].values()) <= known
@@ -73,7 +73,7 @@ def tensors_of(config: dict[str, Any], field: str) -> list[tuple[str, str, list[
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_repository_gives_the_engines_probabilities(repository: Path, version: int) -> None:
+def test_repository_gives_the_engines_probabilities(repository: Path, version: int) -> None:
     manifest, arrays = read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE)
     encoder = load_encoder(BUNDLE, arrays)
     table = np.stack([encoder.encode(c) for c in read_catalog(BUNDLE / "zoo.json")])
@@ -93,16 +93,16 @@ def test_the_repository_gives_the_engines_probabilities(repository: Path, versio
     assert np.abs(found - expected.p).max() < 1e-5
 
 
-def test_a_device_without_an_onnx_graph_is_refused(tmp_path: Path) -> None:
+def test_device_without_onnx_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no ONNX graph for tensorrt"):
         write_repository(BUNDLE, tmp_path, "tensorrt")
 
 
-def test_no_folder_is_empty_since_git_and_object_stores_keep_none(repository: Path) -> None:
+def test_no_folder_is_empty(repository: Path) -> None:
     assert [p for p in repository.rglob("*") if p.is_dir() and not any(p.iterdir())] == []
 
 
-def test_a_version_whose_tensors_are_others_is_refused(tmp_path: Path) -> None:
+def test_version_with_other_tensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / BACKBONE / "1").mkdir(parents=True)
     config = tmp_path / BACKBONE / "config.pbtxt"
     config.write_text("of another width")

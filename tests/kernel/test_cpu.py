@@ -1,7 +1,8 @@
-"""The scoring kernel: every compiled path of this CPU against the float64 reference."""
+"""Test every instruction set of the scoring kernel on this CPU against the float64 reference."""
 
 import itertools
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 import cpp_ext
 from cpp_ext import _Kernel, _kernel, _load, score, score_reference
 
-# The largest error seen on random rows up to 4,096 wide is 5.4e-7 (scalar; AVX2 3.6e-7);
-# one element of such a row dropped or misread is worth about 1e-2.
+# The largest measured error on random rows up to 4,096 wide is 5.4e-7 (scalar; AVX2 3.6e-7).
+# Dropping or misreading one element of such a row changes p by about 1e-2.
 TOLERANCE = 2e-6
 CALIBRATION = {"eps": 1e-5, "scale": 1.7, "offset": -0.4}
 DTYPES = ["fp32", "fp16", "bf16"]
@@ -54,7 +55,7 @@ def forced(isa: str) -> Iterator[_Kernel]:
 
 @pytest.fixture(scope="module", params=available())  # hypothesis wants a scope above function
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each path that this CPU can run; the test forces it."""
+    """An instruction set that this CPU has; the test selects it."""
     compiled()
     name: str = request.param
     return name
@@ -69,7 +70,7 @@ def as_dtype(rows: np.ndarray, kind: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def draw(seed: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of size 1 and a weight for which logits are of size 1, where sigmoid is steepest."""
+    """Draw rows of size 1, and a weight that gives logits of size 1, where sigmoid is steepest."""
     random = np.random.default_rng(seed)
     width = shape[-1]
     weight = random.standard_normal(width) / np.sqrt(max(width, 1))
@@ -85,7 +86,7 @@ def agree(hidden: np.ndarray, weight: np.ndarray, **arguments: Any) -> np.ndarra
     return found
 
 
-SHAPES = st.tuples(  # B, M, D; the odd widths leave tails of every length
+SHAPES = st.tuples(  # B, M, D; odd widths leave remainders of every length
     st.integers(0, 3),
     st.integers(0, 15),
     st.integers(1, 150) | st.sampled_from([576, 577, 960, 1023, 4096]),
@@ -102,7 +103,7 @@ SHAPES = st.tuples(  # B, M, D; the odd widths leave tails of every length
 @example(0, (0, 3, 17), "bf16", 1.0)
 @example(0, (2, 0, 64), "fp32", 1.0)
 @settings(max_examples=150, deadline=None)
-def test_equals_the_reference(
+def test_kernel_matches_reference(
     isa: str, seed: int, shape: tuple[int, int, int], kind: str, size: float
 ) -> None:
     rows, weight = draw(seed, *shape)
@@ -111,15 +112,15 @@ def test_equals_the_reference(
         agree(hidden, weight, **CALIBRATION, **dtype)
 
 
-def test_every_half_and_bfloat_is_read_exactly(isa: str) -> None:
-    # Widths 8 and 16 take the vector paths, 1 the tail; x / sqrt(x^2 + eps) tells values of about
-    # sqrt(eps) apart: subnormal halves, halves about 1, the largest halves.
+def test_every_fp16_and_bf16_value_is_widened_exactly(isa: str) -> None:
+    # Widths 8 and 16 use vectors, width 1 the scalar remainder. x / sqrt(x^2 + eps) distinguishes
+    # values near sqrt(eps): subnormal halves, halves near 1, the largest halves.
     bits = np.arange(2**16, dtype=np.uint16)
-    halves: list[tuple[np.ndarray, dict[str, Any]]] = [
+    encodings: list[tuple[np.ndarray, dict[str, Any]]] = [
         (bits.view(np.float16), {}),
         (bits, {"dtype": "bf16"}),
     ]
-    for hidden, dtype in halves:
+    for hidden, dtype in encodings:
         for width, eps in itertools.product((1, 8, 16), (1e-13, 1.0, 1e9)):
             rows, weight = hidden.reshape(1, -1, width), np.ones(width, np.float32)
             with forced(isa):
@@ -127,7 +128,7 @@ def test_every_half_and_bfloat_is_read_exactly(isa: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_nan_stays_in_its_candidate(isa: str, kind: str) -> None:
+def test_nan_affects_only_its_candidate(isa: str, kind: str) -> None:
     rows, weight = draw(1, 2, 6, 37)
     for place, value in ((0, np.nan), (36, np.inf)):
         rows[1, 3, place] = value
@@ -139,7 +140,7 @@ def test_nan_stays_in_its_candidate(isa: str, kind: str) -> None:
         assert np.argwhere(np.isnan(found)).tolist() == [[1, 3]]
 
 
-def test_extreme_rows_and_logits_stay_in_0_1(isa: str) -> None:
+def test_extreme_rows_and_logits_stay_between_0_and_1(isa: str) -> None:
     largest = float(np.finfo(np.float32).max)
     rows, weight = draw(2, 1, 5, 45)
     rows *= np.array([0, 1e-42, 1e4, 1e25, largest / 8])[None, :, None]
@@ -175,7 +176,7 @@ def test_strided_misaligned_and_read_only_input(isa: str) -> None:
         )
 
 
-def test_the_reference_is_the_formula() -> None:
+def test_reference_matches_the_formula() -> None:
     hidden = np.array([[[3.0, 4.0], [0.0, 2.0]]], np.float32)
     weight = np.array([1.0, -1.0], np.float32)
     logits = np.array([-1 / np.sqrt(12.5 + 0.5), -2 / np.sqrt(2 + 0.5)])
@@ -206,7 +207,7 @@ ROWS, WEIGHT = np.zeros((2, 6, 4), np.float32), np.zeros(4, np.float32)
         ({"offset": -np.inf}, r"offset is -inf, expected"),
     ],
 )
-def test_bad_arguments(function: Any, change: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_named(function: Any, change: dict[str, Any], message: str) -> None:
     good = {"hidden": ROWS, "weight": WEIGHT, **CALIBRATION}
     with pytest.raises(ValueError, match=message):
         function(**{**good, **change})
@@ -238,14 +239,23 @@ def test_error_codes_of_the_c_abi(change: dict[str, Any], code: int) -> None:
     assert (out == (7.0 if change else 0.5)).all()
 
 
-def test_an_unknown_path_changes_nothing() -> None:
+def test_unknown_instruction_set_changes_nothing() -> None:
     kernel = compiled()
     before = cpp_ext.implementation()
     assert kernel.set_isa(b"sse9") == 1
     assert cpp_ext.implementation() == before == f"c++ {available()[0]}"
 
 
-def test_numpy_serves_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_of_another_abi_version_is_not_called(tmp_path: Path) -> None:
+    source, library = tmp_path / "old.c", tmp_path / "_kernel.so"
+    source.write_text("int modelsat_abi_version(void) { return 1; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    assert _load(tmp_path) == (
+        f"_kernel.so has ABI version 1, expected {cpp_ext.ABI_VERSION}; build it again"
+    )
+
+
+def test_numpy_is_used_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = _load(tmp_path)
     assert missing == f"no _kernel*.so in {tmp_path}"
     (tmp_path / "_kernel.so").write_bytes(b"not a library")

@@ -1,4 +1,4 @@
-"""The CUDA kernel, emulated on the CPU, against the float64 reference and NumPy's order."""
+"""Test the CUDA kernel, emulated on the CPU, against the float64 reference and NumPy's order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def launch(
     library: ctypes.CDLL, kind: str, hidden: np.ndarray, ranked: int, **given: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(probability (B, M), order (B, ranked)), and that nothing was written beyond them."""
+    """Return probability (B, M) and order (B, ranked); check that nothing is written past them."""
     batch, candidates, width = hidden.shape
     p = np.full(batch * candidates + 1, 7, dtype=np.float32)
     order = np.full(batch * ranked + 1, 7, dtype=np.int32)
@@ -57,11 +57,11 @@ def launch(
     ranked=st.integers(0, 45),
     kind=st.sampled_from(DTYPES),
 )
-def test_rows_and_order_are_the_references(
+def test_probabilities_and_order_match_reference(
     library: ctypes.CDLL, seed: int, batch: int, candidates: int, width: int,
     ranked: int, kind: str,
 ) -> None:  # fmt: skip
-    """With equal rows (ties), a row of NaN, one too large for fp32 sums, and some left out."""
+    """With equal rows (ties), a row of NaN, a row whose fp32 sums overflow, and disallowed rows."""
     random = np.random.default_rng(seed)
     rows, weight = draw(seed, batch, candidates, width)
     rows[:, -1] = rows[:, 0]
@@ -83,7 +83,7 @@ def test_rows_and_order_are_the_references(
     np.testing.assert_array_equal(order, cuda.rank_reference(p, allowed, penalty, ranked))
 
 
-def test_a_size_that_no_block_can_hold_is_refused(library: ctypes.CDLL) -> None:
+def test_too_many_candidates_are_refused(library: ctypes.CDLL) -> None:
     hidden = np.zeros((1, 4097, 1), dtype=np.float32)
     given = {
         "weight": np.ones(1, dtype=np.float32),
