@@ -171,7 +171,7 @@ def test_each_address_serves_its_own(secured: Secured) -> None:
             assert listed == {f"modelsat.v1.{own}"}
         with (
             open_channel(address, secured.access) as channel,
-            pytest.raises(grpc.RpcError, match="carries no token"),
+            pytest.raises(grpc.RpcError, match="call has no token"),
         ):
             reflected(channel, secured.access)
 
@@ -314,12 +314,12 @@ def test_new_certificates_and_tokens_are_taken_without_a_failed_call(tmp_path: P
         assert served_name(address, authority) == "first"
         cert.write_bytes(second.cert.read_bytes())
         assert [served_name(address, authority) for _ in range(3)] == ["first"] * 3
-        assert server.printed().count("the TLS certificate stays as it was") == 1
+        assert server.printed().count("could not reload the TLS certificate") == 1
         key.write_bytes(second.key.read_bytes())
         assert served_name(address, authority) == "second"
 
         file.write_text('{"tokens": [')
-        until(lambda: "the tokens stay as they were" in server.printed())
+        until(lambda: "could not reload tokens file" in server.printed())
         before = callers.calls
         until(lambda: callers.calls > before + 4)
         callers.done.set()
@@ -350,7 +350,7 @@ def test_files_that_cannot_serve_are_named_at_the_start(tmp_path: Path) -> None:
         "cannot be read": replace(given, tls_certificate=tmp_path / "absent.pem"),
         "holds no PEM certificate": replace(given, tls_certificate=good.key),
         "does not match the certificate": replace(given, tls_key=other.key),
-        "is no usable key": replace(given, tls_key=good.cert),
+        "is not a usable key": replace(given, tls_key=good.cert),
         "is encrypted": replace(given, tls_key=locked),
         "certificate has expired": replace(given, tls_certificate=old.cert, tls_key=old.key),
         "holds no authority": replace(given, tls_client_ca=good.cert),

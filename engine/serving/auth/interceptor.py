@@ -1,6 +1,6 @@
-"""Who may call what: bearer tokens with roles, checked before a request is read.
+"""Authorize calls by bearer tokens with roles, before a request is read.
 
-Health is open to all, so that load balancers need no token; reflection needs any token; a method
+Health is open to all, because load balancers have no token. Reflection needs any token. A method
 that is not listed here needs the role admin.
 """
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read."""
+    """Refuse calls with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read."""
 
     def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
@@ -63,24 +63,24 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(OPEN):
             return handler
-        given = given_token(handler_call_details.invocation_metadata)
-        token = None if given is None else self._tokens.find(given)
+        text = bearer_token(handler_call_details.invocation_metadata)
+        token = None if text is None else self._tokens.find(text)
         needed = EVERYONE if method.startswith(ANY_ROLE) else NEEDED.get(method, ADMIN)
-        error = refusal(method, needed, given, token)
-        return handler if error is None else self._refusing(method, error, token)
+        error = access_error(method, needed, text, token)
+        return handler if error is None else self._refuse_with(method, error, token)
 
-    def _refusing(self, method: str, error: ModelsatError, token: Token | None) -> Any:
+    def _refuse_with(self, method: str, error: ModelsatError, token: Token | None) -> Any:
         async def refuse(_: Any, context: Any) -> None:
             self._log.add(method, context.peer(), token)
             status = rpc_status.to_status(to_status(error))
             await context.abort(status.code, status.details, status.trailing_metadata)
 
-        # As a stream, whatever the method is: a single request would be received first.
+        # As a stream for any method: gRPC would receive a single request first.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def given_token(metadata: Iterable[tuple[str, Any]] | None) -> str | None:
-    """What stands behind `authorization: Bearer`; None unless it is there exactly once."""
+def bearer_token(metadata: Iterable[tuple[str, Any]] | None) -> str | None:
+    """Return the token of `authorization: Bearer TOKEN`, None unless there is exactly one."""
     values = [value for key, value in metadata or () if key == "authorization"]
     if len(values) != 1 or not isinstance(values[0], str):
         return None
@@ -88,18 +88,25 @@ def given_token(metadata: Iterable[tuple[str, Any]] | None) -> str | None:
     return text if scheme.lower() == SCHEME and text else None
 
 
-def refusal(
-    method: str, needed: frozenset[str], given: str | None, token: Token | None
+def access_error(
+    method: str, needed: frozenset[str], text: str | None, token: Token | None
 ) -> ModelsatError | None:
-    """Why a call that sent the text `given`, known as `token`, is refused; None: it is not."""
-    if given is None:
+    """Return why a call is refused, None if it is allowed.
+
+    Args:
+        method: for the message.
+        needed: roles that may call it.
+        text: what the caller sent as its token, None for nothing.
+        token: the known token with that text, None if there is none.
+    """
+    if text is None:
         return UnauthenticatedError(
-            "The call carries no token; send the metadata `authorization: Bearer TOKEN` once."
+            "The call has no token; send the metadata `authorization: Bearer TOKEN` once."
         )
     if token is None:
         return UnauthenticatedError(
-            "The token is not known to this server; `modelsat token` makes one and the entry for"
-            " the server's file of tokens."
+            "The token is not known to this server; `modelsat token` creates one and its entry for"
+            " the server's tokens file."
         )
     if token.role in needed:
         return None
@@ -107,12 +114,14 @@ def refusal(
 
 
 class RefusalLog:
-    """Who was turned away, a few lines a second."""
+    """Log refused calls, a few lines a second."""
 
     def __init__(self) -> None:
-        self._lines = RateLimitedLogger(log, logging.WARNING, "calls were refused")
+        self._lines = RateLimitedLogger(log, logging.WARNING, "calls refused")
 
     def add(self, method: str, peer: str, token: Token | None) -> None:
         """Log a refusal, never the token."""
-        who = "no known token" if token is None else f"token {token.name!r} ({token.role})"
+        who = (
+            "an unknown token or none" if token is None else f"token {token.name!r} ({token.role})"
+        )
         self._lines.add("refused %s from %s: %s", method, peer, who)

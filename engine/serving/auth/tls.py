@@ -1,7 +1,7 @@
-"""The server's certificate: checked at the start, read anew when its files change.
+"""The server's TLS certificate: checked at start, reloaded when its files change.
 
-gRPC asks for it at every handshake; what is asked costs a stat of each file. Connections keep the
-certificate that they began with, so a new one breaks no request.
+gRPC asks for it at every handshake, which costs a stat of each file. Connections keep the
+certificate they began with, so a new one breaks no request.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from engine.serving.auth.file_watch import file_fingerprint
 
 CERTIFICATE, KEY, CLIENT_CA = "--tls-certificate", "--tls-key", "--tls-client-ca"
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-MAX_FLIGHTS = 10  # of a handshake; TLS 1.3 takes three
+MAX_ROUND_TRIPS = 10  # of a handshake; TLS 1.3 takes three
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files. client_ca: the authority that client certificates must come from; an empty path
-    asks for none."""
+    """PEM files. client_ca: the authority that client certificates must come from; an empty
+    path requires none."""
 
     certificate: Path
     key: Path
     client_ca: Path
 
     def paths(self) -> tuple[Path, ...]:
-        """Those that are given."""
+        """Return the paths that are set."""
         return tuple(p for p in (self.certificate, self.key, self.client_ca) if p.name)
 
 
 class Certificates:
-    """The newest usable state of the files, for any number of ports.
+    """The latest usable certificate of the files, for any number of ports. Thread-safe.
 
-    Raises InvalidInputError where the files cannot be used at the start; later such files are
-    logged once, and the state before them stays.
+    Raises InvalidInputError if the files are unusable at start. If they become unusable later, that
+    is logged once and the previous certificate stays in use.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -56,36 +56,38 @@ class Certificates:
         self._context, self._context_version = _context(files), self._version
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For one port."""
-        shown = self._version
+        """Return gRPC credentials for one port."""
+        version_in_use = self._version
 
-        def fetch() -> Any:  # None says: as before; gRPC's stubs do not know it
-            nonlocal shown
+        def fetch() -> Any:  # None means unchanged; gRPC's stubs do not know it
+            nonlocal version_in_use
             version, newest = self._refresh()
-            if version == shown:
+            if version == version_in_use:
                 return None
-            shown = version
+            version_in_use = version
             return newest
 
         required = bool(self._files.client_ca.name)
         return grpc.dynamic_ssl_server_credentials(self._newest, fetch, required)
 
     def context(self) -> ssl.SSLContext:
-        """For one connection of a socket of our own."""
+        """Return the context for one connection of the console."""
         version, _ = self._refresh()
         with self._lock:
             if version != self._context_version:
                 try:
                     self._context, self._context_version = _context(self._files), version
                 except (OSError, ssl.SSLError) as error:  # changed again since it was checked
-                    log.warning("the TLS certificate changes: %s", type(error).__name__)
+                    log.warning(
+                        "the TLS certificate changed while it was loaded: %s", type(error).__name__
+                    )
             return self._context
 
     def _refresh(self) -> tuple[int, grpc.ServerCertificateConfiguration]:
         with self._lock:
-            seen = file_fingerprint(self._files.paths())
-            if seen != self._fingerprint:
-                self._fingerprint = seen
+            fingerprint = file_fingerprint(self._files.paths())
+            if fingerprint != self._fingerprint:
+                self._fingerprint = fingerprint
                 self._reload()
             return self._version, self._newest
 
@@ -93,14 +95,14 @@ class Certificates:
         try:
             self._newest = _load(self._files)
         except InvalidInputError as error:
-            log.error("the TLS certificate stays as it was: %s", error)
+            log.error("could not reload the TLS certificate, keeping the previous one: %s", error)
             return
         self._version += 1
-        log.info("new TLS certificate from %s", self._files.certificate)
+        log.info("loaded a new TLS certificate from %s", self._files.certificate)
 
 
 def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    """What gRPC needs, checked. Raises InvalidInputError."""
+    """Load and check what gRPC needs; raises InvalidInputError."""
     before = file_fingerprint(files.paths())
     chain, key = _read(CERTIFICATE, files.certificate), _read(KEY, files.key)
     _check_pair(files, chain, key)
@@ -109,7 +111,9 @@ def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
         roots = _read(CLIENT_CA, files.client_ca)
         _check_authority(files.client_ca, roots)
     if file_fingerprint(files.paths()) != before:
-        raise InvalidInputError(Violation(CERTIFICATE, "and its files changed while being read."))
+        raise InvalidInputError(
+            Violation(CERTIFICATE, "files changed while they were read; try again.")
+        )
     return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
 
 
@@ -126,39 +130,41 @@ def _read(flag: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _wrong(
+        raise _invalid(
             flag, path, f"cannot be read ({error.strerror})", "give a file that this user may read"
         ) from error
 
 
 def _check_pair(files: TlsFiles, chain: bytes, key: bytes) -> None:
-    """Shakes hands with itself in memory, as a client that knows the certificate would."""
+    """Check key and certificate by a handshake in memory, as a client that trusts it would do."""
     leaf = PEM.search(chain.decode("ascii", errors="replace"))
     if leaf is None:
-        raise _wrong(
+        raise _invalid(
             CERTIFICATE,
             files.certificate,
             "holds no PEM certificate",
             "give the chain as PEM, the server's own certificate first",
         )
     if b"ENCRYPTED" in key:
-        raise _wrong(KEY, files.key, "is encrypted", "give a key without a passphrase")
+        raise _invalid(KEY, files.key, "is encrypted", "give a key without a passphrase")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         server.load_cert_chain(files.certificate, files.key, password="")
     except (OSError, ssl.SSLError) as error:
         reason = str(getattr(error, "reason", None) or type(error).__name__)
         mismatch = "MISMATCH" in reason
-        found = "does not match the certificate" if mismatch else f"is no usable key ({reason})"
-        raise _wrong(
-            KEY, files.key, found, f"give the PEM key that {files.certificate} was made for"
+        problem = (
+            "does not match the certificate" if mismatch else f"is not a usable key ({reason})"
+        )
+        raise _invalid(
+            KEY, files.key, problem, f"give the PEM key that {files.certificate} was made for"
         ) from error
     try:
         _shake_hands(server, leaf[0])
     except ssl.SSLError as error:
-        why = getattr(error, "verify_message", None) or error.reason
-        raise _wrong(
-            CERTIFICATE, files.certificate, f"clients would refuse: {why}", "renew it"
+        reason = getattr(error, "verify_message", None) or error.reason
+        raise _invalid(
+            CERTIFICATE, files.certificate, f"clients would refuse: {reason}", "renew it"
         ) from error
 
 
@@ -172,11 +178,11 @@ def _shake_hands(server: ssl.SSLContext, leaf: str) -> None:
         client.wrap_bio(to_client, to_server),
         server.wrap_bio(to_server, to_client, server_side=True),
     )
-    for _ in range(MAX_FLIGHTS):
+    for _ in range(MAX_ROUND_TRIPS):
         waiting = [end for end in ends if not _step(end)]
         if not waiting:
             return
-    raise ssl.SSLError("the handshake does not end")
+    raise ssl.SSLError("the handshake does not finish")
 
 
 def _step(end: ssl.SSLObject) -> bool:
@@ -192,13 +198,15 @@ def _check_authority(path: Path, roots: bytes) -> None:
     try:
         store.load_verify_locations(cadata=roots.decode("ascii", errors="replace"))
     except ssl.SSLError as error:
-        raise _wrong(CLIENT_CA, path, "holds no PEM certificate", "give the authority's") from error
+        raise _invalid(
+            CLIENT_CA, path, "holds no PEM certificate", "give the authority's"
+        ) from error
     ends = [ssl.cert_time_to_seconds(str(c["notAfter"])) for c in store.get_ca_certs()]
     if not ends:
-        raise _wrong(CLIENT_CA, path, "holds no authority", "give the certificate of one")
+        raise _invalid(CLIENT_CA, path, "holds no authority", "give the certificate of one")
     if max(ends) < time.time():
-        raise _wrong(CLIENT_CA, path, "has expired", "give a current one")
+        raise _invalid(CLIENT_CA, path, "has expired", "give a current one")
 
 
-def _wrong(flag: str, path: Path, found: str, remedy: str) -> InvalidInputError:
-    return InvalidInputError(Violation(flag, f"is {path}, which {found}; {remedy}."))
+def _invalid(flag: str, path: Path, problem: str, remedy: str) -> InvalidInputError:
+    return InvalidInputError(Violation(flag, f"is {path}, which {problem}; {remedy}."))

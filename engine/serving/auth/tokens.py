@@ -1,8 +1,8 @@
-"""Bearer tokens: a JSON file of hashes and roles, read anew when it changes.
+"""Bearer tokens: a JSON file of hashes and roles, reloaded when it changes.
 
     {"tokens": [{"sha256": "<hex of the token's sha256>", "role": "route", "name": "gateway-1"}]}
 
-A token is 256 random bits, so a plain hash of it keeps it secret; the file never holds one.
+A token is 256 random bits, so its plain hash keeps it secret. The file never holds a token.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from engine.serving.auth.file_watch import file_fingerprint
 
 ROLES = ("route", "read", "admin")
 MAX_NAME_CHARS = 100
-LOOK_EVERY_S = 1.0  # at the file's modification time
+CHECK_INTERVAL_S = 1.0  # for changes of the file
 SHA256 = re.compile(r"[0-9a-f]{64}")
-PREFIX = "modelsat_"  # what scanners for leaked secrets can look for
+PREFIX = "modelsat_"  # lets scanners find leaked tokens
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Token:
-    """Who may do what. sha256: 64 lower-case hexadecimal digits; role: one of ROLES."""
+    """An entry of the file. sha256: 64 lower-case hexadecimal digits. role: one of ROLES. name: of
+    its owner."""
 
     sha256: str
     role: str
@@ -41,7 +42,11 @@ class Token:
 
 
 def new_token(role: str, name: str) -> tuple[str, Token]:
-    """A fresh random token and what the file must hold of it. Raises InvalidInputError."""
+    """Return a new random token, and its entry for the tokens file.
+
+    Raises:
+        InvalidInputError: the name is too long or not printable.
+    """
     if not _is_name(name):
         raise InvalidInputError(Violation("--name", f"must be 1 to {MAX_NAME_CHARS} characters."))
     text = PREFIX + secrets.token_urlsafe(32)
@@ -49,65 +54,68 @@ def new_token(role: str, name: str) -> tuple[str, Token]:
 
 
 class TokenFile:
-    """The tokens of a file, for any thread. Raises InvalidInputError where it cannot be used at the
-    start; later a file that cannot is logged once, and the tokens before it stay."""
+    """The tokens of a file. Thread-safe.
+
+    Raises InvalidInputError if the file is unusable at start. If it becomes unusable later, that is
+    logged once and the previous tokens stay valid.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fingerprint = file_fingerprint([path])
         self._tokens = read_tokens(path)
         self._verified: dict[str, Token] = {}  # sha256 -> token; no more than there are tokens
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         self._lock = threading.Lock()
 
-    def find(self, given: str) -> Token | None:
-        """The token that `given` is, None where it is none."""
-        digest = _sha256(given)
+    def find(self, text: str) -> Token | None:
+        """Return the entry of a token's text, None if the token is unknown."""
+        digest = _sha256(text)
         with self._lock:
             self._reload_if_changed()
-            found = self._verified.get(digest)
-            if found is None:
-                found = _match(self._tokens, digest)
-                if found is not None:
-                    self._verified[digest] = found
-            return found
+            token = self._verified.get(digest)
+            if token is None:
+                token = _match(self._tokens, digest)
+                if token is not None:
+                    self._verified[digest] = token
+            return token
 
     def _reload_if_changed(self) -> None:
         now = time.monotonic()
-        if now - self._looked < LOOK_EVERY_S:
+        if now - self._checked < CHECK_INTERVAL_S:
             return
-        self._looked = now
-        seen = file_fingerprint([self._path])
-        if seen == self._fingerprint:
+        self._checked = now
+        fingerprint = file_fingerprint([self._path])
+        if fingerprint == self._fingerprint:
             return
-        self._fingerprint = seen
+        self._fingerprint = fingerprint
         try:
             self._tokens = read_tokens(self._path)
         except InvalidInputError as error:
-            log.error("the tokens stay as they were: %s", error)
+            log.error("could not reload tokens file, keeping previous tokens: %s", error)
             return
         self._verified = {}
-        log.info("%d tokens read from %s", len(self._tokens), self._path)
+        log.info("loaded %d tokens from %s", len(self._tokens), self._path)
 
 
 def _match(tokens: Sequence[Token], digest: str) -> Token | None:
-    """Compares with every token, in a time that tells nothing about them."""
-    found = None
+    """Compare with every token, in constant time."""
+    match = None
     for token in tokens:
         if hmac.compare_digest(token.sha256, digest):
-            found = token
-    return found
+            match = token
+    return match
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
-    """Raises one InvalidInputError that lists everything that is wrong with the file."""
+    """Read a tokens file; raises one InvalidInputError that lists all its problems."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        # The error's text may quote the file, which may hold a token by mistake.
-        why = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        # The error's text may quote the file, which may contain a token by mistake.
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid JSON"
         raise InvalidInputError(
-            Violation("--auth-tokens-file", f"is {path}, which cannot be read: {why}.")
+            Violation("--auth-tokens-file", f"is {path}, which cannot be read: {reason}.")
         ) from None
     entries = content.get("tokens") if isinstance(content, dict) else None
     if not isinstance(entries, list):
@@ -122,13 +130,13 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     tokens = tuple(Token(e["sha256"], e["role"], e["name"]) for e in entries)
     if len({t.sha256 for t in tokens}) < len(tokens):
         raise InvalidInputError(
-            Violation("--auth-tokens-file", f"is {path}, which has a sha256 twice.")
+            Violation("--auth-tokens-file", f"is {path}, in which a sha256 appears twice.")
         )
     return tokens
 
 
 def _problems(where: str, entry: Any) -> list[Violation]:
-    """Never quotes a value: a token may have been put in the place of its hash."""
+    """Check one entry. Never quotes a value, because it may be a token put in place of its hash."""
     keys = {"sha256", "role", "name"}
     if not isinstance(entry, dict) or set(entry) != keys:
         return [Violation(where, "must have exactly the keys sha256, role and name.")]

@@ -31,7 +31,7 @@ from engine.pb import router_service_pb2 as pb
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
 from engine.routing.tradeoff import curve
-from engine.serving.auth.interceptor import READING, ROUTING, RefusalLog, given_token, refusal
+from engine.serving.auth.interceptor import READING, ROUTING, RefusalLog, access_error, bearer_token
 from engine.serving.auth.tls import Certificates
 from engine.serving.auth.tokens import TokenFile
 from engine.serving.components import Components, server_info
@@ -152,10 +152,10 @@ class Console:
         if self._tokens is None:
             return
         headers = request.headers.get_all("Authorization") or ()
-        given = given_token([("authorization", value) for value in headers])
-        token = None if given is None else self._tokens.find(given)
+        text = bearer_token([("authorization", value) for value in headers])
+        token = None if text is None else self._tokens.find(text)
         name = f"{request.path} of {NAME}"
-        error = refusal(name, needed, given, token)
+        error = access_error(name, needed, text, token)
         if error is not None:
             self._refused.add(name, request.peer, token)
             raise error

@@ -1,4 +1,4 @@
-"""RouterService: from proto to Router and back; one request, several, a stream of them."""
+"""RouterService: convert messages for Router and back, for one request, a batch or a stream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engine.routing.router import Router
 from engine.serving.rpc.status import failure_status, reason_of
 
 MAX_BATCH = 256
-MAX_AT_A_TIME = 64  # of one caller's batch or stream, so that it leaves room in the queue
+MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
 MAX_STREAM_ID_CHARS = 64
 MAX_CATEGORY_CHARS = 200
 DECISION_ID = re.compile(r"[0-9a-f]{32}")
@@ -46,32 +46,32 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         self._outcomes = outcomes
 
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.RouteResponse:
-        """Choose a candidate."""
+        """Select a candidate."""
         return await route(self._router, request, self._max_text_bytes, _deadline(context))
 
     async def BatchRoute(
         self, request: pb.BatchRouteRequest, context: Context
     ) -> pb.BatchRouteResponse:
-        """Choose for each request; one that fails does not fail the others."""
+        """Select a candidate for each request; one that fails does not fail the others."""
         count = len(request.requests)
         if not 1 <= count <= MAX_BATCH:
             raise InvalidInputError(
                 Violation("requests", f"has {count} entries; expected 1 to {MAX_BATCH}.")
             )
-        deadline, slots = _deadline(context), asyncio.Semaphore(MAX_AT_A_TIME)
+        deadline, slots = _deadline(context), asyncio.Semaphore(MAX_CONCURRENT)
 
         async def one(each: pb.RouteRequest) -> pb.RouteResult:
             async with slots:
                 return await self._result(each, deadline, "BatchRoute")
 
-        async with asyncio.TaskGroup() as group:  # cancels them all where the caller gives up
+        async with asyncio.TaskGroup() as group:  # cancels all when the caller gives up
             tasks = [group.create_task(one(each)) for each in request.requests]
         return pb.BatchRouteResponse(results=[task.result() for task in tasks])
 
     async def StreamRoute(
         self, requests: AsyncIterator[pb.StreamRouteRequest], context: Context
     ) -> AsyncIterator[pb.StreamRouteResponse]:
-        """Choose for each request as it comes."""
+        """Select a candidate for each request as it arrives."""
         deadline = _deadline(context)
 
         async def one(each: pb.StreamRouteRequest) -> pb.StreamRouteResponse:
@@ -84,21 +84,21 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
                 result = await self._result(each.request, deadline, "StreamRoute")
             return pb.StreamRouteResponse(id=each.id[:MAX_STREAM_ID_CHARS], result=result)
 
-        async with aclosing(map_unordered(requests, one, MAX_AT_A_TIME)) as answers:
+        async with aclosing(map_unordered(requests, one, MAX_CONCURRENT)) as answers:
             async for answer in answers:
                 yield answer
 
     async def RecordOutcome(
         self, request: pb.RecordOutcomeRequest, context: Context
     ) -> pb.RecordOutcomeResponse:
-        """Keep an outcome; see OutcomeStore.record."""
+        """Record an outcome; see OutcomeStore.record."""
         outcome = _recorded(request, self._max_text_bytes)
         return pb.RecordOutcomeResponse(recorded=await self._outcomes.record(outcome))
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
-        """Say what is served."""
+        """Describe the server."""
         return self._info()
 
     async def _result(
@@ -107,7 +107,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         try:
             response = await route(self._router, request, self._max_text_bytes, deadline)
             return pb.RouteResult(response=response)
-        except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
+        except Exception as error:  # noqa: BLE001 - no request may end the server
             return _error(error, method)
 
 
@@ -148,7 +148,7 @@ def response_from(decision: Decision) -> pb.RouteResponse:
 async def route(
     router: Router, request: pb.RouteRequest, max_text_bytes: int, deadline: float
 ) -> pb.RouteResponse:
-    """The answer to one request, over whatever it came. deadline: of time.monotonic()."""
+    """Answer one request of any transport. deadline: of time.monotonic()."""
     text, context_chars = instruction_from(request, max_text_bytes)
     decision = await router.route(
         text,
@@ -163,65 +163,67 @@ async def route(
 
 def _error(error: Exception, method: str) -> pb.RouteResult:
     status = failure_status(error, method)
-    told = pb.RouteError(code=status.code, message=status.message, reason=reason_of(status))
-    return pb.RouteResult(error=told)
+    error_message = pb.RouteError(
+        code=status.code, message=status.message, reason=reason_of(status)
+    )
+    return pb.RouteResult(error=error_message)
 
 
 def _deadline(context: Context) -> float:
-    """Of time.monotonic()."""
+    """Return the call's deadline as of time.monotonic()."""
     left = context.time_remaining()
     return float("inf") if left is None else time.monotonic() + left
 
 
 def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> RecordedOutcome:
-    """Raises one InvalidInputError that lists everything that is wrong."""
-    problems: list[Violation] = []
+    """Check the request; raises one InvalidInputError that lists every violation."""
+    violations: list[Violation] = []
     identifier = ""
     if not DECISION_ID.fullmatch(request.decision_id):
-        found = request.decision_id[:80]
-        problems.append(
-            Violation("decision_id", f"is {found!r}; expected decision_id of an answer of Route.")
+        value = request.decision_id[:80]
+        violations.append(
+            Violation("decision_id", f"is {value!r}; expected decision_id of a RouteResponse.")
         )
     try:
         identifier = parse_name(request.candidate, "candidate")
         if request.text:
             check_text(request.text, max_text_bytes)
     except InvalidInputError as error:
-        problems += error.violations
+        violations += error.violations
     if not 0 <= request.score <= 1:  # true for NaN too
-        problems.append(Violation("score", f"is {request.score}; expected a number in [0, 1]."))
+        violations.append(Violation("score", f"is {request.score}; expected a number in [0, 1]."))
     if len(request.category) > MAX_CATEGORY_CHARS:
         size = len(request.category)
-        problems.append(
+        violations.append(
             Violation("category", f"is {size} characters, the limit is {MAX_CATEGORY_CHARS}.")
         )
-    if problems:
-        raise InvalidInputError(*problems)
+    if violations:
+        raise InvalidInputError(*violations)
     return RecordedOutcome(
         request.decision_id, identifier, request.score, request.text, request.category
     )
 
 
-Request = TypeVar("Request")
-Answer = TypeVar("Answer")
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
 
 
 async def map_unordered(
-    requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Answer]], limit: int
-) -> AsyncGenerator[Answer, None]:
-    """answer(r) of every request, in order of completion.
+    requests: AsyncIterator[RequestT], call: Callable[[RequestT], Awaitable[ResponseT]], limit: int
+) -> AsyncGenerator[ResponseT, None]:
+    """Call `call` for every request, and yield the responses in order of completion.
 
-    At most `limit` requests are read and not yet answered, answers that nobody took yet included,
-    so that a reader who stalls stalls the sender. What runs is cancelled when the iteration ends
-    or is closed; close it (contextlib.aclosing) rather than leave that to the garbage collector.
-    `answer` does not raise.
+    At most `limit` requests are in progress, responses that the reader has not taken included, so
+    that a slow reader slows the sender down. What runs is cancelled when the iteration ends or is
+    closed; close it (contextlib.aclosing) instead of leaving that to the garbage collector. `call`
+    must not raise.
     """
     slots = asyncio.Semaphore(limit)
-    ready: asyncio.Queue[Answer | None] = asyncio.Queue()
+    ready: asyncio.Queue[ResponseT | None] = asyncio.Queue()
     running: set[asyncio.Task[None]] = set()
 
-    async def work(request: Request) -> None:
-        ready.put_nowait(await answer(request))
+    async def work(request: RequestT) -> None:
+        ready.put_nowait(await call(request))
 
     async def read() -> None:
         try:
@@ -237,8 +239,8 @@ async def map_unordered(
 
     reader = asyncio.create_task(read())
     try:
-        while (found := await ready.get()) is not None:
-            yield found
+        while (response := await ready.get()) is not None:
+            yield response
             slots.release()
         await reader  # raises what the transport raised
     finally:

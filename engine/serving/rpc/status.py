@@ -1,6 +1,6 @@
-"""Errors on the wire: every failure is a google.rpc.Status with ErrorInfo and what fits beside it.
+"""Errors on the wire: a google.rpc.Status with ErrorInfo and other details for every failure.
 
-Never a stack trace, never the text of an instruction.
+It never contains a stack trace or the text of an instruction.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ log = logging.getLogger(__name__)
 
 
 def code_of(error: Exception) -> int:
-    """google.rpc.Code of anything that was raised."""
+    """Return the google.rpc.Code of anything that was raised."""
     return int(CODES.get(type(error), _INTERNAL)[0])
 
 
 def to_status(error: ModelsatError) -> status_pb2.Status:
-    """The google.rpc.Status of `error`, cut to what a trailer can carry."""
+    """Convert an error to a google.rpc.Status, shortened to what a trailer can carry."""
     code, reason = CODES.get(type(error), _INTERNAL)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
     return status_pb2.Status(
@@ -82,8 +82,10 @@ def to_status(error: ModelsatError) -> status_pb2.Status:
 
 
 def failure_status(error: Exception, method: str) -> status_pb2.Status:
-    """The google.rpc.Status of anything a call of `method` raised; what an operator should see is
-    logged. What is not the project's own is INTERNAL, without its text."""
+    """Convert anything that a call of `method` raised to a google.rpc.Status.
+
+    What is not a ModelsatError becomes INTERNAL, without its text. Failures that an operator should
+    know of are logged."""
     if isinstance(error, ModelsatError):
         if isinstance(error, UnavailableError | StoreError):
             _log_failure(method, error.__cause__ or error)
@@ -97,14 +99,14 @@ def failure_status(error: Exception, method: str) -> status_pb2.Status:
 
 
 def reason_of(status: status_pb2.Status) -> str:
-    """ErrorInfo.reason of a status that to_status or failure_status made."""
+    """Return ErrorInfo.reason of a status from to_status or failure_status."""
     info = error_details_pb2.ErrorInfo()
     status.details[0].Unpack(info)
     return str(info.reason)
 
 
 def pushback(status: status_pb2.Status) -> tuple[tuple[str, str], ...]:
-    """The trailer by which a gRPC client's own retryPolicy waits as long as RetryInfo says."""
+    """Return the trailer that makes a gRPC client's retryPolicy wait as long as RetryInfo says."""
     retry = error_details_pb2.RetryInfo()
     delays = [retry.retry_delay.ToMilliseconds() for d in status.details if d.Unpack(retry)]
     return tuple(("grpc-retry-pushback-ms", str(delay)) for delay in delays)
@@ -116,7 +118,7 @@ def _details(error: ModelsatError) -> list[Message]:
         for wrong in error.violations:
             field, description = _cut(wrong.field, 100), _cut(wrong.description, 300)
             if not _add(request.field_violations, request, field=field, description=description):
-                break  # there may be any number more
+                break  # the rest does not fit
         return [request]
     if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
         kind = getattr(error, "resource_type", "modelsat.v1.Candidate")
@@ -141,7 +143,7 @@ def _details(error: ModelsatError) -> list[Message]:
 
 
 def _add(entries: Any, whole: Message, **values: str) -> bool:
-    """Append to a repeated field, and return True, unless the detail would outgrow its share of the
+    """Append to a repeated field; return False instead if the detail would exceed its share of the
     trailer."""
     entry = entries.add(**values)
     fits = whole.ByteSize() <= MAX_DETAIL_BYTES
@@ -157,13 +159,13 @@ def _packed(message: Message) -> any_pb2.Any:
 
 
 def _cut(text: str, limit: int) -> str:
-    """At most `limit` bytes of UTF-8."""
+    """Shorten to at most `limit` bytes of UTF-8."""
     raw = text.encode("utf-8", errors="replace")
     return text if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "..."
 
 
 def _log_failure(method: str, error: BaseException) -> None:
-    """The text of an exception may hold what a caller sent; its kind and place do not."""
+    """Log type and place of an exception; its text may contain what a caller sent."""
     log.error("%s failed: %s at %s", method, type(error).__name__, _innermost(error))
 
 
