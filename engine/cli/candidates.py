@@ -25,7 +25,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         server_flags.add_arguments(added)
         return added
 
-    action("list", _list, "print a table of all candidates")
+    action(
+        "list",
+        _list,
+        "print a table of all candidates with mean accuracy, context window and prices",
+    )
     get = action("get", _get, "print one candidate as JSON")
     create = action("create", _create, "register the candidates of a JSON file")
     delete = action("delete", _delete, "remove a candidate")
@@ -44,13 +48,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _list(parsed: argparse.Namespace) -> None:
-    headings = ("id", "mean accuracy", "context", "$ in/M", "$ out/M", "prices from")
+    headings = ("id", "accuracy", "context", "$/M input", "$/M output")
     with connect(parsed) as client:
-        rows = []
-        for c in client.list_candidates():
-            numbers = (c.context_window, c.input_usd_per_million, c.output_usd_per_million)
-            cells = ["unknown" if n is None else f"{n:g}" for n in numbers]
-            rows.append([c.id, f"{c.mean_accuracy():.3f}", *cells, c.price_source])
+        candidates = client.list_candidates()
+    rows = []
+    for c in candidates:
+        context = "unknown" if c.context_window is None else f"{c.context_window:,}"
+        prices = (c.input_usd_per_million, c.output_usd_per_million)
+        cells = ["unknown" if price is None else f"{price:g}" for price in prices]
+        rows.append([c.id, f"{c.mean_accuracy():.3f}", context, *cells])
     _print_table(headings, rows)
 
 
@@ -108,7 +114,8 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
     table = Table()
     for heading in headings:
-        table.add_column(heading, no_wrap=heading == "id")
+        is_text = heading in ("id", "change")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading == "id")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)

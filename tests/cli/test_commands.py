@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from engine.cli.main import COMMANDS, main, parser
-from tools.processes import ROOT
+from modelsat import Client
+from tools.processes import ROOT, Server
 
 TUTOR = ROOT / "examples" / "candidates" / "calculus-tutor.json"
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "prometheus_client")
@@ -99,3 +100,15 @@ def test_server_commands_name_the_extra_to_install(command: str) -> None:
     assert done.returncode == 1
     assert "pip install 'modelsat[cpu]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_candidates_list_has_a_line_for_each_candidate_in_80_columns(
+    shared_server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["candidates", "list", "--server", shared_server.address]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    with Client(shared_server.address) as client:
+        candidates = client.list_candidates()
+    assert [row[1] for row in rows] == [candidate.id for candidate in candidates]
+    assert all(len(row) == 11 and "…" not in "".join(row) for row in rows)
