@@ -1,1 +1,1 @@
-"""From a merged checkpoint to a bundle that the engine serves."""
+"""Export a merged checkpoint to a bundle that the engine serves."""

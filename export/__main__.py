@@ -162,7 +162,9 @@ def _encoder_parity(folder: Path, encoder: Base) -> float:
 
 def main() -> None:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m export", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("artifacts/checkpoint"), help="merged checkpoint"
     )

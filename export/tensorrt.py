@@ -173,10 +173,12 @@ def _timings(config: Any, cache: Path) -> Any:
 
 def main() -> None:
     """Build one engine and print its description as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tensorrt", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("graph", type=Path, help="ONNX file")
     parser.add_argument("out", type=Path, help="engine file to write")
-    parser.add_argument("--cuda-arch", default="89")
+    parser.add_argument("--cuda-arch", default="89", help="compute capability, such as 89")
     parser.add_argument("--cache", type=Path, required=True, help="file of the timing cache")
     parser.add_argument(
         "--axis",

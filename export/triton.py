@@ -172,12 +172,20 @@ def _write(out: Path, model: str, config: str) -> None:
 
 def main() -> None:
     """Parse the command line and write the repository."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.triton", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--bundle", type=Path, default=Path("artifacts/bundle"), help="folder of the bundle"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model repository")
     devices = [name for name in get_args(Device) if name != "tensorrt"]
-    parser.add_argument("--device", choices=devices, default="cpu")
-    parser.add_argument("--model-version", type=int, default=1)
+    parser.add_argument(
+        "--device", choices=devices, default="cpu", help="device that Triton runs the graph on"
+    )
+    parser.add_argument(
+        "--model-version", type=int, default=1, help="version of the three models to write"
+    )
     arguments = parser.parse_args()
     write_repository(arguments.bundle, arguments.out, arguments.device, arguments.model_version)
     for name in (BACKBONE, READOUT, ENSEMBLE):

@@ -1,1 +1,1 @@
-"""How likely each candidate is to succeed: one forward pass, then the fused kernel."""
+"""Turn prompts and candidate embeddings into probabilities."""

@@ -1,0 +1,1 @@
+"""Emit backbone and encoder as ONNX graphs."""

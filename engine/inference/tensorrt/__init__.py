@@ -1,0 +1,1 @@
+"""Run the backbone with TensorRT."""
