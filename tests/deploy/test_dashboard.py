@@ -15,7 +15,7 @@ from engine.serving.telemetry.metrics import BY_NAME
 from tools.processes import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "modelsat.json"
-ROWS = ("Traffic and errors", "Latency by phase", "Queue and batches", "Choices", "Quality drift")
+ROWS = ("Traffic and errors", "Latency by phase", "Queue and batches", "Choices", "Input drift")
 NAME = re.compile(r"\b(?:modelsat|process)_\w+")
 SUFFIX = re.compile(r"_(?:bucket|sum|count)$")
 
