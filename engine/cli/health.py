@@ -13,8 +13,6 @@ from engine.api.errors import UnavailableError
 from engine.cli import server_flags
 from engine.client.channel import open_channel
 
-Response = health_pb2.HealthCheckResponse
-
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `modelsat health`."""
@@ -44,8 +42,8 @@ def run(parsed: argparse.Namespace) -> None:
             )
         except grpc.RpcError as error:
             raise UnavailableError(_explain(parsed, cast(grpc.Call, error))) from error
-    name = Response.ServingStatus.Name(status)
-    if status != Response.SERVING:
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+    if status != health_pb2.HealthCheckResponse.SERVING:
         raise UnavailableError(f"{parsed.service} at {parsed.server} is {name}.")
     print(name)
 

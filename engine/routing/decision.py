@@ -35,7 +35,7 @@ class PromptInfo:
 
 
 @dataclass(frozen=True)
-class RankedCandidate:
+class RankingEntry:
     """An eligible candidate with its scores. expected_cost_usd is None if no price is known."""
 
     candidate: Candidate
@@ -54,7 +54,7 @@ class Decision:
 
     selected: Candidate
     reason: str
-    ranking: tuple[RankedCandidate, ...]
+    ranking: tuple[RankingEntry, ...]
     excluded: dict[str, str]
     revision: int
     prompt: PromptInfo
@@ -110,7 +110,7 @@ def build_decision(
     result = decide([c.id for c in candidates], p, eligible.costs, policy, context)
     ranking = []
     for i in result.order:
-        ranked = RankedCandidate(candidates[i], float(p[i]), eligible.costs[i], result.utility[i])
+        ranked = RankingEntry(candidates[i], float(p[i]), eligible.costs[i], result.utility[i])
         ranking.append(ranked)
     return Decision(
         selected=ranking[0].candidate,

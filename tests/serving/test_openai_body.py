@@ -17,7 +17,7 @@ from engine.client.requests import Turn, route_request
 from engine.pb import router_service_pb2 as pb
 from engine.replay.log import COLUMNS, PastRequest, past_request
 from engine.serving.extproc.body import (
-    Instruction,
+    BodyInstruction,
     instruction,
     is_routed,
     parse,
@@ -161,7 +161,7 @@ def test_a_model_that_is_no_string_is_none() -> None:
     assert parse(b'{"model": {"model": "auto"}}').model is None
 
 
-def chat(*turns: tuple[str, Any], **more: Any) -> Instruction:
+def chat(*turns: tuple[str, Any], **more: Any) -> BodyInstruction:
     messages = [{"role": role, "content": content} for role, content in turns]
     return instruction(parse(json.dumps({"messages": messages, **more}).encode()))
 
@@ -179,7 +179,7 @@ def test_chat_completions() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     schema = {"type": "json_schema"}
     found = chat(("user", parts), tools=[tool], response_format=schema, max_tokens=9)
-    assert found == Instruction(
+    assert found == BodyInstruction(
         "What is\nthis?", len(json.dumps([tool])), ("audio", "image"), ("json_mode", "tools"), 9
     )
 

@@ -28,7 +28,7 @@ from engine.api.candidate import Candidate
 from engine.api.errors import ModelsatError
 from engine.api.policy import DecisionKind, Policy
 from engine.api.request_context import DECISION, TRACE, trace_of
-from engine.routing.decision import Decision, PromptInfo, RankedCandidate
+from engine.routing.decision import Decision, PromptInfo, RankingEntry
 from engine.serving.rpc.interceptors import TelemetryInterceptor
 from engine.serving.settings import Settings
 from engine.serving.telemetry import Telemetry, logs, open_telemetry
@@ -42,7 +42,7 @@ def decision(
     chosen: str = "a", revision: int = 1, identifier: str = "d" * 32, kind: DecisionKind = "ranked"
 ) -> Decision:
     ranking = tuple(
-        RankedCandidate(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25))
+        RankingEntry(Candidate(c, ()), p, None, p) for c, p in ((chosen, 0.75), ("z", 0.25))
     )
     info = PromptInfo(7, truncated=False, ood_score=0.5)
     return Decision(

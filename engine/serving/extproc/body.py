@@ -43,7 +43,7 @@ class Body:
 
 
 @dataclass(frozen=True)
-class Instruction:
+class BodyInstruction:
     """What a body says about the choice of a model.
 
     text: what to score. context_chars: characters that the selected candidate will read as well.
@@ -96,7 +96,7 @@ def is_routed(path: str) -> bool:
     return path.partition("?")[0].rstrip("/").endswith(ROUTED)
 
 
-def instruction(body: Body) -> Instruction:
+def instruction(body: Body) -> BodyInstruction:
     """Return the last user turn that has text, or without one the last turn that has.
 
     Raises:
@@ -106,7 +106,7 @@ def instruction(body: Body) -> Instruction:
     if not turns:
         raise InvalidInputError(NO_TEXT)
     text = ([text for role, text in turns if role == "user"] or [turns[-1][1]])[-1]
-    return Instruction(
+    return BodyInstruction(
         text=text if is_utf8(text) else text.encode(errors="replace").decode(),
         context_chars=sum(len(said) for _, said in turns) - len(text) + body.tools_chars,
         modalities=openai.modalities(body.members),

@@ -24,7 +24,7 @@ from engine.api.errors import (
 from engine.api.limits import MIB, check_text
 from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.extproc.body import Instruction, instruction, is_routed, parse, with_model
+from engine.serving.extproc.body import BodyInstruction, instruction, is_routed, parse, with_model
 from engine.serving.extproc.overrides import policy_and_session
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
 from engine.serving.settings import (
@@ -152,7 +152,7 @@ class HttpChanges:
 class _RoutableBody:
     """instruction: what to route by. model: position of the alias in the body's bytes."""
 
-    instruction: Instruction
+    instruction: BodyInstruction
     model: slice
 
 
