@@ -102,14 +102,14 @@ class Scorer:
         policies: Sequence[Policy],
         tokenizer: AnyTokenizer,
         backend: Backend,
-        readout: ScoringHead,
+        head: ScoringHead,
         known: TrainingSet | None = None,
     ) -> None:
         self._table = table
         self._policies = policies
         self._tokenizer = tokenizer
         self._backend = backend
-        self._readout = readout
+        self._head = head
         self._known = known
 
     def do(self, work: Work) -> Done:
@@ -130,7 +130,7 @@ class Scorer:
             key = prompt.tokens.tobytes()
             if key not in seen:
                 seen[key] = self._backend.probabilities(
-                    [prompt.tokens], self._table.embeddings, everyone, self._readout
+                    [prompt.tokens], self._table.embeddings, everyone, self._head
                 ).p[0]
             p[i] = seen[key]
         unlike = [math.nan if r.ood_score is None else r.ood_score for r in infos]

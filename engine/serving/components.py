@@ -59,7 +59,7 @@ class Components:
     settings: Settings
     manifest: Manifest
     backend: Backend
-    readout: ScoringHead
+    head: ScoringHead
     kernel: str
     tokenizer: Tokenizer
     registry: Registry
@@ -86,9 +86,9 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         reencode_candidates=settings.reencode_candidates,
         keep=settings.revision_history_limit,
     )
-    readout = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
+    head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(
-        backend, readout, BatchLimits(max_queue_size=settings.max_queue_size), telemetry.forwarded
+        backend, head, BatchLimits(max_queue_size=settings.max_queue_size), telemetry.forwarded
     )
     cache = ScoreCache(settings.score_cache_mb << 20)
     outcomes = OutcomeStore(settings.outcomes_db, settings.max_recorded_outcomes)
@@ -109,7 +109,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
         log.warning("scoring runs without the compiled kernel: %s", kernel)
-    inference = (backend, readout, kernel, tokenizer, registry, batcher)
+    inference = (backend, head, kernel, tokenizer, registry, batcher)
     build_info = {"version": __version__, "backend": backend.describe(), "kernel": kernel}
     scraped = sources(
         registry.table,
@@ -134,7 +134,7 @@ def warm_up(components: Components) -> None:
         embeddings = np.zeros((1, *embeddings.shape[1:]), dtype=np.float32)
     rows = np.arange(len(embeddings))
     try:
-        components.backend.probabilities([prompt.tokens], embeddings, rows, components.readout)
+        components.backend.probabilities([prompt.tokens], embeddings, rows, components.head)
     except Exception as error:
         raise BundleError(
             f"the backbone of {components.settings.bundle} fails on a short prompt"

@@ -88,8 +88,8 @@ def test_repository_gives_the_engines_probabilities(repository: Path, version: i
     (found,) = session(repository, READOUT, version).run(None, {"hidden": hidden})
 
     graph = BUNDLE / manifest.graphs["cpu" if version == 1 else "cpu-fp32"]
-    readout = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
-    expected = OnnxBackend(graph).probabilities(prompts, table, np.arange(len(table)), readout)
+    head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
+    expected = OnnxBackend(graph).probabilities(prompts, table, np.arange(len(table)), head)
     assert np.abs(found - expected.p).max() < 1e-5
 
 

@@ -73,7 +73,7 @@ class HashBackend:
         tokens: Sequence[NDArray[np.int64]],
         embeddings: NDArray[np.float32],
         rows: NDArray[np.int64],
-        readout: ScoringHead,
+        head: ScoringHead,
     ) -> BatchScores:
         seeds = [zlib.crc32(t.tobytes()) for t in tokens]
         p = [np.random.default_rng(s).random(len(embeddings), np.float32)[rows] for s in seeds]

@@ -268,8 +268,8 @@ def a_router(
         for name, a in (("cheap", 0.2), ("good", 0.7), ("middling", 0.4))
     ]
     table = make_table(1, entries, 4)
-    readout = ScoringHead(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
-    batcher = Batcher(backend, readout, BatchLimits())
+    head = ScoringHead(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
+    batcher = Batcher(backend, head, BatchLimits())
     registry: Any = SimpleNamespace(table=lambda: table)
     return Router(registry, batcher, OneToken(), cache=cache, config=config), batcher
 

@@ -37,9 +37,9 @@ class FakeBackend:
         tokens: Sequence[NDArray[np.int64]],
         embeddings: NDArray[np.float32],
         rows: NDArray[np.int64],
-        readout: ScoringHead,
+        head: ScoringHead,
     ) -> BatchScores:
-        return score_rows(self.hidden, tokens, embeddings, rows, readout)
+        return score_rows(self.hidden, tokens, embeddings, rows, head)
 
     def prefetch_table(self, embeddings: NDArray[np.float32]) -> None:
         pass
