@@ -28,14 +28,14 @@ from torch import Tensor
 
 from engine.api.errors import ModelsatError
 from engine.bundle.manifest import Calibration
-from research.representations import fixed_pools, predict_variants, text_pieces
-from training.config import Plan, parse_plan
-from training.data.capability import folded
-from training.data.dataset import make_pools
+from research.representations import fixed_datasets, predict_variants, text_pieces
+from training.config import TrainingConfig, parse_config, setting
+from training.data.capability import fuse_standardization
+from training.data.dataset import build_datasets
 from training.evaluation import metrics
 from training.evaluation.plots import plot_training
 from training.model.model import ModelSat, additive_mask
-from training.state import PoolBuilder, Run
+from training.state import DatasetBuilder, TrainState
 from training.train import fit, ship_backbone, trained_rows
 from training.weights.adapter import save_pretrained
 
@@ -85,28 +85,28 @@ MODELS: dict[Layout, type[ModelSat]] = {
     "candidate_last": ModelSat,
     "capability_first": CapabilityFirst,
 }
-POOLS: dict[Representation, PoolBuilder] = {
-    "accuracy_weighted": make_pools,
-    "text": fixed_pools(text_pieces),
+DATASETS: dict[Representation, DatasetBuilder] = {
+    "accuracy_weighted": build_datasets,
+    "text": fixed_datasets(text_pieces),
 }
 
 
 @dataclass(frozen=True)
-class PaperPlan(Plan):
+class PaperConfig(TrainingConfig):
     """Settings of a training run, and which of the two methods it uses for each part."""
 
-    layout: Layout = "capability_first"
-    representation: Representation = "text"
+    layout: Layout = setting("capability_first", "order of prompt and candidate")
+    representation: Representation = setting("text", "how a candidate is represented")
 
 
-def train(plan: PaperPlan) -> dict[str, Any]:
-    """Run or resume `plan`; returns the closing report."""
-    run = fit(plan, MODELS[plan.layout], POOLS[plan.representation])
+def train(config: PaperConfig) -> dict[str, Any]:
+    """Start or resume a run, and finish it; returns the report of the test rows."""
+    run = fit(config, MODELS[config.layout], DATASETS[config.representation])
     run.accelerator.wait_for_everyone()
     if not run.accelerator.is_main_process:
         return {}
     run.model = run.plain  # from here on one process works alone
-    out = Path(plan.output_dir)
+    out = Path(config.output_dir)
     ship_backbone(run, out)
     platt = calibrate(run)
     report = report_of(run, platt)
@@ -114,40 +114,42 @@ def train(plan: PaperPlan) -> dict[str, Any]:
         platt.scale * run.start.scale, platt.scale * run.start.offset + platt.offset
     )
     capability = run.capability
-    connector = folded(run.model.connector, capability.shift, capability.scale)
-    save_pretrained(out, asdict(plan), connector, capability.norms, calibration, report)
+    connector = fuse_standardization(run.model.connector, capability.shift, capability.scale)
+    save_pretrained(out, asdict(config), connector, capability.norms, calibration, report)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     plot_training(out / "metrics.jsonl", out / "curves.png")
     return report
 
 
-def calibrate(run: Run) -> Calibration:
+def calibrate(run: TrainState) -> Calibration:
     """Fit Platt's scale and offset on the validation rows of every folder, in every variant."""
     margins, observed = [], []
-    for pool in run.pools:
-        predicted = predict_variants(run, pool, pool.validation)
-        scores = pool.outcomes.scores[:, pool.validation].T
+    for dataset in run.datasets:
+        predicted = predict_variants(run, dataset, dataset.validation)
+        scores = dataset.outcomes.scores[:, dataset.validation].T
         margins.append(predicted.ravel())
         observed.append(np.broadcast_to(scores, predicted.shape).ravel())
     return Calibration(*metrics.platt(np.concatenate(margins), np.concatenate(observed)))
 
 
-def report_of(run: Run, platt: Calibration) -> dict[str, Any]:
+def report_of(run: TrainState, platt: Calibration) -> dict[str, Any]:
     """Measure every folder's test rows; probabilities are the mean over the variants."""
     report: dict[str, Any] = {"steps": run.step, "datasets": {}}
-    for number, pool in enumerate(run.pools):
-        log_odds = platt.scale * predict_variants(run, pool, pool.test) + platt.offset
-        report["datasets"][pool.outcomes.name] = {
-            "instructions_tested": len(pool.test),
-            "instructions_trained": len(trained_rows(run.plan, number, pool)),
-            **metrics.report(expit(log_odds).mean(axis=0), pool.outcomes.scores[:, pool.test].T),
+    for number, dataset in enumerate(run.datasets):
+        log_odds = platt.scale * predict_variants(run, dataset, dataset.test) + platt.offset
+        report["datasets"][dataset.outcomes.name] = {
+            "instructions_tested": len(dataset.test),
+            "instructions_trained": len(trained_rows(run.config, number, dataset)),
+            **metrics.report(
+                expit(log_odds).mean(axis=0), dataset.outcomes.scores[:, dataset.test].T
+            ),
         }
     return report
 
 
 def main() -> None:
     """Parse the settings from the command line, train and measure."""
-    print(json.dumps(train(parse_plan(__doc__, kind=PaperPlan))))
+    print(json.dumps(train(parse_config(__doc__, kind=PaperConfig))))
 
 
 if __name__ == "__main__":

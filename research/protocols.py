@@ -1,14 +1,14 @@
-"""The five protocols of docs/explanation/quality.md: Model-SAT against simple routers on the same
-rows.
+"""Run the five protocols of docs/explanation/quality.md: Model-SAT against simple routers.
 
     python -m research.protocols --protocol-bundle DIR --bundle DIR --data DIR --out DIR
 
 The protocol bundle was trained on the MMLU-Pro rows of mmlu_pro_cot without the candidates that
-UNSEEN names; it answers P1 (seen candidates), P2 (unseen ones), P3 (unseen benchmarks) and P5
-(zoos, and candidates that arrive one by one). P4 (mixed tasks) is answered by the shipped bundle,
-which was trained on the training rows of llmrouter9 among others. --data holds both folders.
+UNSEEN names. It is used for P1 (seen candidates), P2 (unseen candidates), P3 (unseen benchmarks)
+and P5 (catalogs, and candidates that arrive one by one). The shipped bundle, which was trained on
+the training rows of llmrouter9 among others, is used for P4 (mixed tasks). --data holds both
+folders.
 
-Letters: B test rows, M candidates.
+Shapes: B test rows, M candidates.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from engine.bundle.types import FloatArray, Int64Array
 from engine.datasets.outcomes import Outcomes, read_outcomes, split
 from research.baselines import Rows, embed, seen_baselines, unseen_baselines
 from training.evaluation import metrics
-from training.evaluation.evaluate import Judged, figures, judge
+from training.evaluation.evaluate import ScoredDataset, measure, score_dataset
 from training.evaluation.plots import plot_dataset, plot_lines
 
 UNSEEN = "qwen|gemini|phi|jamba|command-r|mathstral"
-ELSEWHERE = ("gsm8k", "crux", "math_l5")
-FIRST_ZOO = 5  # candidates to begin P5 with
+OTHER_BENCHMARKS = ("gsm8k", "crux", "math_l5")
+INITIAL_CATALOG_SIZE = 5  # candidates to begin P5 with
 EMBEDDINGS = Path("artifacts/embeddings")
 RELEASES = {
     "Llama-2-7b-hf": "2023-07",
@@ -80,28 +80,28 @@ UNDER_10B = (
     "Meta-Llama-3_1-8B",
     "Meta-Llama-3_1-8B-Instruct",
 )
-ZOOS = {
+CATALOGS = {
     "under 10B": UNDER_10B,
     "large": tuple(n for n in RELEASES if n not in (*UNDER_10B, "Llama-2-13b-hf")),
     "mixed": tuple(RELEASES),
 }
 
 
-def part(judged: Judged, rows: Int64Array, candidates: Int64Array) -> Judged:
-    """These rows and candidates alone."""
+def part(scored: ScoredDataset, rows: Int64Array, candidates: Int64Array) -> ScoredDataset:
+    """Select rows and candidates."""
     at = np.ix_(rows, candidates)
-    outcomes = judged.outcomes.take(rows).only(candidates)
-    return Judged(outcomes, judged.p[at], judged.scores[at], judged.costs[at])
+    outcomes = scored.outcomes.take(rows).only(candidates)
+    return ScoredDataset(outcomes, scored.p[at], scored.scores[at], scored.costs[at])
 
 
-def compared(judged: Judged, baselines: Mapping[str, FloatArray]) -> dict[str, Any]:
-    """The model's figures, each baseline's, and the lead over the best of them, with intervals."""
-    result: dict[str, Any] = {"model": figures(judged), "baselines": {}}
+def compared(scored: ScoredDataset, baselines: Mapping[str, FloatArray]) -> dict[str, Any]:
+    """Measure the model, each baseline, and the lead over the best of them, with intervals."""
+    result: dict[str, Any] = {"model": measure(scored), "baselines": {}}
     for name, p in baselines.items():
-        result["baselines"][name] = metrics.report(p, judged.scores)
-    auc = {name: found["pooled_auc"] for name, found in result["baselines"].items()}
+        result["baselines"][name] = metrics.report(p, scored.scores)
+    auc = {name: values["pooled_auc"] for name, values in result["baselines"].items()}
     best = max(auc, key=lambda name: auc[name])
-    y, mine, other = judged.scores, judged.p, baselines[best]
+    y, mine, other = scored.scores, scored.p, baselines[best]
 
     def lead(rows: Int64Array) -> float:
         return metrics.pooled_auc(mine[rows], y[rows]) - metrics.pooled_auc(other[rows], y[rows])
@@ -112,36 +112,38 @@ def compared(judged: Judged, baselines: Mapping[str, FloatArray]) -> dict[str, A
     return result
 
 
-class Bench:
-    """One folder, its embeddings and splits, and a bundle's answers to its test rows."""
+class ProtocolData:
+    """One folder, its embeddings and splits, and a bundle's predictions for its test rows."""
 
-    def __init__(self, folder: Path, bundle: Path, zoo: Path, benchmarks: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, bundle: Path, catalog: Path, benchmarks: tuple[str, ...]
+    ) -> None:
         self.outcomes: Outcomes = read_outcomes(folder)
         self.x = embed(self.outcomes.texts, EMBEDDINGS)
         train, validation, self.test = split(self.outcomes.texts)
         self.train, self.validation = (self.among(r, benchmarks) for r in (train, validation))
-        self.judged = judge(bundle, self.outcomes.take(self.test), zoo)
+        self.scored = score_dataset(bundle, self.outcomes.take(self.test), catalog)
 
     def among(self, rows: Int64Array, benchmarks: tuple[str, ...]) -> Int64Array:
-        """The rows of these benchmarks; all where none is named."""
+        """Select the rows of these benchmarks; all of them if none is named."""
         names = self.outcomes.benchmarks
         return np.array([i for i in rows if not benchmarks or names[i] in benchmarks], dtype=int)
 
     def rows(self, rows: Int64Array, candidates: Int64Array) -> Rows:
-        """What a baseline reads."""
+        """Collect what a baseline reads."""
         names = [self.outcomes.subjects[i] for i in rows]
         return Rows(self.x[rows], self.outcomes.scores[np.ix_(candidates, rows)], names)
 
     def tested(self, benchmarks: tuple[str, ...]) -> tuple[Int64Array, Int64Array]:
-        """(row numbers in the folder, positions among the test rows) of these benchmarks."""
+        """Find the test rows of these benchmarks: (row numbers, positions among the test rows)."""
         rows = self.among(self.test, benchmarks)
         return rows, np.flatnonzero(np.isin(self.test, rows))
 
 
 def seen_protocol(
-    bench: Bench, candidates: Int64Array, benchmarks: tuple[str, ...]
+    bench: ProtocolData, candidates: Int64Array, benchmarks: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Candidates that training saw, on held-out rows."""
+    """Compare on held-out rows of candidates that training saw."""
     rows, at = bench.tested(benchmarks)
     found = seen_baselines(
         bench.rows(bench.train, candidates),
@@ -149,86 +151,97 @@ def seen_protocol(
         bench.rows(rows, candidates),
         bench.outcomes.test.figures[candidates],
     )
-    return compared(part(bench.judged, at, candidates), found)
+    return compared(part(bench.scored, at, candidates), found)
 
 
 def unseen_protocol(
-    bench: Bench, known: Int64Array, judged: Int64Array, benchmarks: tuple[str, ...]
+    bench: ProtocolData, known: Int64Array, scored: Int64Array, benchmarks: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Candidates that are known by their figures alone."""
+    """Compare on candidates that are known by their accuracies alone."""
     rows, at = bench.tested(benchmarks)
     test = bench.outcomes.test.figures
     found = unseen_baselines(
         bench.rows(bench.train, known),
         bench.rows(bench.validation, known),
-        bench.rows(rows, judged),
+        bench.rows(rows, scored),
         test[known],
-        test[judged],
+        test[scored],
     )
-    return compared(part(bench.judged, at, judged), found)
+    return compared(part(bench.scored, at, scored), found)
 
 
-def stories(bench: Bench, out: Path) -> dict[str, Any]:
-    """P5: named zoos, and candidates added one by one in order of release, nothing retrained."""
+def catalog_growth(bench: ProtocolData, out: Path) -> dict[str, Any]:
+    """P5: named catalogs, and candidates added one by one in order of release, without training."""
     _, at = bench.tested(("mmlu_pro",))
     names = bench.outcomes.candidates
 
     def routed(members: list[str]) -> dict[str, float]:
         columns = np.array([names.index(n) for n in members])
-        chosen = part(bench.judged, at, columns)
+        chosen = part(bench.scored, at, columns)
         return metrics.report(chosen.p, chosen.scores)
 
-    zoos = {zoo: routed([n for n in names if n in members]) for zoo, members in ZOOS.items()}
+    catalogs = {
+        catalog: routed([n for n in names if n in members]) for catalog, members in CATALOGS.items()
+    }
     order = sorted((n for n in names if n in RELEASES), key=lambda n: (RELEASES[n], n))
-    added = order[FIRST_ZOO - 1 :]
-    steps = [routed(order[: FIRST_ZOO + i]) for i in range(len(added))]
+    added = order[INITIAL_CATALOG_SIZE - 1 :]
+    steps = [routed(order[: INITIAL_CATALOG_SIZE + i]) for i in range(len(added))]
     keys = {"routed": "routed_accuracy", "best single so far": "best_single_accuracy"}
     lines = {label: [s[key] for s in steps] for label, key in keys.items()}
     plot_lines(lines, added, "accuracy", out / "p5-release.png")
     gaps = np.array([s["routed_accuracy"] - s["best_single_accuracy"] for s in steps])
     return {
-        "zoos": zoos,
+        "catalogs": catalogs,
         "steps": dict(zip(added, steps, strict=True)),
-        "least_gain": float(gaps.min()),
+        "min_gain": float(gaps.min()),
         "mean_gain": float(gaps.mean()),
     }
 
 
 def main() -> None:
-    """Run every protocol; write protocols.json, plots, and print the table of
-    docs/explanation/quality.md."""
+    """Run every protocol, write protocols.json and plots, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name in ("protocol-bundle", "bundle", "data", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--catalog", type=Path, default=Path("pretrained/zoo.json"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    required = {
+        "--protocol-bundle": "bundle trained with training/configs/protocol.json",
+        "--bundle": "the shipped bundle",
+        "--data": "folder that holds mmlu_pro_cot and llmrouter9",
+        "--out": "folder for report and plots",
+    }
+    for flag, text in required.items():
+        parser.add_argument(flag, type=Path, required=True, help=text)
+    parser.add_argument(
+        "--catalog", type=Path, default=Path("pretrained/zoo.json"), help="file with prices"
+    )
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     pro = ("mmlu_pro",)
-    main_bench = Bench(given.data / "mmlu_pro_cot", given.protocol_bundle, given.catalog, pro)
-    names = main_bench.outcomes.candidates
+    mmlu_pro = ProtocolData(
+        arguments.data / "mmlu_pro_cot", arguments.protocol_bundle, arguments.catalog, pro
+    )
+    names = mmlu_pro.outcomes.candidates
     unseen = np.array([bool(re.search(UNSEEN, n, re.IGNORECASE)) for n in names])
     known, new, everyone = np.flatnonzero(~unseen), np.flatnonzero(unseen), np.arange(len(names))
-    mixed = Bench(given.data / "llmrouter9", given.bundle, given.catalog, ())
+    mixed = ProtocolData(arguments.data / "llmrouter9", arguments.bundle, arguments.catalog, ())
     report = {
-        "P1": seen_protocol(main_bench, known, pro),
-        "P2": unseen_protocol(main_bench, known, new, pro),
-        "P3": unseen_protocol(main_bench, known, everyone, ELSEWHERE),
+        "P1": seen_protocol(mmlu_pro, known, pro),
+        "P2": unseen_protocol(mmlu_pro, known, new, pro),
+        "P3": unseen_protocol(mmlu_pro, known, everyone, OTHER_BENCHMARKS),
         "P4": seen_protocol(mixed, np.arange(len(mixed.outcomes.candidates)), ()),
-        "P5": stories(main_bench, given.out),
+        "P5": catalog_growth(mmlu_pro, arguments.out),
     }
-    _, at = main_bench.tested(pro)
-    cost = part(main_bench.judged, at, everyone)
-    report["cost"] = figures(cost)
-    plot_dataset(cost.p, cost.scores, cost.costs, given.out / "p1-all")
+    _, at = mmlu_pro.tested(pro)
+    cost = part(mmlu_pro.scored, at, everyone)
+    report["cost"] = measure(cost)
+    plot_dataset(cost.p, cost.scores, cost.costs, arguments.out / "p1-all")
     text = json.dumps(report, indent=1)
-    (given.out / "protocols.json").write_text(text + "\n", encoding="utf-8")
+    (arguments.out / "protocols.json").write_text(text + "\n", encoding="utf-8")
     table = as_markdown(report)
-    (given.out / "protocols.md").write_text(table, encoding="utf-8")
+    (arguments.out / "protocols.md").write_text(table, encoding="utf-8")
     print(table)
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """One table a protocol, the model first."""
+    """Render a table for each protocol, the model first."""
     lines = []
     for name in ("P1", "P2", "P3", "P4"):
         found = report[name]
@@ -237,7 +250,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"**{name}**, lead over {found['best_baseline']} {found['lead']:+.4f}"
             f" ({low:+.3f} to {high:+.3f})",
             "",
-            "| | pooled AUC | within AUC | ECE | routed | best single | top share |",
+            "| | AUC | AUC per instruction | ECE | routed | best single | top candidate share |",
             "|---|---|---|---|---|---|---|",
         ]
         for label, row in {"Model-SAT": found["model"], **found["baselines"]}.items():
@@ -251,17 +264,17 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             )
             lines.append(f"| {label} | " + " | ".join(f"{row[k]:.4f}" for k in keys) + " |")
         lines.append("")
-    stories = report["P5"]
+    growth = report["P5"]
     lines += [
-        f"**P5**, release by release: mean gain {stories['mean_gain']:+.4f}, least"
-        f" {stories['least_gain']:+.4f}",
+        f"**P5**, release by release: mean gain {growth['mean_gain']:+.4f}, smallest"
+        f" {growth['min_gain']:+.4f}",
         "",
-        "| zoo | routed | best single |",
+        "| catalog | routed | best single |",
         "|---|---|---|",
     ]
-    for zoo, row in stories["zoos"].items():
+    for catalog, row in growth["catalogs"].items():
         lines.append(
-            f"| {zoo} | {row['routed_accuracy']:.4f} | {row['best_single_accuracy']:.4f} |"
+            f"| {catalog} | {row['routed_accuracy']:.4f} | {row['best_single_accuracy']:.4f} |"
         )
     cost = report["cost"]
     lines += [

@@ -24,11 +24,11 @@ from engine.bundle.prompt import Tokenizer
 from engine.bundle.types import Float32Array, Int64Array
 from engine.datasets.aptitude_test import AptitudeTest
 from engine.datasets.outcomes import Outcomes
-from training.config import Plan
+from training.config import TrainingConfig
 from training.data.capability import Capabilities, capabilities
-from training.data.dataset import Batch, Pool, Shown, make_pool
+from training.data.dataset import Batch, Dataset, StepInputs, build_dataset
 from training.model.model import TextEncoder
-from training.state import PoolBuilder, Run, predict
+from training.state import DatasetBuilder, TrainState, predict
 
 Represent = Callable[[AptitudeTest, Capabilities, TextEncoder], Float32Array]
 Embed = Callable[[Sequence[str]], Float32Array]
@@ -174,52 +174,59 @@ def _joined(parts: list[Float32Array]) -> Float32Array:
 
 
 @dataclass(frozen=True)
-class FixedPool(Pool):
-    """A pool whose candidates are always shown as they are. variants: (V, M, C), standardized."""
+class FixedDataset(Dataset):
+    """A dataset whose candidates are always shown as they are.
+
+    variants: (V, M, C), standardized.
+    """
 
     variants: Float32Array
 
     def step(
-        self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
-    ) -> Shown:
+        self,
+        random: np.random.Generator,
+        batch: Batch,
+        capability: Capabilities,
+        config: TrainingConfig,
+    ) -> StepInputs:
         """Show the M candidates, in one of the variants."""
-        levels = np.nanmean(self.outcomes.test.figures, axis=1)
+        skills = np.nanmean(self.outcomes.test.figures, axis=1)
         c = self.variants[random.integers(len(self.variants))]
-        return Shown(c, self.outcomes.scores[:, batch.rows].T.copy(), levels)
+        return StepInputs(c, self.outcomes.scores[:, batch.rows].T.copy(), skills)
 
 
-def fixed_pool(
+def fixed_dataset(
     outcomes: Outcomes, capability: FixedCapabilities, encoder: TextEncoder, tokenizer: Tokenizer
-) -> FixedPool:
+) -> FixedDataset:
     """Read `outcomes` as training does, its candidates as `capability` represents them."""
-    pool = make_pool(outcomes, capability.served, encoder, tokenizer)
+    dataset = build_dataset(outcomes, capability.served, encoder, tokenizer)
     variants = capability.variants(outcomes.test, encoder)
-    shared = {f.name: getattr(pool, f.name) for f in fields(Pool)}
-    return FixedPool(**shared | {"c": variants[0]}, variants=variants)
+    shared = {f.name: getattr(dataset, f.name) for f in fields(Dataset)}
+    return FixedDataset(**shared | {"c": variants[0]}, variants=variants)
 
 
-def fixed_pools(*parts: Represent) -> PoolBuilder:
-    """Make what training.state.prepare builds its pools with, for these representations."""
+def fixed_datasets(*parts: Represent) -> DatasetBuilder:
+    """Make what training.state.prepare builds its datasets with, for these representations."""
 
     def build(
         outcomes: Sequence[Outcomes],
         encoder: TextEncoder,
         tokenizer: Tokenizer,
         norms: TaskNorms | None = None,
-    ) -> tuple[Capabilities, list[FixedPool]]:
+    ) -> tuple[Capabilities, list[FixedDataset]]:
         capability = fixed_capabilities(parts, outcomes[0].test, encoder, norms)
-        return capability, [fixed_pool(o, capability, encoder, tokenizer) for o in outcomes]
+        return capability, [fixed_dataset(o, capability, encoder, tokenizer) for o in outcomes]
 
     return build
 
 
-def predict_variants(run: Run, pool: Pool, rows: Int64Array) -> Float32Array:
-    """(V, len(rows), M) log-odds of each variant; V is 1 for a pool without variants."""
-    if not isinstance(pool, FixedPool):
-        return np.asarray(predict(run, pool, rows)[None])
-    return np.stack([predict(run, replace(pool, c=c), rows) for c in pool.variants])
+def predict_variants(run: TrainState, dataset: Dataset, rows: Int64Array) -> Float32Array:
+    """(V, len(rows), M) log-odds of each variant; V is 1 for a dataset without variants."""
+    if not isinstance(dataset, FixedDataset):
+        return np.asarray(predict(run, dataset, rows)[None])
+    return np.stack([predict(run, replace(dataset, c=c), rows) for c in dataset.variants])
 
 
-def probabilities(run: Run, pool: Pool, rows: Int64Array) -> Float32Array:
+def probabilities(run: TrainState, dataset: Dataset, rows: Int64Array) -> Float32Array:
     """(len(rows), M), the mean over the variants."""
-    return np.asarray(expit(predict_variants(run, pool, rows)).mean(axis=0))
+    return np.asarray(expit(predict_variants(run, dataset, rows)).mean(axis=0))

@@ -1,10 +1,10 @@
-"""Everything a training run depends on; stored in model.json."""
+"""Settings of a training run: one dataclass, a flag for each field, stored in model.json."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,61 +15,87 @@ Tuning = Literal["full", "lora"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The defaults are the recipe; training/configs/ has what its runs change of it.
+def setting(default: Any, text: str) -> Any:
+    """A field with a default and the help text of its flag."""
+    return field(default=default, metadata={"help": text})
 
-    data: folders, the first one's candidates set the norms. benchmarks: train on these alone.
-    exclude_candidates: regular expression of candidates left out. synthetic_candidates: how many a
-    step adds (training/data/augment.py). exact_accuracy_prob: share of the steps that show the
-    measured accuracies, the others resample them. instructions_per_epoch: training rows an epoch,
-    of each folder or of all, 0 = no limit; the next epoch takes the next ones.
-    skill_weight_exponent: a candidate's outcomes weigh as its mean accuracy to this power, 0 = all
-    alike. reformat_prob: share of the instructions that a step shows in another harness's format
-    (training/data/reformat.py). init_from: a folder of trained weights to start from.
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training run. Each field's help says what it does.
+
+    The defaults are the recipe; training/configs/ holds what its runs change of it.
     """
 
-    data: tuple[str, ...]
-    output_dir: str
-    benchmarks: tuple[str, ...] = ()
-    exclude_candidates: str = ""
-    init_from: str = ""
-    backbone: str = BACKBONE
-    encoder: str = ENCODER
-    layers: int = 6
-    tuning: Tuning = "full"
-    lora_rank: int = 64
-    instructions_per_epoch: tuple[int, ...] = (0,)
-    batch_size: int = 8
-    connector_warmup_steps: int = 20
-    epochs: int = 1
-    synthetic_candidates: int = 32
-    exact_accuracy_prob: float = 0.5
-    connector_lr: float = 1e-4
-    backbone_lr: float = 2e-4
-    instruction_contrast_weight: float = 0.25
-    candidate_contrast_weight: float = 0.5
-    skill_weight_exponent: float = 0.0
-    reformat_prob: float = 0.5
-    precision: Precision = "auto"
-    checkpoint_minutes: float = 4.0
-    validate_every: int = 400
-    seed: int = 0
+    data: tuple[str, ...] = field(
+        metadata={"help": "data folders; the candidates of the first one set the task norms"}
+    )
+    output_dir: str = field(metadata={"help": "folder for adapter, metrics and checkpoints"})
+    benchmarks: tuple[str, ...] = setting((), "train on instructions of these benchmarks only")
+    exclude_candidates: str = setting(
+        "", "leave out candidates whose name matches this regular expression"
+    )
+    init_from: str = setting("", "folder of an earlier run whose weights training starts from")
+    backbone: str = setting(
+        BACKBONE, "base model that scores: a Hugging Face id, a folder, or a .gguf file"
+    )
+    encoder: str = setting(
+        ENCODER, "text encoder that embeds task keywords: a Hugging Face id or a folder"
+    )
+    layers: int = setting(6, "layers of the backbone that are kept, from the first")
+    tuning: Tuning = setting(
+        "full", "train the layers' matrices (full) or low-rank adapters of them (lora)"
+    )
+    lora_rank: int = setting(64, "rank of the adapter that is written")
+    instructions_per_epoch: tuple[int, ...] = setting(
+        (0,), "training instructions per epoch, one number for all folders or one each; 0: all"
+    )
+    batch_size: int = setting(8, "instructions per step")
+    connector_warmup_steps: int = setting(20, "first steps that train the connector alone")
+    epochs: int = setting(1, "passes; with a limit per epoch, each continues with other rows")
+    synthetic_candidates: int = setting(
+        32, "candidates composed of real ones that each step adds (training/data/augment.py)"
+    )
+    exact_accuracy_prob: float = setting(
+        0.5, "share of steps that show measured accuracies; the others resample them"
+    )
+    connector_lr: float = setting(1e-4, "peak learning rate of the connector")
+    backbone_lr: float = setting(2e-4, "peak learning rate of the backbone")
+    instruction_contrast_weight: float = setting(
+        0.25, "weight of the loss that ranks instructions for each candidate"
+    )
+    candidate_contrast_weight: float = setting(
+        0.5, "weight of the loss that ranks candidates for each instruction"
+    )
+    skill_weight_exponent: float = setting(
+        0.0, "weigh a candidate's outcomes by its mean accuracy to this power; 0: all alike"
+    )
+    reformat_prob: float = setting(
+        0.5, "share of instructions shown in the format of another evaluation harness"
+    )
+    precision: Precision = setting(
+        "auto", "number type of the forward pass; auto takes the faster one of the device"
+    )
+    checkpoint_minutes: float = setting(4.0, "minutes between checkpoints")
+    validate_every: int = setting(400, "steps between validations")
+    seed: int = setting(0, "seed of all randomness; equal seeds repeat a run")
 
     def limit(self, folder: int) -> int | None:
-        """Training rows an epoch of the folder with this number; None where all are used."""
-        several = len(self.instructions_per_epoch) > 1
-        return (
-            self.instructions_per_epoch[folder] if several else self.instructions_per_epoch[0]
-        ) or None
+        """Training rows per epoch of the folder with this number; None if all are used."""
+        limits = self.instructions_per_epoch
+        return (limits[folder] if len(limits) > 1 else limits[0]) or None
 
 
-P = TypeVar("P", bound=Plan)
+C = TypeVar("C", bound=TrainingConfig)
 
 
-def parse_plan(description: str | None, arguments: list[str] | None = None, *, kind: type[P]) -> P:
-    """Read the settings from the command line: a flag for each field of `kind`, and --config for a
-    JSON file, as in training/configs/, that sets what no flag does.
+def parse_config(
+    description: str | None, arguments: list[str] | None = None, *, kind: type[C]
+) -> C:
+    """Read the settings from the command line.
+
+    There is a flag for each field of `kind`. --config names a JSON file, as in training/configs/,
+    which sets what no flag sets.
 
     Raises:
         InvalidInputError: the file has a setting that `kind` does not have.
@@ -78,20 +104,20 @@ def parse_plan(description: str | None, arguments: list[str] | None = None, *, k
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, help="a JSON file of settings")
-    for field in fields(kind):
-        flag = "--" + field.name.replace("_", "-")
-        if field.name in ("data", "benchmarks"):
-            parser.add_argument(flag, nargs="+", default=(), required=field.name == "data")
-        elif field.name == "instructions_per_epoch":
-            parser.add_argument(flag, nargs="+", type=int, default=field.default)
-        elif field.name == "output_dir":
-            parser.add_argument(flag, required=True)
-        elif get_origin(types[field.name]) is Literal:
-            choices = get_args(types[field.name])
-            parser.add_argument(flag, choices=choices, default=field.default)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file of settings")
+    for option in fields(kind):
+        words: dict[str, Any] = {"help": option.metadata["help"], "default": option.default}
+        if option.name in ("data", "output_dir"):
+            words |= {"required": True, "default": None}
+        elif option.default not in ("", ()):
+            words["help"] += " (%(default)s)"
+        if get_origin(types[option.name]) is tuple:
+            words |= {"nargs": "+", "type": get_args(types[option.name])[0]}
+        elif get_origin(types[option.name]) is Literal:
+            words["choices"] = get_args(types[option.name])
         else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
+            words["type"] = types[option.name]
+        parser.add_argument("--" + option.name.replace("_", "-"), **words)
     file = parser.parse_known_args(arguments)[0].config
     if file:
         parser.set_defaults(**_read(file, kind))
@@ -101,8 +127,13 @@ def parse_plan(description: str | None, arguments: list[str] | None = None, *, k
     return kind(**frozen)
 
 
-def _read(file: Path, kind: type[Plan]) -> dict[str, Any]:
+def _read(file: Path, kind: type[TrainingConfig]) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if unknown := sorted(set(settings) - {f.name for f in fields(kind)}):
-        raise InvalidInputError(Violation(str(file), f"has settings that no plan has: {unknown}."))
+    known = {option.name for option in fields(kind)}
+    if unknown := sorted(set(settings) - known):
+        raise InvalidInputError(
+            Violation(
+                str(file), f"has unknown settings {unknown}; expected some of {sorted(known)}."
+            )
+        )
     return settings

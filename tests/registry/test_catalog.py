@@ -19,7 +19,7 @@ from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from tests.support import datasets
 from tools.processes import ROOT
-from training.data.catalog import catalog_of, figures_of, id_for, refreshed, write
+from training.data.catalog import catalog_of, id_for, refresh, task_results, write
 
 BUNDLE = ROOT / "artifacts" / "bundle"
 SHIPPED = ROOT / "pretrained" / "zoo.json"
@@ -33,7 +33,7 @@ SHIPPED = ROOT / "pretrained" / "zoo.json"
 )
 def test_any_test_makes_figures_that_can_be_registered(sat: list[float], words: int) -> None:
     keywords = [", ".join([f"task {t}", *["word"] * (words - 1)]) for t in range(len(sat))]
-    figures = figures_of(keywords, np.array(sat, dtype=np.float32))
+    figures = task_results(keywords, np.array(sat, dtype=np.float32))
     assert not validate(Candidate("c", figures))
     kept = np.array(sat)[~np.isnan(sat)][:50]
     mean = np.mean([f.accuracy for f in figures])
@@ -68,7 +68,7 @@ def test_what_a_zoo_says_of_a_candidate_is_kept(tmp_path: Path) -> None:
     every = catalog_of(outcomes, known)
     assert [c.id for c in every] == ["c0", "second", "c2", "c3"]
     assert every[1].input_usd_per_million == 2.0
-    again = refreshed(known, outcomes)
+    again = refresh(known, outcomes)
     assert again == [known[0], every[1]]
     write(every, "made up", tmp_path / "zoo.json")
     assert read_catalog(tmp_path / "zoo.json") == every

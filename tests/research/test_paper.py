@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.api.candidate import TaskResult
 from engine.api.errors import BundleError, InvalidInputError
 from research import ablations, paper
-from research.paper import CapabilityFirst, Layout, PaperPlan, Representation
+from research.paper import CapabilityFirst, Layout, PaperConfig, Representation
 from research.representations import (
     TEXT_VARIANTS,
     capability_sentences,
@@ -29,7 +29,7 @@ from research.representations import (
 from tests.conftest import CHECKPOINT
 from tests.support import datasets, tiny_llama
 from training.model.model import ModelSat, TextEncoder, build
-from training.state import prepare, read_pools
+from training.state import prepare, read_data
 from training.weights.adapter import load_pretrained
 from training.weights.base import load_base
 from training.weights.merge import write_model
@@ -52,10 +52,10 @@ def layouts() -> tuple[CapabilityFirst, ModelSat]:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> PaperPlan:
+def config(tmp_path: Path) -> PaperConfig:
     """A tiny backbone, the real encoder, and outcomes that depend on the first word."""
     write_model(tmp_path / "backbone", tiny_llama.base(layers=2))
-    return PaperPlan(
+    return PaperConfig(
         data=(str(datasets.write(tmp_path / "data")),),
         output_dir=str(tmp_path / "out"),
         backbone=str(tmp_path / "backbone"),
@@ -129,13 +129,13 @@ def test_text_representation_reads_every_task_in_each_order() -> None:
 
 
 def test_joined_representations_have_unit_size_over_the_training_candidates(
-    plan: PaperPlan,
+    config: PaperConfig,
 ) -> None:
-    (outcomes,) = read_pools(plan)
-    encoder = TextEncoder(load_base(plan.encoder))
+    (outcomes,) = read_data(config)
+    encoder = TextEncoder(load_base(config.encoder))
     capability = fixed_capabilities((weighted, text_pieces), outcomes.test, encoder)
     variants = capability.variants(outcomes.test, encoder)
-    width = int(load_base(plan.encoder).config["hidden_size"])
+    width = int(load_base(config.encoder).config["hidden_size"])
     assert variants.shape == (TEXT_VARIANTS, datasets.CANDIDATES, 2 * width + 1)
     for part in (variants[..., : width + 1], variants[..., width + 1 :]):
         np.testing.assert_allclose(part.mean(axis=(0, 1)), 0, atol=1e-3)
@@ -152,39 +152,41 @@ def test_joined_representations_have_unit_size_over_the_training_candidates(
     ],
 )
 def test_a_run_learns_is_measured_and_is_not_exported(
-    plan: PaperPlan, layout: Layout, representation: Representation
+    config: PaperConfig, layout: Layout, representation: Representation
 ) -> None:
-    plan = replace(plan, layout=layout, representation=representation)
-    report = paper.train(plan)
-    lines = (Path(plan.output_dir) / "metrics.jsonl").read_text().splitlines()
+    config = replace(config, layout=layout, representation=representation)
+    report = paper.train(config)
+    lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
     assert report["datasets"]["data"]["pooled_auc"] > 0.6
-    assert json.loads((Path(plan.output_dir) / "report.json").read_text()) == report
-    run = prepare(plan, paper.MODELS[layout], paper.POOLS[representation])  # the last checkpoint
-    predicted = predict_variants(run, run.pools[0], run.pools[0].test)
+    assert json.loads((Path(config.output_dir) / "report.json").read_text()) == report
+    run = prepare(
+        config, paper.MODELS[layout], paper.DATASETS[representation]
+    )  # the last checkpoint
+    predicted = predict_variants(run, run.datasets[0], run.datasets[0].test)
     variants = TEXT_VARIANTS if representation == "text" else 1
-    assert predicted.shape == (variants, len(run.pools[0].test), datasets.CANDIDATES)
+    assert predicted.shape == (variants, len(run.datasets[0].test), datasets.CANDIDATES)
     with pytest.raises(BundleError, match=r"research/ trains and measures the others"):
-        load_pretrained(Path(plan.output_dir))
+        load_pretrained(Path(config.output_dir))
 
 
 def test_ablations_train_both_layouts_and_representations(
-    plan: PaperPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: PaperConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = {
-        k: getattr(plan, k) for k in ("backbone", "encoder", "layers", "batch_size", "precision")
+        k: getattr(config, k) for k in ("backbone", "encoder", "layers", "batch_size", "precision")
     }
     monkeypatch.setattr(
-        ablations, "COMMON", common | {"exclude_candidates": "c0", "validate_every": 1000}
+        ablations, "BASE_SETTINGS", common | {"exclude_candidates": "c0", "validate_every": 1000}
     )
     elsewhere = datasets.write(tmp_path / "elsewhere", seed=3)
     names = ["base", "layout: capability first, 4 sampled", "c: text in pieces"]
     for name in names:
-        ablations.run_variant(name, plan.data[0], [elsewhere], tmp_path, instructions=24)
+        ablations.run_variant(name, config.data[0], [elsewhere], tmp_path, instructions=24)
     rows = ablations.table(tmp_path).splitlines()
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == names
     assert "AUC, elsewhere" in rows[0]
     result = np.load(tmp_path / "base" / "result.npz")
-    assert result["p"].shape == result["truth"].shape
+    assert result["p"].shape == result["outcomes"].shape
     assert list(result["seen"]) == [False, True, True, True]

@@ -238,7 +238,7 @@ def test_nothing_has_no_figures() -> None:
     assert np.isnan(metrics.interval(lambda r: metrics.brier(nothing[r], nothing[r]), 0)).all()
     alone = np.full((40, 2), np.nan)
     alone[:20, 0], alone[20:, 1] = 1.0, 0.0
-    found = evaluate.figures(evaluate.Judged(None, made_up(40)[0][:, :2], alone, alone))
+    found = evaluate.measure(evaluate.ScoredDataset(None, made_up(40)[0][:, :2], alone, alone))
     assert np.isnan(
         [found["routed_gain"], *found["routed_gain_ci"], found["per_instruction_auc"]]
     ).all()
@@ -255,7 +255,7 @@ def test_all_cost_figures_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -
     real = tradeoff.curve
     monkeypatch.setattr(metrics, "RESAMPLES", 40)
     monkeypatch.setattr(tradeoff, "curve", lambda *a: calls.append(1) or real(*a))
-    found = evaluate.routing(evaluate.Judged(None, 1 - p, y, costs))
+    found = evaluate.measure_routing(evaluate.ScoredDataset(None, 1 - p, y, costs))
     assert len(calls) == 1 + metrics.RESAMPLES
     assert found["cost_at_100"] == found["cost_at_100_ci"][1] == np.inf
     low, high = found["area_ci"]
@@ -271,7 +271,7 @@ def test_every_dataset_has_its_place_in_the_report(
     assert "| cost_at_95 |  | none (0.500 to none) |" in table
     words = ["--data", str(tmp_path / "a" / "own"), str(tmp_path / "b" / "own")]
     monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(tmp_path / "out")])
-    with pytest.raises(InvalidInputError, match=r"a/own and .*b/own, both called 'own'"):
+    with pytest.raises(InvalidInputError, match=r"a/own and .*b/own, both named 'own'"):
         evaluate.main()
 
 
@@ -281,7 +281,7 @@ def test_prices_come_from_the_bundle_that_is_judged(
     data, given = datasets.write(tmp_path / "own"), []
     words = ["--bundle", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["evaluate", *words])
-    monkeypatch.setattr(evaluate, "judge", lambda *a: given.append(a[2]) or 1 / 0)
+    monkeypatch.setattr(evaluate, "score_dataset", lambda *a: given.append(a[2]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate.main()
     assert given == [tmp_path / "zoo.json"]

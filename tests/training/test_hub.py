@@ -84,7 +84,7 @@ def test_what_is_pushed_comes_back_and_is_checked(checkpoint: Path, tmp_path: Pa
 
         unknown = run(endpoint, tmp_path / "home", "pull", "team/nothing", "--out", str(back))
         assert unknown.returncode == 1
-        assert unknown.stderr.startswith("error: the hub did not do it for 'team/nothing'")
+        assert unknown.stderr.startswith("error: the hub request for 'team/nothing'")
 
 
 @pytest.mark.parametrize(

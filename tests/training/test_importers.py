@@ -13,7 +13,7 @@ import pytest
 
 from engine.api.errors import InvalidInputError
 from engine.datasets.outcomes import Outcomes, read_outcomes
-from training.data.importers import FORMS, Outcome, from_table, write_folder
+from training.data.importers import FORMATS, Outcome, from_table, write_folder
 
 PROMPTS = [f"{'What is the capital of' if i % 2 else 'Add up'} {i} and so on?" for i in range(80)]
 MODELS = ("alpha", "beta", "gamma")
@@ -136,11 +136,11 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="two scores"):
         write_folder([Outcome("1", "b", "t", "m", 1.0)] * 2, tmp_path / "out")
     with pytest.raises(InvalidInputError, match="total_cost"):
-        list(FORMS["routerbench"](tmp_path / "t.csv"))
+        list(FORMATS["routerbench"](tmp_path / "t.csv"))
     with pytest.raises(InvalidInputError, match="'1' has two different texts"):
         write_folder([Outcome("1", "b", t, t, 1.0) for t in "tu"], tmp_path / "out")
-    with pytest.raises(InvalidInputError, match="outcomes: are none"):
-        write_folder(FORMS["lm-eval"](tmp_path), tmp_path / "out")
+    with pytest.raises(InvalidInputError, match="source: has no outcomes"):
+        write_folder(FORMATS["lm-eval"](tmp_path), tmp_path / "out")
     with_gap = [Outcome(str(i), "b", f"t{i}", "m", 0.5) for i in range(3)]
     write_folder([*with_gap, Outcome("0", "b", "t0", "n", 1.0)], tmp_path / "gap")
     assert np.isnan(np.load(tmp_path / "gap" / "scores.npz")["scores"]).sum() == 2
@@ -173,5 +173,5 @@ def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     path = tmp_path / "m" / "samples_task_2026-11-01T10-00-00.jsonl"
     path.write_text(json.dumps(sample, ensure_ascii=False) + "\n", encoding="utf-8")
-    (found,) = FORMS["lm-eval"](tmp_path)
+    (found,) = FORMATS["lm-eval"](tmp_path)
     assert found.text == "first\u2028second"

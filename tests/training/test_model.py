@@ -10,13 +10,13 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from engine.api.errors import BundleError
 from tests.support import tiny_llama
-from training.config import Plan
-from training.model.lora import TARGETS, adapt, cut
+from training.config import TrainingConfig
+from training.model.lora import TARGETS, adapt, truncate_to_rank
 from training.model.model import build, candidate_last
 from training.weights.base import Base
 from training.weights.phi3 import phi3_as_llama
 
-PLAN = Plan(data=(), output_dir="", tuning="lora", lora_rank=4)
+PLAN = TrainingConfig(data=(), output_dir="", tuning="lora", lora_rank=4)
 
 
 def test_the_last_layer_computes_the_candidate_rows_of_the_whole_model() -> None:
@@ -57,7 +57,7 @@ def test_a_fused_adapter_is_pefts() -> None:
 
 def test_a_change_of_low_rank_survives_the_cut() -> None:
     base = tiny_llama.base()
-    model = adapt(build(base, causal=True), Plan(data=(), output_dir="", tuning="full"))
+    model = adapt(build(base, causal=True), TrainingConfig(data=(), output_dir="", tuning="full"))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == len(TARGETS) * 3
     random = np.random.default_rng(0)
@@ -69,12 +69,12 @@ def test_a_change_of_low_rank_survives_the_cut() -> None:
                 change = random.normal(0, 0.1, (rows, 2)) @ random.normal(0, 0.1, (2, columns))
                 parameter += torch.from_numpy(change).float()
                 changed[name] = parameter.clone()
-    factors = cut(model, base.arrays, rank=2)
+    factors = truncate_to_rank(model, base.arrays, rank=2)
     assert len(factors) == 2 * len(trained)
     for name, parameter in model.named_parameters():
         if name in trained:
             torch.testing.assert_close(parameter, changed[name], atol=2e-3, rtol=1e-2)
-    cut(model, base.arrays, rank=1)
+    truncate_to_rank(model, base.arrays, rank=1)
     lost = sum(
         (p - changed[n]).abs().max().item() for n, p in model.named_parameters() if n in changed
     )

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.reformat import options, reworded
+from training.data.reformat import options, reformat
 
 WORDS = st.text("abc de\nA.)", min_size=1, max_size=30).map(str.strip).filter(bool)
 
@@ -16,7 +16,7 @@ WORDS = st.text("abc de\nA.)", min_size=1, max_size=30).map(str.strip).filter(bo
 @given(st.integers(0, 2**32 - 1), WORDS, st.lists(WORDS, min_size=2, max_size=10))
 def test_question_and_options_stay(seed: int, stem: str, listed: list[str]) -> None:
     text = "\n".join([stem, *(f"{chr(65 + i)}. {option}" for i, option in enumerate(listed))])
-    found = reworded(np.random.default_rng(seed), text)
+    found = reformat(np.random.default_rng(seed), text)
     assert stem in found
     question, apart = options(text)
     assert "\n".join([question, *(f"{chr(65 + i)}. {o}" for i, o in enumerate(apart))]) == text
@@ -27,7 +27,7 @@ def test_question_and_options_stay(seed: int, stem: str, listed: list[str]) -> N
 
 def test_options_change_places_and_marks_run_on() -> None:
     text = "Which?\nA. one\nB. two\nC. three"
-    forms = {reworded(np.random.default_rng(seed), text) for seed in range(200)}
+    forms = {reformat(np.random.default_rng(seed), text) for seed in range(200)}
     assert len(forms) > 50
     orders = {tuple(re.findall("one|two|three", form)) for form in forms}
     assert len(orders) == 6
@@ -37,11 +37,11 @@ def test_options_change_places_and_marks_run_on() -> None:
 def test_options_that_name_others_stay_in_their_order() -> None:
     text = "Which?\nA. one\nB. two\nC. A and B"
     for seed in range(50):
-        found = reworded(np.random.default_rng(seed), text)
+        found = reformat(np.random.default_rng(seed), text)
         assert re.findall("one|two|A and B", found) == ["one", "two", "A and B"]
 
 
 def test_a_text_without_options_is_left_whole() -> None:
     for text in ("Write a function.\nB. is not the first letter\nC. nor this", "A. alone"):
         assert options(text) == (text, [])
-        assert text in reworded(np.random.default_rng(0), text)
+        assert text in reformat(np.random.default_rng(0), text)

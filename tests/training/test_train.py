@@ -1,4 +1,4 @@
-"""Training at tiny width on made-up outcomes: it learns, resumes exactly, and merges."""
+"""Train at tiny width on synthetic outcomes: a run learns, resumes exactly, and merges."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from safetensors.numpy import load_file
 from engine.api.errors import BundleError, InvalidInputError, ModelsatError
 from engine.bundle.manifest import Calibration, stage_dir
 from engine.datasets.outcomes import split
-from research.paper import PaperPlan
+from research.paper import PaperConfig
 from tests.conftest import CHECKPOINT
 from tests.support import datasets, tiny_llama
 from tools.processes import ROOT
 from training import train
-from training.config import Plan, Tuning, parse_plan
+from training.config import TrainingConfig, Tuning, parse_config
 from training.evaluation import metrics
 from training.model import loss
-from training.model.lora import cut
+from training.model.lora import truncate_to_rank
 from training.model.model import build
 from training.model.precision import mixed_precision
-from training.state import find_state, predict, prepare, read_pools, start_calibration
+from training.state import find_state, initial_calibration, predict, prepare, read_data
 from training.train import epoch_rows, schedule_of, trained_rows
 from training.weights.adapter import load_pretrained
 from training.weights.base import Base, load_base
@@ -42,10 +42,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarnin
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def config(tmp_path: Path) -> TrainingConfig:
     """A tiny backbone, the real encoder, and outcomes that depend on the first word."""
     write_model(tmp_path / "backbone", tiny_llama.base(layers=2))
-    return Plan(
+    return TrainingConfig(
         data=(str(datasets.write(tmp_path / "data")),),
         output_dir=str(tmp_path / "out"),
         backbone=str(tmp_path / "backbone"),
@@ -69,30 +69,32 @@ def losses(out: str) -> list[float]:
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: Tuning) -> None:
+def test_a_run_learns_and_its_adapter_merges(
+    config: TrainingConfig, tmp_path: Path, tune: Tuning
+) -> None:
     """Two folders, one of them without an aptitude test of its own."""
     second = datasets.write(tmp_path / "second", aptitude=False, seed=1, subjects=2)
-    plan = replace(plan, data=(*plan.data, str(second)), tuning=tune)
-    report = train.train(plan)
-    found = losses(plan.output_dir)
+    config = replace(config, data=(*config.data, str(second)), tuning=tune)
+    report = train.train(config)
+    found = losses(config.output_dir)
     assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
     assert all(part["pooled_auc"] > 0.6 for part in report["datasets"].values())
-    assert (Path(plan.output_dir) / "curves.png").stat().st_size > 1000
-    pretrained = load_pretrained(Path(plan.output_dir))
+    assert (Path(config.output_dir) / "curves.png").stat().st_size > 1000
+    pretrained = load_pretrained(Path(config.output_dir))
     assert pretrained.calibration != Calibration(1.0, 0.0)
-    base = load_base(plan.backbone)
+    base = load_base(config.backbone)
     merged = Base(
         base.config, fold(base.arrays, pretrained.lora, pretrained.lora_scale), base.tokenizer
     )
-    run = prepare(plan)  # restores the last checkpoint
+    run = prepare(config)  # restores the last checkpoint
     if tune == "full":
-        cut(run.plain.backbone, base.arrays, plan.lora_rank)
-    pool, capability = run.pools[0], run.capability
-    plain_c = pool.c * capability.scale + capability.shift
+        truncate_to_rank(run.plain.backbone, base.arrays, config.lora_rank)
+    dataset, capability = run.datasets[0], run.capability
+    plain_c = dataset.c * capability.scale + capability.shift
     e = plain_c @ pretrained.connector.weight.T + pretrained.connector.bias
     tokens, lengths = tiny_llama.padded(tiny_llama.prompts([7, 3]))
     with torch.no_grad():
-        adapted = run.plain.eval()(tokens, lengths, torch.from_numpy(pool.c))
+        adapted = run.plain.eval()(tokens, lengths, torch.from_numpy(dataset.c))
         run.plain.backbone = build(merged, causal=True)
         plain = run.plain.margins(tokens, lengths, torch.from_numpy(e).float())
     # The adapter ships in half precision.
@@ -100,20 +102,22 @@ def test_a_run_learns_and_its_adapter_merges(plan: Plan, tmp_path: Path, tune: T
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_half_precision_learns_and_leaves_float32_weights(plan: Plan, tune: Tuning) -> None:
+def test_half_precision_learns_and_leaves_float32_weights(
+    config: TrainingConfig, tune: Tuning
+) -> None:
     """In a process of its own: accelerate keeps one precision a process."""
-    plan = replace(
-        plan, precision="bfloat16", reformat_prob=0.5, skill_weight_exponent=1.0, tuning=tune
+    config = replace(
+        config, precision="bfloat16", reformat_prob=0.5, skill_weight_exponent=1.0, tuning=tune
     )
-    subprocess.run(command(plan), check=True, capture_output=True)
-    found = losses(plan.output_dir)
+    subprocess.run(command(config), check=True, capture_output=True)
+    found = losses(config.output_dir)
     assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8])
-    assert find_state(plan)["precision"] == "bf16"
-    state = load_file(Path(plan.output_dir) / "state" / "model.safetensors")
+    assert find_state(config)["precision"] == "bf16"
+    state = load_file(Path(config.output_dir) / "state" / "model.safetensors")
     assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
 
 
-def test_the_faster_number_type_is_found_unless_one_is_named(
+def test_precision_auto_takes_the_faster_type_and_a_named_one_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert mixed_precision("auto") in ("no", "bf16")
@@ -123,126 +127,126 @@ def test_the_faster_number_type_is_found_unless_one_is_named(
     assert mixed_precision("float32") == "no"
 
 
-def test_an_epoch_goes_on_where_the_last_one_ended(plan: Plan) -> None:
-    plan = replace(plan, instructions_per_epoch=(24,), epochs=4)
-    (pool,) = prepare(plan).pools
-    epochs = [epoch_rows(plan, 0, pool, epoch) for epoch in range(4)]
+def test_epoch_continues_where_the_last_one_ended(config: TrainingConfig) -> None:
+    config = replace(config, instructions_per_epoch=(24,), epochs=4)
+    (dataset,) = prepare(config).datasets
+    epochs = [epoch_rows(config, 0, dataset, epoch) for epoch in range(4)]
     assert all(len(set(rows)) == 24 for rows in epochs)
-    count = len(pool.train)
+    count = len(dataset.train)
     assert 48 < count < 96, "else this tests nothing"
-    assert set(np.concatenate(epochs)[:count]) == set(pool.train)
-    assert list(trained_rows(plan, 0, pool)) == sorted(pool.train)
-    whole = replace(plan, instructions_per_epoch=(0,))
-    assert set(epoch_rows(whole, 0, pool, 1)) == set(pool.train)
+    assert set(np.concatenate(epochs)[:count]) == set(dataset.train)
+    assert list(trained_rows(config, 0, dataset)) == sorted(dataset.train)
+    whole = replace(config, instructions_per_epoch=(0,))
+    assert set(epoch_rows(whole, 0, dataset, 1)) == set(dataset.train)
 
 
-def test_a_run_goes_on_from_trained_weights(plan: Plan, tmp_path: Path) -> None:
+def test_run_continues_from_trained_weights(config: TrainingConfig, tmp_path: Path) -> None:
     """At its first step it predicts what the weights predicted; it remembers their questions."""
-    train.train(plan)
-    one = prepare(plan)  # at its last checkpoint
+    train.train(config)
+    one = prepare(config)  # at its last checkpoint
     train.ship_backbone(one, tmp_path)
     other = datasets.write(tmp_path / "other", seed=5)
     more = replace(
-        plan, data=(str(other),), init_from=plan.output_dir, output_dir=str(tmp_path / "more")
+        config, data=(str(other),), init_from=config.output_dir, output_dir=str(tmp_path / "more")
     )
     two = prepare(more)
     assert two.capability.norms.means == one.capability.norms.means
-    pretrained = load_pretrained(Path(plan.output_dir))
-    two.start = start_calibration(two, schedule_of(two)[0])
+    pretrained = load_pretrained(Path(config.output_dir))
+    two.start = initial_calibration(two, schedule_of(two)[0])
     assert two.start == pretrained.calibration
-    rows = one.pools[0].test
+    rows = one.datasets[0].test
     one.start = pretrained.calibration
-    c = one.pools[0].c * one.capability.scale + one.capability.shift
+    c = one.datasets[0].c * one.capability.scale + one.capability.shift
     c = (c - two.capability.shift) / two.capability.scale
-    found = predict(two, replace(one.pools[0], c=c.astype(np.float32)), rows)
-    np.testing.assert_allclose(found, predict(one, one.pools[0], rows), atol=0.02)
+    found = predict(two, replace(one.datasets[0], c=c.astype(np.float32)), rows)
+    np.testing.assert_allclose(found, predict(one, one.datasets[0], rows), atol=0.02)
     train.train(more)
     known = load_pretrained(Path(more.output_dir)).training_set
     before = pretrained.training_set
     assert known is not None
     assert before is not None
     assert set(before.fingerprints) < set(known.fingerprints)
-    with pytest.raises(BundleError, match="layers 2, the plan 1"):
+    with pytest.raises(BundleError, match="layers 2, the settings 1"):
         prepare(replace(more, layers=1, output_dir=str(tmp_path / "one layer")))
 
 
-def command(plan: Plan, *launcher: str) -> list[str]:
-    """The command line of `plan`."""
+def command(config: TrainingConfig, *launcher: str) -> list[str]:
+    """The command line of a run with these settings."""
     words = [sys.executable, *launcher, "-m", "training.train"]
-    for name, value in asdict(plan).items():
+    for name, value in asdict(config).items():
         if value != "" and value != ():
             values = value if isinstance(value, tuple) else (value,)
             words += ["--" + name.replace("_", "-"), *map(str, values)]
     return words
 
 
-def test_a_run_killed_and_resumed_is_as_if_it_had_not_been(plan: Plan, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_result(config: TrainingConfig, tmp_path: Path) -> None:
     """kill -9 in the middle of stage 2, at whatever point of a step it hits."""
-    plan = replace(
-        plan, connector_warmup_steps=3, epochs=3, checkpoint_minutes=0.0
+    config = replace(
+        config, connector_warmup_steps=3, epochs=3, checkpoint_minutes=0.0
     )  # a checkpoint a step
-    whole = replace(plan, output_dir=str(tmp_path / "whole"))
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
     subprocess.run(command(whole), check=True, capture_output=True)
-    written = Path(plan.output_dir) / "metrics.jsonl"
-    with subprocess.Popen(command(plan), stdout=-3, stderr=-3) as process:
+    written = Path(config.output_dir) / "metrics.jsonl"
+    with subprocess.Popen(command(config), stdout=-3, stderr=-3) as process:
         while process.poll() is None and (
-            not written.is_file() or len(losses(plan.output_dir)) < 9
+            not written.is_file() or len(losses(config.output_dir)) < 9
         ):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert 9 <= len(losses(plan.output_dir)) < len(losses(whole.output_dir))
-    old = Path(plan.output_dir) / "state.old"
+    assert 9 <= len(losses(config.output_dir)) < len(losses(whole.output_dir))
+    old = Path(config.output_dir) / "state.old"
     old.mkdir(exist_ok=True)
     (old / "left").touch()  # as where the kill hits the removal of the state before
-    subprocess.run(command(plan), check=True, capture_output=True)
-    np.testing.assert_allclose(losses(plan.output_dir), losses(whole.output_dir), rtol=1e-4)
-    a, b = (load_pretrained(Path(x.out)) for x in (plan, whole))
+    subprocess.run(command(config), check=True, capture_output=True)
+    np.testing.assert_allclose(losses(config.output_dir), losses(whole.output_dir), rtol=1e-4)
+    a, b = (load_pretrained(Path(x.output_dir)) for x in (config, whole))
     np.testing.assert_allclose(a.connector.weight, b.connector.weight, rtol=1e-3, atol=1e-5)
-    with pytest.raises(ModelsatError, match="state of another plan"):
-        prepare(replace(plan, batch_size=4))
+    with pytest.raises(ModelsatError, match="checkpoint of other settings"):
+        prepare(replace(config, batch_size=4))
 
 
-def test_two_processes_train_as_one(plan: Plan, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(config: TrainingConfig, tmp_path: Path) -> None:
     """torchrun on two CPU processes; each takes half of every batch."""
     # What is left out depends on who shares a batch: contrasts are means over the pairs at hand.
-    plan = replace(
-        plan,
+    config = replace(
+        config,
         epochs=2,
         synthetic_candidates=0,
         instruction_contrast_weight=0.0,
         candidate_contrast_weight=0.0,
         reformat_prob=0.0,
     )
-    plan = replace(
-        plan, instructions_per_epoch=(49,), checkpoint_minutes=0.0
+    config = replace(
+        config, instructions_per_epoch=(49,), checkpoint_minutes=0.0
     )  # the last batch is of one row
-    one = replace(plan, output_dir=str(tmp_path / "one"))
+    one = replace(config, output_dir=str(tmp_path / "one"))
     subprocess.run(command(one), check=True, capture_output=True)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
-        command(plan, *launcher), check=False, capture_output=True, text=True, timeout=300
+        command(config, *launcher), check=False, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout.count("plan: ") == 1, "each process trained alone"
-    two, single = load_pretrained(Path(plan.output_dir)), load_pretrained(Path(one.output_dir))
+    assert done.stdout.count("run: ") == 1, "each process trained alone"
+    two, single = load_pretrained(Path(config.output_dir)), load_pretrained(Path(one.output_dir))
     assert two.report["steps"] == single.report["steps"]
     # Halves of a batch have different numbers of measured outcomes, so means differ a little.
     drift = np.abs(two.connector.weight - single.connector.weight).mean()
     assert drift < 0.2 * np.abs(single.connector.weight).mean()
-    shutil.rmtree(Path(plan.output_dir) / "state.old", ignore_errors=True)
-    (Path(plan.output_dir) / "state").rename(
-        Path(plan.output_dir) / "state.old"
+    shutil.rmtree(Path(config.output_dir) / "state.old", ignore_errors=True)
+    (Path(config.output_dir) / "state").rename(
+        Path(config.output_dir) / "state.old"
     )  # as a kill may leave it
-    subprocess.run(command(plan, *launcher), check=True, capture_output=True, timeout=300)
-    again = load_pretrained(Path(plan.output_dir))
+    subprocess.run(command(config, *launcher), check=True, capture_output=True, timeout=300)
+    again = load_pretrained(Path(config.output_dir))
     np.testing.assert_array_equal(again.connector.weight, two.connector.weight)
 
 
-def test_the_plan_is_told_before_it_starts(
-    plan: Plan, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_run_prints_its_estimate_and_lists_data_problems(
+    config: TrainingConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    train.train(replace(plan, epochs=1))
+    train.train(replace(config, epochs=1))
     said = capsys.readouterr().out
     for words in (
         "training rows x 4",
@@ -256,34 +260,38 @@ def test_the_plan_is_told_before_it_starts(
     also = datasets.write(tmp_path / "also")
     (also / "scores.npz").unlink()
     with pytest.raises(InvalidInputError) as refused:
-        train.train(replace(plan, data=(str(broken), str(also)), output_dir=str(tmp_path / "new")))
+        train.train(
+            replace(config, data=(str(broken), str(also)), output_dir=str(tmp_path / "new"))
+        )
     assert "expected (0, 80)" in str(refused.value)
     assert "misses ['scores.npz']" in str(refused.value)
 
 
-def test_every_plan_in_the_folder_is_one() -> None:
-    kinds = {"training": Plan, "research": PaperPlan}
+def test_every_config_file_is_valid() -> None:
+    kinds = {"training": TrainingConfig, "research": PaperConfig}
     files = [(f, kind) for name, kind in kinds.items() for f in (ROOT / name / "configs").iterdir()]
     assert len(files) == 4
     for file, kind in files:
         words = ["--config", str(file), "--data", "a", "b", "--output-dir", "c", "--seed", "7"]
-        found = parse_plan("", words, kind=kind)
+        found = parse_config("", words, kind=kind)
         assert (found.data, found.output_dir, found.seed) == (("a", "b"), "c", 7)
         for name, value in (json.loads(file.read_text()) | {"seed": 7}).items():
             kept = getattr(found, name)
             assert (list(kept) if isinstance(kept, tuple) else kept) == value
 
 
-def test_a_plan_leaves_out_candidates_and_benchmarks(plan: Plan) -> None:
-    (outcomes,) = read_pools(replace(plan, exclude_candidates="C[01]$"))
+def test_settings_leave_out_candidates_and_benchmarks(config: TrainingConfig) -> None:
+    (outcomes,) = read_data(replace(config, exclude_candidates="C[01]$"))
     assert outcomes.candidates == ["c2", "c3"]
     assert outcomes.test.figures.shape[0] == outcomes.scores.shape[0] == 2
     with pytest.raises(InvalidInputError, match="nothing is left"):
-        read_pools(replace(plan, benchmarks=("other",)))
+        read_data(replace(config, benchmarks=("other",)))
 
 
 @pytest.mark.parametrize("odd", ["one task", "one candidate", "all right"])
-def test_data_without_any_spread_are_trained_on(plan: Plan, tmp_path: Path, odd: str) -> None:
+def test_data_without_any_spread_can_be_trained_on(
+    config: TrainingConfig, tmp_path: Path, odd: str
+) -> None:
     folder = datasets.write(tmp_path / "odd", aptitude=False)  # one subject: one task
     scores = np.load(folder / "scores.npz")["scores"]
     kept = slice(1, 2) if odd == "one candidate" else slice(None)
@@ -291,20 +299,22 @@ def test_data_without_any_spread_are_trained_on(plan: Plan, tmp_path: Path, odd:
     names = json.loads((folder / "candidates.json").read_text())[kept]
     (folder / "candidates.json").write_text(json.dumps(names))
     np.savez(folder / "scores.npz", scores=scores[kept])
-    report = train.train(replace(plan, data=(str(folder),), epochs=1))
+    report = train.train(replace(config, data=(str(folder),), epochs=1))
     assert np.isfinite(report["datasets"]["odd"]["ece"])
 
 
-def test_folders_that_do_not_go_together_are_refused(plan: Plan, tmp_path: Path) -> None:
+def test_folders_that_do_not_fit_together_are_refused(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
     one, two = str(datasets.write(tmp_path / "a" / "x")), str(datasets.write(tmp_path / "b" / "x"))
     with pytest.raises(InvalidInputError) as refused:
-        read_pools(replace(plan, data=(one, two), instructions_per_epoch=(5, 5, 5)))
-    assert "folders named ['x', 'x']" in str(refused.value)
+        read_data(replace(config, data=(one, two), instructions_per_epoch=(5, 5, 5)))
+    assert "names the folders ['x', 'x']" in str(refused.value)
     assert "has 3 numbers for 2 folders" in str(refused.value)
     broken = datasets.write(tmp_path / "broken")
     (broken / "scores.npz").unlink()
     with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\].*has 2 numbers for 1"):
-        read_pools(replace(plan, data=(str(broken),), instructions_per_epoch=(5, 5)))
+        read_data(replace(config, data=(str(broken),), instructions_per_epoch=(5, 5)))
     few = datasets.write(tmp_path / "few")
     lines = (few / "instructions.jsonl").read_text().splitlines()
     fewest = [
@@ -313,10 +323,10 @@ def test_folders_that_do_not_go_together_are_refused(plan: Plan, tmp_path: Path)
     (few / "instructions.jsonl").write_text("\n".join(lines[i] for i in fewest))
     np.savez(few / "scores.npz", scores=np.load(few / "scores.npz")["scores"][:, fewest])
     with pytest.raises(InvalidInputError, match="no instruction in the validation part"):
-        read_pools(replace(plan, data=(str(few),)))
+        read_data(replace(config, data=(str(few),)))
 
 
-def test_losses_ignore_what_was_not_measured() -> None:
+def test_losses_ignore_missing_outcomes() -> None:
     logits = torch.tensor([[2.0, -1.0, 9.0], [0.5, 0.0, -9.0]])
     outcomes = torch.tensor([[1.0, 0.0, torch.nan], [0.0, 1.0, torch.nan]])
     for function in (loss.bce, loss.contrast):
@@ -330,7 +340,7 @@ def test_losses_ignore_what_was_not_measured() -> None:
     assert loss.total(logits, torch.full((2, 3), torch.nan), 1.0, 1.0) == 0
 
 
-def test_weights_let_a_candidate_count_more() -> None:
+def test_weight_two_equals_the_candidate_twice() -> None:
     """As if a candidate of weight 2 were there twice, in each of the losses' means."""
     random = np.random.default_rng(0)
     logits = torch.from_numpy(random.normal(size=(6, 3)))
@@ -345,7 +355,7 @@ def test_weights_let_a_candidate_count_more() -> None:
     torch.testing.assert_close(even, loss.total(logits, outcomes, 0.3, 0.7))
 
 
-def test_platt_finds_the_calibration_it_was_made_with() -> None:
+def test_platt_recovers_the_true_calibration() -> None:
     random = np.random.default_rng(0)
     margins = random.normal(0, 2, (4000, 5))
     outcomes = (random.random(margins.shape) < 1 / (1 + np.exp(-(0.7 * margins - 0.4)))).astype(
@@ -369,7 +379,7 @@ def test_the_model_card_states_what_was_measured() -> None:
         assert stated[name] == pytest.approx(report[name]["pooled_auc"], abs=0.002)
 
 
-def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
+def test_folder_of_other_content_is_not_replaced(tmp_path: Path) -> None:
     precious = tmp_path / "thesis.txt"
     precious.write_text("two years of work")
     with pytest.raises(BundleError, match="not empty and holds no checkpoint"):
@@ -377,8 +387,8 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     assert precious.read_text() == "two years of work"
 
 
-def test_a_base_stored_in_half_precision_is_read_as_float32(tmp_path: Path) -> None:
-    """By a process that has not met bfloat16 before."""
+def test_half_precision_base_is_read_as_float32(tmp_path: Path) -> None:
+    """In a process that has not imported ml_dtypes before."""
     half = tiny_llama.base()
     arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in half.arrays.items()}
     write_model(tmp_path / "m", Base({**half.config, "dtype": "bfloat16"}, arrays, half.tokenizer))

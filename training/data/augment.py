@@ -1,16 +1,16 @@
-"""Candidates that nobody trained, made of real ones, and aptitude tests as others might sit them.
+"""Augment the candidates of a training step: synthetic candidates and resampled accuracies.
 
-A few dozen real candidates differ in little but their level, so a model learns the level and
-neglects the figures of single tasks. From the candidates' answers to single questions, the items
-of the test included, others are made whose figures and outcomes agree as those of a real one do:
+A few dozen real candidates differ in little but their overall level, so a model learns the level
+and neglects the task profile. From the candidates' answers to single questions, those of the
+aptitude test included, others are composed whose accuracies and outcomes agree as a real one's do:
 
-either  what A or B gets right: stronger than any real one.
-both    what A and B get right: weaker than the weaker.
-splice  A in some subjects, B in the others: a specialist.
-blend   A on some questions, B on the others, whatever they ask: a level between, and of the shape
-        what 20 questions a task tell of it by chance.
+union         what A or B gets right: stronger than any real one.
+intersection  what both A and B get right: weaker than the weaker one.
+splice        A in some subjects, B in the others: a specialist.
+blend         A on some questions, B on the others, regardless of the subject: a level in between,
+              with the profile that 20 questions per task show by chance.
 
-Letters: M candidates, K made ones, T tasks, Q questions of a task, B instructions.
+Shapes: M candidates, K synthetic ones, T tasks, Q questions of a task, B instructions.
 """
 
 from __future__ import annotations
@@ -24,95 +24,113 @@ import numpy as np
 from engine.bundle.types import Float32Array
 from engine.datasets.aptitude_test import AptitudeTest
 
-JOINS = {"either": np.maximum, "both": np.minimum}
-QUESTIONS = 20  # of a task whose single answers the data do not hold
-KINDS = ("either", "both", "splice", "blend")
-SUBSET_SHARE, FORGET_SHARE = 0.3, 0.3
+COMBINE = {"union": np.maximum, "intersection": np.minimum}
+KINDS = ("union", "intersection", "splice", "blend")
+DEFAULT_QUESTIONS = 20  # of a task whose single answers the data do not hold
+SUBSET_PROB = 0.3  # of a step that shows accuracies of some tasks only
+UNKNOWN_MEANS_PROB = 0.3  # of a step whose tasks have no known mean accuracy
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """figures: (M + K, T), NaN = not sat. outcomes: (M + K, B). means_known: whether the tasks
-    count as ones that the training candidates sat."""
+class CandidateSample:
+    """The candidates of a step.
 
-    figures: Float32Array
+    accuracies: (M + K, T), NaN = not tested. outcomes: (M + K, B), NaN = not measured.
+    means_known: False if the tasks count as ones that no training candidate was tested on.
+    """
+
+    accuracies: Float32Array
     outcomes: Float32Array
     means_known: bool
 
 
-def draw(
+def sample_candidates(
     random: np.random.Generator,
     test: AptitudeTest,
     outcomes: Float32Array,
     subjects: Sequence[str],
-    made: int,
-    exact: float,
-) -> Drawn:
-    """The candidates of a step, K = `made`. outcomes: (M, B) of them; subjects: B names; exact: the
-    share of steps that show the figures as they are."""
-    figures = test.figures if random.random() < exact else another_sitting(random, test)
-    if made and test.answers is not None:
-        parts = [make(random, test, outcomes, subjects, KINDS[k % len(KINDS)]) for k in range(made)]
-        figures = np.concatenate([figures, np.stack([figure for figure, _ in parts])])
-        outcomes = np.concatenate([outcomes, np.stack([outcome for _, outcome in parts])])
-    if random.random() < SUBSET_SHARE:
-        tasks = figures.shape[1]
+    synthetic: int,
+    exact_prob: float,
+) -> CandidateSample:
+    """Sample the candidates of a step.
+
+    Args:
+        random: source of all randomness.
+        test: aptitude test of the M real candidates.
+        outcomes: (M, B) of the step's instructions.
+        subjects: (B,) subject names of the instructions.
+        synthetic: K, how many candidates are added; none if the data hold no single answers.
+        exact_prob: probability that accuracies are shown as measured, else they are resampled.
+    """
+    accuracies = test.figures if random.random() < exact_prob else resample_accuracies(random, test)
+    if synthetic and test.answers is not None:
+        kinds = [KINDS[k % len(KINDS)] for k in range(synthetic)]
+        parts = [synthesize(random, test, outcomes, subjects, kind) for kind in kinds]
+        accuracies = np.concatenate([accuracies, np.stack([a for a, _ in parts])])
+        outcomes = np.concatenate([outcomes, np.stack([o for _, o in parts])])
+    if random.random() < SUBSET_PROB:
+        tasks = accuracies.shape[1]
         kept = random.permutation(tasks)[: random.integers((tasks + 3) // 4, tasks + 1)]
         hidden = np.setdiff1d(np.arange(tasks), kept)
-        reduced = figures.copy()
+        reduced = accuracies.copy()
         reduced[:, hidden] = np.nan
-        seen = np.asarray(
-            ~np.isnan(reduced).all(axis=1)
-        )  # who sat none of the kept tasks keeps the others
-        figures = np.where(seen[:, None], reduced, figures)
-    return Drawn(figures, outcomes, random.random() >= FORGET_SHARE)
+        # A candidate that was tested on none of the kept tasks keeps the others.
+        tested = np.asarray(~np.isnan(reduced).all(axis=1))
+        accuracies = np.where(tested[:, None], reduced, accuracies)
+    return CandidateSample(accuracies, outcomes, random.random() >= UNKNOWN_MEANS_PROB)
 
 
-def another_sitting(random: np.random.Generator, test: AptitudeTest) -> Float32Array:
-    """(M, T): Binomial(Q, figure) / Q, so that the connector learns what a figure says and not
-    which of a few dozen candidates it belongs to."""
+def resample_accuracies(random: np.random.Generator, test: AptitudeTest) -> Float32Array:
+    """Draw (M, T) accuracies as another test of the same candidates could give: Binomial(Q, a) / Q.
+
+    The connector then learns what an accuracy means, and not which of a few dozen candidates has
+    it.
+    """
     if test.answers is None:
-        questions = np.full(test.figures.shape, QUESTIONS)
+        questions = np.full(test.figures.shape, DEFAULT_QUESTIONS)
     else:
-        known = (~np.isnan(test.answers)).sum(axis=2)
-        questions = np.where(known > 0, known, QUESTIONS)
-    drawn = random.binomial(questions, np.nan_to_num(test.figures).clip(0, 1)) / questions
-    return np.where(np.isnan(test.figures), np.nan, drawn).astype(np.float32)
+        answered = (~np.isnan(test.answers)).sum(axis=2)
+        questions = np.where(answered > 0, answered, DEFAULT_QUESTIONS)
+    right = random.binomial(questions, np.nan_to_num(test.figures).clip(0, 1))
+    return np.where(np.isnan(test.figures), np.nan, right / questions).astype(np.float32)
 
 
-def make(
+def synthesize(
     random: np.random.Generator,
     test: AptitudeTest,
     outcomes: Float32Array,
     subjects: Sequence[str],
     kind: str,
 ) -> tuple[Float32Array, Float32Array]:
-    """(figures (T,), outcomes (B,)) of one made candidate. NaN where its parents have none."""
+    """Compose a candidate of two real ones drawn at random.
+
+    Returns:
+        (accuracies (T,), outcomes (B,)), NaN if the two have none.
+    """
     assert test.answers is not None
     first, second = random.choice(len(outcomes), size=2, replace=len(outcomes) < 2)
-    answers_a, answers_b = test.answers[first], test.answers[second]
     a, b = outcomes[first], outcomes[second]
     if kind == "splice":
         names = sorted({*test.subjects, *subjects})
-        side = dict(zip(names, random.random(len(names)) < 0.5, strict=True))
-        from_a = np.array([side[s] for s in test.subjects])
-        figures = np.where(from_a, test.figures[first], test.figures[second])
-        mixed = np.where([side[s] for s in subjects], a, b)
+        from_a = dict(zip(names, random.random(len(names)) < 0.5, strict=True))
+        task_from_a = np.array([from_a[s] for s in test.subjects])
+        accuracies = np.where(task_from_a, test.figures[first], test.figures[second])
+        mixed = np.where([from_a[s] for s in subjects], a, b)
         tested = np.isin(subjects, test.subjects)
-        return figures, np.where(tested, mixed, np.nan).astype(np.float32)
-    join = partial(pick, random, random.random()) if kind == "blend" else JOINS[kind]
-    joined = join(answers_a, answers_b)
-    known = ~np.isnan(joined)
-    count = known.sum(axis=1)
-    sums = np.where(known, joined, 0.0).sum(axis=1)
-    figures = np.where(count > 0, sums / np.maximum(count, 1), np.nan).astype(np.float32)
-    if np.isnan(figures).all():  # parents without a common task: stands for nobody
+        return accuracies, np.where(tested, mixed, np.nan).astype(np.float32)
+    combine = partial(mix, random, random.random()) if kind == "blend" else COMBINE[kind]
+    answers = combine(test.answers[first], test.answers[second])
+    answered = ~np.isnan(answers)
+    count = answered.sum(axis=1)
+    right = np.where(answered, answers, 0.0).sum(axis=1)
+    accuracies = np.where(count > 0, right / np.maximum(count, 1), np.nan).astype(np.float32)
+    if np.isnan(accuracies).all():  # no task in common: no outcome is learnt from
         return test.figures[first], np.full_like(a, np.nan)
-    return figures, join(a, b)
+    return accuracies, combine(a, b)
 
 
-def pick(
+def mix(
     random: np.random.Generator, share: float, a: Float32Array, b: Float32Array
 ) -> Float32Array:
-    """About `share` of a's elements, b's in the other places."""
+    """Take about `share` of the elements of `a`, and those of `b` in the other places."""
     return np.where(random.random(a.shape) < share, a, b).astype(np.float32)

@@ -16,39 +16,44 @@ from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.types import Float32Array
 from engine.datasets.aptitude_test import AptitudeTest
 from engine.registry.encoder import accuracy_weighted, keyword_vectors
-from training.data.augment import Drawn
+from training.data.augment import CandidateSample
 from training.model.model import TextEncoder
 
-LEVEL = 3.0
-# The least spread that is told apart at the start: a test of one task has no shape at all, two
-# specialists may have one level. Fifty tasks and 29 candidates have .04 and .13.
-LEAST_SHAPE, LEAST_LEVEL = 0.02, 0.05
+LEVEL_WEIGHT = 3.0
+# The smallest spreads assumed at the start: a test of one task has no profile at all, and two
+# specialists may have the same level. Fifty tasks and 29 candidates have .04 and .13.
+MIN_PROFILE, MIN_LEVEL = 0.02, 0.05
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """How figures become representations. shift, scale: (C,), for the connector to start at a sane
-    size."""
+    """Turn accuracies into standardized representations.
+
+    norms: what accuracies are compared with. shift, scale: (C,), chosen so that the connector's
+    inputs have a sensible size at the start.
+    """
 
     norms: TaskNorms
     shift: Float32Array
     scale: Float32Array
 
     def vectors(self, keywords: list[str], encoder: TextEncoder) -> Float32Array:
-        """(T, E) k_t of these tasks."""
+        """Embed task keywords: the (T, E) vectors k_t of engine/registry/encoder.py."""
         return keyword_vectors(encoder.embed(keywords), self.norms.center)
 
     def of(self, test: AptitudeTest, vectors: Float32Array) -> Float32Array:
-        """(M, C), standardised: what serving will compute from the same figures."""
+        """Represent the candidates of `test`: (M, C), as serving does and standardized."""
         means = self.norms.of(test.keywords)
         return self.standardize(accuracy_weighted(test.figures, means, vectors))
 
-    def drawn(self, drawn: Drawn, keywords: list[str], vectors: Float32Array) -> Float32Array:
-        """(M + K, C), standardised, of figures as a step of training draws them."""
+    def of_sample(
+        self, sample: CandidateSample, keywords: list[str], vectors: Float32Array
+    ) -> Float32Array:
+        """Represent the candidates of a training step: (M + K, C), standardized."""
         means = self.norms.of(keywords)
-        if not drawn.means_known:
+        if not sample.means_known:
             means = np.full_like(means, np.nan)
-        return self.standardize(accuracy_weighted(drawn.figures, means, vectors))
+        return self.standardize(accuracy_weighted(sample.accuracies, means, vectors))
 
     def standardize(self, c: Float32Array) -> Float32Array:
         """Shift and scale plain representations (..., C)."""
@@ -58,7 +63,7 @@ class Capabilities:
 def capabilities(
     test: AptitudeTest, encoder: TextEncoder, norms: TaskNorms | None = None
 ) -> Capabilities:
-    """Norms, where not given, and scale from the test that the first pool's candidates sat."""
+    """Fit norms, unless given, and scale on the aptitude test of the first folder's candidates."""
     embedded = encoder.embed(test.keywords)
     if norms is None:
         means = np.nanmean(test.figures, axis=0).tolist()
@@ -69,18 +74,23 @@ def capabilities(
 
 
 def _scale_of(c: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """The mean accuracy gets LEVEL times the weight of all the shape together at the start: 20
-    questions a task leave as much noise as signal in the shape (docs/log.md)."""
+    """Give the overall level LEVEL_WEIGHT times the weight of the whole profile at the start.
+
+    20 questions per task leave as much noise as signal in the profile (docs/log.md).
+    """
     shift = np.zeros(c.shape[1], dtype=np.float32)
     shift[-1] = c[:, -1].mean()
-    shape = max(float(np.sqrt((c[:, :-1] ** 2).mean())), LEAST_SHAPE)
-    scale = np.full(c.shape[1], shape, dtype=np.float32)
-    scale[-1] = max(float(c[:, -1].std()), LEAST_LEVEL) / (LEVEL * np.sqrt(c.shape[1] - 1))
+    profile = max(float(np.sqrt((c[:, :-1] ** 2).mean())), MIN_PROFILE)
+    scale = np.full(c.shape[1], profile, dtype=np.float32)
+    scale[-1] = max(float(c[:, -1].std()), MIN_LEVEL) / (LEVEL_WEIGHT * np.sqrt(c.shape[1] - 1))
     return shift, scale
 
 
 def new_connector(width_in: int, embeddings: torch.Tensor) -> nn.Linear:
-    """(C -> D), its outputs about as long as the backbone's token embeddings (vocabulary, D)."""
+    """Initialize a connector (C -> D) whose outputs are about as long as token embeddings.
+
+    embeddings: (vocabulary, D), of the backbone.
+    """
     connector = nn.Linear(width_in, embeddings.shape[1])
     size = float(embeddings.detach().pow(2).mean().sqrt())
     nn.init.normal_(connector.weight, std=size / np.sqrt(2 * width_in))
@@ -88,8 +98,10 @@ def new_connector(width_in: int, embeddings: torch.Tensor) -> nn.Linear:
     return connector
 
 
-def folded(connector: nn.Linear, shift: Float32Array, scale: Float32Array) -> Connector:
-    """The connector for plain representations: W (c - shift) / scale + b = W' c + b'."""
+def fuse_standardization(
+    connector: nn.Linear, shift: Float32Array, scale: Float32Array
+) -> Connector:
+    """Build the connector for plain representations: W (c - shift) / scale + b = W' c + b'."""
     weight = connector.weight.detach().cpu().numpy() / scale
     return Connector(
         weight.astype(np.float32),

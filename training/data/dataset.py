@@ -1,4 +1,8 @@
-"""A data folder as training sees it: instructions as tokens, candidates as representations."""
+"""Prepare a data folder for training: instructions as tokens, candidates as representations.
+
+Shapes: B instructions of a batch, L prompt tokens, N instructions of a folder, M candidates,
+T tasks, C representation width, E encoder width.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.bundle.arrays import TaskNorms
 from engine.bundle.prompt import Tokenizer, render
 from engine.bundle.types import Float32Array, Int64Array
 from engine.datasets.outcomes import Outcomes, split
-from training.config import Plan
-from training.data.augment import draw
+from training.config import TrainingConfig
+from training.data.augment import sample_candidates
 from training.data.capability import Capabilities, capabilities
-from training.data.reformat import reworded
+from training.data.reformat import reformat
 from training.model.model import TextEncoder
+
+BUCKET = 64  # batches whose instructions are sorted by length together
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a step shows: c (M, C) of real and made candidates, outcomes (B, M), and levels (M,),
-    the candidates' mean accuracy by the figures shown."""
+class StepInputs:
+    """The candidates of a training step, real and synthetic ones.
+
+    c: (M, C) representations. outcomes: (B, M), NaN if not measured. skills: (M,) mean accuracy,
+    of the accuracies that c shows.
+    """
 
     c: Float32Array
     outcomes: Float32Array
-    levels: Float32Array
+    skills: Float32Array
 
 
 @dataclass(frozen=True)
-class Pool:
-    """outcomes: M candidates x N instructions. tokens: N, by tokenizer. vectors: (T, E). c:
-    (M, C), standardised. train, validation, test: row numbers."""
+class Batch:
+    """Instructions that are scored together.
+
+    tokens: (B, L), padded on the right with 0. lengths: (B,) in tokens. rows: (B,) their row
+    numbers in the dataset with number `dataset`.
+    """
+
+    tokens: Int64Array
+    lengths: Int64Array
+    rows: Int64Array
+    dataset: int = 0
+
+    def part(self, rank: int, of: int) -> Batch:
+        """Take the part of process `rank` among `of` processes: every `of`-th instruction.
+
+        If there are fewer instructions than processes, some are taken twice, because a model
+        cannot run on none.
+        """
+        part = slice(rank % len(self.rows), None, of)
+        return Batch(self.tokens[part], self.lengths[part], self.rows[part], self.dataset)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data folder, tokenized, embedded and split.
+
+    tokens: N prompts, as `tokenizer` reads them. vectors: (T, E) task keywords. c: (M, C)
+    standardized representations. train, validation, test: row numbers.
+    """
 
     outcomes: Outcomes
     tokenizer: Tokenizer
-    tokens: list[NDArray[np.int64]]
+    tokens: list[Int64Array]
     vectors: Float32Array
     c: Float32Array
     train: Int64Array
@@ -44,100 +78,85 @@ class Pool:
     test: Int64Array
 
     def step(
-        self, random: np.random.Generator, batch: Batch, capability: Capabilities, plan: Plan
-    ) -> Shown:
-        """The M candidates and plan.synthetic_candidates others."""
-        scores = self.outcomes.scores[:, batch.rows]
-        subjects = [self.outcomes.subjects[i] for i in batch.rows]
-        drawn = draw(
+        self,
+        random: np.random.Generator,
+        batch: Batch,
+        capability: Capabilities,
+        config: TrainingConfig,
+    ) -> StepInputs:
+        """Choose the candidates of a step: the M real ones and config.synthetic_candidates more."""
+        sample = sample_candidates(
             random,
             self.outcomes.test,
-            scores,
-            subjects,
-            plan.synthetic_candidates,
-            plan.exact_accuracy_prob,
+            self.outcomes.scores[:, batch.rows],
+            [self.outcomes.subjects[i] for i in batch.rows],
+            config.synthetic_candidates,
+            config.exact_accuracy_prob,
         )
-        c = capability.drawn(drawn, self.outcomes.test.keywords, self.vectors)
-        return Shown(c, drawn.outcomes.T.copy(), np.nanmean(drawn.figures, axis=1))
+        c = capability.of_sample(sample, self.outcomes.test.keywords, self.vectors)
+        return StepInputs(c, sample.outcomes.T.copy(), np.nanmean(sample.accuracies, axis=1))
 
-    def reworded(self, random: np.random.Generator, batch: Batch, share: float) -> Batch:
-        """`batch` with about this share of its instructions in another form."""
+    def reformatted(self, random: np.random.Generator, batch: Batch, share: float) -> Batch:
+        """Show about this share of the batch's instructions in the format of another harness."""
         if not share:
             return batch
         tokens = [self.tokens[row] for row in batch.rows]
         for i in np.flatnonzero(random.random(len(tokens)) < share):
-            text = reworded(random, self.outcomes.texts[batch.rows[i]])
-            (tokens[i],) = tokenise([text], self.tokenizer)
-        return pad(tokens, batch.rows, batch.pool)
+            text = reformat(random, self.outcomes.texts[batch.rows[i]])
+            (tokens[i],) = tokenize([text], self.tokenizer)
+        return pad(tokens, batch.rows, batch.dataset)
 
     def batches(self, rows: Int64Array, size: int, seed: int | None, number: int) -> list[Batch]:
-        """`rows` in batches that name this pool by its number."""
+        """Put `rows` into batches that refer to this dataset by its number."""
         return batches(self.tokens, rows, size, seed, number)
 
 
-def make_pool(
+def build_dataset(
     outcomes: Outcomes, capability: Capabilities, encoder: TextEncoder, tokenizer: Tokenizer
-) -> Pool:
-    """Tokenise, embed and split `outcomes`."""
+) -> Dataset:
+    """Tokenize, embed and split `outcomes`."""
     vectors = capability.vectors(outcomes.test.keywords, encoder)
-    return Pool(
+    return Dataset(
         outcomes,
         tokenizer,
-        tokenise(outcomes.texts, tokenizer),
+        tokenize(outcomes.texts, tokenizer),
         vectors,
         capability.of(outcomes.test, vectors),
         *split(outcomes.texts),
     )
 
 
-def make_pools(
+def build_datasets(
     outcomes: Sequence[Outcomes],
     encoder: TextEncoder,
     tokenizer: Tokenizer,
     norms: TaskNorms | None = None,
-) -> tuple[Capabilities, list[Pool]]:
-    """Read every folder's outcomes as training does; the first one's aptitude test sets the scale,
-    and the norms unless `norms` gives them."""
+) -> tuple[Capabilities, list[Dataset]]:
+    """Build the dataset of every folder; the first one's aptitude test sets scale and norms.
+
+    norms: replaces the norms of the first folder, if training continues from other weights.
+    """
     capability = capabilities(outcomes[0].test, encoder, norms)
-    return capability, [make_pool(o, capability, encoder, tokenizer) for o in outcomes]
+    return capability, [build_dataset(o, capability, encoder, tokenizer) for o in outcomes]
 
 
-BUCKET = 64  # batches whose instructions are sorted by length together
-
-
-@dataclass(frozen=True)
-class Batch:
-    """tokens: (B, L) right-padded with 0. lengths: (B,). rows: (B,) instruction numbers of the
-    pool with number `pool`."""
-
-    tokens: Int64Array
-    lengths: Int64Array
-    rows: Int64Array
-    pool: int = 0
-
-    def part(self, rank: int, of: int) -> Batch:
-        """Every `of`-th instruction, from number `rank` on: what one of several processes does.
-        Where there are fewer than processes, some do the same one: no model takes none."""
-        mine = slice(rank % len(self.rows), None, of)
-        return Batch(self.tokens[mine], self.lengths[mine], self.rows[mine], self.pool)
-
-
-def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[Int64Array]:
-    """Prompt tokens of each text, as serving renders them."""
+def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[Int64Array]:
+    """Render the prompt tokens of each text, as serving does."""
     return [render(text, tokenizer).tokens for text in texts]
 
 
 def batches(
-    tokens: Sequence[Int64Array], rows: Int64Array, size: int, seed: int | None, pool: int = 0
+    tokens: Sequence[Int64Array], rows: Int64Array, size: int, seed: int | None, dataset: int = 0
 ) -> list[Batch]:
-    """`rows` in batches of `size` of about equal length; shuffled by `seed`, or in length order.
+    """Put `rows` into batches of `size` of about equal length.
 
-    Neighbours are drawn within buckets of BUCKET batches, so that little padding is read and the
-    order still changes with the seed.
+    They are shuffled by `seed`, or in order of length if it is None. Instructions are sorted within
+    buckets of BUCKET batches, so that there is little padding and the order still changes with the
+    seed.
     """
     if seed is None:
         order = sorted(rows, key=lambda r: len(tokens[r]))
-        return [pad([tokens[r] for r in part], part, pool) for part in _chunks(order, size)]
+        return [pad([tokens[r] for r in part], part, dataset) for part in _chunks(order, size)]
     random = np.random.default_rng(seed)
     shuffled = list(random.permutation(rows))
     groups = [
@@ -146,17 +165,17 @@ def batches(
         for part in _chunks(sorted(bucket, key=lambda r: len(tokens[r])), size)
     ]
     ordered = [groups[i] for i in random.permutation(len(groups))]
-    return [pad([tokens[r] for r in part], part, pool) for part in ordered]
+    return [pad([tokens[r] for r in part], part, dataset) for part in ordered]
 
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def pad(tokens: Sequence[Int64Array], rows: Sequence[int] | Int64Array, pool: int) -> Batch:
-    """The batch of these instructions, which have these numbers."""
+def pad(tokens: Sequence[Int64Array], rows: Sequence[int] | Int64Array, dataset: int) -> Batch:
+    """Pad prompts, with these row numbers in dataset number `dataset`, to one length."""
     lengths = np.array([len(t) for t in tokens], dtype=np.int64)
     padded = np.zeros((len(tokens), int(lengths.max())), dtype=np.int64)
-    for i, own in enumerate(tokens):
-        padded[i, : lengths[i]] = own
-    return Batch(padded, lengths, np.asarray(rows), pool)
+    for i, prompt in enumerate(tokens):
+        padded[i, : lengths[i]] = prompt
+    return Batch(padded, lengths, np.asarray(rows), dataset)

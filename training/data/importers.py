@@ -1,4 +1,4 @@
-"""Outcomes from elsewhere as a data folder that training and evaluation read.
+"""Import outcomes from other sources into a data folder for training and evaluation.
 
     python -m training.data.importers table outcomes.csv --out DIR           CSV or Parquet
     python -m training.data.importers routerbench routerbench_0shot.pkl --out DIR
@@ -6,12 +6,14 @@
     python -m training.data.importers lm-eval RESULTS_DIR --out DIR
     python -m training.data.importers modelsat outcomes.sqlite --out DIR
 
-table: columns instruction (or text, prompt), candidate (or model), score; a row for each outcome.
-routerbench: withmartian/routerbench on the Hugging Face hub, a column for each model. The file is a
-pickle, which can run code: import only what you trust. embedllm: RZ412/EmbedLLM, a row for each
-outcome. lm-eval: what lm-evaluation-harness writes with --log_samples, a folder for each model.
-modelsat: what a server recorded (RecordOutcome), as far as its text was sent.
-Files are local; `huggingface-cli download --repo-type dataset ID` brings them.
+table        a row per outcome: instruction (or text, prompt), candidate (or model), score.
+routerbench  withmartian/routerbench of the Hugging Face hub, a column per model. The file is a
+             pickle, which can run code: import only what you trust.
+embedllm     RZ412/EmbedLLM, a row per outcome.
+lm-eval      what lm-evaluation-harness writes with --log_samples, a folder per model.
+modelsat     outcomes that a server recorded (RecordOutcome), if their text was sent along.
+
+Files are local; `huggingface-cli download --repo-type dataset ID` downloads them.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Outcome:
 
 
 def from_table(path: Path) -> Iterator[Outcome]:
-    """A row for each outcome; `benchmark` and `id` columns are optional."""
+    """Read a table with a row per outcome; columns `benchmark` and `id` are optional."""
     frame = read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
     column = {name: _column(frame, path, name) for name in ALIASES}
     for row in frame.to_dict("records"):
@@ -66,29 +68,29 @@ def from_table(path: Path) -> Iterator[Outcome]:
 
 
 def _number(cell: str) -> float:
-    """NaN, not measured, where the cell is empty."""
+    """Read a score; an empty cell is NaN, not measured."""
     return float({"": "nan", "true": "1", "false": "0"}.get(cell.lower(), cell))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Every cell as text, so that "None" stays a word and an empty cell is empty."""
+    """Read every cell as text, so that "None" stays a word and an empty cell stays empty."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """The same of a Parquet file."""
+    """Read a Parquet file as read_csv reads CSV."""
     frame = pd.read_parquet(path)
     return frame.astype(object).where(frame.notna(), "").map(str)
 
 
 def from_routerbench(path: Path) -> Iterator[Outcome]:
-    """A row for each prompt, a score column for each model beside {model}|total_cost."""
+    """Read a table with a row per prompt, and columns {model} and {model}|total_cost."""
     frame = pd.read_pickle(path) if path.suffix == ".pkl" else pd.read_csv(path)  # noqa: S301
     models = [c.removesuffix("|total_cost") for c in frame.columns if c.endswith("|total_cost")]
     models = [m for m in models if m in frame.columns]
     if not models:
         raise InvalidInputError(
-            Violation(str(path), "has no column {model}|total_cost; is it RouterBench's table?")
+            Violation(str(path), "has no column {model}|total_cost, so it is not RouterBench's.")
         )
     for row in frame.to_dict("records"):
         for model in models:
@@ -97,7 +99,7 @@ def from_routerbench(path: Path) -> Iterator[Outcome]:
 
 
 def _first(prompt: Any) -> str:
-    """RouterBench stores some prompts as a list in words."""
+    """Unpack a prompt; RouterBench stores some as the text of a list."""
     text = str(prompt)
     if text.startswith("["):
         try:
@@ -108,8 +110,10 @@ def _first(prompt: Any) -> str:
 
 
 def from_lm_eval(path: Path) -> Iterator[Outcome]:
-    """samples_{task}_{time}.jsonl of every model's folder below `path`; of several filters of one
-    document, the first."""
+    """Read samples_{task}_{time}.jsonl of every model's folder under `path`.
+
+    If several filters score one document, the first one counts.
+    """
     for file in sorted(path.rglob("samples_*.jsonl")):
         task = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
         seen: set[str] = set()
@@ -131,7 +135,7 @@ def _metric(sample: Mapping[str, Any]) -> float | None:
 
 
 def _question(sample: Mapping[str, Any]) -> str:
-    """The document's question and its options; the whole prompt where it names none."""
+    """Render the document's question and options, or the whole prompt if it has no question."""
     doc = sample["doc"]
     for key in QUESTION_KEYS:
         if isinstance(doc.get(key), str) and doc[key].strip():
@@ -144,7 +148,7 @@ def _question(sample: Mapping[str, Any]) -> str:
 
 
 def from_modelsat(path: Path) -> Iterator[Outcome]:
-    """The mean score of each candidate on each text."""
+    """Read what a server recorded: the mean score of each candidate on each text."""
     instructions, _ = join(read_recorded(path))
     for each in instructions:
         for candidate in each.scores:
@@ -162,8 +166,14 @@ def _column(frame: pd.DataFrame, path: Path, name: str) -> str:
 
 
 def write_folder(outcomes: Iterable[Outcome], out: Path) -> tuple[int, int]:
-    """Write the folder in place of one that is there; returns (instructions, candidates). Raises
-    InvalidInputError where there is no outcome, a pair has two scores, or an id two texts."""
+    """Write a data folder; an earlier one is replaced.
+
+    Returns:
+        The numbers of (instructions, candidates).
+
+    Raises:
+        InvalidInputError: there is no outcome, a pair has two scores, or an id has two texts.
+    """
     texts: dict[tuple[str, str], str] = {}
     scores: dict[tuple[str, tuple[str, str]], float] = {}
     for outcome in outcomes:
@@ -177,15 +187,15 @@ def write_folder(outcomes: Iterable[Outcome], out: Path) -> tuple[int, int]:
             )
         scores[pair] = outcome.score
     if not scores:
-        raise InvalidInputError(Violation("outcomes", "are none; is this the right source?"))
+        raise InvalidInputError(Violation("source", "has no outcomes; check its format."))
     names, ids = sorted({c for c, _ in scores}), list(texts)
-    place = {identifier: i for i, identifier in enumerate(ids)}
+    column = {identifier: i for i, identifier in enumerate(ids)}
     row = {name: i for i, name in enumerate(names)}
     matrix = np.full((len(names), len(ids)), np.nan, dtype=np.float32)
     for (candidate, identifier), score in scores.items():
-        matrix[row[candidate], place[identifier]] = score
+        matrix[row[candidate], column[identifier]] = score
     out.mkdir(parents=True, exist_ok=True)
-    (out / "instructions.jsonl.gz").unlink(missing_ok=True)  # it would be read in its place
+    (out / "instructions.jsonl.gz").unlink(missing_ok=True)  # else it would be read instead
     with (out / "instructions.jsonl").open("w", encoding="utf-8") as file:
         for number, ((benchmark, _), text) in enumerate(texts.items()):
             line = {"id": f"{benchmark}/{number}", "benchmark": benchmark, "text": text}
@@ -195,7 +205,7 @@ def write_folder(outcomes: Iterable[Outcome], out: Path) -> tuple[int, int]:
     return len(ids), len(names)
 
 
-FORMS: Mapping[str, Callable[[Path], Iterator[Outcome]]] = {
+FORMATS: Mapping[str, Callable[[Path], Iterator[Outcome]]] = {
     "table": from_table,
     "routerbench": from_routerbench,
     "embedllm": from_table,
@@ -205,19 +215,20 @@ FORMS: Mapping[str, Callable[[Path], Iterator[Outcome]]] = {
 
 
 def main() -> None:
-    """Import --out from a source, then read it as training would, so that problems show now."""
+    """Import a source into --out, then read it as training does, so that problems show now."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("form", choices=FORMS)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    if not given.source.exists():
-        raise InvalidInputError(Violation("source", f"{given.source} does not exist."))
-    instructions, candidates = write_folder(FORMS[given.form](given.source), given.out)
-    read_outcomes(given.out)
-    print(f"{given.out}: {instructions} instructions x {candidates} candidates")
+    parser.add_argument("format", choices=FORMATS, help="format of the source")
+    parser.add_argument("source", type=Path, help="file or folder to read")
+    parser.add_argument("--out", type=Path, required=True, help="data folder to write")
+    arguments = parser.parse_args()
+    if not arguments.source.exists():
+        raise InvalidInputError(Violation("source", f"{arguments.source} does not exist."))
+    outcomes = FORMATS[arguments.format](arguments.source)
+    instructions, candidates = write_folder(outcomes, arguments.out)
+    read_outcomes(arguments.out)
+    print(f"{arguments.out}: {instructions} instructions x {candidates} candidates")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""How good a bundle is on real outcomes: report.json, report.md and plots.
+"""Evaluate a bundle on real outcomes; writes report.json, report.md and plots.
 
     python -m training.evaluation.evaluate --bundle artifacts/bundle --data DIR... --out DIR
 
-Any folder in the form of docs/explanation/architecture.md, "Data folders"; candidates' aptitude
-comes from its
-aptitude.json or from a part of its own scores. Scored are the instructions that the bundle was not
-trained on: every row whose question was in no training or validation row. It scores through the
-exported bundle, the thing that is served.
+Data folders have the form of docs/explanation/architecture.md, "Data folders". Candidates' aptitude
+comes from aptitude.json, or from a part of their own scores. Instructions whose question the bundle
+was trained or calibrated on are left out. It scores through the exported bundle, the thing that is
+served.
+
+Shapes: B instructions, M candidates.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from engine.routing import tradeoff
 from training.evaluation import metrics
 from training.evaluation.plots import plot_dataset
 
-FEWEST = 30  # rows below which a part has no figures of its own
+MIN_ROWS = 30  # instructions below which a benchmark has no metrics of its own
 ROUTING = (
     "routed_accuracy",
     "best_single_accuracy",
@@ -44,9 +45,12 @@ COSTS = ("cost_at_95", "cost_at_100", "mix_at_95", "area")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """p, scores, costs: (B, M); scores are NaN where not measured, costs (US dollars) where no
-    price is known."""
+class ScoredDataset:
+    """Outcomes and what a bundle predicts for them.
+
+    p: (B, M) probabilities. scores: (B, M), NaN if not measured. costs: (B, M) US dollars, NaN if
+    no price is known.
+    """
 
     outcomes: Outcomes
     p: FloatArray
@@ -55,81 +59,92 @@ class Judged:
 
 
 def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
-    """The rows whose question the bundle was not trained on."""
-    known = load_training_set(bundle)
-    if known is None:
+    """Leave out the instructions whose question the bundle was trained on.
+
+    Raises:
+        InvalidInputError: nothing is left.
+    """
+    training_set = load_training_set(bundle)
+    if training_set is None:
         return outcomes
-    found = np.array([fingerprint(t) for t in outcomes.texts], dtype=np.uint32)
-    rows = np.flatnonzero(~np.isin(found, known.fingerprints))
+    fingerprints = np.array([fingerprint(t) for t in outcomes.texts], dtype=np.uint32)
+    rows = np.flatnonzero(~np.isin(fingerprints, training_set.fingerprints))
     if not len(rows):
         raise InvalidInputError(
-            Violation(outcomes.name, "the bundle was trained on every question of it.")
+            Violation(outcomes.name, "the bundle was trained on all of its questions.")
         )
     return outcomes.take(rows)
 
 
-def judge(bundle: Path, outcomes: Outcomes, catalog: Path | None) -> Judged:
-    """Score `outcomes` through `bundle`."""
-    scored = score_outcomes(bundle, outcomes)
-    costs = costs_of(outcomes, scored.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
-    return Judged(outcomes, scored.p, outcomes.scores.T, costs)
+def score_dataset(bundle: Path, outcomes: Outcomes, catalog: Path | None) -> ScoredDataset:
+    """Score `outcomes` through `bundle`; prices come from `catalog`."""
+    predicted = score_outcomes(bundle, outcomes)
+    costs = costs_of(outcomes, predicted.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
+    return ScoredDataset(outcomes, predicted.p, outcomes.scores.T, costs)
 
 
-def figures(judged: Judged) -> dict[str, Any]:
-    """Every figure of report.json with its 95 % bootstrap interval."""
-    p, y = judged.p, judged.scores
-    within = metrics.within_aucs(p, y)
+def measure(scored: ScoredDataset) -> dict[str, Any]:
+    """Compute every metric of report.json with its 95 % bootstrap interval."""
+    p, y = scored.p, scored.scores
+    aucs = metrics.per_instruction_aucs(p, y)
     result: dict[str, Any] = {
         "instructions": len(p),
         "candidates": p.shape[1],
         "outcomes": int((~np.isnan(y)).sum()),
     }
 
-    def add(name: str, figure: Callable[[Int64Array], float]) -> None:
-        result.update(measured((name,), lambda r: [figure(r)], len(p)))
+    def add(name: str, metric: Callable[[Int64Array], float]) -> None:
+        result.update(with_intervals((name,), lambda r: [metric(r)], len(p)))
 
     add("pooled_auc", lambda r: metrics.pooled_auc(p[r], y[r]))
-    add("per_instruction_auc", lambda r: metrics.nanmean(within[r]))
+    add("per_instruction_auc", lambda r: metrics.nanmean(aucs[r]))
     add("brier", lambda r: metrics.brier(p[r], y[r]))
     add("ece", lambda r: metrics.ece(p[r], y[r]))
-    return result | routing(judged) | {"top_candidate_share": metrics.top_candidate_share(p)}
+    return (
+        result | measure_routing(scored) | {"top_candidate_share": metrics.top_candidate_share(p)}
+    )
 
 
-def measured(
-    names: Sequence[str], figures_of: Callable[[Int64Array], Sequence[float]], rows: int
+def with_intervals(
+    names: Sequence[str], compute: Callable[[Int64Array], Sequence[float]], rows: int
 ) -> dict[str, Any]:
-    """Each name's figure of all rows and its interval, as report.json holds them."""
-    values, bounds = figures_of(np.arange(rows)), metrics.intervals(figures_of, rows)
+    """Compute named metrics of all rows, and their intervals under NAME_ci."""
+    values, bounds = compute(np.arange(rows)), metrics.intervals(compute, rows)
     result: dict[str, Any] = {}
     for name, value, bound in zip(names, values, bounds, strict=True):
         result |= {name: value, f"{name}_ci": bound}
     return result
 
 
-def routing(judged: Judged) -> dict[str, Any]:
-    """What is got by following the probabilities, where every alternative was measured; NaN where
-    that is nowhere."""
-    block = tradeoff.largest_complete_subset(judged.scores)
+def measure_routing(scored: ScoredDataset) -> dict[str, Any]:
+    """Measure what is gained by following the probabilities.
+
+    Over the largest subset where every candidate was measured on every instruction; NaN if it is
+    empty.
+    """
+    block = tradeoff.largest_complete_subset(scored.scores)
     part = np.ix_(block.rows, block.candidates)
-    p, y, costs = judged.p[part], judged.scores[part], judged.costs[part]
+    p, y, costs = scored.p[part], scored.scores[part], scored.costs[part]
     if not len(y):
-        return measured(ROUTING, lambda _: [float("nan")] * len(ROUTING), 0)
+        return with_intervals(ROUTING, lambda _: [float("nan")] * len(ROUTING), 0)
     chosen = y[np.arange(len(y)), p.argmax(axis=1)]
     single = y[:, int(y.mean(axis=0).argmax())]
     gains = (chosen, single, chosen - single, y, y.max(axis=1))
-    result = measured(ROUTING, lambda r: [float(x[r].mean()) for x in gains], len(y))
+    result = with_intervals(ROUTING, lambda r: [float(x[r].mean()) for x in gains], len(y))
     priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
     if len(priced) > 1:
         p, y, costs = p[:, priced], y[:, priced], costs[:, priced]
-        result |= measured(COSTS, lambda r: cost_figures(p[r], y[r], costs[r]), len(y))
+        result |= with_intervals(COSTS, lambda r: cost_metrics(p[r], y[r], costs[r]), len(y))
     return result
 
 
-def cost_figures(p: FloatArray, y: FloatArray, costs: FloatArray) -> list[float]:
-    """COSTS, all from one curve: the least cost with 95 % and all of the best single candidate's
-    accuracy, over that one's cost; with 95 % over the cheapest as accurate random mix's; the area.
+def cost_metrics(p: FloatArray, y: FloatArray, costs: FloatArray) -> list[float]:
+    """Compute the metrics named in COSTS from one curve of accuracy against cost.
 
-    Infinite where no cost sensitivity is as accurate, so that a resample which misses counts.
+    They are the lowest cost at 95 % and at 100 % of the best single candidate's accuracy, as shares
+    of that candidate's cost; the one at 95 % as a share of the cheapest random mix of candidates
+    that is as accurate; and the area under the curve. A cost is infinite if no cost sensitivity is
+    accurate enough, so that a resample which misses counts.
     """
     points = tradeoff.curve(p, y, costs)
     accuracy, cost = tradeoff.single_candidate_baselines(y, costs)
@@ -143,21 +158,21 @@ def cost_figures(p: FloatArray, y: FloatArray, costs: FloatArray) -> list[float]
 
 
 def _over(cost: float, of: float) -> float:
-    """NaN over nothing: what costs no money has no share."""
+    """Divide; NaN if the best single candidate costs nothing."""
     return cost / of if of else float("nan")
 
 
-def parts(judged: Judged) -> dict[str, dict[str, dict[str, float]]]:
-    """The main figures by benchmark and by candidate."""
-    names = np.array(judged.outcomes.benchmarks)
+def breakdown(scored: ScoredDataset) -> dict[str, dict[str, dict[str, float]]]:
+    """Compute the main metrics by benchmark and by candidate."""
+    names = np.array(scored.outcomes.benchmarks)
     by_benchmark = {
-        str(name): metrics.report(judged.p[names == name], judged.scores[names == name])
+        str(name): metrics.report(scored.p[names == name], scored.scores[names == name])
         for name in sorted(set(names))
-        if (names == name).sum() >= FEWEST
+        if (names == name).sum() >= MIN_ROWS
     }
     by_candidate = {}
-    for i, name in enumerate(judged.outcomes.candidates):
-        p, y = judged.p[:, [i]], judged.scores[:, [i]]
+    for i, name in enumerate(scored.outcomes.candidates):
+        p, y = scored.p[:, [i]], scored.scores[:, [i]]
         by_candidate[name] = {
             "outcomes": int((~np.isnan(y)).sum()),
             "accuracy": float(np.nanmean(y)),
@@ -168,51 +183,53 @@ def parts(judged: Judged) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def as_markdown(datasets: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of the figures of any dataset, intervals beside them, a column for each dataset."""
+    """Render a table with a column for each dataset and a row for each metric with an interval."""
     names = list(datasets)
-    figures = dict.fromkeys(k for d in datasets.values() for k in d if f"{k}_ci" in d)
+    rows = dict.fromkeys(k for d in datasets.values() for k in d if f"{k}_ci" in d)
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     sizes = [f"{datasets[n]['instructions']} x {datasets[n]['candidates']}" for n in names]
     lines.append("| instructions x candidates | " + " | ".join(sizes) + " |")
-    for figure in figures:
+    for metric in rows:
         cells = []
         for name in names:
-            value = datasets[name].get(figure)
-            low, high = datasets[name].get(f"{figure}_ci", (0.0, 0.0))
-            interval = f"({_shown(low, 3)} to {_shown(high, 3)})"
-            cells.append("" if value is None else f"{_shown(value, 4)} {interval}")
-        lines.append(f"| {figure} | " + " | ".join(cells) + " |")
+            value = datasets[name].get(metric)
+            low, high = datasets[name].get(f"{metric}_ci", (0.0, 0.0))
+            interval = f"({_format(low, 3)} to {_format(high, 3)})"
+            cells.append("" if value is None else f"{_format(value, 4)} {interval}")
+        lines.append(f"| {metric} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _shown(value: float, digits: int) -> str:
-    """A cost is infinite where no cost sensitivity reaches the accuracy."""
+def _format(value: float, digits: int) -> str:
+    """Format a number; a cost is infinite if no cost sensitivity reaches the accuracy."""
     return "none" if np.isinf(value) else f"{value:.{digits}f}"
 
 
 def require_distinct(folders: Iterable[Path]) -> None:
-    """Raise InvalidInputError where two folders have one name, for reports go by it."""
-    seen: dict[str, Path] = {}
+    """Raise InvalidInputError if two folders have the same name, which the report goes by."""
+    by_name: dict[str, Path] = {}
     for folder in folders:
-        if folder.name in seen:
+        if folder.name in by_name:
             raise InvalidInputError(
                 Violation(
                     "--data",
-                    f"has {seen[folder.name]} and {folder}, both called {folder.name!r}: one's"
-                    " report would replace the other's. Rename one, or evaluate them one by one"
-                    " with an --out for each.",
+                    f"has {by_name[folder.name]} and {folder}, both named {folder.name!r}: their"
+                    " reports would overwrite each other. Rename one, or evaluate them separately"
+                    " with different --out.",
                 )
             )
-        seen[folder.name] = folder
+        by_name[folder.name] = folder
 
 
 def main() -> None:
-    """Parse the command line, evaluate, write the report, print a table and one JSON line."""
+    """Parse the command line, evaluate, write the report, print a table and the report as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"))
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--catalog", type=Path, help="prices; the bundle's own catalog by default")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--bundle", type=Path, default=Path("artifacts/bundle"), help="bundle to evaluate"
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="data folders")
+    parser.add_argument("--catalog", type=Path, help="file with prices (the bundle's own)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for report and plots")
     arguments = parser.parse_args()
     require_distinct(arguments.data)
     catalog = arguments.catalog or arguments.bundle / "zoo.json"
@@ -220,9 +237,9 @@ def main() -> None:
     datasets = {}
     for folder in arguments.data:
         outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
-        judged = judge(arguments.bundle, outcomes, catalog)
-        datasets[folder.name] = figures(judged) | parts(judged)
-        plot_dataset(judged.p, judged.scores, judged.costs, arguments.out / folder.name)
+        scored = score_dataset(arguments.bundle, outcomes, catalog)
+        datasets[folder.name] = measure(scored) | breakdown(scored)
+        plot_dataset(scored.p, scored.scores, scored.costs, arguments.out / folder.name)
     report = {"datasets": datasets}
     text = json.dumps(report, indent=1, allow_nan=True)
     (arguments.out / "report.json").write_text(text + "\n", encoding="utf-8")

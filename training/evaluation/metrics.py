@@ -1,6 +1,7 @@
-"""How good predicted probabilities are.
+"""Measure the quality of predicted probabilities.
 
-Letters: B instructions, M candidates. p, outcomes: (B, M); NaN outcomes are left out.
+Shapes: B instructions, M candidates. p, outcomes: (B, M). NaN outcomes were not measured and are
+left out.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ RESAMPLES = 200
 
 
 def pooled_auc(p: FloatArray, outcomes: FloatArray) -> float:
-    """AUC over all measured (instruction, candidate) pairs; outcomes above 0.5 count as good."""
+    """AUC over all measured pairs of instruction and candidate; an outcome above 0.5 is good."""
     known = ~np.isnan(outcomes)
     good = outcomes[known] > 0.5
     return float(roc_auc_score(good, p[known])) if good.any() and not good.all() else float("nan")
 
 
-def within_aucs(p: FloatArray, outcomes: FloatArray) -> FloatArray:
-    """(B,) AUC of the candidates' order within each instruction; NaN where all did well or none."""
+def per_instruction_aucs(p: FloatArray, outcomes: FloatArray) -> FloatArray:
+    """(B,) AUC of each instruction's candidates; NaN if all of them did well, or none."""
     values = np.full(len(p), np.nan)
     for i, (row, truth) in enumerate(zip(p, outcomes, strict=True)):
         good, bad = row[truth > 0.5], row[truth <= 0.5]
@@ -36,19 +37,23 @@ def within_aucs(p: FloatArray, outcomes: FloatArray) -> FloatArray:
 
 
 def per_instruction_auc(p: FloatArray, outcomes: FloatArray) -> float:
-    """Mean of within_aucs."""
-    return nanmean(within_aucs(p, outcomes))
+    """Mean over instructions of the AUC of their candidates."""
+    return nanmean(per_instruction_aucs(p, outcomes))
 
 
 def brier(p: FloatArray, outcomes: FloatArray) -> float:
-    """Mean squared difference (Brier, 1950)."""
+    """Mean squared error of the probabilities (Brier, 1950)."""
     return nanmean((p - outcomes) ** 2)
 
 
 def reliability(
     p: FloatArray, outcomes: FloatArray, bins: int = 15
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(mean p, mean outcome, share of the pairs) of each of `bins` equal-width bins in use."""
+    """Group pairs by p into equal-width bins.
+
+    Returns:
+        (mean p, mean outcome, share of all pairs) of each bin that is not empty.
+    """
     known = ~np.isnan(outcomes)
     values, truth = p[known], outcomes[known]
     index = np.minimum((values * bins).astype(int), bins - 1)
@@ -60,15 +65,16 @@ def reliability(
 
 
 def ece(p: FloatArray, outcomes: FloatArray) -> float:
-    """Expected calibration error over 15 equal-width bins (Guo et al., ICML 2017); NaN of none."""
+    """Expected calibration error over 15 equal-width bins (Guo et al., ICML 2017)."""
     mean, seen, share = reliability(p, outcomes)
     return float((np.abs(mean - seen) * share).sum()) if len(share) else float("nan")
 
 
 def routed(p: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
-    """(mean outcome of the highest p, of the best single candidate), on
-    tradeoff.largest_complete_subset; NaN
-    where that is empty."""
+    """Mean outcome of the candidate with the highest p, and of the best single candidate.
+
+    Over the largest complete subset (engine/routing/tradeoff.py); NaN if it is empty.
+    """
     block = largest_complete_subset(outcomes)
     if not len(block.rows):
         return float("nan"), float("nan")
@@ -78,13 +84,12 @@ def routed(p: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
 
 
 def top_candidate_share(p: FloatArray) -> float:
-    """Share of instructions whose highest p goes to the most often chosen candidate; NaN where
-    there are none."""
+    """Share of instructions whose highest p is that of the most selected candidate."""
     return float(np.bincount(p.argmax(axis=1)).max() / len(p)) if len(p) else float("nan")
 
 
 def report(p: FloatArray, outcomes: FloatArray) -> dict[str, float]:
-    """The figures that training watches, for p, outcomes (B, M)."""
+    """Measure the metrics that training watches."""
     accuracy, best = routed(p, outcomes)
     return {
         "pooled_auc": pooled_auc(p, outcomes),
@@ -97,23 +102,23 @@ def report(p: FloatArray, outcomes: FloatArray) -> dict[str, float]:
 
 
 def interval(
-    figure: Callable[[Int64Array], float], rows: int, seed: int = 0
+    metric: Callable[[Int64Array], float], rows: int, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of `figure` (of row numbers), over resampled instructions."""
-    return intervals(lambda drawn: [figure(drawn)], rows, seed)[0]
+    """95 % bootstrap interval of `metric` (a function of row numbers), over instructions."""
+    return intervals(lambda sample: [metric(sample)], rows, seed)[0]
 
 
 def intervals(
-    figures: Callable[[Int64Array], Sequence[float]], rows: int, seed: int = 0
+    metrics: Callable[[Int64Array], Sequence[float]], rows: int, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """The same of several figures of the same resamples, which share what they are made of."""
+    """95 % bootstrap intervals of several metrics, computed together on the same resamples."""
     random = np.random.default_rng(seed)
-    values = np.array([figures(random.integers(0, rows, rows)) for _ in range(RESAMPLES)])
-    return [_middle(of_one) for of_one in values.T]
+    values = np.array([metrics(random.integers(0, rows, rows)) for _ in range(RESAMPLES)])
+    return [_middle_95(of_metric) for of_metric in values.T]
 
 
-def _middle(values: FloatArray) -> tuple[float, float]:
-    """The middle 95 % of `values`, which may be infinite; NaN ones are left out."""
+def _middle_95(values: FloatArray) -> tuple[float, float]:
+    """Bounds of the middle 95 % of `values`, which may be infinite; NaN are left out."""
     known = values[~np.isnan(values)]
     if not len(known):
         return float("nan"), float("nan")
@@ -124,10 +129,10 @@ def _middle(values: FloatArray) -> tuple[float, float]:
 
 
 def platt(margins: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
-    """(scale, offset) of p = sigmoid(scale * margin + offset) (Platt 1999).
+    """Fit (scale, offset) of p = sigmoid(scale * margin + offset) (Platt, 1999).
 
-    Outcomes between 0 and 1 count as that share of a success. The unit L2 penalty on the scale is
-    lost among thousands of rows and keeps it finite where a few rows are separable.
+    Outcomes between 0 and 1 count as that share of a success. The unit L2 penalty on the scale
+    does not matter among thousands of rows, and keeps it finite if a few rows are separable.
     """
     known = ~np.isnan(outcomes)
     x, y = margins[known].astype(np.float64), outcomes[known].astype(np.float64)
@@ -140,6 +145,6 @@ def platt(margins: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
 
 
 def nanmean(values: FloatArray) -> float:
-    """Mean of what is no NaN; NaN, without a warning, where nothing is left."""
+    """Mean of the values that are not NaN; NaN, without a warning, if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

@@ -1,4 +1,4 @@
-"""Curves where people would rather look than read."""
+"""Plot training curves, calibration, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from training.evaluation import metrics
 
 
 def plot_dataset(p: FloatArray, outcomes: FloatArray, costs: FloatArray, stem: Path) -> None:
-    """Reliability, and accuracy against cost where prices are known; p, outcomes, costs (B, M)."""
+    """Plot reliability, and accuracy against cost if prices are known; p, outcomes, costs (B, M).
+
+    stem: path without the suffixes -reliability.png and -cost.png.
+    """
     _reliability(p, outcomes, stem.with_name(stem.name + "-reliability.png"))
     block = tradeoff.largest_complete_subset(outcomes)
     part = np.ix_(block.rows, block.candidates)
@@ -52,7 +55,7 @@ def _cost_quality(p: FloatArray, outcomes: FloatArray, costs: FloatArray, path: 
 
 
 def plot_training(metrics_file: Path, path: Path) -> None:
-    """Loss of each step with its running mean, and the watched AUCs."""
+    """Plot the loss of each step with its running mean, and the metrics of the validations."""
     records = [json.loads(x) for x in metrics_file.read_text(encoding="utf-8").splitlines()]
     steps = [r["step"] for r in records]
     bce = np.array([r["bce"] for r in records])
@@ -74,7 +77,7 @@ def plot_training(metrics_file: Path, path: Path) -> None:
 def plot_lines(
     lines: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str, path: Path
 ) -> None:
-    """Named lines over the same labelled steps."""
+    """Plot named lines over the same labelled steps."""
     figure, axes = plt.subplots(figsize=(8, 4))
     for name, values in lines.items():
         axes.plot(range(len(values)), values, marker="o", markersize=3, label=name)

@@ -1,4 +1,4 @@
-"""Low-rank adapters as one operation a matrix (LoRA: Hu et al., 2021), in peft's own format.
+"""Low-rank adapters as one operation per matrix (LoRA: Hu et al., 2021), in peft's format.
 
 peft's layer computes W x, B A x, their scaling and their sum as separate operations; on a CPU the
 passes over memory cost what the saved weight gradient would have gained (docs/log.md). Here the
@@ -17,21 +17,24 @@ from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from training.config import Plan
+from training.config import TrainingConfig
 from training.weights.adapter import ADAPTER, ADAPTER_CONFIG
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def adapt(backbone: Any, plan: Plan) -> Any:
-    """`backbone` with what the plan tunes set to be trained: the matrices of its layers, or
-    low-rank changes to them. Token embeddings and norms stay as they are."""
-    if plan.tuning == "full":
+def adapt(backbone: Any, config: TrainingConfig) -> Any:
+    """Set up what is trained: the matrices of the layers, or low-rank adapters of them.
+
+    Token embeddings and norms stay frozen. Returns the backbone, with adapters if there are any.
+    """
+    if config.tuning == "full":
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name.split(".")[-2] in TARGETS)
         return backbone
-    config = LoraConfig(r=plan.lora_rank, lora_alpha=2 * plan.lora_rank, target_modules=TARGETS)
-    model = get_peft_model(backbone, config)
+    rank = config.lora_rank
+    adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS)
+    model = get_peft_model(backbone, adapters)
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.forward = _fused(module)
@@ -53,7 +56,7 @@ def _fused(module: Any) -> Any:
 
 
 class Adapted(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed
-    """y = x W' + s x A' B'. x (N, in), W (out, in) frozen, A (r, in), B (out, r)."""
+    """Compute y = x W' + s x A' B'; x (N, in), W (out, in) frozen, A (r, in), B (out, r)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
@@ -73,9 +76,14 @@ class Adapted(torch.autograd.Function):  # type: ignore[misc]  # torch is not fo
 PREFIX = "base_model.model."
 
 
-def cut(backbone: Any, base: dict[str, NDArray[np.float32]], rank: int) -> dict[str, torch.Tensor]:
-    """Replace each tuned matrix of `backbone` by base + its change's best rank-`rank` part; returns
-    these parts by peft's names, lora_A (rank, in) and lora_B (out, rank)."""
+def truncate_to_rank(
+    backbone: Any, base: dict[str, NDArray[np.float32]], rank: int
+) -> dict[str, torch.Tensor]:
+    """Replace each trained matrix by its base plus the best rank-`rank` part of its change.
+
+    Returns:
+        These parts by peft's names: lora_A (rank, in) and lora_B (out, rank), in half precision.
+    """
     factors = {}
     for name, parameter in backbone.named_parameters():
         if name.split(".")[-2] not in TARGETS:
@@ -94,14 +102,14 @@ def cut(backbone: Any, base: dict[str, NDArray[np.float32]], rank: int) -> dict[
 
 
 def write_adapter(folder: Path, factors: dict[str, torch.Tensor], rank: int, base: str) -> None:
-    """adapter_model.safetensors and adapter_config.json, as peft would read them."""
+    """Write adapter_model.safetensors and adapter_config.json, as peft reads them."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     save_file(factors, folder / ADAPTER)
-    config = LoraConfig(
+    settings = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=TARGETS, base_model_name_or_path=base
     ).to_dict()
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
     text = json.dumps(plain, indent=1, default=str, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")

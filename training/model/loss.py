@@ -1,13 +1,13 @@
-"""Losses over a (B, M) matrix of outcomes. NaN marks what was not measured and is left out.
+"""Losses over a (B, M) matrix of outcomes of B instructions and M candidates.
 
-bce         calibrated probability of each outcome.
-contrast    Model-SAT's cross-entropy (AAAI 2025, section 4): for each candidate one well-done
-            instruction against the badly done ones of the batch, over their 'Yes' scores.
-            Transposed: within each instruction, a candidate that did well against those that did
-            not; it is what a router is for, and what the pooled loss learns last.
+bce       binary cross-entropy: calibrates the probability of each outcome.
+contrast  Model-SAT's cross-entropy (AAAI 2025, section 4): for each candidate, an instruction that
+          it did well against those of the batch that it did badly, over their 'Yes' scores.
+          Transposed: for each instruction, a candidate that did well against those that did badly.
+          That is what a router is for, and what the other losses learn last.
 
-Weights let stronger candidates count more, as the paper samples them more often: the same in
-expectation.
+NaN marks an outcome that was not measured and is left out. Weights let stronger candidates count
+more. The paper samples them more often, which is the same in expectation.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch.nn import functional
 
 
 def bce(logits: Tensor, outcomes: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy, 0 where nothing was measured. logits, outcomes: (B, M); weights:
-    to be spread over them."""
+    """Mean binary cross-entropy; 0 if nothing was measured.
+
+    logits, outcomes: (B, M). weights: broadcast to (B, M).
+    """
     known = ~outcomes.isnan()
     if not known.any():
         return logits.sum() * 0.0
@@ -32,8 +34,8 @@ def bce(logits: Tensor, outcomes: Tensor, weights: Tensor | None = None) -> Tens
 def contrast(logits: Tensor, outcomes: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over positives of -log(exp s+ / (exp s+ + sum of exp s-)) along the first axis.
 
-    logits, outcomes: (K, G): K competitors in each of G groups; weights: to be spread over them. A
-    group without both a good (> 0.5) and a bad outcome adds nothing; 0 where no group has both.
+    logits, outcomes: (K, G), K competitors in each of G groups. weights: broadcast to (K, G). A
+    group needs a good (> 0.5) and a bad outcome to count; the loss is 0 if no group has both.
     """
     known = ~outcomes.isnan()
     good = known & (outcomes > 0.5)
@@ -47,7 +49,7 @@ def contrast(logits: Tensor, outcomes: Tensor, weights: Tensor | None = None) ->
 
 
 def _mean(values: Tensor, at: Tensor, weights: Tensor | None) -> Tensor:
-    """Of `values`, which stand where `at` is true."""
+    """Mean of `values`, one for each true element of `at`, with the weights of those elements."""
     if weights is None:
         return values.mean()
     share = weights.expand_as(at)[at]
@@ -55,12 +57,20 @@ def _mean(values: Tensor, at: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def total(
-    logits: Tensor, outcomes: Tensor, across: float, within: float, weights: Tensor | None = None
+    logits: Tensor,
+    outcomes: Tensor,
+    instruction_contrast: float,
+    candidate_contrast: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """bce + across * contrast of instructions + within * contrast of candidates; weights: (M,)."""
+    """Sum bce, the contrast of instructions and the contrast of candidates, weighted.
+
+    logits, outcomes: (B, M). instruction_contrast, candidate_contrast: weights of the losses.
+    weights: (M,) of the candidates.
+    """
     by_row = None if weights is None else weights[:, None]
     return (
         bce(logits, outcomes, weights)
-        + across * contrast(logits, outcomes, weights)
-        + within * contrast(logits.T, outcomes.T, by_row)
+        + instruction_contrast * contrast(logits, outcomes, weights)
+        + candidate_contrast * contrast(logits.T, outcomes.T, by_row)
     )

@@ -26,7 +26,11 @@ from training.weights.base import Base, single_token
 
 
 def build(base: Base, *, causal: bool) -> Any:
-    """A transformers model with `base`'s arrays; a causal LM, or a plain encoder."""
+    """Build a transformers model with the arrays of `base`: a causal LM, or a plain encoder.
+
+    Raises:
+        BundleError: arrays are missing or unknown.
+    """
     settings = dict(base.config)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     model = (AutoModelForCausalLM if causal else AutoModel).from_config(
@@ -35,19 +39,21 @@ def build(base: Base, *, causal: bool) -> Any:
     state = {name: torch.from_numpy(array) for name, array in base.arrays.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     # Tied heads, BERT's unused pooler and constant position ids may be absent; nothing else.
-    lost = [
+    missing = [
         m for m in missing if not m.startswith(("lm_head", "pooler")) and "position_ids" not in m
     ]
-    odd = [u for u in unexpected if not u.startswith("pooler") and "position_ids" not in u]
-    if lost or odd:
-        raise BundleError(f"the base weights miss {lost[:3]} and have unknown {odd[:3]}.")
+    unexpected = [u for u in unexpected if not u.startswith("pooler") and "position_ids" not in u]
+    if missing or unexpected:
+        raise BundleError(
+            f"the base weights lack {missing[:3]} and have unknown arrays {unexpected[:3]}."
+        )
     if causal:
         model.tie_weights()
     return model.eval()
 
 
 class TextEncoder:
-    """psi: texts -> mean-pooled, normalised (N, E), as the exported encoder computes it."""
+    """Embed texts, mean-pooled and normalized, as the exported encoder does."""
 
     def __init__(self, base: Base) -> None:
         self.model = build(base, causal=False)
@@ -57,7 +63,7 @@ class TextEncoder:
         self.limit = int(base.config["max_position_embeddings"])
 
     def count(self, text: str) -> int:
-        """Tokens of `text`, the encoder's special ones included."""
+        """Count the tokens of `text`, special ones included."""
         self.tokenizer.no_padding()
         count = len(self.tokenizer.encode(text).ids)
         self.tokenizer.enable_padding()
@@ -65,7 +71,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Any:
-        """(N, E) float32 NumPy array."""
+        """Embed N texts: a (N, E) float32 NumPy array."""
         encoded = self.tokenizer.encode_batch(list(texts))
         ids = torch.tensor([e.ids for e in encoded])
         mask = torch.tensor([e.attention_mask for e in encoded])
@@ -92,7 +98,7 @@ class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
             lengths: (B,) prompt lengths in tokens.
             capabilities: (M, C) capability representations, as the connector reads them.
 
-        Returns:
+        Rerotation:
             (B, M) margins, logit('Yes') - logit('No').
         """
         return self.margins(tokens, lengths, self.connector(capabilities))
@@ -120,30 +126,33 @@ class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
         layer computes those positions alone.
         """
         decoder = self._decoder()
-        turns = decoder.rotary_emb(inputs, position_ids=positions)
+        rotary = decoder.rotary_emb(inputs, position_ids=positions)
         for layer in decoder.layers[:-1]:
-            inputs = layer(inputs, attention_mask=mask, position_embeddings=turns, use_cache=False)
-        return decoder.norm(last_rows(decoder.layers[-1], inputs, mask, turns, tail))
+            inputs = layer(inputs, attention_mask=mask, position_embeddings=rotary, use_cache=False)
+        return decoder.norm(last_positions(decoder.layers[-1], inputs, mask, rotary, tail))
 
     def _decoder(self) -> Any:
         base = getattr(self.backbone, "get_base_model", lambda: self.backbone)()
         return base.model
 
 
-def last_rows(
-    layer: Any, inputs: Tensor, mask: Tensor, turns: tuple[Tensor, Tensor], tail: int
+def last_positions(
+    layer: Any, inputs: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor], tail: int
 ) -> Tensor:
-    """(N, tail, D) of a Llama layer's output. inputs (N, S, D); every row is a key and a value,
-    only the last `tail` are queries."""
+    """Compute the last `tail` positions of a Llama layer's output.
+
+    inputs (N, S, D) -> (N, tail, D). Every position is a key and a value, only the last `tail` are
+    queries. rotation: (cos, sin) of the rotary embedding.
+    """
     attention = layer.self_attn
     x = layer.input_layernorm(inputs)
 
     def heads(of: Tensor) -> Tensor:
         return of.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
-    cos, sin = turns
-    q = turned(heads(attention.q_proj(x[:, -tail:])), cos[:, -tail:], sin[:, -tail:])
-    k = turned(heads(attention.k_proj(x)), cos, sin)
+    cos, sin = rotation
+    q = apply_rotary(heads(attention.q_proj(x[:, -tail:])), cos[:, -tail:], sin[:, -tail:])
+    k = apply_rotary(heads(attention.k_proj(x)), cos, sin)
     v = heads(attention.v_proj(x))
     mixed = nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask[:, :, -tail:], scale=attention.scaling, enable_gqa=True
@@ -152,15 +161,19 @@ def last_rows(
     return out + layer.mlp(layer.post_attention_layernorm(out))
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (N, heads, S, head width); cos, sin (N, S, head width)."""
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotary position embedding to x (N, heads, S, W); cos, sin (N, S, W)."""
     return x * cos[:, None] + rotate_half(x) * sin[:, None]
 
 
 def candidate_last(
     prefix: Tensor, lengths: Tensor, embeddings: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """prefix (B, L, D), embeddings (M, D) -> inputs (B, L+M, D), additive mask, positions."""
+    """Lay out prompts and candidates in one sequence per instruction.
+
+    prefix (B, L, D), lengths (B,), embeddings (M, D) -> inputs (B, L + M, D), additive mask
+    (B, 1, L + M, L + M), positions (B, L + M). Every candidate has the position after its prompt.
+    """
     batch, length, _ = prefix.shape
     count = len(embeddings)
     inputs = torch.cat([prefix, embeddings.expand(batch, -1, -1)], dim=1)

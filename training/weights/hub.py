@@ -1,11 +1,10 @@
-"""Checkpoints and bundles to and from a Hugging Face hub.
+"""Publish checkpoints and bundles to a Hugging Face hub, and fetch them.
 
     python -m training.weights.hub push artifacts/checkpoint USER/NAME [--private]
     python -m training.weights.hub pull USER/NAME --out artifacts/checkpoint [--revision main]
 
-Published is what the manifest lists, the manifest and a model card, in one commit. What is pulled
-is checked against its manifest before it takes the place of --out. HF_TOKEN and HF_ENDPOINT are
-read.
+One commit holds the files that the manifest lists, the manifest and a model card. A download is
+checked against its manifest before it replaces --out. HF_TOKEN and HF_ENDPOINT are read.
 """
 
 from __future__ import annotations
@@ -31,19 +30,23 @@ from engine.bundle.manifest import (
 )
 
 CARD = "README.md"
-OWN_CARD = Path("pretrained") / CARD
+DEFAULT_CARD = Path("pretrained") / CARD
 
 
-def push(folder: Path, repo: str, card: Path = OWN_CARD, *, private: bool = False) -> str:
-    """Publish a finished checkpoint or bundle; returns the commit's address.
+def push(folder: Path, repo: str, card: Path = DEFAULT_CARD, *, private: bool = False) -> str:
+    """Publish a finished checkpoint or bundle.
 
-    Raises BundleError where the folder is damaged, the card is missing or the hub refuses.
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        BundleError: the folder is damaged, the card is missing, or the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    manifest = _checked(folder)
+    manifest = _verify(folder)
     if not card.is_file():
-        raise BundleError(f"there is no model card {card}; give --card FILE.")
+        raise BundleError(f"the model card {card} does not exist; set --card FILE.")
     sources = {name: folder / name for name in (*manifest.files, MANIFEST)} | {CARD: card}
     operations = [CommitOperationAdd(name, str(path)) for name, path in sources.items()]
 
@@ -53,28 +56,31 @@ def push(folder: Path, repo: str, card: Path = OWN_CARD, *, private: bool = Fals
         message = f"modelsat {manifest.kind}, {manifest.depth} layers"
         return str(api.create_commit(repo, operations, commit_message=message).commit_url)
 
-    return _told(repo, send)
+    return _translate_errors(repo, send)
 
 
 def pull(repo: str, out: Path, revision: str = "main") -> Manifest:
-    """Fetch what push published into `out`; an earlier folder of the same kind is replaced.
+    """Fetch what `push` published into `out`; an earlier folder of the same kind is replaced.
 
-    Raises BundleError where the hub has no such repository, it is none of ours, or a hash is wrong.
+    Raises:
+        BundleError: the repository does not exist, is not of modelsat, or a hash does not match.
     """
     from huggingface_hub import snapshot_download
 
     fetched = out.with_name(out.name + ".fetched")
     try:
-        _told(repo, lambda: snapshot_download(repo, revision=revision, local_dir=fetched))
-        manifest = _checked(fetched)
-        _put_in_place(fetched, out, manifest)
+        _translate_errors(
+            repo, lambda: snapshot_download(repo, revision=revision, local_dir=fetched)
+        )
+        manifest = _verify(fetched)
+        _install(fetched, out, manifest)
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
     return manifest
 
 
-def _put_in_place(fetched: Path, out: Path, manifest: Manifest) -> None:
-    """Move what the manifest lists, and the card where there is one."""
+def _install(fetched: Path, out: Path, manifest: Manifest) -> None:
+    """Move the files that the manifest lists, and the card if there is one, into place."""
     unfinished = stage_dir(out, manifest.kind)
     try:
         for name in {*manifest.files, CARD}:
@@ -86,13 +92,13 @@ def _put_in_place(fetched: Path, out: Path, manifest: Manifest) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _checked(folder: Path) -> Manifest:
-    """The manifest of a folder whose every file is as it says."""
+def _verify(folder: Path) -> Manifest:
+    """Read the manifest of a folder and check the hash of every file."""
     try:
         kind: ArtifactKind = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{folder} is no checkpoint or bundle: no readable {MANIFEST}."
+            f"{folder} is not a checkpoint or bundle: it has no readable {MANIFEST}."
         ) from error
     if kind not in get_args(ArtifactKind):
         raise BundleError(
@@ -104,12 +110,12 @@ def _checked(folder: Path) -> Manifest:
     return manifest
 
 
-def _told(repo: str, call: Callable[[], str]) -> str:
+def _translate_errors(repo: str, call: Callable[[], str]) -> str:
     try:
         return call()
     except Exception as error:  # the hub client raises many kinds; each means the same here
         raise BundleError(
-            f"the hub did not do it for {repo!r} ({type(error).__name__}: {error}). Check the id,"
+            f"the hub request for {repo!r} failed ({type(error).__name__}: {error}). Check the id,"
             " the network, HF_ENDPOINT and HF_TOKEN."
         ) from error
 
@@ -118,20 +124,21 @@ def main() -> None:
     """Parse the command line; push or pull."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
-    up, down = actions.add_parser("push"), actions.add_parser("pull")
-    up.add_argument("folder", type=Path, help="checkpoint or bundle")
+    up = actions.add_parser("push", help="publish a folder")
+    down = actions.add_parser("pull", help="fetch what push published")
+    up.add_argument("folder", type=Path, help="folder of a checkpoint or bundle")
     for action in (up, down):
-        action.add_argument("repo", metavar="USER/NAME")
-    up.add_argument("--card", type=Path, default=OWN_CARD)
-    up.add_argument("--private", action="store_true")
-    down.add_argument("--out", type=Path, required=True)
-    down.add_argument("--revision", default="main")
-    given = parser.parse_args()
-    if given.action == "push":
-        print(push(given.folder, given.repo, given.card, private=given.private))
+        action.add_argument("repo", metavar="USER/NAME", help="repository on the hub")
+    up.add_argument("--card", type=Path, default=DEFAULT_CARD, help="model card (%(default)s)")
+    up.add_argument("--private", action="store_true", help="create the repository as private")
+    down.add_argument("--out", type=Path, required=True, help="folder to write")
+    down.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
+    arguments = parser.parse_args()
+    if arguments.action == "push":
+        print(push(arguments.folder, arguments.repo, arguments.card, private=arguments.private))
     else:
-        manifest = pull(given.repo, given.out, given.revision)
-        print(f"{given.out}: {manifest.kind}, {manifest.depth} layers")
+        manifest = pull(arguments.repo, arguments.out, arguments.revision)
+        print(f"{arguments.out}: {manifest.kind}, {manifest.depth} layers")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fold a trained adapter into its base weights and write a checkpoint; NumPy only, no torch.
+"""Fold a trained adapter into its base weights and write a checkpoint, with NumPy alone.
 
 python -m training.weights.merge --pretrained pretrained --out artifacts/checkpoint
 """
@@ -37,10 +37,15 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def fold(arrays: Arrays, lora: Mapping[str, NDArray[np.float32]], scale: float) -> Arrays:
-    """W + scale * B A for every adapted matrix (LoRA: Hu et al., 2021); others unchanged.
+    """Add scale * B A to every adapted matrix W (LoRA: Hu et al., 2021); others are unchanged.
 
-    lora: peft's names, `base_model.model.{module}.lora_A.weight` (r, in) and `lora_B` (out, r).
-    Raises BundleError where the adapter names a matrix that the base does not have.
+    Args:
+        arrays: base weights by Hugging Face name.
+        lora: peft's names `base_model.model.{module}.lora_A.weight` (r, in) and `lora_B` (out, r).
+        scale: factor of the product.
+
+    Raises:
+        BundleError: the adapter names a matrix that the base does not have.
     """
     merged = dict(arrays)
     for name in tqdm([n for n in lora if ".lora_A." in n], desc="merge", unit="matrix"):
@@ -58,9 +63,11 @@ def fold(arrays: Arrays, lora: Mapping[str, NDArray[np.float32]], scale: float) 
 
 
 def write_checkpoint(pretrained: Pretrained, catalog: Path, out: Path) -> Manifest:
-    """Write `out` whole, manifest last; an earlier checkpoint there is replaced.
+    """Write the checkpoint `out`, whole or not at all; an earlier one is replaced.
 
-    Raises BundleError where `out` holds anything else, InvalidInputError if the catalog is invalid.
+    Raises:
+        BundleError: `out` holds anything else.
+        InvalidInputError: the catalog of candidates has problems.
     """
     read_catalog(catalog)
     unfinished = stage_dir(out, "checkpoint")
@@ -111,7 +118,7 @@ def encoder_id(files: Mapping[str, str]) -> str:
 
 
 def write_model(folder: Path, base: Base) -> None:
-    """config.json, tokenizer.json and model.safetensors, as Hugging Face lays them out."""
+    """Write config.json, tokenizer.json and model.safetensors in Hugging Face layout."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True)
@@ -123,9 +130,15 @@ def write_model(folder: Path, base: Base) -> None:
 def main() -> None:
     """Merge --pretrained into a checkpoint at --out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pretrained", type=Path, default=Path("pretrained"))
-    parser.add_argument("--catalog", type=Path, default=Path("pretrained/zoo.json"))
-    parser.add_argument("--out", type=Path, default=Path("artifacts/checkpoint"))
+    parser.add_argument(
+        "--pretrained", type=Path, default=Path("pretrained"), help="what a training run left"
+    )
+    parser.add_argument(
+        "--catalog", type=Path, default=Path("pretrained/zoo.json"), help="candidates to start with"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("artifacts/checkpoint"), help="folder of the checkpoint"
+    )
     arguments = parser.parse_args()
     manifest = write_checkpoint(
         load_pretrained(arguments.pretrained), arguments.catalog, arguments.out

@@ -1,4 +1,4 @@
-"""Phi-3 weights by Llama's names: what trains, exports and serves Llama then does so for Phi-3."""
+"""Rename Phi-3 weights to Llama's, so that Phi-3 is trained, exported and served as a Llama."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ PHI3_ONLY = {"architectures", "auto_map", "sliding_window", "original_max_positi
 
 
 def phi3_as_llama(config: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-    """Phi-3 is Llama with its query, key and value rows stored as one matrix, and gate and up as
-    another. Its sliding window (2,047) is longer than anything that is read here.
+    """Convert config and arrays.
 
-    Raises BundleError where rotary positions are scaled (the long-context variants).
+    Phi-3 is a Llama that stores query, key and value projections as one matrix, and gate and up as
+    another. Its sliding window (2,047) is longer than any prompt here.
+
+    Raises:
+        BundleError: rotary positions are scaled, as in the long-context variants.
     """
     if config.get("rope_scaling"):
         raise BundleError("this Phi-3 scales its rotary positions; use a 4k-context variant.")
