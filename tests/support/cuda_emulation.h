@@ -1,6 +1,6 @@
-// Runs a CUDA kernel on a CPU, for tests: blocks one after another, a block's threads as fibers that
-// run until they wait. A barrier that is missing lets one thread run ahead of what the others have
-// yet to write, so that it shows in the result.
+// Runs a CUDA kernel on a CPU, for tests. Blocks run one after another; the threads of a block are
+// fibers that run until they wait at a barrier. Without a barrier that is needed, a thread reads what
+// others have not written yet, and the result is wrong.
 #ifndef MODELSAT_CUDA_EMULATION_H
 #define MODELSAT_CUDA_EMULATION_H
 

@@ -1,4 +1,4 @@
-"""A tiny random Llama and its Model-SAT, for tests of structure that need no trained weights."""
+"""A tiny random Llama and its Model-SAT, for tests that need no trained weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WIDTH, VOCABULARY = 64, 97
 
 
 def tokenizer() -> Tokenizer:
-    """Words Yes and No, all else unknown."""
+    """Return a tokenizer of the words Yes and No; every other word is unknown."""
     built = Tokenizer(models.WordLevel({"Yes": 1, "No": 2, "?": 0}, unk_token="?"))
     built.pre_tokenizer = pre_tokenizers.Whitespace()
     return built
 
 
 def base(seed: int = 0, layers: int = 3) -> Base:
-    """4 query heads on 2 key/value heads, width 64."""
+    """Return random weights: 4 query heads, 2 key/value heads, width 64."""
     torch.manual_seed(seed)
     config: dict[str, Any] = {
         "model_type": "llama",
@@ -53,18 +53,18 @@ def base(seed: int = 0, layers: int = 3) -> Base:
 
 
 def model_sat(of: Base, width_in: int = 5) -> ModelSat:
-    """A ModelSat with a random connector."""
+    """Return a ModelSat with a random connector."""
     return ModelSat(build(of, causal=True), torch.nn.Linear(width_in, WIDTH), of.tokenizer)
 
 
 def prompts(lengths: list[int], seed: int = 0) -> list[NDArray[np.int64]]:
-    """Random prompts of these lengths."""
+    """Draw random prompts of these lengths."""
     random = np.random.default_rng(seed)
     return [random.integers(0, VOCABULARY, n) for n in lengths]
 
 
 def padded(tokens: list[NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, L) and (B,) as the torch model takes them."""
+    """Pad prompts for the torch model: tokens (B, L) and lengths (B,)."""
     lengths = torch.tensor([len(t) for t in tokens])
     rows = torch.zeros(len(tokens), int(lengths.max()), dtype=torch.long)
     for i, row in enumerate(tokens):
