@@ -97,13 +97,13 @@ proto-archive: $(VENV)/.dev ## the API to publish: .proto files and a buf image,
 	tar -C proto --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf - . | gzip -n > dist/modelsat-proto.tar.gz
 	cd proto && ../$(BIN)/buf build --output ../dist/modelsat.binpb
 
-lock: $(VENV)/.dev ## resolve setup.py's ranges into requirements/*.txt anew
+lock: $(VENV)/.dev ## resolve the ranges in setup.py into requirements/*.txt
 	$(BIN)/python tools/lock.py
 
 image: ## build the CPU image without Docker and run it read-only, as root (buildah, debootstrap)
 	deploy/docker/check cpu
 
-clean: ## remove checkpoint and bundle, to be built anew from the base weights
+clean: ## remove checkpoint and bundle, which are then built again from the base weights
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
