@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.routing.calibration import Recommendation, Target, as_dict, calibrate, shares
+from engine.routing.calibration import CalibrationTarget, Recommendation, as_dict, calibrate, shares
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    target = Target(parsed.min_accuracy_ratio, parsed.max_cost_ratio)
+    target = CalibrationTarget(parsed.min_accuracy_ratio, parsed.max_cost_ratio)
     catalog = parsed.catalog or parsed.bundle / "zoo.json"
     recommendation = calibrate(parsed.bundle, parsed.data, catalog, target)
     if parsed.json:
@@ -82,9 +82,9 @@ def _print_scope(recommendation: Recommendation, console: Console) -> None:
     """Print which candidates the result holds for, and which one would change its meaning."""
     names = ", ".join(recommendation.candidates)
     console.print(f"this holds for the evaluated candidates: {names}", soft_wrap=True)
-    if recommendation.dearer is not None:
+    if (name := recommendation.unevaluated_most_expensive) is not None:
         console.print(
-            f"warning: {recommendation.dearer} of the catalog costs more than all of these and was"
+            f"warning: {name} of the catalog costs more than all of these and was"
             " not evaluated; if it is eligible, the same sensitivity saves less: deny it, or"
             " record outcomes of it too",
             soft_wrap=True,

@@ -21,20 +21,25 @@ ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
 
 
 @dataclass(frozen=True)
-class Target:
-    """At least `quality` of the best single candidate's accuracy, at most `cost` of its cost; one
-    of them is None."""
+class CalibrationTarget:
+    """What to reach, relative to the best single candidate: at least `min_accuracy_ratio` of its
+    accuracy, or at most `max_cost_ratio` of its cost. One of them is None."""
 
-    quality: float | None
-    cost: float | None
+    min_accuracy_ratio: float | None
+    max_cost_ratio: float | None
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """point: None where no sensitivity meets the target. best, accuracy, cost: of the best single
-    candidate among `candidates`; accuracy in [0, 1], cost in US dollars a request. dearer: id of
-    the catalog's most expensive candidate if it costs more than all of `candidates`: a sensitivity
-    weighs costs against the highest, so with that one eligible the same value saves less."""
+    """An operating point, and what it was chosen from.
+
+    candidates: names of the evaluated ones. best, accuracy, cost: name of the best single one, its
+    accuracy in [0, 1] and its cost in US dollars a request. points: the whole curve. point: the
+    recommended one, None if no cost sensitivity meets the target. unevaluated_most_expensive: ID of
+    the catalog's most expensive candidate if it costs more than all evaluated ones. A cost
+    sensitivity weighs costs against the highest of the eligible candidates, so with that one
+    eligible the same value saves less.
+    """
 
     candidates: list[str]
     best: str
@@ -42,111 +47,133 @@ class Recommendation:
     cost: float
     points: list[OperatingPoint]
     point: OperatingPoint | None
-    dearer: str | None = None
+    unevaluated_most_expensive: str | None = None
 
 
 def recommend(
-    p: FloatArray, scores: FloatArray, costs: FloatArray, names: list[str], to: Target
+    p: FloatArray,
+    outcomes: FloatArray,
+    costs: FloatArray,
+    names: list[str],
+    target: CalibrationTarget,
 ) -> Recommendation:
-    """p, scores, costs: (B, M) without gaps; the cheapest point that is good enough, or the best
-    one that is cheap enough."""
-    accuracy, cost = tradeoff.single_candidate_baselines(scores, costs)
+    """Recommend the cheapest point that is accurate enough, or the most accurate cheap enough one.
+
+    Args:
+        p: (B, M) success probabilities.
+        outcomes: (B, M), all measured.
+        costs: (B, M) in US dollars, all known.
+        names: (M,) of the candidates.
+        target: to meet.
+    """
+    accuracy, cost = tradeoff.single_candidate_baselines(outcomes, costs)
     best = int(accuracy.argmax())
-    points = tradeoff.curve(p, scores, costs)
-    if to.quality is not None:
-        chosen = tradeoff.cheapest_at(points, to.quality * float(accuracy[best]))
+    points = tradeoff.curve(p, outcomes, costs)
+    if target.min_accuracy_ratio is not None:
+        point = tradeoff.cheapest_at(points, target.min_accuracy_ratio * float(accuracy[best]))
     else:
-        limit = (to.cost or 0.0) * float(cost[best]) * ROUNDING
-        cheap = [x for x in points if x.cost <= limit]
-        chosen = max(cheap, key=lambda x: (x.accuracy, -x.cost)) if cheap else None
+        limit = (target.max_cost_ratio or 0.0) * float(cost[best]) * ROUNDING
+        affordable = [x for x in points if x.cost <= limit]
+        point = max(affordable, key=lambda x: (x.accuracy, -x.cost)) if affordable else None
     return Recommendation(
-        names, names[best], float(accuracy[best]), float(cost[best]), points, chosen
+        names, names[best], float(accuracy[best]), float(cost[best]), points, point
     )
 
 
-def calibrate(bundle: Path, data: Path, catalog: Path, to: Target) -> Recommendation:
-    """Score `data` through `bundle` and recommend; `catalog` has the prices.
+def calibrate(bundle: Path, data: Path, catalog: Path, target: CalibrationTarget) -> Recommendation:
+    """Score a data folder with a bundle, and recommend by its outcomes.
 
-    Raises InvalidInputError where fewer than two candidates have prices and common outcomes.
+    Args:
+        bundle: folder that `make export` wrote.
+        data: folder of recorded outcomes.
+        catalog: JSON file of candidates with prices.
+        target: to meet.
+
+    Raises:
+        InvalidInputError: fewer than two candidates have prices and outcomes of the same
+            instructions.
     """
     outcomes = read_outcomes(data)
     scored = score_outcomes(bundle, outcomes)
     costs = costs_of(outcomes, scored.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
     priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
     if len(priced) < 2:
-        raise InvalidInputError(_too_few(outcomes, catalog, len(priced)))
-    block = tradeoff.largest_complete_subset(outcomes.scores[priced].T)
-    if len(block.candidates) < 2:
-        raise InvalidInputError(_too_scattered(data, outcomes.scores[priced]))
-    part = np.ix_(block.rows, priced[block.candidates])
-    names = [outcomes.candidates[i] for i in priced[block.candidates]]
-    found = recommend(scored.p[part], outcomes.scores.T[part], costs[part], names, to)
-    dearest = float(costs[part].mean(axis=0).max())
-    return replace(found, dearer=_dearer(catalog, scored.input_tokens[block.rows], dearest))
+        raise InvalidInputError(_too_few_prices(outcomes, catalog, len(priced)))
+    subset = tradeoff.largest_complete_subset(outcomes.scores[priced].T)
+    if len(subset.candidates) < 2:
+        raise InvalidInputError(_too_few_common(data, outcomes.scores[priced]))
+    part = np.ix_(subset.rows, priced[subset.candidates])
+    names = [outcomes.candidates[i] for i in priced[subset.candidates]]
+    recommendation = recommend(scored.p[part], outcomes.scores.T[part], costs[part], names, target)
+    max_cost = float(costs[part].mean(axis=0).max())
+    most_expensive = _more_expensive(catalog, scored.input_tokens[subset.rows], max_cost)
+    return replace(recommendation, unevaluated_most_expensive=most_expensive)
 
 
-def _dearer(catalog: Path, input_tokens: Int64Array, dearest: float) -> str | None:
-    """The catalog's most expensive candidate on these instructions, if it costs more than
-    `dearest`, the highest mean cost of a judged one; no judged one does,
-    so names need not be matched."""
+def _more_expensive(catalog: Path, input_tokens: Int64Array, max_cost: float) -> str | None:
+    """Return the ID of the catalog's most expensive candidate on these instructions if its mean
+    cost exceeds `max_cost`, the highest of the evaluated ones. None of those exceeds it, so names
+    of catalog and data need not be matched."""
     means = {}
     for candidate in read_catalog(catalog):
         costs = [candidate.expected_cost_usd(int(t), DEFAULT_OUTPUT_TOKENS) for t in input_tokens]
         means[candidate.id] = sum(c or 0.0 for c in costs) / len(costs)
-    most = max(means, key=lambda name: means[name])
-    return most if means[most] > dearest * ROUNDING else None
+    most_expensive = max(means, key=lambda name: means[name])
+    return most_expensive if means[most_expensive] > max_cost * ROUNDING else None
 
 
-def _too_scattered(data: Path, scores: FloatArray) -> Violation:
+def _too_few_common(data: Path, scores: FloatArray) -> Violation:
     shared = int(((~np.isnan(scores)).sum(axis=0) > 1).sum())
     return Violation(
         str(data),
         f"has {shared} instructions measured for two or more of the {len(scores)} candidates with"
-        " prices, and none for all of those measured most often; a choice can only be judged where"
-        " its alternatives were measured too. Send the same instructions to at least 2 candidates"
-        " and record what came of each.",
+        " prices, and none measured for all of the most often measured ones. A choice can only be"
+        " compared with alternatives that were measured too: send the same instructions to at least"
+        " 2 candidates and record the outcomes.",
     )
 
 
-def _too_few(outcomes: Outcomes, catalog: Path, priced: int) -> Violation:
+def _too_few_prices(outcomes: Outcomes, catalog: Path, priced: int) -> Violation:
     return Violation(
         str(catalog),
-        f"has prices for {priced} of {outcomes.candidates[:5]}...; at least 2 are needed. Give"
-        " --catalog a file whose display_name or id is the candidate's name in the data.",
+        f"has prices for {priced} of {outcomes.candidates[:5]}...; at least 2 are needed. Give a"
+        " catalog in which display_name or id is the candidate's name in the data.",
     )
 
 
-def shares(x: OperatingPoint, found: Recommendation) -> tuple[float | None, float | None]:
-    """Of the best single candidate's accuracy and of its cost; None where that is 0."""
+def shares(x: OperatingPoint, recommendation: Recommendation) -> tuple[float | None, float | None]:
+    """Return accuracy and cost of a point, as shares of the best single candidate's; None if that
+    is 0."""
     return (
-        x.accuracy / found.accuracy if found.accuracy else None,
-        x.cost / found.cost if found.cost else None,
+        x.accuracy / recommendation.accuracy if recommendation.accuracy else None,
+        x.cost / recommendation.cost if recommendation.cost else None,
     )
 
 
-def as_dict(found: Recommendation) -> dict[str, Any]:
-    """What --json prints."""
+def as_dict(recommendation: Recommendation) -> dict[str, Any]:
+    """Return what `modelsat calibrate --json` prints."""
 
-    def shown(x: OperatingPoint) -> dict[str, Any]:
-        quality, cost_share = shares(x, found)
-        top = {n: round(float(s), 4) for n, s in zip(found.candidates, x.shares, strict=True) if s}
+    def point_dict(x: OperatingPoint) -> dict[str, Any]:
+        accuracy_ratio, cost_ratio = shares(x, recommendation)
+        pairs = zip(recommendation.candidates, x.shares, strict=True)
         return {
             "cost_sensitivity": x.sensitivity,
             "accuracy": x.accuracy,
             "cost_usd": x.cost,
-            "quality": quality,
-            "cost_share": cost_share,
-            "chosen": top,
+            "accuracy_ratio": accuracy_ratio,
+            "cost_ratio": cost_ratio,
+            "selection_share": {name: round(float(share), 4) for name, share in pairs if share},
         }
 
+    point = recommendation.point
     return {
         "best_single": {
-            "candidate": found.best,
-            "accuracy": found.accuracy,
-            "cost_usd": found.cost,
+            "candidate": recommendation.best,
+            "accuracy": recommendation.accuracy,
+            "cost_usd": recommendation.cost,
         },
-        "candidates": found.candidates,
-        "unevaluated_most_expensive": found.dearer,
-        "recommended": None if found.point is None else shown(found.point),
-        "curve": [shown(x) for x in found.points],
+        "candidates": recommendation.candidates,
+        "unevaluated_most_expensive": recommendation.unevaluated_most_expensive,
+        "recommended": None if point is None else point_dict(point),
+        "curve": [point_dict(x) for x in recommendation.points],
     }

@@ -20,7 +20,7 @@ from engine.pb import router_service_pb2_grpc
 from engine.registry.catalog import read_catalog
 from engine.serving.console.app import FILES, MAX_STREAMS
 from engine.serving.console.feed import SIZE
-from engine.serving.console.http_server import HttpServer, Limits, Response
+from engine.serving.console.http_server import HttpLimits, HttpServer, Response
 from modelsat import Client
 from tests.support.browser import PATIENCE_S, Console, showing, showing_guarded
 from tools.processes import BUNDLE
@@ -165,7 +165,10 @@ def test_what_is_no_request_of_the_page_is_refused(console: Console) -> None:
 )
 def test_a_request_that_comes_byte_by_byte_is_let_go(begun: bytes) -> None:
     served = HttpServer(
-        "127.0.0.1:0", "--console-address", lambda _: Response(200, "", b""), Limits(9999, 1, 0.5)
+        "127.0.0.1:0",
+        "--console-address",
+        lambda _: Response(200, "", b""),
+        HttpLimits(9999, 1, 0.5),
     )
     served.start()
     try:

@@ -253,8 +253,8 @@ def test_about_the_asked_share_is_kept(tmp_path: Path) -> None:
     audit = AuditLog(tmp_path / "a.jsonl", 0.1, with_text=False)
     offer(audit, 1000)
     audit.stop()
-    assert 60 < audit.lines["written"] < 140
-    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == audit.lines["written"]
+    assert 60 < audit.records["written"] < 140
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == audit.records["written"]
 
 
 def test_lines_follow_a_rename_and_survive_a_missing_folder(tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_lines_follow_a_rename_and_survive_a_missing_folder(tmp_path: Path) -> N
 
     def settled(**counts: int) -> None:
         deadline = time.monotonic() + 20
-        while {k: audit.lines[k] for k in counts} != counts:
-            assert time.monotonic() < deadline, audit.lines
+        while {k: audit.records[k] for k in counts} != counts:
+            assert time.monotonic() < deadline, audit.records
             time.sleep(0.01)
 
     offer(audit, 2)
@@ -286,7 +286,7 @@ def test_a_full_disk_is_counted_and_said_once(caplog: pytest.LogCaptureFixture) 
     audit = AuditLog(Path("/dev/full"), 1, with_text=False)
     offer(audit, 20)
     audit.stop()
-    assert (audit.lines["failed"], audit.lines["written"]) == (20, 0)
+    assert (audit.records["failed"], audit.records["written"]) == (20, 0)
     said = [r.getMessage() for r in caplog.records if "/dev/full" in r.getMessage()]
     assert len(said) == 1
     assert "No space left on device" in said[0]
@@ -299,7 +299,7 @@ def test_a_disk_that_hangs_costs_lines_and_no_request(tmp_path: Path) -> None:
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     audit = AuditLog(pipe, 1, with_text=False)
     offer(audit, 5000)
-    assert audit.lines["dropped"] > 0
+    assert audit.records["dropped"] > 0
     os.set_blocking(reader, True)
     parts: list[bytes] = []
 
@@ -313,8 +313,8 @@ def test_a_disk_that_hangs_costs_lines_and_no_request(tmp_path: Path) -> None:
     reading.join()
     os.close(reader)
     lines = b"".join(parts).splitlines()
-    assert len(lines) == audit.lines["written"]
-    assert audit.lines["written"] + audit.lines["dropped"] == 5000
+    assert len(lines) == audit.records["written"]
+    assert audit.records["written"] + audit.records["dropped"] == 5000
     assert all(json.loads(line)["kind"] == "ranked" for line in lines)
 
 

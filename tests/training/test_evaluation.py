@@ -19,7 +19,7 @@ from engine.cli import calibrate as calibrate_command
 from engine.cli.main import main as modelsat
 from engine.inference.offline import OfflineScores
 from engine.routing import calibration, tradeoff
-from engine.routing.calibration import Target
+from engine.routing.calibration import CalibrationTarget
 from engine.routing.ranking import rank
 from research import baselines
 from research.baselines import Rows
@@ -154,19 +154,21 @@ def test_a_mix_of_two_costs_what_the_line_between_them_says() -> None:
 def test_good_probabilities_save_money_and_calibrate_says_how_much() -> None:
     p, outcomes, costs = made_up(4000)
     names = ["a", "b", "c", "d"]
-    found = calibration.recommend(p, outcomes, costs, names, Target(0.97, None))
+    found = calibration.recommend(p, outcomes, costs, names, CalibrationTarget(0.97, None))
     assert found.best == "d"
     assert found.point is not None
     assert found.point.accuracy >= 0.97 * found.accuracy
     assert found.point.cost < 0.6 * found.cost
-    cheap = calibration.recommend(p, outcomes, costs, names, Target(None, 0.3)).point
+    cheap = calibration.recommend(p, outcomes, costs, names, CalibrationTarget(None, 0.3)).point
     assert cheap is not None
     assert cheap.cost <= 0.3 * found.cost
-    assert calibration.recommend(p, outcomes, costs, names, Target(2.0, None)).point is None
+    assert (
+        calibration.recommend(p, outcomes, costs, names, CalibrationTarget(2.0, None)).point is None
+    )
 
 
 def test_max_cost_forgives_rounding_and_spends_nothing_for_nothing() -> None:
-    names, whole = ["dear", "cheap"], Target(None, 1.0)
+    names, whole = ["dear", "cheap"], CalibrationTarget(None, 1.0)
     costs = np.random.default_rng(0).random((1000, 2)) * [1.0, 1e-3]
     p, y = np.tile([0.9, 0.1], (1000, 1)), np.tile([1.0, 0.0], (1000, 1))
     always = tradeoff.operating_point(p, y, costs, 0.0).cost
@@ -183,10 +185,10 @@ def test_max_cost_forgives_rounding_and_spends_nothing_for_nothing() -> None:
 def test_a_share_of_nothing_is_a_dash() -> None:
     p, y, costs = made_up(50)
     y[:, 3], costs[:, 3] = 1.0, 0.0
-    free = calibration.recommend(p, y, costs, ["a", "b", "c", "d"], Target(0.9, None))
+    free = calibration.recommend(p, y, costs, ["a", "b", "c", "d"], CalibrationTarget(0.9, None))
     assert free.best == "d"
     wrong = calibration.recommend(
-        p, np.zeros_like(y), costs, ["a", "b", "c", "d"], Target(0.9, None)
+        p, np.zeros_like(y), costs, ["a", "b", "c", "d"], CalibrationTarget(0.9, None)
     )
     for found in (free, wrong):
         first = printed(found).splitlines()[3].split("│")
@@ -208,11 +210,11 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path) -> None:
     prices = {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0}
-    catalog, target = tmp_path / "zoo.json", Target(0.5, None)
+    catalog, target = tmp_path / "zoo.json", CalibrationTarget(0.5, None)
     found = calibration.calibrate(
         BUNDLE, recorded, write_catalog(catalog, prices | {"mean": 3.9}), target
     )
-    assert found.dearer is None
+    assert found.unevaluated_most_expensive is None
     assert "warning" not in printed(found)
     prices |= {"gold": 5.0, "silver": 4.5}
     found = calibration.calibrate(BUNDLE, recorded, write_catalog(catalog, prices), target)
@@ -229,7 +231,7 @@ def test_calibrate_judges_no_candidate_alone(recorded: Path, tmp_path: Path) -> 
     np.savez(recorded / "scores.npz", scores=np.where(one, np.nan_to_num(scores), np.nan))
     catalog = write_catalog(tmp_path / "zoo.json", {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0})
     with pytest.raises(InvalidInputError, match="has 0 instructions measured for two or more of"):
-        calibration.calibrate(BUNDLE, recorded, catalog, Target(0.5, None))
+        calibration.calibrate(BUNDLE, recorded, catalog, CalibrationTarget(0.5, None))
 
 
 def test_nothing_has_no_figures() -> None:

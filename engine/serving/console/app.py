@@ -36,7 +36,7 @@ from engine.serving.auth.tls import Certificates
 from engine.serving.auth.tokens import TokenFile
 from engine.serving.components import Components, server_info
 from engine.serving.console.feed import Feed
-from engine.serving.console.http_server import PLAIN, HttpServer, Limits, Request, Response
+from engine.serving.console.http_server import PLAIN, HttpLimits, HttpServer, Request, Response
 from engine.serving.rpc.router_service import route
 from engine.serving.rpc.status import HTTP_STATUS, failure_status
 
@@ -95,7 +95,7 @@ class Console:
         settings = components.settings
         self._host, _, _ = settings.console_address.rpartition(":")
         # Text in JSON may take two bytes for one: line breaks, quotes.
-        limits = Limits(max_body=2 * settings.max_text_bytes + 65536)
+        limits = HttpLimits(max_body=2 * settings.max_text_bytes + 65536)
         tls = None if certificates is None else certificates.context
         self._http = HttpServer(
             settings.console_address, "--console-address", self._answer, limits, tls

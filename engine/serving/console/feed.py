@@ -1,7 +1,7 @@
-"""The newest decisions, for any number of readers that come and ask.
+"""The latest decisions, for any number of readers.
 
-The event loop writes without a lock and never waits; a reader that is slower than SIZE decisions
-misses some and is told how many. Memory is SIZE entries, however many read.
+The event loop writes without a lock and never waits. A reader that falls more than SIZE decisions
+behind misses some, and learns how many. Memory is SIZE entries for any number of readers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from engine.routing.decision import Decision
 
 SIZE = 256
 MAX_TEXT_CHARS = 500
-LOOK_S = 0.2  # how old a decision is at most when a reader is told of it
-HEARTBEAT_S = 5.0  # finds out who has gone
+POLL_S = 0.2  # delay until a reader gets a decision
+HEARTBEAT_S = 5.0  # detects readers that have disconnected
 
 
 @dataclass(frozen=True)
 class LiveDecision:
-    """number: 1, 2, ... since the start. time: Unix, seconds. total_ms: in the server. text: None
-    = not shown. Costs in US dollars, None where unknown."""
+    """number: 1, 2, ... since the start. time: Unix time in seconds. total_ms: time in the server.
+    text: None if not shown. Costs are in US dollars, None if unknown."""
 
     number: int
     time: float
@@ -42,7 +42,7 @@ class LiveDecision:
 
 
 class Feed:
-    """add() is for one thread, the rest for any."""
+    """add() is for one thread, everything else for any."""
 
     def __init__(self, *, with_text: bool) -> None:
         self._with_text = with_text
@@ -51,7 +51,7 @@ class Feed:
         self._ended = Event()
 
     def add(self, decision: Decision, text: str) -> None:
-        """A decision was made; its ranking holds every eligible candidate."""
+        """Add a decision; its ranking holds every eligible candidate."""
         first = decision.ranking[0]
         live = LiveDecision(
             number=self._count + 1,
@@ -70,39 +70,39 @@ class Feed:
             text=text[:MAX_TEXT_CHARS] if self._with_text else None,
         )
         self._ring[self._count % SIZE] = live
-        self._count += 1  # after the entry is there
+        self._count += 1  # only once the entry is stored
 
     def after(self, number: int) -> tuple[list[LiveDecision], int]:
-        """(those with a higher number that are still held, how many of them are not)."""
+        """Return decisions with a higher number, and how many of those are no longer kept."""
         count = self._count
         wanted = range(max(number, 0), count)
-        found = [self._ring[i % SIZE] for i in wanted[-SIZE:]]
+        entries = [self._ring[i % SIZE] for i in wanted[-SIZE:]]
         # One that was overwritten meanwhile carries a number beyond `count`.
-        held = [d for d in found if d is not None and number < d.number <= count]
-        return held, len(wanted) - len(held)
+        kept = [d for d in entries if d is not None and number < d.number <= count]
+        return kept, len(wanted) - len(kept)
 
     def events(self, after: int) -> Iterator[bytes]:
-        """Server-sent events until end(): each decision beyond the number `after` as JSON, `missed`
-        with a count, heartbeats, and empty parts in between. Waits in the reader's thread."""
+        """Yield server-sent events until end(): each decision after the number `after` as JSON,
+        `missed` with a count, heartbeats, and empty parts between. Waits in the reader's thread."""
         if after > self._count:  # of another process
             after = 0
-        spoke = 0.0
-        while not self._ended.wait(LOOK_S if spoke else 0):
+        last_sent = 0.0
+        while not self._ended.wait(POLL_S if last_sent else 0):
             decisions, missed = self.after(after)
             if missed and after:
                 yield b"event: missed\ndata: %d\n\n" % missed
             if decisions:
                 after = decisions[-1].number
                 yield b"".join(map(_event, decisions))
-            elif time.monotonic() - spoke < HEARTBEAT_S:
+            elif time.monotonic() - last_sent < HEARTBEAT_S:
                 yield b""
                 continue
             else:
-                yield b": still here\n\n"
-            spoke = time.monotonic()
+                yield b": heartbeat\n\n"
+            last_sent = time.monotonic()
 
     def end(self) -> None:
-        """Let every reader go."""
+        """End every reader's events."""
         self._ended.set()
 
 

@@ -1,8 +1,9 @@
-"""HTTP for people and scrapers, in threads of its own: it answers while the event loop is busy.
+"""HTTP server of the console and of /metrics.
 
-HTTP/1.0, a request to a connection: few ask, and nothing is left to get out of step. Everything a
-peer can take is bounded: connections, header lines, body, the time in which the whole request
-comes, and that in which nothing of the answer is taken.
+It runs in threads, so that it answers while the event loop is busy. HTTP/1.0 with one request per
+connection: there are few clients, and no state is left between requests. Everything that a peer can
+use up is bounded: connections, header lines, body, time until the request is complete, and time in
+which the peer reads nothing of the response.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from typing import Any, Protocol
 
 from engine.api.errors import ModelsatError
 
-IDLE_S = 10  # a peer that does not read is let go
+IDLE_TIMEOUT_S = 10  # for a peer that does not read
 MAX_CONNECTIONS = 64
-STREAM_BUFFER = 64 * 1024  # bytes the kernel holds for a reader that is behind
+STREAM_BUFFER_BYTES = 64 * 1024  # that the kernel holds for a slow reader
 PLAIN = "text/plain; charset=utf-8"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """path: without the query. body: whole, b"" where there is none. peer: HOST:PORT."""
+    """A complete request. path: without the query. body: b"" if there is none. peer: HOST:PORT."""
 
     method: str
     path: str
@@ -41,9 +42,9 @@ class Request:
     peer: str
 
 
-class Stream(Protocol):
-    """Parts as they come; empty ones ask whether the peer is still there. close() is called once,
-    also where nothing was sent."""
+class ResponseStream(Protocol):
+    """Parts of a body as they come; at an empty one the server only checks that the peer is still
+    connected. close() is called once, even if nothing was sent."""
 
     def __iter__(self) -> Iterator[bytes]: ...
     def close(self) -> None: ...
@@ -51,21 +52,21 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Response:
-    """body: the whole, or a stream that is sent until it ends or the peer hangs up or stalls."""
+    """body: complete, or a stream that is sent until it ends, or the peer disconnects or stalls."""
 
     status: int
     content_type: str
-    body: bytes | Stream
+    body: bytes | ResponseStream
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Answer = Callable[[Request], Response]  # called in the connection's thread; must not raise
+RequestHandler = Callable[[Request], Response]  # runs in the connection's thread; must not raise
 
 
 @dataclass(frozen=True)
-class Limits:
-    """max_body: bytes of a POST; 0 takes none. Peers beyond `connections` are hung up on, and those
-    whose request is not whole after request_s."""
+class HttpLimits:
+    """max_body: bytes of a POST, 0 allows none. connections: further peers are disconnected.
+    request_s: seconds until a request must be complete."""
 
     max_body: int = 0
     connections: int = MAX_CONNECTIONS
@@ -73,40 +74,49 @@ class Limits:
 
 
 class HttpServer:
-    """Listens from the start, answers from start() on. port: the one it listens on.
+    """Listens once constructed, answers once started.
 
-    flag: the setting that `address` (HOST:PORT) came from. tls: the context for a new connection,
-    None speaks plain text. Raises ModelsatError where it cannot listen.
+    port: the one it listens on.
+
+    Args:
+        address: HOST:PORT.
+        flag: the setting that the address came from, for the error message.
+        handle: answers a request.
+        limits: on what peers may use.
+        tls: returns the context for a new connection; None means plain text.
+
+    Raises:
+        ModelsatError: it cannot listen on the address.
     """
 
     def __init__(
         self,
         address: str,
         flag: str,
-        answer: Answer,
-        limits: Limits = Limits(),
+        handle: RequestHandler,
+        limits: HttpLimits = HttpLimits(),
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = _server_of(family)((host, int(port)), answer, limits, tls)
+            self._server = _server_of(family)((host, int(port)), handle, limits, tls)
         except OSError as error:
             raise ModelsatError(
-                f"cannot listen on {address} ({error.strerror}): it is taken or not an address of"
-                f" this machine; give {flag} another HOST:PORT."
+                f"cannot listen on {address} ({error.strerror}): the port is taken, or this machine"
+                f" does not have the address; set {flag} to another HOST:PORT."
             ) from error
         self.port: int = self._server.server_address[1]
         name = flag.removeprefix("--").removesuffix("-address")
         self._thread = Thread(target=self._server.serve_forever, name=name, daemon=True)
 
     def start(self) -> None:
-        """Answer."""
+        """Start to answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the port; returns when nobody listens any more."""
+        """Close the port; returns when it is closed."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -120,40 +130,40 @@ class _Server(ThreadingHTTPServer):
     def __init__(
         self,
         address: tuple[str, int],
-        answer: Answer,
-        limits: Limits,
+        handle: RequestHandler,
+        limits: HttpLimits,
         tls: Callable[[], ssl.SSLContext] | None,
     ) -> None:
-        self.answer, self.limits, self._tls = answer, limits, tls
-        self._room = BoundedSemaphore(limits.connections)
+        self.handle, self.limits, self._tls = handle, limits, tls
+        self._slots = BoundedSemaphore(limits.connections)
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for it, while there is room."""
-        if self._room.acquire(blocking=False):
+        """Start a thread for it, within the limit of connections."""
+        if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Give the room back."""
+        """Count the connection out."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._slots.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the connection's thread, so that a slow handshake keeps nobody waiting."""
+        """Shake hands in the connection's thread, so that a slow peer delays no other."""
         if self._tls is None:
             super().finish_request(request, client_address)
             return
-        request.settimeout(IDLE_S)
+        request.settimeout(IDLE_TIMEOUT_S)
         with self._tls().wrap_socket(request, server_side=True) as secured:
             super().finish_request(secured, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A peer that hangs up is not worth a traceback."""
-        log.debug("a connection was cut off")
+        """Log no traceback for a peer that disconnects."""
+        log.debug("a peer disconnected")
 
 
 def _server_of(family: socket.AddressFamily) -> type[_Server]:
@@ -164,17 +174,17 @@ def _server_of(family: socket.AddressFamily) -> type[_Server]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = IDLE_S
+    timeout = IDLE_TIMEOUT_S
     server_version, sys_version = "modelsat", ""
     error_message_format, error_content_type = "%(code)d %(message)s\n", PLAIN
     server: _Server
 
     def setup(self) -> None:
-        """A socket's timeout begins anew with every byte."""
+        """Bound the whole request: a socket's own timeout restarts with every byte."""
         super().setup()
         self.rfile.close()
         deadline = time.monotonic() + self.server.limits.request_s
-        self.rfile = io.BufferedReader(_Until(self.connection, deadline))
+        self.rfile = io.BufferedReader(_DeadlineReader(self.connection, deadline))
 
     def do_GET(self) -> None:
         self._answer(b"")
@@ -182,17 +192,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length, limit = self.headers.get("Content-Length", ""), self.server.limits.max_body
         if not (length.isascii() and length.isdigit() and len(length) < 12):
-            self.send_error(411, "send the body's Content-Length")
+            self.send_error(411, "send Content-Length")
         elif int(length) > limit:
             self.send_error(413, f"the body is {length} bytes, the limit is {limit}")
         else:
             self._answer(self.rfile.read(int(length)))
 
     def _answer(self, body: bytes) -> None:
-        self.connection.settimeout(IDLE_S)
+        self.connection.settimeout(IDLE_TIMEOUT_S)
         path, _, query = self.path.partition("?")
         peer = "{}:{}".format(*self.client_address)
-        response = self.server.answer(Request(self.command, path, query, self.headers, body, peer))
+        response = self.server.handle(Request(self.command, path, query, self.headers, body, peer))
         try:
             self._send(response)
         finally:
@@ -211,18 +221,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
             return
         self.end_headers()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, STREAM_BUFFER)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, STREAM_BUFFER_BYTES)
         for part in body:
-            if _hung_up(self.connection):
+            if _peer_closed(self.connection):
                 return
             self.wfile.write(part)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Requests are no news, and may hold what is secret."""
+        """Log no requests: they may contain secrets."""
 
 
-class _Until(io.RawIOBase):
-    """Reads a socket; raises TimeoutError from `deadline` (time.monotonic()) on."""
+class _DeadlineReader(io.RawIOBase):
+    """Read a socket; raise TimeoutError from `deadline` (time.monotonic()) on."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection, self._deadline = connection, deadline
@@ -240,8 +250,8 @@ class _Until(io.RawIOBase):
         return self._connection.recv_into(buffer)
 
 
-def _hung_up(connection: socket.socket) -> bool:
-    """Whether a peer that has nothing more to say says something: most often the end."""
+def _peer_closed(connection: socket.socket) -> bool:
+    """Whether a peer that should send nothing more does: nearly always its disconnect."""
     ready = select.poll()
     ready.register(connection, select.POLLIN)
     return bool(ready.poll(0))

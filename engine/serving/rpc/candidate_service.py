@@ -1,4 +1,4 @@
-"""CandidateService: from proto to Registry and back; field masks, paging, repeated requests."""
+"""CandidateService: convert messages for Registry and back; field masks, paging, request IDs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from engine.registry.stores.base import Revision
 from engine.registry.table import Table
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
-MAX_REMEMBERED = 1024  # request ids
+MAX_REQUEST_IDS = 1024  # remembered
 MAX_REQUEST_ID_CHARS = 64
 MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL_FIELDS, *WORD_LISTS)
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     async def CreateCandidate(
         self, request: pb.CreateCandidateRequest, context: Context
     ) -> candidate_pb2.Candidate:
-        """Register a new candidate; a repeated request id joins the first request of that id."""
+        """Register a candidate; a repeated request ID joins the first request with that ID."""
         key = request.request_id
         if len(key) > MAX_REQUEST_ID_CHARS:
             raise InvalidInputError(
@@ -66,9 +66,9 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         known, task = self._answered[key]
         if known != content:
             raise InvalidInputError(
-                Violation("request_id", "was used before for another request; take a new one.")
+                Violation("request_id", "was used for a different request; use a new one.")
             )
-        # Shielded: the change goes on without a caller that gave up, and its retry finds it here.
+        # Shielded: the change completes even if its caller gives up, and a retry finds it here.
         answer: candidate_pb2.Candidate = await asyncio.shield(task)
         return answer
 
@@ -86,7 +86,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
 
         task.add_done_callback(forget_failure)
         self._answered[key] = (content, task)
-        if len(self._answered) > MAX_REMEMBERED:
+        if len(self._answered) > MAX_REQUEST_IDS:
             self._answered.popitem(last=False)
 
     async def GetCandidate(
@@ -101,15 +101,17 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     async def ListCandidates(
         self, request: pb.ListCandidatesRequest, context: Context
     ) -> pb.ListCandidatesResponse:
-        """Return a page. The token is the last id of the page before, so that candidates added or
-        removed in between neither repeat nor hide others."""
+        """Return a page. The token is the last ID of the previous page, so that candidates
+        added or removed in between neither repeat nor hide others."""
         if request.page_size < 0:
             raise InvalidInputError(
                 Violation("page_size", f"is {request.page_size}; expected 0 or more.")
             )
         if request.page_token and not ID_PATTERN.fullmatch(request.page_token):
             raise InvalidInputError(
-                Violation("page_token", "is no next_page_token of this server; begin without one.")
+                Violation(
+                    "page_token", "is not a next_page_token of this server; omit it to start."
+                )
             )
         table = self._registry.table()
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
@@ -159,7 +161,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     async def BatchReplaceCandidates(
         self, request: pb.BatchReplaceCandidatesRequest, context: Context
     ) -> pb.BatchReplaceCandidatesResponse:
-        """Make the given list the whole table."""
+        """Replace the whole table."""
         given = await asyncio.to_thread(_candidates, request.candidates)
         table = await self._registry.replace(given, validate_only=request.validate_only)
         self._log("replaced all by", f"{len(given)} candidates", request.validate_only)
@@ -171,7 +173,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     async def ListRevisions(
         self, request: pb.ListRevisionsRequest, context: Context
     ) -> pb.ListRevisionsResponse:
-        """Return a page, newest first. The token is the last number of the page before."""
+        """Return a page, newest first. The token is the last number of the previous page."""
         if request.page_size < 0:
             raise InvalidInputError(
                 Violation("page_size", f"is {request.page_size}; expected 0 or more.")
@@ -183,7 +185,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     async def RollbackRevision(
         self, request: pb.RollbackRevisionRequest, context: Context
     ) -> pb.RollbackRevisionResponse:
-        """Make the table of an earlier revision the newest one."""
+        """Make the table of an earlier revision the current one."""
         if not 0 < request.revision < 2**62:
             raise InvalidInputError(
                 Violation("revision", f"is {request.revision}; expected 1 or more.")
@@ -195,7 +197,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     async def WatchCandidates(
         self, request: pb.WatchCandidatesRequest, context: Context
     ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
-        """Answer with the table, then with its changes, until the server stops."""
+        """Send the table, then its changes, until the server stops."""
         async with aclosing(watch(self._registry, request.last_seen_revision)) as answers:
             async for answer in answers:
                 yield answer
@@ -205,7 +207,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             log.info("%s %s, revision %d", what, name, self._registry.table().revision)
 
 
-# Long enough (see candidate_messages) to be done off the loop.
+# Slow enough (see candidate_messages) to run outside of the event loop.
 def _candidates(messages: Sequence[candidate_pb2.Candidate]) -> list[Candidate]:
     return [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(messages)]
 
@@ -216,7 +218,10 @@ def _new_candidate(request: pb.CreateCandidateRequest) -> Candidate:
     given = NAME_PREFIX + request.candidate_id
     if request.candidate_id and message.name not in ("", given):
         raise InvalidInputError(
-            Violation("candidate_id", f"says {given[:80]!r}, candidate.name another; give one.")
+            Violation(
+                "candidate_id",
+                f"is {given[:80]!r}, and candidate.name is different; set one.",
+            )
         )
     if request.candidate_id:
         message.name = given
@@ -224,7 +229,7 @@ def _new_candidate(request: pb.CreateCandidateRequest) -> Candidate:
 
 
 def _masked(request: pb.UpdateCandidateRequest) -> tuple[str, ...]:
-    """The fields to change, as google.aip.dev/134 reads a mask."""
+    """Return the fields to change, by the rules of google.aip.dev/134."""
     paths = tuple(request.update_mask.paths)
     if not paths:
         present = {descriptor.name for descriptor, _ in request.candidate.ListFields()}
@@ -233,18 +238,21 @@ def _masked(request: pb.UpdateCandidateRequest) -> tuple[str, ...]:
         return MUTABLE
     if unknown := [path for path in paths if path not in MUTABLE]:
         raise InvalidInputError(
-            Violation("update_mask", f"names {unknown}; can be changed: {list(MUTABLE)}, or '*'.")
+            Violation(
+                "update_mask",
+                f"has unknown fields {unknown}; expected some of {list(MUTABLE)}, or '*'.",
+            )
         )
     return paths
 
 
 def candidate_messages(candidates: Sequence[Candidate]) -> list[candidate_pb2.Candidate]:
-    """0.3 ms a candidate."""
+    """Convert candidates to messages; takes 0.3 ms each."""
     return [candidate_to(c) for c in candidates]
 
 
 def revision_to(revision: Revision) -> pb.Revision:
-    """create_time is unset for a revision that was not made."""
+    """Convert a revision; create_time is unset for the initial one."""
     message = pb.Revision(
         number=revision.number,
         description=revision.description,
@@ -256,38 +264,38 @@ def revision_to(revision: Revision) -> pb.Revision:
 
 
 async def page_of_revisions(registry: Registry, token: str, size: int) -> pb.ListRevisionsResponse:
-    """token: the last number of the page before, empty for the first page."""
+    """Return a page of revisions. token: the last number of the previous page, "" at first."""
     if token and not (token.isascii() and token.isdigit() and len(token) < 19):
         raise InvalidInputError(
-            Violation("page_token", "is no next_page_token of this server; begin without one.")
+            Violation("page_token", "is not a next_page_token of this server; omit it to start.")
         )
-    found = await registry.revisions(int(token) if token else None, size + 1)
-    page = found[:size]
+    revisions = await registry.revisions(int(token) if token else None, size + 1)
+    page = revisions[:size]
     return pb.ListRevisionsResponse(
         revisions=[revision_to(r) for r in page],
-        next_page_token=str(page[-1].number) if len(found) > size else "",
+        next_page_token=str(page[-1].number) if len(revisions) > size else "",
     )
 
 
 async def watch(
     registry: Registry, last_seen_revision: int
 ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
-    """The whole table unless the watcher has it, then each change; ends when the server stops."""
-    shown: Table | None = None
+    """Yield the whole table unless the watcher has it, then each change, until the server stops."""
+    known: Table | None = None
     async with aclosing(registry.tables()) as tables:
         async for table in tables:
-            if shown is None and table.revision == last_seen_revision:
-                shown = table
+            if known is None and table.revision == last_seen_revision:
+                known = table
                 continue
-            answer = await asyncio.to_thread(_step, shown, table)
-            shown = table
+            answer = await asyncio.to_thread(_step, known, table)
+            known = table
             yield answer
 
 
-def _step(shown: Table | None, table: Table) -> pb.WatchCandidatesResponse:
-    """What takes a watcher that has `shown` (None: nothing) to `table`."""
-    changed = [c for c in table.candidates if shown is None or shown.get(c.id) != c]
-    gone = [] if shown is None else [c.id for c in shown.candidates if c.id not in table.rows]
+def _step(known: Table | None, table: Table) -> pb.WatchCandidatesResponse:
+    """Return the changes from the table `known` (None for an empty one) to `table`."""
+    changed = [c for c in table.candidates if known is None or known.get(c.id) != c]
+    gone = [] if known is None else [c.id for c in known.candidates if c.id not in table.rows]
     return pb.WatchCandidatesResponse(
         revision=table.revision,
         changed=candidate_messages(changed),

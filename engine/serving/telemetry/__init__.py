@@ -1,7 +1,6 @@
-"""What leaves the server about its work: metrics, traces, log lines, audit sample.
+"""Telemetry of the server: metrics, traces, log lines and audit log.
 
-The router, the batcher and the gRPC server tell it what happened; nothing that it does may fail a
-request or make one wait.
+Router, batcher and interceptors report to it. Nothing that it does may fail or delay a request.
 """
 
 from __future__ import annotations
@@ -34,54 +33,54 @@ from engine.serving.telemetry.metrics import Metrics, Sources, metrics_server
 if TYPE_CHECKING:
     from engine.serving.telemetry.tracing import Rpc, Tracing
 
-# Asked every few seconds by every prober; counted, but no traces.
-# Of ext_proc, traced() knows the caller better.
+# Counted but not traced: probes come every few seconds, and traced() covers ext_proc.
 UNTRACED = ("grpc.health.", "grpc.reflection.", "envoy.service.ext_proc.")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Call:
-    """An RPC that is being answered. method: package.Service/Method. began: perf_counter."""
+    """An RPC in progress. method: package.Service/Method. started: of time.perf_counter()."""
 
     method: str
-    began: float
+    started: float
     rpc: Rpc | None
 
 
 class Telemetry:
-    """One for a server; each part is None where the settings leave it off. metrics and feed are
-    what the console reads."""
+    """One per server; each part is None if the settings leave it off. feed: for the console."""
 
     def __init__(
         self,
         metrics: Metrics | None = None,
-        exposition: HttpServer | None = None,
+        metrics_http: HttpServer | None = None,
         tracing: Tracing | None = None,
         audit: AuditLog | None = None,
         feed: Feed | None = None,
     ) -> None:
         self.metrics = metrics
         self.feed = feed
-        self._exposition = exposition
+        self._metrics_http = metrics_http
         self._tracing = tracing
         self._audit = audit
 
     def start(self, sources: Sources) -> None:
-        """Serve /metrics; sources are read at every scrape, those of the audit are added."""
+        """Serve /metrics. sources: read at every scrape."""
         if self.metrics is None:
             return
         sampled = dict(sources.sampled)
         if self._audit is not None:
-            lines = self._audit.lines
-            sampled["modelsat_audit_records_total"] = lambda: {(k,): v for k, v in lines.items()}
+            records = self._audit.records
+            sampled["modelsat_audit_records_total"] = lambda: {
+                (result,): count for result, count in records.items()
+            }
         self.metrics.watch(Sources(sources.candidates, sampled))
-        if self._exposition is not None:
-            self._exposition.start()
-            log.info("metrics on port %d, /metrics", self._exposition.port)
+        if self._metrics_http is not None:
+            self._metrics_http.start()
+            log.info("metrics on port %d, /metrics", self._metrics_http.port)
 
     def begin(self, method: str, headers: Mapping[str, str]) -> Call:
-        """An RPC begins in this task. headers: its metadata."""
+        """Start to measure an RPC in this task. headers: its metadata."""
         rpc = None
         if self._tracing is not None and not method.startswith(UNTRACED):
             rpc = self._tracing.begin(method, headers)
@@ -91,7 +90,7 @@ class Telemetry:
 
     @contextmanager
     def traced(self, name: str, headers: Mapping[str, str]) -> Iterator[None]:
-        """What one HTTP request asks for, in this task. headers: see begin."""
+        """Trace the work for one HTTP request, in this task. headers: of the request or its RPC."""
         rpc = self._tracing.begin(name, headers) if self._tracing is not None else None
         traceparent = headers.get("traceparent")
         TRACE.set(rpc.trace_id if rpc else trace_of(traceparent) if traceparent else "")
@@ -107,26 +106,26 @@ class Telemetry:
                 self._tracing.end(rpc, code_pb2.Code.Name(number), number)
 
     def extproc_answered(self, code: str) -> None:
-        """See Metrics."""
+        """See Metrics.extproc_answered."""
         if self.metrics is not None:
             self.metrics.extproc_answered(code)
 
     def answered(self, call: Call, code: str, number: int) -> None:
-        """It ended with that gRPC status, as name and number."""
+        """Report the end of an RPC. code, number: of its gRPC status."""
         if self.metrics is not None:
-            self.metrics.answered(call.method, code, time.perf_counter() - call.began)
+            self.metrics.answered(call.method, code, time.perf_counter() - call.started)
         if self._tracing is not None and call.rpc is not None:
             self._tracing.end(call.rpc, code, number)
 
     def forwarded(self, requests: int, rows: int) -> None:
-        """A forward pass of so many requests and rows ended."""
+        """Report a forward pass."""
         if self.metrics is not None:
             self.metrics.forwarded(requests, rows)
 
     def decided(self, decision: Decision, policy: Policy, text: str, dry_run: bool) -> None:
-        """A decision was made in this task; its ranking holds every eligible candidate.
+        """Report a decision of this task; its ranking holds every eligible candidate.
 
-        A dry run is traced and logged, but neither counted nor audited nor shown.
+        A dry run is traced and logged, but not counted, audited or shown in the console.
         """
         try:
             if self._tracing is not None:
@@ -139,27 +138,30 @@ class Telemetry:
                 self.feed.add(decision, text)
             if log.isEnabledFor(logging.DEBUG):
                 _log_decision(decision, dry_run)
-        except Exception as error:  # the caller gets the decision all the same
+        except Exception as error:  # the caller gets the decision anyway
             log.error("telemetry of a decision failed: %s", type(error).__name__, exc_info=True)
 
     def reopen(self) -> None:
-        """Open the audit file anew, as SIGHUP asks for."""
+        """Reopen the audit log, on SIGHUP."""
         if self._audit is not None:
             self._audit.reopen()
 
     async def stop(self) -> None:
-        """Send and write what waits, for a few seconds at most, and close the port."""
+        """Send and write what is queued, for a few seconds at most, and close the port."""
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
-        for part in (self._audit, self._tracing, self._exposition):
+        for part in (self._audit, self._tracing, self._metrics_http):
             if part is not None:
                 part.stop()
 
 
 def open_telemetry(settings: Settings) -> Telemetry:
-    """Everything that the settings turn on. Raises ModelsatError in one sentence where a port is
-    taken, a file cannot be written or a package is missing."""
+    """Open everything that the settings turn on.
+
+    Raises:
+        ModelsatError: a port is taken, a file is not writable or a package is missing.
+    """
     tracing = _open_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     metrics = served = audit = feed = None
     if settings.metrics_address:
@@ -179,12 +181,21 @@ def sources(
     batcher: Batcher,
     queue_limit: int,
     cache: ScoreCache,
-    about: Mapping[str, str],
+    build_info: Mapping[str, str],
     store_up: Callable[[], bool] = lambda: True,
 ) -> Sources:
-    """What a scrape reads. about: version, backend and kernel, in this order. store_up: whether
-    the candidate store answers; called from another thread at every scrape, so it must not wait."""
-    info = {tuple(about.values()): 1.0}
+    """Return what a scrape reads.
+
+    Args:
+        table: returns the current table.
+        batcher: its queue is sampled.
+        queue_limit: of the batcher.
+        cache: its hits, misses and size are sampled.
+        build_info: version, backend and kernel, in this order.
+        store_up: whether the candidate store can be reached. Called from another thread at every
+            scrape, so it must not wait.
+    """
+    info = {tuple(build_info.values()): 1.0}
     return Sources(
         lambda: table().rows,
         {
@@ -207,7 +218,7 @@ def _open_tracing(address: str) -> Tracing:
     except ModuleNotFoundError as error:
         raise ModelsatError(
             f"--otlp-endpoint needs a package that is not installed ({error.name}); run"
-            " `pip install '.[otel]'`, or leave it out."
+            " `pip install 'modelsat[otel]'`, or leave it out."
         ) from error
     return Tracing(address, __version__)
 

@@ -1,7 +1,7 @@
-"""A random share of the decisions as JSON lines, for people who look into them later.
+"""Audit log: a random sample of decisions as JSON lines.
 
-Written by a thread behind a bounded queue: a slow or full disk costs lines, never a request. Limits
-of the file's size are the operator's: after a rotation (rename) or a SIGHUP it is opened anew.
+A thread behind a bounded queue writes it, so a slow or full disk costs records but never delays a
+request. Rotation is the operator's: after a rename or a SIGHUP the file is reopened.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from engine.api.errors import ModelsatError
 from engine.api.policy import Policy
 from engine.routing.decision import Decision
 
-WAITING = 256  # lines; with --audit-include-text each may hold a whole instruction
-COMPLAINT_S = 60.0
+QUEUE_SIZE = 256  # records; with --audit-include-text each may hold a whole instruction
+ERROR_LOG_INTERVAL_S = 60.0
 STOP_S = 5.0
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Audited:
-    """A decision on its way to the file, with its whole ranking. text: None = not kept."""
+class AuditRecord:
+    """A decision with its whole ranking. text: of the instruction, None to leave it out."""
 
     at: datetime
     decision: Decision
@@ -41,7 +41,7 @@ class Audited:
     text: str | None
 
     def line(self) -> bytes:
-        """One JSON object and a line break. Costs in US dollars, null where unknown."""
+        """Return a JSON object and a line break. Costs are in US dollars, null if unknown."""
         d = self.decision
         entry: dict[str, Any] = {
             "time": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -64,25 +64,25 @@ class Audited:
 
 
 class AuditLog:
-    """lines: how many were written, dropped and failed. offer() is for one thread.
+    """records: counts of records written, dropped and failed. offer() is for one thread.
 
-    Raises ModelsatError where `path` cannot be opened to append.
+    Raises ModelsatError if `path` cannot be opened for appending.
     """
 
     def __init__(self, path: Path, share: float, *, with_text: bool) -> None:
         self._path = path
         self._share = share
         self._with_text = with_text
-        self._complained = -COMPLAINT_S
-        self.lines = Counter(written=0, dropped=0, failed=0)
+        self._error_logged = -ERROR_LOG_INTERVAL_S
+        self.records = Counter(written=0, dropped=0, failed=0)
         try:
             self._file = _open(path)
         except OSError as error:
             raise ModelsatError(
-                f"--audit-log: {path} cannot be written ({error.strerror}); give a file in a folder"
-                " that is there and writable."
+                f"--audit-log: {path} is not writable ({error.strerror}); give a file in a"
+                " folder that exists and is writable."
             ) from error
-        self._queue: Queue[Audited | bool] = Queue(WAITING)  # True: open anew; False: stop
+        self._queue: Queue[AuditRecord | bool] = Queue(QUEUE_SIZE)  # True: reopen; False: stop
         self._thread = Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -93,47 +93,47 @@ class AuditLog:
         trace_id: str,
         text: str,
     ) -> None:
-        """Keep this decision if it is among the share. Never waits."""
+        """Write this decision if it is sampled. Never waits."""
         if random.random() >= self._share:  # noqa: S311 - a sample, not a secret
             return
         kept = text if self._with_text else None
-        entry = Audited(datetime.now(UTC), decision, policy, trace_id, kept)
+        entry = AuditRecord(datetime.now(UTC), decision, policy, trace_id, kept)
         try:
             self._queue.put_nowait(entry)
         except Full:
-            self.lines["dropped"] += 1
+            self.records["dropped"] += 1
 
     def reopen(self) -> None:
-        """Open the file by its name again, after what waits is written."""
+        """Reopen the file by its name, after what is queued is written."""
         try:
             self._queue.put_nowait(True)
         except Full:
-            log.debug("the audit file is looked at before the next line anyway")
+            log.debug("the audit log is checked before the next record anyway")
 
     def stop(self) -> None:
-        """Write what waits, within STOP_S, and close the file."""
+        """Write what is queued, within STOP_S seconds, and close the file."""
         try:
             self._queue.put(False, timeout=STOP_S)
         except Full:
-            log.warning("audit lines are lost: the disk does not take them")
+            log.warning("audit records are lost: writing takes too long")
         self._thread.join(STOP_S)
 
     def _run(self) -> None:
         while (entry := self._queue.get()) is not False:
             try:
-                self._follow(anew=entry is True)
-                if isinstance(entry, Audited):
+                self._ensure_open(reopen=entry is True)
+                if isinstance(entry, AuditRecord):
                     _append(self._file, entry.line())
-                    self.lines["written"] += 1
+                    self.records["written"] += 1
             except OSError as error:
-                self.lines["failed"] += isinstance(entry, Audited)
-                self._complain(error)
+                self.records["failed"] += isinstance(entry, AuditRecord)
+                self._log_error(error)
         if self._file >= 0:
             os.close(self._file)
 
-    def _follow(self, *, anew: bool) -> None:
-        """Hold the file that has the name now. Raises OSError; then none is held."""
-        if self._file >= 0 and not anew:
+    def _ensure_open(self, *, reopen: bool) -> None:
+        """Hold the file that has the name now; raises OSError, and then holds none."""
+        if self._file >= 0 and not reopen:
             try:
                 named, held = self._path.stat(), os.fstat(self._file)
                 if (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino):
@@ -145,25 +145,25 @@ class AuditLog:
             self._file = -1
         self._file = _open(self._path)
 
-    def _complain(self, error: OSError) -> None:
+    def _log_error(self, error: OSError) -> None:
         now = time.monotonic()
-        if now - self._complained < COMPLAINT_S:
+        if now - self._error_logged < ERROR_LOG_INTERVAL_S:
             return
-        self._complained = now
+        self._error_logged = now
         log.error(
-            "the audit file %s cannot be written (%s); lines are lost until it can",
+            "audit log %s is not writable (%s); records are lost until it is",
             self._path,
             error.strerror,
         )
 
 
 def _open(path: Path) -> int:
-    """For the owner alone: it may hold instructions."""
+    """Open for the owner alone, because it may hold instructions."""
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _append(file: int, line: bytes) -> None:
-    """The whole line or nothing of it. Raises OSError."""
+    """Write the whole line or nothing; raises OSError."""
     written = os.write(file, line)
     if written < len(line):
         os.ftruncate(file, os.fstat(file).st_size - written)

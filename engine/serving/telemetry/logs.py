@@ -1,8 +1,8 @@
-"""The log on stderr: text for people, or one JSON object a line.
+"""The log on stderr: text, or one JSON object a line.
 
-Every line of a request carries its decision id and, where the caller sent a traceparent or spans
-are recorded, its trace id. An exception is shown by its kind and its frames: its text may hold
-what a caller sent.
+Every line of a request has its decision ID and, if the caller sent a traceparent or spans are
+recorded, its trace ID. Of an exception, type and frames are logged, but not its text, which may
+contain what a caller sent.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, TextIO
 
 from engine.api.request_context import DECISION, TRACE
 
-Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
-# What every record has; whatever else is in one was given as `extra`.
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+# Attributes of every record; any other was passed as `extra`.
 _OWN = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
 LINES_PER_S = 10
 IDS = ("decision_id", "trace_id")
-# Their debug lines are of their inner workings, thousands a minute.
+# Their debug lines are about internals, thousands a minute.
 QUIET = ("grpc", "opentelemetry", "asyncio")
 
 
@@ -48,7 +48,13 @@ class RateLimitedLogger:
 
 
 def configure(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Send the log of the whole process to `stream` (default stderr), as settings say it."""
+    """Send the log of the whole process to `stream`, stderr by default.
+
+    Args:
+        log_format: "text" or "json".
+        level: name of the lowest level that is logged.
+        stream: for tests.
+    """
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.addFilter(_correlate)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
@@ -61,12 +67,12 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What the record was given as `extra`, and the ids of its request."""
+    """Return what was passed as `extra`, and the IDs of the request."""
     return {k: v for k, v in record.__dict__.items() if k not in _OWN}
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger, message; then the fields as name=value."""
+    """Format time, level, logger and message, then the fields as name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -74,13 +80,13 @@ class TextFormatter(logging.Formatter):
         line += "".join(f" {k}={v}" for k, v in fields_of(record).items())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
-    def formatException(self, ei: Raised) -> str:  # noqa: N802 - named by logging
-        """Frames and kind, not the text."""
-        return raised(ei)
+    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - named by logging
+        """See format_exception."""
+        return format_exception(ei)
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, logger, message, and the fields."""
+    """Format one object a line: time (RFC 3339, UTC), level, logger, message, and the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -92,14 +98,14 @@ class JsonFormatter(logging.Formatter):
             **fields_of(record),
         }
         if record.exc_info:
-            line["exception"] = raised(record.exc_info)
+            line["exception"] = format_exception(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def raised(found: Raised) -> str:
-    """Kind and frames of an exception and of what caused it, oldest cause first."""
+def format_exception(exc_info: ExcInfo) -> str:
+    """Return type and frames of an exception and of its causes, the first cause first."""
     parts = []
-    error = found[1]
+    error = exc_info[1]
     while error is not None:
         frames = "".join(traceback.format_tb(error.__traceback__))
         parts.append(f"{frames}{type(error).__qualname__}")

@@ -1,10 +1,11 @@
 """OpenTelemetry spans, joined to the caller's trace and sent to a collector by OTLP over gRPC.
 
-One span for an RPC, below it one for each phase, made from the times that were measured anyway. An
-RPC of several decisions (BatchRoute, StreamRoute) has a span `decide` for each, with the phases
-below. Sampled is what the caller samples; without a caller's trace, everything. Never a text.
+Each RPC has a span, with a child for each phase of its decision, made from times that are measured
+anyway. An RPC of several decisions (BatchRoute, StreamRoute) has a child `decide` for each, with
+the phases below it. What the caller samples is sampled; without a caller's trace, everything. Spans
+never contain instructions.
 
-opentelemetry is imported here alone, and this module only where --otlp-endpoint is set.
+Only this module imports opentelemetry, and it is only imported if --otlp-endpoint is set.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from engine.routing.decision import Decision
 
-WAITING = 2048  # spans; the oldest are dropped where the collector does not take them
+QUEUE_SIZE = 2048  # spans; the oldest are dropped if the collector is too slow
 BATCH = 512
 DELAY_MS = 1000
 EXPORT_S = 5.0
 STOP_S = 3.0
-SEVERAL = ("/BatchRoute", "/StreamRoute")
+MULTI_DECISION = ("/BatchRoute", "/StreamRoute")
 # In the order in which they happen; `choose` ends with the decision.
 PHASES = ("tokenize", "queue", "inference", "scoring")
 
 
 @dataclass(frozen=True)
 class Rpc:
-    """The span of a running RPC. several: it may make more than one decision."""
+    """The span of a running RPC. several: whether it may make more than one decision."""
 
     span: Span
     context: Context
@@ -56,7 +57,7 @@ class Rpc:
 
     @property
     def trace_id(self) -> str:
-        """32 hexadecimal digits."""
+        """Trace ID, 32 hexadecimal digits."""
         return format_trace_id(self.span.get_span_context().trace_id)
 
 
@@ -64,22 +65,22 @@ _RUNNING: ContextVar[Rpc | None] = ContextVar("rpc", default=None)
 
 
 class Tracing:
-    """Sends spans to the OTLP collector at `address` (HOST:PORT, without TLS)."""
+    """Send spans to the OTLP collector at `address` (HOST:PORT, without TLS)."""
 
     def __init__(self, address: str, version: str) -> None:
-        about = {
+        attributes = {
             "service.name": os.environ.get("OTEL_SERVICE_NAME", "modelsat"),
             "service.version": version,
             "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
         }
         self._exporter = OTLPSpanExporter(f"http://{address}", insecure=True, timeout=EXPORT_S)
         self._provider = TracerProvider(
-            ParentBased(ALWAYS_ON), Resource.create(about), shutdown_on_exit=False
+            ParentBased(ALWAYS_ON), Resource.create(attributes), shutdown_on_exit=False
         )
         self._provider.add_span_processor(
             BatchSpanProcessor(
                 self._exporter,
-                max_queue_size=WAITING,
+                max_queue_size=QUEUE_SIZE,
                 schedule_delay_millis=DELAY_MS,
                 max_export_batch_size=BATCH,
             )
@@ -88,9 +89,11 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, method: str, headers: Mapping[str, str]) -> Rpc:
-        """The span of an RPC; decisions of this task, and of those it starts, go below it.
+        """Start the span of an RPC; decisions of this task and of its children become child spans.
 
-        method: full name, package.Service/Method. headers: those of the W3C trace context.
+        Args:
+            method: package.Service/Method.
+            headers: may hold a W3C trace context.
         """
         service, _, name = method.rpartition("/")
         parent = self._propagator.extract(headers, Context())
@@ -100,19 +103,19 @@ class Tracing:
             SpanKind.SERVER,
             {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
         )
-        rpc = Rpc(span, set_span_in_context(span, parent), method.endswith(SEVERAL))
+        rpc = Rpc(span, set_span_in_context(span, parent), method.endswith(MULTI_DECISION))
         _RUNNING.set(rpc)
         return rpc
 
     def end(self, rpc: Rpc, code: str, number: int) -> None:
-        """The RPC was answered with that gRPC status, as name and number."""
+        """End the span of an RPC. code, number: of its gRPC status."""
         rpc.span.set_attribute("rpc.grpc.status_code", number)
         if number:
             rpc.span.set_status(Status(StatusCode.ERROR, code))
         rpc.span.end()
 
     def decided(self, decision: Decision) -> None:
-        """A decision was made just now, in the task of an RPC."""
+        """Add the spans of a decision that was just made, in the task of an RPC."""
         rpc = _RUNNING.get()
         if rpc is None or not rpc.span.is_recording():
             return
@@ -142,11 +145,13 @@ class Tracing:
         return end
 
     def stop(self) -> None:
-        """Send what waits, within STOP_S."""
+        """Send what is queued, within STOP_S seconds."""
         ending = Thread(target=self._provider.shutdown, name="traces", daemon=True)
         ending.start()
         ending.join(STOP_S)
-        if ending.is_alive():  # the collector does not answer; without the exporter, it gives up
+        if (
+            ending.is_alive()
+        ):  # the collector does not answer; without its exporter the provider gives up
             self._exporter.shutdown()
 
 
