@@ -321,18 +321,16 @@ def test_a_disk_that_hangs_costs_lines_and_no_request(tmp_path: Path) -> None:
 # --- start ------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_had_is_said_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_settings_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ModelsatError, match="give --metrics-address another"):
+        with pytest.raises(ModelsatError, match="set --metrics-address to another"):
             open_telemetry(Settings(metrics_address=address))
-    with pytest.raises(ModelsatError, match=r"--audit-log: .* cannot be written \(No such file"):
+    with pytest.raises(ModelsatError, match=r"--audit-log: .* is not writable \(No such file"):
         open_telemetry(Settings(audit_log=tmp_path / "missing" / "a.jsonl"))
     monkeypatch.delitem(sys.modules, "engine.serving.telemetry.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(ModelsatError, match=r"pip install '\.\[otel\]'"):
+    with pytest.raises(ModelsatError, match=r"pip install 'modelsat\[otel\]'"):
         open_telemetry(Settings(otlp_endpoint="127.0.0.1:4317"))
 
 

@@ -350,7 +350,7 @@ def test_a_folder_is_evaluated_through_the_bundle(
     target = ["--min-accuracy-ratio", "0.5", "--json"]
     assert modelsat(["calibrate", *words, *target]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert answer["recommended"]["quality"] >= 0.5
+    assert answer["recommended"]["accuracy_ratio"] >= 0.5
     assert modelsat(["calibrate", *words, "--max-cost-ratio", "1.0"]) == 0
     assert "-> cost sensitivity" in capsys.readouterr().out
     assert modelsat(["calibrate", *words[:4], "--min-accuracy-ratio", "0.9"]) == 1
