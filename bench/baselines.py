@@ -37,13 +37,13 @@ STEPS = ("fp32, standard operators, prompt read", "fp32, standard operators")
 Call = Callable[[], object]
 
 
-def medians(contenders: Mapping[str, Call], rounds: Mapping[str, int]) -> dict[str, float]:
-    """Milliseconds of each; one call of each contender a round, as long as it has rounds left."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for name in contenders:
-        contenders[name]()
+def medians(baselines: Mapping[str, Call], rounds: Mapping[str, int]) -> dict[str, float]:
+    """Milliseconds of each; one call of each baseline a round, as long as it has rounds left."""
+    times: dict[str, list[float]] = {name: [] for name in baselines}
+    for name in baselines:
+        baselines[name]()
     for number in tqdm(range(max(rounds.values())), desc="compare", unit="round"):
-        for name, call in contenders.items():
+        for name, call in baselines.items():
             if number < rounds[name]:
                 begun = time.perf_counter()
                 call()
@@ -64,7 +64,7 @@ def rows(count: int, width: int) -> NDArray[np.float32]:
 
 
 def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) -> dict[str, float]:
-    """Milliseconds of every forward pass, and of the products alone. Fills in `skipped`: contender
+    """Milliseconds of every forward pass, and of the products alone. Fills in `skipped`: baseline
     -> why it is not there."""
     manifest = read_manifest(BUNDLE, "bundle")
     tokens, some = prompt(LENGTH), rows(CANDIDATES, manifest.width)
@@ -72,8 +72,8 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
     many = {n: rows(n, manifest.width) for n in (1, 100, 1000)}
     hidden = rows(1024, manifest.width)[None]
     weight, fixed = rows(1, manifest.width)[0], {"eps": 1e-5, "scale": 1.0, "offset": 0.0}
-    contenders: dict[str, Call] = {
-        "products alone, fp32": floor(manifest, threads, scratch),
+    baselines: dict[str, Call] = {
+        "products alone, fp32": products_alone(manifest, threads, scratch),
         "fp32": lambda: fp32.hidden([tokens], some),
         "int8": lambda: int8.hidden([tokens], some),
         "int8, 1 candidate": lambda: int8.hidden([tokens], many[1]),
@@ -83,14 +83,14 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
         NUMPY: lambda: [score_reference(hidden, weight, **fixed) for _ in range(REPEATS)],
     }
     if not quick:
-        contenders |= steps(manifest, threads, scratch, tokens, some)
-    rounds = dict.fromkeys(contenders, 10 if quick else 40)
+        baselines |= steps(manifest, threads, scratch, tokens, some)
+    rounds = dict.fromkeys(baselines, 10 if quick else 40)
     with ExitStack() as processes:
         try:
             cut = scratch / "cut.gguf"
             llama_cpp.cut(fetch(BACKBONE, CACHE), manifest.depth, cut)
             engine = llama_cpp.running(cut, threads, LENGTH)
-            contenders[LLAMA_CPP] = processes.enter_context(engine)
+            baselines[LLAMA_CPP] = processes.enter_context(engine)
             rounds[LLAMA_CPP] = 5 if quick else 20
         except llama_cpp.MissingError as error:
             skipped[LLAMA_CPP] = str(error)
@@ -100,13 +100,13 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
                 (FULL_DEPTH, 1 if quick else 3),
             ):
                 name = REFERENCE.format(depth)
-                contenders[name] = reference_pipeline(depth, tokens, some, threads)
+                baselines[name] = reference_pipeline(depth, tokens, some, threads)
                 rounds[name] = most
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
             skipped[REFERENCE.format(FULL_DEPTH)] = "torch is not installed"
-        return medians(contenders, rounds)
+        return medians(baselines, rounds)
 
 
 def steps(
@@ -128,7 +128,7 @@ def steps(
     return found
 
 
-def floor(manifest: Manifest, threads: int, scratch: Path) -> Call:
+def products_alone(manifest: Manifest, threads: int, scratch: Path) -> Call:
     """The needed products of a request and nothing else, fp32."""
     config = load_base(BACKBONE, CACHE).config
     head = manifest.width // config["num_attention_heads"]

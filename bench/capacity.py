@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bench.baselines import prompt, rows
-from bench.report import RESULTS, conditions
+from bench.report import RESULTS, environment
 from engine.bundle.manifest import read_manifest
 from engine.inference.batcher import BatchLimits
 from engine.inference.onnx import OnnxBackend
@@ -141,7 +141,7 @@ def join(waiting: deque[int], drawn: NDArray[np.int64], candidates: int) -> list
     return batch
 
 
-def bearable(
+def max_sustainable_rate(
     service: Service,
     candidates: int,
     lengths: NDArray[np.int64],
@@ -168,18 +168,18 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", default=["32:0.3", "128:0.5", "270:0.2"])
     parser.add_argument("--p99-ms", type=float, default=100.0)
     parser.add_argument("--threads", type=int, default=2)
-    a = parser.parse_args()
-    pairs = [part.split(":") for part in a.lengths]
+    options = parser.parse_args()
+    pairs = [part.split(":") for part in options.lengths]
     lengths = np.array([int(length) for length, _ in pairs])
     shares = np.array([float(share) for _, share in pairs])
     shares /= shares.sum()
     manifest = read_manifest(BUNDLE, "bundle")
-    backend = OnnxBackend(BUNDLE / manifest.graphs["cpu"], a.threads)
+    backend = OnnxBackend(BUNDLE / manifest.graphs["cpu"], options.threads)
     results = []
-    for candidates in a.candidates:
+    for candidates in options.candidates:
         service = measured(backend, candidates, manifest.width)
-        rate = bearable(service, candidates, lengths, shares, a.p99_ms)
-        needed = {f"{r:g}": math.ceil(r / rate) if rate else None for r in a.rates}
+        rate = max_sustainable_rate(service, candidates, lengths, shares, options.p99_ms)
+        needed = {f"{r:g}": math.ceil(r / rate) if rate else None for r in options.rates}
         results.append(
             {"candidates": candidates, **vars(service), "rate": rate, "replicas": needed}
         )
@@ -188,7 +188,9 @@ def main() -> None:
             f" (fit within {service.worst:.0%}); {rate:.0f} a second each; replicas {needed}"
         )
     whole = {
-        "conditions": conditions(lengths=a.lengths, p99_ms=a.p99_ms, threads=a.threads),
+        "environment": environment(
+            lengths=options.lengths, p99_ms=options.p99_ms, threads=options.threads
+        ),
         "results": results,
     }
     RESULTS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Every latency target in one run: contenders take turns, medians and ratios count.
+"""Every latency target in one run: baselines take turns, medians and ratios count.
 
     python -m bench.compare [--quick]
 
@@ -31,7 +31,7 @@ from bench.baselines import (
 )
 from bench.latency import texts
 from bench.load_generator import closed_loop
-from bench.report import Target, conditions, markdown, write
+from bench.report import Target, environment, markdown, write
 from engine.bundle.manifest import read_manifest
 from engine.inference.onnx import OnnxBackend
 from export.formats import POSITIONS, cached_prompt
@@ -134,7 +134,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="within 50 seconds")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    described = conditions(threads=arguments.threads, quick=arguments.quick, arrivals="closed loop")
+    described = environment(
+        threads=arguments.threads, quick=arguments.quick, arrivals="closed loop"
+    )
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         memory = memory_per_candidate()
@@ -143,7 +145,7 @@ def main() -> None:
         skipped: dict[str, str] = {}
         ms = forwards(arguments.quick, arguments.threads, scratch, skipped)
     targets = judge(ms, live, memory, size, skipped)
-    result = {"conditions": described, "milliseconds": ms, "server": live, "skipped": skipped}
+    result = {"environment": described, "milliseconds": ms, "server": live, "skipped": skipped}
     write("compare", result, targets, ms)
     for name, value in ms.items():
         print(f"{name:36}{value:10.2f} ms")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import grpc
 
-from bench.report import Target, conditions, finish
+from bench.report import Target, environment, finish
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc, router_service_pb2, router_service_pb2_grpc
 from tools.processes import serving
@@ -118,7 +118,7 @@ def main() -> int:
         Target(f"ms that ext_proc adds at p50, {texts} texts", t["extproc"] - t["route"], "<= 2")
         for texts, t in found.items()
     ]
-    return finish("extproc", {**conditions(rounds=rounds), "p50_ms": found}, targets)
+    return finish("extproc", {**environment(rounds=rounds), "p50_ms": found}, targets)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.load_generator import Seen, closed_loop, open_loop
-from bench.report import RESULTS, conditions
+from bench.load_generator import RouteTimings, closed_loop, open_loop
+from bench.report import RESULTS, environment
 from tools.processes import BUNDLE, serving
 
 SENTENCE = "A train leaves at 9:40 and arrives at 13:05; how long is the journey? "
@@ -35,7 +35,7 @@ def measure(address: str, calls: int, concurrency: list[int], load: list[float],
     asyncio.run(closed_loop(address, texts(WARM_UP, size), 1))
     results: dict[str, dict[str, Any]] = {}
 
-    def keep(name: str, seen: Seen) -> None:
+    def keep(name: str, seen: RouteTimings) -> None:
         results[name] = seen.summary()
 
     for number in concurrency:
@@ -56,17 +56,19 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--load", type=float, nargs="*", default=[0.5, 0.8])
     parser.add_argument("--sentences", type=int, default=4, help="length of the instruction")
-    a = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "candidates.sqlite"
-        with serving(store, "--score-cache-mb", "0", bundle=a.bundle) as server:
-            results = measure(server.address, a.calls, a.concurrency, a.load, a.sentences)
+        with serving(store, "--score-cache-mb", "0", bundle=options.bundle) as server:
+            results = measure(
+                server.address, options.calls, options.concurrency, options.load, options.sentences
+            )
     print(f"{'':36}{'p50':>8}{'p95':>8}{'p99':>8}{'p99.9':>8}{'per s':>8}  errors; phases, ms")
     for name, r in results.items():
         times = "".join(f"{r[f'{p}_ms']:8.1f}" for p in ("p50", "p95", "p99", "p99.9"))
         phases = ", ".join(f"{k} {ms:.2f}" for k, ms in r["phases_ms"].items())
         print(f"{name:36}{times}{r['per_second']:8.1f}  {r['errors'] or 'none'}; {phases}")
-    whole = {"conditions": conditions(warm_up=WARM_UP, calls=a.calls), "results": results}
+    whole = {"environment": environment(warm_up=WARM_UP, calls=options.calls), "results": results}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latency.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(whole))

@@ -1,7 +1,7 @@
 """llama.cpp's prompt processing of the base GGUF, cut to as many layers: an engine beside ours.
 
 It comes prebuilt from npm (node-llama-cpp), installed once under build/; without Node.js, or where
-the install fails, there is no contender and the reason is told.
+the install fails, there is no baseline and the reason is told.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ TIMEOUT_S = 60
 
 
 @dataclass
-class Seen:
+class RouteTimings:
     """Milliseconds of each answered call and of its phases; errors by code."""
 
     calls: list[float] = field(default_factory=list)
@@ -52,9 +52,9 @@ class Seen:
         }
 
 
-async def closed_loop(address: str, texts: Sequence[str], concurrency: int) -> Seen:
+async def closed_loop(address: str, texts: Sequence[str], concurrency: int) -> RouteTimings:
     """Every text once, `concurrency` connections that each wait for their answer."""
-    seen, waiting = Seen(), list(texts)
+    seen, waiting = RouteTimings(), list(texts)
 
     async def connection() -> None:
         async with _channel(address) as channel:
@@ -68,9 +68,9 @@ async def closed_loop(address: str, texts: Sequence[str], concurrency: int) -> S
     return seen
 
 
-async def open_loop(address: str, texts: Sequence[str], rate: float, seed: int = 0) -> Seen:
+async def open_loop(address: str, texts: Sequence[str], rate: float, seed: int = 0) -> RouteTimings:
     """Every text once, at exponentially distributed intervals with mean 1 / rate seconds."""
-    seen = Seen()
+    seen = RouteTimings()
     due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, len(texts)))
     async with _channel(address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
@@ -90,7 +90,7 @@ def _channel(address: str) -> grpc.aio.Channel:
 
 
 async def _call(
-    stub: router_service_pb2_grpc.RouterServiceStub, text: str, sent: float, seen: Seen
+    stub: router_service_pb2_grpc.RouterServiceStub, text: str, sent: float, seen: RouteTimings
 ) -> None:
     try:
         answer = await stub.Route(pb.RouteRequest(text=text), timeout=TIMEOUT_S)
@@ -105,14 +105,14 @@ ROUTE = "/modelsat.v1.RouterService/Route"
 
 
 @dataclass
-class Calls:
+class LoadResult:
     """One entry for each call. due, ended: seconds since the load began. code: "OK" or why not."""
 
     due: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     code: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    own_cpu: float = 0.0  # cores that the generator took, of one
+    generator_cores: float = 0.0  # cores that the generator took, of one
 
     def codes(self) -> dict[str, int]:
         """How often each came."""
@@ -130,14 +130,14 @@ class Calls:
         good = sum(c == "OK" and after_s <= e <= self.seconds for c, e in seen)
         return good / (self.seconds - after_s)
 
-    def extend(self, other: Calls) -> None:
+    def extend(self, other: LoadResult) -> None:
         """Append those of `other`, as if it had come after these."""
         self.due += [self.seconds + d for d in other.due]
         self.ended += [self.seconds + e for e in other.ended]
         self.code += other.code
         whole = self.seconds + other.seconds
-        cpu = self.own_cpu * self.seconds + other.own_cpu * other.seconds
-        self.seconds, self.own_cpu = whole, cpu / whole
+        cpu = self.generator_cores * self.seconds + other.generator_cores * other.seconds
+        self.seconds, self.generator_cores = whole, cpu / whole
 
     def summary(self) -> dict[str, Any]:
         """Counts, rate and percentiles."""
@@ -148,7 +148,7 @@ class Calls:
             "codes": self.codes(),
             "per_second": self.per_second(),
             **found,
-            "generator_cores": self.own_cpu,
+            "generator_cores": self.generator_cores,
         }
 
 
@@ -167,7 +167,7 @@ class Generator:
         self._channel = grpc.aio.insecure_channel(target, options=options)
         self._route = self._channel.unary_unary(ROUTE)
         self._bodies, self._timeout_s = bodies(texts), timeout_s
-        self._calls, self._begun = Calls(), 0.0
+        self._calls, self._begun = LoadResult(), 0.0
 
     async def __aenter__(self) -> Generator:
         return self
@@ -175,7 +175,7 @@ class Generator:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
 
-    async def hold(self, concurrency: int, seconds: float) -> Calls:
+    async def closed_loop(self, concurrency: int, seconds: float) -> LoadResult:
         """Closed loop: `concurrency` callers who each wait for their answer, for `seconds`."""
 
         async def caller() -> None:
@@ -184,9 +184,9 @@ class Generator:
 
         return await self._measured(seconds, [caller() for _ in range(concurrency)])
 
-    async def pour(
+    async def open_loop(
         self, rate: float, seconds: float, *, seed: int = 0, even: bool = False
-    ) -> Calls:
+    ) -> LoadResult:
         """Open loop: `rate` calls a second for `seconds`, whatever becomes of them; Poisson
         arrivals, or `even` ones."""
         gaps = np.random.default_rng(seed).exponential(1 / rate, int(2 * rate * seconds) + 20)
@@ -202,11 +202,11 @@ class Generator:
 
         return await self._measured(seconds, [source()])
 
-    async def _measured(self, seconds: float, parts: list[Any]) -> Calls:
-        self._calls, self._begun, used = Calls(), time.perf_counter(), _cpu_s()
+    async def _measured(self, seconds: float, parts: list[Any]) -> LoadResult:
+        self._calls, self._begun, used = LoadResult(), time.perf_counter(), _cpu_s()
         await asyncio.gather(*parts)
         self._calls.seconds = seconds
-        self._calls.own_cpu = (_cpu_s() - used) / (time.perf_counter() - self._begun)
+        self._calls.generator_cores = (_cpu_s() - used) / (time.perf_counter() - self._begun)
         return self._calls
 
     async def _send(self, due: float) -> None:

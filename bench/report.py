@@ -42,7 +42,7 @@ class Target:
         return asdict(self) | {"pass": self.verdict}
 
 
-def conditions(**more: Any) -> dict[str, Any]:
+def environment(**more: Any) -> dict[str, Any]:
     """Commit, hardware and versions of this run."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()

@@ -59,7 +59,7 @@ def products(shape: Shape, rows: int, candidates: int, seen: int, path: Path) ->
     for layer in range(shape.layers):
         unused.append(product(x, d, 2 * k))
         if layer == shape.layers - 1:
-            x = g.after(x, rows - candidates, axis=0)
+            x = g.slice_from(x, rows - candidates, axis=0)
         # The heads of a query that share keys stand below each other: (K, G * rows, H), as served.
         query = g.reshape(product(x, d, d), k // h, -1, h)
         mixed = g.op("MatMul", g.op("MatMul", query, keys), values)

@@ -385,7 +385,7 @@ def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
 
 
 async def test_random_sequences_of_messages(server: Server) -> None:
-    found = await fuzz(server.extproc_address, 7, range(600))
-    assert found.failures == []
-    assert {"OK", "INVALID_ARGUMENT", "request_headers", "request_body"} <= set(found.answers)
+    result = await fuzz(server.extproc_address, 7, range(600))
+    assert result.failures == []
+    assert {"OK", "INVALID_ARGUMENT", "request_headers", "request_body"} <= set(result.responses)
     assert server.process.poll() is None

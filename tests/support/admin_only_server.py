@@ -1,7 +1,8 @@
-"""A serving process without backbone: CandidateService, registry, real encoder and store.
+"""Serve CandidateService alone, with a real registry, encoder and store but no backbone.
 
-python -m tests.support.admin_only_server STORE    begins to serve a second sooner than `modelsat
-serve`
+    python -m tests.support.admin_only_server STORE
+
+It is ready a second sooner than `modelsat serve`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tools.processes import BUNDLE, ROOT, Server, start
 
 
 async def serve(store: str) -> None:
-    """Serve until killed; prints the ready line of `modelsat serve`."""
+    """Print the ready line of `modelsat serve`, and serve until killed."""
     manifest = read_manifest(BUNDLE, "bundle")
     encoder = load_encoder(BUNDLE, load_arrays(BUNDLE))
     catalog = read_catalog(BUNDLE / "zoo.json")
@@ -40,9 +41,9 @@ async def serve(store: str) -> None:
     await server.wait_for_termination()
 
 
-def launch_light(store: str, folder: Path) -> Server:
-    """Start it; its log goes to `folder`."""
-    log = folder / f"light-{time.monotonic_ns()}.log"
+def launch_admin_only(store: str, folder: Path) -> Server:
+    """Start this server with its log in `folder`."""
+    log = folder / f"admin-only-{time.monotonic_ns()}.log"
     return Server(
         start([sys.executable, "-m", "tests.support.admin_only_server", store], log, cwd=ROOT), log
     )

@@ -1,10 +1,11 @@
-"""Random sequences of ext_proc messages over the real stream: in any order, of any mode, damaged.
+"""Send random sequences of ext_proc messages over a real stream: any order, any mode, damaged.
 
     python -m tests.reliability.fuzz.extproc [--sequences 20000] [--seed 1]
 
-Fails on an end of the server, a stream that hangs, a status but OK and INVALID_ARGUMENT (a message
-that is none), an answer to what was not asked, and an error inside the server. What caused it is
-printed with seed and number, which make it again. The last line on stdout is one JSON object.
+It fails if the server ends, a stream hangs, a stream ends with a status other than OK and
+INVALID_ARGUMENT (for bytes that are no message), a response answers no request, or an error is
+internal. The cause is printed with the seed and number that make it again. The last line of stdout
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from bench.report import Target, conditions, finish
+from bench.report import Target, environment, finish
 from engine.pb import external_processor_pb2 as pb
-from tests.reliability.fuzz.messages import DAMAGES
+from tests.reliability.fuzz.messages import MUTATIONS
 from tools.processes import free_port, serving
 
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 CONCURRENCY, HANG_S = 16, 20.0
-RIGHT = ("OK", "INVALID_ARGUMENT")
+EXPECTED = ("OK", "INVALID_ARGUMENT")
 MODES = (0, 1, 2, 2, 2, 2, 3, 4, 4, 4, 4, 5, 99)  # of ProcessingMode.BodySendMode
 PATHS = ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/", "")
 TYPES = ("application/json", "application/json; charset=utf-8", "", "text/plain", "image/png")
-WISHES = {
-    "x-modelsat-allowed-candidates": ("yi-6b-chat", "yi-6b-chat,nobody", ",", "\xff"),
+OVERRIDES = {
+    "x-modelsat-allowed-candidates": ("yi-6b-chat", "yi-6b-chat,unknown", ",", "\xff"),
     "x-modelsat-cost-sensitivity": ("0.5", "-1", "nan", "x"),
     "x-modelsat-budget-usd": ("1", "inf"),
     "x-modelsat-session": ("s1", "s" * 500),
@@ -72,21 +73,25 @@ KINDS = (
 
 
 @dataclass
-class Found:
-    """answers: kind, HTTP status or gRPC status -> count. failures: how to repeat each."""
+class FuzzResult:
+    """responses: kind, HTTP status or gRPC status -> count. failures: how to repeat each."""
 
-    answers: Counter[str] = field(default_factory=Counter)
+    responses: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
 
 def sequence(seed: int, number: int) -> list[bytes]:
-    """The messages of one stream."""
+    """Return the serialized messages of one stream."""
     random = Random(f"{seed}/{number}")
-    usual = ["request_headers", *["request_body"] * random.choice((1, 1, 2, 5)), "request_trailers"]
-    usual += ["response_headers", "response_body", "response_trailers"]
+    ordered = [
+        "request_headers",
+        *["request_body"] * random.choice((1, 1, 2, 5)),
+        "request_trailers",
+    ]
+    ordered += ["response_headers", "response_body", "response_trailers"]
     if random.random() < 0.4:
-        random.shuffle(usual)
-    kinds = usual[: random.randrange(len(usual) + 1)]
+        random.shuffle(ordered)
+    kinds = ordered[: random.randrange(len(ordered) + 1)]
     kinds += random.choices(KINDS, k=random.choice((0, 0, 0, 1, 3)))
     mode, body = random.choice(MODES), _body(random)
     pieces = _pieces(body, kinds.count("request_body"))
@@ -107,7 +112,7 @@ def sequence(seed: int, number: int) -> list[bytes]:
             message.protocol_config.response_body_mode = random.choice(MODES)
         message.observability_mode = random.random() < 0.01
         raw = message.SerializeToString()
-        messages.append(random.choice(DAMAGES)(raw, random) if random.random() < 0.03 else raw)
+        messages.append(random.choice(MUTATIONS)(raw, random) if random.random() < 0.03 else raw)
     return messages
 
 
@@ -133,7 +138,7 @@ def _fill_headers(message: Any, random: Random) -> None:
     }
     if random.random() < 0.8:
         headers["content-type"] = random.choice(TYPES) if random.random() < 0.3 else TYPES[0]
-    for name, values in WISHES.items():
+    for name, values in OVERRIDES.items():
         if random.random() < 0.05:
             headers[name] = random.choice(values)
     for key, value in headers.items():
@@ -141,60 +146,56 @@ def _fill_headers(message: Any, random: Random) -> None:
         message.request_headers.headers.headers.add(key=key, raw_value=raw)
     message.request_headers.end_of_stream = random.random() < 0.05
     if random.random() < 0.1:
-        wishes = message.metadata_context.filter_metadata["modelsat"]
-        given = {
-            "allowed_candidates": random.choice(
-                (["yi-6b-chat"], "yi-6b-chat", [], 7, [[]], {"a": 1}, None)
-            )
-        }
-        wishes.update(given)
+        values = (["yi-6b-chat"], "yi-6b-chat", [], 7, [[]], {"a": 1}, None)
+        metadata = message.metadata_context.filter_metadata["modelsat"]
+        metadata.update({"allowed_candidates": random.choice(values)})
 
 
-async def fuzz(address: str, seed: int, numbers: range) -> Found:
-    """Send these sequences, CONCURRENCY at a time."""
-    found, left = Found(), iter(numbers)
+async def fuzz(address: str, seed: int, numbers: range) -> FuzzResult:
+    """Send the sequences of these numbers, CONCURRENCY at a time."""
+    total, left = FuzzResult(), iter(numbers)
     async with grpc.aio.insecure_channel(address) as channel:
         method = channel.stream_stream(METHOD)
 
-        async def one_after_the_other() -> None:
+        async def worker() -> None:
             for number in left:
-                one = Found()
-                await _one(method, sequence(seed, number), number % 50 == 0, one)
-                found.answers += one.answers
-                found.failures += [f"seed {seed} number {number}: {why}" for why in one.failures]
+                one = FuzzResult()
+                await _send(method, sequence(seed, number), number % 50 == 0, one)
+                total.responses += one.responses
+                total.failures += [f"seed {seed} number {number}: {f}" for f in one.failures]
 
-        await asyncio.gather(*(one_after_the_other() for _ in range(CONCURRENCY)))
-    return found
+        await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
+    return total
 
 
-async def _one(method: Any, messages: list[bytes], leave: bool, found: Found) -> None:
-    """leave: hang up in the middle."""
-    call = method(_sent(messages), timeout=HANG_S)
-    answers: list[bytes] = []
+async def _send(method: Any, messages: list[bytes], cancel: bool, result: FuzzResult) -> None:
+    """Send one sequence and check the responses. cancel: cancel the call at the first response."""
+    call = method(_stream(messages), timeout=HANG_S)
+    responses: list[bytes] = []
     try:
-        async for answer in call:
-            answers.append(answer)
-            if leave:
+        async for response in call:
+            responses.append(response)
+            if cancel:
                 call.cancel()
     except grpc.aio.AioRpcError:
         pass
-    except asyncio.CancelledError:  # ours
-        found.answers["left"] += 1
+    except asyncio.CancelledError:  # by the cancel() above
+        result.responses["cancelled"] += 1
         return
     code = (await call.code()).name
     details = str(await call.details())
     if code == "INTERNAL" and details.startswith("Internal error from Core"):
-        # grpc.aio's own: the stream had ended while the client was still writing.
+        # grpc.aio's own error: the stream ended while the client was still writing.
         code = "CLIENT"
-    found.answers[code] += 1
-    if code not in (*RIGHT, "CLIENT") and not leave:
-        found.failures.append(f"{code}: {details[:200]}")
+    result.responses[code] += 1
+    if code not in (*EXPECTED, "CLIENT") and not cancel:
+        result.failures.append(f"{code}: {details[:200]}")
     if code == "INVALID_ARGUMENT" and all(map(_is_message, messages)):
-        found.failures.append("INVALID_ARGUMENT, and every message is one")
-    _judge(messages, answers, found)
+        result.failures.append("INVALID_ARGUMENT, although every message is valid")
+    _check(messages, responses, result)
 
 
-async def _sent(messages: list[bytes]) -> AsyncIterator[bytes]:
+async def _stream(messages: list[bytes]) -> AsyncIterator[bytes]:
     for message in messages:
         yield message
 
@@ -205,29 +206,29 @@ def _is_message(raw: bytes) -> bool:
     return False
 
 
-def _judge(messages: list[bytes], answers: list[bytes], found: Found) -> None:
-    """Nothing is answered that was not asked, and no error is the server's own."""
-    asked = set()
+def _check(messages: list[bytes], responses: list[bytes], result: FuzzResult) -> None:
+    """Record a failure for each response without a request, and for each internal error."""
+    requested = set()
     for raw in messages:
         with suppress(DecodeError):
-            asked.add(pb.ProcessingRequest.FromString(raw).WhichOneof("request"))
-    for raw in answers:
-        answer = pb.ProcessingResponse.FromString(raw)
-        kind = answer.WhichOneof("response")
+            requested.add(pb.ProcessingRequest.FromString(raw).WhichOneof("request"))
+    for raw in responses:
+        response = pb.ProcessingResponse.FromString(raw)
+        kind = response.WhichOneof("response")
         if kind != "immediate_response":
-            found.answers[str(kind)] += 1
-            if kind not in asked:
-                found.failures.append(f"answers {kind}, which was not asked")
+            result.responses[str(kind)] += 1
+            if kind not in requested:
+                result.failures.append(f"{kind} answers no request")
             continue
-        status = answer.immediate_response.status.code
-        error = json.loads(answer.immediate_response.body)["error"]
-        found.answers[f"HTTP {status} {error['code']}"] += 1
+        status = response.immediate_response.status.code
+        error = json.loads(response.immediate_response.body)["error"]
+        result.responses[f"HTTP {status} {error['code']}"] += 1
         if error["code"] == "internal":
-            found.failures.append(f"HTTP {status}: {error['message'][:200]}")
+            result.failures.append(f"HTTP {status}: {error['message'][:200]}")
 
 
 def statuses(metrics: str) -> dict[str, int]:
-    """How the server ended its streams, as it counts them itself; metrics: HOST:PORT."""
+    """Return status code -> number of ended streams, by the server's own metrics at HOST:PORT."""
     with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as page:
         text = page.read().decode()
     line = rf'modelsat_requests_total{{code="(\w+)",method="{METHOD[1:]}"}} (\S+)'
@@ -235,37 +236,37 @@ def statuses(metrics: str) -> dict[str, int]:
 
 
 def main() -> int:
-    """Run it; 1 where something failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sequences", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
+    """Fuzz and print; return 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sequences", type=int, default=20_000, help="how many (default 20,000)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sequences (default 1)")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s.sqlite"
         metrics = f"127.0.0.1:{free_port()}"
-        told = ("--extproc-address", "127.0.0.1:0", "--metrics-address", metrics)
-        with serving(store, *told) as server:
+        addresses = ("--extproc-address", "127.0.0.1:0", "--metrics-address", metrics)
+        with serving(store, *addresses) as server:
             address = server.extproc_address
-            asyncio.run(fuzz(address, given.seed, range(given.sequences // 10)))  # warm
+            asyncio.run(fuzz(address, options.seed, range(options.sequences // 10)))  # warm
             before = server.resident_mb()
-            found = asyncio.run(fuzz(address, given.seed, range(given.sequences)))
+            result = asyncio.run(fuzz(address, options.seed, range(options.sequences)))
             growth = server.resident_mb() / before - 1
             alive = server.process.poll() is None
             ended = statuses(metrics)
-    for failure in found.failures[:20]:
+    for failure in result.failures[:20]:
         print(failure)
-    wrong = sum(count for code, count in ended.items() if code not in (*RIGHT, "CANCELLED"))
+    unexpected = sum(count for code, count in ended.items() if code not in (*EXPECTED, "CANCELLED"))
     targets = [
-        Target("failures", len(found.failures) + (not alive), "<= 0"),
-        Target("streams that the server ended otherwise", wrong, "<= 0"),
+        Target("failures", len(result.failures) + (not alive), "<= 0"),
+        Target("streams that ended with another status", unexpected, "<= 0"),
         Target("memory growth", growth, "<= 0.1"),
     ]
-    result = {
-        **conditions(sequences=given.sequences),
-        "answers": dict(found.answers),
+    report = {
+        **environment(sequences=options.sequences),
+        "responses": dict(result.responses),
         "statuses": ended,
     }
-    return finish("fuzz_extproc", result, targets)
+    return finish("fuzz_extproc", report, targets)
 
 
 if __name__ == "__main__":
