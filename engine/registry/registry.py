@@ -1,4 +1,4 @@
-"""Who can be chosen now: one reference to an immutable table, changed by one writer at a time."""
+"""Registry of candidates: requests read an immutable table, which one writer at a time swaps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,70 +34,87 @@ from engine.registry.stores.base import (
     is_postgres,
 )
 from engine.registry.stores.sqlite import SqliteStore
-from engine.registry.table import Table, make_table
+from engine.registry.table import CurrentTable, Table, make_table
 
 Merge = Callable[[Candidate | None], Candidate]
-Plan = Callable[[Table], Change]
-ATTEMPTS = 50  # at a change that other servers are faster than
+PlanChange = Callable[[Table], Change]
+MAX_ATTEMPTS = 50  # to apply a change on top of what other servers keep changing
+POSTGRES_DRIVER_HINT = (
+    "A postgresql:// store needs psycopg, which is not installed; pip install 'psycopg[binary]'."
+)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """A change after it was applied.
+
+    table: the newest table. revision: the new revision; None if nothing was to be changed.
+    """
+
+    change: Change
+    table: Table
+    revision: Revision | None
 
 
 class Registry:
-    """The table and the only way to change it.
+    """The table of candidates, and the only way to change it.
 
-    A change is encoded and committed to the store before table() shows it. A caller that goes
-    away does not tear one: it is finished all the same. Where other servers have the same store,
-    follow() keeps the table up with them.
+    A change is encoded and committed to the store before table() returns it, and it is completed
+    even if its caller is cancelled. If other servers share the store, follow() keeps the table up
+    to date with their changes.
     """
 
     def __init__(self, store: Store, encoder: CapabilityEncoder, width: int) -> None:
+        """Load the newest table from `store`. width: D, of an embedding. Raises StoreError."""
         self._store = store
         self._encoder = encoder
         self._width = width
         self._lock = asyncio.Lock()  # of the store and of changes to the table
         self._running: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
-        self._watch = StoreHealth()
+        self._health = StoreHealth()
         self._current = CurrentTable(self._read())
 
     def table(self) -> Table:
-        """The newest table; hold on to it for the length of a request."""
+        """Return the newest table; a request should use one table throughout."""
         return self._current.table
 
-    def tables(self) -> AsyncGenerator[Table, None]:
-        """The table as it is, then each newer one until end_watches(); see CurrentTable.newer."""
-        return self._current.newer()
+    def watch(self) -> AsyncGenerator[Table, None]:
+        """Yield the current table and every newer one, until close_watches(); see CurrentTable."""
+        return self._current.watch()
 
-    def end_watches(self) -> None:
-        """Let every tables() end; the server is stopping."""
-        self._current.end()
+    def close_watches(self) -> None:
+        """End every watch(), because the server is stopping."""
+        self._current.close()
 
     @property
     def store_state(self) -> StoreState:
-        """Whether the store can be reached, and since when; always so for an SQLite file."""
-        return self._watch.state
+        """Whether the store can be reached, and since when. An SQLite file always can."""
+        return self._health.state
 
     def on_store_state(self, hook: Callable[[StoreState], None]) -> None:
         """Call `hook` on the event loop whenever store_state changes."""
-        self._watch.hooks.append(hook)
+        self._health.hooks.append(hook)
 
     def follow(self) -> None:
-        """Keep up with other servers' changes until close(); needs a running event loop."""
+        """Follow other servers' changes until close(). Needs a running event loop."""
         loop = asyncio.get_running_loop()
 
-        def seen(revision: int | None, reason: str) -> None:
+        def on_revision(revision: int | None, reason: str) -> None:
             with suppress(RuntimeError):  # the loop ended before the thread did
-                loop.call_soon_threadsafe(self._seen, revision, reason)
+                loop.call_soon_threadsafe(self._on_revision, revision, reason)
 
-        self._store.follow(seen)
+        self._store.follow(on_revision)
 
     async def create(self, candidate: Candidate, *, validate_only: bool = False) -> Candidate:
-        """Register a new candidate; AlreadyExistsError where the id is taken."""
+        """Register a new candidate; raise AlreadyExistsError if its ID is taken."""
         require_valid([candidate], "candidate")
 
         def plan(table: Table) -> Change:
             if candidate.id in table.rows:
                 raise AlreadyExistsError(candidate.name)
-            return self._writing([candidate])
+            return self._encode_all([candidate])
 
         await self._change(plan, f"created {candidate.name}", validate_only)
         return candidate
@@ -110,20 +128,20 @@ class Registry:
         allow_missing: bool = False,
         validate_only: bool = False,
     ) -> Candidate:
-        """Put merge(present candidate, or None) in its place; returns it.
+        """Replace a candidate by merge(current candidate or None), and return the new one.
 
-        Raises NotFoundError unless allow_missing, EtagMismatchError where `etag` is given and old.
+        merge may be called again if another server changed the table in the meantime. Raises
+        NotFoundError unless allow_missing, and EtagMismatchError if `etag` is set and outdated.
         """
-        merged: list[Candidate] = []
 
         def plan(table: Table) -> Change:
-            present = _expect(table, identifier, etag, allow_missing)
-            merged[:] = [merge(present)]  # planned again where another server was faster
-            require_valid(merged, "candidate")
-            return self._writing(merged)
+            merged = merge(_expect(table, identifier, etag, allow_missing))
+            require_valid([merged], "candidate")
+            return self._encode_all([merged])
 
-        await self._change(plan, f"updated {NAME_PREFIX}{identifier}", validate_only)
-        return merged[0]
+        applied = await self._change(plan, f"updated {NAME_PREFIX}{identifier}", validate_only)
+        ((candidate, _),) = applied.change.upsert
+        return candidate
 
     async def delete(
         self,
@@ -133,19 +151,20 @@ class Registry:
         allow_missing: bool = False,
         validate_only: bool = False,
     ) -> None:
-        """Remove a candidate; errors as in update()."""
+        """Remove a candidate; raises as update() does."""
 
         def plan(table: Table) -> Change:
-            gone = allow_missing and identifier not in table.rows
-            present = None if gone else _expect(table, identifier, etag, allow_missing)
-            return Change(remove=[present.id] if present else [])
+            if allow_missing and identifier not in table.rows:
+                return Change()
+            _expect(table, identifier, etag, allow_missing)
+            return Change(delete=[identifier])
 
         await self._change(plan, f"deleted {NAME_PREFIX}{identifier}", validate_only)
 
     async def replace(
         self, candidates: Sequence[Candidate], *, validate_only: bool = False
     ) -> Table:
-        """Make `candidates` the whole table, or change nothing."""
+        """Make `candidates` the whole table, or change nothing; return the newest table."""
         if not candidates:
             raise InvalidInputError(
                 Violation("candidates", "is empty; give all candidates of the new table.")
@@ -154,72 +173,75 @@ class Registry:
         require_valid(candidates)
 
         def plan(_: Table) -> Change:
-            return Change(write=self._writing(candidates).write, replace_all=True)
+            return Change(self._encode_all(candidates).upsert, replace_all=True)
 
-        table, _ = await self._change(plan, f"replaced all by {len(candidates)}", validate_only)
-        return table
+        description = f"replaced all by {len(candidates)}"
+        return (await self._change(plan, description, validate_only)).table
 
     async def rollback(self, revision: int, *, validate_only: bool = False) -> Revision:
-        """Make the table of a kept revision the newest one; returns the new revision, or what there
-        would be. Raises RevisionNotFoundError."""
+        """Make the table of an earlier revision the newest one.
 
-        found: list[Entry] = []
+        Returns the new revision, with validate_only the one that would be made. Raises
+        RevisionNotFoundError.
+        """
 
         def plan(_: Table) -> Change:
-            found[:] = self._store.load(revision)[1]
-            return Change(write=found, replace_all=True)
+            return Change(self._store.load(revision)[1], replace_all=True)
 
         description = f"rolled back to {revision}"
-        table, made = await self._change(plan, description, validate_only)
-        return made or Revision(table.revision + 1, 0, description, len(found))
+        applied = await self._change(plan, description, validate_only)
+        if applied.revision is not None:
+            return applied.revision
+        count = len(applied.change.upsert)
+        return Revision(applied.table.revision + 1, 0, description, count)
 
     async def revisions(self, before: int | None, limit: int) -> list[Revision]:
-        """See Store.revisions."""
+        """List revisions, newest first; see Store.revisions."""
         async with self._lock:
             return await asyncio.to_thread(self._store.revisions, before, limit)
 
     async def close(self) -> None:
-        """Finish the changes that run, then close the store."""
-        self.end_watches()
+        """Finish the changes in progress, then close the store."""
+        self.close_watches()
         await asyncio.gather(*self._running, return_exceptions=True)
         async with self._lock:
             await asyncio.to_thread(self._store.close)
 
-    def _writing(self, candidates: Sequence[Candidate]) -> Change:
-        return Change(write=[(c, self._encoder.encode(c)) for c in candidates])
+    def _encode_all(self, candidates: Sequence[Candidate]) -> Change:
+        return Change([(c, self._encoder.encode(c)) for c in candidates])
 
-    async def _change(
-        self, plan: Plan, description: str, validate_only: bool
-    ) -> tuple[Table, Revision | None]:
-        task = asyncio.create_task(self._carry_out(plan, description, validate_only))
+    async def _change(self, plan: PlanChange, description: str, validate_only: bool) -> _Applied:
+        """Apply the change that `plan` computes from the newest table, shielded from cancellation.
+
+        plan: runs in a thread, once per attempt.
+        """
+        task = asyncio.create_task(self._apply(plan, description, validate_only))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def _carry_out(
-        self, plan: Plan, description: str, validate_only: bool
-    ) -> tuple[Table, Revision | None]:
-        """(the table after it, the revision that was made if one was)."""
+    async def _apply(self, plan: PlanChange, description: str, validate_only: bool) -> _Applied:
         async with self._lock:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(MAX_ATTEMPTS):
                 await self._catch_up()
                 table = self.table()
                 change = await asyncio.to_thread(plan, table)
                 entries = _entries_after(table, change)
                 _check_count(len(entries))
-                if validate_only or not (change.write or change.remove or change.replace_all):
-                    return table, None
+                if validate_only or not (change.upsert or change.delete or change.replace_all):
+                    return _Applied(change, table, None)
                 arguments = (change, table.revision, description)
                 try:
-                    made = await asyncio.to_thread(self._store.apply, *arguments)
+                    revision = await asyncio.to_thread(self._store.apply, *arguments)
                 except ConflictError:
-                    if attempt + 1 == ATTEMPTS:
+                    if attempt + 1 == MAX_ATTEMPTS:
                         raise
                     await asyncio.sleep(0.05 * random.random())  # noqa: S311 - apart from others
-                    self._current.show(await asyncio.to_thread(self._read))
+                    self._current.publish(await asyncio.to_thread(self._read))
                     continue
-                self._current.show(make_table(made.number, list(entries.values()), self._width))
-                return self.table(), made
+                table = make_table(revision.number, list(entries.values()), self._width)
+                self._current.publish(table)
+                return _Applied(change, table, revision)
         raise AssertionError("the last attempt returns or raises")
 
     def _read(self) -> Table:
@@ -227,31 +249,32 @@ class Registry:
         return make_table(revision, entries, self._width)
 
     async def _catch_up(self) -> None:
-        """With other servers; the lock is held."""
+        """Publish what other servers changed. The caller holds the lock."""
         if not self._store.shared:
             return
         if await asyncio.to_thread(self._store.revision) != self.table().revision:
-            self._current.show(await asyncio.to_thread(self._read))
+            self._current.publish(await asyncio.to_thread(self._read))
 
-    def _seen(self, revision: int | None, reason: str) -> None:
+    def _on_revision(self, revision: int | None, reason: str) -> None:
+        """Handle what the store reports; see stores.base.RevisionCallback."""
         if revision is None:
-            self._watch.lost(reason)
+            self._health.mark_down(reason)
         elif revision == self.table().revision:
-            self._watch.reached()
+            self._health.mark_up()
         elif self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
             self._running.add(self._refreshing)
             self._refreshing.add_done_callback(self._running.discard)
 
     async def _refresh(self) -> None:
-        before = self._watch.state
+        before = self._health.state
         try:
             async with self._lock:
                 await self._catch_up()
-            if self._watch.state is before:  # a loss that was noticed meanwhile is newer than this
-                self._watch.reached()
+            if self._health.state is before:  # a loss reported in the meantime is newer than this
+                self._health.mark_up()
         except StoreError as error:
-            self._watch.lost(str(error))
+            self._health.mark_down(str(error))
 
 
 def _check_count(count: int) -> None:
@@ -262,81 +285,45 @@ def _check_count(count: int) -> None:
 
 
 def _expect(table: Table, identifier: str, etag: str, allow_missing: bool) -> Candidate | None:
-    present = table.get(identifier)
+    """Return the candidate, or None if it may be missing; raise as Registry.update does."""
+    candidate = table.get(identifier)
     name = NAME_PREFIX + identifier
-    if present is None and not allow_missing:
+    if candidate is None and not allow_missing:
         raise NotFoundError(name)
-    found = present.etag if present else "none: it is gone"
-    if etag and etag != found:
-        raise EtagMismatchError(name, sent=etag, current=found)
-    return present
+    current = candidate.etag if candidate else "none (no such candidate)"
+    if etag and etag != current:
+        raise EtagMismatchError(name, sent=etag, current=current)
+    return candidate
 
 
 def _entries_after(table: Table, change: Change) -> Mapping[str, Entry]:
+    """Return ID -> entry of the table that results from `change`."""
     entries: dict[str, Entry] = {}
     if not change.replace_all:
         entries = {c.id: (c, e) for c, e in zip(table.candidates, table.embeddings, strict=True)}
-    for identifier in change.remove:
+    for identifier in change.delete:
         entries.pop(identifier, None)
-    entries.update({c.id: (c, e) for c, e in change.write})
+    entries.update({c.id: (c, e) for c, e in change.upsert})
     return entries
 
 
-log = logging.getLogger(__name__)
-
-
-class CurrentTable:
-    """One reference to an immutable table. Everything but table is for the event loop's thread."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-        self._changed = asyncio.Event()
-        self._ended = False
-
-    def show(self, table: Table) -> None:
-        """Swap it, and wake those who wait."""
-        self.table = table
-        self._wake()
-
-    def end(self) -> None:
-        """Let every newer() end."""
-        self._ended = True
-        self._wake()
-
-    async def newer(self) -> AsyncGenerator[Table, None]:
-        """The table as it is, then each newer one until end(). Who is slow gets the newest, not
-        every step: nothing is queued."""
-        last = None
-        while not self._ended:
-            changed = self._changed
-            if (table := self.table) is not last:
-                last = table
-                yield table
-            else:
-                await changed.wait()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-
 class StoreHealth:
-    """Whether the store can be reached, for health and metrics; of the event loop's thread."""
+    """Whether the store can be reached. Use it from the event loop's thread alone."""
 
     def __init__(self) -> None:
         self.state = StoreState(True, time.monotonic())
         self.hooks: list[Callable[[StoreState], None]] = []
 
-    def reached(self) -> None:
-        """It answers."""
+    def mark_up(self) -> None:
+        """Note that the store answers."""
         if not self.state.connected:
-            log.info("the candidate store is back")
+            log.info("candidate store reconnected")
             self._set(StoreState(True, time.monotonic()))
 
-    def lost(self, reason: str) -> None:
-        """It does not, because of `reason`."""
+    def mark_down(self, reason: str) -> None:
+        """Note that the store does not answer, because of `reason`."""
         if self.state.connected:
-            log.error("the candidate store is lost (%s); serving the last revision", reason)
+            log.error("candidate store unavailable (%s), serving the last known revision", reason)
             self._set(StoreState(False, time.monotonic(), reason))
 
     def _set(self, state: StoreState) -> None:
@@ -353,35 +340,40 @@ def open_registry(
     catalog: Sequence[Candidate],
     *,
     reencode_candidates: bool = False,
-    keep: int = DEFAULT_HISTORY_LIMIT,
+    history_limit: int = DEFAULT_HISTORY_LIMIT,
 ) -> Registry:
-    """Open the store at `url`; a store that has never held anything begins with `catalog`.
+    """Open the store at `url`, and fill it from `catalog` if it has never held anything.
 
-    url: path of an SQLite file, or postgresql://. keep: revisions. Raises StoreError.
+    Args:
+        url: path of an SQLite file, or a postgresql:// URL.
+        encoder: computes the embeddings of candidates.
+        encoder_id: identifies the encoder; a store that another one filled is refused.
+        width: D, of an embedding.
+        catalog: candidates of a new store.
+        reencode_candidates: recompute the embeddings of a store of another encoder instead.
+        history_limit: revisions that the store keeps.
+
+    Raises:
+        StoreError: the store cannot be opened, or was filled by another encoder.
     """
     store = open_store(
-        url, encoder_id, width, encoder.encode if reencode_candidates else None, keep
+        url, encoder_id, width, encoder.encode if reencode_candidates else None, history_limit
     )
     if store.revision() == 0:
-        begun = Change(write=[(c, encoder.encode(c)) for c in catalog])
-        with suppress(ConflictError):  # another server began it at the same time
-            store.apply(begun, 0, f"began with the {len(catalog)} candidates of the bundle")
+        initial = Change([(c, encoder.encode(c)) for c in catalog])
+        with suppress(ConflictError):  # another server did it at the same time
+            store.apply(initial, 0, f"initialized with the {len(catalog)} candidates of the bundle")
     return Registry(store, encoder, width)
 
 
 def open_store(
-    url: str, encoder_id: str, width: int, reencode_candidates: Encode | None, keep: int
+    url: str, encoder_id: str, width: int, reencode_candidates: Encode | None, history_limit: int
 ) -> Store:
-    """The kind of store that `url` names. width: D. Raises StoreError."""
+    """Open an SQLite or PostgreSQL store; the arguments are those of SqliteStore."""
     if not is_postgres(url):
-        return SqliteStore(Path(url), encoder_id, width, reencode_candidates, keep)
+        return SqliteStore(Path(url), encoder_id, width, reencode_candidates, history_limit)
     try:
         from engine.registry.stores.postgres import PostgresStore
     except ImportError as error:
-        raise StoreError(NO_DRIVER) from error
-    return PostgresStore(url, encoder_id, width, reencode_candidates, keep)
-
-
-NO_DRIVER = (
-    "A postgresql:// store needs psycopg, which is not installed; pip install 'psycopg[binary]'."
-)
+        raise StoreError(POSTGRES_DRIVER_HINT) from error
+    return PostgresStore(url, encoder_id, width, reencode_candidates, history_limit)

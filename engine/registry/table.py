@@ -1,11 +1,12 @@
-"""The immutable table that a request reads once; a swap is one reference assignment.
+"""The immutable table of candidates that requests read, and the reference to the newest one.
 
-Letters: M candidates, D backbone width.
+Shapes: M candidates, D backbone width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,9 +18,9 @@ from engine.bundle.types import Float32Array
 
 @dataclass(frozen=True)
 class Table:
-    """All candidates of one revision, in order of their ids.
+    """All candidates of one revision, sorted by ID.
 
-    embeddings: (M, D) float32, read-only. rows: id -> row number.
+    embeddings: (M, D) float32, read-only. rows: ID -> row number.
     """
 
     revision: int
@@ -28,20 +29,20 @@ class Table:
     rows: Mapping[str, int] = field(repr=False)
 
     def get(self, identifier: str) -> Candidate | None:
-        """The candidate of that id, or None."""
+        """Return the candidate of that ID, or None."""
         row = self.rows.get(identifier)
         return None if row is None else self.candidates[row]
 
     @cached_property
     def mean_accuracies(self) -> Float32Array:
-        """(M,) means of the aptitude figures: what is known of candidates without scoring them."""
+        """(M,) mean accuracies in the aptitude test, which rank candidates if scoring fails."""
         return np.array([c.mean_accuracy() for c in self.candidates], dtype=np.float32)
 
 
 def make_table(
     revision: int, entries: Sequence[tuple[Candidate, Float32Array]], width: int
 ) -> Table:
-    """entries: candidates with their (D,) embeddings, in any order. width: D."""
+    """Build a table. entries: candidates with their (D,) embeddings, in any order. width: D."""
     ordered = sorted(entries, key=lambda entry: entry[0].id)
     embeddings = np.empty((len(ordered), width), dtype=np.float32)
     for i, (_, embedding) in enumerate(ordered):
@@ -49,3 +50,41 @@ def make_table(
     embeddings.flags.writeable = False
     candidates = tuple(candidate for candidate, _ in ordered)
     return Table(revision, candidates, embeddings, {c.id: i for i, c in enumerate(candidates)})
+
+
+class CurrentTable:
+    """A reference to the newest table, which can be watched.
+
+    Any thread may read `table`; everything else belongs to the event loop's thread.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def publish(self, table: Table) -> None:
+        """Swap the table, and wake the watchers."""
+        self.table = table
+        self._wake()
+
+    def close(self) -> None:
+        """End every watch()."""
+        self._closed = True
+        self._wake()
+
+    async def watch(self) -> AsyncGenerator[Table, None]:
+        """Yield the current table, then newer ones until close(). Nothing is queued: a slow watcher
+        skips to the newest table."""
+        last = None
+        while not self._closed:
+            changed = self._changed
+            if (table := self.table) is not last:
+                last = table
+                yield table
+            else:
+                await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

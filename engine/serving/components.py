@@ -84,7 +84,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         manifest.width,
         read_catalog(settings.bundle / "zoo.json"),
         reencode_candidates=settings.reencode_candidates,
-        keep=settings.revision_history_limit,
+        history_limit=settings.revision_history_limit,
     )
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(

@@ -58,7 +58,7 @@ class RunningServer:
         self.stall_watch.cancel()
         for listener in self.listeners:
             await listener.retire()
-        components.registry.end_watches()
+        components.registry.close_watches()
         await asyncio.sleep(min(MAX_NOTICE_S, grace_s / 4))
         if self.console is not None:
             await self.console.stop()

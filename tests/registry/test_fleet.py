@@ -103,12 +103,12 @@ async def test_what_was_read_before_a_loss_is_no_sign_of_life(tmp_path: Path) ->
     """A refresh is under way when the listener hears that the database is gone."""
     one = registry(str(tmp_path / "s.sqlite"))
     async with one._lock:
-        one._seen(one.table().revision + 1, "")
+        one._on_revision(one.table().revision + 1, "")
         await asyncio.sleep(0)  # the refresh has begun, and waits
-        one._seen(None, "OperationalError")
+        one._on_revision(None, "OperationalError")
     await asyncio.gather(*one._running)
     assert not one.store_state.connected
-    one._seen(one.table().revision, "")
+    one._on_revision(one.table().revision, "")
     assert one.store_state.connected
     await one.close()
 
@@ -155,9 +155,12 @@ async def test_a_server_of_the_old_encoder_stops_writing(server: Postgres) -> No
     ("url", "words"),
     [
         ("postgresql://u:s3cret@127.0.0.1:1/d", "could not be opened .*refused"),
-        ("postgresql://u:s3cret@127.0.0.1:port/d", "no valid PostgreSQL URL|could not be opened"),
-        ("postgres://u:s3cret@[::1/d?x=y", "no valid PostgreSQL URL"),
-        ("postgresql://u@127.0.0.1:1/d?nonsense=1&password=s3cret", "no valid PostgreSQL URL"),
+        (
+            "postgresql://u:s3cret@127.0.0.1:port/d",
+            "not a valid PostgreSQL URL|could not be opened",
+        ),
+        ("postgres://u:s3cret@[::1/d?x=y", "not a valid PostgreSQL URL"),
+        ("postgresql://u@127.0.0.1:1/d?nonsense=1&password=s3cret", "not a valid PostgreSQL URL"),
     ],
 )
 def test_a_database_that_is_not_there_is_one_sentence(url: str, words: str) -> None:

@@ -88,7 +88,7 @@ def test_the_store_holds_every_kept_table(
             continue
         if kind == "conflict":
             with pytest.raises(ConflictError, match=f"at revision {number}, .* for {number + 1}"):
-                store.apply(Change(remove=ids), number + 1, "late")
+                store.apply(Change(delete=ids), number + 1, "late")
             continue
         if kind == "rollback":
             if not tables:
@@ -149,7 +149,7 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
     store.apply(Change([entry("a", 0.25)], ["b"]), 1, "two")
     copy = tmp_path / "copy.sqlite"
     assert back_up(url, copy) == 2, "while it is open"
-    store.apply(Change(remove=["a"]), 2, "three")
+    store.apply(Change(delete=["a"]), 2, "three")
     told = store.revisions(None, 9)
     if url.startswith("postgres"):
         store.close()
@@ -170,7 +170,7 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
     store = open_store(url, ENCODER, WIDTH, None, 9)
     assert content(store) == content(store, 2) == {"a": (0.25, 97.25)}
     assert [r.number for r in store.revisions(None, 9)] == [4, 2, 1]
-    assert store.apply(Change(remove=["a"]), 4, "five").number == 5
+    assert store.apply(Change(delete=["a"]), 4, "five").number == 5
     store.close()
 
 

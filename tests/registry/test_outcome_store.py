@@ -130,8 +130,8 @@ TEXT = "x" * 1000
 @pytest.mark.parametrize(
     ("limit", "value", "told"),
     [
-        ("MAX_WAITING", 2, "2 outcomes are waiting"),
-        ("MAX_WAITING_BYTES", 1500, "bytes of outcomes are waiting"),
+        ("MAX_QUEUED", 2, "2 outcomes are waiting"),
+        ("MAX_QUEUED_BYTES", 1500, "bytes of outcomes are waiting"),
     ],
 )
 async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
@@ -150,7 +150,7 @@ async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
     assert refused.value.retry_after_s > 0
     waiting[0].cancel()
     await asyncio.gather(waiting[0], return_exceptions=True)
-    assert (len(store._waiting), store._waiting_bytes) == (1, sys.getsizeof(TEXT))
+    assert (len(store._queue), store._queued_bytes) == (1, sys.getsizeof(TEXT))
     last = asyncio.create_task(store.record(calls[4]))
     disk.set()
     assert await asyncio.gather(first, waiting[1], last) == [True] * 3

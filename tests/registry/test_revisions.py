@@ -28,7 +28,7 @@ Stub = Any
 @asynccontextmanager
 async def served(tmp_path: Path) -> AsyncIterator[tuple[Stub, Registry, grpc.aio.Server, Any]]:
     """CandidateService alone on a port: (stub, registry, server, channel)."""
-    members = registry(str(tmp_path / "s.sqlite"), candidate("a"), candidate("b"), keep=5)
+    members = registry(str(tmp_path / "s.sqlite"), candidate("a"), candidate("b"), history_limit=5)
     server = grpc.aio.server(interceptors=[StatusInterceptor()])
     service = CandidateService(members)
     candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(service, server)
@@ -119,7 +119,7 @@ async def test_who_knows_the_revision_hears_of_the_next_one_only(tmp_path: Path)
         assert (answer.revision, [c.name for c in answer.changed]) == (2, ["candidates/c"])
         other = stub.WatchCandidates(pb.WatchCandidatesRequest(last_seen_revision=77))
         assert len((await other.read()).changed) == 3
-        members.end_watches()
+        members.close_watches()
         assert await call.read() is grpc.aio.EOF
         assert await other.read() is grpc.aio.EOF
         assert await call.code() == grpc.StatusCode.OK

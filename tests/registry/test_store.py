@@ -27,7 +27,7 @@ def entry(identifier: str, figure: float) -> tuple[Candidate, np.ndarray]:
 def filled(tmp_path: Path) -> Path:
     path = tmp_path / "candidates.sqlite"
     store = SqliteStore(path, ENCODER, WIDTH)
-    store.apply(Change(write=[entry(f"c{i}", i / 40) for i in range(40)]), 0, "begun")
+    store.apply(Change([entry(f"c{i}", i / 40) for i in range(40)]), 0, "begun")
     store.close()
     return path
 
@@ -71,7 +71,7 @@ def test_a_failed_change_leaves_no_part_of_itself(filled: Path) -> None:
     store = SqliteStore(filled, ENCODER, WIDTH)
     good, bad = entry("new", 0.5), entry(("no", "text"), 0.5)  # type: ignore[arg-type]
     with pytest.raises(StoreError):
-        store.apply(Change(write=[good, bad], replace_all=True), 1, "")
+        store.apply(Change([good, bad], replace_all=True), 1, "")
     revision, entries = store.load()
     assert (revision, len(entries)) == (1, 40)
     store.close()
@@ -80,7 +80,7 @@ def test_a_failed_change_leaves_no_part_of_itself(filled: Path) -> None:
 def test_a_removed_store_begins_anew_whatever_lies_beside_it(filled: Path) -> None:
     """After kill -9 the log of a removed file would replay into the next one of its name."""
     store = SqliteStore(filled, ENCODER, WIDTH)
-    store.apply(Change(write=[entry("late", 0.5)]), 1, "late")
+    store.apply(Change([entry("late", 0.5)]), 1, "late")
     log = filled.with_name(filled.name + "-wal").read_bytes()
     store.close()
     filled.unlink()
@@ -114,8 +114,8 @@ def test_a_full_disk_is_said_and_nothing_is_changed(filled: Path) -> None:
     store._connection.execute(f"PRAGMA max_page_count = {pages}")
     many = [entry(f"n{i}", 0.5) for i in range(500)]
     with pytest.raises(StoreError, match=r"disk is full\); nothing was changed; free disk space"):
-        store.apply(Change(write=many), 1, "many")
-    assert store.apply(Change(remove=["c1"]), 1, "fewer").number == 2
+        store.apply(Change(many), 1, "many")
+    assert store.apply(Change(delete=["c1"]), 1, "fewer").number == 2
     store.close()
 
 
@@ -156,7 +156,7 @@ def test_a_store_of_schema_1_is_upgraded_and_keeps_its_revision(
         assert [r.number for r in store.revisions(None, 9)] == [revision] * bool(revision)
         store.close()
     store = SqliteStore(path, ENCODER, WIDTH)
-    assert store.apply(Change(write=[entry("new", 0.5)]), revision, "new").candidates == count + 1
+    assert store.apply(Change([entry("new", 0.5)]), revision, "new").candidates == count + 1
     store.close()
 
 
@@ -175,6 +175,6 @@ def test_a_change_of_a_removed_file_is_refused(filled: Path, suffix: str) -> Non
     store = SqliteStore(filled, ENCODER, WIDTH)
     filled.with_name(filled.name + suffix).unlink()
     with pytest.raises(StoreError, match=r"was removed or replaced while the server ran"):
-        store.apply(Change(remove=["c1"]), 1, "")
+        store.apply(Change(delete=["c1"]), 1, "")
     assert (store.load()[0], len(store.load()[1])) == (1, 40)
     store.close()

@@ -33,9 +33,11 @@ def candidate(identifier: str, level: float = 0.5) -> Candidate:
     return Candidate(identifier, tuple(TaskResult(f"task {i}", level) for i in range(TEST_TASKS)))
 
 
-def registry(url: str, *catalog: Candidate, keep: int = 100) -> Registry:
+def registry(url: str, *catalog: Candidate, history_limit: int = 100) -> Registry:
     """A registry on the store at `url`."""
-    return open_registry(url, encoder(), ENCODER, WIDTH, catalog or [candidate("first")], keep=keep)
+    return open_registry(
+        url, encoder(), ENCODER, WIDTH, catalog or [candidate("first")], history_limit=history_limit
+    )
 
 
 def fresh(server: Postgres, name: str) -> str:

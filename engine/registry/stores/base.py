@@ -1,6 +1,6 @@
-"""What a candidate store is, whichever database holds it: a history of tables, one per revision.
+"""The interface of candidate stores: a history of tables, one per revision.
 
-Aptitude figures are the source; embeddings are kept beside them so that a start need not encode.
+Embeddings are derived from aptitude results, and stored so that servers start without encoding.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ DEFAULT_HISTORY_LIMIT = 100  # revisions
 POSTGRES = ("postgresql://", "postgres://")
 Entry = tuple[Candidate, Float32Array]
 Encode = Callable[[Candidate], Float32Array]
-# Called with the revision that the store has now, or None and why it cannot be asked.
+# Called with the newest revision and "", or with None and the reason why the store cannot be read.
 RevisionCallback = Callable[[int | None, str], None]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One atomic step: remove these ids (or everyone), then write these entries."""
+    """One atomic step: delete these IDs, or all with replace_all, then insert or update entries."""
 
-    write: Sequence[Entry] = ()
-    remove: Sequence[str] = ()
+    upsert: Sequence[Entry] = ()
+    delete: Sequence[str] = ()
     replace_all: bool = False
 
 
 @dataclass(frozen=True)
 class Revision:
-    """One state of the table. created_us: microseconds since 1970 by the clock of what made it; for
-    people to read, nothing is ordered by it. candidates: how many it has."""
+    """One state of the table.
+
+    created_us: microseconds since 1970 by the clock of its maker, for people to read; nothing is
+    ordered by it. candidates: their number.
+    """
 
     number: int
     created_us: int
@@ -44,7 +47,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class StoreState:
-    """Whether the store can be reached; since: of time.monotonic(). reason: why not, else empty."""
+    """Whether the store can be reached. since: of time.monotonic(). reason: "" if connected."""
 
     connected: bool
     since: float
@@ -52,39 +55,42 @@ class StoreState:
 
 
 class Store(Protocol):
-    """An open store, used by one thread at a time; raises StoreError, never its database's own."""
+    """An open store, used by one thread at a time. Failures of its database become StoreError."""
 
-    shared: bool  # whether other servers may change it too
+    shared: bool  # True if other servers may change it
 
     def load(self, revision: int | None = None) -> tuple[int, list[Entry]]:
-        """(revision, its entries); the newest one for None. Raises RevisionNotFoundError."""
+        """Return (number, entries) of a revision, of the newest one for None.
 
-    def revision(self) -> int:
-        """The newest revision; 0 for a store that has never held anything."""
-
-    def revisions(self, before: int | None, limit: int) -> list[Revision]:
-        """At most `limit` kept revisions with numbers below `before` (None: all), newest first."""
-
-    def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
-        """Carry out `change` whole or not at all; returns the new revision once it is durable.
-
-        Raises ConflictError, having changed nothing, where the store is not at expected_revision.
+        Raises RevisionNotFoundError.
         """
 
-    def follow(self, seen: RevisionCallback) -> None:
-        """Call `seen`, from a thread of the store's, at every sign of life or loss till close()."""
+    def revision(self) -> int:
+        """Return the newest revision; 0 for a store that has never held anything."""
+
+    def revisions(self, before: int | None, limit: int) -> list[Revision]:
+        """List up to `limit` revisions with numbers below `before` (None: all), newest first."""
+
+    def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
+        """Apply `change` atomically, and return the new revision once it is durable.
+
+        Raises ConflictError, having changed nothing, if the store is not at expected_revision.
+        """
+
+    def follow(self, on_revision: RevisionCallback) -> None:
+        """Report revisions and losses of the connection until close(), from a thread of its own."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close connections and files."""
 
 
 def is_postgres(url: str) -> bool:
-    """Whether `url` names a PostgreSQL database; anything else is the path of an SQLite file."""
+    """Return True for a PostgreSQL URL; anything else is the path of an SQLite file."""
     return url.startswith(POSTGRES)
 
 
 def without_password(url: str) -> str:
-    """`url` as it may be printed and logged. Rather hides too much: up to the last @."""
+    """Mask passwords in `url` for messages and logs. It errs on the safe side: up to the last @."""
     if not is_postgres(url):
         return url
     url = re.sub(r"^(postgres(?:ql)?://[^:@/]*):.*@", r"\1:***@", url)

@@ -1,6 +1,6 @@
-"""Recorded outcomes on disk: one SQLite file. What record() has returned is durable.
+"""Store recorded outcomes in one SQLite file; outcomes are durable when record() returns.
 
-Calls that wait together are committed together, so that a burst costs one fsync and not one each.
+Calls that arrive together share a transaction, and so an fsync.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from engine.api.errors import (
 from engine.registry.stores.sqlite import check_file_identity, file_identity
 
 SCHEMA = 1
-BUSY_S = 5.0  # to wait for another process that writes the same file
-MAX_WAITING = 10_000  # outcomes that wait while others are written
-MAX_WAITING_BYTES = 64 << 20  # of their texts; the one that reaches it is still taken
+BUSY_S = 5.0  # maximum wait for another process that writes the same file
+MAX_QUEUED = 10_000  # outcomes that wait while others are written
+MAX_QUEUED_BYTES = 64 << 20  # of their texts; the outcome that exceeds it is still accepted
 RETRY_S = 1.0
-_REMOVED = "nothing was recorded. Put it back, or restart the server to begin a new one"
-# Rows are added at the end and dropped at the front, so numbers have no gaps and count them.
+_REMOVED_HINT = "nothing was recorded. Put it back, or restart the server to start a new file"
+# Rows are appended and deleted from the front, so their numbers have no gaps.
 _CREATE = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS outcome (
@@ -45,8 +45,10 @@ COMMIT;
 
 @dataclass(frozen=True)
 class RecordedOutcome:
-    """How well `candidate` (an id) did in the decision; score in [0, 1]. text and category are
-    empty where the caller kept them."""
+    """How well a candidate answered the request of a decision.
+
+    candidate: its ID. score: in [0, 1]. text, category: of the request; "" if not recorded.
+    """
 
     decision_id: str
     candidate: str
@@ -56,26 +58,29 @@ class RecordedOutcome:
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting:
+class _QueuedOutcome:
     outcome: RecordedOutcome
     result: asyncio.Future[bool]
 
     @property
     def size(self) -> int:
-        """Bytes of memory that its text takes."""
+        """Return the memory of its text, in bytes."""
         return sys.getsizeof(self.outcome.text)
 
 
 class OutcomeStore:
-    """An open file. Use it from one event loop; other processes may read and write it too."""
+    """An open file of outcomes, for one event loop. Other processes may read and write it too."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        """Open `path`, creating it where there is none. limit: outcomes kept, at least 1; the
-        oldest go first. Raises StoreError where the file is unusable; it is left as it is."""
+        """Open `path`, and create it if it does not exist.
+
+        limit: outcomes to keep, at least 1; the oldest are deleted first. Raises StoreError if the
+        file is unusable; it is left as it is.
+        """
         self._path = path
         self._limit = limit
-        self._waiting: dict[_Waiting, None] = {}  # in order of arrival
-        self._waiting_bytes = 0
+        self._queue: dict[_QueuedOutcome, None] = {}  # in order of arrival
+        self._queued_bytes = 0
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
         with _translated(path, "opened"):
@@ -101,86 +106,87 @@ class OutcomeStore:
             self._file_identity = file_identity(self._path)
 
     async def record(self, outcome: RecordedOutcome) -> bool:
-        """Keep `outcome`; True once it is on disk, False where it was there already.
+        """Record `outcome`, and return once it is on disk.
 
-        The same outcome again changes nothing; AlreadyExistsError where the decision has another
-        score of the candidate, OverloadedError where too much waits already, StoreError where it
-        cannot be written.
+        Returns:
+            True if it is new, False if the same outcome was recorded before.
+
+        Raises:
+            AlreadyExistsError: the decision has another score of the candidate.
+            OverloadedError: too many outcomes are waiting.
+            StoreError: the file cannot be written.
+            UnavailableError: the store is closed.
         """
         if self._closed:
-            raise UnavailableError("The server is stopping; try another.")
-        self._admit()
-        waiting = _Waiting(outcome, asyncio.get_running_loop().create_future())
-        self._waiting[waiting] = None
-        self._waiting_bytes += waiting.size
+            raise UnavailableError("The server is stopping; use another one.")
+        self._check_room()
+        queued = _QueuedOutcome(outcome, asyncio.get_running_loop().create_future())
+        self._queue[queued] = None
+        self._queued_bytes += queued.size
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_all(), name="outcomes")
         try:
-            return await waiting.result
-        finally:
-            self._drop(waiting)
+            return await queued.result
+        finally:  # a call that was cancelled must not keep its text in memory
+            if queued in self._queue:
+                del self._queue[queued]
+                self._queued_bytes -= queued.size
 
     async def close(self) -> None:
-        """Write what waits, then close the file."""
+        """Write the queued outcomes, then close the file."""
         self._closed = True
         if self._writing is not None:
             await self._writing
         self._thread.shutdown()
         self._db.close()
 
-    def _admit(self) -> None:
-        """Raise where a slow disk would let the queue grow without bound."""
-        count, size = len(self._waiting), self._waiting_bytes
-        if count >= MAX_WAITING:
-            raise OverloadedError(count, MAX_WAITING, RETRY_S, "outcomes")
-        if size >= MAX_WAITING_BYTES:
-            raise OverloadedError(size, MAX_WAITING_BYTES, RETRY_S, "bytes of outcomes")
-
-    def _drop(self, waiting: _Waiting) -> None:
-        """A call that has ended leaves no text behind; does nothing where it is being written."""
-        if waiting in self._waiting:
-            del self._waiting[waiting]
-            self._waiting_bytes -= waiting.size
+    def _check_room(self) -> None:
+        """Raise OverloadedError if the queue is full because the disk is slow."""
+        count, size = len(self._queue), self._queued_bytes
+        if count >= MAX_QUEUED:
+            raise OverloadedError(count, MAX_QUEUED, RETRY_S, "outcomes")
+        if size >= MAX_QUEUED_BYTES:
+            raise OverloadedError(size, MAX_QUEUED_BYTES, RETRY_S, "bytes of outcomes")
 
     async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            # A caller that gave up before the write began is not recorded; its retry will be.
-            batch = [w for w in self._waiting if not w.result.done()]
-            self._waiting, self._waiting_bytes = {}, 0
-            told: Sequence[bool | Exception]
+        while self._queue:
+            # A call that was cancelled before the write is not recorded; its retry will be.
+            batch = [queued for queued in self._queue if not queued.result.done()]
+            self._queue, self._queued_bytes = {}, 0
+            results: Sequence[bool | Exception]
             try:
-                told = await loop.run_in_executor(
-                    self._thread, self._write, [w.outcome for w in batch]
+                results = await loop.run_in_executor(
+                    self._thread, self._write, [queued.outcome for queued in batch]
                 )
-            except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
-                told = [error] * len(batch)
-            for waiting, found in zip(batch, told, strict=True):
-                if waiting.result.done():
+            except Exception as error:  # noqa: BLE001 - the server outlives any failure
+                results = [error] * len(batch)
+            for queued, result in zip(batch, results, strict=True):
+                if queued.result.done():
                     continue
-                if isinstance(found, bool):
-                    waiting.result.set_result(found)
+                if isinstance(result, bool):
+                    queued.result.set_result(result)
                 else:
-                    waiting.result.set_exception(found)
+                    queued.result.set_exception(result)
         self._writing = None
 
     def _write(self, outcomes: Sequence[RecordedOutcome]) -> list[bool | ModelsatError]:
-        """In one transaction: what was recorded, was there, or is in conflict."""
+        """Write in one transaction; return the result of record() for each outcome."""
         with _translated(self._path, "written"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                told = [self._insert(outcome) for outcome in outcomes]
+                results = [self._insert(outcome) for outcome in outcomes]
                 self._db.execute(
                     "DELETE FROM outcome WHERE number <= (SELECT max(number) FROM outcome) - ?",
                     (self._limit,),
                 )
-                check_file_identity(self._file_identity, _REMOVED)
+                check_file_identity(self._file_identity, _REMOVED_HINT)
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # a full disk has rolled back already
+                if self._db.in_transaction:  # SQLite itself rolls back if the disk is full
                     self._db.execute("ROLLBACK")
                 raise
-        return told
+        return results
 
     def _insert(self, new: RecordedOutcome) -> bool | ModelsatError:
         row = self._db.execute(
@@ -205,8 +211,10 @@ class OutcomeStore:
 
 
 def read_recorded(path: Path) -> Iterator[RecordedOutcome]:
-    """All outcomes of a file, oldest first; a server may write to it meanwhile. Raises StoreError
-    where it is no such file."""
+    """Yield all outcomes of a file, oldest first; a server may write to it at the same time.
+
+    Raises StoreError if it is not a file of outcomes.
+    """
     with _translated(path, "read"), closing(_open_to_read(path)) as db:
         _check_schema(db, path)
         columns = "decision_id, candidate, score, text, category"
@@ -216,7 +224,9 @@ def read_recorded(path: Path) -> Iterator[RecordedOutcome]:
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
     if not path.is_file():
-        raise StoreError(f"{path} does not exist; `modelsat serve --outcomes-db` says where it is.")
+        raise StoreError(
+            f"{path} does not exist; it is the file of `modelsat serve --outcomes-db`."
+        )
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
 
 
@@ -225,20 +235,21 @@ def _is_new(db: sqlite3.Connection) -> bool:
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
-    found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found != SCHEMA:
+    schema = db.execute("PRAGMA user_version").fetchone()[0]
+    if schema != SCHEMA:
         raise StoreError(
-            f"{path}: schema is {found}, this version's is {SCHEMA}; give --outcomes-db another "
-            f"path."
+            f"{path}: schema is {schema}, this version's is {SCHEMA}; set --outcomes-db to another"
+            " path."
         )
 
 
 @contextmanager
-def _translated(path: Path, done: str) -> Iterator[None]:
+def _translated(path: Path, participle: str) -> Iterator[None]:
+    """Raise StoreError for failures. participle: what could not be done to the file."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         raise StoreError(
-            f"{path} could not be {done} ({type(error).__name__}: {error}); free disk space, mend"
-            " its permissions, or give --outcomes-db another path."
+            f"{path} could not be {participle} ({type(error).__name__}: {error}); free disk space,"
+            " fix its permissions, or set --outcomes-db to another path."
         ) from error

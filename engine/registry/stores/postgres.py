@@ -1,7 +1,7 @@
-"""The store in a PostgreSQL database, for a fleet: one schema `modelsat`, any number of servers.
+"""The store of any number of servers: the schema `modelsat` of a PostgreSQL database.
 
-Its tables are those of the SQLite file. A change is committed only on top of the revision it was
-planned for; the commit tells every server (NOTIFY).
+Its tables are those of the SQLite file. A change is committed only on top of the revision that it
+was computed for, and the commit notifies every server (NOTIFY).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from engine.registry.stores.base import (
 from engine.registry.stores.sql import Row
 from engine.registry.stores.sqlite import check_encoder
 
-SETUP_LOCK = 0x6D6F64656C736174  # "modelsat": servers that start at once set up one after another
+SETUP_LOCK = 0x6D6F64656C736174  # "modelsat"; serializes the setup of servers that start together
 TABLES = [t.format(int="BIGINT", blob="BYTEA", end="") for t in sql.TABLES]
-# A server that hangs or loses its network must not hold the others up for long.
+# A server that hangs or loses its network must not block the others for long.
 _SESSION = """
 SET search_path TO modelsat;
 SET lock_timeout TO '10s';
@@ -47,12 +47,12 @@ DEFAULTS = {
     "tcp_user_timeout": "10000",
     "application_name": "modelsat",
 }
-_AT_START = "start PostgreSQL, mend the address, or grant what is missing"
+_START_HINT = "start PostgreSQL, fix the address, or grant what is missing"
 PostgresConnection = psycopg.Connection[Row]
 
 
 class PostgresDatabase:
-    """history.Database over a connection."""
+    """A sql.Database of a PostgreSQL connection."""
 
     def __init__(self, db: PostgresConnection) -> None:
         self._db = db
@@ -69,7 +69,7 @@ class PostgresDatabase:
 
 
 class PostgresStore:
-    """See Store."""
+    """A Store in a PostgreSQL database."""
 
     shared = True
 
@@ -79,30 +79,34 @@ class PostgresStore:
         encoder_id: str,
         width: int,
         reencode_candidates: Encode | None = None,
-        keep: int = DEFAULT_HISTORY_LIMIT,
+        history_limit: int = DEFAULT_HISTORY_LIMIT,
     ) -> None:
-        """Connect to `url` and create the tables where there are none. width: D.
+        """Connect to `url`, and create the tables if there are none.
 
-        Raises StoreError where the database does not answer, or holds a store of another schema or
-        encoder; it is left as it is. With `reencode_candidates`, a store from another encoder is
-        brought to
-        this one.
+        Args:
+            url: of the database, postgresql://.
+            encoder_id: identifies the encoder; a store that another one filled is refused.
+            width: D, of an embedding.
+            reencode_candidates: recomputes the embeddings of such a store instead.
+            history_limit: revisions to keep.
+
+        Raises:
+            StoreError: the database does not answer, or holds a store of another schema or encoder,
+                which is left as it is.
         """
         self._name = without_password(url)
         self._encoder_id = encoder_id
         self._width = width
-        self._keep = keep
+        self._history_limit = history_limit
         self._parameters = parameters(url)
         self._open: PostgresConnection | None = None
         self._listener: RevisionListener | None = None
         try:
-            with self._translated("opened", _AT_START), self._transaction() as db:
+            with self._translated("opened", _START_HINT), self._transaction() as db:
                 set_up(db, encoder_id)
                 check_schema(self._name, db)
-                if reencode_candidates and sql.meta(db, "encoder_id") != encoder_id:
-                    found = [(b, sql.candidate_of(b)) for b in sql.bodies(db)]
-                    encoded = [(b, sql.raw_of(reencode_candidates(c))) for b, c in found]
-                    sql.replace_embeddings(db, encoded, encoder_id)
+                if reencode_candidates is not None:
+                    sql.reencode_candidates(db, reencode_candidates, encoder_id)
                 check_encoder(self._name, sql.meta(db, "encoder_id"), encoder_id)
         except StoreError:
             self.close()
@@ -117,7 +121,7 @@ class PostgresStore:
     def revision(self) -> int:
         """See Store."""
         with self._translated("read"), self._transaction() as db:
-            return sql.newest(db)
+            return sql.newest_revision(db)
 
     def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """See Store."""
@@ -125,21 +129,23 @@ class PostgresStore:
             return sql.revisions(db, before, limit)
 
     def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
-        """See Store. Where the connection breaks during the commit, the error says so: then the
-        change was made whole or not at all, and the table that is read next shows which."""
+        """See Store. If the connection breaks during the commit, the error says so: the change was
+        then made completely or not at all, which the next load() shows."""
         with self._translated("written"), self._transaction() as db:
             lock_writers(db)
             self._check(db)
             now_us = int(
                 db.run("SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")[0][0]
             )
-            made = sql.write(db, change, expected_revision, description, now_us, self._keep)
+            revision = sql.write(
+                db, change, expected_revision, description, now_us, self._history_limit
+            )
             db.run(f"NOTIFY {CHANNEL}")
-        return made
+        return revision
 
-    def follow(self, seen: RevisionCallback) -> None:
+    def follow(self, on_revision: RevisionCallback) -> None:
         """See Store."""
-        self._listener = RevisionListener(lambda: connect(self._parameters), seen)
+        self._listener = RevisionListener(lambda: connect(self._parameters), on_revision)
         self._listener.start()
 
     def close(self) -> None:
@@ -150,17 +156,17 @@ class PostgresStore:
             self._open.close()
 
     def _translated(
-        self, done: str, remedy: str = "nothing was changed"
+        self, participle: str, hint: str = "nothing was changed"
     ) -> AbstractContextManager[None]:
-        return translated(self._parameters, self._name, done, remedy)
+        return translated(self._parameters, self._name, participle, hint)
 
     def _check(self, db: PostgresDatabase) -> None:
-        """Somebody may have brought it to another encoder or version while this server ran."""
+        """Raise StoreError if another server changed encoder or schema while this one ran."""
         check_schema(self._name, db)
         check_encoder(self._name, sql.meta(db, "encoder_id"), self._encoder_id)
 
     def _alive(self) -> PostgresConnection:
-        """The connection, a new one where it broke since it was used."""
+        """Return the open connection, or a new one if it broke since it was used."""
         if self._open is not None:
             with suppress(psycopg.Error):
                 self._open.execute("SELECT 1")
@@ -173,42 +179,42 @@ class PostgresStore:
     @contextmanager
     def _transaction(self, *, snapshot: bool = False) -> Iterator[PostgresDatabase]:
         connection = self._alive()
-        done = False
+        reached_commit = False
         try:
             with connection.transaction():
                 if snapshot:
                     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 yield PostgresDatabase(connection)
-                done = True
+                reached_commit = True
         except psycopg.OperationalError as error:
-            if done and not snapshot:
+            if reached_commit and not snapshot:
                 raise UnknownCommitError from error
             raise
 
 
 class UnknownCommitError(Exception):
-    """The connection broke after COMMIT was sent and before it was answered."""
+    """The connection broke after COMMIT was sent and before the reply arrived."""
 
 
 def parameters(url: str) -> dict[str, Any]:
-    """Connection parameters of `url`, with our defaults for what it does not say."""
+    """Return the connection parameters of `url`, with our defaults for what it does not set."""
     try:
         return {**DEFAULTS, **conninfo_to_dict(url)}
     except psycopg.Error:
-        # Its text may quote the URL, password and all.
+        # psycopg's message may quote the URL, password included.
         raise StoreError(
-            f"--candidates-db is {without_password(url)}, which is no valid PostgreSQL URL; "
-            f"expected"
-            " postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special characters in % form."
+            f"--candidates-db is {without_password(url)}, which is not a valid PostgreSQL URL;"
+            " expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special characters"
+            " percent-encoded."
         ) from None
 
 
-def connect(given: dict[str, Any]) -> PostgresConnection:
-    """A connection for our tables; raises psycopg.Error."""
-    db = psycopg.connect(**given, autocommit=True)
+def connect(conninfo: dict[str, Any]) -> PostgresConnection:
+    """Connect, and set the session up for our tables. Raises psycopg.Error."""
+    db = psycopg.connect(**conninfo, autocommit=True)
     try:
         db.execute(_SESSION)
-        # Acknowledged means on disk, whatever the database's default; stricter ones are kept.
+        # Acknowledged means on disk, whatever the database's default; stricter defaults stay.
         db.execute(
             "SELECT set_config('synchronous_commit', 'on', false)"
             " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
@@ -220,7 +226,7 @@ def connect(given: dict[str, Any]) -> PostgresConnection:
 
 
 def set_up(db: PostgresDatabase, encoder_id: str) -> None:
-    """Create schema and tables unless they are there; safe for servers that start at once."""
+    """Create schema and tables unless they exist; safe for servers that start together."""
     db.run("SELECT pg_advisory_xact_lock(?)", (SETUP_LOCK,))
     if not db.run("SELECT 1 FROM pg_namespace WHERE nspname = 'modelsat'"):
         db.run("CREATE SCHEMA modelsat")
@@ -233,86 +239,90 @@ def set_up(db: PostgresDatabase, encoder_id: str) -> None:
 
 
 def lock_writers(db: PostgresDatabase) -> None:
-    """One writer at a time, until the transaction ends; readers go on."""
+    """Block other writers until the transaction ends, but no readers."""
     db.run("SELECT value FROM meta WHERE key = 'schema' FOR UPDATE")
 
 
 def check_schema(name: str, db: PostgresDatabase) -> None:
-    """Raises StoreError where another version wrote it."""
-    if (found := sql.meta(db, "schema")) != SCHEMA:
+    """Raise StoreError if another version wrote the store."""
+    if (schema := sql.meta(db, "schema")) != SCHEMA:
         raise StoreError(
-            f"{name}: schema is {found!r}, this server's is {SCHEMA!r}; serve it with the version"
+            f"{name}: schema is {schema!r}, this server's is {SCHEMA!r}; serve it with the version"
             " that wrote it."
         )
 
 
 @contextmanager
-def translated(given: dict[str, Any], name: str, done: str, remedy: str) -> Iterator[None]:
-    """Everything PostgreSQL says becomes a StoreError of one sentence, without the password."""
+def translated(conninfo: dict[str, Any], name: str, participle: str, hint: str) -> Iterator[None]:
+    """Raise StoreError for failures: one sentence, without the password.
+
+    name: of the store. participle: what could not be done to it. hint: end of the message.
+    """
     try:
         yield
     except UnknownCommitError as error:
         raise StoreError(
-            f"{name} was lost while it was being {done}: the change was made whole or not at all;"
-            " read the candidates again."
+            f"The connection to {name} was lost while it was being {participle}: the change was"
+            " made completely or not at all; read the candidates again."
         ) from error
     except (psycopg.Error, ValueError, KeyError, TypeError) as error:
         text = (str(error).splitlines() or [""])[0]
-        if given.get("password"):
-            text = text.replace(given["password"], "***")
+        if conninfo.get("password"):
+            text = text.replace(conninfo["password"], "***")
         raise StoreError(
-            f"{name} could not be {done} ({type(error).__name__}: {text}); {remedy}."
+            f"{name} could not be {participle} ({type(error).__name__}: {text}); {hint}."
         ) from error
 
 
 CHANNEL = "modelsat_revision"
-POLL_S = 2.0  # a notification may be lost, a connection broken without a sign
-SLICE_S = 0.25  # how soon stop() is noticed
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to connect
+POLL_S = 2.0  # notifications get lost, and connections break without a sign
+SLICE_S = 0.25  # delay of stop()
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0  # between attempts to connect
 
 
 class RevisionListener:
-    """Calls `seen` with the store's revision at every notification and every POLL_S, and with None
-    and a reason whenever the database cannot be asked."""
+    """A thread that reports the newest revision at every notification and every POLL_S, and a loss
+    of the connection whenever the database does not answer."""
 
     def __init__(
-        self, connect: Callable[[], psycopg.Connection[Any]], seen: RevisionCallback
+        self, connect: Callable[[], psycopg.Connection[Any]], on_revision: RevisionCallback
     ) -> None:
         self._connect = connect
-        self._seen = seen
+        self._on_revision = on_revision
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store-listener", daemon=True)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait for it; a connection attempt may take its timeout."""
+        """End the thread, and wait up to MAX_BACKOFF_S: a connection attempt may take longer."""
         self._stopping.set()
-        self._thread.join(LONGEST_PAUSE_S)
+        self._thread.join(MAX_BACKOFF_S)
 
     def _run(self) -> None:
-        pause = FIRST_PAUSE_S
+        backoff_s = MIN_BACKOFF_S
         while not self._stopping.is_set():
             try:
                 with self._connect() as db:
-                    pause = FIRST_PAUSE_S
+                    backoff_s = MIN_BACKOFF_S
                     self._listen(db)
             except psycopg.Error as error:
-                self._seen(None, type(error).__name__)
-                self._stopping.wait(pause * (0.5 + random.random() / 2))  # noqa: S311 - spreads load
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                self._on_revision(None, type(error).__name__)
+                jitter = 0.5 + random.random() / 2  # noqa: S311 - spreads load
+                self._stopping.wait(backoff_s * jitter)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     def _listen(self, db: psycopg.Connection[Any]) -> None:
         db.execute(f"LISTEN {CHANNEL}")
         while not self._stopping.is_set():
-            found = db.execute("SELECT COALESCE(MAX(number), 0) FROM revision").fetchone()
-            self._seen(int(found[0]) if found else 0, "")
+            row = db.execute("SELECT COALESCE(MAX(number), 0) FROM revision").fetchone()
+            self._on_revision(int(row[0]) if row else 0, "")
             self._wait(db)
 
     def _wait(self, db: psycopg.Connection[Any]) -> None:
-        """Until a notification, POLL_S, or stop()."""
+        """Wait for a notification, POLL_S, or stop()."""
         for _ in range(int(POLL_S / SLICE_S)):
             if self._stopping.is_set() or list(db.notifies(timeout=SLICE_S, stop_after=1)):
                 return

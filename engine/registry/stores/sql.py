@@ -1,7 +1,7 @@
-"""The SQL that both kinds of store share: versioned rows, from which every kept table can be read.
+"""The SQL that both kinds of store share: versioned rows, from which every revision can be read.
 
-A row of candidate_version is part of the tables of revisions from_revision <= r < to_revision; no
-to_revision means that it is part of the newest one. `?` stands for a value.
+A row of candidate_version belongs to the revisions r with from_revision <= r < to_revision; a row
+without to_revision belongs to the newest one. `?` stands for a value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from engine.api.candidate import MAX_CANDIDATES, Candidate, from_json, to_json
 from engine.api.errors import ConflictError, RevisionNotFoundError
 from engine.bundle.types import Float32Array
-from engine.registry.stores.base import Change, Entry, Revision
+from engine.registry.stores.base import Change, Encode, Entry, Revision
 
 Row = tuple[Any, ...]
 TABLES = (
@@ -35,128 +35,117 @@ _LIVE = "SELECT id, body, embedding FROM candidate_version WHERE to_revision IS 
 
 
 class Database(Protocol):
-    """Runs SQL in the transaction that is open."""
+    """A connection with an open transaction."""
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """All rows of the answer."""
+        """Execute `sql` and return all rows of the result."""
 
     def run_many(self, sql: str, rows: Iterable[Row]) -> None:
-        """`sql` once for each of `rows`."""
+        """Execute `sql` once for each of `rows`."""
 
 
-def newest(db: Database) -> int:
-    """Number of the newest revision; 0 where there is none."""
+def newest_revision(db: Database) -> int:
+    """Return the number of the newest revision; 0 if there is none."""
     return int(db.run("SELECT COALESCE(MAX(number), 0) FROM revision")[0][0])
 
 
 def read(db: Database, revision: int | None, width: int) -> tuple[int, list[Entry]]:
-    """(number, entries) of a revision, of the newest one for None; width: D.
+    """Return (number, entries) of a revision, of the newest one for None. width: D.
 
-    Raises RevisionNotFoundError where it is not kept, ValueError where a row is damaged.
+    Raises RevisionNotFoundError if it is not kept, ValueError if a row is damaged.
     """
     if revision is None:
-        number, found = newest(db), db.run(_LIVE)
+        number, rows = newest_revision(db), db.run(_LIVE)
     else:
         if not db.run("SELECT 1 FROM revision WHERE number = ?", (revision,)):
             raise RevisionNotFoundError(revision)
         number = revision
-        found = db.run(
+        rows = db.run(
             "SELECT id, body, embedding FROM candidate_version WHERE from_revision <= ?"
             " AND (to_revision IS NULL OR to_revision > ?)",
             (revision, revision),
         )
-    return number, [(candidate_of(body), _array(raw, width)) for _, body, raw in found]
+    return number, [
+        (parse_body(body), np.frombuffer(blob, dtype="<f4").reshape(width).astype(np.float32))
+        for _, body, blob in rows
+    ]
 
 
 def revisions(db: Database, before: int | None, limit: int) -> list[Revision]:
-    """See Store.revisions."""
-    found = db.run(
+    """List revisions; see Store.revisions."""
+    rows = db.run(
         "SELECT number, created_us, description, candidates FROM revision WHERE number < ?"
         " ORDER BY number DESC LIMIT ?",
         (2**62 if before is None else before, limit),
     )
-    return [Revision(*row) for row in found]
+    return [Revision(*row) for row in rows]
 
 
 def write(
-    db: Database, change: Change, expected: int, description: str, now_us: int, keep: int
+    db: Database, change: Change, expected: int, description: str, now_us: int, history_limit: int
 ) -> Revision:
-    """See Store.apply. A row that stays as it is gets no new version."""
-    if (present := newest(db)) != expected:
-        raise ConflictError(found=present, expected=expected)
-    new = {c.id: (body_of(c), raw_of(e)) for c, e in change.write}
-    touched = None if change.replace_all else [*new, *change.remove]
-    old = {row[0]: (row[1], bytes(row[2])) for row in _live(db, touched)}
-    same = {i for i, content in new.items() if old.get(i) == content}
-    number = present + 1
+    """Apply a change; see Store.apply. Rows that stay the same get no new version."""
+    if (newest := newest_revision(db)) != expected:
+        raise ConflictError(found=newest, expected=expected)
+    new = {c.id: (json.dumps(to_json(c)), _blob(e)) for c, e in change.upsert}
+    if change.replace_all:
+        rows = db.run(_LIVE)
+    else:
+        ids = [*new, *change.delete]
+        rows = [row for i in ids for row in db.run(f"{_LIVE} AND id = ?", (i,))]
+    old = {row[0]: (row[1], bytes(row[2])) for row in rows}
+    unchanged = {i for i, content in new.items() if old.get(i) == content}
+    number = newest + 1
     db.run_many(
         "UPDATE candidate_version SET to_revision = ? WHERE id = ? AND to_revision IS NULL",
-        [(number, i) for i in old if i not in same],
+        [(number, i) for i in old if i not in unchanged],
     )
-    rows = [(i, number, None, body, raw) for i, (body, raw) in new.items() if i not in same]
-    db.run_many(ADD_VERSION, rows)
-    return add_revision(db, Revision(number, now_us, description, 0), keep)
+    db.run_many(
+        ADD_VERSION,
+        [(i, number, None, body, blob) for i, (body, blob) in new.items() if i not in unchanged],
+    )
+    return add_revision(db, number, now_us, description, history_limit)
 
 
-def add_revision(db: Database, made: Revision, keep: int) -> Revision:
-    """Note a revision whose rows are written, count its candidates, forget what is too old."""
+def add_revision(
+    db: Database, number: int, now_us: int, description: str, history_limit: int
+) -> Revision:
+    """Add a revision whose rows are written, and delete those beyond the newest history_limit."""
     count = db.run("SELECT COUNT(*) FROM candidate_version WHERE to_revision IS NULL")[0][0]
-    made = Revision(made.number, made.created_us, made.description, int(count))
-    db.run(ADD_REVISION, (made.number, made.created_us, made.description, made.candidates))
-    prune(db, keep)
-    return made
-
-
-def prune(db: Database, keep: int) -> None:
-    """Keep the newest `keep` revisions and the rows that they need."""
+    db.run(ADD_REVISION, (number, now_us, description, int(count)))
     oldest = db.run(
-        "SELECT number FROM revision ORDER BY number DESC LIMIT 1 OFFSET ?", (keep - 1,)
+        "SELECT number FROM revision ORDER BY number DESC LIMIT 1 OFFSET ?", (history_limit - 1,)
     )
     if oldest:
         db.run("DELETE FROM revision WHERE number < ?", oldest[0])
         db.run("DELETE FROM candidate_version WHERE to_revision <= ?", oldest[0])
+    return Revision(number, now_us, description, int(count))
 
 
-def replace_embeddings(db: Database, encoded: Sequence[tuple[str, bytes]], encoder_id: str) -> None:
-    """Give every version with one of these bodies its new embedding; all kept revisions."""
+def reencode_candidates(db: Database, encode: Encode, encoder_id: str) -> None:
+    """Recompute the embeddings of all revisions, unless they are from this encoder already."""
+    if meta(db, "encoder_id") == encoder_id:
+        return
+    bodies = [row[0] for row in db.run("SELECT DISTINCT body FROM candidate_version")]
     db.run_many(
-        "UPDATE candidate_version SET embedding = ? WHERE body = ?", [(e, b) for b, e in encoded]
+        "UPDATE candidate_version SET embedding = ? WHERE body = ?",
+        [(_blob(encode(parse_body(body))), body) for body in bodies],
     )
     db.run("UPDATE meta SET value = ? WHERE key = 'encoder_id'", (encoder_id,))
 
 
-def bodies(db: Database) -> list[str]:
-    """Every distinct candidate of the history, as JSON."""
-    return [row[0] for row in db.run("SELECT DISTINCT body FROM candidate_version")]
-
-
 def meta(db: Database, key: str) -> str | None:
-    """A value of the store's own; None where it has none."""
-    found = db.run("SELECT value FROM meta WHERE key = ?", (key,))
-    return str(found[0][0]) if found else None
-
-
-def body_of(candidate: Candidate) -> str:
-    """The column `body`."""
-    return json.dumps(to_json(candidate))
+    """Return a value of the store's metadata, or None."""
+    rows = db.run("SELECT value FROM meta WHERE key = ?", (key,))
+    return str(rows[0][0]) if rows else None
 
 
 @lru_cache(maxsize=MAX_CANDIDATES)  # a table is read again at every change of another server
-def candidate_of(body: str) -> Candidate:
-    """The inverse of body_of."""
+def parse_body(body: str) -> Candidate:
+    """Parse the column `body`, a candidate as JSON."""
     return from_json(json.loads(body))
 
 
-def raw_of(embedding: Float32Array) -> bytes:
-    """The column `embedding`: (D,) little-endian float32."""
+def _blob(embedding: Float32Array) -> bytes:
+    """Encode the column `embedding`: (D,) little-endian float32."""
     return np.ascontiguousarray(embedding, dtype="<f4").tobytes()
-
-
-def _array(raw: bytes, width: int) -> Float32Array:
-    return np.frombuffer(raw, dtype="<f4").reshape(width).astype(np.float32)
-
-
-def _live(db: Database, ids: Sequence[str] | None) -> list[Row]:
-    if ids is None:
-        return db.run(_LIVE)
-    return [row for i in ids for row in db.run(f"{_LIVE} AND id = ?", (i,))]

@@ -1,4 +1,4 @@
-"""The store as one SQLite file, for one server."""
+"""The store of a single server: one SQLite file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from engine.registry.stores.base import (
 )
 from engine.registry.stores.sql import Row
 
-OLD_SCHEMA = "1"  # one table, no history; brought to SCHEMA on opening
+OLD_SCHEMA = "1"  # one table, no history; migrated to SCHEMA when it is opened
 TABLES = [t.format(int="INTEGER", blob="BLOB", end=" STRICT") for t in sql.TABLES]
 
 
 class SqliteDatabase:
-    """history.Database over a connection."""
+    """A sql.Database of an SQLite connection."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -43,7 +43,7 @@ class SqliteDatabase:
 
 
 class SqliteStore:
-    """See Store."""
+    """A Store in an SQLite file."""
 
     shared = False
 
@@ -53,29 +53,38 @@ class SqliteStore:
         encoder_id: str,
         width: int,
         reencode_candidates: Encode | None = None,
-        keep: int = DEFAULT_HISTORY_LIMIT,
+        history_limit: int = DEFAULT_HISTORY_LIMIT,
     ) -> None:
-        """Open `path`, creating it where there is none. width: D, of an embedding.
+        """Open `path`, and create it if it does not exist.
 
-        Raises StoreError where the file is damaged, of another schema or from another encoder; the
-        file is left as it is. With `reencode_candidates`, a store from another encoder is brought
-        to this one.
+        Args:
+            path: of the SQLite file.
+            encoder_id: identifies the encoder; a store that another one filled is refused.
+            width: D, of an embedding.
+            reencode_candidates: recomputes the embeddings of such a store instead.
+            history_limit: revisions to keep.
+
+        Raises:
+            StoreError: the file is damaged, open in another server, or of another schema or
+                encoder. The file is left as it is.
         """
         self._path = path
         self._width = width
-        self._keep = keep
+        self._history_limit = history_limit
         with self._translated("opened", RESTORE_HINT):
             self._lock = lock(path)
-            with ExitStack() as opened:
-                opened.callback(self._lock.close)
-                self._open(opened, encoder_id, reencode_candidates)
-                opened.pop_all()  # all is well: close() does it
+            with ExitStack() as on_failure:
+                on_failure.callback(self._lock.close)
+                self._open(on_failure, encoder_id, reencode_candidates)
+                on_failure.pop_all()
 
-    def _open(self, opened: ExitStack, encoder_id: str, reencode_candidates: Encode | None) -> None:
+    def _open(
+        self, on_failure: ExitStack, encoder_id: str, reencode_candidates: Encode | None
+    ) -> None:
         if not self._path.exists():
             _create(self._path, encoder_id)
         self._connection = connect(self._path)
-        opened.callback(self._connection.close)
+        on_failure.callback(self._connection.close)
         self._db = SqliteDatabase(self._connection)
         schema = check(self._path, self._db)
         if reencode_candidates is None:
@@ -85,10 +94,8 @@ class SqliteStore:
         with self._transaction():
             if schema == OLD_SCHEMA:
                 migrate(self._db)
-            if reencode_candidates and sql.meta(self._db, "encoder_id") != encoder_id:
-                found = [(b, sql.candidate_of(b)) for b in sql.bodies(self._db)]
-                encoded = [(b, sql.raw_of(reencode_candidates(c))) for b, c in found]
-                sql.replace_embeddings(self._db, encoded, encoder_id)
+            if reencode_candidates is not None:
+                sql.reencode_candidates(self._db, reencode_candidates, encoder_id)
         self._file_identity = file_identity(self._path)
 
     def load(self, revision: int | None = None) -> tuple[int, list[Entry]]:
@@ -99,7 +106,7 @@ class SqliteStore:
     def revision(self) -> int:
         """See Store."""
         with self._translated("read", RESTORE_HINT):
-            return sql.newest(self._db)
+            return sql.newest_revision(self._db)
 
     def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """See Store."""
@@ -109,16 +116,18 @@ class SqliteStore:
     def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
         """See Store."""
         now_us = time.time_ns() // 1000
-        with self._translated("written", _FREE), self._transaction():
-            made = sql.write(self._db, change, expected_revision, description, now_us, self._keep)
-            check_file_identity(self._file_identity, _REMOVED)
-        return made
+        with self._translated("written", _WRITE_HINT), self._transaction():
+            revision = sql.write(
+                self._db, change, expected_revision, description, now_us, self._history_limit
+            )
+            check_file_identity(self._file_identity, _REMOVED_HINT)
+        return revision
 
-    def follow(self, seen: RevisionCallback) -> None:
-        """Nobody else changes it."""
+    def follow(self, on_revision: RevisionCallback) -> None:
+        """Do nothing: no other server changes the file."""
 
     def close(self) -> None:
-        """Close the file, for another server to open."""
+        """Close the file, so that another server can open it."""
         self._connection.close()
         self._lock.close()
 
@@ -129,40 +138,39 @@ class SqliteStore:
             yield
             self._connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:  # a full disk has rolled back already
+            if self._connection.in_transaction:  # SQLite itself rolls back if the disk is full
                 self._connection.execute("ROLLBACK")
             raise
 
     @contextmanager
-    def _translated(self, done: str, remedy: str) -> Iterator[None]:
+    def _translated(self, participle: str, hint: str) -> Iterator[None]:
+        """Raise StoreError for failures. participle: what could not be done to the file."""
         try:
             yield
         except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{self._path} could not be {done} ({type(error).__name__}: {error}); {remedy}."
+                f"{self._path} could not be {participle} ({type(error).__name__}: {error}); {hint}."
             ) from error
 
 
 RESTORE_HINT = (
-    "restore a copy of it (modelsat store restore), or give --candidates-db another path to begin "
-    "anew; the"
-    " file was not changed"
+    "restore a copy (modelsat store restore), or set --candidates-db to another path to start with"
+    " a new store; the file was not changed"
 )
-_REMOVED = (
-    "nothing was changed, and the server goes on with the candidates it has. Stop it, put a copy"
-    " back (modelsat store restore), and start it again"
+_REMOVED_HINT = (
+    "nothing was changed, and the server continues with the candidates it has. Stop it, restore a"
+    " copy (modelsat store restore), and start it again"
 )
-_FREE = "nothing was changed; free disk space or mend its permissions, and send the change again"
+_WRITE_HINT = "nothing was changed; free disk space or fix permissions, and send the change again"
 REENCODE_HINT = (
-    "start once with --reencode-candidates (make serve SERVE=--reencode-candidates) to compute its "
-    "embeddings anew from the"
-    " aptitude figures it holds, or give --candidates-db another path"
+    "start once with --reencode-candidates (make serve SERVE=--reencode-candidates) to recompute"
+    " its embeddings from its aptitude results, or set --candidates-db to another path"
 )
 
 
 def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
-    """Open an SQLite file that is there; mode: ro or rw. Raises StoreError for an empty one."""
-    # SQLite takes an empty file for a new database; ours are never empty (see _create), so this one
+    """Open an existing SQLite file. mode: ro or rw. Raises StoreError for an empty file."""
+    # SQLite takes an empty file for a new database. Ours are never empty (see _create), so this one
     # lost its content.
     if path.stat().st_size == 0:
         raise StoreError(f"{path} is empty, so it was truncated; {RESTORE_HINT}.")
@@ -171,21 +179,21 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
 
 
 def check(path: Path, db: SqliteDatabase) -> str:
-    """Its schema. Raises StoreError for what is damaged or of another version."""
+    """Return the schema of a store. Raises StoreError if it is damaged or of another version."""
     problem = db.run("PRAGMA quick_check(1)")[0][0]
     if problem != "ok":
         raise StoreError(f"{path} is damaged ({' '.join(problem.split())[:200]}); {RESTORE_HINT}.")
-    found = sql.meta(db, "schema")
-    if found not in (OLD_SCHEMA, SCHEMA):
+    schema = sql.meta(db, "schema")
+    if schema not in (OLD_SCHEMA, SCHEMA):
         raise StoreError(
-            f"{path}: schema is {found!r}, this server's is {SCHEMA!r}; serve it with the version"
+            f"{path}: schema is {schema!r}, this server's is {SCHEMA!r}; serve it with the version"
             " that wrote it."
         )
-    return found
+    return schema
 
 
 def check_encoder(name: str, found: str | None, expected: str) -> None:
-    """Raises StoreError where the store was written through another encoder."""
+    """Raise StoreError if another encoder computed the embeddings of the store called `name`."""
     if found != expected:
         raise StoreError(
             f"{name}: encoder_id is {found!r}, this server's is {expected!r}; {REENCODE_HINT}."
@@ -193,28 +201,31 @@ def check_encoder(name: str, found: str | None, expected: str) -> None:
 
 
 def lock(path: Path) -> IO[bytes]:
-    """Two servers on one file would each serve a table of their own."""
+    """Lock a store until the returned file is closed: two servers of one file would diverge.
+
+    Raises StoreError if another server has it open.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = path.with_name(path.name + ".lock").open("wb")
+    lock_file = path.with_name(path.name + ".lock").open("wb")
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        held.close()
+        lock_file.close()
         raise StoreError(
-            f"{path} is open in another server; stop that one, or give --candidates-db another "
-            f"path."
+            f"{path} is open in another server; stop that server, or set --candidates-db to another"
+            " path."
         ) from error
-    return held
+    return lock_file
 
 
 def remove_logs(path: Path) -> None:
-    """Of a file that is gone or about to be replaced: they would replay into the next one."""
+    """Remove the logs of a replaced file; SQLite would replay them into the new one."""
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def create_tables(db: sqlite3.Connection, encoder_id: str) -> None:
-    """The tables of an empty store."""
+    """Create the tables of an empty store."""
     for statement in TABLES:
         db.execute(statement)
     values = {"schema": SCHEMA, "encoder_id": encoder_id}
@@ -222,7 +233,7 @@ def create_tables(db: sqlite3.Connection, encoder_id: str) -> None:
 
 
 def _create(path: Path, encoder_id: str) -> None:
-    """A new store appears whole: written under another name, then renamed."""
+    """Create a store atomically: write it under another name, then rename it."""
     remove_logs(path)
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)
@@ -234,7 +245,7 @@ def _create(path: Path, encoder_id: str) -> None:
 
 
 def migrate(db: SqliteDatabase) -> None:
-    """Schema 1 -> 2: the table it holds becomes the only revision kept."""
+    """Migrate from schema 1 to 2: the table that it holds becomes the only revision."""
     number = int(sql.meta(db, "revision") or 0)
     for statement in TABLES[1:]:
         db.run(statement)
@@ -246,19 +257,21 @@ def migrate(db: SqliteDatabase) -> None:
     db.run("DELETE FROM meta WHERE key = 'revision'")
     db.run("UPDATE meta SET value = ? WHERE key = 'schema'", (SCHEMA,))
     if number:
-        made = Revision(number, time.time_ns() // 1000, "kept when the store was upgraded", 0)
-        sql.add_revision(db, made, keep=1)
+        description = "kept when the store was upgraded"
+        sql.add_revision(db, number, time.time_ns() // 1000, description, history_limit=1)
 
 
 def file_identity(path: Path) -> dict[Path, int]:
-    """Of the open database `path` and its log, for check_inodes."""
+    """Return file -> inode of the open database `path` and its log, for check_file_identity."""
     files = (path, path.with_name(path.name + "-wal"))
     return {file: file.stat().st_ino for file in files if file.exists()}
 
 
-def check_file_identity(known: Mapping[Path, int], remedy: str) -> None:
-    """Call it before COMMIT. Raises StoreError, which ends with `remedy`, where a file is gone or
-    another one has its name."""
-    for file, inode in known.items():
+def check_file_identity(inodes: Mapping[Path, int], hint: str) -> None:
+    """Raise StoreError if a file was removed or replaced since file_identity.
+
+    Call it before COMMIT, which would succeed on the removed file. hint: end of the message.
+    """
+    for file, inode in inodes.items():
         if not file.exists() or file.stat().st_ino != inode:
-            raise StoreError(f"{file} was removed or replaced while the server ran; {remedy}.")
+            raise StoreError(f"{file} was removed or replaced while the server ran; {hint}.")

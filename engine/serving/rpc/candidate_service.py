@@ -282,7 +282,7 @@ async def watch(
 ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
     """Yield the whole table unless the watcher has it, then each change, until the server stops."""
     known: Table | None = None
-    async with aclosing(registry.tables()) as tables:
+    async with aclosing(registry.watch()) as tables:
         async for table in tables:
             if known is None and table.revision == last_seen_revision:
                 known = table
