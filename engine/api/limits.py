@@ -7,6 +7,7 @@ from engine.api.errors import InvalidInputError, Violation
 # A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
 MIB = 1024 * 1024
 MAX_MESSAGE_BYTES = 20 * MIB
+MAX_BATCH_REQUESTS = 256  # of one BatchRoute
 
 
 def is_utf8(text: str) -> bool:

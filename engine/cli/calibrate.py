@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.routing.calibration import CalibrationTarget, Recommendation, as_dict, calibrate, shares
+from engine.serving.settings import BUNDLE
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-BUNDLE = Path("artifacts/bundle")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

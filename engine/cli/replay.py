@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, StoreError, Violation
-from engine.cli.calibrate import BUNDLE
 from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import read_recorded
+from engine.serving.settings import BUNDLE
 
 if TYPE_CHECKING:
     from engine.replay.run import Progress, Score

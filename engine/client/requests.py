@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.api.candidate import NAME_PREFIX, Candidate, parse_name
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import MAX_MESSAGE_BYTES, check_text
+from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES, check_text
 from engine.api.openai import Role
 from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_to, policy_to
@@ -15,7 +15,6 @@ from engine.client.errors import translate_value_errors
 from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
 
 DEFAULT_POLICY = Policy()
-MAX_BATCH_REQUESTS = 256  # what a server takes in one BatchRoute
 MAX_BATCH_BYTES = MAX_MESSAGE_BYTES // 2  # unless a single request is larger
 FRAMING_BYTES = 6  # at most, that a batch adds to each request
 ROLES: dict[Role, router_service_pb2.Role] = {

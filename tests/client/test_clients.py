@@ -13,7 +13,8 @@ import grpc
 import pytest
 
 from engine.api.errors import OverloadedError, StoreError, Violation
-from engine.client.requests import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, batches
+from engine.api.limits import MAX_BATCH_REQUESTS
+from engine.client.requests import MAX_BATCH_BYTES, batches
 from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb.router_service_pb2 import RouteResponse
 from engine.serving.rpc.interceptors import StatusInterceptor

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from engine.api.candidate import NAME_PREFIX, parse_name
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import check_text
+from engine.api.limits import MAX_BATCH_REQUESTS, check_text
 from engine.api.policy import DecisionKind
 from engine.api.proto import instruction_from, policy_from, session_from
 from engine.pb import router_service_pb2 as pb
@@ -24,7 +24,6 @@ from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.rpc.status import failure_status, reason_of
 
-MAX_BATCH = 256
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
 MAX_STREAM_ID_CHARS = 64
 MAX_CATEGORY_CHARS = 200
@@ -54,9 +53,9 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
     ) -> pb.BatchRouteResponse:
         """Select a candidate for each request; one that fails does not fail the others."""
         count = len(request.requests)
-        if not 1 <= count <= MAX_BATCH:
+        if not 1 <= count <= MAX_BATCH_REQUESTS:
             raise InvalidInputError(
-                Violation("requests", f"has {count} entries; expected 1 to {MAX_BATCH}.")
+                Violation("requests", f"has {count} entries; expected 1 to {MAX_BATCH_REQUESTS}.")
             )
         deadline, slots = _deadline(context), asyncio.Semaphore(MAX_CONCURRENT)
 
