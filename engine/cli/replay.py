@@ -17,7 +17,7 @@ from engine.registry.stores.outcomes import read_recorded
 from engine.serving.settings import BUNDLE
 
 if TYPE_CHECKING:
-    from engine.replay.run import Progress, Score
+    from engine.replay.run import OutcomeLookup, Progress
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -77,29 +77,29 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     from engine.replay import plots, policies, scoring, workers
     from engine.replay.log import columns_with, expand
-    from engine.replay.run import Log, replay
-    from engine.replay.scoring import names_of
+    from engine.replay.run import LogSource, replay
+    from engine.replay.scoring import candidate_names
 
     _check_counts(parsed)
     if not parsed.no_plots:
         plots.require_matplotlib()
     score = None if parsed.outcomes_db is None else recorded(parsed.outcomes_db)
     columns = columns_with(parsed.map_column)
-    log = Log(expand(parsed.log), columns, score, parsed.max_invalid_rows, parsed.chunk_size)
+    log = LogSource(expand(parsed.log), columns, score, parsed.max_invalid_rows, parsed.chunk_size)
     table = scoring.open_table(
         parsed.bundle, read_catalog(parsed.catalog or parsed.bundle / "zoo.json")
     )
     wanted = policies.read_policies(parsed.policy, parsed.policies, table)
-    names = names_of(table, parsed.candidate_alias)
-    plan = scoring.make_plan(parsed.bundle, table, wanted)
+    names = candidate_names(table, parsed.candidate_alias)
+    job = scoring.make_job(parsed.bundle, table, wanted)
     pool = (
-        workers.on_this_machine(plan, parsed.workers)
+        workers.local_pool(job, parsed.workers)
         if parsed.ray is None
-        else workers.on_ray(plan, parsed.ray, parsed.workers)
+        else workers.ray_cluster(job, parsed.ray, parsed.workers)
     )
     try:
         with pool as execute, _progress() as progress:
-            report = replay(log, plan, names, parsed.out / "scores", execute, progress)
+            report = replay(log, job, names, parsed.out / "scores", execute, progress)
         _write(report, parsed.out, pictures=not parsed.no_plots)
     except OSError as error:
         raise StoreError(f"cannot write to {parsed.out} ({error}); choose another --out") from error
@@ -128,7 +128,7 @@ def _check_counts(parsed: argparse.Namespace) -> None:
         raise InvalidInputError(*problems)
 
 
-def recorded(file: Path) -> Score:
+def recorded(file: Path) -> OutcomeLookup:
     """Read the outcomes that a server recorded, by decision ID and candidate; raises StoreError."""
     scores = {(r.decision_id, r.candidate): r.score for r in read_recorded(file)}
 

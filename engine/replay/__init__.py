@@ -1,1 +1,1 @@
-"""Past requests, routed anew: what other policies would have chosen, at what cost and quality."""
+"""Replay past requests: what other policies would have selected, at what cost and quality."""

@@ -1,4 +1,4 @@
-"""The records of a log, one at a time: JSONL (plain or gzip) and Parquet."""
+"""Read the requests of a log, one at a time, from JSONL (plain or gzip) or Parquet."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from engine.api.proto import last_user_turn
 from engine.client.requests import Turn
 from engine.serving.settings import Settings
 
-MAX_LINE = 64 << 20  # bytes; longer ones are broken and never held whole
+MAX_LINE = 64 << 20  # bytes; longer lines are invalid and never held whole
 PARQUET_ROWS = 256  # held at a time
 JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 @dataclass(frozen=True)
 class Line:
-    """record: None where `problem` says why there is none. number: of the line, or of the Parquet
-    row, from 1. position: share of the file that was read so far, in [0, 1]."""
+    """A line of a log, or a row of a Parquet file.
+
+    record: None if `problem` says why there is none. number: of the line or row, from 1. position:
+    share of the file that was read so far, in [0, 1].
+    """
 
     file: str
     number: int
@@ -40,40 +43,42 @@ class Line:
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths and globs name, each once, those of a glob sorted.
+    """List the files that paths and globs name, each once, those of a glob sorted.
 
-    Raises InvalidInputError where one names nothing or no format is known by its ending.
+    Raises:
+        InvalidInputError: a pattern matches nothing, or a file has an unknown suffix.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     problems = []
     for pattern in patterns:
         names = [pattern] if Path(pattern).is_file() else _matching(pattern)
         if not names:
-            problems.append(Violation(pattern, "names no file."))
+            problems.append(Violation(pattern, "matches no file."))
         for name in names:
             if not name.endswith((*JSONL, ".parquet")):
                 known = ", ".join((*JSONL, ".parquet"))
-                problems.append(Violation(name, f"is of no known format; expected {known}."))
-            found[Path(name)] = None
-    if any(file.suffix == ".parquet" for file in found) and not find_spec("pyarrow"):
+                problems.append(Violation(name, f"has an unknown format; expected {known}."))
+            files[Path(name)] = None
+    if any(file.suffix == ".parquet" for file in files) and not find_spec("pyarrow"):
         problems.append(Violation(".parquet", "needs pyarrow; pip install '.[replay]'."))
     if problems:
         raise InvalidInputError(*problems)
-    return list(found)
+    return list(files)
 
 
 def _matching(pattern: str) -> list[str]:
-    """Path.glob takes no absolute pattern."""
+    """Match an absolute pattern, which Path.glob does not accept."""
     path = Path(pattern)
     return sorted(
-        str(found) for found in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        str(match) for match in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     )
 
 
 def read_lines(file: Path, columns: Collection[str]) -> Iterator[Line]:
-    """Every record of `file` in its order. columns: the top-level ones that are needed.
+    """Read every record of `file` in order; columns: the top-level ones that are needed.
 
-    Raises InvalidInputError where the file itself cannot be read on.
+    Raises:
+        InvalidInputError: the file itself cannot be read.
     """
     number = 0
     try:
@@ -83,7 +88,7 @@ def read_lines(file: Path, columns: Collection[str]) -> Iterator[Line]:
             yield line
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidInputError(
-            Violation(str(file), f"cannot be read on after row {number} ({error}).")
+            Violation(str(file), f"cannot be read after row {number} ({error}).")
         ) from error
 
 
@@ -104,14 +109,14 @@ def _jsonl(file: Path) -> Iterator[Line]:
 
 
 def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    """(record, what is wrong with it); neither for an empty line."""
+    """Parse a line into (record, problem); an empty line has neither."""
     if not line.strip():
         return None, ""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         # Not str(error): of a UnicodeDecodeError it would quote the line.
-        return None, f"is no JSON ({type(error).__name__})"
+        return None, f"not valid JSON ({type(error).__name__})"
     if not isinstance(record, dict):
         return None, f"is a JSON {type(record).__name__}, expected an object"
     return record, ""
@@ -134,7 +139,7 @@ def _parquet(file: Path, columns: Collection[str]) -> Iterator[Line]:
         raise EOFError(f"{type(error).__name__}: {error}") from error
 
 
-# A field is read from the first of these columns that holds something; --map-column names another.
+# A field is read from the first of these columns that has a value; --map-column sets another.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "text": ("text", "prompt", "instruction", "input", "query"),
@@ -145,26 +150,29 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "decision": ("decision_id",),
 }
 MAX_TEXT_BYTES = Settings().max_text_bytes  # as a server with default settings accepts
-FIRST_MS = 1e11  # epoch numbers from here on are milliseconds
+MIN_EPOCH_MS = 1e11  # epoch times from here on are milliseconds
 
 
 @dataclass(frozen=True)
 class PastRequest:
-    """text, context_chars: see Router.route. used: name of the candidate as logged, "" where there
-    is none. cost: US dollars; outcome: in [0, 1]; time: epoch seconds; NaN where not logged."""
+    """A request of the log.
+
+    text, context_chars: see Router.route. candidate: its name in the log, empty if there is none.
+    cost: US dollars. outcome: in [0, 1]. time: epoch seconds. NaN means not logged.
+    """
 
     text: str
     context_chars: int
-    used: str
+    candidate: str
     cost: float
     outcome: float
     time: float
 
 
-def columns_with(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """COLUMNS with FIELD=COLUMN in place of the defaults; raises InvalidInputError."""
+def columns_with(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Replace defaults of COLUMNS by `pairs` of FIELD=COLUMN; raises InvalidInputError."""
     columns, problems = dict(COLUMNS), []
-    for pair in given:
+    for pair in pairs:
         name, _, path = pair.partition("=")
         if name not in COLUMNS or not path:
             expected = ", ".join(COLUMNS)
@@ -180,7 +188,7 @@ def columns_with(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def top_level(columns: Mapping[str, Sequence[str]]) -> set[str]:
-    """The columns of a table in which `columns` lie."""
+    """List the top-level columns of a table that contain `columns`."""
     paths = [path for some in columns.values() for path in some]
     return {*paths, *(path.split(".")[0] for path in paths)}
 
@@ -190,9 +198,9 @@ def past_request(
     columns: Mapping[str, Sequence[str]],
     outcome_of: Callable[[str, str], float] | None = None,
 ) -> PastRequest | str:
-    """The request, or in a sentence why there is none; never quotes what was said.
+    """Read the request of a record, or say what is wrong in a sentence that never quotes its text.
 
-    outcome_of: (decision id, candidate) -> outcome or NaN, for a record that brings none.
+    outcome_of: (decision id, candidate) -> outcome or NaN, for a record without an outcome.
     """
     values = {name: _first(record, paths) for name, paths in columns.items()}
     try:
@@ -200,35 +208,35 @@ def past_request(
         outcome = _number(values["outcome"], "outcome")
         cost = _number(values["cost"], "cost")
         if outcome < 0 or outcome > 1:
-            raise ValueError("outcome lies outside [0, 1]")
+            raise ValueError("outcome is outside [0, 1]")
         if cost < 0 or cost == math.inf:
-            raise ValueError("cost is no amount of US dollars")
+            raise ValueError("cost is not an amount of US dollars")
         seconds = _seconds(values["time"])
     except InvalidInputError as error:
         return str(error)
     except ValueError as error:
         return f"{error}."
-    used = str(values["candidate"] or "").removeprefix(NAME_PREFIX)
+    candidate = str(values["candidate"] or "").removeprefix(NAME_PREFIX)
     if math.isnan(outcome) and outcome_of is not None:
-        outcome = outcome_of(str(values["decision"]), used)
-    return PastRequest(text, context_chars, used, cost, outcome, seconds)
+        outcome = outcome_of(str(values["decision"]), candidate)
+    return PastRequest(text, context_chars, candidate, cost, outcome, seconds)
 
 
 def _first(record: Mapping[str, Any], paths: Sequence[str]) -> Any:
-    """The value of the first path that leads to something; a dot goes into an object."""
+    """Find the value of the first path that has one; a dot steps into an object."""
     for path in paths:
-        found: Any = record.get(path)
-        if found is None and "." in path:
-            found = record
+        value: Any = record.get(path)
+        if value is None and "." in path:
+            value = record
             for step in path.split("."):
-                found = found.get(step) if isinstance(found, Mapping) else None
-        if not _is_nothing(found):
-            return found
+                value = value.get(step) if isinstance(value, Mapping) else None
+        if not _is_empty(value):
+            return value
     return None
 
 
-def _is_nothing(value: Any) -> bool:
-    """Whether a column holds no value: what a table of such logs has where others have one."""
+def _is_empty(value: Any) -> bool:
+    """True for what a table has in a column if a record has no value for it."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str | list | dict) and not value)
@@ -255,17 +263,17 @@ def _require_utf8(text: str) -> None:
 
 
 def _turns(messages: Any) -> list[Turn]:
-    """Of OpenAI's form, as a list or as its JSON text."""
+    """Read messages in OpenAI's format, as a list or as its JSON text."""
     if isinstance(messages, str):
         try:
             messages = json.loads(messages)
         except ValueError:
-            raise ValueError("messages is no JSON") from None
+            raise ValueError("messages is not JSON") from None
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise ValueError("messages is no list of objects")
+        raise ValueError("messages is not a list of objects")
     for i, message in enumerate(messages):
         if str(message.get("role")) not in ROLES:
-            raise ValueError(f"messages[{i}].role is none of {', '.join(ROLES)}")
+            raise ValueError(f"messages[{i}].role is not one of {', '.join(ROLES)}")
     said = [Turn(role, text) for role, text in turns({"messages": messages})]
     for turn in said:
         _require_utf8(turn.text)
@@ -273,24 +281,24 @@ def _turns(messages: Any) -> list[Turn]:
 
 
 def _number(value: Any, name: str) -> float:
-    """NaN where there is none."""
+    """Read a number; NaN if there is none."""
     if value is None:
         return math.nan
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} is no number") from None
+        raise ValueError(f"{name} is not a number") from None
 
 
 def _seconds(value: Any) -> float:
-    """Epoch seconds of a number, an ISO 8601 text or a Parquet timestamp; UTC where no zone is."""
+    """Read epoch seconds from a number, ISO 8601 text or Parquet timestamp; UTC without a zone."""
     if isinstance(value, str):
         with suppress(ValueError):  # perhaps a number as text
             value = datetime.fromisoformat(value)
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     seconds = _number(value, "time")
-    seconds = seconds / 1e3 if seconds >= FIRST_MS else seconds
-    if seconds < 0 or seconds >= FIRST_MS:
+    seconds = seconds / 1e3 if seconds >= MIN_EPOCH_MS else seconds
+    if seconds < 0 or seconds >= MIN_EPOCH_MS:
         raise ValueError("time is neither epoch seconds nor milliseconds")
     return seconds

@@ -1,4 +1,4 @@
-"""Pictures of a report, where people would rather look than read."""
+"""Plot the report of a replay."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.replay.report import policies_in
 
 Report = Mapping[str, Any]
-MIX_SHOWN = 10
+MAX_CANDIDATES = 10
 GREY = "0.55"
 
 
 def require_matplotlib() -> None:
-    """Raises InvalidInputError where it is not installed; better before hours of scoring."""
+    """Raise InvalidInputError if matplotlib is not installed, before hours of scoring."""
     try:
         import matplotlib
     except ImportError as error:
         raise InvalidInputError(
             Violation(
                 "plots",
-                "need matplotlib; pip install '.[replay]', or give --no-plots.",
+                "need matplotlib; pip install '.[replay]', or use --no-plots.",
             )
         ) from error
     matplotlib.use("Agg")
 
 
 def draw(report: Report, out: Path) -> list[str]:
-    """Write the PNGs that the report has figures for; returns their names."""
+    """Write the PNGs that the report has data for; returns their file names."""
     pictures = {
         "cost-quality.png": _cost_quality if report["frontier"] else None,
-        "mix.png": _mix,
+        "selection-share.png": _selection_share,
         "agreement.png": _agreement if report["reliability"] else None,
         "over-time.png": _over_time if report["over_time"] else None,
     }
@@ -58,10 +58,10 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _cost_quality(report: Report) -> Any:
-    """Policies on the curve of cost sensitivities, and each candidate alone."""
+    """Plot policies, the curve of cost sensitivities, and each candidate alone."""
     figure, axes = _figure(8, 5)
-    found = report["frontier"]
-    curve = found["curve"]
+    frontier = report["frontier"]
+    curve = frontier["curve"]
     axes.plot(
         [1e3 * x["cost_usd"] for x in curve],
         [x["quality"] for x in curve],
@@ -69,7 +69,7 @@ def _cost_quality(report: Report) -> Any:
         linewidth=1.2,
         label="every cost sensitivity",
     )
-    for name, one in found["always_one"].items():
+    for name, one in frontier["always_one"].items():
         at = (1e3 * one["cost_usd"], one["quality"])
         axes.plot(*at, ".", color=GREY)
         axes.annotate(
@@ -96,14 +96,14 @@ def _cost_quality(report: Report) -> Any:
     axes.set(
         xlabel="estimated US dollars per 1,000 requests",
         ylabel="estimated quality (mean probability)",
-        title=f"{report['requests']:,} past requests; grey names: always that one",
+        title=f"{report['requests']:,} past requests; gray names: that candidate always",
     )
     axes.legend(frameon=False, loc="lower right")
     return figure
 
 
-def _mix(report: Report) -> Any:
-    """A bar for what was used and for each policy, the same colour for the same candidate."""
+def _selection_share(report: Report) -> Any:
+    """Plot a bar for the log and for each policy, with a color for each candidate."""
     parts = {"logged": report["logged"], **report["policies"]}
     totals: dict[str, float] = {}
     for part in parts.values():
@@ -111,14 +111,14 @@ def _mix(report: Report) -> Any:
         for name, count in part["selection_share"].items():
             totals[name] = totals.get(name, 0.0) + count / whole
     order = sorted(totals, key=lambda n: (-totals[n], n))
-    shown, colours = order[:MIX_SHOWN], _pyplot().get_cmap("tab10").colors
+    listed, colors = order[:MAX_CANDIDATES], _pyplot().get_cmap("tab10").colors
     figure, axes = _figure(9, 1.6 + 0.5 * len(parts))
     left = [0.0] * len(parts)
-    for name, colour in [*zip(shown, colours, strict=False), ("others", "0.8")]:
-        widths = [_share(part["selection_share"], name, shown) for part in parts.values()]
+    for name, color in [*zip(listed, colors, strict=False), ("others", "0.8")]:
+        widths = [_share(part["selection_share"], name, listed) for part in parts.values()]
         if not any(widths):
             continue
-        bars = axes.barh(list(parts), widths, left=left, color=colour, label=name)
+        bars = axes.barh(list(parts), widths, left=left, color=color, label=name)
         labels = [f"{w:.0%}" if w >= 0.05 else "" for w in widths]
         axes.bar_label(bars, labels, label_type="center", fontsize=8, color="white")
         left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -130,15 +130,15 @@ def _mix(report: Report) -> Any:
     return figure
 
 
-def _share(mix: Mapping[str, int], name: str, shown: list[str]) -> float:
-    total = max(1, sum(mix.values()))
+def _share(counts: Mapping[str, int], name: str, listed: list[str]) -> float:
+    total = max(1, sum(counts.values()))
     if name == "others":
-        return sum(count for other, count in mix.items() if other not in shown) / total
-    return mix.get(name, 0) / total
+        return sum(count for other, count in counts.items() if other not in listed) / total
+    return counts.get(name, 0) / total
 
 
 def _agreement(report: Report) -> Any:
-    """Outcomes of what was used beside the probabilities that foretold them."""
+    """Plot outcomes of the logged candidates against their probabilities."""
     figure, axes = _figure(4.8, 4.6)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     bins = report["reliability"]
@@ -149,7 +149,7 @@ def _agreement(report: Report) -> Any:
         axes.errorbar(b["mean_p"], seen["value"], yerr=errors, color="C0", capsize=2)
         axes.scatter(b["mean_p"], seen["value"], s=15 + 200 * seen["rows"] / most, color="C0")
     axes.set(
-        xlabel="probability of what was used",
+        xlabel="probability of the logged candidate",
         ylabel="observed outcome",
         title=f"{report['logged']['brier']['rows']:,} requests with outcome",
         xlim=(0, 1),
@@ -159,18 +159,18 @@ def _agreement(report: Report) -> Any:
 
 
 def _over_time(report: Report) -> Any:
-    """Cost and quality through the log's own time."""
+    """Plot cost and quality over the log's time."""
     over = report["over_time"]
     figure, (upper, lower) = _pyplot().subplots(
         2, 1, figsize=(8, 5), sharex=True, layout="constrained"
     )
     when = [datetime.fromtimestamp(t, UTC) for t in over["middle"]]
     for i, series in enumerate(over["series"]):
-        colour = "black" if series["name"] == "logged" else f"C{i - 1}"
+        color = "black" if series["name"] == "logged" else f"C{i - 1}"
         costs = [None if c is None else 1e3 * c for c in series["cost_usd"]]
         for axes, values in ((upper, costs), (lower, series["quality"])):
             drawn = [float("nan") if v is None else v for v in values]
-            axes.plot(when, drawn, ".-", color=colour, linewidth=1, label=series["name"])
+            axes.plot(when, drawn, ".-", color=color, linewidth=1, label=series["name"])
     upper.set_ylabel("estimated $ / 1,000")
     lower.set_ylabel("estimated quality")
     for axes in (upper, lower):

@@ -1,5 +1,7 @@
-"""Policies by name, from --policy NAME=SPEC or a TOML file; the fields are those of the API's
-Policy (router_service.proto)."""
+"""Read named policies from --policy NAME=FIELD=VALUE,... or from a TOML file.
+
+The fields are those of the API's Policy (proto/router_service.proto).
+"""
 
 from __future__ import annotations
 
@@ -18,34 +20,33 @@ from engine.pb import router_service_pb2
 from engine.registry.table import Table
 from engine.routing.eligibility import validate_policy
 
-DEFAULT = {"default": Policy()}  # what Route does where no policy is sent
-NAMES = (
-    "allowed_candidates",
-    "denied_candidates",
-    "default_candidate",
-)  # of candidates, with or without the prefix
+DEFAULT = {"default": Policy()}  # what Route does without a policy
+# Fields that hold candidate names, with or without the prefix.
+NAME_FIELDS = ("allowed_candidates", "denied_candidates", "default_candidate")
 FIELDS = {
     f.name: f.is_repeated
     for f in router_service_pb2.Policy.DESCRIPTOR.fields
-    if f.name != "ranking_size"  # nothing hangs on it here
+    if f.name != "ranking_size"  # the replay needs no ranking
 }
 
 
 def read_policies(specs: Sequence[str], file: Path | None, table: Table) -> dict[str, Policy]:
-    """All policies, those of `file` first; the API's default where there is none.
+    """Read all policies, those of `file` first; the API's default policy if there is none.
 
-    Raises InvalidInputError that names the policy and the field.
+    Raises:
+        InvalidInputError: names the policy and the field that is wrong.
     """
     raw = {} if file is None else _toml(file)
     for spec in specs:
         name, _, rest = spec.partition("=")
         if not name or name in raw:
             raise InvalidInputError(
-                Violation("--policy", f"is {spec!r}; expected NAME=FIELD=VALUE,... , NAME once.")
+                Violation(
+                    "--policy", f"is {spec!r}; expected NAME=FIELD=VALUE,... with a new NAME."
+                )
             )
         raw[name] = _fields(name, rest)
-    found = {name: _policy(name, fields, table) for name, fields in raw.items()}
-    return found or DEFAULT
+    return {name: _policy(name, fields, table) for name, fields in raw.items()} or DEFAULT
 
 
 def _toml(file: Path) -> dict[str, Any]:
@@ -54,20 +55,22 @@ def _toml(file: Path) -> dict[str, Any]:
             return tomllib.load(content)
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            Violation(str(file), f"is no readable TOML file ({error}).")
+            Violation(str(file), f"is not a readable TOML file ({error}).")
         ) from error
 
 
 def _fields(name: str, spec: str) -> dict[str, Any]:
-    """cost_sensitivity=0.3,denied_candidates=a,denied_candidates=b: a field of several values is
-    given several times."""
+    """Parse cost_sensitivity=0.3,denied_candidates=a,denied_candidates=b.
+
+    A field with several values is repeated.
+    """
     fields: dict[str, Any] = {}
     for pair in filter(None, spec.split(",")):
         key, _, value = pair.partition("=")
         if FIELDS.get(key):
             fields.setdefault(key, []).append(value)
         elif key in fields:
-            raise InvalidInputError(Violation(f"policy {name}", f"gives {key} twice."))
+            raise InvalidInputError(Violation(f"policy {name}", f"sets {key} twice."))
         else:
             fields[key] = value
     return fields
@@ -76,12 +79,14 @@ def _fields(name: str, spec: str) -> dict[str, Any]:
 def _policy(name: str, fields: Any, table: Table) -> Policy:
     at = f"policy {name}"
     if not isinstance(fields, Mapping):
-        raise InvalidInputError(Violation(at, "is no table; expected [NAME] and fields below it."))
+        raise InvalidInputError(
+            Violation(at, "is not a table; expected [NAME] and fields under it.")
+        )
     if unknown := sorted(set(fields) - set(FIELDS)):
         raise InvalidInputError(
-            Violation(at, f"has unknown fields {unknown}; known are {', '.join(FIELDS)}.")
+            Violation(at, f"has unknown fields {unknown}; expected {', '.join(FIELDS)}.")
         )
-    named = {k: _with_prefix(v) if k in NAMES else v for k, v in fields.items()}
+    named = {k: _with_prefix(v) if k in NAME_FIELDS else v for k, v in fields.items()}
     try:
         policy = policy_from(json_format.ParseDict(named, router_service_pb2.Policy()))
         validate_policy(policy, table)

@@ -1,4 +1,4 @@
-"""The report for people: Markdown, and a table on the terminal."""
+"""Render the report of a replay as Markdown and as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -12,110 +12,122 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Report = Mapping[str, Any]
-HEADINGS = ("", "requests", "quality (estimate)", "$ per 1,000 (estimate)", "cost against used")
-SHOWN = 8  # candidates of a mix, unknown names
-WHAT_IS_WHAT = """\
-Quality is the mean calibrated probability of what is chosen: an **estimate**, also for what was
-used. Costs are estimates too: price list times input tokens and mean answer. Only the observed
-quality was measured, and only of what was used. How a policy's other choices would have turned out
-nobody has seen: where it chose what was used, estimate and outcome can be compared, but those
-requests are no fair sample of the others. Brackets are 95 % intervals of a bootstrap over requests;
-they hold the spread of the requests, not the error of the estimate itself. Figures of different
-requests do not compare; what is said "against used" is of the same ones."""
+HEADINGS = (
+    "",
+    "requests",
+    "quality (estimate)",
+    "$ per 1,000 (estimate)",
+    "cost relative to logged",
+)
+MAX_LISTED = 8  # candidates of a selection, unknown names
+NOTES = """\
+Quality is the mean calibrated probability of the selected candidates: an **estimate**, also for the
+log. Costs are estimates too: list prices times input tokens and mean output. Only the observed
+quality was measured, and only for the logged candidates. The outcomes of a policy's other
+selections are unknown. If a policy selects the logged candidate, estimate and outcome can be
+compared, but those requests are not a fair sample of the others. Brackets are 95 % intervals of a
+bootstrap over requests; they cover the spread of the requests, not the error of the estimate
+itself. Values over different requests do not compare; those relative to the log cover the same
+requests."""
 
 
 def rows(report: Report) -> Iterator[tuple[str, ...]]:
-    """The cells under HEADINGS."""
+    """Iterate over the rows of the table, cells under HEADINGS."""
     for name, quality, cost in policies_in(report):
         part = report["policies"].get(name)
         ratio = "" if part is None else _percent(part["vs_logged"]["cost_ratio"])
-        yield name, _requests(quality, cost), _figure(quality), _figure(cost, 1e3), ratio
+        yield name, _requests(quality, cost), _estimate(quality), _estimate(cost, 1e3), ratio
 
 
-def facts(report: Report) -> Iterator[str]:
-    """Sentences, most important first."""
-    log, used = report["log"], report["logged"]
+def summary_lines(report: Report) -> Iterator[str]:
+    """Write human-readable summary lines, the most important first."""
+    log, logged = report["log"], report["logged"]
     yield _read(report)
     if log["unknown_candidates"]:
         yield _unknown(log["unknown_candidates"])
     if log["without_candidate"]:
-        yield f"{log['without_candidate']} requests do not say what was used."
-    if used["logged_cost_usd"]["rows"]:
-        cost = _figure(used["logged_cost_usd"], 1e3)
-        yield f"Logged cost of what was used: ${cost} per 1,000 requests."
-    if used["with_outcome"]:
-        yield from _observed(used)
+        yield f"{log['without_candidate']} requests have no candidate in the log."
+    if logged["logged_cost_usd"]["rows"]:
+        cost = _estimate(logged["logged_cost_usd"], 1e3)
+        yield f"Cost according to the log: ${cost} per 1,000 requests."
+    if logged["with_outcome"]:
+        yield from _observed(logged)
     for name, part in report["policies"].items():
-        yield from _about(name, part)
+        yield from _about_policy(name, part)
 
 
 def _read(report: Report) -> str:
-    broken, period = report["log"]["invalid_rows"], report["period"]
+    invalid, period = report["log"]["invalid_rows"], report["period"]
     text = f"{report['requests']} requests"
     text += f" from {period['from']} to {period['to']}" if period else ""
-    if broken["count"]:
-        first = broken["first"][0]
-        text += f"; skipped as broken: {broken['count']}, the first {first['file']}"
-        text += f":{first['line']} ({first['problem'].rstrip('.')})"
+    if count := invalid["count"]:
+        first = invalid["first"][0]
+        rows = "1 invalid row" if count == 1 else f"{count} invalid rows"
+        text += f"; {rows} skipped, the first {first['file']}:{first['line']}"
+        text += f" ({first['problem'].rstrip('.')})"
     return text + "."
 
 
 def _unknown(unknown: Mapping[str, int]) -> str:
-    some = ", ".join(f"{name} ({count})" for name, count in list(unknown.items())[:SHOWN])
-    more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+    some = ", ".join(f"{name} ({count})" for name, count in list(unknown.items())[:MAX_LISTED])
+    more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
     return (
-        f"{sum(unknown.values())} requests used candidates that the table does not have, so nothing"
-        f" is compared there (--candidate-alias names them): {some}{more}."
+        f"{sum(unknown.values())} requests used candidates that the table does not have, so they"
+        f" are not compared (--candidate-alias maps them): {some}{more}."
     )
 
 
-def _observed(used: Mapping[str, Any]) -> Iterator[str]:
-    yield f"Observed quality of what was used: {_figure(used['observed_quality'])}."
-    gap = used["estimate_minus_observed"]
+def _observed(logged: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Observed quality of the logged candidates: {_estimate(logged['observed_quality'])}."
+    gap = logged["estimate_minus_observed"]
     if gap["rows"]:
         yield (
-            f"On {gap['rows']} of those requests what was used was scored too: estimate minus"
-            f" outcome is {_figure(gap, signed=True)}, Brier score {used['brier']['value']:.3f}."
+            f"On {gap['rows']} of those requests the logged candidate was scored too: estimate"
+            f" minus outcome is {_estimate(gap, signed=True)}, Brier score"
+            f" {logged['brier']['value']:.3f}."
         )
 
 
-def _about(name: str, part: Mapping[str, Any]) -> Iterator[str]:
-    against, same = part["vs_logged"], part["on_agreement"]
-    if against["changed"]["rows"]:
+def _about_policy(name: str, part: Mapping[str, Any]) -> Iterator[str]:
+    versus, same = part["vs_logged"], part["on_agreement"]
+    if versus["changed"]["rows"]:
+        gain = _estimate(versus["quality_difference"], signed=True)
         yield (
-            f"{name}: another choice on {_percent(against['changed'])} of requests; estimated"
-            f" quality {_figure(against['quality_difference'], signed=True)} against what was used."
+            f"{name}: another choice on {_percent(versus['changed'])} of requests; estimated"
+            f" quality {gain} relative to the logged candidates."
         )
     if same["observed_quality"]["rows"]:
         yield (
-            f"{name}: where it chose what was used ({same['observed_quality']['rows']} with"
-            f" outcome): observed {_figure(same['observed_quality'])}, estimated"
-            f" {_figure(same['estimated_quality'])}."
+            f"{name}: on agreement with the log ({same['observed_quality']['rows']} requests with"
+            f" outcome): observed {_estimate(same['observed_quality'])}, estimated"
+            f" {_estimate(same['estimated_quality'])}."
         )
     if part["no_eligible_candidate"]:
-        yield f"{name}: nobody was eligible for {part['no_eligible_candidate']} requests."
+        yield f"{name}: {part['no_eligible_candidate']} requests had no eligible candidate."
     if others := {k: n for k, n in part["kinds"].items() if k != "ranked"}:
         yield f"{name}: {', '.join(f'{k} {n}' for k, n in others.items())}."
 
 
 def markdown(report: Report, plots: Sequence[str]) -> str:
-    """report.md; plots: names of PNGs beside it."""
-    lines = ["# Replay", "", *(f"- {fact}" for fact in facts(report)), ""]
+    """Render report.md; plots: file names of PNGs in the same folder."""
+    lines = ["# Replay", "", *(f"- {line}" for line in summary_lines(report)), ""]
     lines += [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows(report)]
-    lines += ["", WHAT_IS_WHAT, "", "## Who is chosen", "", "| | share of requests |", "|---|---|"]
+    lines += ["", NOTES, "", "## Selection share", "", "| | share of requests |", "|---|---|"]
     for name, part in {"logged": report["logged"], **report["policies"]}.items():
-        lines.append(f"| {name} | {_mix(part['selection_share'], len(part['selection_share']))} |")
+        lines.append(
+            f"| {name} | {_shares(part['selection_share'], len(part['selection_share']))} |"
+        )
     lines += ["", "## Policies", ""]
     for name, part in report["policies"].items():
         lines.append(f"- {name}: `{json.dumps(part['policy'])}`")
     if plots:
-        lines += ["", "## Pictures", "", *(f"![{name}]({name})" for name in plots)]
+        lines += ["", "## Plots", "", *(f"![{name}]({name})" for name in plots)]
     return "\n".join(lines) + "\n"
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The table, what was found, and what of it is an estimate."""
+    """Print the table, the summary, and a note on what is an estimate."""
     from rich.table import Table
 
     table = Table(*(HEADINGS[:1]))
@@ -123,30 +135,30 @@ def print_report(report: Report, console: Console) -> None:
         table.add_column(heading, justify="right")
     for cells in rows(report):
         table.add_row(*cells)
-    mixes = Table("", "who is chosen")
+    shares = Table("", "selection share")
     for name, part in {"logged": report["logged"], **report["policies"]}.items():
-        mixes.add_row(name, _mix(part["selection_share"], SHOWN // 2))
-    console.print(table, mixes)
-    for fact in facts(report):
-        console.print(f"- {fact}")
+        shares.add_row(name, _shares(part["selection_share"], MAX_LISTED // 2))
+    console.print(table, shares)
+    for line in summary_lines(report):
+        console.print(f"- {line}")
     console.print("Only observed quality was measured; the rest are estimates, see report.md.")
 
 
 def _requests(quality: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
-    """Over how many the two are taken: who was used may be unknown, a price too."""
+    """Count the requests of both means; the candidate may be unknown, and so may its price."""
     priced = "" if cost["rows"] == quality["rows"] else f" (cost: {cost['rows']})"
     return f"{quality['rows']}{priced}"
 
 
-def _mix(mix: Mapping[str, int], most: int) -> str:
-    total = sum(mix.values())
-    shown = [f"{name} {count / total:.1%}" for name, count in list(mix.items())[:most]]
-    rest = len(mix) - most
-    return ", ".join(shown) + (f", {rest} others" if rest > 0 else "") or "nobody"
+def _shares(counts: Mapping[str, int], most: int) -> str:
+    total = sum(counts.values())
+    listed = [f"{name} {count / total:.1%}" for name, count in list(counts.items())[:most]]
+    rest = len(counts) - most
+    return ", ".join(listed) + (f", {rest} others" if rest > 0 else "") or "none"
 
 
-def _figure(estimate: Mapping[str, Any], scale: float = 1.0, *, signed: bool = False) -> str:
-    """Value and interval, "unknown" where there is none."""
+def _estimate(estimate: Mapping[str, Any], scale: float = 1.0, *, signed: bool = False) -> str:
+    """Format value and interval; "unknown" if there is no value."""
     if estimate["value"] is None:
         return "unknown"
     form = "+.3f" if signed else ".3f"

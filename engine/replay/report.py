@@ -1,6 +1,6 @@
-"""From the columns of a log to figures. Pure: equal columns give equal reports, to the last bit.
+"""Compute the report of a replay. Pure: equal arrays give equal reports, to the last bit.
 
-Letters: N requests, P policies, M candidates.
+Shapes: N requests, P policies, M candidates.
 """
 
 from __future__ import annotations
@@ -17,61 +17,61 @@ from engine.api.candidate import DEFAULT_OUTPUT_TOKENS
 from engine.api.policy import Policy
 from engine.bundle.types import FloatArray
 from engine.registry.table import Table
-from engine.replay.scoring import KINDS, NOBODY, Columns, Scores
+from engine.replay.scoring import KINDS, NO_CANDIDATE, ResultArrays, Scores
 from engine.routing import tradeoff
 
 BINS = 10  # of the reliability table
 PERIODS = 40  # of the plot over time
 
 
-def report(columns: Columns, policies: Mapping[str, Policy], table: Table) -> dict[str, Any]:
-    """Figures of what was used and of each policy; costs in US dollars a request.
+def report(arrays: ResultArrays, policies: Mapping[str, Policy], table: Table) -> dict[str, Any]:
+    """Compute the metrics of the logged candidates and of each policy.
 
-    An estimate is {"value", "low", "high", "rows"}: the mean, its 95 % interval, and over how many
-    requests.
+    Costs are US dollars per request. An estimate is {"value", "low", "high", "rows"}: the mean, its
+    95 % interval, and the number of requests that it covers.
     """
-    draws = Resampling(len(columns.used))
+    draws = Resampling(len(arrays.logged))
     names = [c.id for c in table.candidates]
     return {
-        "requests": len(columns.used),
-        "period": _period(columns.time),
+        "requests": len(arrays.logged),
+        "period": _period(arrays.time),
         "candidates": names,
-        "logged": _used(columns, names, draws),
+        "logged": _logged(arrays, names, draws),
         "policies": {
-            name: {"policy": _shown(policy), **_policy(columns, j, names, draws)}
+            name: {"policy": _set_fields(policy), **_policy(arrays, j, names, draws)}
             for j, (name, policy) in enumerate(policies.items())
         },
-        "reliability": list(_reliability(columns)),
-        "over_time": _over_time(columns, list(policies)),
+        "reliability": list(_reliability(arrays)),
+        "over_time": _over_time(arrays, list(policies)),
     }
 
 
-def _used(columns: Columns, names: list[str], draws: Resampling) -> dict[str, Any]:
-    told = ~np.isnan(columns.outcome)
-    p_told = np.where(told, columns.used_p, np.nan)
+def _logged(arrays: ResultArrays, names: list[str], draws: Resampling) -> dict[str, Any]:
+    measured = ~np.isnan(arrays.outcome)
+    p_measured = np.where(measured, arrays.logged_p, np.nan)
     return {
-        "selection_share": _mix(columns.used, names),
-        "with_outcome": int(told.sum()),
-        "logged_cost_usd": draws.mean(columns.logged_cost),
-        "estimated_cost_usd": draws.mean(columns.used_cost),
-        "estimated_quality": draws.mean(columns.used_p),
-        "observed_quality": draws.mean(columns.outcome),
-        "estimate_minus_observed": draws.mean(p_told - columns.outcome),
-        "brier": draws.mean((columns.used_p - columns.outcome) ** 2),
+        "selection_share": _selection_share(arrays.logged, names),
+        "with_outcome": int(measured.sum()),
+        "logged_cost_usd": draws.mean(arrays.logged_cost),
+        "estimated_cost_usd": draws.mean(arrays.estimated_cost),
+        "estimated_quality": draws.mean(arrays.logged_p),
+        "observed_quality": draws.mean(arrays.outcome),
+        "estimate_minus_observed": draws.mean(p_measured - arrays.outcome),
+        "brier": draws.mean((arrays.logged_p - arrays.outcome) ** 2),
     }
 
 
-def _policy(columns: Columns, j: int, names: list[str], draws: Resampling) -> dict[str, Any]:
-    decisions = columns.decisions
+def _policy(arrays: ResultArrays, j: int, names: list[str], draws: Resampling) -> dict[str, Any]:
+    decisions = arrays.decisions
     choice, p = decisions.choice[:, j], decisions.p[:, j].astype(np.float64)
     cost, kind = decisions.cost[:, j], decisions.kind[:, j]
-    chosen, known = choice != NOBODY, columns.used != NOBODY
+    chosen, known = choice != NO_CANDIDATE, arrays.logged != NO_CANDIDATE
     comparable = chosen & known
-    changed = np.where(comparable, choice != columns.used, np.nan)
-    same = np.where(comparable & (choice == columns.used), 1.0, np.nan)
-    p_told = np.where(np.isnan(columns.outcome), np.nan, p)
+    changed = np.where(comparable, choice != arrays.logged, np.nan)
+    same = np.where(comparable & (choice == arrays.logged), 1.0, np.nan)
+    p_measured = np.where(np.isnan(arrays.outcome), np.nan, p)
     return {
-        "selection_share": _mix(choice, names),
+        "selection_share": _selection_share(choice, names),
         "no_eligible_candidate": int((~chosen).sum()),
         "kinds": {
             name: int(((kind == code) & chosen).sum())
@@ -82,28 +82,28 @@ def _policy(columns: Columns, j: int, names: list[str], draws: Resampling) -> di
         "estimated_quality": draws.mean(p),
         "vs_logged": {
             "changed": draws.mean(changed),
-            "quality_difference": draws.mean(p - columns.used_p),
-            "cost_ratio": draws.ratio(cost, columns.used_cost),
+            "quality_difference": draws.mean(p - arrays.logged_p),
+            "cost_ratio": draws.ratio(cost, arrays.estimated_cost),
         },
         "on_agreement": {
-            "observed_quality": draws.mean(columns.outcome * same),
-            "estimated_quality": draws.mean(p_told * same),
-            "estimate_minus_observed": draws.mean((p - columns.outcome) * same),
+            "observed_quality": draws.mean(arrays.outcome * same),
+            "estimated_quality": draws.mean(p_measured * same),
+            "estimate_minus_observed": draws.mean((p - arrays.outcome) * same),
         },
     }
 
 
-def _mix(rows: NDArray[np.integer], names: list[str]) -> dict[str, int]:
-    """Requests by candidate, most first; those of nobody in the table are left out."""
-    counts = np.bincount(rows[rows != NOBODY], minlength=len(names)).tolist()
+def _selection_share(rows: NDArray[np.integer], names: list[str]) -> dict[str, int]:
+    """Count requests by candidate, most first; candidates that the table lacks are left out."""
+    counts = np.bincount(rows[rows != NO_CANDIDATE], minlength=len(names)).tolist()
     ordered = sorted(zip(names, counts, strict=True), key=lambda pair: (-pair[1], pair[0]))
     return {name: count for name, count in ordered if count}
 
 
-def _reliability(columns: Columns) -> Iterator[dict[str, Any]]:
-    """Of what was used: outcomes beside the probabilities that foretold them."""
-    known = ~(np.isnan(columns.used_p) | np.isnan(columns.outcome))
-    p, outcome = columns.used_p[known], columns.outcome[known]
+def _reliability(arrays: ResultArrays) -> Iterator[dict[str, Any]]:
+    """Compare outcomes of the logged candidates with their probabilities, in bins of p."""
+    known = ~(np.isnan(arrays.logged_p) | np.isnan(arrays.outcome))
+    p, outcome = arrays.logged_p[known], arrays.outcome[known]
     bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
     for b in range(BINS):
         inside = bins == b
@@ -115,29 +115,29 @@ def _reliability(columns: Columns) -> Iterator[dict[str, Any]]:
             }
 
 
-def _over_time(columns: Columns, policies: list[str]) -> dict[str, Any] | None:
-    """Means within equal periods; None where the log says no times or they do not differ."""
-    known = ~np.isnan(columns.time)
-    if not known.any() or columns.time[known].min() == columns.time[known].max():
+def _over_time(arrays: ResultArrays, policies: list[str]) -> dict[str, Any] | None:
+    """Compute means within equal periods; None if the log has no times, or one time only."""
+    known = ~np.isnan(arrays.time)
+    if not known.any() or arrays.time[known].min() == arrays.time[known].max():
         return None
-    time = columns.time[known]
+    time = arrays.time[known]
     edges = np.linspace(time.min(), time.max(), PERIODS + 1)
     period = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, PERIODS - 1)
 
     def means(values: FloatArray) -> list[float | None]:
         kept = values[known]
-        told = ~np.isnan(kept)
-        sums = np.bincount(period[told], kept[told], PERIODS)
-        counts = np.bincount(period[told], minlength=PERIODS)
+        present = ~np.isnan(kept)
+        sums = np.bincount(period[present], kept[present], PERIODS)
+        counts = np.bincount(period[present], minlength=PERIODS)
         return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
 
-    decisions = columns.decisions
-    both = [("logged", columns.used_cost, columns.used_p)]
-    both += [(n, decisions.cost[:, j], decisions.p[:, j]) for j, n in enumerate(policies)]
+    decisions = arrays.decisions
+    series = [("logged", arrays.estimated_cost, arrays.logged_p)]
+    series += [(n, decisions.cost[:, j], decisions.p[:, j]) for j, n in enumerate(policies)]
     return {
         "middle": ((edges[:-1] + edges[1:]) / 2).tolist(),
         "series": [
-            {"name": name, "cost_usd": means(cost), "quality": means(p)} for name, cost, p in both
+            {"name": name, "cost_usd": means(cost), "quality": means(p)} for name, cost, p in series
         ],
     }
 
@@ -150,8 +150,8 @@ def _period(time: FloatArray) -> dict[str, str] | None:
     return {"from": first.isoformat(" ", "seconds"), "to": last.isoformat(" ", "seconds")}
 
 
-def _shown(policy: Policy) -> dict[str, Any]:
-    """What is set, by the API's names."""
+def _set_fields(policy: Policy) -> dict[str, Any]:
+    """Collect the fields that are set, by the API's names."""
     unset = asdict(Policy())
     fields = asdict(policy)
     goal = {fields.pop("objective"): fields.pop("value")}
@@ -159,7 +159,7 @@ def _shown(policy: Policy) -> dict[str, Any]:
 
 
 def policies_in(report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(name, estimated quality, estimated cost) of what was used and of each policy."""
+    """Iterate over (name, estimated quality, estimated cost): the log, then each policy."""
     for name, part in {"logged": report["logged"], **report["policies"]}.items():
         yield name, part["estimated_quality"], part["estimated_cost_usd"]
 
@@ -168,8 +168,11 @@ RESAMPLES, BLOCKS, SEED = 1000, 2000, 0
 
 
 class Resampling:
-    """Resamples blocks, single rows up to BLOCKS of them: rows that came together may be alike.
-    All figures of one object use the same resamples, so differences are paired."""
+    """Bootstrap over blocks of neighboring requests, which may be alike.
+
+    Up to BLOCKS requests a block is a single request. All metrics of one object use the same
+    resamples, so differences are paired.
+    """
 
     def __init__(self, rows: int) -> None:
         count = max(1, min(rows, BLOCKS))
@@ -179,8 +182,10 @@ class Resampling:
         self._weights = random.multinomial(count, shares, size=RESAMPLES).astype(np.float64)
 
     def ratio(self, above: FloatArray, below: FloatArray) -> dict[str, Any]:
-        """sum(above) / sum(below) of the rows where both are known, with its 95 % interval; None
-        for what cannot be told. (N,) each."""
+        """Compute sum(above) / sum(below) with its 95 % interval; above, below: (N,).
+
+        Rows where one of them is NaN are left out. A value is None if nothing is left.
+        """
         known = ~(np.isnan(above) | np.isnan(below))
         rows = int(known.sum())
         if not rows:
@@ -198,36 +203,39 @@ class Resampling:
         if value is None or not len(drawn):
             return {"value": value, "low": None, "high": None, "rows": rows}
         low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-        # Rounding moves both past the value where all rows are alike.
+        # If all rows are alike, rounding can move both bounds past the value.
         return {"value": value, "low": min(low, value), "high": max(high, value), "rows": rows}
 
     def mean(self, values: FloatArray) -> dict[str, Any]:
-        """Of the known ones."""
+        """Compute the mean of the values that are not NaN, with its 95 % interval."""
         return self.ratio(values.astype(np.float64), np.where(np.isnan(values), np.nan, 1.0))
 
 
-ROWS = 20_000  # at most, evenly spaced over the log
+SAMPLE_ROWS = 20_000  # of the frontier, evenly spaced over the log
 
 
 class Sample:
-    """Probabilities of every `stride`-th request, kept while chunks go by in any order."""
+    """Keep the probabilities of every `stride`-th request while chunks pass in any order."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
         self._stride = 1
 
     def add(self, first: int, scores: Scores) -> None:
-        """Scores of the requests from number `first` on."""
+        """Add the scores of the requests from number `first` on."""
         for i in range(-first % self._stride, len(scores.p), self._stride):
             self._kept[first + i] = scores.p[i].copy(), scores.input_tokens[i]
-        while len(self._kept) > 2 * ROWS:
+        while len(self._kept) > 2 * SAMPLE_ROWS:
             self._stride *= 2
             self._kept = {n: v for n, v in self._kept.items() if n % self._stride == 0}
 
     def arrays(self, total: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(p, input tokens) of at most 2 * ROWS of `total` requests, the same ones in any order."""
+        """Return (p, input tokens) of at most 2 * SAMPLE_ROWS of `total` requests.
+
+        They are the same ones in whatever order the chunks came.
+        """
         stride = 1
-        while -(-total // stride) > 2 * ROWS:
+        while -(-total // stride) > 2 * SAMPLE_ROWS:
             stride *= 2
         numbers = range(0, total, stride)
         kept = [self._kept[n] for n in numbers]
@@ -235,8 +243,11 @@ class Sample:
 
 
 def frontier(p: NDArray[np.float32], input_tokens: NDArray[np.int64], table: Table) -> Any:
-    """Mean p and mean cost at each cost sensitivity, and of each candidate alone; among those with
-    prices. p: (n, M); input_tokens: (n,). None where fewer than two have prices."""
+    """Compute mean p and mean cost at each cost sensitivity, and of each candidate alone.
+
+    Among the candidates with prices; None if fewer than two have one. p: (n, M). input_tokens:
+    (n,).
+    """
     rows = [
         (i, c)
         for i, c in enumerate(table.candidates)

@@ -1,4 +1,4 @@
-"""A replay from end to end: log -> chunks -> workers -> columns -> report."""
+"""Run a replay from end to end: log -> chunks -> workers -> arrays -> report."""
 
 from __future__ import annotations
 
@@ -15,29 +15,41 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.prompt import PROMPT_VERSION
 from engine.replay.log import PastRequest, past_request, read_lines, top_level
 from engine.replay.report import Sample, frontier, report
-from engine.replay.scoring import Columns, Done, Names, Plan, Scores, Work, columns_of, joined
+from engine.replay.scoring import (
+    CandidateNames,
+    ChunkResult,
+    ChunkTask,
+    ReplayJob,
+    ResultArrays,
+    Scores,
+    concat,
+    result_arrays,
+)
 from engine.replay.workers import Execute
 
-SHOWN_BROKEN = 20
-Score = Callable[[str, str], float]  # (decision id, candidate as logged) -> outcome or NaN
-Progress = Callable[[int, float], None]  # requests done, share of the log that they end at
+MAX_LISTED_ROWS = 20
+OutcomeLookup = Callable[[str, str], float]  # (decision id, logged candidate) -> outcome or NaN
+Progress = Callable[[int, float], None]  # requests done, share of the log read
 
 
 @dataclass(frozen=True)
-class Log:
-    """What is read and how. columns: see requests.COLUMNS. outcome_of: for requests that bring
-    none. max_invalid_rows: lines that may be skipped."""
+class LogSource:
+    """What is read, and how.
+
+    columns: see engine/replay/log.py. outcome_of: looks up outcomes that the log does not hold.
+    max_invalid_rows: lines that may be skipped. chunk: requests per chunk.
+    """
 
     files: Sequence[Path]
     columns: Mapping[str, tuple[str, ...]]
-    outcome_of: Score | None = None
+    outcome_of: OutcomeLookup | None = None
     max_invalid_rows: int = 1000
     chunk: int = 128
 
 
 @dataclass
-class Broken:
-    """Lines that were skipped; the first of them by name."""
+class InvalidRows:
+    """Lines that were skipped; the first MAX_LISTED_ROWS of them are listed."""
 
     count: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -45,7 +57,10 @@ class Broken:
 
 @dataclass(frozen=True)
 class Chunk:
-    """first: number of its first request, from 0. position: share of the log read, in [0, 1]."""
+    """Consecutive requests of the log.
+
+    first: number of its first request, from 0. position: share of the log read, in [0, 1].
+    """
 
     number: int
     first: int
@@ -54,61 +69,67 @@ class Chunk:
 
 
 def replay(
-    log: Log, plan: Plan, names: Names, scores: Path, execute: Execute, progress: Progress
+    log: LogSource,
+    job: ReplayJob,
+    names: CandidateNames,
+    scores: Path,
+    execute: Execute,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """The report; `scores` is the folder of the checkpoint.
+    """Replay `log` and return the report; `scores` is the folder of the checkpoint.
 
-    Raises InvalidInputError where the log cannot be read, holds no request, or more than
-    log.max_invalid_rows lines are broken; what was scored until then is kept.
+    Raises:
+        InvalidInputError: the log cannot be read, has no request, or has more than
+            log.max_invalid_rows invalid lines. The scores so far are kept.
     """
-    broken, sample = Broken(), Sample()
-    kept = Checkpoint(scores, plan)
-    parts: dict[int, Columns] = {}
+    invalid, sample = InvalidRows(), Sample()
+    checkpoint = Checkpoint(scores, job)
+    parts: dict[int, ResultArrays] = {}
     finished = 0
-    for chunk, done in _worked(log, broken, kept, execute):
-        parts[chunk.number] = columns_of(chunk.requests, names, done.scores, done.decisions)
-        sample.add(chunk.first, done.scores)
+    for chunk, result in _process(log, invalid, checkpoint, execute):
+        parts[chunk.number] = result_arrays(chunk.requests, names, result.scores, result.decisions)
+        sample.add(chunk.first, result.scores)
         finished += len(chunk.requests)
         progress(finished, chunk.position)
     if not parts:
-        raise _nothing(log, broken)
-    columns = joined(parts)
+        raise _empty_log(log, invalid)
+    arrays = concat(parts)
     return {
-        **report(columns, plan.policies, plan.table),
-        "frontier": frontier(*sample.arrays(len(columns.used)), plan.table),
-        "log": _about(broken, names),
+        **report(arrays, job.policies, job.table),
+        "frontier": frontier(*sample.arrays(len(arrays.logged)), job.table),
+        "log": _log_summary(invalid, names),
     }
 
 
-def _worked(
-    log: Log, broken: Broken, kept: Checkpoint, execute: Execute
-) -> Iterator[tuple[Chunk, Done]]:
-    """Every chunk with its answer, as they come; new scores are on disk by then."""
+def _process(
+    log: LogSource, invalid: InvalidRows, checkpoint: Checkpoint, execute: Execute
+) -> Iterator[tuple[Chunk, ChunkResult]]:
+    """Process every chunk; a result's new scores are on disk before it is yielded."""
     waiting: dict[int, Chunk] = {}
     unsaved: dict[int, str] = {}
 
-    def works() -> Iterator[Work]:
-        for chunk in _chunks(log, broken):
+    def tasks() -> Iterator[ChunkTask]:
+        for chunk in _chunks(log, invalid):
             waiting[chunk.number] = chunk
             instructions = tuple((r.text, r.context_chars) for r in chunk.requests)
-            key = kept.key(instructions)
-            known = kept.load(key, len(instructions))
+            key = checkpoint.key(instructions)
+            known = checkpoint.load(key, len(instructions))
             if known is None:
                 unsaved[chunk.number] = key
-            yield Work(chunk.number, instructions if known is None else (), known)
+            yield ChunkTask(chunk.number, instructions if known is None else (), known)
 
-    for done in execute(works()):
-        chunk = waiting.pop(done.number)
-        if done.number in unsaved:
-            kept.save(unsaved.pop(done.number), done.scores)
-        yield chunk, done
+    for result in execute(tasks()):
+        chunk = waiting.pop(result.number)
+        if result.number in unsaved:
+            checkpoint.save(unsaved.pop(result.number), result.scores)
+        yield chunk, result
 
 
-def _chunks(log: Log, broken: Broken) -> Iterator[Chunk]:
+def _chunks(log: LogSource, invalid: InvalidRows) -> Iterator[Chunk]:
     number = first = 0
     requests: list[PastRequest] = []
     position = 0.0
-    for request, position in _requests(log, broken):
+    for request, position in _requests(log, invalid):
         requests.append(request)
         if len(requests) == log.chunk:
             yield Chunk(number, first, requests, position)
@@ -117,67 +138,69 @@ def _chunks(log: Log, broken: Broken) -> Iterator[Chunk]:
         yield Chunk(number, first, requests, position)
 
 
-def _requests(log: Log, broken: Broken) -> Iterator[tuple[PastRequest, float]]:
+def _requests(log: LogSource, invalid: InvalidRows) -> Iterator[tuple[PastRequest, float]]:
     needed = top_level(log.columns)
     sizes = [file.stat().st_size for file in log.files]
     before, total = 0, max(1, sum(sizes))
     for file, size in zip(log.files, sizes, strict=True):
         for line in read_lines(file, needed):
-            found = line.problem or past_request(line.record or {}, log.columns, log.outcome_of)
-            if isinstance(found, PastRequest):
-                yield found, (before + line.position * size) / total
+            parsed = line.problem or past_request(line.record or {}, log.columns, log.outcome_of)
+            if isinstance(parsed, PastRequest):
+                yield parsed, (before + line.position * size) / total
             else:
-                _skip(log, broken, {"file": line.file, "line": line.number, "problem": found})
+                _skip(log, invalid, {"file": line.file, "line": line.number, "problem": parsed})
         before += size
 
 
-def _skip(log: Log, broken: Broken, line: dict[str, Any]) -> None:
-    broken.count += 1
-    if len(broken.lines) < SHOWN_BROKEN:
-        broken.lines.append(line)
-    if broken.count > log.max_invalid_rows:
+def _skip(log: LogSource, invalid: InvalidRows, line: dict[str, Any]) -> None:
+    invalid.count += 1
+    if len(invalid.lines) < MAX_LISTED_ROWS:
+        invalid.lines.append(line)
+    if invalid.count > log.max_invalid_rows:
         raise InvalidInputError(
             Violation(
                 "log",
-                f"has more than {log.max_invalid_rows} broken lines; --max-invalid-rows allows "
+                f"has more than {log.max_invalid_rows} invalid lines; --max-invalid-rows allows "
                 f"more. The first:"
-                f" {_first(broken)}",
+                f" {_first(invalid)}",
             )
         )
 
 
-def _nothing(log: Log, broken: Broken) -> InvalidInputError:
+def _empty_log(log: LogSource, invalid: InvalidRows) -> InvalidInputError:
     files = ", ".join(map(str, log.files[:3]))
-    why = f"{broken.count} lines are broken, the first: {_first(broken)}" if broken.count else ""
-    return InvalidInputError(Violation(files, f"holds no request. {why}".strip()))
+    lines = f"{invalid.count} lines are invalid, the first: {_first(invalid)}"
+    return InvalidInputError(
+        Violation(files, f"has no request. {lines if invalid.count else ''}".strip())
+    )
 
 
-def _first(broken: Broken) -> str:
-    return "; ".join(f"{x['file']}:{x['line']}: {x['problem']}" for x in broken.lines[:3])
+def _first(invalid: InvalidRows) -> str:
+    return "; ".join(f"{x['file']}:{x['line']}: {x['problem']}" for x in invalid.lines[:3])
 
 
-def _about(broken: Broken, names: Names) -> dict[str, Any]:
+def _log_summary(invalid: InvalidRows, names: CandidateNames) -> dict[str, Any]:
     ordered = sorted(names.unknown.items(), key=lambda pair: (-pair[1], pair[0]))
     return {
-        "invalid_rows": {"count": broken.count, "first": broken.lines},
+        "invalid_rows": {"count": invalid.count, "first": invalid.lines},
         "without_candidate": names.unnamed,
         "unknown_candidates": dict(ordered),
     }
 
 
 class Checkpoint:
-    """The folder of one or more replays; written by one process at a time."""
+    """Scores on disk, shared by the replays of one folder; written by one process at a time."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, job: ReplayJob) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._shape = len(plan.table.candidates)
-        made_by = (PROMPT_VERSION, plan.manifest_hash, plan.table.embeddings.shape)
-        self._origin = hashlib.sha256(repr(made_by).encode())
-        self._origin.update(plan.table.embeddings.tobytes())
+        self._shape = len(job.table.candidates)
+        origin = (PROMPT_VERSION, job.manifest_hash, job.table.embeddings.shape)
+        self._origin = hashlib.sha256(repr(origin).encode())
+        self._origin.update(job.table.embeddings.tobytes())
 
     def key(self, instructions: Sequence[tuple[str, int]]) -> str:
-        """Names the scores of these (text, context_chars)."""
+        """Name the scores of these instructions, (text, context_chars) each."""
         digest = self._origin.copy()
         for text, context_chars in instructions:
             encoded = text.encode()
@@ -186,16 +209,16 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
     def load(self, key: str, rows: int) -> Scores | None:
-        """The scores of `key`; None where they are not here whole."""
+        """Read the scores of `key`; None if they are missing or incomplete."""
         try:
             with self._path(key).open("rb") as raw, np.load(raw) as file:
-                found = Scores(file["p"], file["input_tokens"], file["ood_score"])
+                scores = Scores(file["p"], file["input_tokens"], file["ood_score"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        return found if found.p.shape == (rows, self._shape) else None
+        return scores if scores.p.shape == (rows, self._shape) else None
 
     def save(self, key: str, scores: Scores) -> None:
-        """Whole or not at all."""
+        """Write the scores of `key`, whole or not at all."""
         path = self._path(key)
         part = path.with_suffix(".part")
         with part.open("wb") as file:

@@ -1,7 +1,8 @@
-"""What is done with a chunk of requests: one forward for each instruction, then every policy on the
-same probabilities, by the functions that Router.route is made of.
+"""Process a chunk of requests: one forward pass per instruction, then every policy on its scores.
 
-Letters: n requests of a chunk, M candidates of the table, P policies.
+Policies decide by the functions that Router.route is made of.
+
+Shapes: n requests of a chunk, N of the log, M candidates of the table, P policies.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from engine.routing.decision import (
 from engine.routing.ranking import DecisionContext
 
 KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
-NOBODY = -1
+NO_CANDIDATE = -1
 
 
 @dataclass(frozen=True)
 class Scores:
-    """p: (n, M) float32. input_tokens: (n,). ood_score: (n,), NaN where unknown."""
+    """Scores of a chunk. p: (n, M). input_tokens: (n,). ood_score: (n,), NaN if unknown."""
 
     p: NDArray[np.float32]
     input_tokens: Int64Array
@@ -55,8 +56,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Decisions:
-    """(n, P) each. choice: table row, NOBODY where no candidate was eligible. p: of the choice.
-    cost: its expected cost in US dollars, NaN where unknown. kind: index of KINDS."""
+    """What each policy selects, (n, P) each.
+
+    choice: table row, NO_CANDIDATE if no candidate was eligible. p: its probability. cost: its
+    expected cost in US dollars, NaN if unknown. kind: index into KINDS.
+    """
 
     choice: NDArray[np.int16]
     p: NDArray[np.float32]
@@ -65,8 +69,11 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class Work:
-    """instructions: (text, context_chars) each. scores: where they are known already."""
+class ChunkTask:
+    """A chunk to process.
+
+    instructions: (text, context_chars) each. scores: known already from a checkpoint, or None.
+    """
 
     number: int
     instructions: tuple[tuple[str, int], ...]
@@ -74,8 +81,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Done:
-    """The answer to the Work of that number."""
+class ChunkResult:
+    """The result of the ChunkTask with the same number."""
 
     number: int
     scores: Scores
@@ -83,9 +90,11 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a worker is told. manifest_hash: sha256 of the bundle's manifest.json, which holds that
-    of every other file."""
+class ReplayJob:
+    """What a worker needs to know.
+
+    manifest_hash: sha256 of the bundle's manifest.json, which holds that of every other file.
+    """
 
     bundle: Path
     manifest_hash: str
@@ -94,7 +103,7 @@ class Plan:
 
 
 class Scorer:
-    """Scores and decides; for one thread. It keeps nothing from one chunk to the next."""
+    """Score and decide, on one thread. Nothing is kept from one chunk to the next."""
 
     def __init__(
         self,
@@ -112,60 +121,68 @@ class Scorer:
         self._head = head
         self._known = known
 
-    def do(self, work: Work) -> Done:
-        """Raises UnavailableError where the forward fails."""
-        scores = self._score(work.instructions) if work.scores is None else work.scores
-        return Done(work.number, scores, decide_all(self._table, self._policies, scores))
+    def process(self, task: ChunkTask) -> ChunkResult:
+        """Score the chunk, unless its scores are known, and decide by every policy.
+
+        Raises:
+            UnavailableError: the forward pass fails.
+        """
+        scores = self._score(task.instructions) if task.scores is None else task.scores
+        return ChunkResult(task.number, scores, decide_all(self._table, self._policies, scores))
 
     def _score(self, instructions: Sequence[tuple[str, int]]) -> Scores:
-        """Alone in its forward, an instruction has the same p whatever stands beside it in the log;
-        equal ones are scored once."""
-        everyone = np.arange(len(self._table.candidates))
-        seen: dict[bytes, NDArray[np.float32]] = {}
-        p = np.empty((len(instructions), len(everyone)), dtype=np.float32)
+        """Score each instruction in a forward pass of its own, equal ones once.
+
+        Its probabilities then do not depend on the other requests of the log.
+        """
+        rows = np.arange(len(self._table.candidates))
+        scored: dict[bytes, NDArray[np.float32]] = {}
+        p = np.empty((len(instructions), len(rows)), dtype=np.float32)
         infos = []
         for i, (text, context_chars) in enumerate(instructions):
             prompt, info = prepare_prompt(text, context_chars, self._tokenizer, self._known)
             infos.append(info)
             key = prompt.tokens.tobytes()
-            if key not in seen:
-                seen[key] = self._backend.probabilities(
-                    [prompt.tokens], self._table.embeddings, everyone, self._head
+            if key not in scored:
+                scored[key] = self._backend.probabilities(
+                    [prompt.tokens], self._table.embeddings, rows, self._head
                 ).p[0]
-            p[i] = seen[key]
-        unlike = [math.nan if r.ood_score is None else r.ood_score for r in infos]
-        return Scores(p, np.array([r.input_tokens for r in infos]), np.array(unlike))
+            p[i] = scored[key]
+        ood_scores = [math.nan if r.ood_score is None else r.ood_score for r in infos]
+        return Scores(p, np.array([r.input_tokens for r in infos]), np.array(ood_scores))
 
 
 class Worker:
-    """What runs in a process or an actor; it opens the bundle with its first chunk, so that what is
-    wrong with it reaches the one who waits for that chunk."""
+    """Run in a process or a Ray actor.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    It opens the bundle with its first chunk, so that an error reaches the caller that waits for
+    that chunk.
+    """
+
+    def __init__(self, job: ReplayJob) -> None:
+        self._job = job
         self._scorer: Scorer | None = None
 
-    def do(self, work: Work) -> Done:
-        """See Scorer.do and open_scorer."""
+    def process(self, task: ChunkTask) -> ChunkResult:
+        """Process a chunk; raises what open_scorer and Scorer.process raise."""
         if self._scorer is None:
-            self._scorer = open_scorer(self._plan)
-        return self._scorer.do(work)
+            self._scorer = open_scorer(self._job)
+        return self._scorer.process(task)
 
 
 def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Decisions:
-    """Every policy on every row of `scores`."""
+    """Decide by every policy on every row of `scores`."""
     shape = (len(scores.p), len(policies))
-    found = Decisions(
-        np.full(shape, NOBODY, dtype=np.int16),
+    decisions = Decisions(
+        np.full(shape, NO_CANDIDATE, dtype=np.int16),
         np.full(shape, np.nan, dtype=np.float32),
         np.full(shape, np.nan),
         np.zeros(shape, dtype=np.int8),
     )
     for i in range(shape[0]):
-        strange = float(scores.ood_score[i])
-        info = PromptInfo(
-            int(scores.input_tokens[i]), False, None if strange != strange else strange
-        )
+        ood_score = float(scores.ood_score[i])
+        known_score = None if math.isnan(ood_score) else ood_score
+        info = PromptInfo(int(scores.input_tokens[i]), False, known_score)
         context = DecisionContext(info.ood_score)
         for j, policy in enumerate(policies):
             try:
@@ -175,46 +192,49 @@ def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Deci
             p = scores.p[i, eligible.rows]
             decision = build_decision(table, info, eligible, policy, p, context)
             first = decision.ranking[0]
-            found.choice[i, j] = table.rows[first.candidate.id]
-            found.p[i, j] = first.probability
+            decisions.choice[i, j] = table.rows[first.candidate.id]
+            decisions.p[i, j] = first.probability
             if first.expected_cost_usd is not None:
-                found.cost[i, j] = first.expected_cost_usd
-            found.kind[i, j] = KINDS.index(decision.kind)
-    return found
+                decisions.cost[i, j] = first.expected_cost_usd
+            decisions.kind[i, j] = KINDS.index(decision.kind)
+    return decisions
 
 
 def open_table(bundle: Path, candidates: Sequence[Candidate]) -> Table:
-    """The table that a server which begins with `candidates` serves. Raises BundleError."""
+    """Build the table that a server with these candidates serves; raises BundleError."""
     manifest = read_manifest(bundle, "bundle")
     encoder = load_encoder(bundle, load_arrays(bundle))
     entries = [(c, encoder.encode(c)) for c in candidates]
     return make_table(1, entries, manifest.width)
 
 
-def make_plan(bundle: Path, table: Table, policies: Mapping[str, Policy]) -> Plan:
-    """The plan for workers that find the same bundle under the same path."""
-    return Plan(bundle.resolve(), _manifest_hash(bundle), table, policies)
+def make_job(bundle: Path, table: Table, policies: Mapping[str, Policy]) -> ReplayJob:
+    """Describe the job for workers that have the same bundle under the same path."""
+    return ReplayJob(bundle.resolve(), _manifest_hash(bundle), table, policies)
 
 
-def open_scorer(plan: Plan) -> Scorer:
-    """A scorer on one thread of the CPU: a process for each core is faster than one session on all
-    of them, and p does not hang on the number of cores (docs/how-to/replay.md).
+def open_scorer(job: ReplayJob) -> Scorer:
+    """Open a scorer on one CPU thread.
 
-    Raises BundleError where this machine has no bundle there, or another one.
+    A process for each core is faster than one session on all of them, and probabilities do not
+    depend on the number of cores (docs/how-to/replay.md).
+
+    Raises:
+        BundleError: this machine has no bundle at the path, or another one.
     """
-    manifest, arrays = read_manifest(plan.bundle, "bundle"), load_arrays(plan.bundle)
-    if (found := _manifest_hash(plan.bundle)) != plan.manifest_hash:
+    manifest, arrays = read_manifest(job.bundle, "bundle"), load_arrays(job.bundle)
+    if (actual := _manifest_hash(job.bundle)) != job.manifest_hash:
         raise BundleError(
-            f"{plan.bundle} on {platform.node()} is another bundle: its manifest.json has sha256"
-            f" {found[:12]}, expected {plan.manifest_hash[:12]}; give every node the same."
+            f"{job.bundle} on {platform.node()} is another bundle: its manifest.json has sha256"
+            f" {actual[:12]}, expected {job.manifest_hash[:12]}; copy one bundle to every node."
         )
     return Scorer(
-        plan.table,
-        list(plan.policies.values()),
-        Tokenizer.from_file(str(plan.bundle / "tokenizer.json")),
-        open_backend(plan.bundle, manifest, "cpu", threads=1),
+        job.table,
+        list(job.policies.values()),
+        Tokenizer.from_file(str(job.bundle / "tokenizer.json")),
+        open_backend(job.bundle, manifest, "cpu", threads=1),
         ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration),
-        load_training_set(plan.bundle),
+        load_training_set(job.bundle),
     )
 
 
@@ -223,14 +243,17 @@ def _manifest_hash(bundle: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """(N,) each. used: table row of what answered, NOBODY where the table has none of that name or
-    none was logged. used_p, used_cost: what scoring and price list say of it. logged_cost, outcome,
-    time: see PastRequest. NaN is unknown. decisions: (N, P)."""
+class ResultArrays:
+    """What the report is computed from, (N,) each; NaN is unknown.
 
-    used: NDArray[np.int16]
-    used_p: FloatArray
-    used_cost: FloatArray
+    logged: table row of the logged candidate, NO_CANDIDATE if the log names none or the table does
+    not have it. logged_p: its probability. estimated_cost: its expected cost in US dollars.
+    logged_cost, outcome, time: see PastRequest. decisions: (N, P).
+    """
+
+    logged: NDArray[np.int16]
+    logged_p: FloatArray
+    estimated_cost: FloatArray
     logged_cost: FloatArray
     outcome: FloatArray
     time: FloatArray
@@ -239,8 +262,8 @@ class Columns:
 
 
 @dataclass
-class Names:
-    """From the log's names of candidates to rows of `table`, and those it does not have."""
+class CandidateNames:
+    """Map the log's candidate names to rows of `table`, and count those it does not have."""
 
     table: Table
     rows: dict[str, int]
@@ -248,19 +271,20 @@ class Names:
     unnamed: int = 0
 
     def row(self, name: str) -> int:
-        """NOBODY where there is none, which is counted."""
-        found = self.rows.get(name, NOBODY)
+        """Look up the row of `name`; NO_CANDIDATE, and a count more, if there is none."""
+        row = self.rows.get(name, NO_CANDIDATE)
         if not name:
             self.unnamed += 1
-        elif found == NOBODY:
+        elif row == NO_CANDIDATE:
             self.unknown[name] += 1
-        return found
+        return row
 
 
-def names_of(table: Table, aliases: Sequence[str]) -> Names:
-    """Candidates go by their ids, display names and `aliases` (LOGGED=ID).
+def candidate_names(table: Table, aliases: Sequence[str]) -> CandidateNames:
+    """Collect the names of candidates: their ids, display names and `aliases` (LOGGED=ID).
 
-    Raises InvalidInputError where an alias leads nowhere.
+    Raises:
+        InvalidInputError: an alias names no candidate of the table.
     """
     rows = {c.display_name: row for row, c in enumerate(table.candidates) if c.display_name}
     rows |= table.rows
@@ -277,25 +301,25 @@ def names_of(table: Table, aliases: Sequence[str]) -> Names:
             rows[logged] = table.rows[identifier]
     if problems:
         raise InvalidInputError(*problems)
-    return Names(table, rows)
+    return CandidateNames(table, rows)
 
 
-def columns_of(
-    requests: Sequence[PastRequest], names: Names, scores: Scores, decisions: Decisions
-) -> Columns:
-    """The columns of one chunk."""
-    used = np.array([names.row(r.used) for r in requests], dtype=np.int16)
-    costs = np.full(len(used), np.nan)
-    for i, row in enumerate(used):
-        if row != NOBODY:
+def result_arrays(
+    requests: Sequence[PastRequest], names: CandidateNames, scores: Scores, decisions: Decisions
+) -> ResultArrays:
+    """Collect the arrays of one chunk."""
+    logged = np.array([names.row(r.candidate) for r in requests], dtype=np.int16)
+    costs = np.full(len(logged), np.nan)
+    for i, row in enumerate(logged):
+        if row != NO_CANDIDATE:
             candidate = names.table.candidates[row]
             tokens = int(scores.input_tokens[i])
             cost = candidate.expected_cost_usd(tokens, DEFAULT_OUTPUT_TOKENS)
             costs[i] = math.nan if cost is None else cost
-    p = scores.p[np.arange(len(used)), used].astype(np.float64)
-    return Columns(
-        used,
-        np.where(used == NOBODY, np.nan, p),
+    p = scores.p[np.arange(len(logged)), logged].astype(np.float64)
+    return ResultArrays(
+        logged,
+        np.where(logged == NO_CANDIDATE, np.nan, p),
         costs,
         np.array([r.cost for r in requests]),
         np.array([r.outcome for r in requests]),
@@ -305,8 +329,8 @@ def columns_of(
     )
 
 
-def joined(parts: Mapping[int, Columns]) -> Columns:
-    """All chunks in the order of their numbers."""
+def concat(parts: Mapping[int, ResultArrays]) -> ResultArrays:
+    """Concatenate chunks in the order of their numbers."""
     ordered = [parts[number] for number in sorted(parts)]
 
     def whole(of: Sequence[object]) -> dict[str, NDArray[np.generic]]:
@@ -314,4 +338,4 @@ def joined(parts: Mapping[int, Columns]) -> Columns:
         return {k: np.concatenate([getattr(part, k) for part in of]) for k in keys}
 
     decisions = Decisions(**whole([c.decisions for c in ordered]))  # type: ignore[arg-type]
-    return Columns(**whole(ordered), decisions=decisions)  # type: ignore[arg-type]
+    return ResultArrays(**whole(ordered), decisions=decisions)  # type: ignore[arg-type]

@@ -1,5 +1,8 @@
-"""Chunks on the cores of this machine: a process for each, since a forward on one thread wastes
-nothing and equals itself whatever the number of processes."""
+"""Run chunks on worker processes of this machine, or on a Ray cluster.
+
+Each process scores on one thread: that wastes nothing, and gives the same numbers whatever the
+number of processes.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +20,34 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from engine.api.errors import InvalidInputError, ModelsatError, UnavailableError, Violation
-from engine.replay.scoring import Done, Plan, Work, Worker
+from engine.replay.scoring import ChunkResult, ChunkTask, ReplayJob, Worker
 
-# Answers come as they are ready, in any order. At most a few chunks are taken ahead of them.
-Execute = Callable[[Iterable[Work]], Iterator[Done]]
-AHEAD = 2  # chunks a worker, so that none waits for the reader
+# Results come as they are ready, in any order. At most a few tasks are taken ahead of them.
+Execute = Callable[[Iterable[ChunkTask]], Iterator[ChunkResult]]
+AHEAD = 2  # tasks per worker, so that none waits for the reader
 _worker: Worker | None = None
 
 
 def cores() -> int:
-    """Those this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def on_this_machine(plan: Plan, workers: int) -> AbstractContextManager[Execute]:
-    """An Execute on `workers` processes, 0 = one per core."""
-    return _processes(plan, workers or cores())
+def local_pool(job: ReplayJob, workers: int) -> AbstractContextManager[Execute]:
+    """Run tasks on `workers` processes of this machine; 0 means one per core."""
+    return _processes(job, workers or cores())
 
 
 @contextmanager
-def _processes(plan: Plan, workers: int) -> Iterator[Execute]:
+def _processes(job: ReplayJob, workers: int) -> Iterator[Execute]:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _begin, (plan,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, _begin, (job,)) as pool:
 
-        def execute(works: Iterable[Work]) -> Iterator[Done]:
-            running: set[Future[Done]] = set()
+        def execute(tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
+            running: set[Future[ChunkResult]] = set()
             try:
-                for work in works:
-                    running.add(pool.submit(_do, work))
+                for task in tasks:
+                    running.add(pool.submit(_process, task))
                     if len(running) >= AHEAD * workers:
                         finished, running = wait(running, return_when=FIRST_COMPLETED)
                         yield from (f.result() for f in finished)
@@ -54,7 +57,7 @@ def _processes(plan: Plan, workers: int) -> Iterator[Execute]:
             except BrokenProcessPool as error:
                 raise UnavailableError(
                     "A worker process ended before its chunk was done (see above; a process killed"
-                    " for memory says nothing). Run the same command again: it goes on from there."
+                    " for lack of memory prints nothing). Run the same command again to continue."
                 ) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -62,24 +65,24 @@ def _processes(plan: Plan, workers: int) -> Iterator[Execute]:
         yield execute
 
 
-def _begin(plan: Plan) -> None:
+def _begin(job: ReplayJob) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = Worker(plan)
+    _worker = Worker(job)
 
 
 def _end_with_parent() -> None:
-    """A parent killed with -9 cannot end its workers, and they would wait for work forever."""
+    """Exit with the parent: killed with -9 it cannot stop its workers, which would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _do(work: Work) -> Done:
+def _process(task: ChunkTask) -> ChunkResult:
     assert _worker is not None
-    return _worker.do(work)
+    return _worker.process(task)
 
 
 RETRIES = 3  # of a chunk, and restarts of an actor
@@ -89,24 +92,27 @@ CONNECT_S = 5.0
 
 
 @contextmanager
-def on_ray(plan: Plan, address: str, workers: int) -> Iterator[Execute]:
-    """An Execute on the cluster at `address`; LOCAL starts one here for as long as it is needed.
+def ray_cluster(job: ReplayJob, address: str, workers: int) -> Iterator[Execute]:
+    """Run tasks on the Ray cluster at `address`; LOCAL starts one on this machine meanwhile.
 
-    workers: actors, 0 = one for each core of the cluster. Every node needs this package and the
-    bundle under the same path. Raises InvalidInputError where there is no such cluster.
+    workers: actors; 0 means one for each core of the cluster. Every node needs this package, and
+    the bundle under the same path.
+
+    Raises:
+        InvalidInputError: Ray is not installed, or there is no cluster at the address.
     """
     ray = _connected(address, workers)
     try:
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         kind = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(Worker)
-        actors = [kind.remote(plan) for _ in range(count)]
-        yield lambda works: _execute(ray, actors, works)
+        actors = [kind.remote(job) for _ in range(count)]
+        yield lambda tasks: _execute(ray, actors, tasks)
     finally:
         ray.shutdown()
 
 
 def _connected(address: str, workers: int) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to be sent anywhere
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # do not report usage to anyone
     try:
         import ray
     except ImportError as error:
@@ -130,41 +136,41 @@ def _connected(address: str, workers: int) -> Any:
             ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
-            Violation("--ray", f"reaches no cluster at {address!r} ({error}).")
+            Violation("--ray", f"cannot reach a cluster at {address!r} ({error}).")
         ) from error
     return ray
 
 
 def _require_listener(address: str) -> None:
-    """Ray itself tries for minutes where nobody listens. Raises OSError."""
+    """Raise OSError if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdecimal():
         socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
-def _execute(ray: Any, actors: list[Any], works: Iterable[Work]) -> Iterator[Done]:
+def _execute(ray: Any, actors: list[Any], tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
     free = deque(actor for _ in range(AHEAD) for actor in actors)
     running: dict[Any, Any] = {}
 
-    def next_done() -> Done:
+    def next_result() -> ChunkResult:
         (ready, *_), _ = ray.wait(list(running), num_returns=1)
         free.append(running.pop(ready))
         try:
-            done: Done = ray.get(ready)
+            result: ChunkResult = ray.get(ready)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, ModelsatError):
                 raise cause from error
             raise UnavailableError(
-                f"Ray gave up a chunk after {RETRIES} retries ({error}). Run the same command"
-                " again: it goes on from there."
+                f"Ray failed on a chunk after {RETRIES} retries ({error}). Run the same command"
+                " again to continue."
             ) from error
-        return done
+        return result
 
-    for work in works:
+    for task in tasks:
         if not free:
-            yield next_done()
+            yield next_result()
         actor = free.popleft()
-        running[actor.do.remote(work)] = actor
+        running[actor.process.remote(task)] = actor
     while running:
-        yield next_done()
+        yield next_result()

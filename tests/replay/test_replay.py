@@ -37,8 +37,15 @@ from engine.replay import render, scoring
 from engine.replay.log import COLUMNS, PastRequest, past_request
 from engine.replay.policies import read_policies
 from engine.replay.report import Resampling
-from engine.replay.run import Log, replay
-from engine.replay.scoring import NOBODY, Done, Plan, Scorer, Work, names_of
+from engine.replay.run import LogSource, replay
+from engine.replay.scoring import (
+    NO_CANDIDATE,
+    ChunkResult,
+    ChunkTask,
+    ReplayJob,
+    Scorer,
+    candidate_names,
+)
 from modelsat import Client, ModelsatClientError, RouteDecision
 from tests.conftest import INSTRUCTIONS
 from tools.processes import BUNDLE, ROOT, Server
@@ -51,7 +58,7 @@ POLICIES = {
     "floor": Policy(
         "target_probability", 0.6, abstain_below_probability=0.5, default_candidate="yi-6b-chat"
     ),
-    "small": Policy(min_context_window=1_000_000, required_tags=("nobody-has-it",)),
+    "small": Policy(min_context_window=1_000_000, required_tags=("unused-tag",)),
 }
 SPECS = [
     *(
@@ -103,14 +110,14 @@ SCORER = Scorer(
 def quick(files: Sequence[Path], out: Path, chunk: int, seed: int = 0, **more: Any) -> Record:
     """A replay in this process whose answers come in a random order."""
 
-    def execute(works: Iterable[Work]) -> Iterator[Done]:
-        done = [SCORER.do(work) for work in works]
+    def execute(tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
+        done = [SCORER.process(task) for task in tasks]
         random.Random(seed).shuffle(done)
         yield from done
 
-    plan = Plan(BUNDLE, "made-up", TABLE, POLICIES)
-    log = Log(files, COLUMNS, chunk=chunk, **more)
-    return replay(log, plan, names_of(TABLE, []), out, execute, lambda *_: None)
+    job = ReplayJob(BUNDLE, "made-up", TABLE, POLICIES)
+    log = LogSource(files, COLUMNS, chunk=chunk, **more)
+    return replay(log, job, candidate_names(TABLE, []), out, execute, lambda *_: None)
 
 
 def write_jsonl(path: Path, records: Iterable[Record | str]) -> Path:
@@ -151,7 +158,7 @@ def some_records(count: int) -> list[Record]:
     cut=st.integers(0, 40),
     kept=st.floats(0, 1),
 )
-def test_chunks_order_files_formats_and_interruptions_do_not_show(
+def test_report_does_not_depend_on_chunks_order_files_or_interruptions(
     tmp_path_factory: pytest.TempPathFactory,
     count: int,
     chunk: int,
@@ -178,21 +185,21 @@ def test_chunks_order_files_formats_and_interruptions_do_not_show(
     assert quick([here / "same.parquet"], here / "c", chunk) == whole
 
 
-def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
+def test_report_agrees_with_the_rows(tmp_path: Path) -> None:
     """Against a count by hand, over rows whose scores are known."""
     records = some_records(30)
     found = quick([write_jsonl(tmp_path / "log.jsonl", records)], tmp_path / "out", 8)
     rows = {c.id: i for i, c in enumerate(TABLE.candidates)}
     rows |= {c.display_name: rows[c.id] for c in CATALOG}
     requests = [past_request(r, COLUMNS) for r in records]
-    done = SCORER.do(Work(0, tuple((r.text, r.context_chars) for r in requests), None))  # type: ignore[union-attr]
-    used = [rows.get(r["model"], NOBODY) for r in records]
-    assert found["log"]["unknown_candidates"] == {"a-stranger": used.count(NOBODY)}
+    done = SCORER.process(ChunkTask(0, tuple((r.text, r.context_chars) for r in requests), None))  # type: ignore[union-attr]
+    used = [rows.get(r["model"], NO_CANDIDATE) for r in records]
+    assert found["log"]["unknown_candidates"] == {"a-stranger": used.count(NO_CANDIDATE)}
     best = done.decisions.choice[:, 0]
     assert (best == done.scores.p.argmax(axis=1)).all()
     part = found["policies"]["best"]
     assert part["estimated_quality"]["value"] == pytest.approx(done.scores.p.max(axis=1).mean())
-    pairs = [(u, b) for u, b in zip(used, best, strict=True) if u != NOBODY]
+    pairs = [(u, b) for u, b in zip(used, best, strict=True) if u != NO_CANDIDATE]
     share = sum(u != b for u, b in pairs) / len(pairs)
     assert part["vs_logged"]["changed"]["value"] == pytest.approx(share)
     same = [
@@ -206,28 +213,28 @@ def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
     priced = part["estimated_cost_usd"]["rows"]
     assert over["best"] == f"{len(records)} (cost: {priced})"
     assert found["policies"]["small"]["no_eligible_candidate"] == len(records)
-    told = [r["outcome"] for r in records if r["outcome"] is not None]
+    outcomes = [r["outcome"] for r in records if r["outcome"] is not None]
     observed = found["logged"]["observed_quality"]
-    assert observed["value"] == pytest.approx(np.mean(told))
+    assert observed["value"] == pytest.approx(np.mean(outcomes))
     assert observed["low"] < observed["value"] < observed["high"]
 
 
-def test_an_interval_holds_its_value_though_all_rows_are_alike() -> None:
+def test_interval_contains_its_value_if_all_rows_are_alike() -> None:
     """A picture is drawn of the differences, which must not be negative."""
     for rows in range(1, 200):
         found = Resampling(rows).mean(np.full(rows, 0.7123))
         assert found["low"] <= found["value"] <= found["high"]
 
 
-def test_a_column_that_holds_nothing_is_passed_over() -> None:
+def test_empty_columns_are_skipped() -> None:
     record = {"messages": [], "text": "", "prompt": "Hi", "candidate": "", "model": "yi-6b-chat"}
     found = past_request({**record, "outcome": math.nan, "score": 0.5, "cost": 0.0}, COLUMNS)
     assert found == PastRequest("Hi", 0, "yi-6b-chat", 0.0, 0.5, ANY)
 
 
-def test_broken_lines_are_named_and_bounded_and_no_text_shows(tmp_path: Path) -> None:
-    secret = "a secret that nobody may read"
-    broken: list[Record | str] = [
+def test_invalid_lines_are_listed_and_limited_without_their_text(tmp_path: Path) -> None:
+    secret = "a secret that must not leak"
+    invalid: list[Record | str] = [
         f'{{"text": "{secret}"',
         json.dumps([secret]),
         {"text": secret, "outcome": 1.5},
@@ -241,26 +248,26 @@ def test_broken_lines_are_named_and_bounded_and_no_text_shows(tmp_path: Path) ->
         {"text": "\ud800" + secret},
         {"model": "x"},
     ]
-    lines = [*some_records(3), *broken, {"text": secret}]
+    lines = [*some_records(3), *invalid, {"text": secret}]
     log = write_jsonl(tmp_path / "log.jsonl", lines)
     found = quick([log], tmp_path / "out", 4)
     assert found["requests"] == 4
-    assert found["log"]["invalid_rows"]["count"] == len(broken)
+    assert found["log"]["invalid_rows"]["count"] == len(invalid)
     assert [x["line"] for x in found["log"]["invalid_rows"]["first"]] == list(
-        range(4, 4 + len(broken))
+        range(4, 4 + len(invalid))
     )
     assert secret not in json.dumps(found)
     assert not any(secret.encode() in f.read_bytes() for f in (tmp_path / "out").iterdir())
-    with pytest.raises(InvalidInputError, match=r"log.jsonl:4: is no JSON") as refused:
+    with pytest.raises(InvalidInputError, match=r"log.jsonl:4: not valid JSON") as refused:
         quick([log], tmp_path / "out", 4, max_invalid_rows=5)
     assert secret not in str(refused.value)
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(write_jsonl(tmp_path / "x.jsonl.gz", lines * 9).read_bytes()[:-30])
-    with pytest.raises(InvalidInputError, match="cannot be read on after row"):
+    with pytest.raises(InvalidInputError, match="cannot be read after row"):
         quick([cut], tmp_path / "out", 4)
 
 
-def test_policies_have_the_names_of_the_api(tmp_path: Path) -> None:
+def test_policies_use_the_field_names_of_the_api(tmp_path: Path) -> None:
     file = tmp_path / "policies.toml"
     file.write_text(
         '[capped]\nbudget_usd = 0.001\nallowed_candidates = ["candidates/yi-6b-chat"]\n'
@@ -278,7 +285,7 @@ def test_policies_have_the_names_of_the_api(tmp_path: Path) -> None:
         "a=cost=1": "policy a: has unknown fields",
         "a=cost_sensitivity=1,budget_usd=1": "policy a: .*objective",
         "a=target_probability=7": "policy a, policy.target_probability: is 7",
-        "a=denied_candidates=nobody": "candidates/nobody, which is not registered",
+        "a=denied_candidates=missing": "candidates/missing, which is not registered",
         "a=abstain_below_probability=x": "policy a: cannot be read",
     }.items():
         with pytest.raises(InvalidInputError, match=words):
@@ -288,15 +295,15 @@ def test_policies_have_the_names_of_the_api(tmp_path: Path) -> None:
 # --- the real bundle -------------------------------------------------------------------------
 
 
-def test_replay_chooses_as_the_server_does(client: Client) -> None:
+def test_replay_selects_as_the_server_does(client: Client) -> None:
     table = scoring.open_table(BUNDLE, CATALOG)
-    plan = scoring.make_plan(BUNDLE, table, POLICIES)
+    job = scoring.make_job(BUNDLE, table, POLICIES)
     texts = INSTRUCTIONS[:12]
-    done = scoring.open_scorer(plan).do(Work(0, tuple((t, 0) for t in texts), None))
+    done = scoring.open_scorer(job).process(ChunkTask(0, tuple((t, 0) for t in texts), None))
     for j, policy in enumerate(POLICIES.values()):
         for i, answer in enumerate(client.route_many(texts, policy)):
             row = int(done.decisions.choice[i, j])
-            if row == NOBODY:
+            if row == NO_CANDIDATE:
                 assert isinstance(answer, ModelsatClientError)
                 assert answer.reason == "NO_ELIGIBLE_CANDIDATE"
                 continue
@@ -311,7 +318,7 @@ def test_replay_chooses_as_the_server_does(client: Client) -> None:
             assert scoring.KINDS[done.decisions.kind[i, j]] == alone.kind
 
 
-def test_recorded_outcomes_are_joined_by_their_decisions(
+def test_recorded_outcomes_are_joined_by_decision_id(
     shared_server: Server, client: Client, tmp_path: Path
 ) -> None:
     answers = [client.route(text) for text in INSTRUCTIONS[:2]]
@@ -369,12 +376,14 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(log: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def uninterrupted(log: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """report.json of one worker."""
     return run(log, tmp_path_factory.mktemp("one"), "--workers", "1")
 
 
-def test_killed_and_resumed_is_unbroken(log: Path, unbroken: bytes, tmp_path: Path) -> None:
+def test_killed_and_resumed_run_gives_the_same_report(
+    log: Path, uninterrupted: bytes, tmp_path: Path
+) -> None:
     process = start(log, tmp_path, "--workers", "2")
     workers = descendants(process.pid)
     process.kill()
@@ -385,14 +394,14 @@ def test_killed_and_resumed_is_unbroken(log: Path, unbroken: bytes, tmp_path: Pa
     while time.monotonic() < deadline and any(_alive(pid) for pid in workers):
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in workers)
-    assert run(log, tmp_path, "--workers", "2") == unbroken
+    assert run(log, tmp_path, "--workers", "2") == uninterrupted
     assert all(f.stat().st_mtime_ns == made for f, made in finished.items())
-    pictures = {"cost-quality.png", "mix.png", "agreement.png", "over-time.png"}
+    pictures = {"cost-quality.png", "selection-share.png", "agreement.png", "over-time.png"}
     assert pictures | {"report.md"} <= {f.name for f in tmp_path.iterdir()}
 
 
-def test_a_ray_cluster_reports_the_same_though_a_worker_dies(
-    log: Path, unbroken: bytes, tmp_path: Path
+def test_ray_cluster_gives_the_same_report_though_a_worker_dies(
+    log: Path, uninterrupted: bytes, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     process = start(log, tmp_path, "--ray", "local", "--workers", "2")
@@ -400,7 +409,7 @@ def test_a_ray_cluster_reports_the_same_though_a_worker_dies(
     os.kill(actors[0], signal.SIGKILL)
     output = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 0, output
-    assert (tmp_path / "report.json").read_bytes() == unbroken
+    assert (tmp_path / "report.json").read_bytes() == uninterrupted
     assert "Warning" not in output
 
 
@@ -418,7 +427,7 @@ def _name(pid: int) -> str:
         return ""
 
 
-def test_what_is_missing_is_said_before_anything_is_scored(
+def test_missing_inputs_are_reported_before_scoring(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = write_jsonl(tmp_path / "log.jsonl", [{"text": "Hi"}])
@@ -431,10 +440,10 @@ def test_what_is_missing_is_said_before_anything_is_scored(
         assert cli([*arguments, wrong]) == 1
         assert words in capsys.readouterr().err
     assert cli(["replay", str(tmp_path / "*.csv"), "--out", str(tmp_path)]) == 1
-    assert "names no file" in capsys.readouterr().err
+    assert "matches no file" in capsys.readouterr().err
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     assert cli([*arguments, "--ray", "127.0.0.1:1"]) == 1
-    assert "reaches no cluster at '127.0.0.1:1'" in capsys.readouterr().err
+    assert "cannot reach a cluster at '127.0.0.1:1'" in capsys.readouterr().err
     table = tmp_path / "empty.parquet"
     table.touch()
     for package, extra, more in (
