@@ -58,12 +58,13 @@ def _section(name: str, command: argparse.ArgumentParser) -> str:
         flags = "Its flags are the [settings](configuration.md), and `--config FILE`."
         return f"## {name}\n\n{about} {flags}\n"
     command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=WIDTH)
-    rows = [_row(a) for a in command._actions if not isinstance(a, argparse._HelpAction)]
+    formatter = command._get_formatter()
+    rows = [_row(a, formatter) for a in command._actions if not isinstance(a, argparse._HelpAction)]
     usage = f"```text\n{command.format_usage().strip()}\n```\n"
-    return f"## {name}\n\n{about}\n\n{usage}\n{table(['argument', 'default', ''], rows)}"
+    return f"## {name}\n\n{about}\n\n{usage}\n{table(['argument', 'default', 'meaning'], rows)}"
 
 
-def _row(action: argparse.Action) -> list[str]:
+def _row(action: argparse.Action, formatter: argparse.HelpFormatter) -> list[str]:
     value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
     if not action.option_strings:
         names = str(value or action.dest)
@@ -73,5 +74,5 @@ def _row(action: argparse.Action) -> list[str]:
     default = action.default
     empty = default is None or default is False or default in (argparse.SUPPRESS, [], (), Path())
     shown = "" if empty else default
-    text = (action.help or "").replace("%(default)s", str(default)).replace("%%", "%")
+    text = formatter._expand_help(action) if action.help else ""
     return [code(names), code(str(shown)), cell(text)]
