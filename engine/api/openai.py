@@ -6,7 +6,7 @@ Only what routing needs is read. Anything else, malformed parts included, is lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from engine.api.errors import InvalidInputError, Violation
@@ -47,17 +47,26 @@ def turns(body: Mapping[str, Any]) -> list[tuple[Role, str]]:
     Raises InvalidInputError if there are more than MAX_PARTS turns and parts.
     """
     _check_parts(body)
-    texts = [
-        (role, "\n".join(text for _, text in _parts(content) if text))
-        for role, content in _contents(body)
-    ]
-    return [(role, text) for role, text in texts if text.strip()]
+    said: list[tuple[Role, str]] = []
+    for role, content in _contents(body):
+        texts = []
+        for _, text in _parts(content):
+            if text:
+                texts.append(text)
+        joined = "\n".join(texts)
+        if joined.strip():
+            said.append((role, joined))
+    return said
 
 
 def modalities(body: Mapping[str, Any]) -> tuple[str, ...]:
     """List what the model must read in addition to text; see Candidate.modalities in the proto."""
-    kinds = {kind for _, content in _contents(body) for kind, _ in _parts(content)}
-    return tuple(sorted({MODALITIES[kind] for kind in kinds if kind in MODALITIES}))
+    required: set[str] = set()
+    for _, content in _contents(body):
+        for kind, _ in _parts(content):
+            if kind in MODALITIES:
+                required.add(MODALITIES[kind])
+    return tuple(sorted(required))
 
 
 def features(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -65,10 +74,10 @@ def features(body: Mapping[str, Any]) -> tuple[str, ...]:
     required = []
     text = body.get("text")
     formats = (body.get("response_format"), text.get("format") if isinstance(text, dict) else None)
-    if any(
-        isinstance(f, dict) and f.get("type") in ("json_object", "json_schema") for f in formats
-    ):
-        required.append("json_mode")
+    for wanted in formats:
+        if isinstance(wanted, dict) and wanted.get("type") in ("json_object", "json_schema"):
+            required.append("json_mode")
+            break
     if body.get("tools") or body.get("functions"):
         required.append("tools")
     return tuple(required)
@@ -86,14 +95,27 @@ def max_output_tokens(body: Mapping[str, Any]) -> int:
 def _check_parts(body: Mapping[str, Any]) -> None:
     """Raise InvalidInputError for too many parts. Counts one level at a time and stops at the first
     that exceeds the limit, so that hostile bodies cost no more than valid ones."""
-    count, values = 0, [body.get(name) for name in (*TEXT_FIELDS, *TURN_FIELDS)]
-    while lists := [value for value in values if isinstance(value, list)]:
+    count, lists = 0, _lists(body, (*TEXT_FIELDS, *TURN_FIELDS))
+    while lists:
         count += sum(map(len, lists))
         if count > MAX_PARTS:
             problem = f"has {count} turns and parts or more; at most {MAX_PARTS} are read."
             raise InvalidInputError(Violation("body", problem))
-        parts = [part for each in lists for part in each if isinstance(part, Mapping)]
-        values = [part.get(name) for part in parts for name in ("content", "output", "text")]
+        nested: list[list[Any]] = []
+        for parts in lists:
+            for part in parts:
+                if isinstance(part, Mapping):
+                    nested += _lists(part, ("content", "output", "text"))
+        lists = nested
+
+
+def _lists(value: Mapping[str, Any], names: Iterable[str]) -> list[list[Any]]:
+    """Return those of the named fields that are lists."""
+    lists = []
+    for name in names:
+        if isinstance(field := value.get(name), list):
+            lists.append(field)
+    return lists
 
 
 def _contents(body: Mapping[str, Any]) -> Iterator[tuple[Role, Any]]:

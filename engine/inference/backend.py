@@ -5,14 +5,12 @@ Shapes: B requests, L tokens, M candidates of a table, K of them to be scored, D
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from cpp_ext import score
 from engine.bundle.manifest import Calibration
 from engine.bundle.types import Float32Array, Int64Array
 
@@ -79,27 +77,3 @@ class Backend(Protocol):
 
     def describe(self) -> str:
         """Describe the backend for people: "onnxruntime CPU, 2 threads, backbone.onnx"."""
-
-
-def score_rows(
-    forward: Forward,
-    tokens: Sequence[Int64Array],
-    embeddings: Float32Array,
-    rows: Int64Array,
-    head: ScoringHead,
-) -> BatchScores:
-    """Implement Backend.probabilities with a forward pass that returns hidden rows.
-
-    forward: tokens and embeddings (K, D) -> rows before the final norm (B, K, D).
-    """
-    started = time.monotonic()
-    hidden = forward(tokens, embeddings[rows])
-    forwarded = time.monotonic()
-    p = score(
-        hidden,
-        head.weight,
-        eps=head.eps,
-        scale=head.calibration.scale,
-        offset=head.calibration.offset,
-    )
-    return BatchScores(p, forwarded - started, time.monotonic() - forwarded)

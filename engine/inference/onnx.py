@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
+from cpp_ext import score
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.manifest import REBUILD_HINT
 from engine.bundle.types import Float32Array, Int64Array
-from engine.inference.backend import BatchScores, Hidden, ScoringHead, score_rows
+from engine.inference.backend import BatchScores, Forward, Hidden, ScoringHead
 
 
 class OnnxBackend:
@@ -87,3 +89,27 @@ class OnnxBackend:
         """See Backend."""
         where = f"{self._provider}, {self._threads} threads"
         return f"onnxruntime {ort.__version__} {where}, {self._graph.name}"
+
+
+def score_rows(
+    forward: Forward,
+    tokens: Sequence[Int64Array],
+    embeddings: Float32Array,
+    rows: Int64Array,
+    head: ScoringHead,
+) -> BatchScores:
+    """Implement Backend.probabilities with a forward pass that returns hidden rows.
+
+    forward: tokens and embeddings (K, D) -> rows before the final norm (B, K, D).
+    """
+    started = time.monotonic()
+    hidden = forward(tokens, embeddings[rows])
+    forwarded = time.monotonic()
+    p = score(
+        hidden,
+        head.weight,
+        eps=head.eps,
+        scale=head.calibration.scale,
+        offset=head.calibration.offset,
+    )
+    return BatchScores(p, forwarded - started, time.monotonic() - forwarded)

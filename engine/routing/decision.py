@@ -106,8 +106,11 @@ def build_decision(
         UnavailableError: no probability is finite.
     """
     eligible, p = drop_non_finite(table, eligible, p)
-    candidates = [table.candidates[row] for row in eligible.rows]
-    result = decide([c.id for c in candidates], p, eligible.costs, policy, context)
+    candidates, ids = [], []
+    for row in eligible.rows:
+        candidates.append(table.candidates[row])
+        ids.append(table.candidates[row].id)
+    result = decide(ids, p, eligible.costs, policy, context)
     ranking = []
     for i in result.order:
         ranked = RankingEntry(candidates[i], float(p[i]), eligible.costs[i], result.utility[i])

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.inference.backend import BatchScores, ScoringHead, score_rows
+from engine.inference.backend import BatchScores, ScoringHead
+from engine.inference.onnx import score_rows
 
 
 class FakeBackend:

@@ -70,8 +70,14 @@ def parse(raw: bytes) -> Body:
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 at byte {error.start}; expected a JSON object in UTF-8."
         raise InvalidInputError(Violation("body", problem)) from None
-    parsed = members(text)
-    models = [m for m in parsed if m.key == MODEL]
+    values: dict[str, Any] = {}
+    models, tools_chars = [], 0
+    for member in members(text):
+        values[member.key] = member.value
+        if member.key == MODEL:
+            models.append(member)
+        elif member.key in ("tools", "functions"):
+            tools_chars += member.end - member.begin
     if len(models) > 1:
         problem = f"appears {len(models)} times; send it once."
         raise InvalidInputError(Violation("model", problem))
@@ -79,10 +85,10 @@ def parse(raw: bytes) -> Body:
     begin, end = (models[0].begin, models[0].end) if models else (0, 0)
     first = len(text[:begin].encode())
     return Body(
-        {m.key: m.value for m in parsed},
+        values,
         model,
         slice(first, first + len(text[begin:end].encode())),
-        sum(m.end - m.begin for m in parsed if m.key in ("tools", "functions")),
+        tools_chars,
     )
 
 
@@ -105,10 +111,15 @@ def instruction(body: Body) -> BodyInstruction:
     turns = openai.turns(body.members)
     if not turns:
         raise InvalidInputError(NO_TEXT)
-    text = ([text for role, text in turns if role == "user"] or [turns[-1][1]])[-1]
+    text, total_chars = "", 0
+    for role, said in turns:
+        total_chars += len(said)
+        if role == "user":
+            text = said
+    text = text or turns[-1][1]
     return BodyInstruction(
         text=text if is_utf8(text) else text.encode(errors="replace").decode(),
-        context_chars=sum(len(said) for _, said in turns) - len(text) + body.tools_chars,
+        context_chars=total_chars - len(text) + body.tools_chars,
         modalities=openai.modalities(body.members),
         features=openai.features(body.members),
         answer_tokens=openai.max_output_tokens(body.members),

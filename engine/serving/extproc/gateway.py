@@ -113,11 +113,6 @@ class GatewayOptions:
     check_capabilities: bool
     models: Mapping[str, str]
 
-    @property
-    def reserved_headers(self) -> tuple[str, str]:
-        """Headers that clients are not allowed to set."""
-        return (self.model_header, DECISION_HEADER)
-
 
 @dataclass(frozen=True)
 class HttpRequest:

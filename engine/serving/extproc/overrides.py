@@ -48,12 +48,13 @@ def policy_and_session(
 def _merge(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     """Return override field -> (where it comes from, value). An objective in the metadata takes
     precedence over every objective in the headers."""
+    in_metadata: dict[str, tuple[str, Any]] = {}
     for name, value in metadata.items():
+        where = f"metadata {NAMESPACE}.{name}"
         if value is None or value == []:
             # Ignoring it would admit candidates that it was meant to exclude.
-            where = f"metadata {NAMESPACE}.{name}"
             raise InvalidInputError(Violation(where, "is empty; give a value, or leave it out."))
-    in_metadata = {n: (f"metadata {NAMESPACE}.{n}", value) for n, value in metadata.items()}
+        in_metadata[name] = (where, value)
     has_objective = not metadata.keys().isdisjoint(OBJECTIVES)
     in_headers: dict[str, tuple[str, Any]] = {}
     for header, name in HEADERS.items():
@@ -61,11 +62,10 @@ def _merge(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str,
         if header in headers and not overridden:
             in_headers[name] = (header, headers[header])
     for source in (in_metadata, in_headers):
-        first, *others = [where for n, (where, _) in source.items() if n in OBJECTIVES] or [""]
-        if others:
-            raise InvalidInputError(
-                Violation(others[0], f"and {first} are mutually exclusive; set one objective.")
-            )
+        objectives = [source[name][0] for name in OBJECTIVES if name in source]
+        if len(objectives) > 1:
+            problem = f"and {objectives[0]} are mutually exclusive; set one objective."
+            raise InvalidInputError(Violation(objectives[1], problem))
     return in_metadata | in_headers
 
 
