@@ -9,6 +9,7 @@ score() calls the compiled kernel (score.h) if it was built, and NumPy otherwise
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,11 +19,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cpp_ext.reference import Hidden, ScoreInputs, compute_probabilities, validate
+from cpp_ext.reference import Hidden, ScoreInputs, compute_probabilities
 
 __all__ = ["implementation", "score", "score_reference"]
 
 ABI_VERSION = 2  # MODELSAT_ABI_VERSION of score.h
+# Below this, squares that matter next to eps would be subnormal in fp32.
+MIN_EPS = float(np.finfo(np.float32).tiny)
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
 
@@ -62,7 +65,7 @@ def score(
     Raises:
         ValueError: names the argument, its value and what was expected.
     """
-    inputs = validate(hidden, weight, eps=eps, scale=scale, offset=offset, dtype=dtype)
+    inputs = _validate(hidden, weight, eps=eps, scale=scale, offset=offset, dtype=dtype)
     kernel = _kernel()
     return compute_probabilities(inputs) if isinstance(kernel, str) else _call(kernel, inputs)
 
@@ -78,7 +81,7 @@ def score_reference(
 ) -> NDArray[np.float32]:
     """Compute score() in NumPy float64, whether or not the kernel was built."""
     return compute_probabilities(
-        validate(hidden, weight, eps=eps, scale=scale, offset=offset, dtype=dtype)
+        _validate(hidden, weight, eps=eps, scale=scale, offset=offset, dtype=dtype)
     )
 
 
@@ -88,6 +91,59 @@ def implementation() -> str:
     if isinstance(kernel, str):
         return f"numpy (no compiled kernel: {kernel})"
     return f"c++ {kernel.isa().decode()}"
+
+
+def _validate(
+    hidden: Hidden,
+    weight: NDArray[np.float32],
+    *,
+    eps: float,
+    scale: float,
+    offset: float,
+    dtype: Literal["bf16"] | None,
+) -> ScoreInputs:
+    """Check the arguments of score().
+
+    Raises:
+        ValueError: names the argument, its value and what was expected.
+    """
+    _check_dtype(hidden.dtype, dtype)
+    if hidden.ndim != 3:
+        raise ValueError(f"hidden has {hidden.ndim} dimensions, expected 3: (B, M, D)")
+    width = hidden.shape[-1]
+    if width < 1:
+        raise ValueError(f"hidden has width {width}, expected at least 1")
+    if weight.dtype != np.float32 or weight.shape != (width,):
+        actual = f"{weight.dtype} {weight.shape}"
+        raise ValueError(f"weight is {actual}, expected float32 {(width,)} as hidden's width")
+    return ScoreInputs(
+        hidden=hidden,
+        weight=weight,
+        eps=_float32("eps", eps, MIN_EPS),
+        scale=_float32("scale", scale),
+        offset=_float32("offset", offset),
+    )
+
+
+def _check_dtype(actual: np.dtype[np.generic], dtype: str | None) -> None:
+    if dtype not in (None, "bf16"):
+        raise ValueError(f"dtype is {dtype!r}, expected None or 'bf16'")
+    if dtype == "bf16":
+        if actual != np.uint16:
+            raise ValueError(f"hidden is {actual}, expected uint16 with dtype='bf16'")
+    elif actual not in (np.float32, np.float16):
+        raise ValueError(
+            f"hidden is {actual}, expected float32, float16, or uint16 with dtype='bf16'"
+        )
+
+
+def _float32(name: str, value: float, minimum: float = -math.inf) -> float:
+    """Round to fp32 as the C ABI does, so that both implementations use the same number."""
+    rounded = ctypes.c_float(value).value
+    if not math.isfinite(rounded) or rounded < minimum:
+        limit = "" if minimum == -math.inf else f" of at least {minimum:.3g}"
+        raise ValueError(f"{name} is {value}, expected a finite fp32 number{limit}")
+    return rounded
 
 
 def _call(kernel: _Kernel, inputs: ScoreInputs) -> NDArray[np.float32]:
