@@ -9,9 +9,9 @@ SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
 ENVOY := .venv-envoy/.done
 NODE_EXAMPLE := examples/node
-# npm's own mark, written last: a folder that it left half way, or emptied, is built again.
+# npm writes this file last, so an incomplete or empty folder is built again.
 NODE_PACKAGES := $(NODE_EXAMPLE)/node_modules/.package-lock.json
-# Not on every index and machine. Where one cannot be built its tests skip, and fail in CI.
+# Not available on every index and machine. If one cannot be built, its tests skip here and fail in CI.
 TOOLS := $(ENVOY) .venv-litellm/.done .venv-deploy/.done $(NODE_PACKAGES)
 # Marks are described in pyproject.toml.
 FAST := not slow and not integration and not browser and not docs
@@ -22,40 +22,40 @@ BUNDLE := artifacts/bundle/manifest.json
 .PHONY: help install checkpoint export serve demo test test-all lint audit train evaluate bench proto lock clean distclean \
         docs wheel envoy demo-envoy litellm demo-litellm proto-archive image
 
-help: ## show this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-install: $(VENV)/.serve ## virtual environment, locked dependencies (no torch), kernel
+install: $(VENV)/.serve ## create the virtual environment with locked dependencies (no torch) and the kernel
 
-checkpoint: $(CHECKPOINT) ## base weights, merged with the shipped adapter
+checkpoint: $(CHECKPOINT) ## merge the base weights with the shipped adapter
 
-export: $(CHECKPOINT) $(VENV)/.trt ## bundle in every format this machine can build, TensorRT plans too
+export: $(CHECKPOINT) $(VENV)/.trt ## write a bundle in every format that this machine can build, TensorRT plans included
 	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle
 
-serve: $(BUNDLE) ## build what is missing, then serve on ADDRESS (127.0.0.1:50051)
+serve: $(BUNDLE) ## serve on ADDRESS (127.0.0.1:50051), after building what is missing
 	@$(BIN)/modelsat serve --address $(ADDRESS) $(SERVE)
 
-demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, remove it
+demo: $(BUNDLE) ## route, register a candidate under load, see it chosen, delete it
 	@$(BIN)/python -m examples.hot_swap
 
-envoy: $(ENVOY) ## a real Envoy in an environment of its own
+envoy: $(ENVOY) ## install a real Envoy in an environment of its own
 
-demo-envoy: $(BUNDLE) $(ENVOY) ## the same through a real Envoy with two fake upstreams, by curl
+demo-envoy: $(BUNDLE) $(ENVOY) ## the demo through a real Envoy with two fake upstreams, by curl
 	@$(BIN)/python -m examples.envoy
 
-litellm: .venv-litellm/.done ## LiteLLM's proxy in an environment of its own
+litellm: .venv-litellm/.done ## install LiteLLM's proxy in an environment of its own
 
-demo-litellm: $(BUNDLE) .venv-litellm/.done ## a real LiteLLM proxy, three fake upstreams, the choice in its headers
+demo-litellm: $(BUNDLE) .venv-litellm/.done ## the demo through a real LiteLLM proxy with three fake upstreams
 	@$(BIN)/python -m examples.litellm
 
-test: $(BUNDLE) $(VENV)/.dev ## the fast suite: all that needs the development environment alone
+test: $(BUNDLE) $(VENV)/.dev ## run the fast tests, which need only the development environment
 	$(BIN)/python -m pytest -m "$(FAST)" $(TEST)
 
-test-all: $(BUNDLE) $(VENV)/.dev ## every test, with coverage: Envoy, LiteLLM, PostgreSQL, a browser, the documentation's commands
+test-all: $(BUNDLE) $(VENV)/.dev ## run every test, with coverage: Envoy, LiteLLM, PostgreSQL, a browser, the documentation's commands
 	@for tool in $(TOOLS); do $(MAKE) -s $$tool || echo "skipped: tests that need $$tool" >&2; done
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(TEST)
 
-lint: $(VENV)/.dev ## style, types, import rules, proto drift and breaking changes
+lint: $(VENV)/.dev ## check style, types, import rules, generated code and breaking changes of the API
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -64,10 +64,10 @@ lint: $(VENV)/.dev ## style, types, import rules, proto drift and breaking chang
 	BIN=$(BIN) sh .ci/breaking
 	$(BIN)/python -m engine.pb.generate --check
 
-audit: $(VENV)/.dev ## known vulnerabilities of the packages that serving installs
+audit: $(VENV)/.dev ## look up known vulnerabilities of the packages that serving installs
 	$(BIN)/python .ci/audit requirements/serve.txt
 
-train: $(VENV)/.dev ## train on DATA in two passes, or by PLAN; resumes where it stopped
+train: $(VENV)/.dev ## train on DATA in two passes, or by PLAN; continues a run that was stopped
 ifdef PLAN
 	$(BIN)/python -m training.train --config $(PLAN) --data $(DATA) --output-dir artifacts/train $(TRAIN)
 else
@@ -76,23 +76,23 @@ else
 		--init-from artifacts/first-pass --output-dir artifacts/train $(TRAIN)
 endif
 
-evaluate: $(BUNDLE) $(VENV)/.dev ## report and plots: held-out rows of DATA through the bundle
+evaluate: $(BUNDLE) $(VENV)/.dev ## report on held-out rows of DATA through the bundle, with plots
 	$(BIN)/python -m training.evaluation.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation
 
-bench: $(BUNDLE) $(VENV)/.dev ## load on the server, then every latency target side by side
+bench: $(BUNDLE) $(VENV)/.dev ## measure latency under load, and every latency target
 	$(BIN)/python -m bench.latency $(BENCH)
 	$(BIN)/python -m bench.compare $(BENCH)
 
-docs: $(VENV)/.dev ## the documentation as a site, build/site
+docs: $(VENV)/.dev ## build the documentation as a site in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 proto: $(VENV)/.dev ## generate engine/pb from proto/
 	$(BIN)/python -m engine.pb.generate
 
-wheel: $(VENV)/bin/python ## a wheel of the server, its client and what builds a bundle, in dist/
+wheel: $(VENV)/bin/python ## build a wheel in dist/: the server, its client, and what builds a bundle
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps -w dist .
 
-proto-archive: $(VENV)/.dev ## the API to publish: .proto files and a buf image, in dist/
+proto-archive: $(VENV)/.dev ## write the API for publication to dist/: .proto files and a buf image
 	@mkdir -p dist
 	tar -C proto --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf - . | gzip -n > dist/modelsat-proto.tar.gz
 	cd proto && ../$(BIN)/buf build --output ../dist/modelsat.binpb
@@ -103,10 +103,10 @@ lock: $(VENV)/.dev ## resolve the ranges in setup.py into requirements/*.txt
 image: ## build the CPU image without Docker and run it read-only, as root (buildah, debootstrap)
 	deploy/docker/check cpu
 
-clean: ## remove checkpoint and bundle, which are then built again from the base weights
+clean: ## delete checkpoint and bundle; the next target builds them again
 	rm -rf artifacts/checkpoint artifacts/bundle
 
-distclean: clean ## remove the environment and the kernel too; keeps base weights and the store
+distclean: clean ## also delete environments and kernel, but keep base weights and stores
 	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_kernel*.so
 
 $(VENV)/bin/python:
