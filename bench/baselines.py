@@ -1,7 +1,6 @@
-"""What takes turns in bench.compare: our forward passes, the products alone, the kernel, and the
-engines of others, in the same run.
+"""What bench.compare measures in turn: forward passes, their products, the kernel, other engines.
 
-128 tokens and 20 candidates where a name says nothing else.
+128 tokens and 20 candidates unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tools.processes import BUNDLE
 from training.weights.base import BACKBONE, CACHE, fetch, load_base
 
 LENGTH, CANDIDATES, FULL_DEPTH = 128, 20, 30
-REPEATS = 20  # of the kernel in one turn: its rows are in the cache, as after a forward
+REPEATS = 20  # of the kernel in one turn: its rows are in the cache, as after a forward pass
 KERNEL, NUMPY = f"kernel, {REPEATS} x 1,024 rows", f"kernel in NumPy, {REPEATS} x 1,024 rows"
 LLAMA_CPP, REFERENCE = "llama.cpp, Q4_1, equal depth", "reference pipeline, {} layers"
 STEPS = ("fp32, standard operators, prompt read", "fp32, standard operators")
@@ -38,34 +37,36 @@ Call = Callable[[], object]
 
 
 def medians(baselines: Mapping[str, Call], rounds: Mapping[str, int]) -> dict[str, float]:
-    """Milliseconds of each; one call of each baseline a round, as long as it has rounds left."""
+    """Call each baseline once a round, up to its number of rounds; return median milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in baselines}
     for name in baselines:
         baselines[name]()
     for number in tqdm(range(max(rounds.values())), desc="compare", unit="round"):
         for name, call in baselines.items():
             if number < rounds[name]:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 call()
-                times[name].append(1000 * (time.perf_counter() - begun))
+                times[name].append(1000 * (time.perf_counter() - started))
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
 def prompt(length: int) -> NDArray[np.int64]:
-    """A real prompt of `length` tokens."""
+    """Return a real prompt of `length` tokens."""
     tokenizer = Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
     return render("one two three four five " * 40, tokenizer).tokens[:length]
 
 
 def rows(count: int, width: int) -> NDArray[np.float32]:
-    """(count, D) embeddings of the size of the real ones."""
+    """Return random embeddings (count, D) with the magnitude of real ones."""
     random = np.random.default_rng(0)
     return (0.1 * random.standard_normal((count, width))).astype(np.float32)
 
 
 def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) -> dict[str, float]:
-    """Milliseconds of every forward pass, and of the products alone. Fills in `skipped`: baseline
-    -> why it is not there."""
+    """Return the median milliseconds of every baseline.
+
+    skipped: filled in with baseline -> reason for those that cannot run here.
+    """
     manifest = read_manifest(BUNDLE, "bundle")
     tokens, some = prompt(LENGTH), rows(CANDIDATES, manifest.width)
     fp32, int8 = (OnnxBackend(BUNDLE / manifest.graphs[d], threads) for d in ("cpu-fp32", "cpu"))
@@ -116,20 +117,20 @@ def steps(
     tokens: NDArray[np.int64],
     some: NDArray[np.float32],
 ) -> dict[str, Call]:
-    """What the graph was before the prompt's keys were constants, and before it was fused."""
+    """Return earlier forms of the graph: without constant keys of the prompt, without fusion."""
     base = load_base("artifacts/checkpoint/backbone")
     config = LlamaConfig.of(base.config)
-    found: dict[str, Call] = {}
+    calls: dict[str, Call] = {}
     for name, cached in ((STEPS[0], ()), (STEPS[1], cached_prompt(base, config))):
         path = scratch / f"{name}.onnx"
         emit_backbone(config, base.arrays, path, cached=cached, positions=POSITIONS)
         backend = OnnxBackend(path, threads)
-        found[name] = lambda backend=backend: backend.hidden([tokens], some)  # type: ignore[misc]
-    return found
+        calls[name] = lambda backend=backend: backend.hidden([tokens], some)  # type: ignore[misc]
+    return calls
 
 
 def products_alone(manifest: Manifest, threads: int, scratch: Path) -> Call:
-    """The needed products of a request and nothing else, fp32."""
+    """Return a function that computes the needed products of a request alone, in fp32."""
     config = load_base(BACKBONE, CACHE).config
     head = manifest.width // config["num_attention_heads"]
     keys = config["num_key_value_heads"] * head

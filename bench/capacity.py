@@ -1,14 +1,14 @@
-"""How many replicas a rate needs: measured service times, then a queue simulated.
+"""Estimate the replicas that a request rate needs, from measured times and a simulated queue.
 
     python -m bench.capacity [--rates 1000 1000000] [--lengths 32:0.3 128:0.7] [--p99-ms 100]
 
-A replica is this machine's cores. Its forward takes a + b * rows + c * rows * length (rows =
-requests x (tokens that are read + candidates), padding included), fitted to measured batches.
-Poisson arrivals are spread over replicas at random, so each one sees Poisson arrivals of its share;
-a replica joins what waits as the server's own batcher does (engine/inference/batcher.py). The rate
-that a replica bears is the highest at which the 99th percentile of waiting and forward stays within
---p99-ms. A balancer that looks at queues does better than random; caches, TLS and networks are not
-in it. The last line on stdout is one JSON object.
+A replica has the cores of this machine. Its forward pass takes a + b * rows + c * rows * length
+milliseconds (rows = requests x (tokens read + candidates), padding included), fitted to measured
+batches. Poisson arrivals are spread over replicas at random, so each one sees Poisson arrivals. A
+replica batches queued requests as the server does (engine/inference/batcher.py). Its maximum
+sustainable rate is the highest at which the p99 of queueing and forward pass is within --p99-ms. A
+balancer that looks at queues does better than a random one; caches, TLS and networks are left out.
+The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ EVENTS = 20_000  # simulated requests at one rate
 
 @dataclass(frozen=True)
 class Service:
-    """Milliseconds of a forward: start + rows * (row + pair * length). worst: largest relative miss
-    of the fit."""
+    """Milliseconds of a forward pass: start + rows * (row + pair * length).
+
+    worst: largest relative error of the fit.
+    """
 
     start: float
     row: float
@@ -60,28 +62,28 @@ class Service:
     worst: float
 
     def of(self, batch: int, length: int, candidates: int) -> float:
-        """For `batch` prompts padded to `length`."""
+        """Return the milliseconds for `batch` prompts padded to `length`."""
         return self.start + batch * (length + candidates) * (self.row + self.pair * length)
 
 
 def fit(rows_of: Sequence[float], lengths: Sequence[float], ms: Sequence[float]) -> Service:
-    """Least squares of the relative error."""
+    """Fit a Service by least squares of the relative error."""
     x, y = np.array(rows_of, dtype=float), np.array(ms, dtype=float)
     terms = np.stack([np.ones(len(y)), x, x * np.array(lengths, dtype=float)], axis=1)
-    found, *_ = np.linalg.lstsq(terms / y[:, None], np.ones(len(y)), rcond=None)
-    return Service(*map(float, found), worst=float(np.abs(terms @ found / y - 1).max()))
+    solution, *_ = np.linalg.lstsq(terms / y[:, None], np.ones(len(y)), rcond=None)
+    return Service(*map(float, solution), worst=float(np.abs(terms @ solution / y - 1).max()))
 
 
 def measured(backend: OnnxBackend, candidates: int, width: int) -> Service:
-    """Batches of GRID, in turns."""
+    """Measure the batches of GRID in turn, and fit a Service."""
     some = rows(candidates, width)
     times: dict[tuple[int, int], list[float]] = {shape: [] for shape in GRID}
     for _ in tqdm(range(REPEATS), desc="measure", unit="round"):
         for count, length in GRID:
             tokens = [prompt(length)] * count
-            begun = time.perf_counter()
+            started = time.perf_counter()
             backend.hidden(tokens, some)
-            times[count, length].append(1000 * (time.perf_counter() - begun))
+            times[count, length].append(1000 * (time.perf_counter() - started))
     sizes = [count * (length + candidates) for count, length in GRID]
     return fit(sizes, [n for _, n in GRID], [float(np.median(t)) for t in times.values()])
 
@@ -95,8 +97,11 @@ def latencies(
     give_up_ms: float = math.inf,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Milliseconds from arrival to answer of EVENTS requests at `rate` a second on one replica;
-    infinite from the first one on that took longer than give_up_ms: the queue has run away."""
+    """Simulate EVENTS requests at `rate` per second on one replica; return their milliseconds.
+
+    They are infinite from the first request on that takes longer than give_up_ms, because then the
+    queue grows without bound.
+    """
     random = np.random.default_rng(seed)
     arrivals = np.cumsum(random.exponential(1000 / rate, EVENTS))
     drawn = random.choice(lengths, EVENTS, p=shares)
@@ -120,7 +125,7 @@ def latencies(
 
 
 def join(waiting: deque[int], drawn: NDArray[np.int64], candidates: int) -> list[int]:
-    """The oldest, and in order those that fit the batcher's limits."""
+    """Take the oldest request, and in order those that fit, as the batcher does."""
     batch: list[int] = []
     left: list[int] = []
     longest = total = 0
@@ -148,7 +153,10 @@ def max_sustainable_rate(
     shares: NDArray[np.float64],
     p99_ms: float,
 ) -> float:
-    """The highest rate a second, to 1 %, within the bound; 0 where an idle replica misses it."""
+    """Return the highest rate per second within the bound, to 1 %.
+
+    It is 0 if an idle replica misses the bound.
+    """
     low, high = 0.0, 1000 / service.of(1, 1, candidates) * 8
     if service.of(1, int(lengths.max()), candidates) > p99_ms:
         return 0.0
@@ -161,7 +169,7 @@ def max_sustainable_rate(
 
 
 def main() -> None:
-    """Measure, simulate, print."""
+    """Measure, simulate and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 10_000, 1_000_000])
     parser.add_argument("--candidates", type=int, nargs="+", default=[5, 20, 100])

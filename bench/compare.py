@@ -1,9 +1,9 @@
-"""Every latency target in one run: baselines take turns, medians and ratios count.
+"""Measure every latency target in one run: baselines in turn, compared by ratios of medians.
 
     python -m bench.compare [--quick]
 
 128 tokens and 20 candidates unless a row says otherwise. --quick ends within 50 seconds. Writes
-bench/results/compare.json, .png and .html; the last line on stdout is JSON with `targets`.
+bench/results/compare.json, .png and .html; the last line of stdout is JSON with `targets`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from training.weights.base import BACKBONE, CACHE, load_base
 
 
 def served(quick: bool, scratch: Path) -> dict[str, Any]:
-    """The server's start, memory, and times over gRPC beside those of its own forward."""
-    begun = time.monotonic()
+    """Return the start time and memory of a server, and its latencies over gRPC."""
+    started = time.monotonic()
     server = await_ready(launch(scratch / "candidates.sqlite", "--score-cache-mb", "0"))
-    ready = time.monotonic() - begun
+    ready = time.monotonic() - started
     try:
         asyncio.run(closed_loop(server.address, texts(8, 4), 1))
         one = asyncio.run(closed_loop(server.address, texts(30 if quick else 200, 4), 1)).summary()
@@ -60,14 +60,16 @@ def served(quick: bool, scratch: Path) -> dict[str, Any]:
 
 
 def resident_mb() -> float:
-    """Of this process."""
+    """Return the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def memory_per_candidate() -> float:
-    """KB that forwards with 1,000 candidates add to those with a single one, per candidate: their
-    activations, which ONNX Runtime keeps for the next one."""
+    """Return the KB of memory per candidate: what forward passes with 1,000 candidates add.
+
+    These are activations, which ONNX Runtime keeps for the next forward pass.
+    """
     manifest = read_manifest(BUNDLE, "bundle")
     backend, tokens = OnnxBackend(BUNDLE / manifest.graphs["cpu"]), prompt(LENGTH)
     for _ in range(3):
@@ -79,7 +81,7 @@ def memory_per_candidate() -> float:
 
 
 def size_at_depth(depth: int, scratch: Path) -> float:
-    """MB of the int8 backbone with this many layers."""
+    """Return the MB of the int8 backbone with `depth` layers."""
     base = load_base(BACKBONE, CACHE, depth)
     config, path = LlamaConfig.of(base.config), scratch / "deep.onnx"
     cached = cached_prompt(base, config)
@@ -87,14 +89,14 @@ def size_at_depth(depth: int, scratch: Path) -> float:
     return path.stat().st_size / 1e6
 
 
-def judge(
+def targets_of(
     ms: Mapping[str, float],
     live: Mapping[str, Any],
     memory: float,
     size: float | None,
     skipped: Mapping[str, str],
 ) -> list[Target]:
-    """The targets of the project."""
+    """Compare the measurements with the targets."""
     depth = read_manifest(BUNDLE, "bundle").depth
 
     def over(one: str, other: str) -> float | None:
@@ -105,31 +107,37 @@ def judge(
     one, eight = live["one"], live["eight"]
     growth = ms["int8, 100 candidates"] / ms["int8, 1 candidate"]
     growth /= (LENGTH + 100) / (LENGTH + 1)
-    forward, faster, paper = one["phases_ms"]["inference"], "times faster", "the reference pipeline"
+    forward, paper = one["phases_ms"]["inference"], "reference pipeline"
     share = one["phases_ms"]["scoring"] / one["phases_ms"]["total"]
     together = eight["per_second"] * forward / 1000
     return [
         Target(
-            f"fp32 beside {paper} at equal depth, {faster}", over(equal, "fp32"), ">= 15", torch
+            f"fp32: speedup over the {paper} at equal depth", over(equal, "fp32"), ">= 15", torch
         ),
-        Target(f"int8 beside {paper} at full depth, {faster}", over(full, "int8"), ">= 200", torch),
-        Target("fp32 beside its products alone", over("fp32", "products alone, fp32"), "<= 1.1"),
-        Target(f"int8 beside fp32, {faster}", over("fp32", "int8"), ">= 1.8"),
-        Target(f"int8 beside llama.cpp, {faster}", over(LLAMA_CPP, "int8"), ">= 2.5", llama),
-        Target("100 candidates over 1, beside their token counts", growth, "<= 1.05"),
-        Target("KB of memory a candidate, at 1,000", memory, "<= 4"),
-        Target("gRPC p50 less its forward's, ms", one["p50_ms"] - forward, "<= 1.0"),
-        Target("throughput, 8 at a time, beside the forward alone", together, ">= 0.95"),
-        Target(f"kernel beside NumPy at 1,024 rows, {faster}", over(NUMPY, KERNEL), ">= 20"),
-        Target("kernel's share of a decision", share, "<= 0.02"),
+        Target(
+            f"int8: speedup over the {paper} at full depth", over(full, "int8"), ">= 200", torch
+        ),
+        Target(
+            "fp32: time / time of its products alone",
+            over("fp32", "products alone, fp32"),
+            "<= 1.1",
+        ),
+        Target("int8: speedup over fp32", over("fp32", "int8"), ">= 1.8"),
+        Target("int8: speedup over llama.cpp", over(LLAMA_CPP, "int8"), ">= 2.5", llama),
+        Target("time of 100 candidates / 1, relative to the token counts", growth, "<= 1.05"),
+        Target("KB of memory per candidate, at 1,000", memory, "<= 4"),
+        Target("gRPC p50 minus forward pass, ms", one["p50_ms"] - forward, "<= 1.0"),
+        Target("throughput of 8 connections / forward pass alone", together, ">= 0.95"),
+        Target("kernel: speedup over NumPy at 1,024 rows", over(NUMPY, KERNEL), ">= 20"),
+        Target("share of the kernel in a decision", share, "<= 0.02"),
         Target("resident memory of the server, MB", live["resident_mb"], "<= 350"),
-        Target("start to ready, s", live["ready_s"], "<= 3"),
-        Target("int8 backbone at 12 layers, MB", size, "<= 90", "not with --quick"),
+        Target("start until ready, s", live["ready_s"], "<= 3"),
+        Target("int8 backbone at 12 layers, MB", size, "<= 90", "not measured with --quick"),
     ]
 
 
 def main() -> None:
-    """Measure, write, print."""
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="within 50 seconds")
     parser.add_argument("--threads", type=int, default=2)
@@ -144,7 +152,7 @@ def main() -> None:
         live = served(arguments.quick, scratch)
         skipped: dict[str, str] = {}
         ms = forwards(arguments.quick, arguments.threads, scratch, skipped)
-    targets = judge(ms, live, memory, size, skipped)
+    targets = targets_of(ms, live, memory, size, skipped)
     result = {"environment": described, "milliseconds": ms, "server": live, "skipped": skipped}
     write("compare", result, targets, ms)
     for name, value in ms.items():

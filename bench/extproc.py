@@ -1,10 +1,10 @@
-"""What ext_proc adds to Route: both on one server, in turn, with the same texts.
+"""Measure what ext_proc adds to the latency of Route, on one server and in turn.
 
     python -m bench.extproc [--rounds 300]
 
-A round asks Route, then ext_proc in BUFFERED (two messages, two answers, as Envoy sends them), in
-changing order. Once with every text new, so that it is scored, and once with known ones, where
-nothing but the way there and back is left. The last line on stdout is one JSON object.
+A round calls Route and ext_proc in BUFFERED mode (two messages, two responses, as Envoy does), in
+alternating order; once with texts that are new and have to be scored, and once with a cached text,
+which leaves the transport alone. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Ask = Callable[[str], Awaitable[None]]
 
 
 def extproc(channel: grpc.aio.Channel) -> Ask:
-    """Ask as Envoy does in BUFFERED."""
+    """Return a function that calls ext_proc as Envoy does in BUFFERED mode."""
     stub = external_processor_pb2_grpc.ExternalProcessorStub(channel)
 
     async def ask(text: str) -> None:
@@ -50,8 +50,7 @@ def extproc(channel: grpc.aio.Channel) -> Ask:
         body = json.dumps({"model": "auto", "messages": messages}).encode()
         headers = pb.ProcessingRequest()
         headers.protocol_config.request_body_mode = 2
-        told = {**HEADERS, "content-length": str(len(body))}
-        for key, value in told.items():
+        for key, value in {**HEADERS, "content-length": str(len(body))}.items():
             headers.request_headers.headers.headers.add(key=key, raw_value=value.encode())
         whole = pb.ProcessingRequest(request_body={"body": body, "end_of_stream": True})
         call = stub.Process()
@@ -67,7 +66,7 @@ def extproc(channel: grpc.aio.Channel) -> Ask:
 
 
 def route(channel: grpc.aio.Channel) -> Ask:
-    """Ask Route for the one thing that ext_proc tells, the first of the ranking."""
+    """Return a function that asks Route for the first candidate alone, as ext_proc does."""
     stub = router_service_pb2_grpc.RouterServiceStub(channel)
     policy = router_service_pb2.Policy(ranking_size=1)
 
@@ -77,48 +76,48 @@ def route(channel: grpc.aio.Channel) -> Ask:
     return ask
 
 
-async def side_by_side(ways: dict[str, Ask], rounds: int, *, known: bool) -> dict[str, float]:
-    """Median milliseconds of each way."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+async def side_by_side(callers: dict[str, Ask], rounds: int, *, cached: bool) -> dict[str, float]:
+    """Return the median milliseconds of each function."""
+    times: dict[str, list[float]] = {name: [] for name in callers}
     for i in range(WARM + rounds):
-        order = list(ways.items())[:: 1 if i % 2 else -1]
+        order = list(callers.items())[:: 1 if i % 2 else -1]
         for name, ask in order:
-            # Each way has texts of its own, or the second would find the first one's scores.
-            text = TEXT.format("nine" if known else f"{name} {i}")
-            begun = time.perf_counter()
+            # Different texts for each, or the second call would find the scores cached.
+            text = TEXT.format("nine" if cached else f"{name} {i}")
+            started = time.perf_counter()
             await ask(text)
             if i >= WARM:
-                times[name].append(1000 * (time.perf_counter() - begun))
-    return {name: statistics.median(found) for name, found in times.items()}
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(ms) for name, ms in times.items()}
 
 
 async def measure(address: str, processor: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Texts "new" and "known" -> way -> median milliseconds."""
+    """Return "new" or "cached" texts -> route or extproc -> median milliseconds."""
     async with (
         grpc.aio.insecure_channel(address) as plain,
         grpc.aio.insecure_channel(processor) as envoy,
     ):
-        ways = {"route": route(plain), "extproc": extproc(envoy)}
+        callers = {"route": route(plain), "extproc": extproc(envoy)}
         return {
-            "new": await side_by_side(ways, rounds, known=False),
-            "known": await side_by_side(ways, rounds, known=True),
+            "new": await side_by_side(callers, rounds, cached=False),
+            "cached": await side_by_side(callers, rounds, cached=True),
         }
 
 
 def main() -> int:
-    """Run it; 1 where the target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=300)
+    """Measure and print; return 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=300, help="how many (default 300)")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s.sqlite"
         with serving(store, "--extproc-address", "127.0.0.1:0") as server:
-            found = asyncio.run(measure(server.address, server.extproc_address, rounds))
+            p50_ms = asyncio.run(measure(server.address, server.extproc_address, rounds))
     targets = [
         Target(f"ms that ext_proc adds at p50, {texts} texts", t["extproc"] - t["route"], "<= 2")
-        for texts, t in found.items()
+        for texts, t in p50_ms.items()
     ]
-    return finish("extproc", {**environment(rounds=rounds), "p50_ms": found}, targets)
+    return finish("extproc", {**environment(rounds=rounds), "p50_ms": p50_ms}, targets)
 
 
 if __name__ == "__main__":

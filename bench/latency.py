@@ -1,10 +1,10 @@
-"""Latency of Route over a real socket: closed loop, and open loop with Poisson arrivals.
+"""Measure the latency of Route over a real socket, in closed loops and open loops.
 
     python -m bench.latency [--calls 200] [--concurrency 1 8] [--load 0.5 0.8]
 
-Starts a server of its own with the shipped catalog, its cache off. --load: rates of the open
-loop, as a share of what one closed connection reached. A failed call is counted by its code and
-makes the exit status 1. The last line on stdout is one JSON object; times are milliseconds.
+Starts a server with the shipped catalog and the score cache off. --load: rates of the open loops,
+as a share of the throughput of one closed loop. A failed call makes the exit status 1. The last
+line of stdout is one JSON object, with times in milliseconds.
 """
 
 from __future__ import annotations
@@ -26,35 +26,39 @@ WARM_UP = 10
 
 
 def texts(count: int, sentences: int) -> list[str]:
-    """Different instructions of equal length."""
+    """Return `count` different instructions of equal length."""
     return [f"{SENTENCE * sentences}Case {1000 + n}." for n in range(count)]
 
 
 def measure(address: str, calls: int, concurrency: list[int], load: list[float], size: int) -> Any:
-    """name -> summary of each run."""
+    """Return name of the run -> its summary."""
     asyncio.run(closed_loop(address, texts(WARM_UP, size), 1))
     results: dict[str, dict[str, Any]] = {}
 
-    def keep(name: str, seen: RouteTimings) -> None:
-        results[name] = seen.summary()
+    def keep(name: str, timings: RouteTimings) -> None:
+        results[name] = timings.summary()
 
     for number in concurrency:
-        seen = asyncio.run(closed_loop(address, texts(calls, size), number))
-        keep(f"closed, {number} at a time", seen)
+        timings = asyncio.run(closed_loop(address, texts(calls, size), number))
+        keep(f"closed, {number} at a time", timings)
     rate = float(next(iter(results.values()))["per_second"])
     for share in load:
-        seen = asyncio.run(open_loop(address, texts(calls, size), share * rate))
-        keep(f"open, Poisson at {share:.0%} of {rate:.1f}/s", seen)
+        timings = asyncio.run(open_loop(address, texts(calls, size), share * rate))
+        keep(f"open, Poisson at {share:.0%} of {rate:.1f}/s", timings)
     return results
 
 
 def main() -> int:
-    """Parse the command line, measure, print a table and one JSON line; 1 where a call failed."""
+    """Measure and print; return 1 if a call failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=BUNDLE)
-    parser.add_argument("--calls", type=int, default=200)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--load", type=float, nargs="*", default=[0.5, 0.8])
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="bundle to serve")
+    parser.add_argument("--calls", type=int, default=200, help="calls of each run (default 200)")
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", default=[1, 8], help="connections of the closed loops"
+    )
+    parser.add_argument(
+        "--load", type=float, nargs="*", default=[0.5, 0.8], help="rates of the open loops"
+    )
     parser.add_argument("--sentences", type=int, default=4, help="length of the instruction")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

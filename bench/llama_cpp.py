@@ -1,7 +1,7 @@
-"""llama.cpp's prompt processing of the base GGUF, cut to as many layers: an engine beside ours.
+"""Time llama.cpp's prompt processing of the base GGUF, cut to the same number of layers.
 
-It comes prebuilt from npm (node-llama-cpp), installed once under build/; without Node.js, or where
-the install fails, there is no baseline and the reason is told.
+llama.cpp comes prebuilt from npm (node-llama-cpp) and is installed once under build/. Without
+Node.js, or if the install fails, the baseline is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ FOLDER = ROOT / "build" / "llama.cpp"
 
 
 class MissingError(Exception):
-    """llama.cpp cannot run here; the message says why."""
+    """Raised with the reason if llama.cpp cannot run on this machine."""
 
 
 def install() -> None:
-    """node-llama-cpp and its CPU binaries; raises MissingError."""
+    """Install node-llama-cpp and its CPU binaries. Raises MissingError."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         raise MissingError("no Node.js")
     if (FOLDER / "installed").is_file():
@@ -38,7 +38,7 @@ def install() -> None:
 
 
 def cut(gguf: Path, layers: int, out: Path) -> None:
-    """Write `gguf` with its first `layers` blocks only, tensors byte for byte."""
+    """Write `gguf` with its first `layers` blocks only; tensors are copied byte for byte."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
     reader = GGUFReader(gguf)
@@ -62,14 +62,14 @@ def cut(gguf: Path, layers: int, out: Path) -> None:
 
 
 class Engine:
-    """A running process; one call evaluates the prompt once."""
+    """A running llama.cpp process; each call evaluates the prompt once."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.version = f"node-llama-cpp {VERSION}"
 
     def __call__(self) -> float:
-        """Milliseconds of one evaluation."""
+        """Return the milliseconds of one evaluation."""
         return float(self._ask())
 
     def _ask(self) -> str:
@@ -90,9 +90,9 @@ class Engine:
 
 @contextmanager
 def running(gguf: Path, threads: int, tokens: int) -> Iterator[Engine]:
-    """llama.cpp with `gguf` loaded; raises MissingError."""
+    """Run llama.cpp with `gguf` loaded. Raises MissingError."""
     install()
-    # Node looks for packages beside the script.
+    # Node looks for packages in the folder of the script.
     script = shutil.copy(Path(__file__).with_name("llama_cpp.mjs"), FOLDER)
     command = ["node", str(script), str(gguf), str(threads), str(tokens)]
     pipe = subprocess.PIPE

@@ -1,11 +1,11 @@
-"""Load on a server: closed loop, and open loop with Poisson arrivals.
+"""Put load on a server: closed loop, and open loop with Poisson arrivals.
 
-closed_loop and open_loop send every text once and read the phases out of the answers. hold and pour
-are for long runs: they last a given time, and send bytes and count codes, because the generator
-shares the cores with the server.
+The functions closed_loop and open_loop send every text once and read the phases from the responses.
+The methods of Generator are for long runs: they last a given time, send serialized requests and
+count codes alone, because the generator shares the cores with the server.
 
-In the open loop a call's time begins when it should have been sent, so that a stalled server is not
-spared the calls that waited behind the stall (coordinated omission: Tene, 2015).
+In an open loop the latency of a call begins when it should have been sent, so that calls which wait
+behind a stall of the server count (coordinated omission: Tene, 2015).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TIMEOUT_S = 60
 
 @dataclass
 class RouteTimings:
-    """Milliseconds of each answered call and of its phases; errors by code."""
+    """Milliseconds of each successful call and of its phases, and the errors by code."""
 
     calls: list[float] = field(default_factory=list)
     phases: list[list[float]] = field(default_factory=list)
@@ -39,50 +39,50 @@ class RouteTimings:
     elapsed_s: float = 0.0
 
     def summary(self) -> dict[str, object]:
-        """Percentiles, throughput, median phases and errors."""
+        """Return percentiles, throughput, median phases and errors."""
         parts = {"p50": 50, "p95": 95, "p99": 99, "p99.9": 99.9}
-        known = self.calls or [float("nan")]
+        latencies = self.calls or [float("nan")]
         medians = np.median(np.array(self.phases or [[float("nan")] * len(PHASES)]), axis=0)
         return {
             "calls": len(self.calls),
             "errors": dict(self.errors),
             "per_second": len(self.calls) / self.elapsed_s,
-            **{f"{name}_ms": float(np.percentile(known, q)) for name, q in parts.items()},
+            **{f"{name}_ms": float(np.percentile(latencies, q)) for name, q in parts.items()},
             "phases_ms": dict(zip(PHASES, medians.tolist(), strict=True)),
         }
 
 
 async def closed_loop(address: str, texts: Sequence[str], concurrency: int) -> RouteTimings:
-    """Every text once, `concurrency` connections that each wait for their answer."""
-    seen, waiting = RouteTimings(), list(texts)
+    """Send every text once, over `concurrency` connections that each wait for the response."""
+    timings, waiting = RouteTimings(), list(texts)
 
     async def connection() -> None:
         async with _channel(address) as channel:
             stub = router_service_pb2_grpc.RouterServiceStub(channel)
             while waiting:
-                await _call(stub, waiting.pop(), time.perf_counter(), seen)
+                await _call(stub, waiting.pop(), time.perf_counter(), timings)
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     await asyncio.gather(*(connection() for _ in range(concurrency)))
-    seen.elapsed_s = time.perf_counter() - begun
-    return seen
+    timings.elapsed_s = time.perf_counter() - started
+    return timings
 
 
 async def open_loop(address: str, texts: Sequence[str], rate: float, seed: int = 0) -> RouteTimings:
-    """Every text once, at exponentially distributed intervals with mean 1 / rate seconds."""
-    seen = RouteTimings()
+    """Send every text once, at exponentially distributed intervals with mean 1 / rate seconds."""
+    timings = RouteTimings()
     due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, len(texts)))
     async with _channel(address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
-        begun = time.perf_counter()
+        started = time.perf_counter()
 
         async def one(text: str, after: float) -> None:
-            await asyncio.sleep(max(0.0, begun + after - time.perf_counter()))
-            await _call(stub, text, begun + after, seen)
+            await asyncio.sleep(max(0.0, started + after - time.perf_counter()))
+            await _call(stub, text, started + after, timings)
 
         await asyncio.gather(*(one(t, float(d)) for t, d in zip(texts, due, strict=True)))
-    seen.elapsed_s = time.perf_counter() - begun
-    return seen
+    timings.elapsed_s = time.perf_counter() - started
+    return timings
 
 
 def _channel(address: str) -> grpc.aio.Channel:
@@ -90,15 +90,15 @@ def _channel(address: str) -> grpc.aio.Channel:
 
 
 async def _call(
-    stub: router_service_pb2_grpc.RouterServiceStub, text: str, sent: float, seen: RouteTimings
+    stub: router_service_pb2_grpc.RouterServiceStub, text: str, sent: float, timings: RouteTimings
 ) -> None:
     try:
         answer = await stub.Route(pb.RouteRequest(text=text), timeout=TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
-        seen.errors[error.code().name] += 1
+        timings.errors[error.code().name] += 1
         return
-    seen.calls.append(1000 * (time.perf_counter() - sent))
-    seen.phases.append([getattr(answer.timing, p).ToNanoseconds() / 1e6 for p in PHASES])
+    timings.calls.append(1000 * (time.perf_counter() - sent))
+    timings.phases.append([getattr(answer.timing, p).ToNanoseconds() / 1e6 for p in PHASES])
 
 
 ROUTE = "/modelsat.v1.RouterService/Route"
@@ -106,32 +106,38 @@ ROUTE = "/modelsat.v1.RouterService/Route"
 
 @dataclass
 class LoadResult:
-    """One entry for each call. due, ended: seconds since the load began. code: "OK" or why not."""
+    """One entry for each call.
+
+    due, ended: seconds since the load began. code: the gRPC status. seconds: duration of the load.
+    generator_cores: average number of cores that the load generator used.
+    """
 
     due: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     code: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    generator_cores: float = 0.0  # cores that the generator took, of one
+    generator_cores: float = 0.0
 
     def codes(self) -> dict[str, int]:
-        """How often each came."""
+        """Return code -> number of calls."""
         return dict(Counter(self.code))
 
     def answered_ms(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Milliseconds from due to answer of what was answered."""
+        """Return the latency of each successful call in milliseconds."""
         good = np.array([c == "OK" for c in self.code], dtype=bool)
         return 1000 * (np.array(self.ended) - np.array(self.due))[good]
 
     def per_second(self, after_s: float = 0.0) -> float:
-        """Answers a second that came from `after_s` on and within the load: those that a closed
-        loop's callers still wait for at its end are no part of what the server bears."""
-        seen = zip(self.code, self.ended, strict=True)
-        good = sum(c == "OK" and after_s <= e <= self.seconds for c, e in seen)
-        return good / (self.seconds - after_s)
+        """Return successful calls per second from `after_s` until the end of the load.
+
+        Calls that end after the load do not count: the server was not under full load then.
+        """
+        calls = zip(self.code, self.ended, strict=True)
+        succeeded = sum(c == "OK" and after_s <= e <= self.seconds for c, e in calls)
+        return succeeded / (self.seconds - after_s)
 
     def extend(self, other: LoadResult) -> None:
-        """Append those of `other`, as if it had come after these."""
+        """Append the calls of `other`, as if its load had followed this one."""
         self.due += [self.seconds + d for d in other.due]
         self.ended += [self.seconds + e for e in other.ended]
         self.code += other.code
@@ -140,25 +146,27 @@ class LoadResult:
         self.seconds, self.generator_cores = whole, cpu / whole
 
     def summary(self) -> dict[str, Any]:
-        """Counts, rate and percentiles."""
+        """Return counts, rate and percentiles."""
         times = self.answered_ms()
-        found = {f"p{q}_ms": float(np.percentile(times, q)) for q in (50, 95, 99) if len(times)}
+        percentiles = {
+            f"p{q}_ms": float(np.percentile(times, q)) for q in (50, 95, 99) if len(times)
+        }
         return {
             "calls": len(self.code),
             "codes": self.codes(),
             "per_second": self.per_second(),
-            **found,
+            **percentiles,
             "generator_cores": self.generator_cores,
         }
 
 
 def bodies(texts: Sequence[str]) -> Iterator[bytes]:
-    """RouteRequests without end, as they go over the wire."""
+    """Return an endless iterator of serialized RouteRequests."""
     return itertools.cycle([pb.RouteRequest(text=text).SerializeToString() for text in texts])
 
 
 class Generator:
-    """One channel to `target`; answers are not read. Use it as an async context manager."""
+    """Async context manager with one channel to `target`. Responses are not parsed."""
 
     def __init__(
         self, target: str, texts: Sequence[str], timeout_s: float, options: Any = ()
@@ -167,7 +175,7 @@ class Generator:
         self._channel = grpc.aio.insecure_channel(target, options=options)
         self._route = self._channel.unary_unary(ROUTE)
         self._bodies, self._timeout_s = bodies(texts), timeout_s
-        self._calls, self._begun = LoadResult(), 0.0
+        self._calls, self._started = LoadResult(), 0.0
 
     async def __aenter__(self) -> Generator:
         return self
@@ -176,10 +184,10 @@ class Generator:
         await self._channel.close()
 
     async def closed_loop(self, concurrency: int, seconds: float) -> LoadResult:
-        """Closed loop: `concurrency` callers who each wait for their answer, for `seconds`."""
+        """Let `concurrency` callers call and wait for the response, for `seconds`."""
 
         async def caller() -> None:
-            while (now := time.perf_counter()) < self._begun + seconds:
+            while (now := time.perf_counter()) < self._started + seconds:
                 await self._send(now)
 
         return await self._measured(seconds, [caller() for _ in range(concurrency)])
@@ -187,38 +195,40 @@ class Generator:
     async def open_loop(
         self, rate: float, seconds: float, *, seed: int = 0, even: bool = False
     ) -> LoadResult:
-        """Open loop: `rate` calls a second for `seconds`, whatever becomes of them; Poisson
-        arrivals, or `even` ones."""
+        """Send `rate` calls per second for `seconds`, without waiting for responses.
+
+        even: at equal intervals, rather than as Poisson arrivals.
+        """
         gaps = np.random.default_rng(seed).exponential(1 / rate, int(2 * rate * seconds) + 20)
         due = np.cumsum(np.full(len(gaps), 1 / rate) if even else gaps)
 
         async def source() -> None:
             async with asyncio.TaskGroup() as group:
                 for after in due[due < seconds].tolist():
-                    left = self._begun + after - time.perf_counter()
+                    left = self._started + after - time.perf_counter()
                     if left > 0:
                         await asyncio.sleep(left)
-                    group.create_task(self._send(self._begun + after))
+                    group.create_task(self._send(self._started + after))
 
         return await self._measured(seconds, [source()])
 
     async def _measured(self, seconds: float, parts: list[Any]) -> LoadResult:
-        self._calls, self._begun, used = LoadResult(), time.perf_counter(), _cpu_s()
+        self._calls, self._started, used = LoadResult(), time.perf_counter(), _cpu_s()
         await asyncio.gather(*parts)
         self._calls.seconds = seconds
-        self._calls.generator_cores = (_cpu_s() - used) / (time.perf_counter() - self._begun)
+        self._calls.generator_cores = (_cpu_s() - used) / (time.perf_counter() - self._started)
         return self._calls
 
     async def _send(self, due: float) -> None:
         calls, code = self._calls, "OK"
-        # From due, not from now: an open loop's call has a deadline even if it is sent late.
+        # The deadline counts from `due`, even if an open loop sends the call late.
         left = due + self._timeout_s - time.perf_counter()
         try:
             await self._route(next(self._bodies), timeout=max(left, 0.001))
         except grpc.aio.AioRpcError as error:
             code = error.code().name
-        calls.due.append(due - self._begun)
-        calls.ended.append(time.perf_counter() - self._begun)
+        calls.due.append(due - self._started)
+        calls.ended.append(time.perf_counter() - self._started)
         calls.code.append(code)
 
 

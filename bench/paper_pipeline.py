@@ -1,6 +1,7 @@
-"""The pipeline that Model-SAT's paper describes, in torch and transformers: what we are beside.
+"""The pipeline of the Model-SAT paper in torch and transformers, as a baseline.
 
-[e_c, x, p] for every candidate, a batch of M sequences, eager attention, the vocabulary head.
+It scores M candidates as a batch of M sequences [e_c, x, p] (embedding of the candidate,
+instruction, prompt), with eager attention and the vocabulary head.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from training.weights.base import BACKBONE, CACHE, load_base
 def reference_pipeline(
     layers: int, tokens: NDArray[np.int64], embeddings: NDArray[np.float32], threads: int
 ) -> Callable[[], object]:
-    """A call that scores tokens (L,) with embeddings (M, D); ImportError where torch is missing."""
+    """Return a function that scores tokens (L,) with embeddings (M, D).
+
+    Raises ImportError if torch is not installed.
+    """
     import torch
 
     from training.model.model import build

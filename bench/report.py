@@ -1,4 +1,4 @@
-"""What a benchmark leaves: JSON, a plot, a page, and a table of targets."""
+"""Write the results of a benchmark: JSON, a plot, an HTML page, and a table of targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Target:
-    """bound: "<= 1.1" or ">= 15". value None: not measured, for `reason`."""
+    """A bound on a measured value.
+
+    bound: "<= 1.1" or ">= 15". value: None if it was not measured, for `reason`.
+    """
 
     name: str
     value: float | None
@@ -31,19 +34,19 @@ class Target:
 
     @property
     def verdict(self) -> bool | None:
-        """Whether it holds."""
+        """True if the value is within the bound, None if it was not measured."""
         if self.value is None:
             return None
         side, limit = self.bound.split()
         return self.value <= float(limit) if side == "<=" else self.value >= float(limit)
 
     def row(self) -> dict[str, Any]:
-        """As the last line of stdout has it."""
+        """Return the JSON object of the report."""
         return asdict(self) | {"pass": self.verdict}
 
 
 def environment(**more: Any) -> dict[str, Any]:
-    """Commit, hardware and versions of this run."""
+    """Return commit, hardware and versions of this run, with `more`."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
@@ -61,18 +64,20 @@ def environment(**more: Any) -> dict[str, Any]:
 
 
 def markdown(targets: Sequence[Target]) -> str:
-    """The table of targets."""
-    lines = ["| target | bound | found | |", "|---|---|---|---|"]
+    """Return the targets as a Markdown table."""
+    lines = ["| target | bound | measured | |", "|---|---|---|---|"]
     words = {True: "met", False: "missed", None: "skipped"}
     for t in targets:
-        found = t.reason if t.value is None else f"{t.value:.3g}"
-        lines.append(f"| {t.name} | {t.bound} | {found} | {words[t.verdict]} |")
+        measured = t.reason if t.value is None else f"{t.value:.3g}"
+        lines.append(f"| {t.name} | {t.bound} | {measured} | {words[t.verdict]} |")
     return "\n".join(lines)
 
 
 def finish(name: str, result: Mapping[str, Any], targets: Sequence[Target]) -> int:
-    """Write bench/results/NAME.json, print the table of targets and, last, one JSON line; the exit
-    status: 1 where a target is missed."""
+    """Write bench/results/NAME.json, and print the table of targets and one JSON line.
+
+    Returns the exit status: 1 if a target is missed.
+    """
     content = {**result, "targets": [t.row() for t in targets]}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -82,7 +87,7 @@ def finish(name: str, result: Mapping[str, Any], targets: Sequence[Target]) -> i
 
 
 def write(name: str, result: Mapping[str, Any], targets: Sequence[Target], bars: Any) -> None:
-    """bench/results/NAME.json, .png and .html. bars: label -> milliseconds."""
+    """Write bench/results/NAME.json, .png and .html. bars: label -> milliseconds."""
     RESULTS.mkdir(exist_ok=True)
     content = {**result, "targets": [t.row() for t in targets]}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

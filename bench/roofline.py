@@ -1,6 +1,6 @@
-"""The least work of a request, and how fast this machine does it.
+"""Count and run the matrix products that a request needs: a lower bound of its time.
 
-Letters: S rows of a full layer (tokens read and candidates), M candidates, D width.
+Shapes: S rows of a full layer (tokens read and candidates), M candidates, D width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from export.onnx.graph import FLOAT, Graph
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama backbone's sizes. keys: width of all key/value heads. inner: of the MLP."""
+    """Sizes of a Llama backbone. keys: width of all key/value heads. inner: width of the MLP."""
 
     layers: int
     width: int
@@ -25,9 +25,11 @@ class Shape:
     head: int
 
     def operations(self, rows: int, candidates: int, seen: int) -> int:
-        """Multiplications and additions of the products that are needed: `rows` in each layer but
-        the last, where only candidate rows have queries, attention output and MLP. seen: keys that
-        a row may attend to."""
+        """Return the multiplications and additions of the needed products.
+
+        The last layer computes queries, attention output and MLP of candidate rows alone, the
+        others of all `rows`. seen: number of keys that a row attends to.
+        """
         d, k, f = self.width, self.keys, self.inner
         attention = 2 * 2 * d * seen
         each = 2 * (2 * d * d + 2 * d * k + 3 * d * f) + attention
@@ -35,14 +37,16 @@ class Shape:
         return (self.layers - 1) * rows * each + last
 
     def bytes(self, width: float) -> float:
-        """Of all matrices, at `width` bytes a weight."""
+        """Return the bytes of all matrices, at `width` bytes a weight."""
         d, k, f = self.width, self.keys, self.inner
         return self.layers * (2 * d * d + 2 * d * k + 3 * d * f) * width
 
 
 def products(shape: Shape, rows: int, candidates: int, seen: int, path: Path) -> None:
-    """Write a graph of those products and nothing else, each with weights of its own: input x
-    (rows, D), keys (K, H, seen) and values (K, seen, H) of a layer's attention."""
+    """Write a graph of those products alone, each with its own weights.
+
+    Inputs: x (rows, D), and keys (K, H, seen) and values (K, seen, H) of a layer's attention.
+    """
     g, random = Graph("products"), np.random.default_rng(0)
     d, k, f, h = shape.width, shape.keys, shape.inner, shape.head
 
@@ -60,7 +64,7 @@ def products(shape: Shape, rows: int, candidates: int, seen: int, path: Path) ->
         unused.append(product(x, d, 2 * k))
         if layer == shape.layers - 1:
             x = g.slice_from(x, rows - candidates, axis=0)
-        # The heads of a query that share keys stand below each other: (K, G * rows, H), as served.
+        # Query heads that share keys are stacked as in the served graph: (K, G * rows, H).
         query = g.reshape(product(x, d, d), k // h, -1, h)
         mixed = g.op("MatMul", g.op("MatMul", query, keys), values)
         mixed = product(g.reshape(mixed, -1, d), d, d)
@@ -74,7 +78,7 @@ def products(shape: Shape, rows: int, candidates: int, seen: int, path: Path) ->
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:
-    """As the server opens its own."""
+    """Open the graph with the options of the server."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,4 +1,4 @@
-"""What tests share: the real bundle, and real servers on real sockets."""
+"""Fixtures that many tests share: a real server with the real bundle, and a client of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSTRUCTIONS = (
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server with the zoo; tests that use it leave its candidates as they were."""
+    """A server with the shipped candidates. Tests that change them restore them."""
     with serving(tmp_path_factory.mktemp("store") / "candidates.sqlite") as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Servers with a web console, and what asks it."""
+"""Run servers with a web console, and call its HTTP API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.serving.test_security import write_tokens
 from tests.support.certificates import make
 from tools.processes import Server, serving
 
-PATIENCE_S = 30.0  # that nothing here takes
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Console:
         return http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE_S)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """(status, JSON or text) of one request."""
+        """Send one request; return its status, and its body as JSON or text."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
@@ -61,13 +61,13 @@ class Console:
         assert status == 200, body
         return body
 
-    def route(self, **asked: Any) -> Any:
-        status, body = self.ask("POST", "/api/route", asked)
+    def route(self, **request: Any) -> Any:
+        status, body = self.ask("POST", "/api/route", request)
         assert status == 200, body
         return body
 
     def stream(self, after: int = 0, **headers: str) -> http.client.HTTPResponse:
-        """Decisions as they come, once one of the places for it is free."""
+        """Open a stream of decisions; wait while the server has too many viewers."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             connection = self.connect()
@@ -81,7 +81,7 @@ class Console:
 
     @contextmanager
     def watching(self, after: int = 0, **headers: str) -> Iterator[Iterator[dict[str, Any]]]:
-        """The decisions of a stream."""
+        """Yield the decisions of a stream."""
         with closing(self.stream(after, **headers)) as answer:
             lines = (line.decode() for line in iter(answer.readline, b""))
             yield (json.loads(line[6:]) for line in lines if line.startswith("data: {"))
@@ -89,15 +89,16 @@ class Console:
 
 @contextmanager
 def showing(folder: Path, *flags: str, **more: Any) -> Iterator[Console]:
+    """Run a server with a console. more: fields of Console."""
     with serving(folder / "s.sqlite", "--console-address", "127.0.0.1:0", *flags) as server:
-        found = re.search(r"console on https?://([\d.]+):(\d+)/", server.printed())
-        assert found is not None
-        yield Console(server, found[1], int(found[2]), **more)
+        match = re.search(r"console on https?://([\d.]+):(\d+)/", server.printed())
+        assert match is not None
+        yield Console(server, match[1], int(match[2]), **more)
 
 
 @contextmanager
 def showing_guarded(folder: Path) -> Iterator[Console]:
-    """With TLS and tokens, and texts in the audit."""
+    """Run a server with a console, TLS, tokens, and texts in the audit log."""
     authority = make(folder, "authority")
     ours = make(folder, "server", authority)
     tokens = write_tokens(folder / "tokens.json", "route", "read", "admin")
@@ -111,5 +112,5 @@ def showing_guarded(folder: Path) -> Iterator[Console]:
     flags += ["--auth-tokens-file", str(folder / "tokens.json")]
     tls = ssl.create_default_context(cafile=authority.cert)
     access = Credentials(authority.cert, token=tokens["route"])
-    with showing(folder, *flags, tls=tls, tokens=tokens, access=access) as found:
-        yield found
+    with showing(folder, *flags, tls=tls, tokens=tokens, access=access) as console:
+        yield console

@@ -1,4 +1,4 @@
-"""Certificates that a test makes for itself."""
+"""Create certificates for tests."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ class Pair:
 
 
 def make(folder: Path, name: str, issuer: Pair | None = None, *, days: float = 1) -> Pair:
-    """For localhost, valid for `days` from now (negative: expired); self-signed and an authority
-    where there is no issuer."""
+    """Create a certificate for localhost. Without an issuer it is a self-signed authority.
+
+    days: how long it is valid from now; negative for an expired one.
+    """
     private = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -55,14 +57,14 @@ def make(folder: Path, name: str, issuer: Pair | None = None, *, days: float = 1
 
 
 def private_bytes(private: ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
-    """PEM, encrypted where there is a password."""
-    locked: Any = (
+    """Return the key as PEM, encrypted if there is a password."""
+    encryption: Any = (
         serialization.BestAvailableEncryption(password)
         if password
         else serialization.NoEncryption()
     )
     return private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
 
 

@@ -1,4 +1,4 @@
-"""Small data folders with outcomes that depend on what the text says."""
+"""Small data folders with outcomes that depend on the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CANDIDATES, INSTRUCTIONS, TASKS = 4, 80, 50
 
 
 def write(folder: Path, *, aptitude: bool = True, seed: int = 0, subjects: int = 1) -> Path:
-    """Easy instructions say Yes, hard ones No; candidate c3 is the best."""
+    """Write a data folder. Easy instructions say Yes, hard ones No; candidate c3 is the best."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     easy = random.random(INSTRUCTIONS) < 0.5
@@ -34,9 +34,9 @@ def write(folder: Path, *, aptitude: bool = True, seed: int = 0, subjects: int =
     np.savez(folder / "scores.npz", scores=scores)
     if aptitude:
         tasks = [f"task_{t}" for t in range(TASKS)]
-        figures = {
+        accuracies = {
             n: (s + 0.1 * random.random(TASKS)).tolist() for n, s in zip(names, skill, strict=True)
         }
-        test = {"tasks": tasks, "items": {"task_0": ["q7"]}, "scores": figures}
+        test = {"tasks": tasks, "items": {"task_0": ["q7"]}, "scores": accuracies}
         (folder / "aptitude.json").write_text(json.dumps(test))
     return folder

@@ -1,4 +1,4 @@
-"""The environment that checks deploy/ and Triton's configuration; `make .venv-deploy/.done`."""
+"""Run the tools that check deploy/ and Triton's configuration (`make .venv-deploy/.done`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TOOLS = ROOT / ".venv-deploy" / "bin"
 needs_tools = needs(missing(DEPLOY))
 
 
-def run(*command: str, given: str = "") -> str:
-    """What a tool printed; fails with its errors."""
+def run(*command: str, stdin: str = "") -> str:
+    """Run a tool and return its output; a failure of it fails the test with its errors."""
     program, *arguments = command
     done = subprocess.run(
         [str(TOOLS / program), *arguments],
         cwd=ROOT,
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -29,9 +29,8 @@ def run(*command: str, given: str = "") -> str:
 
 
 def rendered(values: dict[str, Any]) -> dict[str, Any]:
-    """tests/support/helm_render.py on our chart."""
+    """Render the chart with `values` by tests/support/helm_render.py."""
     chart = "deploy/helm/modelsat"
-    found: dict[str, Any] = json.loads(
-        run("python", "tests/support/helm_render.py", chart, given=json.dumps(values))
-    )
-    return found
+    output = run("python", "tests/support/helm_render.py", chart, stdin=json.dumps(values))
+    result: dict[str, Any] = json.loads(output)
+    return result

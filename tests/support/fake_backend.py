@@ -1,4 +1,4 @@
-"""A backend that computes something checkable instead of a forward pass."""
+"""A backend with a result that tests can compute, instead of a forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.inference.onnx import score_rows
 
 
 class FakeBackend:
-    """Row r of request b is embeddings[r] * first token; records what it was given."""
+    """Returns embeddings[r] * first token as row r of a request, and records its batch sizes."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s

@@ -1,4 +1,4 @@
-"""A Hugging Face hub as small as its client lets one be, over real HTTP."""
+"""A minimal Hugging Face hub over real HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_POST(self) -> None:
         """Create a repository, or commit to one."""
@@ -64,7 +64,7 @@ class Hub(BaseHTTPRequestHandler):
         return self._send(content, "application/octet-stream")
 
     def do_HEAD(self) -> None:
-        """The same without the body."""
+        """Send the headers of GET."""
         self.do_GET()
 
     def _address(self) -> str:
@@ -98,7 +98,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
-    """Its address and its repositories."""
+    """Run a hub; yield its address and its repositories."""
     repositories: dict[str, dict[str, bytes]] = {}
     handler = type("Handler", (Hub,), {"repositories": repositories})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

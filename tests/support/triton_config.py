@@ -1,4 +1,4 @@
-"""config.pbtxt files as Triton's own proto reads them: prints one JSON object, by name.
+"""Parse config.pbtxt files with Triton's own proto; print one JSON object, by name of the model.
 
 .venv-deploy/bin/python tests/support/triton_config.py REPOSITORY
 """
