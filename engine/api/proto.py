@@ -19,7 +19,6 @@ from engine.api.candidate import (
     task_count_violation,
 )
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import check_text
 from engine.api.openai import MAX_PARTS
 from engine.api.policy import POLICY_WORDS, Policy, Session, check_session
 from engine.pb import candidate_pb2, router_service_pb2
@@ -149,6 +148,28 @@ def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tu
         for turn in request.conversation.messages
     ]
     return last_user_turn(turns, limit)
+
+
+def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
+    """Raise InvalidInputError if `text` is blank, not valid UTF-8, or over `limit_bytes`."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            Violation(field, "is not valid UTF-8; send text as UTF-8.")
+        ) from None
+    if not text.strip():
+        raise InvalidInputError(
+            Violation(field, "is empty or white space; send the instruction to route.")
+        )
+    if size > limit_bytes:
+        raise InvalidInputError(
+            Violation(
+                field,
+                f"is {size} bytes, the limit is {limit_bytes}; send only the part that holds the"
+                " instruction, or start the server with a larger --max-text-bytes.",
+            )
+        )
 
 
 def last_user_turn(turns: Sequence[tuple[bool, str]], limit_bytes: int) -> tuple[str, int]:

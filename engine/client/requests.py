@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from engine.api.candidate import NAME_PREFIX, Candidate, parse_name
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES, check_text
+from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES
 from engine.api.openai import Role
 from engine.api.policy import Policy, Session
-from engine.api.proto import candidate_to, policy_to
+from engine.api.proto import candidate_to, check_text, policy_to
 from engine.client.errors import translate_value_errors
 from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
 

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, cast
 
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import check_text, is_utf8
+from engine.api.limits import is_utf8
 from engine.api.openai import ROLES, turns
-from engine.api.proto import last_user_turn
+from engine.api.proto import check_text, last_user_turn
 from engine.client.requests import Turn
 from engine.serving.settings import Settings
 

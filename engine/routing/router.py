@@ -103,7 +103,7 @@ class Router:
         """Select a candidate for `text`.
 
         Args:
-            text: the instruction, valid by engine.api.limits.check_text.
+            text: the instruction, valid by engine.api.proto.check_text.
             policy: the caller's objective and constraints.
             context_chars: characters that the selected candidate will read besides `text`; they
                 are counted, not scored.

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from engine.api import openai
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import is_utf8
 
 MODEL = "model"
 ROUTED = ("/chat/completions", "/completions", "/responses", "/messages")  # ends of paths
@@ -118,7 +117,7 @@ def instruction(body: Body) -> BodyInstruction:
             text = said
     text = text or turns[-1][1]
     return BodyInstruction(
-        text=text if is_utf8(text) else text.encode(errors="replace").decode(),
+        text=text.encode(errors="replace").decode(),  # JSON may hold half of a surrogate pair
         context_chars=total_chars - len(text) + body.tools_chars,
         modalities=openai.modalities(body.members),
         features=openai.features(body.members),

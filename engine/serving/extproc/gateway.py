@@ -21,7 +21,8 @@ from engine.api.errors import (
     OverloadedError,
     Violation,
 )
-from engine.api.limits import MIB, check_text
+from engine.api.limits import MIB
+from engine.api.proto import check_text
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.extproc.body import BodyInstruction, instruction, is_routed, parse, with_model

@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 
 from engine.api.candidate import NAME_PREFIX, parse_name
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import MAX_BATCH_REQUESTS, check_text
+from engine.api.limits import MAX_BATCH_REQUESTS
 from engine.api.policy import DecisionKind
-from engine.api.proto import instruction_from, policy_from, session_from
+from engine.api.proto import check_text, instruction_from, policy_from, session_from
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome
