@@ -9,6 +9,7 @@ import pytest
 
 from engine import __version__
 from engine.cli.main import main
+from modelsat import Client
 from tools.docs import readme_pictures as pictures
 from tools.processes import Server
 
@@ -49,4 +50,6 @@ def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_python_example_runs(shared_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     example = read("README.md").partition("```python\n")[2].partition("```")[0]
     exec(example.replace("127.0.0.1:50051", shared_server.address), {})
-    assert capsys.readouterr().out.startswith("candidates/")
+    selected = capsys.readouterr().out.split()[0]
+    with Client(shared_server.address) as client:
+        assert client.get_candidate(selected).id == selected
