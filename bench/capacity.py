@@ -171,11 +171,16 @@ def max_sustainable_rate(
 def main() -> None:
     """Measure, simulate and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rates", type=float, nargs="+", default=[100, 10_000, 1_000_000])
-    parser.add_argument("--candidates", type=int, nargs="+", default=[5, 20, 100])
-    parser.add_argument("--lengths", nargs="+", default=["32:0.3", "128:0.5", "270:0.2"])
-    parser.add_argument("--p99-ms", type=float, default=100.0)
-    parser.add_argument("--threads", type=int, default=2)
+    rates = [100, 10_000, 1_000_000]
+    text = "requests per second to find replicas for"
+    parser.add_argument("--rates", type=float, nargs="+", default=rates, help=text)
+    text = "numbers of candidates"
+    parser.add_argument("--candidates", type=int, nargs="+", default=[5, 20, 100], help=text)
+    prompt_mix = ["32:0.3", "128:0.5", "270:0.2"]
+    text = "mix of prompt lengths, TOKENS:SHARE each"
+    parser.add_argument("--lengths", nargs="+", default=prompt_mix, help=text)
+    parser.add_argument("--p99-ms", type=float, default=100.0, help="bound of the p99")
+    parser.add_argument("--threads", type=int, default=2, help="inference threads")
     options = parser.parse_args()
     pairs = [part.split(":") for part in options.lengths]
     lengths = np.array([int(length) for length, _ in pairs])

@@ -140,7 +140,7 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="within 50 seconds")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="inference threads")
     arguments = parser.parse_args()
     described = environment(
         threads=arguments.threads, quick=arguments.quick, arrivals="closed loop"

@@ -106,9 +106,7 @@ def hub(dataset: str, files: dict[str, bytes]) -> Iterator[str]:
         ("TIGER-Lab/MMLU-Pro", "data/test-00000-of-00001.parquet", 2 * 3),
     ],
 )
-def test_a_data_set_of_the_hub_is_read(
-    dataset: str, file: str, expected: int, tmp_path: Path
-) -> None:
+def test_hub_data_set_is_read(dataset: str, file: str, expected: int, tmp_path: Path) -> None:
     import pyarrow.parquet
 
     rows = make_questions(["anatomy", "astronomy"], 6)

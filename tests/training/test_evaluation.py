@@ -60,7 +60,7 @@ def printed(found: calibration.Recommendation) -> str:
     return console.file.getvalue()
 
 
-def test_within_auc_is_the_mean_of_each_row() -> None:
+def test_per_instruction_auc_is_the_mean_over_rows() -> None:
     p, outcomes, _ = made_up(60)
     outcomes[0, 0] = np.nan
     expected = []
@@ -73,7 +73,7 @@ def test_within_auc_is_the_mean_of_each_row() -> None:
     assert metrics.per_instruction_auc(flat, outcomes) == 0.5
 
 
-def test_probabilities_that_tell_the_truth_are_calibrated() -> None:
+def test_true_probabilities_are_calibrated() -> None:
     p, outcomes, _ = made_up(20000)
     assert metrics.ece(p, outcomes) < 0.01
     assert metrics.ece(p**2, outcomes) > 0.05
@@ -83,7 +83,7 @@ def test_probabilities_that_tell_the_truth_are_calibrated() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_the_full_block_has_no_gap(seed: int) -> None:
+def test_complete_subset_has_no_missing_outcome(seed: int) -> None:
     random = np.random.default_rng(seed)
     outcomes = random.random((12, 5))
     outcomes[random.random(outcomes.shape) < random.random()] = np.nan
@@ -93,7 +93,7 @@ def test_the_full_block_has_no_gap(seed: int) -> None:
     assert len(block.rows) * len(block.candidates) >= whole
 
 
-def test_the_full_block_leaves_a_choice() -> None:
+def test_complete_subset_keeps_two_candidates() -> None:
     """Two candidates with few common rows are judged before one with many."""
     apart = np.full((30, 3), np.nan)
     apart[np.arange(30), np.arange(30) % 3] = 1.0
@@ -108,9 +108,7 @@ def test_the_full_block_leaves_a_choice() -> None:
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]))
-def test_of_equal_trades_the_curve_takes_the_cheapest_as_the_policy_does(
-    seed: int, value: float
-) -> None:
+def test_curve_breaks_ties_by_cost_as_the_policy_does(seed: int, value: float) -> None:
     random = np.random.default_rng(seed)
     p, costs = random.integers(0, 3, (20, 4)) / 10, random.choice([1.0, 2.0, np.nan], (20, 4))
     for i in range(20):
@@ -121,7 +119,7 @@ def test_of_equal_trades_the_curve_takes_the_cheapest_as_the_policy_does(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_accuracy_is_missed_for_the_order_of_a_sum(seed: int) -> None:
+def test_best_accuracy_is_reached_despite_rounding(seed: int) -> None:
     """Outcomes are float32 shares; who is always taken is as accurate as always taking it."""
     y = np.random.default_rng(seed).random((1000, 3)).astype(np.float32)
     y[:, 2] = (y[:, 2] + 2) / 3
@@ -132,7 +130,7 @@ def test_no_accuracy_is_missed_for_the_order_of_a_sum(seed: int) -> None:
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 20))
-def test_the_curve_takes_whom_the_policy_takes(seed: int, value: float) -> None:
+def test_curve_selects_as_the_policy_does(seed: int, value: float) -> None:
     p, outcomes, costs = made_up(5, seed)
     ids = ["a", "b", "c", "d"]
     policy = Policy("cost_sensitivity", value)
@@ -143,7 +141,7 @@ def test_the_curve_takes_whom_the_policy_takes(seed: int, value: float) -> None:
     assert found.cost == pytest.approx(costs[rows, taken].mean())
 
 
-def test_a_mix_of_two_costs_what_the_line_between_them_says() -> None:
+def test_mixture_of_two_costs_the_interpolated_price() -> None:
     accuracies, costs = np.array([0.5, 0.6, 0.9]), np.array([1.0, 5.0, 9.0])
     # Half of the requests at 1, half at 9.
     assert tradeoff.cheapest_mixture_cost(accuracies, costs, 0.7) == pytest.approx(5.0)
@@ -151,7 +149,7 @@ def test_a_mix_of_two_costs_what_the_line_between_them_says() -> None:
     assert tradeoff.cheapest_mixture_cost(accuracies, costs, 0.4) == 1.0
 
 
-def test_good_probabilities_save_money_and_calibrate_says_how_much() -> None:
+def test_calibrate_reports_the_savings_of_good_probabilities() -> None:
     p, outcomes, costs = made_up(4000)
     names = ["a", "b", "c", "d"]
     found = calibration.recommend(p, outcomes, costs, names, CalibrationTarget(0.97, None))
@@ -167,7 +165,7 @@ def test_good_probabilities_save_money_and_calibrate_says_how_much() -> None:
     )
 
 
-def test_max_cost_forgives_rounding_and_spends_nothing_for_nothing() -> None:
+def test_max_cost_ratio_tolerates_rounding_and_wastes_nothing() -> None:
     names, whole = ["dear", "cheap"], CalibrationTarget(None, 1.0)
     costs = np.random.default_rng(0).random((1000, 2)) * [1.0, 1e-3]
     p, y = np.tile([0.9, 0.1], (1000, 1)), np.tile([1.0, 0.0], (1000, 1))
@@ -182,7 +180,7 @@ def test_max_cost_forgives_rounding_and_spends_nothing_for_nothing() -> None:
     assert found.cost == pytest.approx(costs[:, 1].mean(), rel=0.1)
 
 
-def test_a_share_of_nothing_is_a_dash() -> None:
+def test_share_of_zero_is_a_dash() -> None:
     p, y, costs = made_up(50)
     y[:, 3], costs[:, 3] = 1.0, 0.0
     free = calibration.recommend(p, y, costs, ["a", "b", "c", "d"], CalibrationTarget(0.9, None))
@@ -208,7 +206,9 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return datasets.write(tmp_path / "own")
 
 
-def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path) -> None:
+def test_calibrate_names_the_candidates_that_its_value_is_for(
+    recorded: Path, tmp_path: Path
+) -> None:
     prices = {"c0": 1.0, "c1": 2.0, "c2": 3.0, "c3": 4.0}
     catalog, target = tmp_path / "zoo.json", CalibrationTarget(0.5, None)
     found = calibration.calibrate(
@@ -224,7 +224,7 @@ def test_calibrate_says_for_whom_its_value_holds(recorded: Path, tmp_path: Path)
     assert any(x.startswith("warning: gold of the catalog costs more than all") for x in lines)
 
 
-def test_calibrate_judges_no_candidate_alone(recorded: Path, tmp_path: Path) -> None:
+def test_calibrate_refuses_a_single_candidate(recorded: Path, tmp_path: Path) -> None:
     """As recorded traffic is: one outcome an instruction."""
     scores = np.load(recorded / "scores.npz")["scores"]
     one = np.arange(scores.shape[1]) % datasets.CANDIDATES == np.arange(len(scores))[:, None]
@@ -234,7 +234,7 @@ def test_calibrate_judges_no_candidate_alone(recorded: Path, tmp_path: Path) -> 
         calibration.calibrate(BUNDLE, recorded, catalog, CalibrationTarget(0.5, None))
 
 
-def test_nothing_has_no_figures() -> None:
+def test_metrics_of_no_rows_are_nan() -> None:
     nothing = np.zeros((0, 3))
     assert np.isnan(list(metrics.report(nothing, nothing).values())).all()
     assert np.isnan(metrics.interval(lambda r: metrics.brier(nothing[r], nothing[r]), 0)).all()
@@ -246,12 +246,12 @@ def test_nothing_has_no_figures() -> None:
     ).all()
 
 
-def test_a_resample_that_misses_the_accuracy_counts() -> None:
+def test_resample_that_misses_the_accuracy_counts() -> None:
     assert metrics.interval(lambda r: 1.0 if 0 in r else np.inf, 50) == (1.0, np.inf)
     assert metrics.interval(lambda _: np.inf, 50) == (np.inf, np.inf)
 
 
-def test_all_cost_figures_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_metrics_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     p, y, costs = made_up(60)
     calls = []
     real = tradeoff.curve
@@ -264,9 +264,7 @@ def test_all_cost_figures_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -
     assert low < found["area"] < high
 
 
-def test_every_dataset_has_its_place_in_the_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_has_every_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"instructions": 9, "candidates": 2}
     cost = {"cost_at_95": np.inf, "cost_at_95_ci": (0.5, np.inf)}
     table = evaluate.as_markdown({"a": size, "b": size | cost})
@@ -277,7 +275,7 @@ def test_every_dataset_has_its_place_in_the_report(
         evaluate.main()
 
 
-def test_prices_come_from_the_bundle_that_is_judged(
+def test_prices_come_from_the_evaluated_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, given = datasets.write(tmp_path / "own"), []
@@ -300,7 +298,7 @@ def rows_of(seed: int, count: int) -> Rows:
     return Rows(x, drawn, ["left" if v > 0 else "right" for v in x[:, 0]])
 
 
-def test_baselines_learn_what_there_is_to_learn() -> None:
+def test_baselines_learn_a_simple_rule() -> None:
     train, validation, test = rows_of(0, 1500), rows_of(1, 200), rows_of(2, 400)
     figures = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
     found = baselines.seen_baselines(train, validation, test, figures)
@@ -317,7 +315,7 @@ def test_baselines_learn_what_there_is_to_learn() -> None:
         assert metrics.pooled_auc(unseen[name], test.scores[2:].T) > 0.8, name
 
 
-def test_a_folder_is_evaluated_through_the_bundle(
+def test_folder_is_evaluated_through_the_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command that `make evaluate` runs, then `modelsat calibrate` on the same folder."""

@@ -53,7 +53,7 @@ def run(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProce
     )
 
 
-def test_what_is_pushed_comes_back_and_is_checked(checkpoint: Path, tmp_path: Path) -> None:
+def test_pull_returns_and_checks_what_push_published(checkpoint: Path, tmp_path: Path) -> None:
     extra = checkpoint / "backbone" / "notes.txt"
     extra.write_text("not in the manifest")
     back = tmp_path / "back"
@@ -96,7 +96,7 @@ def test_what_is_pushed_comes_back_and_is_checked(checkpoint: Path, tmp_path: Pa
     ],
     ids=["no card", "outside", "unlisted"],
 )
-def test_a_strangers_repository_is_taken_whole_or_refused(
+def test_foreign_repository_is_installed_whole_or_refused(
     checkpoint: Path, tmp_path: Path, change: dict[str, Any], why: str
 ) -> None:
     (tmp_path / "victim").write_bytes(b"mine")

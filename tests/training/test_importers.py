@@ -54,7 +54,7 @@ def long_table() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_table(tmp_path: Path, suffix: str) -> None:
+def test_table(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"mine.{suffix}"
     frame = long_table()
     frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
@@ -129,7 +129,7 @@ def test_lm_evaluation_harness(tmp_path: Path, old: bool) -> None:
     assert any(text.endswith("\nA. x\nB. y") for text in outcomes.texts)
 
 
-def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
+def test_import_errors_are_named(tmp_path: Path) -> None:
     long_table().rename(columns={"score": "stars"}).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(InvalidInputError, match="no column score"):
         list(from_table(tmp_path / "t.csv"))
@@ -146,8 +146,8 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
     assert np.isnan(np.load(tmp_path / "gap" / "scores.npz")["scores"]).sum() == 2
 
 
-def test_cells_are_read_as_they_stand(tmp_path: Path) -> None:
-    """Ids may begin anew in each benchmark; "None" is a word; what is empty is not measured."""
+def test_cells_are_read_as_text(tmp_path: Path) -> None:
+    """Ids may repeat across benchmarks, "None" is a word, and an empty cell is not measured."""
     path = tmp_path / "t.csv"
     path.write_text(
         "id,benchmark,instruction,candidate,score\n"
@@ -168,7 +168,7 @@ def test_cells_are_read_as_they_stand(tmp_path: Path) -> None:
     assert not (out / "instructions.jsonl.gz").exists()
 
 
-def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+def test_line_separator_within_a_text_does_not_end_the_line(tmp_path: Path) -> None:
     sample = {"doc_id": 1, "doc": {"question": "first\u2028second"}, "acc": 1.0}
     (tmp_path / "m").mkdir()
     path = tmp_path / "m" / "samples_task_2026-11-01T10-00-00.jsonl"

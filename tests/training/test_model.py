@@ -19,7 +19,7 @@ from training.weights.phi3 import phi3_as_llama
 PLAN = TrainingConfig(data=(), output_dir="", tuning="lora", lora_rank=4)
 
 
-def test_the_last_layer_computes_the_candidate_rows_of_the_whole_model() -> None:
+def test_last_layer_equals_the_whole_model_at_candidate_positions() -> None:
     model = tiny_llama.model_sat(tiny_llama.base()).eval()
     tokens, lengths = tiny_llama.padded(tiny_llama.prompts([9, 5]))
     c = torch.randn(3, 5)
@@ -36,7 +36,7 @@ def test_the_last_layer_computes_the_candidate_rows_of_the_whole_model() -> None
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
-def test_a_fused_adapter_is_pefts() -> None:
+def test_fused_adapter_equals_peft() -> None:
     """Values and gradients."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False)
@@ -55,7 +55,7 @@ def test_a_fused_adapter_is_pefts() -> None:
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-3)
 
 
-def test_a_change_of_low_rank_survives_the_cut() -> None:
+def test_low_rank_change_survives_truncation() -> None:
     base = tiny_llama.base()
     model = adapt(build(base, causal=True), TrainingConfig(data=(), output_dir="", tuning="full"))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -81,7 +81,7 @@ def test_a_change_of_low_rank_survives_the_cut() -> None:
     assert lost > 0.1
 
 
-def test_phi3_is_llama_by_other_names() -> None:
+def test_phi3_equals_llama_after_renaming() -> None:
     torch.manual_seed(0)
     config = Phi3Config(
         hidden_size=64,

@@ -14,7 +14,7 @@ WORDS = st.text("abc de\nA.)", min_size=1, max_size=30).map(str.strip).filter(bo
 
 
 @given(st.integers(0, 2**32 - 1), WORDS, st.lists(WORDS, min_size=2, max_size=10))
-def test_question_and_options_stay(seed: int, stem: str, listed: list[str]) -> None:
+def test_reformat_keeps_question_and_options(seed: int, stem: str, listed: list[str]) -> None:
     text = "\n".join([stem, *(f"{chr(65 + i)}. {option}" for i, option in enumerate(listed))])
     found = reformat(np.random.default_rng(seed), text)
     assert stem in found
@@ -25,7 +25,7 @@ def test_question_and_options_stay(seed: int, stem: str, listed: list[str]) -> N
     assert len(found) <= len(text) + 70
 
 
-def test_options_change_places_and_marks_run_on() -> None:
+def test_reformat_shuffles_options_and_letters_them_in_order() -> None:
     text = "Which?\nA. one\nB. two\nC. three"
     forms = {reformat(np.random.default_rng(seed), text) for seed in range(200)}
     assert len(forms) > 50
@@ -34,14 +34,14 @@ def test_options_change_places_and_marks_run_on() -> None:
     assert all(re.findall(r"\b[ABC]\b(?=[.):] \w)", form) == list("ABC") for form in forms)
 
 
-def test_options_that_name_others_stay_in_their_order() -> None:
+def test_options_that_refer_to_others_keep_their_order() -> None:
     text = "Which?\nA. one\nB. two\nC. A and B"
     for seed in range(50):
         found = reformat(np.random.default_rng(seed), text)
         assert re.findall("one|two|A and B", found) == ["one", "two", "A and B"]
 
 
-def test_a_text_without_options_is_left_whole() -> None:
+def test_text_without_options_is_kept() -> None:
     for text in ("Write a function.\nB. is not the first letter\nC. nor this", "A. alone"):
         assert options(text) == (text, [])
         assert text in reformat(np.random.default_rng(0), text)
