@@ -1,4 +1,4 @@
-"""Deciding: doubt goes to the default, sessions stay, static figures rank as scores do."""
+"""Decisions: abstention, session affinity, and fallback to mean accuracies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTEXTS = st.builds(
     switching_margin=st.floats(0, 1),
     fallback_reason=st.sampled_from(["", "", "the queue is full"]),
 )
-DOUBTS = st.builds(
+LIMITS = st.builds(
     Policy,
     abstain_below_probability=st.floats(0, 1),
     max_ood_score=st.none() | st.floats(0, 1),
@@ -44,19 +44,19 @@ def decided(pool: Pool, policy: Policy, context: DecisionContext) -> RankingResu
     return decide(ids(pool), np.array(p), costs, policy, context)
 
 
-@given(POOL, DOUBTS, CONTEXTS, SENSITIVITY, SENSITIVITY)
+@given(POOL, LIMITS, CONTEXTS, SENSITIVITY, SENSITIVITY)
 def test_more_cost_sensitivity_never_costs_more_whatever_else_is_asked(
     pool: Pool, policy: Policy, context: DecisionContext, one: float, other: float
 ) -> None:
-    dearest = max((cost for _, cost in pool if cost is not None), default=0.0)
-    costs = [dearest if cost is None else cost for _, cost in pool]
+    max_cost = max((cost for _, cost in pool if cost is not None), default=0.0)
+    costs = [max_cost if cost is None else cost for _, cost in pool]
     low, high = sorted((one, other))
     frugal = costs[decided(pool, replace(policy, value=high), context).order[0]]
     lavish = costs[decided(pool, replace(policy, value=low), context).order[0]]
-    assert frugal <= lavish + 1e-9 * max(1.0, dearest)
+    assert frugal <= lavish + 1e-9 * max(1.0, max_cost)
 
 
-@given(POOL, DOUBTS, CONTEXTS, st.sampled_from(["cost_sensitivity", "target_probability"]))
+@given(POOL, LIMITS, CONTEXTS, st.sampled_from(["cost_sensitivity", "target_probability"]))
 def test_one_comes_first_and_the_rest_keep_their_order(
     pool: Pool, policy: Policy, context: DecisionContext, objective: str
 ) -> None:
@@ -71,14 +71,14 @@ def test_one_comes_first_and_the_rest_keep_their_order(
     assert choice.reason.endswith(".")
 
 
-@given(POOL, DOUBTS, CONTEXTS)
+@given(POOL, LIMITS, CONTEXTS)
 def test_each_kind_has_its_cause(pool: Pool, policy: Policy, context: DecisionContext) -> None:
     choice, names = decided(pool, policy, context), ids(pool)
     chosen = names[choice.order[0]]
     best = max(p for p, _ in pool)
     limit, unlike = policy.max_ood_score, context.ood_score
-    doubt = best < policy.abstain_below_probability
-    doubt |= limit is not None and unlike is not None and unlike > limit
+    abstains = best < policy.abstain_below_probability
+    abstains |= limit is not None and unlike is not None and unlike > limit
     default = policy.default_candidate or context.default
     utility = dict(zip(names, choice.utility, strict=True))
     stays = context.session_candidate in names and max(utility.values()) - utility[
@@ -88,7 +88,7 @@ def test_each_kind_has_its_cause(pool: Pool, policy: Policy, context: DecisionCo
         assert choice.kind == "fallback"
         assert choice.reason.startswith(context.fallback_reason)
         assert context.session_candidate not in names or chosen == context.session_candidate
-    elif doubt:
+    elif abstains:
         assert choice.kind == "defaulted"
         if default in names:
             assert chosen == default
@@ -173,7 +173,7 @@ def test_word_lists_survive_the_file_and_change_the_etag(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("Tools",), "candidate.features: has 'Tools'"),
         (("a b",), "expected words of 1 to 63"),
@@ -182,6 +182,6 @@ def test_word_lists_survive_the_file_and_change_the_etag(
         (tuple(f"w{i}" for i in range(33)), "has 33 words, the limit is 32"),
     ],
 )
-def test_a_wrong_word_is_named(words: tuple[str, ...], told: str) -> None:
+def test_a_wrong_word_is_named(words: tuple[str, ...], message: str) -> None:
     (problem,) = validate(replace(PLAIN, features=words))
-    assert told in f"{problem.field}: {problem.description}"
+    assert message in f"{problem.field}: {problem.description}"

@@ -1,4 +1,4 @@
-"""Choosing: constraints hold, the knob is monotone, equal input gives equal output."""
+"""Ranking: constraints hold, cost sensitivity is monotone, equal input gives equal output."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def chosen(pool: list[tuple[float, float | None]], policy: Policy) -> int:
 
 
 @given(POOL, st.floats(0, 10), st.floats(0, 10))
-def test_more_cost_sensitivity_never_chooses_a_dearer_candidate(
+def test_more_cost_sensitivity_never_selects_a_more_expensive_candidate(
     pool: list[tuple[float, float | None]], one: float, other: float
 ) -> None:
     known = [cost for _, cost in pool if cost is not None]
     low, high = sorted((one, other))
-    dearest = max(known, default=0.0)
-    costs = [dearest if cost is None else cost for _, cost in pool]
+    max_cost = max(known, default=0.0)
+    costs = [max_cost if cost is None else cost for _, cost in pool]
     frugal = costs[chosen(pool, Policy("cost_sensitivity", high))]
     lavish = costs[chosen(pool, Policy("cost_sensitivity", low))]
-    assert frugal <= lavish + 1e-9 * max(1.0, dearest)
+    assert frugal <= lavish + 1e-9 * max(1.0, max_cost)
 
 
 @given(POOL)
@@ -144,8 +144,8 @@ def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], 
         Policy("budget_usd", math.nan),
         Policy("budget_usd", -0.5),
         Policy("target_probability", 1.5),
-        Policy(allowed_candidates=("nobody",)),
-        Policy(denied_candidates=("nobody",)),
+        Policy(allowed_candidates=("no-one",)),
+        Policy(denied_candidates=("no-one",)),
         Policy(ranking_size=-1),
         Policy(expected_output_tokens=-1),
         Policy(min_context_window=-1),
@@ -154,7 +154,7 @@ def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], 
         Policy(abstain_below_probability=1.1),
         Policy(abstain_below_probability=math.nan),
         Policy(max_ood_score=-0.1),
-        Policy(default_candidate="nobody"),
+        Policy(default_candidate="no-one"),
         Policy(required_features=("Tools",)),
         Policy(allowed_regions=("",)),
         Policy(required_tags=tuple(f"t{i}" for i in range(33))),

@@ -72,8 +72,8 @@ def test_it_shows_the_candidates_and_revisions_that_are_served(console: Console)
     assert set(by_id) == {"newcomer", *(c.id for c in CATALOG)}
     assert by_id["newcomer"]["features"] == ["tools"]
     for candidate in CATALOG:
-        told = {shown["tasks"][i]: a for i, a in by_id[candidate.id]["aptitude"]}
-        assert told == {r.task: r.accuracy for r in candidate.aptitude}
+        accuracies = {shown["tasks"][i]: a for i, a in by_id[candidate.id]["aptitude"]}
+        assert accuracies == {r.task: r.accuracy for r in candidate.aptitude}
     newest, added, *_ = console.get("/api/revisions")["revisions"]
     assert (added["number"], newest["number"]) == (shown["revision"], shown["revision"] + 1)
     assert added["description"] == "created candidates/newcomer"
@@ -241,7 +241,7 @@ def test_the_text_is_shown_where_the_audit_may_hold_it(guarded: Console) -> None
 
 
 def test_readers_who_stall_cost_no_request_and_no_memory(console: Console) -> None:
-    """They are bounded in number, let go in the end; a fast reader beside them gets all,
+    """They are bounded in number, let go in the end; a fast reader next to them gets all,
     a late one what is held and how much is not."""
     stalled = [_stalled(console) for _ in range(MAX_STREAMS - 1)]
     request = rpb.RouteRequest(text=QUESTION)
@@ -259,8 +259,8 @@ def test_readers_who_stall_cost_no_request_and_no_memory(console: Console) -> No
         seen = next(d["number"] for d in live if d["decision_id"] == last)
         assert seen > before + 4 * SIZE
         with closing(console.stream(after=before)) as late:
-            told = [late.readline().decode().strip() for _ in range(4)]
-        assert told == [
+            events = [late.readline().decode().strip() for _ in range(4)]
+        assert events == [
             "event: missed",
             f"data: {seen - SIZE - before}",
             "",

@@ -63,7 +63,7 @@ def test_sigterm_fails_no_request_in_flight(tmp_path: Path) -> None:
     assert server.process.wait(LONG) == 0
     assert {code for code, _, _ in refusals} == {"UNAVAILABLE"}
     assert any("RetryInfo" in details for _, _, details in refusals)
-    # Who came after the last answer found no port; nobody was cut off.
+    # Who came after the last answer found no port; no call was cut off.
     assert not [m for _, m, d in refusals if "RetryInfo" not in d and "connect" not in m.lower()]
     assert "Traceback" not in server.printed()
 

@@ -33,11 +33,11 @@ def test_what_arrives_while_it_holds_is_given_after_the_hold() -> None:
     os.close(writing)
 
 
-@pytest.mark.parametrize("crowded", [True, False])
-def test_a_loop_on_it_keeps_its_timers_and_threads(crowded: bool) -> None:
+@pytest.mark.parametrize("overloaded", [True, False])
+def test_a_loop_on_it_keeps_its_timers_and_threads(overloaded: bool) -> None:
     never = threading.Event()
     selector = OverloadSelector()
-    selector.overload_signal = lambda: never if crowded else None
+    selector.overload_signal = lambda: never if overloaded else None
 
     async def work() -> list[int]:
         async def late(i: int) -> int:

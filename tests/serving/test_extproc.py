@@ -42,10 +42,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("extproc")
     models = folder / "models.json"
     models.write_text('{"yi-6b-chat": "01-ai/Yi-6B-Chat"}')
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-on-unparsable", "reject")
-    told += ("--extproc-model-map", str(models), "--extproc-model-alias", "auto, best")
-    told += ("--metrics-address", "127.0.0.1:0")
-    with serving(folder / "s.sqlite", *told, *SMALL) as running:
+    flags = ("--extproc-address", "127.0.0.1:0", "--extproc-on-unparsable", "reject")
+    flags += ("--extproc-model-map", str(models), "--extproc-model-alias", "auto, best")
+    flags += ("--metrics-address", "127.0.0.1:0")
+    with serving(folder / "s.sqlite", *flags, *SMALL) as running:
         yield running
 
 
@@ -53,8 +53,8 @@ def headers(mode: int = BUFFERED, ends: bool = False, **more: str) -> Any:
     message = pb.ProcessingRequest()
     message.protocol_config.request_body_mode = mode
     message.request_headers.end_of_stream = ends
-    told = {":path": "/v1/chat/completions", "content-type": "application/json"}
-    for key, value in (told | more).items():
+    defaults = {":path": "/v1/chat/completions", "content-type": "application/json"}
+    for key, value in (defaults | more).items():
         name = key.replace("_", "-")
         message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
     return message
@@ -78,8 +78,8 @@ def set_by(common: Any) -> dict[str, str]:
 
 def refusal(answer: Any) -> tuple[int, str]:
     refused = answer.immediate_response
-    told = {h.header.key: h.header.raw_value for h in refused.headers.set_headers}
-    assert told["content-type"] == b"application/json"
+    values = {h.header.key: h.header.raw_value for h in refused.headers.set_headers}
+    assert values["content-type"] == b"application/json"
     return refused.status.code, json.loads(refused.body)["error"]["code"]
 
 
@@ -95,10 +95,10 @@ def test_a_buffered_body_is_answered_with_everything_at_once(server: Server) -> 
     changed = set_by(common)
     assert changed["x-selected-model"] == "01-ai/Yi-6B-Chat"
     assert changed["content-length"] == str(len(expected))
-    told = second.dynamic_metadata["modelsat"]
-    assert told["selected"] == "candidates/yi-6b-chat"
-    assert told["decision_id"] == changed["x-modelsat-decision-id"]
-    assert 0 < told["probability"] < 1
+    metadata = second.dynamic_metadata["modelsat"]
+    assert metadata["selected"] == "candidates/yi-6b-chat"
+    assert metadata["decision_id"] == changed["x-modelsat-decision-id"]
+    assert 0 < metadata["probability"] < 1
 
 
 def test_without_a_length_none_is_set(server: Server) -> None:
@@ -246,9 +246,9 @@ def test_what_is_not_routed_passes_however_large(server: Server) -> None:
 
 
 def test_a_large_body_is_read_within_the_timeout(tmp_path: Path) -> None:
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-timeout-ms", "1")
+    flags = ("--extproc-address", "127.0.0.1:0", "--extproc-timeout-ms", "1")
     large = b'{"model": "named", "padding": "' + b"\\n" * 2_000_000 + b'"}'
-    with serving(tmp_path / "s.sqlite", *told) as server:
+    with serving(tmp_path / "s.sqlite", *flags) as server:
         answers = talk(server, headers(**EMBEDDINGS), body(large))
     assert refusal(answers[-1]) == (504, "deadline_exceeded")
 
@@ -278,10 +278,10 @@ async def test_a_body_that_does_not_arrive_is_408() -> None:
 def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> None:
     """Two of 9 MB do not fit into 16 MiB; however the first one ends, it is given back."""
     padded = json.dumps({**ASKED, "padding": "x" * 9_000_000}).encode()
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-max-buffered-mb", "16")
-    told += ("--extproc-timeout-ms", "20000")
+    flags = ("--extproc-address", "127.0.0.1:0", "--extproc-max-buffered-mb", "16")
+    flags += ("--extproc-timeout-ms", "20000")
     with (
-        serving(tmp_path / "s.sqlite", *told) as server,
+        serving(tmp_path / "s.sqlite", *flags) as server,
         grpc.insecure_channel(server.extproc_address) as channel,
     ):
 
@@ -331,8 +331,8 @@ def test_all_bodies_together_are_bounded_and_counted_exactly(tmp_path: Path) -> 
 
 
 def test_overload_and_deadline_have_their_status(tmp_path: Path) -> None:
-    told = ("--extproc-address", "127.0.0.1:0", "--score-cache-mb", "0", "--max-queue-size", "1")
-    with serving(tmp_path / "s.sqlite", *told, "--extproc-timeout-ms", "1") as server:
+    flags = ("--extproc-address", "127.0.0.1:0", "--score-cache-mb", "0", "--max-queue-size", "1")
+    with serving(tmp_path / "s.sqlite", *flags, "--extproc-timeout-ms", "1") as server:
         assert refusal(talk(server, headers(), body())[-1])[0] in (429, 504)
 
 
@@ -369,8 +369,8 @@ def test_health_reflects_the_service(server: Server) -> None:
 def test_a_decision_joins_the_trace_of_the_http_request(tmp_path: Path) -> None:
     trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     with collecting() as collector:
-        told = ("--extproc-address", "127.0.0.1:0", "--otlp-endpoint", collector.address)
-        with serving(tmp_path / "s.sqlite", *told) as server:
+        flags = ("--extproc-address", "127.0.0.1:0", "--otlp-endpoint", collector.address)
+        with serving(tmp_path / "s.sqlite", *flags) as server:
             talk(server, headers(traceparent=f"00-{trace}-{span}-01"), body())
             talk(server, headers(x_modelsat_budget_usd="0"), body())
             ours, refused = collector.await_spans(lambda s: s.name.endswith("/Process"), 2)

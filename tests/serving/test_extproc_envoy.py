@@ -41,7 +41,7 @@ class Reply:
     body: bytes
 
     @property
-    def told(self) -> Any:
+    def json(self) -> Any:
         """What the upstream, or an error, says."""
         return json.loads(self.body)
 
@@ -67,10 +67,10 @@ def ask(
     connection: http.client.HTTPConnection | None = None,
 ) -> Reply:
     """body: bytes, or an iterable of them for a chunked one."""
-    told = {"Content-Type": "application/json", **headers}
+    all_headers = {"Content-Type": "application/json", **headers}
     client = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        client.request(method, path, body, told)
+        client.request(method, path, body, all_headers)
         answer = client.getresponse()
         found = {k.lower(): v for k, v in answer.getheaders()}
         return Reply(answer.status, found, answer.read())
@@ -87,10 +87,10 @@ def raw(text: str, model: str = "auto", **more: Any) -> bytes:
 
 @contextmanager
 def stack(folder: Path, changes: Mapping[str, str] = {}, *arguments: str) -> Iterator[Stack]:
-    told = ("--extproc-address", "127.0.0.1:0", "--extproc-timeout-ms", "20000", *arguments)
+    flags = ("--extproc-address", "127.0.0.1:0", "--extproc-timeout-ms", "20000", *arguments)
     patient = {"message_timeout: 1s": "message_timeout: 30s", **changes}
     with (
-        serving(folder / "s.sqlite", *told) as server,
+        serving(folder / "s.sqlite", *flags) as server,
         upstream("large") as large,
         upstream("small") as small,
         envoy(folder, server, large, small, patient) as running,
@@ -115,12 +115,15 @@ def assert_routed(reply: Reply, sent: bytes) -> str:
     assert reply.status == 200, reply.body
     model = reply.headers[HEADER]
     assert model in {c.id for c in CATALOG}
-    told = reply.told
-    assert told["model"] == model == told["headers"][HEADER]
-    assert re.fullmatch(r"[0-9a-f]{32}", told["headers"][DECISION])
+    echoed = reply.json
+    assert echoed["model"] == model == echoed["headers"][HEADER]
+    assert re.fullmatch(r"[0-9a-f]{32}", echoed["headers"][DECISION])
     expected = sent.replace(b'"model": "auto"', b'"model": "%s"' % model.encode(), 1)
-    assert (told["bytes"], told["sha256"]) == (len(expected), hashlib.sha256(expected).hexdigest())
-    assert told["upstream"] == upstream_of(model)
+    assert (echoed["bytes"], echoed["sha256"]) == (
+        len(expected),
+        hashlib.sha256(expected).hexdigest(),
+    )
+    assert echoed["upstream"] == upstream_of(model)
     return model
 
 
@@ -144,8 +147,8 @@ def test_what_is_no_json_is_refused_where_a_model_is_expected(both: Stack, sent:
     reply = both.ask(sent)
     assert reply.status == 400
     assert reply.headers["content-type"] == "application/json"
-    assert reply.told["error"]["type"] == "invalid_request_error"
-    assert reply.told["error"]["code"] == "invalid_input"
+    assert reply.json["error"]["type"] == "invalid_request_error"
+    assert reply.json["error"]["code"] == "invalid_input"
 
 
 def test_everything_else_passes_untouched(both: Stack) -> None:
@@ -166,24 +169,24 @@ def test_everything_else_passes_untouched(both: Stack) -> None:
         ),
     ):
         reply = both.ask(sent, headers, path)
-        told = reply.told
-        assert (reply.status, told["upstream"]) == (200, upstream_name)
-        assert told["sha256"] == hashlib.sha256(sent).hexdigest()
-        assert told["headers"].get(HEADER) == model
-        assert DECISION not in told["headers"]
+        echoed = reply.json
+        assert (reply.status, echoed["upstream"]) == (200, upstream_name)
+        assert echoed["sha256"] == hashlib.sha256(sent).hexdigest()
+        assert echoed["headers"].get(HEADER) == model
+        assert DECISION not in echoed["headers"]
 
 
 def test_a_body_over_the_limit_passes_where_nothing_is_routed(both: Stack) -> None:
     sent = raw("Hi", "some/other", padding="x" * 11_000_000)
     reply = both.ask(sent, {HEADER: "jamba-1.5-large"}, "/v1/embeddings")
-    told = reply.told
-    assert (reply.status, told["upstream"]) == (200, "small")
-    assert told["sha256"] == hashlib.sha256(sent).hexdigest()
-    assert HEADER not in told["headers"]
+    echoed = reply.json
+    assert (reply.status, echoed["upstream"]) == (200, "small")
+    assert echoed["sha256"] == hashlib.sha256(sent).hexdigest()
+    assert HEADER not in echoed["headers"]
 
 
 def test_requests_without_a_body_pass(both: Stack) -> None:
-    assert both.ask(path="/v1/models", method="GET").told["path"] == "/v1/models"
+    assert both.ask(path="/v1/models", method="GET").echoed["path"] == "/v1/models"
 
 
 def test_a_forged_choice_is_stripped(both: Stack) -> None:
@@ -193,12 +196,12 @@ def test_a_forged_choice_is_stripped(both: Stack) -> None:
         both.ask(b"1", {**forged, "Content-Type": "text/plain"}),
         both.ask(None, forged, "/v1/models", method="GET"),
     ):
-        assert reply.told["upstream"] == "small"
-        assert reply.told["headers"].get(HEADER) in (None, "yi-6b-chat")
-        assert DECISION not in reply.told["headers"]
+        assert reply.json["upstream"] == "small"
+        assert reply.json["headers"].get(HEADER) in (None, "yi-6b-chat")
+        assert DECISION not in reply.json["headers"]
 
 
-def test_other_bodies_and_wishes(both: Stack) -> None:
+def test_other_bodies_and_overrides(both: Stack) -> None:
     with Client(both.server.address, timeout_s=30) as client:
         cheap = client.route("Why?", Policy("cost_sensitivity", 100.0)).selected
     for path, body in (
@@ -213,13 +216,13 @@ def test_other_bodies_and_wishes(both: Stack) -> None:
     sent = raw("Why?")
     assert assert_routed(both.ask(sent, allow), sent) in ("yi-6b-chat", "mathstral-7b-v0.1")
     for headers, body, word in (
-        ({"x-modelsat-allowed-candidates": "nobody"}, sent, "nobody, which is not registered"),
+        ({"x-modelsat-allowed-candidates": "no-one"}, sent, "no-one, which is not registered"),
         ({"x-modelsat-cost-sensitivity": "much"}, sent, "is no number"),
         ({}, raw("Why?", tools=[{"type": "function"}]), "missing features: tools"),
     ):
         refused = both.ask(body, headers)
         assert refused.status == 400
-        assert word in refused.told["error"]["message"]
+        assert word in refused.json["error"]["message"]
 
 
 def test_a_streamed_answer_comes_untouched(both: Stack) -> None:
@@ -271,7 +274,7 @@ def test_a_candidate_is_chosen_once_it_is_registered(both: Stack) -> None:
         client.create_candidate(newcomer)
         try:
             reply = both.ask(raw("Hi"), headers)
-            assert (reply.status, reply.told["model"]) == (200, "newcomer")
+            assert (reply.status, reply.json["model"]) == (200, "newcomer")
         finally:
             client.delete_candidate("newcomer")
     assert both.ask(raw("Hi"), headers).status == 400
@@ -282,8 +285,8 @@ def streamed(model: str) -> bytes:
 
 
 def assert_by_default(reply: Reply) -> None:
-    assert (reply.status, reply.told["upstream"]) == (200, "small")
-    assert (reply.told["model"], reply.headers.get(HEADER)) == ("auto", None)
+    assert (reply.status, reply.json["upstream"]) == (200, "small")
+    assert (reply.json["model"], reply.headers.get(HEADER)) == ("auto", None)
 
 
 FORGED = {HEADER: "jamba-1.5-large"}
@@ -337,7 +340,7 @@ def test_a_mode_that_cannot_work_is_named(tmp_path: Path) -> None:
     with stack(tmp_path, streamed) as running:
         reply = running.ask(raw("Hi"))
         assert reply.status == 500
-        assert "set BUFFERED or FULL_DUPLEX_STREAMED" in reply.told["error"]["message"]
+        assert "set BUFFERED or FULL_DUPLEX_STREAMED" in reply.json["error"]["message"]
 
 
 def test_a_token_is_needed_where_the_server_has_tokens(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_every_answer_is_of_exactly_one_revision(tmp_path: Path) -> None:
         for r in by_revision.values()
         if "candidates/probe" in r[0]
     }
-    assert len(probes) > 1, "its versions can be told apart"
+    assert len(probes) > 1, "its versions can be distinguished"
 
 
 def test_an_acknowledged_change_survives_kill_9(tmp_path: Path) -> None:

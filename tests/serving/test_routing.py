@@ -53,7 +53,7 @@ def stub(shared_server: Server) -> Iterator[Stub]:
         yield Stub(channel)
 
 
-# --- constraints, doubt, sessions --------------------------------------------------------------
+# --- constraints, abstention, sessions ----------------------------------------------------
 
 
 def test_candidates_are_chosen_by_their_words(
@@ -97,7 +97,7 @@ def test_candidates_are_chosen_by_their_words(
         assert client.get_candidate("seeing") == changed
 
 
-def test_doubt_goes_to_the_default(client: Client) -> None:
+def test_abstention_selects_the_default(client: Client) -> None:
     usual = client.route(QUESTION)
     other = usual.ranking[3].candidate
     policy = Policy(abstain_below_probability=1.0, default_candidate=other)
@@ -106,10 +106,10 @@ def test_doubt_goes_to_the_default(client: Client) -> None:
     rest = [r.candidate for r in usual.ranking if r.candidate != other]
     assert [r.candidate for r in answer.ranking] == [other, *rest]
     assert "no candidate reaches probability 1" in answer.reason
-    strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ", Policy(max_ood_score=0.5))
-    assert strange.kind == "defaulted"
-    assert strange.selected == strange.ranking[0].candidate
-    assert "there is no default" in strange.reason
+    unusual = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ", Policy(max_ood_score=0.5))
+    assert unusual.kind == "defaulted"
+    assert unusual.selected == unusual.ranking[0].candidate
+    assert "there is no default" in unusual.reason
     assert usual.kind == "ranked"
 
 
@@ -141,7 +141,7 @@ def test_a_session_stays_until_a_margin_or_a_constraint_ends_it(client: Client) 
 # --- several at a time -------------------------------------------------------------------------
 
 
-def test_a_batch_answers_in_order_and_one_error_fails_nobody(client: Client, stub: Stub) -> None:
+def test_a_batch_answers_in_order_and_one_error_fails_no_other(client: Client, stub: Stub) -> None:
     texts = INSTRUCTIONS[:12]
     alone = [[r.candidate for r in client.route(t).ranking] for t in texts]
     results = client.route_many(texts)
@@ -317,7 +317,7 @@ async def test_without_a_deadline_the_scores_are_waited_for() -> None:
 
 
 async def test_a_score_that_is_not_finite_excludes_its_candidate_alone() -> None:
-    """As where float16 overflows; the others are ranked, doubted and measured without it."""
+    """As where float16 overflows; the others are ranked and measured without it."""
     cache, metrics = ScoreCache(1 << 20), Metrics()
     router, batcher = a_router(FakeBackend(), RouterConfig(), cache, good=np.nan)
     batcher.start()
@@ -361,14 +361,14 @@ def test_acknowledged_outcomes_survive_a_kill(tmp_path: Path) -> None:
     ]
 
 
-def test_a_bad_outcome_is_told_what_is_wrong(stub: Stub) -> None:
+def test_an_invalid_outcome_lists_every_violation(stub: Stub) -> None:
     request = rpb.RecordOutcomeRequest(
-        decision_id="guess", candidate="nobody", score=1.5, category="c" * 201
+        decision_id="guess", candidate="no-one", score=1.5, category="c" * 201
     )
     with pytest.raises(grpc.RpcError) as refused:
         stub.RecordOutcome(request)
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    for field in ("decision_id: is 'guess'", "candidate: is 'nobody'", "score: is 1.5",
+    for field in ("decision_id: is 'guess'", "candidate: is 'no-one'", "score: is 1.5",
                   "category: is 201"):  # fmt: skip
         assert field in refused.value.details()
     request = rpb.RecordOutcomeRequest(

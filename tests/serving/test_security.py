@@ -91,7 +91,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     assert not [s for s in (*tokens.values(), UNKNOWN, key) if s in printed]
 
 
-UNKNOWN = new_token("route", "nobody")[0]
+UNKNOWN = new_token("route", "no-one")[0]
 ROUTER, CANDIDATES = "/modelsat.v1.RouterService/", "/modelsat.v1.CandidateService/"
 
 
@@ -145,7 +145,7 @@ def test_a_role_may_call_what_it_needs(
     ],
     ids=["none", "unknown", "basic", "empty"],
 )
-def test_without_a_known_token_nobody_gets_in(secured: Secured, method: str, sent: Any) -> None:
+def test_calls_without_a_known_token_are_refused(secured: Secured, method: str, sent: Any) -> None:
     address = secured.server.address
     code, details = code_of(address, secured.access, ROUTER + method, metadata=sent)
     assert code == "UNAUTHENTICATED"

@@ -117,11 +117,11 @@ def test_a_long_instruction_is_read_in_head_and_tail(client: Client) -> None:
 
 def test_an_answer_says_how_unlike_the_training_instructions_its_own_is(client: Client) -> None:
     usual = client.route(QUESTION)
-    strange = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ: ฝนตกหนักตั้งแต่เช้า")
+    unusual = client.route("แปลประโยคนี้เป็นภาษาอังกฤษ: ฝนตกหนักตั้งแต่เช้า")
     assert usual.ood_score is not None
-    assert strange.ood_score is not None
-    assert usual.ood_score < strange.ood_score
-    assert strange.ood_score > 0.98
+    assert unusual.ood_score is not None
+    assert usual.ood_score < unusual.ood_score
+    assert unusual.ood_score > 0.98
 
 
 # --- bad input -------------------------------------------------------------------------------
@@ -142,12 +142,12 @@ BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {
         "messages[0].role: is 0",
     ),
     "unknown id": (
-        rpb.RouteRequest(text="x", policy=rpb.Policy(allowed_candidates=["candidates/nobody"])),
+        rpb.RouteRequest(text="x", policy=rpb.Policy(allowed_candidates=["candidates/no-one"])),
         "INVALID_ARGUMENT",
-        "candidates/nobody, which is not registered",
+        "candidates/no-one, which is not registered",
     ),
     "no name": (
-        rpb.RouteRequest(text="x", policy=rpb.Policy(denied_candidates=["nobody"])),
+        rpb.RouteRequest(text="x", policy=rpb.Policy(denied_candidates=["no-one"])),
         "INVALID_ARGUMENT",
         "expected candidates/{id}",
     ),
@@ -161,7 +161,7 @@ BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {
         "INVALID_ARGUMENT",
         "policy.budget_usd: is -1.0",
     ),
-    "nobody left": (
+    "no candidate left": (
         rpb.RouteRequest(text="x", policy=rpb.Policy(budget_usd=0)),
         "FAILED_PRECONDITION",
         "No candidate is eligible",
@@ -170,7 +170,7 @@ BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_ROUTES)
-def test_a_bad_route_request_is_told_what_is_wrong(shared_server: Server, case: str) -> None:
+def test_an_invalid_route_request_lists_every_violation(shared_server: Server, case: str) -> None:
     request, code, words = BAD_ROUTES[case]
     with grpc.insecure_channel(shared_server.address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
@@ -247,7 +247,7 @@ def test_duplicate_names_in_a_replacement_are_refused(client: Client) -> None:
         client.create_candidate(CATALOG[0])
     assert taken.value.code == "ALREADY_EXISTS"
     with pytest.raises(ModelsatClientError, match="not registered") as missing:
-        client.delete_candidate("nobody")
+        client.delete_candidate("no-one")
     assert missing.value.code == "NOT_FOUND"
 
 
@@ -266,7 +266,7 @@ def test_an_error_with_much_to_say_keeps_its_code(shared_server: Server) -> None
 
 
 def test_a_huge_list_is_refused_before_it_is_read(shared_server: Server) -> None:
-    names = ["candidates/nobody"] * 500_000
+    names = ["candidates/no-one"] * 500_000
     with grpc.insecure_channel(shared_server.address) as channel:
         stub = router_service_pb2_grpc.RouterServiceStub(channel)
         with pytest.raises(grpc.RpcError, match="has 500000 names"):
@@ -279,8 +279,8 @@ def test_a_multitude_of_figures_is_one_problem(shared_server: Server) -> None:
         stub = candidate_service_pb2_grpc.CandidateServiceStub(channel)
         with pytest.raises(grpc.RpcError, match="has 100000 accuracies, expected 50") as refused:
             stub.CreateCandidate(cpb.CreateCandidateRequest(candidate=candidate_to(wrong)))
-    (told,) = status_of(refused.value)[2]["BadRequest"].field_violations
-    assert told.field == "candidate.aptitude"
+    (violation,) = status_of(refused.value)[2]["BadRequest"].field_violations
+    assert violation.field == "candidate.aptitude"
     assert len(validate(wrong)) == 1
     many = InvalidInputError(*[Violation("long", "x" * 300)] * 20, Violation("late", "short"))
     assert b"late" not in to_status(many).details[1].value, "the first that does not fit ends it"
@@ -298,7 +298,7 @@ def test_the_life_of_a_candidate(tmp_path: Path) -> None:
         created = stub.CreateCandidate(create)
         assert stub.CreateCandidate(create) == created, "a repeated request id"
         other = cpb.CreateCandidateRequest(candidate=message, candidate_id="x", request_id="r1")
-        with pytest.raises(grpc.RpcError, match="used before for another request"):
+        with pytest.raises(grpc.RpcError, match="used for a different request"):
             stub.CreateCandidate(other)
         assert stub.GetCandidate(cpb.GetCandidateRequest(name=NEW.name)) == created
 
@@ -332,7 +332,7 @@ def test_the_life_of_a_candidate(tmp_path: Path) -> None:
         with pytest.raises(grpc.RpcError) as deleted:
             stub.UpdateCandidate(update)
         assert status_of(deleted.value)[0] == "ABORTED", "an etag asks for what was read"
-        with pytest.raises(grpc.RpcError, match="no next_page_token"):
+        with pytest.raises(grpc.RpcError, match="not a next_page_token"):
             stub.ListCandidates(cpb.ListCandidatesRequest(page_token="a b"))
         with pytest.raises(grpc.RpcError) as gone:
             stub.GetCandidate(cpb.GetCandidateRequest(name=NEW.name))

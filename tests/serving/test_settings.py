@@ -1,4 +1,4 @@
-"""Settings from flags, environment and a file: who goes before whom, and all errors at once."""
+"""Settings from flags, environment and a file: precedence, and all errors at once."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_flags_go_before_environment_before_file_before_defaults(tmp_path: Path)
         True,
     )
     assert s.audit_log == Path("a.jsonl")
-    told = {n: w for n, w in found.sources.items() if w != "default"}
-    assert told == {
+    sources = {n: w for n, w in found.sources.items() if w != "default"}
+    assert sources == {
         "inference_threads": str(file),
         "score_cache_mb": "environment",
         "max_queue_size": "flag",
@@ -97,12 +97,12 @@ def test_settings_that_do_not_go_together_are_one_violation(
 
 
 def test_free_ports_and_several_aliases_go_together() -> None:
-    told = {
+    flags = {
         "address": "127.0.0.1:0",
         "extproc_address": "127.0.0.1:0",
         "extproc_model_alias": "auto, b",
     }
-    assert resolve(told, {}, NO_FILE).settings.extproc_model_alias == "auto, b"
+    assert resolve(flags, {}, NO_FILE).settings.extproc_model_alias == "auto, b"
 
 
 async def test_a_port_that_is_taken_names_its_flag() -> None:

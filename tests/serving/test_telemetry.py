@@ -66,8 +66,8 @@ class Observed:
     def log(self) -> list[dict[str, Any]]:
         """What it logged; other lines are those that start prints."""
         lines = self.server.printed().splitlines()
-        told = re.compile(r"ready on |Non-default settings:|  \w+ = ")
-        assert all(line.startswith("{") or told.match(line) for line in lines), lines
+        startup = re.compile(r"ready on |Non-default settings:|  \w+ = ")
+        assert all(line.startswith("{") or startup.match(line) for line in lines), lines
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def audited(self, decision_id: str) -> dict[str, Any]:
@@ -194,11 +194,14 @@ def test_spans_join_the_trace_of_the_caller(observed: Observed) -> None:
     assert set(spans) == {ROUTE, *phases}
     rpc = spans[ROUTE]
     assert rpc.parent_span_id.hex() == PARENT
-    told = attributes(rpc)
-    assert told["modelsat.decision_id"] == answer.decision_id
-    assert told["modelsat.selected"] == answer.selected
-    assert (told["modelsat.revision"], told["modelsat.kind"]) == (answer.revision, "ranked")
-    assert told["rpc.grpc.status_code"] == 0
+    span_attributes = attributes(rpc)
+    assert span_attributes["modelsat.decision_id"] == answer.decision_id
+    assert span_attributes["modelsat.selected"] == answer.selected
+    assert (span_attributes["modelsat.revision"], span_attributes["modelsat.kind"]) == (
+        answer.revision,
+        "ranked",
+    )
+    assert span_attributes["rpc.grpc.status_code"] == 0
     edges = []
     for phase in phases:
         span = spans[phase]
@@ -257,7 +260,7 @@ def test_an_audit_line_holds_the_whole_decision(observed: Observed) -> None:
     assert dry.decision_id not in observed.audit.read_text()
 
 
-def test_sighup_and_rotation_open_the_audit_file_anew(observed: Observed) -> None:
+def test_sighup_and_rotation_reopen_the_audit_file(observed: Observed) -> None:
     observed.audited(observed.route(text("Before.")).decision_id)
     old = observed.audit.rename(observed.audit.with_suffix(".1"))
     observed.server.process.send_signal(signal.SIGHUP)

@@ -293,7 +293,7 @@ def test_a_full_disk_is_counted_and_said_once(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_disk_that_hangs_costs_lines_and_no_request(tmp_path: Path) -> None:
-    """A pipe that nobody empties blocks the writer; offer() goes on."""
+    """A pipe without a reader blocks the writer; offer() goes on."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
