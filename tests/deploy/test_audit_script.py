@@ -24,7 +24,9 @@ FLAWED = {"name": "c", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions
         (None, 0, "skipped, the service cannot be reached"),
     ],
 )
-def test_verdicts(packages: Any, status: int, words: str) -> None:
+def test_audit_fails_on_findings_and_skips_what_no_service_knows(
+    packages: Any, status: int, words: str
+) -> None:
     verdict = run_path(str(ROOT / ".ci" / "audit"))["verdict"]
     output = "" if packages is None else json.dumps({"dependencies": packages, "fixes": []})
     code, line = verdict(output, "requests.exceptions.ConnectionError: no route")
