@@ -90,7 +90,7 @@ CATALOGS = {
 def part(scored: ScoredDataset, rows: Int64Array, candidates: Int64Array) -> ScoredDataset:
     """Select rows and candidates."""
     at = np.ix_(rows, candidates)
-    outcomes = scored.outcomes.take(rows).only(candidates)
+    outcomes = scored.outcomes.take(rows).take_candidates(candidates)
     return ScoredDataset(outcomes, scored.p[at], scored.scores[at], scored.costs[at])
 
 
@@ -149,7 +149,7 @@ def seen_protocol(
         bench.rows(bench.train, candidates),
         bench.rows(bench.validation, candidates),
         bench.rows(rows, candidates),
-        bench.outcomes.test.figures[candidates],
+        bench.outcomes.test.accuracies[candidates],
     )
     return compared(part(bench.scored, at, candidates), found)
 
@@ -159,7 +159,7 @@ def unseen_protocol(
 ) -> dict[str, Any]:
     """Compare on candidates that are known by their accuracies alone."""
     rows, at = bench.tested(benchmarks)
-    test = bench.outcomes.test.figures
+    test = bench.outcomes.test.accuracies
     found = unseen_baselines(
         bench.rows(bench.train, known),
         bench.rows(bench.validation, known),

@@ -98,7 +98,7 @@ def weighted(test: AptitudeTest, served: Capabilities, encoder: TextEncoder) -> 
 def bare(test: AptitudeTest, served: Capabilities, encoder: TextEncoder) -> Float32Array:
     """(1, M, T): accuracies less their means over the training candidates."""
     means = np.array([served.norms.means[k] for k in test.keywords])
-    return np.asarray(test.figures - means, dtype=np.float32)[None]
+    return np.asarray(test.accuracies - means, dtype=np.float32)[None]
 
 
 def text_pieces(test: AptitudeTest, served: Capabilities, encoder: TextEncoder) -> Float32Array:
@@ -128,7 +128,7 @@ def _for_each_candidate(
     test: AptitudeTest, embed: Callable[[list[TaskResult]], Float32Array]
 ) -> Float32Array:
     every = []
-    for row in test.figures:
+    for row in test.accuracies:
         results = zip(test.keywords, row, strict=True)
         every.append(embed([TaskResult(k, float(a)) for k, a in results if not np.isnan(a)]))
     return np.stack(every, axis=1)
@@ -190,7 +190,7 @@ class FixedDataset(Dataset):
         config: TrainingConfig,
     ) -> StepInputs:
         """Show the M candidates, in one of the variants."""
-        skills = np.nanmean(self.outcomes.test.figures, axis=1)
+        skills = np.nanmean(self.outcomes.test.accuracies, axis=1)
         c = self.variants[random.integers(len(self.variants))]
         return StepInputs(c, self.outcomes.scores[:, batch.rows].T.copy(), skills)
 

@@ -165,7 +165,7 @@ def _select(outcomes: Outcomes, config: TrainingConfig) -> Outcomes:
     if config.exclude_candidates:
         pattern = re.compile(config.exclude_candidates, re.IGNORECASE)
         kept = [i for i, n in enumerate(outcomes.candidates) if not pattern.search(n)]
-        outcomes = outcomes.only(np.array(kept, dtype=np.int64))
+        outcomes = outcomes.take_candidates(np.array(kept, dtype=np.int64))
     if not outcomes.texts or not outcomes.candidates:
         raise InvalidInputError(
             Violation(outcomes.name, "nothing is left after --benchmarks and --exclude-candidates.")

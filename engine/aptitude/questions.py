@@ -21,7 +21,7 @@ import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.datasets.aptitude_test import derive_items
-from engine.datasets.folder import instructions_file, lines_of
+from engine.datasets.folder import instructions_file, read_lines
 from engine.datasets.outcomes import split
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -156,7 +156,7 @@ def _derived_items(folder: Path, records: list[dict[str, Any]]) -> dict[str, lis
 
 def _records(path: Path) -> list[dict[str, Any]]:
     try:
-        records = [json.loads(line) for line in lines_of(path) if line.strip()]
+        records = [json.loads(line) for line in read_lines(path) if line.strip()]
     except (OSError, EOFError, ValueError) as error:
         raise InvalidInputError(
             Violation(str(path), f"is not a readable file of JSON lines ({error}).")

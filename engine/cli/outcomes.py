@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from engine.registry.recorded import export
+from engine.registry.outcome_export import export_outcomes
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    exported = export(parsed.outcomes_db, parsed.out, parsed.bundle)
+    exported = export_outcomes(parsed.outcomes_db, parsed.out, parsed.bundle)
     print(f"{parsed.out}: {exported.instructions} instructions x {exported.candidates} candidates")
     if exported.without_text:
         print(f"skipped {exported.without_text} outcomes without text")

@@ -1,6 +1,6 @@
-"""The files of a data folder, read and checked: docs/explanation/architecture.md, "Data folders".
+"""Read and validate data folders; docs/explanation/architecture.md, "Data folders", has the format.
 
-Letters: N instructions, M candidates.
+Shapes: N instructions, M candidates.
 """
 
 from __future__ import annotations
@@ -18,57 +18,64 @@ import numpy as np
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.types import Float32Array
 
-MAX_REPORTED = 20  # unreadable lines that are named
+MAX_REPORTED = 20  # unreadable lines
 PARSE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
-Read = TypeVar("Read")
+NAMES_FORMAT = "a JSON list of objects with a name"
+SCORES_FORMAT = "a matrix of numbers under the key scores"
+APTITUDE_FORMAT = "a JSON object of tasks, items (task -> IDs) and scores (candidate -> numbers)"
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
 class DataFolder:
-    """records: N lines of the instructions. candidates: M names. scores: (M, N) in [0, 1], NaN =
-    not measured. sat: the content of aptitude.json, None where there is none."""
+    """The content of a data folder.
+
+    records: N lines of the instructions file. candidates: M names. scores: (M, N) in [0, 1], NaN =
+    not measured. aptitude: the content of aptitude.json; None if there is none.
+    """
 
     records: list[dict[str, Any]]
     candidates: list[str]
     scores: Float32Array
-    sat: Mapping[str, Any] | None
+    aptitude: Mapping[str, Any] | None
 
 
 def read_folder(folder: Path) -> DataFolder:
-    """Raises InvalidInputError that lists every problem of `folder`."""
+    """Read a data folder; raise InvalidInputError that lists every problem."""
     _require_files(folder)
-    records, problems = _records(folder)
-    names = _read(folder / "candidates.json", _names, problems)
-    scores = _read(folder / "scores.npz", _scores, problems)
+    records, problems = _read_records(folder)
+    names = _parse(folder / "candidates.json", _read_names, NAMES_FORMAT, problems)
+    scores = _parse(folder / "scores.npz", _read_scores, SCORES_FORMAT, problems)
     path = folder / "aptitude.json"
-    sat = _read(path, _sat, problems) if path.is_file() else None
+    aptitude = None
+    if path.is_file():
+        aptitude = _parse(path, _read_aptitude, APTITUDE_FORMAT, problems)
     problems += _instruction_problems(records)
     if scores is not None and names is not None:
         problems += _score_problems(scores, names, len(records))
-    if sat is not None and names is not None:
-        problems += _aptitude_problems(sat, names)
+    if aptitude is not None and names is not None:
+        problems += _aptitude_problems(aptitude, names)
     if problems or names is None or scores is None:
         raise InvalidInputError(*(Violation(str(folder), problem) for problem in problems))
-    return DataFolder(records, names, scores, sat)
+    return DataFolder(records, names, scores, aptitude)
 
 
-def _read(path: Path, read: Callable[[Path], Read], problems: list[str]) -> Read | None:
-    """What `read` finds in `path`; None, and a problem more, where it is not of its form."""
+def _parse(
+    path: Path, read: Callable[[Path], Content], expected: str, problems: list[str]
+) -> Content | None:
+    """Return read(path), or None after adding to `problems` what was expected."""
     try:
         return read(path)
     except PARSE_ERRORS as error:
-        form = (read.__doc__ or "").strip()
-        problems.append(f"{path.name}: {type(error).__name__} ({error}); expected {form}")
+        problems.append(f"{path.name}: {type(error).__name__} ({error}); expected {expected}.")
         return None
 
 
-def _names(path: Path) -> list[str]:
-    """a JSON list of objects with a name."""
+def _read_names(path: Path) -> list[str]:
     return [str(candidate.get("name", "")) for candidate in json.loads(path.read_text("utf-8"))]
 
 
-def _scores(path: Path) -> Float32Array:
-    """a matrix of numbers under the key scores."""
+def _read_scores(path: Path) -> Float32Array:
     with np.load(path) as arrays:
         scores: Float32Array = arrays["scores"].astype(np.float32)
     if scores.ndim != 2:
@@ -76,15 +83,14 @@ def _scores(path: Path) -> Float32Array:
     return scores
 
 
-def _sat(path: Path) -> Mapping[str, Any]:
-    """a JSON object of tasks, items (task -> ids) and scores (candidate -> a number a task)."""
-    found: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+def _read_aptitude(path: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
     return {
-        "tasks": [str(task) for task in found["tasks"]],
-        "items": {t: list(found["items"].get(t, ())) for t in found["tasks"]},
+        "tasks": [str(task) for task in content["tasks"]],
+        "items": {t: list(content["items"].get(t, ())) for t in content["tasks"]},
         "scores": {
-            name: [None if x is None else float(x) for x in figures]
-            for name, figures in found["scores"].items()
+            name: [None if x is None else float(x) for x in accuracies]
+            for name, accuracies in content["scores"].items()
         },
     }
 
@@ -97,40 +103,40 @@ def _require_files(folder: Path) -> None:
         raise InvalidInputError(
             Violation(
                 str(folder),
-                f'misses {missing}; docs/explanation/architecture.md, "Data folders", says'
-                " what they hold.",
+                f"has no {missing}; docs/explanation/architecture.md,"
+                ' "Data folders", has their format.',
             )
         )
 
 
-def _records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines that are JSON objects, and what is wrong with the others."""
+def _read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the lines that are JSON objects, and the problems of the others."""
     records, problems = [], []
-    for number, line in enumerate(lines_of(instructions_file(folder)), start=1):
+    for number, line in enumerate(read_lines(instructions_file(folder)), start=1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError(f"a {type(record).__name__}")
         except ValueError as error:
-            problems.append(f"instructions, line {number}: no JSON object ({error}).")
+            problems.append(f"instructions, line {number}: not a JSON object ({error}).")
             continue
         missing = [k for k in ("id", "benchmark", "text") if k not in record]
         if missing:
-            problems.append(f"instructions, line {number}: misses {missing}.")
+            problems.append(f"instructions, line {number}: has no {missing}.")
         records.append({"id": "?", "benchmark": "?", "text": "?", **record})
     return records, problems[:MAX_REPORTED]
 
 
 def instructions_file(folder: Path) -> Path:
-    """Of a data folder; the plain one where there is none."""
-    packed = folder / "instructions.jsonl.gz"
-    return packed if packed.is_file() else folder / "instructions.jsonl"
+    """Return the path of a folder's instructions: compressed if that file exists, else plain."""
+    compressed = folder / "instructions.jsonl.gz"
+    return compressed if compressed.is_file() else folder / "instructions.jsonl"
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """Of a text, gzipped where its name ends with .gz."""
-    opening = gzip.open if path.suffix == ".gz" else open
-    with opening(path, "rt", encoding="utf-8") as lines:
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file, decompressed if its name ends with .gz."""
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8") as lines:
         yield from lines
 
 
@@ -152,22 +158,25 @@ def _score_problems(scores: Float32Array, names: list[str], instructions: int) -
             " (candidates.json x instructions.jsonl)."
         )
     if outside := int(((scores < 0) | (scores > 1)).sum()):
-        problems.append(f"scores.npz: {outside} values lie outside [0, 1].")
+        problems.append(f"scores.npz: {outside} values are outside [0, 1].")
     if len(set(names)) != len(names) or "" in names:
         problems.append("candidates.json: names are not unique, or empty.")
     if scores.shape == expected:
-        silent = [n for n, row in zip(names, scores, strict=True) if np.isnan(row).all()]
-        if silent:
-            problems.append(f"scores.npz: {silent} have no measured outcome.")
+        unmeasured = [n for n, row in zip(names, scores, strict=True) if np.isnan(row).all()]
+        if unmeasured:
+            problems.append(f"scores.npz: {unmeasured} have no measured outcome.")
     return problems
 
 
-def _aptitude_problems(sat: Mapping[str, Any], names: list[str]) -> list[str]:
-    figures = {n: [x for x in sat["scores"].get(n, []) if x is not None] for n in names}
+def _aptitude_problems(aptitude: Mapping[str, Any], names: list[str]) -> list[str]:
+    lists = {n: aptitude["scores"].get(n, []) for n in names}
+    taken = {n: [x for x in accuracies if x is not None] for n, accuracies in lists.items()}
     problems = []
-    if wrong := [n for n in names if not all(0 <= a <= 1 for a in figures[n])]:
-        problems.append(f"aptitude.json: figures of {wrong} lie outside [0, 1].")
-    full = len(sat["tasks"])
-    if missing := [n for n in names if len(sat["scores"].get(n, [])) != full or not figures[n]]:
-        problems.append(f"aptitude.json: no full set of figures for {missing}.")
+    if invalid := [n for n in names if not all(0 <= a <= 1 for a in taken[n])]:
+        problems.append(f"aptitude.json: accuracies of {invalid} are outside [0, 1].")
+    tasks = len(aptitude["tasks"])
+    if missing := [n for n in names if len(lists[n]) != tasks or not taken[n]]:
+        problems.append(
+            f"aptitude.json: {missing} do not have an accuracy for each of {tasks} tasks."
+        )
     return problems

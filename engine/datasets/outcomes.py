@@ -1,7 +1,7 @@
-"""Outcomes of real candidates on real instructions: the data folder that training, evaluation and
-`modelsat calibrate` read. The form is that of docs/explanation/architecture.md, "Data folders".
+"""Outcomes of candidates on instructions, read from data folders by training, evaluation and
+`modelsat calibrate`. The format is that of docs/explanation/architecture.md, "Data folders".
 
-Letters: N instructions, M candidates, T tasks, Q questions of a task.
+Shapes: N instructions, M candidates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.types import Float32Array, Int64Array
-from engine.datasets.aptitude_test import AptitudeTest, derive_items, derive_keywords, sittings
+from engine.datasets.aptitude_test import (
+    AptitudeTest,
+    build_aptitude_test,
+    derive_items,
+    derive_keywords,
+)
 from engine.datasets.folder import read_folder
 
 TEST_PERCENT, VALIDATION_PERCENT = 10, 5
@@ -26,10 +31,11 @@ TEST_PERCENT, VALIDATION_PERCENT = 10, 5
 
 @dataclass(frozen=True)
 class Outcomes:
-    """texts: N instructions. scores: (M, N) in [0, 1], NaN = not measured.
+    """Outcomes of M candidates on N instructions.
 
-    benchmarks, subjects: N names; a subject is the subtask where the data name one, else the
-    benchmark. test: the aptitude test that the candidates sat; its items are not among the rows.
+    texts: N instructions. scores: (M, N) in [0, 1], NaN = not measured. benchmarks, subjects: N
+    names; a subject is the subtask if the data name one, else the benchmark. test: the candidates'
+    aptitude test, whose items are not among the N instructions.
     """
 
     name: str
@@ -41,7 +47,7 @@ class Outcomes:
     test: AptitudeTest
 
     def take(self, rows: Int64Array) -> Outcomes:
-        """The same candidates on a part of the instructions."""
+        """Return the outcomes on some of the instructions. rows: their numbers."""
         return replace(
             self,
             texts=[self.texts[i] for i in rows],
@@ -50,77 +56,82 @@ class Outcomes:
             scores=self.scores[:, rows],
         )
 
-    def only(self, candidates: Int64Array) -> Outcomes:
-        """The same instructions, a part of the candidates."""
+    def take_candidates(self, candidates: Int64Array) -> Outcomes:
+        """Return the outcomes of some of the candidates. candidates: their row numbers."""
         return replace(
             self,
             candidates=[self.candidates[i] for i in candidates],
             scores=self.scores[candidates],
-            test=self.test.only(candidates),
+            test=self.test.take_candidates(candidates),
         )
 
 
 def read_outcomes(folder: Path) -> Outcomes:
-    """Read and check `folder`. Instructions that belong to the aptitude test are left out, and
-    those that ask the same question under another id. Rotations of one question (`circle`) become
-    one instruction: engine/datasets/outcomes.py.
+    """Read and validate a data folder.
 
-    Without an aptitude.json the test is derived from the training part of the candidates' own
-    scores (engine/datasets/aptitude_test.py). Raises InvalidInputError that lists every problem.
+    Instructions that are items of the aptitude test are left out, and so are those that ask the
+    same question under another ID. Rotations of one question become one instruction, see
+    circular_eval. Without an aptitude.json the test is derived from the candidates' scores on the
+    training split (engine/datasets/aptitude_test.py).
+
+    Raises InvalidInputError that lists every problem.
     """
     data = read_folder(folder)
-    names, sat = data.candidates, data.sat
+    names, aptitude = data.candidates, data.aptitude
     kept, scores, place = circular_eval(data.records, data.scores)
     records = [data.records[row] for row in kept]
     subjects = [str(r.get("subtask") or r["benchmark"]) for r in records]
     texts = [str(r["text"]) for r in records]
-    if sat is None:
+    if aptitude is None:
         training, _, _ = split(texts)
         items = derive_items(scores, subjects, training)
         keywords = derive_keywords(list(items), subjects, texts, training)
     else:
-        items = {t: [place[q] for q in sat["items"].get(t, []) if q in place] for t in sat["tasks"]}
-        keywords = keywords_of(sat["tasks"])
-    test = sittings(items, keywords, scores, subjects, sat and sat["scores"], names)
-    if sat is None and (
-        blank := [n for n, a in zip(names, test.figures, strict=True) if np.isnan(a).all()]
-    ):
-        raise InvalidInputError(
-            Violation(
-                str(folder), f"no aptitude can be derived for {blank}: too few of their rows."
-            )
-        )
-    rows = _usable(texts, scores, {i for group in items.values() for i in group})
+        items = {
+            task: [place[i] for i in aptitude["items"].get(task, []) if i in place]
+            for task in aptitude["tasks"]
+        }
+        keywords = keywords_of(aptitude["tasks"])
+    accuracies = None if aptitude is None else aptitude["scores"]
+    test = build_aptitude_test(items, keywords, scores, subjects, accuracies, names)
+    if aptitude is None:
+        missing = [n for n, a in zip(names, test.accuracies, strict=True) if np.isnan(a).all()]
+        if missing:
+            problem = f"has too few outcomes of {missing} to derive an aptitude test from."
+            raise InvalidInputError(Violation(str(folder), problem))
+    rows = _usable_rows(texts, scores, {i for group in items.values() for i in group})
     benchmarks = [str(r["benchmark"]) for r in records]
     everything = Outcomes(folder.name, texts, benchmarks, subjects, names, scores, test)
     return everything.take(rows)
 
 
-def _usable(texts: Sequence[str], scores: Float32Array, items: set[int]) -> Int64Array:
-    """Rows that somebody answered and that are no aptitude item, nor one in other words' clothes:
-    the same question under another id would leak as well."""
-    asked = {normalize_text(texts[i]) for i in items}
+def _usable_rows(texts: Sequence[str], scores: Float32Array, items: set[int]) -> Int64Array:
+    """Return the rows that have an outcome and that do not ask what an item of the aptitude test
+    asks, under whatever ID: that would leak the answer."""
+    item_texts = {normalize_text(texts[i]) for i in items}
     measured = np.asarray(~np.isnan(scores).all(axis=0))
-    kept = [i for i, text in enumerate(texts) if measured[i] and normalize_text(text) not in asked]
-    return np.array(kept, dtype=np.int64)
+    rows = [
+        i for i, text in enumerate(texts) if measured[i] and normalize_text(text) not in item_texts
+    ]
+    return np.array(rows, dtype=np.int64)
 
 
 def keywords_of(tasks: Sequence[str]) -> list[str]:
-    """The five keywords of each task; a task without an entry is named by its own words."""
+    """Return the five keywords of each task; for an unknown task, the words of its name."""
     known = load_task_keywords()
     return [known.get(t, re.sub(r"[_\-]+", " ", t)) for t in tasks]
 
 
 def load_task_keywords() -> dict[str, str]:
-    """Task of the shipped aptitude test -> its five keywords."""
+    """Return task -> its five keywords, for the tasks of the shipped aptitude test."""
     path = Path(__file__).parent / "task_keywords.json"
-    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return known
+    keywords: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return keywords
 
 
 def normalize_text(text: str) -> str:
-    """Letters and digits of the stem in lower case: what makes two questions the same. Those of
-    a-z alone, unless most letters are others."""
+    """Return the letters and digits of a question, without its options, in lower case; questions
+    with the same result are the same. Letters outside of a-z count only if most are such."""
     stem = text.split("\nA. ")[0]
     letters = [c for c in stem if c.isalpha()]
     if 2 * sum(c.isascii() for c in letters) >= len(letters):
@@ -129,14 +140,15 @@ def normalize_text(text: str) -> str:
 
 
 def fingerprint(text: str) -> int:
-    """The first 32 bits of the sha256 of the normalised text."""
+    """Return the first 32 bits of the SHA-256 of the normalized text."""
     return int.from_bytes(hashlib.sha256(normalize_text(text).encode()).digest()[:4], "big")
 
 
 def split(texts: Sequence[str]) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Row numbers (train, validation, test), by a hash of the normalised text.
+    """Split rows into training, validation and test; return their numbers.
 
-    Equal questions land on the same side, in every dataset and every run.
+    The split is by a hash of the normalized text, so a question is in the same part in every
+    dataset and every run.
     """
     percent = np.array([fingerprint(t) % 100 for t in texts])
     test = percent < TEST_PERCENT
@@ -154,16 +166,23 @@ Records = Sequence[Mapping[str, Any]]
 def circular_eval(
     records: Records, scores: Float32Array
 ) -> tuple[list[int], Float32Array, dict[str, int]]:
-    """Records that share a `circle` are one question: its first record stands for all of them, with
-    each candidate's lowest measured score. A record without one is a question of its own.
+    """Merge the rotations of multiple-choice questions, as CircularEval does.
 
-    scores: (M, N), NaN = not measured. Returns the rows that are kept, their scores, and
-    id -> its place among them.
+    Records that share a `circle` are rotations of one question. The first one stands for all of
+    them, with each candidate's lowest measured score: only candidates that stay right under every
+    rotation were right. A record without a `circle` is a question of its own.
+
+    Args:
+        records: N lines of the instructions file.
+        scores: (M, N), NaN = not measured.
+
+    Returns:
+        The K rows that are kept, their scores (M, K), and record ID -> its position among the K.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for row, record in enumerate(records):
-        named = record.get("circle")
-        key = ("id", str(record["id"])) if named is None else ("circle", str(named))
+        circle = record.get("circle")
+        key = ("id", str(record["id"])) if circle is None else ("circle", str(circle))
         groups.setdefault(key, []).append(row)
     kept = [rows[0] for rows in groups.values()]
     lowest = np.empty((len(scores), len(kept)), dtype=np.float32)

@@ -41,7 +41,7 @@ def candidates_of(outcomes: Outcomes) -> list[Candidate]:
                 if not np.isnan(accuracy)
             ),
         )
-        for i, row in enumerate(outcomes.test.figures)
+        for i, row in enumerate(outcomes.test.accuracies)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Reading candidates from JSON files: the zoo that ships, and what users add or replace."""
+"""Read candidates from JSON files: a bundle's catalog, and the files that users register."""
 
 from __future__ import annotations
 
@@ -22,53 +22,55 @@ if TYPE_CHECKING:
     from engine.bundle.types import Int64Array
     from engine.datasets.outcomes import Outcomes
 
-NUMBERS = ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens")
-WORDS = ("display_name", "price_source")
+NUMBER_FIELDS = ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens")
+TEXT_FIELDS = ("display_name", "price_source")
 
 
 def read_catalog(path: Path) -> list[Candidate]:
-    """The candidates of a JSON file: one object, a list, or {"candidates": [...]}.
+    """Read and validate the candidates of a JSON file: an object, a list, or {"candidates": [...]}.
 
-    Raises InvalidInputError that lists every problem, duplicates and unknown fields included.
+    Raises InvalidInputError that lists every problem of the values, duplicates included. Unknown
+    fields and values of the wrong type are reported for the first candidate that has one.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            Violation(str(path), f"is no readable JSON file ({error}).")
+            Violation(str(path), f"is not a readable JSON file ({error}).")
         ) from error
     if isinstance(raw, dict) and "candidates" in raw:
         raw = raw["candidates"]
     items = raw if isinstance(raw, list) else [raw]
-    candidates = [_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
+    candidates = [_parse_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
     require_valid(candidates)
     return candidates
 
 
-def _candidate(item: Any, field: str) -> Candidate:
-    known = {"name", "id", "aptitude", "context_window", *NUMBERS, *WORDS, *WORD_LISTS}
+def _parse_candidate(item: Any, field: str) -> Candidate:
+    fields = {"name", "id", "aptitude", "context_window"}
+    fields |= {*NUMBER_FIELDS, *TEXT_FIELDS, *WORD_LISTS}
     if not isinstance(item, dict):
         raise InvalidInputError(
             Violation(field, f"is a {type(item).__name__}, expected an object.")
         )
-    if unknown := sorted(set(item) - known):
+    if unknown := sorted(set(item) - fields):
         raise InvalidInputError(
-            Violation(field, f"has unknown fields {unknown}; known are {sorted(known)}.")
+            Violation(field, f"has unknown fields {unknown}; known fields are {sorted(fields)}.")
         )
-    window = item.get("context_window")
+    values: dict[str, Any] = {}
     try:
-        words = {k: str(item.get(k, "")) for k in WORDS}
-        numbers = {k: None if item.get(k) is None else float(item[k]) for k in NUMBERS}
+        for name in TEXT_FIELDS:
+            values[name] = str(item.get(name, ""))
+        for name in NUMBER_FIELDS:
+            values[name] = None if item.get(name) is None else float(item[name])
+        for name in WORD_LISTS:
+            if name in item:
+                values[name] = _parse_words(name, item[name])
         return Candidate(
             id=str(item.get("id") or item.get("name", "")).removeprefix(NAME_PREFIX),
-            aptitude=_aptitude(item.get("aptitude", [])),
-            display_name=words["display_name"],
-            context_window=_whole(window),
-            input_usd_per_million=numbers["input_usd_per_million"],
-            output_usd_per_million=numbers["output_usd_per_million"],
-            price_source=words["price_source"],
-            mean_output_tokens=numbers["mean_output_tokens"],
-            **{k: _word_list(k, item[k]) for k in WORD_LISTS if k in item},
+            aptitude=_parse_aptitude(item.get("aptitude", [])),
+            context_window=_parse_tokens(item.get("context_window")),
+            **values,
         )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InvalidInputError(
@@ -76,44 +78,48 @@ def _candidate(item: Any, field: str) -> Candidate:
         ) from error
 
 
-def _whole(value: Any) -> int | None:
+def _parse_tokens(value: Any) -> int | None:
     if value is not None and value != int(value):
-        raise ValueError(f"context_window is {value}, expected whole tokens")
+        raise ValueError(f"context_window is {value}, expected a whole number")
     return None if value is None else int(value)
 
 
-def _word_list(label: str, value: Any) -> tuple[str, ...]:
+def _parse_words(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise TypeError(f"{label} is a {type(value).__name__}, expected a list of words")
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a list of words")
     return tuple(sorted(str(word) for word in value))
 
 
-def _aptitude(value: Any) -> tuple[TaskResult, ...]:
-    """A list of {"task", "accuracy"}, or the short form {task: accuracy}."""
+def _parse_aptitude(value: Any) -> tuple[TaskResult, ...]:
+    """Parse a list of {"task", "accuracy"}, or the short form {task: accuracy}."""
     if isinstance(value, dict):
         return tuple(TaskResult(str(t), float(a)) for t, a in value.items())
     return tuple(TaskResult(str(r["task"]), float(r["accuracy"])) for r in value)
 
 
 def costs_of(
-    outcomes: Outcomes, input_tokens: Int64Array, catalog: Path | None, answer_tokens: float
+    outcomes: Outcomes, input_tokens: Int64Array, catalog: Path | None, default_output_tokens: float
 ) -> NDArray[np.float64]:
-    """(B, M) US dollars of each instruction and candidate; NaN where no price is known.
+    """Estimate the cost of each instruction with each candidate, in US dollars.
 
-    A candidate is matched to the zoo by its id or display name. input_tokens: (B,). answer_tokens:
-    of an answer, where the zoo does not say.
+    Args:
+        outcomes: names the M candidates, which are matched to the catalog by ID or display name.
+        input_tokens: (B,) lengths of the instructions.
+        catalog: file with the prices.
+        default_output_tokens: length of a reply if the catalog does not have it.
+
+    Returns:
+        (B, M), NaN for candidates whose prices are unknown.
     """
     import numpy as np  # imported late: the client's commands read catalogs without it
 
-    known = (
-        {}
-        if catalog is None
-        else {n: c for c in read_catalog(catalog) for n in (c.id, c.display_name)}
-    )
+    by_name: dict[str, Candidate] = {}
+    if catalog is not None:
+        by_name = {n: c for c in read_catalog(catalog) for n in (c.id, c.display_name)}
     costs = np.full((len(input_tokens), len(outcomes.candidates)), np.nan)
     for column, name in enumerate(outcomes.candidates):
-        candidate = known.get(name)
+        candidate = by_name.get(name)
         for row, tokens in enumerate(input_tokens if candidate else ()):
-            cost = candidate and candidate.expected_cost_usd(int(tokens), answer_tokens)
+            cost = candidate and candidate.expected_cost_usd(int(tokens), default_output_tokens)
             costs[row, column] = np.nan if cost is None else cost
     return costs

@@ -22,91 +22,106 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.api.candidate import Candidate, TaskResult
+from engine.api.candidate import TEST_TASKS, Candidate
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.types import Float32Array
 
 Embed = Callable[[Sequence[str]], Float32Array]
-FULL_TEST = 50  # tasks of the paper's aptitude test
-MAX_KNOWN_TASKS = 10_000  # 15 MB at E = 384
+MAX_CACHED_TASKS = 10_000  # 15 MB at E = 384
 
 
 def keyword_vectors(embeddings: Float32Array, center: Float32Array) -> Float32Array:
-    """(T, E) keyword embeddings -> centred and normalised, as the formula's k_t."""
-    centred = embeddings - center
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.asarray(centred / np.maximum(length, 1e-6), dtype=np.float32)
+    """Center and normalize keyword embeddings, as the k_t of the formula. embeddings: (T, E)."""
+    centered = embeddings - center
+    length = np.linalg.norm(centered, axis=1, keepdims=True)
+    return np.asarray(centered / np.maximum(length, 1e-6), dtype=np.float32)
 
 
 def accuracy_weighted(
     accuracies: NDArray[np.floating[Any]], means: NDArray[np.floating[Any]], vectors: Float32Array
 ) -> Float32Array:
-    """(..., T) accuracies, NaN = not sat; (T,) means mu_t, NaN = not known; (T, E) vectors ->
-    (..., E + 1), see the module."""
-    figures = np.asarray(accuracies, dtype=np.float64)
-    sat = ~np.isnan(figures)
-    known = sat & ~np.isnan(means)
-    level = _mean(figures, sat)
-    usual = _mean(np.broadcast_to(means, figures.shape), known)
-    shape = np.where(sat, figures - level, 0.0) - np.where(known, means - usual, 0.0)
-    tasks = np.maximum(sat.sum(axis=-1, keepdims=True), 1)
-    weighted = FULL_TEST * (shape @ vectors.astype(np.float64)) / tasks
+    """Compute the representation c of the module's formula.
+
+    Args:
+        accuracies: (..., T), NaN = task not taken.
+        means: (T,) mu_t, NaN = unknown.
+        vectors: (T, E) k_t.
+
+    Returns:
+        (..., E + 1) float32.
+    """
+    values = np.asarray(accuracies, dtype=np.float64)
+    taken = ~np.isnan(values)
+    comparable = taken & ~np.isnan(means)
+    level = _mean(values, taken)
+    mean_level = _mean(np.broadcast_to(means, values.shape), comparable)
+    profile = np.where(taken, values - level, 0.0)
+    profile -= np.where(comparable, means - mean_level, 0.0)
+    tasks = np.maximum(taken.sum(axis=-1, keepdims=True), 1)
+    weighted = TEST_TASKS * (profile @ vectors.astype(np.float64)) / tasks
     return np.concatenate([weighted, level], axis=-1).astype(np.float32)
 
 
 def _mean(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean over the last axis of what is known, kept as an axis; 0 where nothing is."""
+    """Average over the last axis where `where` is true, keeping the axis; 0 if it never is."""
     count = np.maximum(where.sum(axis=-1, keepdims=True), 1)
     return np.asarray(np.where(where, values, 0.0).sum(axis=-1, keepdims=True) / count)
 
 
 class CapabilityEncoder:
-    """Candidate -> (D,) embedding. Keyword embeddings are computed once per task and kept.
-
-    embed: texts -> (N, E); count: text -> tokens; limit: tokens the encoder reads.
-    """
+    """Computes the embeddings of candidates; caches the vectors of tasks."""
 
     def __init__(
         self,
         embed: Embed,
-        count: Callable[[str], int],
-        limit: int,
+        count_tokens: Callable[[str], int],
+        max_tokens: int,
         norms: TaskNorms,
         connector: Connector,
     ) -> None:
+        """Create an encoder.
+
+        Args:
+            embed: N texts -> (N, E) embeddings.
+            count_tokens: text -> its length in tokens.
+            max_tokens: maximum length of a task's keywords.
+            norms: reference values of the training candidates.
+            connector: maps representations to embeddings.
+        """
         self._embed = embed
-        self._count = count
-        self._limit = limit
+        self._count_tokens = count_tokens
+        self._max_tokens = max_tokens
         self._norms = norms
         self._connector = connector
-        self._known: dict[str, Float32Array] = {}
+        self._cache: dict[str, Float32Array] = {}  # task -> (E,)
 
     def encode(self, candidate: Candidate) -> Float32Array:
-        """(D,) float32; equal aptitude gives an equal embedding, in whatever order it came."""
-        c = self._weighted(sorted(candidate.aptitude, key=lambda r: r.task))
-        return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
+        """Return the candidate's embedding, (D,); the order of its tasks does not matter.
 
-    def _weighted(self, results: Sequence[TaskResult]) -> Float32Array:
+        Raises InvalidInputError if the keywords of a task are longer than the encoder can read.
+        """
+        results = sorted(candidate.aptitude, key=lambda r: r.task)
         tasks = [r.task for r in results]
         accuracies = np.array([r.accuracy for r in results])
-        return accuracy_weighted(accuracies, self._norms.of(tasks), self._vectors(tasks))
+        c = accuracy_weighted(accuracies, self._norms.of(tasks), self._task_vectors(tasks))
+        return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
 
-    def _vectors(self, tasks: Sequence[str]) -> Float32Array:
-        new = [t for t in tasks if t not in self._known]
+    def _task_vectors(self, tasks: Sequence[str]) -> Float32Array:
+        new = [t for t in tasks if t not in self._cache]
         for task in new:
-            if self._count(task) > self._limit:
+            if (count := self._count_tokens(task)) > self._max_tokens:
                 raise InvalidInputError(
                     Violation(
                         "aptitude",
-                        f"a task's keywords are {self._count(task)} tokens, the encoder reads"
-                        f" {self._limit}; shorten them.",
+                        f"has a task whose keywords are {count} tokens, the limit is"
+                        f" {self._max_tokens}; shorten them.",
                     )
                 )
         if new:
             vectors = keyword_vectors(self._embed(new), self._norms.center)
-            if len(self._known) > MAX_KNOWN_TASKS:
-                kept = {*self._norms.means, *tasks}
-                self._known = {t: v for t, v in self._known.items() if t in kept}
-            self._known.update(zip(new, vectors, strict=True))
-        return np.stack([self._known[t] for t in tasks])
+            if len(self._cache) > MAX_CACHED_TASKS:
+                keep = {*self._norms.means, *tasks}
+                self._cache = {t: v for t, v in self._cache.items() if t in keep}
+            self._cache.update(zip(new, vectors, strict=True))
+        return np.stack([self._cache[t] for t in tasks])

@@ -1,4 +1,4 @@
-"""The capability encoder of a bundle, run by ONNX Runtime when a candidate is registered."""
+"""Run a bundle's capability encoder by ONNX Runtime, whenever a candidate is registered."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from engine.bundle.arrays import ScoringArrays
 from engine.registry.encoder import CapabilityEncoder
 
-PIECE = 16  # texts a run: bounds the memory of a test with many new tasks
+BATCH_TEXTS = 16  # bounds the memory that an aptitude test with many new tasks takes
 
 
 def load_encoder(bundle: Path, arrays: ScoringArrays) -> CapabilityEncoder:
-    """Open encoder.onnx and its tokenizer."""
-    tokenizer = _tokenizer(bundle)
+    """Open the capability encoder of a bundle folder. arrays: of the same bundle."""
+    tokenizer = _load_tokenizer(bundle)
     return CapabilityEncoder(
         load_embedder(bundle),
         lambda text: len(tokenizer.encode(text).ids),
@@ -29,22 +29,15 @@ def load_encoder(bundle: Path, arrays: ScoringArrays) -> CapabilityEncoder:
 
 
 def load_embedder(bundle: Path) -> Callable[[Sequence[str]], NDArray[np.float32]]:
-    """psi: N texts -> (N, E), mean-pooled and normalised."""
+    """Open encoder.onnx; return a function from N texts to (N, E) mean-pooled, normalized
+    embeddings."""
     options = ort.SessionOptions()
-    options.enable_cpu_mem_arena = False  # runs seldom; what it used should go back
+    options.enable_cpu_mem_arena = False  # it runs rarely, so its memory should be freed
     session = ort.InferenceSession(
         bundle / "encoder.onnx", options, providers=["CPUExecutionProvider"]
     )
-    return _embedder(session, _tokenizer(bundle))
+    tokenizer = _load_tokenizer(bundle)
 
-
-def _tokenizer(bundle: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(bundle / "encoder-tokenizer.json"))
-
-
-def _embedder(
-    session: ort.InferenceSession, tokenizer: Tokenizer
-) -> Callable[[Sequence[str]], NDArray[np.float32]]:
     def run(texts: Sequence[str]) -> NDArray[np.float32]:
         ids = [e.ids for e in tokenizer.encode_batch(list(texts))]
         tokens = np.zeros((len(ids), max(map(len, ids))), dtype=np.int64)
@@ -56,7 +49,11 @@ def _embedder(
         return np.asarray(embedding, dtype=np.float32)
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        parts = [run(texts[i : i + PIECE]) for i in range(0, len(texts), PIECE)]
-        return np.concatenate(parts)
+        batches = [texts[i : i + BATCH_TEXTS] for i in range(0, len(texts), BATCH_TEXTS)]
+        return np.concatenate([run(batch) for batch in batches])
 
     return embed
+
+
+def _load_tokenizer(bundle: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(bundle / "encoder-tokenizer.json"))

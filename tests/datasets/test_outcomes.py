@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.api.errors import InvalidInputError
 from engine.bundle.training_set import describe, load_training_set, save_training_set
-from engine.datasets.aptitude_test import FEWEST, derive_items
+from engine.datasets.aptitude_test import MIN_ANSWERS, derive_items
 from engine.datasets.outcomes import fingerprint, normalize_text, read_outcomes, split
 from tests.support import datasets
 
@@ -35,22 +35,22 @@ def test_bad_data_is_refused_with_every_problem(tmp_path: Path) -> None:
         read_outcomes(data)
     for words in (
         "is (4, 79), expected (4, 80)",
-        "1 values lie outside [0, 1]",
+        "1 values are outside [0, 1]",
         "first 'q3'",
-        "line 5: misses ['benchmark']",
-        "['c2'] lie",
-        "no full set of figures for ['c1']",
+        "line 5: has no ['benchmark']",
+        "accuracies of ['c2'] are outside",
+        "['c1'] do not have an accuracy for each",
     ):
         assert words in str(refused.value)
     (data / "scores.npz").unlink()
-    with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\]"):
+    with pytest.raises(InvalidInputError, match=r"has no \['scores.npz'\]"):
         read_outcomes(data)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("instructions.jsonl", "5\n[1]", r"line 1: no JSON object \(a int\).*line 2"),
+        ("instructions.jsonl", "5\n[1]", r"line 1: not a JSON object \(a int\).*line 2"),
         (
             "candidates.json",
             '[{"name": ',
@@ -103,8 +103,8 @@ def test_a_test_is_derived_where_a_folder_brings_none(tmp_path: Path) -> None:
     test = outcomes.test
     assert len(test.keywords) == 2
     assert test.answers is not None
-    assert np.nanmean(test.figures, axis=1)[-1] == np.nanmean(test.figures, axis=1).max()
-    np.testing.assert_array_equal(test.figures, again.test.figures)
+    assert np.nanmean(test.accuracies, axis=1)[-1] == np.nanmean(test.accuracies, axis=1).max()
+    np.testing.assert_array_equal(test.accuracies, again.test.accuracies)
     items = test.answers.shape[2] * 2
     assert len(outcomes.texts) <= datasets.INSTRUCTIONS - items + 1
     train, validation, held_out = split(outcomes.texts)
@@ -124,7 +124,7 @@ def test_derived_items_are_distinct_training_rows(seed: int) -> None:
     training = np.flatnonzero(random.random(120) < 0.8)
     items = derive_items(scores, subjects, training, seed)
     for name, rows in items.items():
-        assert len(rows) == len(set(rows)) >= FEWEST
+        assert len(rows) == len(set(rows)) >= MIN_ANSWERS
         assert set(rows) <= set(training.tolist())
         assert all(subjects[i] == name for i in rows)
         assert not np.isnan(scores[:, rows]).all(axis=0).any()

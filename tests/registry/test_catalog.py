@@ -49,7 +49,7 @@ def test_a_short_test_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
     served = np.stack([encoder.encode(c) for c in catalog_of(outcomes, [])])
     # A training run of one's own knows the means of its tasks.
     means = dict(
-        zip(outcomes.test.keywords, np.nanmean(outcomes.test.figures, axis=0), strict=True)
+        zip(outcomes.test.keywords, np.nanmean(outcomes.test.accuracies, axis=0), strict=True)
     )
     norms = TaskNorms(np.zeros(1, dtype=np.float32), means)
     (served_tasks,) = {tuple(r.task for r in c.aptitude) for c in catalog_of(outcomes, [])}

@@ -56,8 +56,8 @@ def _plain_encoder() -> CapabilityEncoder:
     known = {r.task: random.standard_normal(6).astype(np.float32) for r in CATALOG[1].aptitude}
     return CapabilityEncoder(
         embed=lambda texts: np.stack([known[t] for t in texts]),
-        count=len,
-        limit=512,
+        count_tokens=len,
+        max_tokens=512,
         norms=TaskNorms(np.zeros(6, np.float32), dict.fromkeys(known, 0.5)),
         connector=Connector(np.eye(7, dtype=np.float32), np.zeros(7, np.float32)),
     )
@@ -71,7 +71,7 @@ def test_tasks_the_training_never_saw_are_encoded(encoder: CapabilityEncoder) ->
 
 def test_what_is_remembered_of_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is cut, the tasks of the candidate at hand stay."""
-    monkeypatch.setattr("engine.registry.encoder.MAX_KNOWN_TASKS", 3)
+    monkeypatch.setattr("engine.registry.encoder.MAX_CACHED_TASKS", 3)
     encoder = _plain_encoder()
     encoder._embed = lambda texts: np.stack([np.full(6, len(t), np.float32) for t in texts])
     first = Candidate("a", tuple(TaskResult(f"strange {i}", 0.5) for i in range(5)))

@@ -23,7 +23,7 @@ from engine.api.errors import (
 from engine.cli.main import main as cli
 from engine.datasets.outcomes import read_outcomes
 from engine.registry.catalog import read_catalog
-from engine.registry.recorded import export, join
+from engine.registry.outcome_export import export_outcomes, group_by_text
 from engine.registry.stores import outcomes as outcome_store
 from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome, read_recorded
 from tests.training.test_importers import MODELS, PROMPTS, check, score
@@ -175,7 +175,7 @@ def test_an_unusable_file_is_named_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_texts_join_decisions_and_means_join_scores() -> None:
-    found, without = join(
+    found, without = group_by_text(
         [
             RecordedOutcome("d1", "a", 1.0),
             RecordedOutcome("d1", "b", 0.0, "one", "maths"),
@@ -226,14 +226,14 @@ async def test_an_export_takes_aptitude_from_the_bundle(tmp_path: Path) -> None:
     catalog = read_catalog(BUNDLE / "zoo.json")
     names = (catalog[0].id, catalog[1].id, "stranger")
     file = await recorded(tmp_path / "o.sqlite", names)
-    done = export(file, tmp_path / "out", BUNDLE)
+    done = export_outcomes(file, tmp_path / "out", BUNDLE)
     assert (done.instructions, done.candidates) == (80, 2)
     assert done.unknown == {"stranger": 80}
     outcomes = read_outcomes(tmp_path / "out")
     assert outcomes.candidates == sorted(names[:2])
     row = outcomes.candidates.index(catalog[0].id)
     figures = {r.task: r.accuracy for r in catalog[0].aptitude}
-    found = dict(zip(outcomes.test.keywords, outcomes.test.figures[row], strict=True))
+    found = dict(zip(outcomes.test.keywords, outcomes.test.accuracies[row], strict=True))
     assert found == pytest.approx(figures)
 
 

@@ -40,7 +40,7 @@ def test_synthetic_candidates_are_as_their_kind_says(seed: int) -> None:
     test = random_test(random, missing=0.0)
     real = (random.random((M, B)) < 0.5).astype(np.float32)
     rows = [SUBJECTS[i % T] for i in range(B)]
-    best, worst = test.figures.max(axis=0), test.figures.min(axis=0)
+    best, worst = test.accuracies.max(axis=0), test.accuracies.min(axis=0)
     for kind in KINDS:
         accuracies, outcomes = synthesize(random, test, real, rows, kind)
         assert ((accuracies >= 0) & (accuracies <= 1)).all()
@@ -48,7 +48,7 @@ def test_synthetic_candidates_are_as_their_kind_says(seed: int) -> None:
         assert agrees_with_itself(random, test, kind)
         if kind == "union":
             assert (accuracies >= worst).all()
-            assert accuracies.mean() >= np.sort(test.figures.mean(axis=1))[0]
+            assert accuracies.mean() >= np.sort(test.accuracies.mean(axis=1))[0]
         elif kind == "intersection":
             assert (accuracies <= best).all()
         elif kind == "blend":
@@ -58,7 +58,7 @@ def test_synthetic_candidates_are_as_their_kind_says(seed: int) -> None:
             assert (accuracies >= lower.mean(axis=1) - 1e-6).all()
             assert all(o in real[:, b] for b, o in enumerate(outcomes))
         else:
-            assert all(a in test.figures[:, t] for t, a in enumerate(accuracies))
+            assert all(a in test.accuracies[:, t] for t, a in enumerate(accuracies))
             assert all(o in real[:, b] for b, o in enumerate(outcomes))
 
 
@@ -79,11 +79,11 @@ def test_resampled_accuracies_scatter_around_the_measured_ones() -> None:
     random = np.random.default_rng(0)
     test = random_test(random, missing=0.1)
     resampled = np.stack([resample_accuracies(random, test) for _ in range(2000)])
-    np.testing.assert_allclose(resampled.mean(axis=0), test.figures, atol=0.02)
+    np.testing.assert_allclose(resampled.mean(axis=0), test.accuracies, atol=0.02)
     unknown = np.where(np.arange(T)[:, None] == 0, np.nan, test.answers).astype(np.float32)
-    once = AptitudeTest(test.keywords, test.subjects, test.figures, unknown)
+    once = AptitudeTest(test.keywords, test.subjects, test.accuracies, unknown)
     assert len(np.unique([resample_accuracies(random, once)[0, 0] for _ in range(200)])) > 4
     bare = AptitudeTest(
-        test.keywords, test.subjects, np.where(test.figures > 0.6, np.nan, 0.4), None
+        test.keywords, test.subjects, np.where(test.accuracies > 0.6, np.nan, 0.4), None
     )
-    assert (np.isnan(resample_accuracies(random, bare)) == np.isnan(bare.figures)).all()
+    assert (np.isnan(resample_accuracies(random, bare)) == np.isnan(bare.accuracies)).all()

@@ -264,7 +264,7 @@ def test_run_prints_its_estimate_and_lists_data_problems(
             replace(config, data=(str(broken), str(also)), output_dir=str(tmp_path / "new"))
         )
     assert "expected (0, 80)" in str(refused.value)
-    assert "misses ['scores.npz']" in str(refused.value)
+    assert "has no ['scores.npz']" in str(refused.value)
 
 
 def test_every_config_file_is_valid() -> None:
@@ -283,7 +283,7 @@ def test_every_config_file_is_valid() -> None:
 def test_settings_leave_out_candidates_and_benchmarks(config: TrainingConfig) -> None:
     (outcomes,) = read_data(replace(config, exclude_candidates="C[01]$"))
     assert outcomes.candidates == ["c2", "c3"]
-    assert outcomes.test.figures.shape[0] == outcomes.scores.shape[0] == 2
+    assert outcomes.test.accuracies.shape[0] == outcomes.scores.shape[0] == 2
     with pytest.raises(InvalidInputError, match="nothing is left"):
         read_data(replace(config, benchmarks=("other",)))
 

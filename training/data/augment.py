@@ -62,7 +62,9 @@ def sample_candidates(
         synthetic: K, how many candidates are added; none if the data hold no single answers.
         exact_prob: probability that accuracies are shown as measured, else they are resampled.
     """
-    accuracies = test.figures if random.random() < exact_prob else resample_accuracies(random, test)
+    accuracies = (
+        test.accuracies if random.random() < exact_prob else resample_accuracies(random, test)
+    )
     if synthetic and test.answers is not None:
         kinds = [KINDS[k % len(KINDS)] for k in range(synthetic)]
         parts = [synthesize(random, test, outcomes, subjects, kind) for kind in kinds]
@@ -87,12 +89,12 @@ def resample_accuracies(random: np.random.Generator, test: AptitudeTest) -> Floa
     it.
     """
     if test.answers is None:
-        questions = np.full(test.figures.shape, DEFAULT_QUESTIONS)
+        questions = np.full(test.accuracies.shape, DEFAULT_QUESTIONS)
     else:
         answered = (~np.isnan(test.answers)).sum(axis=2)
         questions = np.where(answered > 0, answered, DEFAULT_QUESTIONS)
-    right = random.binomial(questions, np.nan_to_num(test.figures).clip(0, 1))
-    return np.where(np.isnan(test.figures), np.nan, right / questions).astype(np.float32)
+    right = random.binomial(questions, np.nan_to_num(test.accuracies).clip(0, 1))
+    return np.where(np.isnan(test.accuracies), np.nan, right / questions).astype(np.float32)
 
 
 def synthesize(
@@ -114,7 +116,7 @@ def synthesize(
         names = sorted({*test.subjects, *subjects})
         from_a = dict(zip(names, random.random(len(names)) < 0.5, strict=True))
         task_from_a = np.array([from_a[s] for s in test.subjects])
-        accuracies = np.where(task_from_a, test.figures[first], test.figures[second])
+        accuracies = np.where(task_from_a, test.accuracies[first], test.accuracies[second])
         mixed = np.where([from_a[s] for s in subjects], a, b)
         tested = np.isin(subjects, test.subjects)
         return accuracies, np.where(tested, mixed, np.nan).astype(np.float32)
@@ -125,7 +127,7 @@ def synthesize(
     right = np.where(answered, answers, 0.0).sum(axis=1)
     accuracies = np.where(count > 0, right / np.maximum(count, 1), np.nan).astype(np.float32)
     if np.isnan(accuracies).all():  # no task in common: no outcome is learnt from
-        return test.figures[first], np.full_like(a, np.nan)
+        return test.accuracies[first], np.full_like(a, np.nan)
     return accuracies, combine(a, b)
 
 

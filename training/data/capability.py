@@ -44,7 +44,7 @@ class Capabilities:
     def of(self, test: AptitudeTest, vectors: Float32Array) -> Float32Array:
         """Represent the candidates of `test`: (M, C), as serving does and standardized."""
         means = self.norms.of(test.keywords)
-        return self.standardize(accuracy_weighted(test.figures, means, vectors))
+        return self.standardize(accuracy_weighted(test.accuracies, means, vectors))
 
     def of_sample(
         self, sample: CandidateSample, keywords: list[str], vectors: Float32Array
@@ -66,10 +66,10 @@ def capabilities(
     """Fit norms, unless given, and scale on the aptitude test of the first folder's candidates."""
     embedded = encoder.embed(test.keywords)
     if norms is None:
-        means = np.nanmean(test.figures, axis=0).tolist()
+        means = np.nanmean(test.accuracies, axis=0).tolist()
         norms = TaskNorms(embedded.mean(axis=0), dict(zip(test.keywords, means, strict=True)))
     vectors = keyword_vectors(embedded, norms.center)
-    shift, scale = _scale_of(accuracy_weighted(test.figures, norms.of(test.keywords), vectors))
+    shift, scale = _scale_of(accuracy_weighted(test.accuracies, norms.of(test.keywords), vectors))
     return Capabilities(norms, shift.astype(np.float32), scale.astype(np.float32))
 
 

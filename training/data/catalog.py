@@ -57,7 +57,7 @@ def catalog_of(outcomes: Outcomes, described: Sequence[Candidate]) -> list[Candi
     """
     known = {name: c for c in described for name in (c.id, c.display_name)}
     candidates = []
-    for name, accuracies in zip(outcomes.candidates, outcomes.test.figures, strict=True):
+    for name, accuracies in zip(outcomes.candidates, outcomes.test.accuracies, strict=True):
         aptitude = task_results(outcomes.test.keywords, accuracies)
         candidate = known.get(name) or Candidate(id_for(name), aptitude, display_name=name)
         candidates.append(replace(candidate, aptitude=aptitude))

@@ -30,9 +30,9 @@ import numpy as np
 import pandas as pd
 
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
-from engine.datasets.folder import lines_of
+from engine.datasets.folder import read_lines
 from engine.datasets.outcomes import read_outcomes
-from engine.registry.recorded import BENCHMARK, join
+from engine.registry.outcome_export import BENCHMARK, group_by_text
 from engine.registry.stores.outcomes import read_recorded
 
 ALIASES = {
@@ -117,7 +117,7 @@ def from_lm_eval(path: Path) -> Iterator[Outcome]:
     for file in sorted(path.rglob("samples_*.jsonl")):
         task = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
         seen: set[str] = set()
-        for line in filter(str.strip, lines_of(file)):
+        for line in filter(str.strip, read_lines(file)):
             sample = json.loads(line)
             identifier = f"{task}/{sample['doc_id']}"
             score = _metric(sample)
@@ -149,7 +149,7 @@ def _question(sample: Mapping[str, Any]) -> str:
 
 def from_modelsat(path: Path) -> Iterator[Outcome]:
     """Read what a server recorded: the mean score of each candidate on each text."""
-    instructions, _ = join(read_recorded(path))
+    instructions, _ = group_by_text(read_recorded(path))
     for each in instructions:
         for candidate in each.scores:
             score = each.mean(candidate)

@@ -1,4 +1,4 @@
-"""Recorded outcomes as a data folder that training, evaluation and `modelsat calibrate` read."""
+"""Export recorded outcomes as a data folder, for training, evaluation and `modelsat calibrate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ BENCHMARK = "recorded"
 
 @dataclass
 class RecordedInstruction:
-    """id: of the first decision on this text. scores: candidate id -> scores, one a decision."""
+    """A text and what was recorded for it.
+
+    id: of the first decision on this text. scores: candidate ID -> scores, one per decision.
+    """
 
     id: str
     text: str
@@ -32,15 +35,18 @@ class RecordedInstruction:
     scores: dict[str, list[float]] = field(default_factory=dict)
 
     def mean(self, candidate: str) -> float:
-        """NaN where it was not measured."""
+        """Return the mean score of a candidate; NaN if it has none."""
         scores = self.scores.get(candidate)
         return math.fsum(scores) / len(scores) if scores else math.nan
 
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What a folder holds. without_text: outcomes left out because no call of their decision sent
-    the text. unknown: outcomes left out because the bundle does not know their candidate, by id."""
+    """Counts of an export.
+
+    without_text: outcomes left out because no call of their decision sent the text. unknown:
+    candidate ID -> outcomes left out because the bundle's catalog does not have the candidate.
+    """
 
     instructions: int
     candidates: int
@@ -48,37 +54,45 @@ class ExportSummary:
     unknown: Counter[str]
 
 
-def join(recorded: Iterable[RecordedOutcome]) -> tuple[list[RecordedInstruction], int]:
-    """(instructions by first appearance, outcomes without a text).
+def group_by_text(
+    recorded: Iterable[RecordedOutcome],
+) -> tuple[list[RecordedInstruction], int]:
+    """Return the instructions in order of appearance, and the number of outcomes without a text.
 
     The text of a decision may come with any of its outcomes. Equal texts are one instruction, so
-    that candidates asked in different decisions can be compared.
+    that candidates of different decisions can be compared.
     """
     outcomes = list(recorded)
-    told: dict[str, RecordedOutcome] = {}
-    for each in outcomes:
-        if each.text:
-            told.setdefault(each.decision_id, each)
-    found: dict[str, RecordedInstruction] = {}
+    with_text: dict[str, RecordedOutcome] = {}  # decision ID -> its first outcome with a text
+    for outcome in outcomes:
+        if outcome.text:
+            with_text.setdefault(outcome.decision_id, outcome)
+    by_text: dict[str, RecordedInstruction] = {}
     without_text = 0
-    for each in outcomes:
-        source = told.get(each.decision_id)
+    for outcome in outcomes:
+        source = with_text.get(outcome.decision_id)
         if source is None:
             without_text += 1
             continue
-        here = found.setdefault(
-            source.text, RecordedInstruction(each.decision_id, source.text, source.category)
+        instruction = by_text.setdefault(
+            source.text, RecordedInstruction(outcome.decision_id, source.text, source.category)
         )
-        here.category = here.category or each.category
-        here.scores.setdefault(each.candidate, []).append(each.score)
-    return list(found.values()), without_text
+        instruction.category = instruction.category or outcome.category
+        instruction.scores.setdefault(outcome.candidate, []).append(outcome.score)
+    return list(by_text.values()), without_text
 
 
-def export(file: Path, out: Path, bundle: Path | None = None) -> ExportSummary:
-    """Write the folder `out`. With `bundle`, the aptitude figures of its candidates go with it, and
-    candidates it does not know are left out. Raises InvalidInputError where nothing is left,
-    StoreError where `file` cannot be read."""
-    instructions, without_text = join(read_recorded(file))
+def export_outcomes(file: Path, out: Path, bundle: Path | None = None) -> ExportSummary:
+    """Export the outcomes of an SQLite file to the data folder `out`.
+
+    With `bundle`, the aptitude results of its catalog are written as well, and candidates that are
+    not in the catalog are left out.
+
+    Raises:
+        InvalidInputError: there is nothing to export.
+        StoreError: `file` cannot be read.
+    """
+    instructions, without_text = group_by_text(read_recorded(file))
     names = sorted({name for each in instructions for name in each.scores})
     unknown: Counter[str] = Counter()
     catalog: dict[str, Candidate] = {}
@@ -93,19 +107,19 @@ def export(file: Path, out: Path, bundle: Path | None = None) -> ExportSummary:
             Violation(
                 str(file),
                 f"has no outcome to export ({without_text} without text, {unknown.total()} of"
-                " candidates that the bundle does not know); send text with RecordOutcome.",
+                " candidates that are not in the bundle); send the text with RecordOutcome.",
             )
         )
     out.mkdir(parents=True, exist_ok=True)
     _write(instructions, names, out)
     if catalog:
-        test = aptitude([catalog[name] for name in names])
+        test = aptitude_content([catalog[name] for name in names])
         (out / "aptitude.json").write_text(json.dumps(test), encoding="utf-8")
     return ExportSummary(len(instructions), len(names), without_text, unknown)
 
 
 def _write(instructions: Sequence[RecordedInstruction], names: Sequence[str], out: Path) -> None:
-    """scores.npz: (candidates, instructions), NaN = not measured."""
+    """Write everything but aptitude.json. scores.npz holds (M, N) means, NaN = not measured."""
     with gzip.open(out / "instructions.jsonl.gz", "wt", encoding="utf-8") as file:
         for each in instructions:
             line = {"id": each.id, "benchmark": BENCHMARK, "text": each.text}
@@ -118,13 +132,13 @@ def _write(instructions: Sequence[RecordedInstruction], names: Sequence[str], ou
     np.savez_compressed(out / "scores.npz", scores=np.array(scores, dtype=np.float32))
 
 
-def aptitude(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """The content of aptitude.json: every task of any of them, null where one did not sit it."""
+def aptitude_content(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Return the content of aptitude.json: all tasks that a candidate took, null for the others."""
     tasks = sorted({r.task for c in candidates for r in c.aptitude})
-    figures = {c.id: {r.task: r.accuracy for r in c.aptitude} for c in candidates}
+    accuracies = {c.id: {r.task: r.accuracy for r in c.aptitude} for c in candidates}
     names = {keywords: task for task, keywords in load_task_keywords().items()}
     return {
         "tasks": [names.get(task, task) for task in tasks],
         "items": {},
-        "scores": {name: [known.get(task) for task in tasks] for name, known in figures.items()},
+        "scores": {name: [of.get(task) for task in tasks] for name, of in accuracies.items()},
     }
