@@ -61,7 +61,7 @@ def with_extra(outcomes: Outcomes, extra: Path, items: Sequence[str]) -> Outcome
     answers = answers.reshape(shape)
     test = replace(
         outcomes.test,
-        figures=np.concatenate([outcomes.test.figures, np.nanmean(answers, axis=2)]),
+        accuracies=np.concatenate([outcomes.test.accuracies, np.nanmean(answers, axis=2)]),
         answers=np.concatenate([outcomes.test.answers, answers]),
     )
     return replace(
@@ -161,8 +161,10 @@ def item_texts(folder: Path) -> list[list[str]]:
     """The texts of the aptitude items of a folder with an aptitude.json, by task."""
     data = read_folder(folder)
     place = {str(r["id"]): str(r["text"]) for r in data.records}
-    assert data.sat is not None
-    return [[place[q] for q in data.sat["items"][t] if q in place] for t in data.sat["tasks"]]
+    assert data.aptitude is not None
+    return [
+        [place[q] for q in data.aptitude["items"][t] if q in place] for t in data.aptitude["tasks"]
+    ]
 
 
 def main() -> None:

@@ -149,7 +149,7 @@ def main() -> None:
     outcomes = read_outcomes(arguments.first)
     vectors = keyword_vectors(embed(outcomes.test.keywords), shipped.norms.center)
     means = shipped.norms.of(outcomes.test.keywords)
-    shift, scale = _scale_of(accuracy_weighted(outcomes.test.figures, means, vectors))
+    shift, scale = _scale_of(accuracy_weighted(outcomes.test.accuracies, means, vectors))
     weights |= {
         "shift": shift.astype(np.float32),
         "scale": scale.astype(np.float32),

@@ -82,14 +82,14 @@ def official(outcomes: Outcomes, test: AptitudeTest) -> TaskSet:
     task = np.repeat(np.arange(tasks), questions)[used]
     group = np.array([place[s] for s in test.subjects])[task]
     known = (~np.isnan(test.answers)).sum(axis=2)
-    counts = np.where(np.isnan(test.figures), 0, np.where(known > 0, known, 20))
+    counts = np.where(np.isnan(test.accuracies), 0, np.where(known > 0, known, 20))
     return TaskSet(
         test.keywords,
         np.array([place[s] for s in outcomes.subjects]),
         flat[:, used].astype(np.float16),
         task.astype(np.int16),
         group.astype(np.int16),
-        test.figures.astype(np.float32),
+        test.accuracies.astype(np.float32),
         counts.astype(np.float32),
     )
 
