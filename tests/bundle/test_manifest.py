@@ -1,4 +1,4 @@
-"""A bundle that is not what its manifest says is refused in one sentence."""
+"""Bundles that differ from their manifest are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_bundle_is_refused_with_found_and_expected(bundle: Path, case: str) -> None:
+def test_damaged_bundle_is_refused_with_reason(bundle: Path, case: str) -> None:
     damage, words = BROKEN[case]
     damage(bundle)
     with pytest.raises(BundleError, match=words) as refused:
@@ -82,7 +82,7 @@ def test_a_broken_bundle_is_refused_with_found_and_expected(bundle: Path, case: 
     assert "make clean export" in str(refused.value) or "layout" in case or "representation" in case
 
 
-def test_the_built_bundle_is_whole(bundle: Path) -> None:
+def test_built_bundle_is_complete_and_within_parity_limits(bundle: Path) -> None:
     manifest = read_manifest(bundle, "bundle")
     assert manifest.graphs["cpu"] == "backbone.int8.onnx"
     assert max(manifest.parity["onnx"], manifest.parity["encoder"]) < 1e-3

@@ -1,4 +1,4 @@
-"""Data folders: every problem at once, no aptitude item in a row, equal questions on one side."""
+"""Data folders: all problems are reported, test items left out, equal questions kept together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.datasets.outcomes import fingerprint, normalize_text, read_outcomes,
 from tests.support import datasets
 
 
-def test_bad_data_is_refused_with_every_problem(tmp_path: Path) -> None:
+def test_invalid_folder_is_refused_with_every_problem(tmp_path: Path) -> None:
     data = datasets.write(tmp_path)
     scores = np.load(data / "scores.npz")["scores"]
     scores[1, 1] = 1.5
@@ -62,7 +62,7 @@ def test_bad_data_is_refused_with_every_problem(tmp_path: Path) -> None:
         ("aptitude.json", '{"tasks": ["t"], "items": {}, "scores": {"c0": ["x"]}}', "ValueError"),
     ],
 )
-def test_a_file_of_another_form_is_named(
+def test_malformed_file_is_named_with_expected_format(
     tmp_path: Path, name: str, content: str, words: str
 ) -> None:
     folder = datasets.write(tmp_path)
@@ -71,13 +71,13 @@ def test_a_file_of_another_form_is_named(
         read_outcomes(folder)
 
 
-def test_questions_in_other_scripts_are_told_apart() -> None:
+def test_normalization_distinguishes_questions_in_other_scripts() -> None:
     chinese = ["解释 DNA 的结构", "DNA 是什么时候发现的?", "解释 DNA 的结构!"]
     assert len({normalize_text(text) for text in chinese}) == 2
     assert normalize_text("What is «π» - exactly?") == normalize_text("what is exactly")
 
 
-def test_a_derived_test_has_at_most_fifty_tasks() -> None:
+def test_derived_aptitude_test_has_at_most_fifty_tasks() -> None:
     subjects = [f"s{i % 250}" for i in range(25_000)]
     scores = np.random.default_rng(0).integers(0, 2, (3, 25_000)).astype(np.float32)
     items = derive_items(scores, subjects, np.arange(25_000))
@@ -85,7 +85,7 @@ def test_a_derived_test_has_at_most_fifty_tasks() -> None:
     assert {len(rows) for rows in items.values()} == {20}
 
 
-def test_aptitude_items_are_kept_out(tmp_path: Path) -> None:
+def test_aptitude_items_are_left_out_by_id_and_by_question(tmp_path: Path) -> None:
     """By id, and by question: q8 asks what the item q7 asks."""
     path = datasets.write(tmp_path) / "instructions.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -96,7 +96,7 @@ def test_aptitude_items_are_kept_out(tmp_path: Path) -> None:
     assert not any(text.split()[3] in ("7", "8") for text in outcomes.texts)
 
 
-def test_a_test_is_derived_where_a_folder_brings_none(tmp_path: Path) -> None:
+def test_aptitude_test_is_derived_if_folder_has_none(tmp_path: Path) -> None:
     with_items = datasets.write(tmp_path / "a", aptitude=False, subjects=2)
     outcomes = read_outcomes(with_items)
     again = read_outcomes(with_items)
@@ -131,14 +131,14 @@ def test_derived_items_are_distinct_training_rows(seed: int) -> None:
 
 
 @given(st.text(min_size=1), st.sampled_from(["  ", "\n", "?!", " - "]))
-def test_equal_questions_land_on_the_same_side(text: str, noise: str) -> None:
+def test_equal_questions_are_in_the_same_split(text: str, noise: str) -> None:
     other = text.upper().lower() + noise
     if normalize_text(text) == normalize_text(other):
         assert fingerprint(text) == fingerprint(other)
         assert [len(part) for part in split([text])] == [len(part) for part in split([other])]
 
 
-def test_what_is_remembered_of_training_tells_the_strange_from_the_usual(tmp_path: Path) -> None:
+def test_training_set_round_trip_scores_unseen_tokens_as_ood(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     prompts = [random.integers(0, 50, 40) for _ in range(300)]
     save_training_set(tmp_path, describe([5, 3, 3, 2**32 - 1], prompts, 100))
@@ -150,7 +150,7 @@ def test_what_is_remembered_of_training_tells_the_strange_from_the_usual(tmp_pat
     assert load_training_set(tmp_path / "nothing") is None
 
 
-def test_only_who_stays_right_under_rotation_was_right(tmp_path: Path) -> None:
+def test_rotations_of_a_question_merge_into_lowest_score(tmp_path: Path) -> None:
     data = datasets.write(tmp_path)
     lines = [json.loads(line) for line in (data / "instructions.jsonl").read_text().splitlines()]
     for place, row in enumerate((10, 40, 70)):

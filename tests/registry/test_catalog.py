@@ -1,4 +1,4 @@
-"""A data folder's candidates as the file that a bundle or a server starts with."""
+"""Catalogs of candidates: made from a data folder, written, and read again."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ SHIPPED = ROOT / "pretrained" / "zoo.json"
     ),
     st.integers(1, 8),
 )
-def test_any_test_makes_figures_that_can_be_registered(sat: list[float], words: int) -> None:
-    keywords = [", ".join([f"task {t}", *["word"] * (words - 1)]) for t in range(len(sat))]
-    figures = task_results(keywords, np.array(sat, dtype=np.float32))
+def test_any_aptitude_test_makes_valid_task_results(accuracies: list[float], words: int) -> None:
+    keywords = [", ".join([f"task {t}", *["word"] * (words - 1)]) for t in range(len(accuracies))]
+    figures = task_results(keywords, np.array(accuracies, dtype=np.float32))
     assert not validate(Candidate("c", figures))
-    kept = np.array(sat)[~np.isnan(sat)][:50]
+    kept = np.array(accuracies)[~np.isnan(accuracies)][:50]
     mean = np.mean([f.accuracy for f in figures])
     unequal = len(kept) / 50 * 0.25 if 50 % len(kept) else 0  # spread of a remainder over 50
     assert abs(mean - kept.mean()) <= unequal + 1e-4
 
 
 @pytest.mark.skipif(not (BUNDLE / "manifest.json").is_file(), reason="needs artifacts/bundle")
-def test_a_short_test_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
+def test_short_aptitude_test_is_embedded_close_to_training(tmp_path: Path) -> None:
     outcomes = read_outcomes(datasets.write(tmp_path / "data", aptitude=False, subjects=2))
     encoder = load_encoder(BUNDLE, load_arrays(BUNDLE))
     seen = np.stack([encoder.encode(c) for c in candidates_of(outcomes)])
@@ -58,7 +58,7 @@ def test_a_short_test_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
     assert np.linalg.norm(seen - served, axis=-1).max() < 0.15 * spread
 
 
-def test_what_a_zoo_says_of_a_candidate_is_kept(tmp_path: Path) -> None:
+def test_catalog_keeps_metadata_of_known_candidates(tmp_path: Path) -> None:
     outcomes = read_outcomes(datasets.write(tmp_path / "data"))
     figures = (TaskResult("old", 0.5),) * 50
     known = [
@@ -74,7 +74,7 @@ def test_what_a_zoo_says_of_a_candidate_is_kept(tmp_path: Path) -> None:
     assert read_catalog(tmp_path / "zoo.json") == every
 
 
-def test_names_become_ids_and_equal_ones_are_refused(tmp_path: Path) -> None:
+def test_names_become_ids_and_duplicates_are_refused(tmp_path: Path) -> None:
     assert id_for("Llama-3.1-405B-Inst@sambanova") == "llama-3.1-405b-inst-sambanova"
     folder = datasets.write(tmp_path / "data", aptitude=False)
     names = [{"name": n} for n in ("A/B", "a b", "C", "D")]
@@ -83,7 +83,7 @@ def test_names_become_ids_and_equal_ones_are_refused(tmp_path: Path) -> None:
         catalog_of(read_outcomes(folder), [])
 
 
-def test_the_shipped_zoo_has_the_form_that_is_written(tmp_path: Path) -> None:
+def test_shipped_catalog_has_the_format_that_is_written(tmp_path: Path) -> None:
     about = json.loads(SHIPPED.read_text(encoding="utf-8"))["about"]
     write(read_catalog(SHIPPED), about, tmp_path / "zoo.json")
     assert (tmp_path / "zoo.json").read_text() == SHIPPED.read_text()

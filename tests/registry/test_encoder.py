@@ -1,4 +1,4 @@
-"""The capability representation keeps every figure and nothing else."""
+"""The capability representation depends on every accuracy, and on nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encoder() -> CapabilityEncoder:
 
 
 @pytest.mark.parametrize("index", range(50))
-def test_each_single_figure_changes_the_embedding(encoder: CapabilityEncoder, index: int) -> None:
+def test_each_accuracy_changes_the_embedding(encoder: CapabilityEncoder, index: int) -> None:
     before = CATALOG[0]
     results = list(before.aptitude)
     figure = results[index].accuracy
@@ -43,7 +43,7 @@ def test_each_single_figure_changes_the_embedding(encoder: CapabilityEncoder, in
 
 @given(st.permutations(range(50)))
 @settings(max_examples=20, deadline=None)
-def test_the_order_of_the_tasks_does_not_matter(order: list[int]) -> None:
+def test_embedding_does_not_depend_on_task_order(order: list[int]) -> None:
     encoder = _plain_encoder()
     shuffled = tuple(CATALOG[1].aptitude[i] for i in order)
     np.testing.assert_array_equal(
@@ -63,25 +63,25 @@ def _plain_encoder() -> CapabilityEncoder:
     )
 
 
-def test_tasks_the_training_never_saw_are_encoded(encoder: CapabilityEncoder) -> None:
-    strange = tuple(TaskResult(f"Cookery, Dish {i}", 0.5) for i in range(50))
-    embedding = encoder.encode(replace(CATALOG[0], aptitude=strange))
+def test_tasks_unknown_to_training_are_encoded(encoder: CapabilityEncoder) -> None:
+    unknown = tuple(TaskResult(f"Cookery, Dish {i}", 0.5) for i in range(50))
+    embedding = encoder.encode(replace(CATALOG[0], aptitude=unknown))
     assert np.isfinite(embedding).all()
 
 
-def test_what_is_remembered_of_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_of_task_vectors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is cut, the tasks of the candidate at hand stay."""
     monkeypatch.setattr("engine.registry.encoder.MAX_CACHED_TASKS", 3)
     encoder = _plain_encoder()
     encoder._embed = lambda texts: np.stack([np.full(6, len(t), np.float32) for t in texts])
-    first = Candidate("a", tuple(TaskResult(f"strange {i}", 0.5) for i in range(5)))
-    second = Candidate("b", (*first.aptitude[:2], TaskResult("stranger", 0.5)))
+    first = Candidate("a", tuple(TaskResult(f"unknown {i}", 0.5) for i in range(5)))
+    second = Candidate("b", (*first.aptitude[:2], TaskResult("another", 0.5)))
     before = encoder.encode(first)
     encoder.encode(second)
     np.testing.assert_array_equal(encoder.encode(first), before)
 
 
-def test_the_graph_embeds_as_torch_does(encoder: CapabilityEncoder) -> None:
+def test_onnx_encoder_matches_torch(encoder: CapabilityEncoder) -> None:
     torch_encoder = TextEncoder(load_base(str(CHECKPOINT / "encoder")))
     texts = [r.task for r in CATALOG[0].aptitude] + ["x", "word " * 300]
     found = encoder._embed(texts)
@@ -99,7 +99,7 @@ def test_the_graph_embeds_as_torch_does(encoder: CapabilityEncoder) -> None:
         ((*CATALOG[0].aptitude[:49], TaskResult(" ", 0.5)), "name the task"),
     ],
 )
-def test_a_wrong_aptitude_test_is_named(aptitude: tuple[TaskResult, ...], words: str) -> None:
+def test_invalid_aptitude_results_are_named(aptitude: tuple[TaskResult, ...], words: str) -> None:
     from engine.api.candidate import validate
 
     problems = validate(Candidate("x", aptitude))

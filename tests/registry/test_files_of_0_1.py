@@ -29,7 +29,7 @@ from tools.processes import serving
 
 FILES = Path(__file__).parent / "fixtures_0_1"
 JOURNAL = "aptitude.journal.jsonl"
-ENDPOINT = "http://127.0.0.1:18473/v1"  # of the journal; nobody listens there
+ENDPOINT = "http://127.0.0.1:18473/v1"  # of the journal; nothing listens there
 
 
 def test_a_store_and_outcomes_are_served(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_outcomes_keep_their_text_and_category() -> None:
 
 
 def test_a_journal_is_resumed(tmp_path: Path) -> None:
-    """Nobody listens at its endpoint, so the run ends well only if no question is left."""
+    """Nothing listens at its endpoint, so the run ends well only if no question is left."""
     shutil.copy(FILES / JOURNAL, tmp_path)
     out = tmp_path / "aptitude.json"
     run = ["aptitude", "run", "--base-url", ENDPOINT, "--model", "fake", "--yes"]
@@ -81,7 +81,7 @@ def test_a_journal_is_resumed(tmp_path: Path) -> None:
     assert len(tested.aptitude) == 50
 
 
-def test_the_scores_of_a_replay_are_left_and_computed_anew() -> None:
+def test_replay_scores_of_0_1_are_ignored_and_recomputed() -> None:
     """They cost a forward pass each and hold nothing that the log does not give again, so no code
     is kept to read the names in them."""
     plan: Any = SimpleNamespace(

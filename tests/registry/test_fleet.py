@@ -1,4 +1,4 @@
-"""Several registries on one real PostgreSQL: they agree, lose nothing, and outlive its death."""
+"""Several registries on one PostgreSQL: they agree, lose no change, and survive its failure."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def ids(member: Registry) -> list[str]:
     return [c.id for c in member.table().candidates]
 
 
-async def test_what_one_server_registers_the_others_see(server: Postgres) -> None:
+async def test_changes_of_one_server_reach_the_others(server: Postgres) -> None:
     async with fleet(fresh(server, "fleet"), 2) as (one, two):
         await one.create(candidate("new"))
         await until(lambda: ids(two) == ["first", "new"])
         await two.rollback(1)
         await until(lambda: ids(one) == ["first"])
         assert one.table().revision == two.table().revision == 3
-        told = [r.description for r in await one.revisions(None, 9)]
-        assert told[:2] == ["rolled back to 1", "created candidates/new"]
+        stored = [r.description for r in await one.revisions(None, 9)]
+        assert stored[:2] == ["rolled back to 1", "created candidates/new"]
 
 
-async def test_a_change_is_planned_on_the_newest_table(server: Postgres) -> None:
+async def test_change_is_computed_from_the_newest_table(server: Postgres) -> None:
     """Two at once, none following: each sees what the other did before it plans."""
     url = fresh(server, "newest")
     one, two = registry(url), registry(url)
@@ -81,7 +81,7 @@ async def test_concurrent_writers_lose_nothing(server: Postgres) -> None:
         assert {member.table().revision for member in members} == {1 + len(new)}
 
 
-def test_servers_that_start_at_once_set_up_one_store(server: Postgres) -> None:
+def test_servers_that_start_together_set_up_one_store(server: Postgres) -> None:
     url = fresh(server, "setup")
     opened, barrier = [], threading.Barrier(6)
 
@@ -99,7 +99,7 @@ def test_servers_that_start_at_once_set_up_one_store(server: Postgres) -> None:
         asyncio.run(member.close())
 
 
-async def test_what_was_read_before_a_loss_is_no_sign_of_life(tmp_path: Path) -> None:
+async def test_read_before_a_loss_does_not_mark_the_store_up(tmp_path: Path) -> None:
     """A refresh is under way when the listener hears that the database is gone."""
     one = registry(str(tmp_path / "s.sqlite"))
     async with one._lock:
@@ -138,7 +138,7 @@ async def test_a_registry_outlives_its_database(
     assert states[0].since <= states[1].since
 
 
-async def test_a_server_of_the_old_encoder_stops_writing(server: Postgres) -> None:
+async def test_server_of_an_old_encoder_cannot_write(server: Postgres) -> None:
     url = fresh(server, "encoders")
     one = registry(url)
     renewed = open_store(url, "encoder-2", 4, encoder().encode, 9)
@@ -163,14 +163,14 @@ async def test_a_server_of_the_old_encoder_stops_writing(server: Postgres) -> No
         ("postgresql://u@127.0.0.1:1/d?nonsense=1&password=s3cret", "not a valid PostgreSQL URL"),
     ],
 )
-def test_a_database_that_is_not_there_is_one_sentence(url: str, words: str) -> None:
+def test_unreachable_database_is_reported_in_one_sentence(url: str, words: str) -> None:
     with pytest.raises(StoreError, match=words) as refused:
         open_store(url, ENCODER, 4, None, 9)
     assert "s3cret" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_wrong_password_is_not_repeated(server: Postgres) -> None:
+def test_wrong_password_is_not_in_the_error(server: Postgres) -> None:
     with pytest.raises(StoreError, match="authentication failed") as refused:
         open_store(server.url(password="wr0ng"), ENCODER, 4, None, 9)
     assert "wr0ng" not in str(refused.value)

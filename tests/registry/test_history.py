@@ -1,4 +1,4 @@
-"""Both kinds of store against a simple model: any changes, rollbacks and prunes in any order."""
+"""Both kinds of store against a simple model, for changes, rollbacks and pruning in any order."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def as_model(ids: list[str], level: float) -> dict[str, tuple[float, float]]:
 
 @given(steps=STEPS, keep=st.integers(1, 4))
 @EACH
-def test_the_store_holds_every_kept_table(
+def test_store_returns_every_kept_revision(
     new_url: Callable[[], str], steps: list[tuple[str, list[str], float]], keep: int
 ) -> None:
     url = new_url()
@@ -106,11 +106,11 @@ def test_the_store_holds_every_kept_table(
         tables = {n: t for n, t in tables.items() if n > number - keep}
     assert content(store) == present
     assert store.revision() == number
-    told = store.revisions(None, 99)
-    assert [(r.number, r.candidates) for r in told] == [
+    stored = store.revisions(None, 99)
+    assert [(r.number, r.candidates) for r in stored] == [
         (n, len(t)) for n, t in sorted(tables.items(), reverse=True)
     ]
-    assert store.revisions(number, 2) == [r for r in told if r.number < number][:2]
+    assert store.revisions(number, 2) == [r for r in stored if r.number < number][:2]
     for kept_number, table in tables.items():
         assert content(store, kept_number) == table
     for gone in (number - keep, number + 1):
@@ -119,7 +119,7 @@ def test_the_store_holds_every_kept_table(
     store.close()
 
 
-def test_a_store_of_another_encoder_is_refused_until_reembedded(
+def test_store_of_another_encoder_is_refused_unless_reencoded(
     new_url: Callable[[], str],
 ) -> None:
     url, wide = new_url(), 6
@@ -140,7 +140,7 @@ def test_a_store_of_another_encoder_is_refused_until_reembedded(
     store.close()
 
 
-def test_backups_are_the_same_whole_history_for_both_kinds(
+def test_backup_and_restore_keep_history_across_both_kinds(
     new_url: Callable[[], str], server: Postgres, tmp_path: Path
 ) -> None:
     url = new_url()
@@ -150,7 +150,7 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
     copy = tmp_path / "copy.sqlite"
     assert back_up(url, copy) == 2, "while it is open"
     store.apply(Change(delete=["a"]), 2, "three")
-    told = store.revisions(None, 9)
+    stored = store.revisions(None, 9)
     if url.startswith("postgres"):
         store.close()
     else:
@@ -161,7 +161,7 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
     for other in (fresh(server, "copied"), str(tmp_path / "copied.sqlite")):
         assert restore(other, copy) == 2
         copied = open_store(other, ENCODER, WIDTH, None, 9)
-        assert copied.revisions(None, 9) == told[1:]
+        assert copied.revisions(None, 9) == stored[1:]
         assert [content(copied, n) for n in (1, 2)] == [
             {"a": (0.5, 97.5), "b": (0.5, 98.5)},
             {"a": (0.25, 97.25)},
@@ -174,7 +174,7 @@ def test_backups_are_the_same_whole_history_for_both_kinds(
     store.close()
 
 
-def test_what_is_no_backup_is_refused(new_url: Callable[[], str], tmp_path: Path) -> None:
+def test_invalid_backup_is_refused(new_url: Callable[[], str], tmp_path: Path) -> None:
     url = new_url()
     store = open_store(url, ENCODER, WIDTH, None, 9)
     store.apply(Change([entry("a", 0.5)]), 0, "one")

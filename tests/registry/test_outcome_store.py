@@ -1,4 +1,4 @@
-"""Recorded outcomes: kept once, bounded, durable, and readable as training data."""
+"""Recorded outcomes: kept once, bounded, durable, and exported as training data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CALL = st.builds(
 )
 
 
-async def told(store: OutcomeStore, call: RecordedOutcome) -> bool | str:
+async def record(store: OutcomeStore, call: RecordedOutcome) -> bool | str:
     try:
         return await store.record(call)
     except AlreadyExistsError:
@@ -48,19 +48,19 @@ async def told(store: OutcomeStore, call: RecordedOutcome) -> bool | str:
 
 @settings(max_examples=40)
 @given(st.lists(st.lists(CALL, max_size=6), max_size=6), st.integers(1, 4))
-def test_the_store_is_what_a_list_of_calls_says(
-    bursts: list[list[RecordedOutcome]], limit: int
+def test_store_matches_a_model_of_its_calls(
+    batches: list[list[RecordedOutcome]], limit: int
 ) -> None:
-    """Bursts are recorded together; between them the file is closed and opened again."""
+    """A batch is recorded together; between batches the file is closed and opened again."""
     kept: list[RecordedOutcome] = []
 
     async def scenario(path: Path) -> None:
         nonlocal kept
-        for burst in bursts:
+        for batch in batches:
             store = OutcomeStore(path, limit)
-            answers = await asyncio.gather(*(told(store, call) for call in burst))
+            answers = await asyncio.gather(*(record(store, call) for call in batch))
             await store.close()
-            for call, answer in zip(burst, answers, strict=True):
+            for call, answer in zip(batch, answers, strict=True):
                 known = [k for k in kept if (k.decision_id, k.candidate) ==
                          (call.decision_id, call.candidate)]  # fmt: skip
                 if not known:
@@ -75,7 +75,7 @@ def test_the_store_is_what_a_list_of_calls_says(
         asyncio.run(scenario(Path(folder) / "o.sqlite"))
 
 
-async def test_calls_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
+async def test_concurrent_calls_share_a_transaction(tmp_path: Path) -> None:
     store = OutcomeStore(tmp_path / "o.sqlite", 1000)
     commits: list[str] = []
     store._db.set_trace_callback(lambda s: commits.append(s) if s == "COMMIT" else None)
@@ -90,7 +90,7 @@ async def test_calls_that_wait_together_are_one_transaction(tmp_path: Path) -> N
         await store.record(calls[0])
 
 
-async def test_a_file_that_cannot_be_written_fails_the_call_and_not_the_next(
+async def test_write_failure_fails_only_that_call(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "o.sqlite"
@@ -107,7 +107,7 @@ async def test_a_file_that_cannot_be_written_fails_the_call_and_not_the_next(
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
-async def test_an_outcome_is_not_acknowledged_into_a_moved_file(
+async def test_outcome_is_not_acknowledged_after_file_was_moved(
     tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / "o.sqlite"
@@ -128,14 +128,14 @@ TEXT = "x" * 1000
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "told"),
+    ("limit", "value", "words"),
     [
         ("MAX_QUEUED", 2, "2 outcomes are waiting"),
         ("MAX_QUEUED_BYTES", 1500, "bytes of outcomes are waiting"),
     ],
 )
-async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, told: str
+async def test_queue_is_bounded_and_drops_cancelled_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, words: str
 ) -> None:
     monkeypatch.setattr(outcome_store, limit, value)
     store, disk = OutcomeStore(tmp_path / "o.sqlite", 10), threading.Event()
@@ -145,7 +145,7 @@ async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
     await asyncio.sleep(0.05)  # now it is with the thread
     waiting = [asyncio.create_task(store.record(call)) for call in calls[1:3]]
     await asyncio.sleep(0)
-    with pytest.raises(OverloadedError, match=told) as refused:
+    with pytest.raises(OverloadedError, match=words) as refused:
         await store.record(calls[3])
     assert refused.value.retry_after_s > 0
     waiting[0].cancel()
@@ -158,7 +158,7 @@ async def test_what_waits_for_a_slow_disk_is_bounded_and_goes_with_its_call(
     assert [r.decision_id for r in read_recorded(tmp_path / "o.sqlite")] == ["d0", "d2", "d4"]
 
 
-def test_an_unusable_file_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_unusable_file_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "o.sqlite"
     path.write_text("something else, of enough length to be no database header at all " * 3)
     before = path.read_bytes()
@@ -174,7 +174,7 @@ def test_an_unusable_file_is_named_and_left_alone(tmp_path: Path) -> None:
         list(read_recorded(tmp_path / "nowhere.sqlite"))
 
 
-def test_texts_join_decisions_and_means_join_scores() -> None:
+def test_outcomes_are_grouped_by_text_and_averaged() -> None:
     found, without = group_by_text(
         [
             RecordedOutcome("d1", "a", 1.0),
@@ -205,7 +205,7 @@ async def recorded(path: Path, names: tuple[str, ...] = MODELS) -> Path:
     return path
 
 
-async def test_an_export_is_read_as_training_reads_it(
+async def test_export_can_be_read_by_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = await recorded(tmp_path / "o.sqlite")
@@ -222,7 +222,7 @@ async def test_an_export_is_read_as_training_reads_it(
     check(read_outcomes(tmp_path / "imported"))
 
 
-async def test_an_export_takes_aptitude_from_the_bundle(tmp_path: Path) -> None:
+async def test_export_takes_aptitude_results_from_the_bundle(tmp_path: Path) -> None:
     catalog = read_catalog(BUNDLE / "zoo.json")
     names = (catalog[0].id, catalog[1].id, "stranger")
     file = await recorded(tmp_path / "o.sqlite", names)
@@ -237,7 +237,7 @@ async def test_an_export_takes_aptitude_from_the_bundle(tmp_path: Path) -> None:
     assert found == pytest.approx(figures)
 
 
-def test_nothing_to_export_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "o.sqlite"
     asyncio.run(OutcomeStore(file, 10).close())
     assert cli(["outcomes", "export", "--outcomes-db", str(file), "--out", str(tmp_path)]) == 1

@@ -43,7 +43,7 @@ async def served(tmp_path: Path) -> AsyncIterator[tuple[Stub, Registry, grpc.aio
         await server.stop(0)
 
 
-async def test_a_rollback_is_a_revision_of_its_own(tmp_path: Path) -> None:
+async def test_rollback_makes_a_new_revision(tmp_path: Path) -> None:
     async with served(tmp_path) as (stub, members, _, _):
         await members.delete("a")
         await members.create(candidate("c"))
@@ -81,7 +81,7 @@ async def test_a_rollback_is_a_revision_of_its_own(tmp_path: Path) -> None:
             assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_watcher_can_keep_a_table_of_its_own(tmp_path: Path) -> None:
+async def test_watcher_can_rebuild_the_table(tmp_path: Path) -> None:
     async with served(tmp_path) as (stub, members, _, _):
         call = stub.WatchCandidates(pb.WatchCandidatesRequest())
         table = {c.name: c for c in (await call.read()).changed}
@@ -108,7 +108,7 @@ async def test_a_watcher_can_keep_a_table_of_its_own(tmp_path: Path) -> None:
         call.cancel()
 
 
-async def test_who_knows_the_revision_hears_of_the_next_one_only(tmp_path: Path) -> None:
+async def test_watch_from_the_current_revision_sends_only_changes(tmp_path: Path) -> None:
     async with served(tmp_path) as (stub, members, server, _):
         call = stub.WatchCandidates(pb.WatchCandidatesRequest(last_seen_revision=1))
         reading = asyncio.ensure_future(call.read())
@@ -126,7 +126,7 @@ async def test_who_knows_the_revision_hears_of_the_next_one_only(tmp_path: Path)
         await server.stop(60)  # nothing is in flight, so it does not last
 
 
-async def test_bytes_that_are_no_watch_request_are_refused(tmp_path: Path) -> None:
+async def test_malformed_watch_request_is_refused(tmp_path: Path) -> None:
     async with served(tmp_path) as (stub, _, _, channel):
         call = channel.unary_stream("/modelsat.v1.CandidateService/WatchCandidates")(b"\xff\xff")
         with pytest.raises(grpc.aio.AioRpcError, match="cannot be parsed") as refused:
@@ -135,7 +135,7 @@ async def test_bytes_that_are_no_watch_request_are_refused(tmp_path: Path) -> No
         assert (await stub.ListCandidates(pb.ListCandidatesRequest())).revision == 1
 
 
-def test_the_command_line_rolls_back_and_backs_up(
+def test_command_line_rolls_back_backs_up_and_restores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, copy = tmp_path / "s.sqlite", tmp_path / "copy.sqlite"

@@ -1,4 +1,4 @@
-"""The SQLite store: what was acknowledged is there; what is damaged is refused and left alone."""
+"""The SQLite store: acknowledged changes are durable; damaged files are refused, left unchanged."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def filled(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("size", [0, 10, 3000, 5000])
-def test_a_truncated_store_is_refused_and_left_as_it_is(filled: Path, size: int) -> None:
+def test_truncated_store_is_refused_and_left_unchanged(filled: Path, size: int) -> None:
     filled.write_bytes(filled.read_bytes()[:size])
     with pytest.raises(StoreError, match="restore a copy"):
         SqliteStore(filled, ENCODER, WIDTH)
     assert filled.stat().st_size == size
 
 
-def test_a_store_of_another_encoder_is_refused_until_reembedded(filled: Path) -> None:
+def test_store_of_another_encoder_is_refused_unless_reencoded(filled: Path) -> None:
     with pytest.raises(
         StoreError, match=r"encoder_id is 'encoder-1'.*'encoder-2'.*--reencode-candidates"
     ):
@@ -55,7 +55,7 @@ def test_a_store_of_another_encoder_is_refused_until_reembedded(filled: Path) ->
         SqliteStore(filled, ENCODER, WIDTH)
 
 
-def test_another_schema_and_a_foreign_file_are_refused(filled: Path, tmp_path: Path) -> None:
+def test_unknown_schema_and_foreign_file_are_refused(filled: Path, tmp_path: Path) -> None:
     with sqlite3.connect(filled) as db:
         db.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
     db.close()
@@ -67,7 +67,7 @@ def test_another_schema_and_a_foreign_file_are_refused(filled: Path, tmp_path: P
         SqliteStore(foreign, ENCODER, WIDTH)
 
 
-def test_a_failed_change_leaves_no_part_of_itself(filled: Path) -> None:
+def test_failed_change_changes_nothing(filled: Path) -> None:
     store = SqliteStore(filled, ENCODER, WIDTH)
     good, bad = entry("new", 0.5), entry(("no", "text"), 0.5)  # type: ignore[arg-type]
     with pytest.raises(StoreError):
@@ -77,7 +77,7 @@ def test_a_failed_change_leaves_no_part_of_itself(filled: Path) -> None:
     store.close()
 
 
-def test_a_removed_store_begins_anew_whatever_lies_beside_it(filled: Path) -> None:
+def test_new_store_ignores_the_log_of_a_removed_one(filled: Path) -> None:
     """After kill -9 the log of a removed file would replay into the next one of its name."""
     store = SqliteStore(filled, ENCODER, WIDTH)
     store.apply(Change([entry("late", 0.5)]), 1, "late")
@@ -90,7 +90,7 @@ def test_a_removed_store_begins_anew_whatever_lies_beside_it(filled: Path) -> No
     begun.close()
 
 
-def test_two_servers_cannot_have_one_store(filled: Path) -> None:
+def test_two_servers_cannot_open_the_same_store(filled: Path) -> None:
     first = SqliteStore(filled, ENCODER, WIDTH)
     with pytest.raises(StoreError, match="open in another server"):
         SqliteStore(filled, ENCODER, WIDTH)
@@ -98,7 +98,7 @@ def test_two_servers_cannot_have_one_store(filled: Path) -> None:
     SqliteStore(filled, ENCODER, WIDTH).close()
 
 
-def test_a_damaged_row_is_a_store_error(filled: Path) -> None:
+def test_damaged_row_raises_store_error(filled: Path) -> None:
     with sqlite3.connect(filled) as db:
         db.execute("UPDATE candidate_version SET embedding = x'00' WHERE id = 'c3'")
     db.close()
@@ -108,7 +108,7 @@ def test_a_damaged_row_is_a_store_error(filled: Path) -> None:
     store.close()
 
 
-def test_a_full_disk_is_said_and_nothing_is_changed(filled: Path) -> None:
+def test_full_disk_is_reported_and_nothing_is_changed(filled: Path) -> None:
     store = SqliteStore(filled, ENCODER, WIDTH)
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -139,7 +139,7 @@ def old_store(path: Path, revision: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(("revision", "count"), [(7, 3), (0, 0), (9, 0)])
-def test_a_store_of_schema_1_is_upgraded_and_keeps_its_revision(
+def test_store_of_schema_1_is_migrated_and_keeps_its_revision(
     tmp_path: Path, revision: int, count: int
 ) -> None:
     path = tmp_path / "candidates.sqlite"
@@ -160,7 +160,7 @@ def test_a_store_of_schema_1_is_upgraded_and_keeps_its_revision(
     store.close()
 
 
-def test_an_upgrade_that_fails_leaves_the_old_store(tmp_path: Path) -> None:
+def test_failed_migration_leaves_the_old_store(tmp_path: Path) -> None:
     path = tmp_path / "candidates.sqlite"
     old_store(path, 7, 3)
     with pytest.raises(ZeroDivisionError):
@@ -171,7 +171,7 @@ def test_an_upgrade_that_fails_leaves_the_old_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
-def test_a_change_of_a_removed_file_is_refused(filled: Path, suffix: str) -> None:
+def test_change_of_a_removed_file_is_refused(filled: Path, suffix: str) -> None:
     store = SqliteStore(filled, ENCODER, WIDTH)
     filled.with_name(filled.name + suffix).unlink()
     with pytest.raises(StoreError, match=r"was removed or replaced while the server ran"):

@@ -1,4 +1,4 @@
-"""Both kinds of store for the tests, and a registry with an encoder that costs nothing."""
+"""Stores of both kinds, and a registry with a trivial encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 4
 
 
 def encoder() -> CapabilityEncoder:
-    """Keywords are embedded as their length; E = 2."""
+    """Return an encoder that embeds keywords as their length; E = 2."""
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         return np.array([[len(t), 1.0] for t in texts], dtype=np.float32)
@@ -29,19 +29,19 @@ def encoder() -> CapabilityEncoder:
 
 
 def candidate(identifier: str, level: float = 0.5) -> Candidate:
-    """A valid candidate."""
+    """Return a valid candidate with the same accuracy in every task."""
     return Candidate(identifier, tuple(TaskResult(f"task {i}", level) for i in range(TEST_TASKS)))
 
 
 def registry(url: str, *catalog: Candidate, history_limit: int = 100) -> Registry:
-    """A registry on the store at `url`."""
+    """Open a registry on the store at `url`."""
     return open_registry(
         url, encoder(), ENCODER, WIDTH, catalog or [candidate("first")], history_limit=history_limit
     )
 
 
 def fresh(server: Postgres, name: str) -> str:
-    """URL of an empty database."""
+    """Create an empty database and return its URL."""
     server.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     server.run(f"CREATE DATABASE {name}")
     return server.url(name)
