@@ -63,6 +63,7 @@ lint: $(VENV)/.dev ## check style, types, import rules, generated code and break
 	cd proto && ../$(BIN)/buf lint
 	BIN=$(BIN) sh .ci/breaking
 	$(BIN)/python -m engine.pb.generate --check
+	$(BIN)/python tools/ci/prose.py
 
 audit: $(VENV)/.dev ## look up known vulnerabilities of the packages that serving installs
 	$(BIN)/python .ci/audit requirements/serve.txt

@@ -11,6 +11,8 @@ from typing import Any
 
 from engine.serving.settings import Settings, flag, resolve
 
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add a flag for every setting."""
@@ -24,6 +26,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = (
             {"action": "store_const", "const": "true"} if default is False else {}
         )
+        if f.metadata["among"]:
+            options["metavar"] = "{" + ",".join(f.metadata["among"]) + "}"
+        elif default is not False:
+            options["metavar"] = METAVARS.get(type(default), "PATH")
         suffix = f" (default {default})" if default and str(default) != "." else ""
         text = f.metadata["about"] + suffix
         command.add_argument(flag(f.name), dest=f.name, help=text, **options)

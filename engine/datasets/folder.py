@@ -1,4 +1,4 @@
-"""Read and validate data folders; docs/explanation/architecture.md, "Data folders", has the format.
+"""Read and validate data folders; docs/reference/data-folders.md has the format.
 
 Shapes: N instructions, M candidates.
 """

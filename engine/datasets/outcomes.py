@@ -1,5 +1,5 @@
 """Outcomes of candidates on instructions, read from data folders by training, evaluation and
-`modelsat calibrate`. The format is that of docs/explanation/architecture.md, "Data folders".
+`modelsat calibrate`. The format is that of docs/reference/data-folders.md.
 
 Shapes: N instructions, M candidates.
 """

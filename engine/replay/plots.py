@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.replay.render import Report
 from engine.replay.report import policies_in
 
-Report = Mapping[str, Any]
 MAX_CANDIDATES = 10
 GREY = "0.55"
 

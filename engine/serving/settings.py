@@ -119,8 +119,8 @@ class Settings:
     )
     fallback: str = _of(
         "off",
-        "When to rank by mean accuracy instead of scores: never, when the deadline is near, or"
-        " also when the queue is full (overload).",
+        "When to rank by mean accuracy instead of scores: off = never, deadline = when the"
+        " deadline is too near to score, overload = then and when the queue is full.",
         among=("off", "deadline", "overload"),
     )
     default_candidate: str = _of(

@@ -194,8 +194,8 @@ def failure(error: grpc.RpcError) -> Neutral:
     found: Neutral = {"error": info.reason}
     for detail in status.details[1:]:
         if detail.Unpack(precondition):
-            told = ((v.subject, v.description) for v in precondition.violations)
-            found["excluded"] = _excluded(told)
+            record = ((v.subject, v.description) for v in precondition.violations)
+            found["excluded"] = _excluded(record)
     return found
 
 
@@ -209,29 +209,29 @@ def http_request(neutral: Neutral) -> list[extproc_pb.ProcessingRequest]:
         headers[OVERRIDE_PREFIX + OVERRIDES[word].replace("_", "-")] = value
     for key, value in headers.items():
         first.request_headers.headers.headers.add(key=key, raw_value=value.encode())
-    told = {OVERRIDES[word]: value for word, value in neutral.get("metadata", {}).items()}
-    if told:
-        first.metadata_context.filter_metadata[METADATA].update(told)
+    record = {OVERRIDES[word]: value for word, value in neutral.get("metadata", {}).items()}
+    if record:
+        first.metadata_context.filter_metadata[METADATA].update(record)
     body = json.dumps(expand(neutral["body"]), ensure_ascii=False).encode()
     whole = {"body": body, "end_of_stream": True}
     return [first, extproc_pb.ProcessingRequest(request_body=whole)]
 
 
 def http_decision(answers: list[extproc_pb.ProcessingResponse]) -> Neutral:
-    """Return what Envoy is told to do with the request."""
+    """Return what Envoy is asked to do with the request."""
     last = answers[-1]
     if last.HasField("immediate_response"):
         refused = last.immediate_response
         code = json.loads(refused.body)["error"]["code"]
         return {"error": code.upper(), "http status": refused.status.code}
-    told = last.dynamic_metadata[METADATA]
+    record = last.dynamic_metadata[METADATA]
     common = last.request_body.response
     headers = {h.header.key: h.header.raw_value for h in common.header_mutation.set_headers}
     return {
-        "selected": told["selected"].removeprefix(PREFIX),
-        "kind": KIND_WORDS[told["kind"]],
-        "revision": int(told["revision"]),
-        "probability": round(told["probability"], 6),
+        "selected": record["selected"].removeprefix(PREFIX),
+        "kind": KIND_WORDS[record["kind"]],
+        "revision": int(record["revision"]),
+        "probability": round(record["probability"], 6),
         "model header": headers[MODEL_HEADER].decode(),
         "model in body": json.loads(common.body_mutation.body)["model"],
     }
@@ -273,8 +273,8 @@ def _cost(usd: float) -> float:
     return float(f"{usd:.9g}")
 
 
-def _excluded(told: Iterable[tuple[str, str]]) -> dict[str, str]:
-    return {name.removeprefix(PREFIX): _constraint(sentence) for name, sentence in told}
+def _excluded(record: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {name.removeprefix(PREFIX): _constraint(sentence) for name, sentence in record}
 
 
 def _constraint(sentence: str) -> str:

@@ -1,10 +1,10 @@
 """Play the steps of the golden file against real servers and return what they decide.
 
-    python -m tests.routing.golden_replay    write the decisions anew, from the file's requests
+    python -m tests.routing.golden_replay    write the decisions again, from the file's requests
 
 golden_decisions.json holds the requests and what the bundle's int8 graph decides, which hangs on
 the processor; golden_decisions_fp32.json what its float32 graph decides, which does not. Record
-anew only where a decision is meant to change, and say in the commit which ones and why.
+again only where a decision is meant to change, and say in the commit which ones and why.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def play(golden: dict[str, Any], device: str = "") -> Iterator[tuple[Step, Decis
     device: of every server; empty leaves it as the file has it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for i, told in enumerate(golden["servers"]):
+        for i, record in enumerate(golden["servers"]):
             store = Path(folder) / f"{i}.sqlite"
-            settings = told["settings"] | ({"device": device} if device else {})
+            settings = record["settings"] | ({"device": device} if device else {})
             with serving(store, *adapter.flags(settings)) as server, Player(server) as on:
                 for each in golden["candidates"]:
                     on.change({"add": each}, golden["tasks"])
-                for step in told["steps"]:
+                for step in record["steps"]:
                     if step["via"] == "change":
                         on.change(step, golden["tasks"])
                     else:
@@ -192,7 +192,7 @@ class Player:
 
 
 def record() -> None:
-    """Write the decisions of both files anew, with the processor they were made on."""
+    """Write the decisions of both files again, with the processor they were made on."""
     golden = load()
     for step, decisions in play(golden):
         step["decisions"] = decisions

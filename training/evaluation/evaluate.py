@@ -2,7 +2,7 @@
 
     python -m training.evaluation.evaluate --bundle artifacts/bundle --data DIR... --out DIR
 
-Data folders have the form of docs/explanation/architecture.md, "Data folders". Candidates' aptitude
+Data folders have the form of docs/reference/data-folders.md. Candidates' aptitude
 comes from aptitude.json, or from a part of their own scores. Instructions whose question the bundle
 was trained or calibrated on are left out. It scores through the exported bundle, the thing that is
 served.

@@ -8,12 +8,20 @@ import pytest
 import torch
 
 from engine.registry.encoder import accuracy_weighted
+from research.many_folders.data.candidates import (
+    ALWAYS,
+    BOTH,
+    EITHER,
+    NEVER,
+    by_task,
+    pick,
+    represent,
+)
+from research.many_folders.data.near_duplicates import Shingles
+from research.many_folders.loss import Memory, bce, contrast
+from research.many_folders.model import FusedModel
+from research.many_folders.weights import best_of_rank, dequantised
 from tests.support import tiny_llama
-from training.gpu.candidates import ALWAYS, BOTH, EITHER, NEVER, by_task, pick, represent
-from training.gpu.loss import Memory, bce, contrast
-from training.gpu.model import FusedModel
-from training.gpu.near_duplicates import Shingles
-from training.gpu.weights import best_of_rank, dequantised
 from training.model import loss
 
 

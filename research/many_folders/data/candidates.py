@@ -4,7 +4,7 @@ This is training/data/augment.py for a GPU, with three additions. Any task set o
 the test. A synthetic candidate may always fail or always succeed in a subject, so that only the
 figure of the instruction's own task predicts its outcome. A test may have few or many questions.
 
-Letters: M real and K synthetic candidates, T tasks, G subjects, F items, B instructions, C
+Shapes: M real and K synthetic candidates, T tasks, G subjects, F items, B instructions, C
 representation width.
 """
 
@@ -44,8 +44,8 @@ class Test:
 
 @dataclass(frozen=True)
 class CandidateSample:
-    """figures, counts: (M + K, T), NaN = not sat. outcomes: (B, M + K). means: (T,). counted:
-    whether counts are told. parents: (K, 2)."""
+    """figures, counts: (M + K, T), NaN = not measured. outcomes: (B, M + K). means: (T,). counted:
+    whether counts are shown. parents: (K, 2)."""
 
     figures: Tensor
     counts: Tensor
@@ -57,17 +57,19 @@ class CandidateSample:
 def represent(figures: Tensor, counts: Tensor | None, means: Tensor, vectors: Tensor) -> Tensor:
     """(M, C): engine.registry.encoder.accuracy_weighted, and where counts (M, T) are given, each
     task weighs by them: n / (n + PRIOR_QUESTIONS), in units of a task of USUAL_QUESTIONS."""
-    sat = ~figures.isnan()
-    weight = sat.float()
+    measured = ~figures.isnan()
+    weight = measured.float()
     if counts is not None:
         usual = USUAL_QUESTIONS / (USUAL_QUESTIONS + PRIOR_QUESTIONS)
         weight = weight * counts / (counts + PRIOR_QUESTIONS) / usual
-    known = sat & ~means.isnan()
+    known = measured & ~means.isnan()
     level = mean_of(figures, weight)
     expected = mean_of(means.expand_as(figures), weight * known)
     zero = torch.zeros((), device=figures.device)
-    shape = torch.where(sat, figures - level, zero) - torch.where(known, means - expected, zero)
-    tasks = sat.sum(dim=1, keepdim=True).clamp(min=1)
+    shape = torch.where(measured, figures - level, zero) - torch.where(
+        known, means - expected, zero
+    )
+    tasks = measured.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.cat([FULL_TEST * ((shape * weight) @ vectors) / tasks, level], dim=1)
 
 

@@ -1,6 +1,7 @@
 """What travels to the device machine: the pack with a small vocabulary, and the weights as stored.
 
-    python -m training.gpu.payload --pack FILE --everyday FILE --pretrained pretrained --out DIR
+    python -m research.many_folders.payload --pack FILE --everyday FILE \
+        --pretrained pretrained --out DIR
 
 The base matrices travel as their GGUF file holds them (Q4_1; embeddings Q8_0, used ids alone), a
 third of float16's bytes and exact. Leaves data.npz and weights.npz.
@@ -21,11 +22,11 @@ from engine.datasets.aptitude_test import AptitudeTest
 from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.registry.encoder import accuracy_weighted, keyword_vectors
 from engine.registry.onnx_encoder import load_embedder
+from research.many_folders.data.pack import pack_task_set, quantised
+from research.many_folders.data.task_sets import task_sets
+from research.many_folders.weights import RAW
 from training.data.capability import _scale_of
 from training.data.dataset import tokenize
-from training.gpu.pack import pack_task_set, quantised
-from training.gpu.task_sets import task_sets
-from training.gpu.weights import RAW
 from training.weights.adapter import load_pretrained
 from training.weights.base import CACHE, fetch, single_token
 
@@ -80,7 +81,7 @@ def everyday_folder(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
 def prose_folder(
     path: Path, embeddings: Path, tokenizer: Tokenizer, embed: Any, norms: Any
 ) -> dict[str, Any]:
-    """The texts of training/gpu/prose.py as a folder of task_sets alone."""
+    """The texts of research/many_folders/data/prose.py as a folder of task_sets alone."""
     listed = json.loads(path.read_text(encoding="utf-8"))
     texts = [text for _, text in listed]
     vectors = np.load(embeddings).astype(np.float32)

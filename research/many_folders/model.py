@@ -3,7 +3,7 @@
 This is the function of training.model.model.ModelSat (a test compares them) with one more row, the
 null candidate, whose embedding is zero. Matrices that read the same input are stored as one.
 
-Letters: B instructions, L prompt tokens, M candidates, S = L + 1 + M rows, D width.
+Shapes: B instructions, L prompt tokens, M candidates, S = L + 1 + M rows, D width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Losses of a step, without a branch that waits for the device. NaN outcomes are left out.
 
-Letters: B instructions, M candidates, D width, R remembered instructions.
+Shapes: B instructions, M candidates, D width, R remembered instructions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figures of a model on the rows of each folder, cold and with remembered comparisons.
 
-Letters: N instructions, M candidates, D width. p, y: (N, M); NaN outcomes are left out.
+Shapes: N instructions, M candidates, D width. p, y: (N, M); NaN outcomes are left out.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
-from training.gpu.candidates import represent
-from training.gpu.folders import Folder
-from training.gpu.memory import adapt
-from training.gpu.model import FusedModel
-from training.gpu.run import EVERYDAY, WITHOUT_OUTCOMES, Start
+from research.many_folders.data.candidates import represent
+from research.many_folders.data.folders import Folder
+from research.many_folders.memory import adapt
+from research.many_folders.model import FusedModel
+from research.many_folders.run import EVERYDAY, WITHOUT_OUTCOMES, Start
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -45,8 +45,8 @@ def embeddings_of(folder: Folder, start: Start, counts: bool, candidates: Ints) 
     assert test.figures is not None
     assert test.counts is not None
     at = torch.from_numpy(candidates).to(start.shift.device)
-    told = test.counts[at] if counts else None
-    c = represent(test.figures[at], told, test.means, test.vectors)
+    shown = test.counts[at] if counts else None
+    c = represent(test.figures[at], shown, test.means, test.vectors)
     return (c - start.shift) / start.scale
 
 
@@ -227,7 +227,7 @@ def report(
     refit: bool = True,
 ) -> dict[str, Any]:
     """Figures of each folder: validation rows (and test rows where `full`) of those that training
-    holds, fresh rows of those that were left out. refit: whether calibration is fitted anew."""
+    holds, fresh rows of those that were left out. refit: whether calibration is fitted again."""
     names = [n for n in folders if n not in WITHOUT_OUTCOMES]
     inside = [n for n in names if n not in held_out]
     validation = {

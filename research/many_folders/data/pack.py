@@ -1,11 +1,13 @@
 """Pack data folders for training on a machine without tokenizer and encoder.
 
-    python -m training.gpu.pack --data DIR... --bundle artifacts/bundle --embeddings DIR --out FILE
+    python -m research.many_folders.data.pack --data DIR... \
+        --bundle artifacts/bundle --embeddings DIR --out FILE
 
 The pack holds token IDs, outcomes, splits, text embeddings, the aptitude test of each folder's
-candidates, and other task sets of its instructions (training/gpu/task_sets.py). It holds no text.
+candidates, and other task sets of its instructions (research/many_folders/data/task_sets.py). It
+holds no text.
 
-Letters: N instructions, M candidates, T tasks, F figure rows (test items), E encoder width.
+Shapes: N instructions, M candidates, T tasks, F figure rows (test items), E encoder width.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from engine.datasets.folder import read_folder
 from engine.datasets.outcomes import Outcomes, normalize_text, read_outcomes, split
 from engine.registry.encoder import keyword_vectors
 from engine.registry.onnx_encoder import load_embedder
+from research.many_folders.data.near_duplicates import Shingles
+from research.many_folders.data.task_sets import TaskSet, task_sets
 from training.data.dataset import tokenize
 from training.data.reformat import options, reformat
-from training.gpu.near_duplicates import Shingles
-from training.gpu.task_sets import TaskSet, task_sets
 
 Floats = NDArray[np.float32]
 MOST_TRAINING = 6000  # rows of one folder that travel

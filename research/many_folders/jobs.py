@@ -1,9 +1,10 @@
-"""Many runs beside each other on one device, from a list of jobs.
+"""Many runs side by side on one device, from a list of jobs.
 
-    python -m training.gpu.jobs --jobs FILE --payload DIR --states DIR --out DIR --workers 5 \
-        --seconds 200
+    python -m research.many_folders.jobs --jobs FILE --payload DIR --states DIR --out DIR \
+        --workers 5 --seconds 200
 
-A job is a JSON object: `config` of a run (training/gpu/run.py), or `mean` (names of runs, with
+A job is a JSON object: `config` of a run (research/many_folders/run.py), or `mean` (names of runs,
+with
 `shares`), or `cut` (a run's name) with `rank`; `full` for test rows and more memory, `save` to keep
 the weights for later jobs, `out` to write an adapter. Jobs are begun in order; one that names
 another waits for it. Results go to results.jsonl as they come.
@@ -24,11 +25,18 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 
-from training.gpu.evaluate import report
-from training.gpu.folders import load_pack
-from training.gpu.model import FusedModel
-from training.gpu.run import Run, RunConfig
-from training.gpu.weights import Weights, cut, load_weights, mean_state, model_of, tuned_state
+from research.many_folders.data.folders import load_pack
+from research.many_folders.evaluate import report
+from research.many_folders.model import FusedModel
+from research.many_folders.run import Run, RunConfig
+from research.many_folders.weights import (
+    Weights,
+    cut,
+    load_weights,
+    mean_state,
+    model_of,
+    tuned_state,
+)
 
 WAIT = 0.5
 SPARE = 12.0  # seconds before the end in which no run goes on training
@@ -39,7 +47,7 @@ class Bench:
 
     def __init__(self, payload: Path, states: Path, out: Path, end: float) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans again for every shape
         self.folders = load_pack(payload / "data.npz", self.device)
         self.weights: Weights = load_weights(payload / "weights.npz", self.device)
         self.states, self.out, self.end = states, out, end

@@ -2,10 +2,10 @@
 
 A router meets tests of tasks that no training saw. What it must learn is which task of a test an
 instruction belongs to, by their keywords alone, and to take that figure. So training divides the
-instructions anew: by subject with other keywords, and by clusters of their embeddings, coarse to
+instructions again: by subject with other keywords, and by clusters of their embeddings, coarse to
 fine, named as a derived test names its tasks.
 
-Letters: N instructions, M candidates, T tasks, F figure rows, E encoder width.
+Shapes: N instructions, M candidates, T tasks, F figure rows, E encoder width.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def task_sets(
 
 
 def official(outcomes: Outcomes, test: AptitudeTest) -> TaskSet:
-    """The test that the folder's candidates sat."""
+    """The test that the folder's candidates took."""
     assert test.answers is not None
     count, tasks, questions = test.answers.shape
     subjects = sorted({*test.subjects, *outcomes.subjects})

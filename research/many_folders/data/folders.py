@@ -1,6 +1,6 @@
-"""A packed folder (training/gpu/pack.py) on the device.
+"""A packed folder (research/many_folders/data/pack.py) on the device.
 
-Letters: N instructions, M candidates, B instructions of a batch, L tokens of the longest.
+Shapes: N instructions, M candidates, B instructions of a batch, L tokens of the longest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.gpu.candidates import Test
+from research.many_folders.data.candidates import Test
 
 Ints = NDArray[np.int64]
 BUCKET = 64
@@ -26,7 +26,8 @@ BUCKET = 64
 class Folder:
     """tokens: one after another; starts, lengths: (2, N) of the plain and the reworded form, the
     latter 0 long where there is none. scores: (M, N). part: (N,) 0 training, 1 validation, 2 test.
-    clean, fresh: (N,) see training/gpu/near_duplicates.py. vectors: (N, E). tests: the official one
+    clean, fresh: (N,) see research/many_folders/data/near_duplicates.py. vectors: (N, E). tests:
+    the official one
     first. measured: candidates that count in figures."""
 
     name: str
@@ -46,12 +47,12 @@ class Folder:
         """Row numbers of the training (0), validation (1) or test (2) part."""
         return np.flatnonzero(self.part == part)
 
-    def batch(self, rows: Ints, form: Ints, beside: int) -> tuple[Tensor, Tensor]:
-        """tokens (B, L), lengths (B,) of `rows` in a form (B,) each; L and `beside` other rows
+    def batch(self, rows: Ints, form: Ints, extra: int) -> tuple[Tensor, Tensor]:
+        """tokens (B, L), lengths (B,) of `rows` in a form (B,) each; L and `extra` other rows
         make a multiple of 8, which attention kernels want."""
         device = self.tokens.device
         lengths = self.lengths[form, rows]
-        longest = -(-(int(lengths.max()) + beside) // 8) * 8 - beside
+        longest = -(-(int(lengths.max()) + extra) // 8) * 8 - extra
         both = torch.from_numpy(np.stack([self.starts[form, rows], lengths])).to(device)
         steps = torch.arange(longest, device=device)
         index = (both[0][:, None] + steps).clamp(max=len(self.tokens) - 1)

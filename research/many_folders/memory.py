@@ -1,7 +1,7 @@
 """The correction of probabilities by remembered comparisons that figures of null rows are taken
 with: a plain form of the outcome memory (penalised logistic regressions and kernel residuals).
 
-Letters: N instructions, B tested ones, M candidates, D width, K features.
+Shapes: N instructions, B tested ones, M candidates, D width, K features.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Texts of many subjects without outcomes: documentation and code of installed packages.
 
-    python -m training.gpu.prose --out FILE
+    python -m research.many_folders.data.prose --out FILE
 
 They teach what no outcome is needed for, which task of a test an instruction belongs to by the
-task's keywords (training/gpu/scenes.py).
+task's keywords (research/many_folders/data/scenes.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ What a router must do with a test of unseen tasks is to find the instruction's o
 keywords and to take that figure. Here that alone decides: a candidate's probability on an
 instruction is its accuracy on the task that the instruction was drawn from.
 
-Letters: T tasks, B instructions, M candidates, N instructions of all folders, E encoder width.
+Shapes: T tasks, B instructions, M candidates, N instructions of all folders, E encoder width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.gpu.folders import Folder
+from research.many_folders.data.folders import Folder
 
 Ints = NDArray[np.int64]
 QUESTIONS = (10, 20, 50)
@@ -100,12 +100,12 @@ class SceneSampler:
 
 
 def gathered(
-    folders: Mapping[str, Folder], asked: list[tuple[str, int]], beside: int
+    folders: Mapping[str, Folder], asked: list[tuple[str, int]], extra: int
 ) -> tuple[Tensor, Tensor]:
     """tokens (B, L), lengths (B,) of instructions of several folders; L as Folder.batch has it."""
     device = next(iter(folders.values())).tokens.device
     lengths = [int(folders[n].lengths[0, r]) for n, r in asked]
-    longest = -(-(max(lengths) + beside) // 8) * 8 - beside
+    longest = -(-(max(lengths) + extra) // 8) * 8 - extra
     tokens = torch.zeros(len(asked), longest, dtype=torch.int64, device=device)
     for i, (name, row) in enumerate(asked):
         start = int(folders[name].starts[0, row])

@@ -1,6 +1,6 @@
 """Train one run on the device.
 
-Letters: B instructions, M candidates of a step (real and synthetic), D width.
+Shapes: B instructions, M candidates of a step (real and synthetic), D width.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from training.gpu.candidates import CandidateSampler, represent
-from training.gpu.folders import Folder
-from training.gpu.loss import Memory, bce, contrast, regret
-from training.gpu.model import FusedModel
-from training.gpu.scenes import PROSE, SceneSampler, gathered
+from research.many_folders.data.candidates import CandidateSampler, represent
+from research.many_folders.data.folders import Folder
+from research.many_folders.data.scenes import PROSE, SceneSampler, gathered
+from research.many_folders.loss import Memory, bce, contrast, regret
+from research.many_folders.model import FusedModel
 
 Ints = NDArray[np.int64]
 EVERYDAY = "everyday"  # the folder without outcomes: prompts that hardly any model fails
@@ -38,11 +38,12 @@ class RunConfig:
     most, least: training rows of one folder in an epoch. real, synthetic: candidates in a step.
     extreme: share of the synthetic candidates that always fail or succeed in some subjects.
     task_sets: share of the steps whose test is not the official one. counts: whether tests of few
-    and many questions are drawn. across, within, regret: weights of losses beside cross-entropy.
+    and many questions are drawn. across, within, regret: weights of losses besides cross-entropy.
     distil, match, memory: weights of the losses on the null row. offsets: whether each folder's
     candidates have offsets that no figure explains. reworded: share of the instructions shown in
-    another form. everyday: prompts of training/gpu/everyday.py in an epoch. scenes: steps of
-    training/gpu/scenes.py for each other step.
+    another form. everyday: prompts of research/many_folders/data/everyday.py in an epoch. scenes:
+    steps of
+    research/many_folders/data/scenes.py for each other step.
     """
 
     name: str

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.gpu.model import PARTS, TUNED, FusedModel
-from training.gpu.run import Start
+from research.many_folders.model import PARTS, TUNED, FusedModel
+from research.many_folders.run import Start
 
 Arrays = dict[str, NDArray[np.float32]]
 RAW = "raw/"
@@ -41,7 +41,7 @@ CONFIG = {
 
 def dequantised(data: NDArray[Any]) -> NDArray[np.float32]:
     """GGUF blocks of 32: Q4_1 (scale, least, nibbles; 20 bytes), Q8_0 (scale, bytes; 34 bytes), or
-    float32 as it is. Told apart by the length of a row, which is 576 or 1,536 values."""
+    float32 as it is. Distinguished by the length of a row, which is 576 or 1,536 values."""
     if data.dtype == np.float32:
         return data
     rows, width = data.shape

@@ -1,9 +1,10 @@
 """Generate everyday prompts that hardly any model fails; no data set is used.
 
-    python -m training.gpu.everyday --out FILE
+    python -m research.many_folders.data.everyday --out FILE
 
 The templates cover twelve languages: facts, small talk, rewriting, simple code, arithmetic,
-extraction. They have no measured outcomes. Training assumes success (training/gpu/run.py), because
+extraction. They have no measured outcomes. Training assumes success
+(research/many_folders/run.py), because
 benchmarks leave out what every model can do. Test prompts are written separately and only measure.
 """
 

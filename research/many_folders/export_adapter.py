@@ -1,7 +1,7 @@
 """A run's adapter as a folder of the form of pretrained/, which merge and export read.
 
-    python -m training.gpu.export_adapter --name RUN --results DIR --mean-of RUN... --runs FILE \
-        --pack FILE --everyday FILE --data DIR... --out DIR
+    python -m research.many_folders.export_adapter --name RUN --results DIR \
+        --mean-of RUN... --runs FILE --pack FILE --everyday FILE --data DIR... --out DIR
 """
 
 from __future__ import annotations
