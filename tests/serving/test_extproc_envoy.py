@@ -186,7 +186,7 @@ def test_a_body_over_the_limit_passes_where_nothing_is_routed(both: Stack) -> No
 
 
 def test_requests_without_a_body_pass(both: Stack) -> None:
-    assert both.ask(path="/v1/models", method="GET").echoed["path"] == "/v1/models"
+    assert both.ask(path="/v1/models", method="GET").json["path"] == "/v1/models"
 
 
 def test_a_forged_choice_is_stripped(both: Stack) -> None:
@@ -217,7 +217,7 @@ def test_other_bodies_and_overrides(both: Stack) -> None:
     assert assert_routed(both.ask(sent, allow), sent) in ("yi-6b-chat", "mathstral-7b-v0.1")
     for headers, body, word in (
         ({"x-modelsat-allowed-candidates": "no-one"}, sent, "no-one, which is not registered"),
-        ({"x-modelsat-cost-sensitivity": "much"}, sent, "is no number"),
+        ({"x-modelsat-cost-sensitivity": "much"}, sent, "is not a number"),
         ({}, raw("Why?", tools=[{"type": "function"}]), "missing features: tools"),
     ):
         refused = both.ask(body, headers)

@@ -92,7 +92,7 @@ def test_pull_returns_and_checks_what_push_published(checkpoint: Path, tmp_path:
     [
         ({}, ""),  # a repository without a model card
         ({"files": {"../victim": hashlib.sha256(b"mine").hexdigest()}}, "files has '../victim'"),
-        ({"graphs": {"cpu": "no.onnx"}}, "graphs names ['no.onnx']"),
+        ({"graphs": {"cpu": "no.onnx"}}, "graphs has ['no.onnx']"),
     ],
     ids=["no card", "outside", "unlisted"],
 )

@@ -382,7 +382,7 @@ def test_the_model_card_states_what_was_measured() -> None:
 def test_folder_of_other_content_is_not_replaced(tmp_path: Path) -> None:
     precious = tmp_path / "thesis.txt"
     precious.write_text("two years of work")
-    with pytest.raises(BundleError, match="not empty and holds no checkpoint"):
+    with pytest.raises(BundleError, match="does not hold a checkpoint that could be replaced"):
         stage_dir(tmp_path, "checkpoint")
     assert precious.read_text() == "two years of work"
 
