@@ -35,13 +35,13 @@ def test_engine_root_holds_no_loose_module() -> None:
     assert [file.name for file in (ROOT / "engine").glob("*.py")] == ["__init__.py"]
 
 
-def test_no_folder_of_product_code_is_crowded() -> None:
+def test_no_folder_of_product_code_is_oversized() -> None:
     counts: dict[Path, int] = defaultdict(int)
     for file in modules(*PRODUCT):
         counts[file.parent] += 1
     assert counts, "no product code was found"
-    crowded = {str(k.relative_to(ROOT)): n for k, n in counts.items() if n > MAX_MODULES}
-    assert crowded == {}
+    oversized = {str(k.relative_to(ROOT)): n for k, n in counts.items() if n > MAX_MODULES}
+    assert oversized == {}
 
 
 def test_no_type_name_stands_for_two_things_in_engine() -> None:
