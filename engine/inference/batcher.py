@@ -132,7 +132,7 @@ class Batcher:
         rows: Int64Array,
         deadline: float = float("inf"),
         *,
-        admitted: bool = False,
+        admitted_size: int = 0,
     ) -> ScoreResult:
         """Score candidates for a prompt.
 
@@ -141,7 +141,8 @@ class Batcher:
             table: the candidates of one revision.
             rows: (K,) rows of the table to score, ascending.
             deadline: of time.monotonic(). Without one, only the queue's size limits admission.
-            admitted: check_admission() was called for this request, so do not call it again.
+            admitted_size: what check_admission() let in by an estimate, 0 if it was not called. A
+                request that turns out larger is checked by its true size.
 
         Raises:
             OverloadedError: the queue is full.
@@ -152,7 +153,7 @@ class Batcher:
         loop, now = asyncio.get_running_loop(), time.monotonic()
         self._ensure_serving()
         size = len(tokens) + len(rows)
-        if not admitted:
+        if size > admitted_size:
             self.check_admission(size, deadline)
         self._backend.prefetch_table(table.embeddings)
         request = PendingRequest(tokens, table, rows, deadline, now, loop.create_future(), size)

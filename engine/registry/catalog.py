@@ -53,6 +53,9 @@ def _parse_candidate(item: Any, field: str) -> Candidate:
         raise InvalidInputError(
             Violation(field, f"is a {type(item).__name__}, expected an object.")
         )
+    if "mean_answer_tokens" in item:  # as version 0.1 wrote it
+        item = {"mean_output_tokens": item["mean_answer_tokens"]} | item
+        del item["mean_answer_tokens"]
     if unknown := sorted(set(item) - fields):
         raise InvalidInputError(
             Violation(field, f"has unknown fields {unknown}; known fields are {sorted(fields)}.")

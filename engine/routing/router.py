@@ -63,7 +63,7 @@ class _PreparedRequest:
     prompt: Prompt
     info: PromptInfo
     eligible: Eligible
-    admitted: bool  # whether the batcher has admitted it already
+    admitted_size: int  # by which the batcher admitted it already, 0 if it has not
 
 
 class Router:
@@ -152,14 +152,15 @@ class Router:
         table = self._registry.table()  # read once, so that the request sees one revision
         # A request that will be refused should cost as little as possible, so it is refused by an
         # estimate of its size, before it is tokenized. Not if the answer may be in the cache.
-        admitted = self._config.fallback == "off" and not self._cache.useful
-        if admitted:
+        size = 0
+        if self._config.fallback == "off" and not self._cache.useful:
             tokens = min(round(len(text) / CHARS_PER_TOKEN), MAX_INSTRUCTION_TOKENS)
             candidates = min(len(table.candidates), ASSUMED_ELIGIBLE)
-            self._batcher.check_admission(tokens + self._prompt_overhead + candidates, deadline)
+            size = tokens + self._prompt_overhead + candidates
+            self._batcher.check_admission(size, deadline)
         validate_policy(policy, table)
         prompt, info = prepare_prompt(text, context_chars, self._tokenizer, self._training_set)
-        return _PreparedRequest(table, prompt, info, select_eligible(table, info, policy), admitted)
+        return _PreparedRequest(table, prompt, info, select_eligible(table, info, policy), size)
 
     async def _score_or_fall_back(
         self, request: _PreparedRequest, deadline: float
@@ -191,7 +192,7 @@ class Router:
         if cached is not None:
             return ScoreResult(cached, queue_s=0.0, inference_s=0.0, scoring_s=0.0)
         scored = await self._batcher.submit(
-            tokens, table, rows, deadline, admitted=request.admitted
+            tokens, table, rows, deadline, admitted_size=request.admitted_size
         )
         self._cache.put(key, scored.p)
         return scored

@@ -379,6 +379,17 @@ async def test_ended_thread_and_task_are_restarted(caplog: pytest.LogCaptureFixt
     await batcher.stop()
 
 
+async def test_request_larger_than_its_estimate_is_checked_by_its_size() -> None:
+    batcher = Batcher(FakeBackend(), HEAD)
+    batcher.start()
+    of, rows, tokens = table(1, 2), np.arange(2), np.ones(62, np.int64)
+    expired = time.monotonic() - 1
+    with pytest.raises(DeadlineError, match="the deadline leaves"):
+        await batcher.submit(tokens, of, rows, expired, admitted_size=63)
+    assert len(batcher._queue) == 0
+    await batcher.stop()
+
+
 async def test_hanging_forward_pass_fails_requests_at_their_deadlines() -> None:
     backend, of = FakeBackend(), table(1, 1)
     batcher = Batcher(backend, HEAD)

@@ -87,3 +87,13 @@ def test_shipped_catalog_has_the_format_that_is_written(tmp_path: Path) -> None:
     about = json.loads(SHIPPED.read_text(encoding="utf-8"))["about"]
     write(read_catalog(SHIPPED), about, tmp_path / "zoo.json")
     assert (tmp_path / "zoo.json").read_text() == SHIPPED.read_text()
+
+
+def test_catalog_of_version_0_1_is_read(tmp_path: Path) -> None:
+    candidate = read_catalog(ROOT / "pretrained" / "zoo.json")[0]
+    entry = json.loads((ROOT / "pretrained" / "zoo.json").read_text())["candidates"][0]
+    entry.pop("mean_output_tokens", None)
+    (tmp_path / "zoo.json").write_text(json.dumps([entry | {"mean_answer_tokens": 321}]))
+    (read,) = read_catalog(tmp_path / "zoo.json")
+    assert read.mean_output_tokens == 321
+    assert read.id == candidate.id

@@ -15,6 +15,13 @@ LISTS = ("allowed_candidates", "denied_candidates")
 OBJECTIVES = ("cost_sensitivity", "target_probability", "budget_usd")
 HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in (*LISTS, *OBJECTIVES, "session")}
 OVERRIDE_FIELDS = tuple(HEADERS.values())
+# Names of version 0.1. They are refused, because ignoring a denied candidate would admit it.
+RENAMED = {
+    "allow": "allowed_candidates",
+    "deny": "denied_candidates",
+    "min_probability": "target_probability",
+    "max_cost_usd": "budget_usd",
+}
 
 
 def policy_and_session(
@@ -28,8 +35,15 @@ def policy_and_session(
         headers: all headers of the request, names in lower case.
 
     Raises:
-        InvalidInputError: a value is empty or of the wrong type, or there are two objectives.
+        InvalidInputError: a value is empty or of the wrong type, there are two objectives, or a
+            name is one of version 0.1.
     """
+    for name, new in RENAMED.items():
+        if name in metadata:
+            where = f"metadata {NAMESPACE}.{name}"
+            raise InvalidInputError(Violation(where, f"was renamed; send {new}."))
+        if (header := OVERRIDE_PREFIX + name.replace("_", "-")) in headers:
+            raise InvalidInputError(Violation(header, f"was renamed; send {new}."))
     fields: dict[str, Any] = {}
     session = None
     for name, (source, value) in _merge(metadata, headers).items():

@@ -27,7 +27,7 @@ from engine.serving.extproc.gateway import (
     Reservation,
     error_response,
 )
-from engine.serving.extproc.overrides import NAMESPACE, OVERRIDE_FIELDS
+from engine.serving.extproc.overrides import NAMESPACE, OVERRIDE_FIELDS, RENAMED
 from engine.serving.telemetry import Telemetry
 from engine.serving.telemetry.logs import RateLimitedLogger
 
@@ -283,7 +283,9 @@ def http_request(message: pb.ProcessingRequest) -> HttpRequest:
     if NAMESPACE not in namespaces:
         return HttpRequest(headers)
     values = MessageToDict(namespaces[NAMESPACE])
-    return HttpRequest(headers, {k: v for k, v in values.items() if k in OVERRIDE_FIELDS})
+    return HttpRequest(
+        headers, {k: v for k, v in values.items() if k in OVERRIDE_FIELDS or k in RENAMED}
+    )
 
 
 def header_options(headers: Mapping[str, str]) -> list[HeaderValueOption]:

@@ -136,10 +136,10 @@ class Telemetry:
                 self._audit.offer(decision, policy, TRACE.get(), text)
             if self.feed is not None and not dry_run:
                 self.feed.add(decision, text)
-            if log.isEnabledFor(logging.DEBUG):
-                _log_decision(decision, dry_run)
         except Exception as error:  # the caller gets the decision anyway
             log.error("telemetry of a decision failed: %s", type(error).__name__, exc_info=True)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_decision(decision, dry_run)
 
     def reopen(self) -> None:
         """Reopen the audit log, on SIGHUP."""
