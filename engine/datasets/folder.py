@@ -103,8 +103,7 @@ def _require_files(folder: Path) -> None:
         raise InvalidInputError(
             Violation(
                 str(folder),
-                f"has no {missing}; docs/explanation/architecture.md,"
-                ' "Data folders", has their format.',
+                f"has no {missing}; docs/reference/data-folders.md has the format.",
             )
         )
 
