@@ -33,6 +33,9 @@ class OnnxBackend:
         # Shapes change with every request, so memory patterns per shape would only take memory.
         options.enable_mem_pattern = False
         provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+        if cuda:
+            # The loader does not search the nvidia-* wheels, which the extra `cuda` installs.
+            ort.preload_dlls()
         try:
             self._session = ort.InferenceSession(graph, options, providers=[provider])
         except Exception as error:  # ONNX Runtime has many exception types and no base class

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from engine.api.errors import BundleError
 from engine.bundle.arrays import Connector, ScoringArrays, TaskNorms, save_arrays
 from engine.bundle.manifest import Manifest, hash_files, read_manifest
-from engine.inference import devices
+from engine.inference import devices, onnx
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import TensorRTBackend
 from tests.inference.test_tensorrt import Machine, emit, fake_machine
@@ -121,3 +122,20 @@ def test_missing_graph_error_lists_the_available_devices() -> None:
     graphs = {name: file for name, file in manifest.graphs.items() if name != "tensorrt"}
     with pytest.raises(BundleError, match="no graph for --device tensorrt, only for"):
         devices.open_backend(BUNDLE, replace(manifest, graphs=graphs), device="tensorrt")
+
+
+def test_cuda_libraries_are_loaded_before_the_provider(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    session = onnx.ort.InferenceSession
+
+    def opened(graph: Path, options: Any, providers: Any) -> Any:
+        loaded.append("session")
+        return session(graph, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnx.ort, "preload_dlls", lambda: loaded.append("libraries"))
+    monkeypatch.setattr(onnx.ort, "InferenceSession", opened)
+    with pytest.raises(BundleError, match="finds no GPU"):
+        OnnxBackend(bundle[0] / "backbone.fp16.onnx", 1, cuda=True)
+    assert loaded == ["libraries", "session"]
