@@ -313,7 +313,7 @@ def test_folders_that_do_not_fit_together_are_refused(
     assert "has 3 numbers for 2 folders" in str(refused.value)
     broken = datasets.write(tmp_path / "broken")
     (broken / "scores.npz").unlink()
-    with pytest.raises(InvalidInputError, match=r"misses \['scores.npz'\].*has 2 numbers for 1"):
+    with pytest.raises(InvalidInputError, match=r"has no \['scores.npz'\].*has 2 numbers for 1"):
         read_data(replace(config, data=(str(broken),), instructions_per_epoch=(5, 5)))
     few = datasets.write(tmp_path / "few")
     lines = (few / "instructions.jsonl").read_text().splitlines()
