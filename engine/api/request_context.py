@@ -1,6 +1,11 @@
-"""IDs of the current decision and trace, which logs add to every line.
+"""What is known of the current request: its decision and trace, and who sent it.
 
-They are set in the task of a request, so whatever that task calls or starts sees them.
+Logs add the IDs to every line. All are set in the task of a request, so whatever that task calls or
+starts sees them. Callers are not authenticated where a value of theirs is "".
+
+PRINCIPAL: name of the token that the call brought; without tokens the subject of the client's TLS
+certificate. ROLE: of that token; "" means that every caller may do everything. PEER: address of the
+client, as gRPC writes it.
 """
 
 from __future__ import annotations
@@ -10,6 +15,9 @@ from contextvars import ContextVar
 
 DECISION: ContextVar[str] = ContextVar("decision", default="")
 TRACE: ContextVar[str] = ContextVar("trace", default="")
+PRINCIPAL: ContextVar[str] = ContextVar("principal", default="")
+ROLE: ContextVar[str] = ContextVar("role", default="")
+PEER: ContextVar[str] = ContextVar("peer", default="")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-.{2}")
 
 

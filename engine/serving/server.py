@@ -155,10 +155,10 @@ def _store_health_hook(listeners: Sequence[Listener]) -> Callable[[StoreState], 
 
 def _bind(components: Components, auth: AuthConfig, drain: Drain) -> tuple[Listener, ...]:
     certificates = auth.certificates
-    access = [] if auth.tokens is None else [AccessInterceptor(auth.tokens)]
+    has_client_ca = bool(components.settings.tls_client_ca.name)
     interceptors = [  # outermost first
         TelemetryInterceptor(components.telemetry),
-        *access,
+        AccessInterceptor(auth.tokens, client_certificates=has_client_ca),
         drain,
         StatusInterceptor(),
     ]

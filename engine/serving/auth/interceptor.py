@@ -1,4 +1,4 @@
-"""Authorize calls by bearer tokens with roles, before a request is read.
+"""Authorize calls by bearer tokens with roles, before a request is read; note who calls.
 
 Health is open to all, because load balancers have no token. Reflection needs any token. A method
 that is not listed here needs the role admin.
@@ -6,15 +6,18 @@ that is not listed here needs the role admin.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import grpc
 from grpc_status import rpc_status
 
 from engine.api.errors import ModelsatError, PermissionDeniedError, UnauthenticatedError
+from engine.api.request_context import PEER, PRINCIPAL, ROLE
 from engine.serving.auth.tokens import ROLES, Token, TokenFile
+from engine.serving.rpc.interceptors import Behavior, Continuation, HandlerWrapper, wrap_handler
 from engine.serving.rpc.status import to_status
 from engine.serving.telemetry.logs import RateLimitedLogger
 
@@ -46,28 +49,67 @@ SCHEME = "bearer "
 log = logging.getLogger(__name__)
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Refuse calls with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read."""
+class AccessInterceptor(HandlerWrapper):
+    """Refuse calls with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read.
 
-    def __init__(self, tokens: TokenFile) -> None:
+    Sets PRINCIPAL, ROLE and PEER for every call that it lets in.
+    """
+
+    def __init__(self, tokens: TokenFile | None, *, client_certificates: bool) -> None:
+        """Set up for one server.
+
+        tokens: None lets every call in. client_certificates: whether clients must present one, so
+        that its subject is the principal of a call without a token.
+        """
+        super().__init__()
         self._tokens = tokens
+        self._client_certificates = client_certificates
         self._log = RefusalLog()
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
         """See grpc.aio.ServerInterceptor."""
-        handler = await continuation(handler_call_details)
+        handler = await super().intercept_service(continuation, handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(OPEN):
+        if handler is None or self._tokens is None or method.startswith(OPEN):
             return handler
         text = bearer_token(handler_call_details.invocation_metadata)
         token = None if text is None else self._tokens.find(text)
         needed = EVERYONE if method.startswith(ANY_ROLE) else NEEDED.get(method, ADMIN)
         error = access_error(method, needed, text, token)
-        return handler if error is None else self._refuse_with(method, error, token)
+        if error is not None:
+            return self._refuse_with(method, error, token)
+        if token is not None:
+            PRINCIPAL.set(token.name)
+            ROLE.set(token.role)
+        return handler
+
+    def wrap(self, handler: Any, method: str) -> Any:
+        """See HandlerWrapper."""
+
+        def unary(behavior: Behavior) -> Behavior:
+            async def call(request: Any, context: Any) -> Any:
+                self._note(context)
+                answer = behavior(request, context)
+                return await answer if inspect.isawaitable(answer) else answer
+
+            return call
+
+        def stream(behavior: Behavior) -> Behavior:
+            async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+                self._note(context)
+                async for response in behavior(request, context):
+                    yield response
+
+            return call
+
+        return wrap_handler(handler, unary, stream)
+
+    def _note(self, context: Any) -> None:
+        PEER.set(context.peer())
+        if self._client_certificates and not PRINCIPAL.get():
+            PRINCIPAL.set(subject_of(context.auth_context()))
 
     def _refuse_with(self, method: str, error: ModelsatError, token: Token | None) -> Any:
         async def refuse(_: Any, context: Any) -> None:
@@ -77,6 +119,17 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         # As a stream for any method: gRPC would receive a single request first.
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def subject_of(properties: Mapping[str, Iterable[bytes]]) -> str:
+    """Return the subject of a client's certificate, "" if it presented none.
+
+    properties: of a call, by ServicerContext.auth_context().
+    """
+    for name in ("x509_subject", "x509_common_name"):
+        for value in properties.get(name, ()):
+            return value.decode(errors="replace")
+    return ""
 
 
 def bearer_token(metadata: Iterable[tuple[str, Any]] | None) -> str | None:
