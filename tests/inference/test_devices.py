@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from engine.bundle.arrays import Connector, ScoringArrays, TaskNorms, save_array
 from engine.bundle.manifest import Manifest, hash_files, read_manifest
 from engine.inference import devices, onnx
 from engine.inference.onnx import OnnxBackend
+from engine.inference.tensorrt import cuda
 from engine.inference.tensorrt.backend import TensorRTBackend
-from tests.inference.test_tensorrt import Machine, emit, fake_machine
+from tests.inference.test_tensorrt import Machine, emit, fake_library, fake_machine
 from tests.support import tiny_llama
 from tools.processes import BUNDLE
 
@@ -87,6 +89,7 @@ def test_auto_logs_why_it_falls_back_to_the_cpu(
         "NaN": "differ by nan in p",
     }[case]
     folder, manifest = bundle
+    monkeypatch.setattr(devices.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     if case == "no kernel":
         machine.fake.fake_fail(b"cudaGetDeviceCount", 35)
 
@@ -139,3 +142,20 @@ def test_cuda_libraries_are_loaded_before_the_provider(
     with pytest.raises(BundleError, match="finds no GPU"):
         OnnxBackend(bundle[0] / "backbone.fp16.onnx", 1, cuda=True)
     assert loaded == ["libraries", "session"]
+
+
+def test_an_older_runtime_is_tried_if_the_driver_is_too_old_for_the_newest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = str(fake_library())
+    fake = ctypes.CDLL(path)
+    monkeypatch.setattr(cuda, "_library_names", lambda: iter(["no such file", path, path]))
+    fake.fake_fail(b"cudaGetDeviceCount", 35)  # only the next call
+    assert cuda.find_cuda().capability() == "89"
+    monkeypatch.setattr(cuda, "_library_names", lambda: iter([path]))
+    fake.fake_fail(b"cudaGetDeviceCount", 35)
+    with pytest.raises(BundleError, match=r"cudaGetDeviceCount failed: .*error 35"):
+        cuda.find_cuda()
+    monkeypatch.setattr(cuda, "_library_names", lambda: iter(["no such file"]))
+    with pytest.raises(BundleError, match=r"Found no libcudart\.so of CUDA 13 or 12"):
+        cuda.find_cuda()

@@ -177,21 +177,26 @@ class Cuda:
 
 
 def find_cuda() -> Cuda:
-    """Load the newest libcudart: the system's, or one that pip installed.
+    """Load the newest libcudart that finds a GPU: the system's, or one that pip installed.
 
-    Raises BundleError if there is none, or if it finds no GPU.
+    A runtime newer than the driver finds no GPU, so an older one is tried after it. Raises
+    BundleError if there is no runtime, or with the reason of each if none finds a GPU.
     """
+    reasons: dict[str, None] = {}  # ordered, without duplicates: several names are one library
     for name in _library_names():
         try:
-            cuda = Cuda(ctypes.CDLL(name))
+            library = ctypes.CDLL(name)
         except OSError:
             continue
         try:
+            cuda = Cuda(library)
             if cuda.devices():
                 return cuda
-        except UnavailableError as error:
-            raise BundleError(f"No GPU responds: {error}") from error
-        raise BundleError("The CUDA runtime finds no GPU on this machine.")
+            reasons["The CUDA runtime finds no GPU on this machine."] = None
+        except (BundleError, UnavailableError) as error:
+            reasons[str(error)] = None
+    if reasons:
+        raise BundleError(f"No GPU responds: {' '.join(reasons)}")
     raise BundleError(
         f"Found no libcudart.so of CUDA {' or '.join(map(str, VERSIONS))}; install the CUDA"
         " runtime or add its folder to LD_LIBRARY_PATH."
