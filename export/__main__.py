@@ -34,11 +34,12 @@ from export.onnx.bert import emit_encoder
 from export.onnx.ops import LlamaConfig
 from export.parity import ParityCheck, prepare_parity_check
 from export.reference import encoder_row
-from export.tensorrt import PLANS, BuiltEngine, write_plans
+from export.tensorrt import PLANS, BuiltEngine, present_capability, write_plans
 from training.weights.adapter import load_connector
 from training.weights.base import Base, load_base
 
 PARITY_LIMIT = 1e-3
+DEFAULT_CAPABILITY = "89"  # of the plans, if this machine has no GPU
 PARITY_CANDIDATES = 3
 PARITY_TASKS = 5
 
@@ -86,9 +87,11 @@ def export(
         if PLANS in formats:
             progress(PLANS)
             try:
-                engines = write_plans(unfinished, encoder, source.width, capabilities)
+                engines, failed = write_plans(unfinished, source.width, capabilities)
             except BundleError as error:
                 written.skipped[PLANS] = str(error)
+            else:
+                written.skipped.update({f"{PLANS} sm{sm}": why for sm, why in failed.items()})
     if engines:
         written.graphs["tensorrt"] = engines[0].file
     manifest = replace(
@@ -175,8 +178,8 @@ def main() -> None:
     parser.add_argument(
         "--cuda-arch",
         nargs="+",
-        default=["89"],
-        help="compute capabilities to build TensorRT engines for (89 is Ada, 90 is Hopper)",
+        help="compute capabilities to build TensorRT engines for (89 is Ada, 90 is Hopper;"
+        f" default: that of this machine's GPU, or {DEFAULT_CAPABILITY})",
     )
     parser.add_argument(
         "--formats",
@@ -189,7 +192,8 @@ def main() -> None:
         parser.error(f"--formats: unknown {sorted(unknown)}, expected some of {names}")
     if names[0] not in formats:
         parser.error(f"--formats must include {names[0]}, which every bundle needs")
-    result = export(arguments.checkpoint, arguments.out, formats, arguments.cuda_arch)
+    capabilities = arguments.cuda_arch or [present_capability() or DEFAULT_CAPABILITY]
+    result = export(arguments.checkpoint, arguments.out, formats, capabilities)
     for name in result.manifest.files:
         print(f"{name:26}{(arguments.out / name).stat().st_size / 1e6:9.1f} MB")
     for name, difference in result.manifest.parity.items():

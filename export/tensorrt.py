@@ -22,11 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.api.errors import BundleError
+from engine.api.errors import BundleError, ModelsatError
+from engine.inference.tensorrt.cuda import find_cuda
 from engine.inference.tensorrt.shapes import LENGTH_STEP
-from export.onnx.bert import emit_encoder
-from export.onnx.fp16 import HalfGraph
-from training.weights.base import Base
 
 PLANS = "tensorrt"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
@@ -42,15 +40,6 @@ def backbone_profile(width: int) -> InputProfile:
     sizes = [((b, length), (b,), (rows, width)) for b, length, rows in shapes]
     names = ("tokens", "lengths", "embeddings")
     return {name: tuple(s[i] for s in sizes) for i, name in enumerate(names)}  # type: ignore[misc]
-
-
-def encoder_profile(limit: int) -> InputProfile:
-    """Shapes that an encoder engine accepts, tuned for short texts (task keywords).
-
-    limit: tokens that the encoder reads.
-    """
-    shapes = ((1, 3), (16, 16), (64, limit))
-    return {"tokens": shapes, "mask": shapes}
 
 
 @dataclass(frozen=True)
@@ -78,27 +67,37 @@ def library() -> str:
 
 
 def write_plans(
-    folder: Path, encoder: Base, width: int, capabilities: list[str]
-) -> list[BuiltEngine]:
-    """Build engines of backbone and encoder for each compute capability, the backbone's first.
+    folder: Path, width: int, capabilities: list[str]
+) -> tuple[list[BuiltEngine], dict[str, str]]:
+    """Build an engine of `folder`/backbone.fp16.onnx for each compute capability.
 
-    Reads backbone.fp16.onnx in `folder`. Raises BundleError if it is missing or a build fails.
+    Returns the engines, and the reason of each capability whose build failed. Raises BundleError if
+    the graph or TensorRT is missing.
     """
     library()
     source = folder / "backbone.fp16.onnx"
     if not source.is_file():
         raise BundleError("TensorRT plans are built from the fp16 graph; add fp16 to --formats")
+    engines: list[BuiltEngine] = []
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        half, cache = Path(scratch) / "encoder.onnx", Path(scratch) / "timings"
-        emit_encoder(encoder.config, encoder.arrays, half, HalfGraph)
-        longest = int(encoder.config["max_position_embeddings"])
-        graphs = [("backbone", source, backbone_profile(width))]
-        graphs += [("encoder", half, encoder_profile(longest))]
-        return [
-            build_plan(graph, folder / f"{name}.sm{sm}.plan", sm, profile, cache)
-            for name, graph, profile in graphs
-            for sm in capabilities
-        ]
+        cache, profile = Path(scratch) / "timings", backbone_profile(width)
+        for sm in capabilities:
+            out = folder / f"backbone.sm{sm}.plan"
+            try:
+                engines.append(build_plan(source, out, sm, profile, cache))
+            except BundleError as error:
+                out.unlink(missing_ok=True)
+                failed[sm] = str(error)
+    return engines, failed
+
+
+def present_capability() -> str | None:
+    """Return the compute capability of this machine's GPU, such as "90"; None without a GPU."""
+    try:
+        return find_cuda().capability()
+    except ModelsatError:
+        return None
 
 
 def build_plan(
@@ -138,9 +137,7 @@ def _build(graph: Path, out: Path, capability: str, axes: list[str], cache: Path
     if not parser.parse_from_file(str(graph)):
         raise BundleError("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
     config = builder.create_builder_config()
-    if hasattr(config, "set_compute_capability"):
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), 0)
+    _aim(config, trt, capability)
     timings = _timings(config, cache)
     profile = builder.create_optimization_profile()
     shapes = {}
@@ -160,6 +157,28 @@ def _build(graph: Path, out: Path, capability: str, axes: list[str], cache: Path
     size, seconds = out.stat().st_size, time.monotonic() - begun
     version = f"{name} {trt.__version__}"
     return BuiltEngine(out.name, version, capability, size, network.num_layers, inputs, seconds)
+
+
+def _aim(config: Any, trt: Any, capability: str) -> None:
+    """Set the compute capability; raise BundleError if this library cannot build for it."""
+    if hasattr(config, "set_compute_capability"):
+        target = getattr(trt.ComputeCapability, f"SM{capability}", None)
+        if target is None:
+            known = [n[2:] for n in dir(trt.ComputeCapability) if n.startswith("SM")]
+            raise BundleError(
+                f"{trt.__name__} {trt.__version__} builds no plans for sm{capability}, only for"
+                f" {', '.join(sorted(known, key=int))}; serve with --device cuda on that GPU"
+            )
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(target, 0)
+        return
+    here = present_capability()
+    if here != capability:
+        found = f"which has sm{here}" if here else "and there is none"
+        raise BundleError(
+            f"{trt.__name__} builds only for this machine's GPU, {found};"
+            f" sm{capability} was asked for"
+        )
 
 
 def _timings(config: Any, cache: Path) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,10 +14,11 @@ from onnx import TensorProto
 
 from engine.api.errors import BundleError
 from engine.inference.onnx import OnnxBackend
+from export import tensorrt
 from export.onnx.fp16 import HalfGraph
 from export.onnx.llama import emit_backbone
 from export.onnx.ops import LlamaConfig
-from export.tensorrt import LIBRARIES, backbone_profile, build_plan
+from export.tensorrt import LIBRARIES, BuiltEngine, backbone_profile, build_plan, write_plans
 from tests.export.test_graph import embeddings
 from tests.support import tiny_llama
 
@@ -60,3 +63,41 @@ def test_weights_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
     arrays["model.embed_tokens.weight"] = arrays["model.embed_tokens.weight"] + 1e5
     with pytest.raises(BundleError, match="overflows fp16"):
         emit_backbone(CONFIG, arrays, tmp_path / "x.onnx", graph=HalfGraph)
+
+
+def test_plans_of_other_capabilities_are_kept_if_one_build_fails(
+    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "backbone.fp16.onnx").write_bytes(half.read_bytes())
+
+    def build(graph: Path, out: Path, capability: str, *_: Any) -> BuiltEngine:
+        out.write_bytes(b"half a plan")
+        if capability == "90":
+            raise BundleError("no plan for sm90")
+        return BuiltEngine(out.name, "fake", capability, 0, 1, {}, 0.0)
+
+    monkeypatch.setattr(tensorrt, "library", lambda: "fake")
+    monkeypatch.setattr(tensorrt, "build_plan", build)
+    built, failed = write_plans(tmp_path, CONFIG.width, ["90", "89", "120"])
+    assert [engine.capability for engine in built] == ["89", "120"]
+    assert failed == {"90": "no plan for sm90"}
+    names = sorted(path.name for path in tmp_path.glob("*.plan"))
+    assert names == ["backbone.sm120.plan", "backbone.sm89.plan"]
+
+
+def test_plan_is_built_for_the_capability_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tensorrt builds for this machine's GPU; tensorrt_rtx for those that it knows."""
+    monkeypatch.setattr(tensorrt, "present_capability", lambda: "90")
+    native = SimpleNamespace(__name__="tensorrt", __version__="11")
+    tensorrt._aim(SimpleNamespace(), native, "90")
+    with pytest.raises(BundleError, match="which has sm90; sm89 was asked for"):
+        tensorrt._aim(SimpleNamespace(), native, "89")
+
+    aimed: list[Any] = []
+    config = SimpleNamespace(set_compute_capability=lambda target, _: aimed.append(target))
+    known = SimpleNamespace(SM89="89", SM120="120")
+    rtx = SimpleNamespace(__name__="tensorrt_rtx", __version__="1", ComputeCapability=known)
+    tensorrt._aim(config, rtx, "120")
+    assert aimed == ["120"]
+    with pytest.raises(BundleError, match="no plans for sm90, only for 89, 120"):
+        tensorrt._aim(config, rtx, "90")

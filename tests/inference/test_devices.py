@@ -22,7 +22,7 @@ from tests.inference.test_tensorrt import Machine, emit, fake_library, fake_mach
 from tests.support import tiny_llama
 from tools.processes import BUNDLE
 
-FILES = ["backbone.onnx", "backbone.sm89.plan", "encoder.sm90.plan", "backbone.sm120.plan"]
+FILES = ["backbone.onnx", "backbone.sm89.plan", "other.sm90.plan", "backbone.sm120.plan"]
 
 
 def test_plan_matches_the_gpu() -> None:
