@@ -18,7 +18,10 @@ from engine.inference import devices, onnx
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt import cuda
 from engine.inference.tensorrt.backend import TensorRTBackend
-from tests.inference.test_tensorrt import Machine, emit, fake_library, fake_machine
+from export.onnx.fp16 import HalfGraph
+from export.onnx.llama import emit_backbone
+from export.onnx.ops import LlamaConfig
+from tests.inference.test_tensorrt import BASE, Machine, emit, fake_library, fake_machine
 from tests.support import tiny_llama
 from tools.processes import BUNDLE
 
@@ -77,7 +80,9 @@ def test_auto_uses_tensorrt_if_it_works(bundle: tuple[Path, Manifest], machine: 
     assert machine.fake.fake_live() == 0
 
 
-@pytest.mark.parametrize("case", ["no kernel", "no such plan", "a changed file", "NaN"])
+@pytest.mark.parametrize(
+    "case", ["no kernel", "no such plan", "a changed file", "NaN", "another model"]
+)
 def test_auto_logs_why_it_falls_back_to_the_cpu(
     bundle: tuple[Path, Manifest], machine: Machine, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, case: str,
@@ -86,7 +91,8 @@ def test_auto_logs_why_it_falls_back_to_the_cpu(
         "no kernel": "cudaGetDeviceCount failed",
         "no such plan": "GPU is sm75",
         "a changed file": "changed or damaged",
-        "NaN": "differ by nan in p",
+        "NaN": "p differs by nan",
+        "another model": "from the same graph on the CPU",
     }[case]
     folder, manifest = bundle
     monkeypatch.setattr(devices.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -102,8 +108,12 @@ def test_auto_logs_why_it_falls_back_to_the_cpu(
         monkeypatch.setattr(devices, "find_libraries", fails)
     elif case == "a changed file":
         (folder / "backbone.sm89.plan").write_bytes(b"changed")
-    elif case == "NaN":
-        manifest = replace(manifest, calibration=replace(manifest.calibration, scale=float("nan")))
+    elif case in ("NaN", "another model"):  # wrong in the same way each time
+        factor = np.float32("nan" if case == "NaN" else -1)
+        other = {n: factor * a if "down_proj" in n else a for n, a in BASE.arrays.items()}
+        plan = folder / "backbone.sm89.plan"
+        emit_backbone(LlamaConfig.of(BASE.config), other, plan, graph=HalfGraph)
+        manifest = replace(manifest, files=hash_files(folder))
     if case == "no such plan":
         machine.fake.fake_capability(b"75")
     try:

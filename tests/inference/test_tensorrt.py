@@ -28,9 +28,9 @@ from engine.bundle.manifest import Calibration
 from engine.inference.backend import ScoringHead
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
-from engine.inference.tensorrt.cuda import Cuda
+from engine.inference.tensorrt.cuda import Cuda, find_cuda
 from engine.inference.tensorrt.memory import MAX_ROWS
-from engine.inference.tensorrt.plan import INPUTS
+from engine.inference.tensorrt.plan import INPUTS, find_library
 from export.onnx.fp16 import HalfGraph
 from export.onnx.llama import emit_backbone
 from export.onnx.ops import LlamaConfig
@@ -85,16 +85,16 @@ def fake_machine(graph: Path, **module: Any) -> Machine:
 
 @cache
 def gpu_machine(graph: Path) -> Machine | str:
-    """Open the real GPU, or return why there is none."""
+    """Open the real GPU, or return why it or TensorRT is missing; with both, all else must work."""
     try:
-        libraries = find_libraries()
-        capability = libraries.cuda.capability()
-        plan = graph.with_name(f"backbone.sm{capability}.plan")
-        profile = backbone_profile(tiny_llama.WIDTH)
-        build_plan(graph, plan, capability, profile, graph.with_name("timings"))
+        capability = find_cuda().capability()
+        find_library()
     except ModelsatError as error:
         return str(error)
-    return Machine(plan, graph, libraries, 5e-3)
+    plan = graph.with_name(f"backbone.sm{capability}.plan")
+    profile = backbone_profile(tiny_llama.WIDTH)
+    build_plan(graph, plan, capability, profile, graph.with_name("timings"))
+    return Machine(plan, graph, find_libraries(), 5e-3)
 
 
 @pytest.fixture(scope="module")
