@@ -23,7 +23,7 @@ def score(model: str, i: int) -> float:
     return float((i * 7 + MODELS.index(model) * 3) % 5 > MODELS.index(model))
 
 
-def imported(form: str, source: Path, out: Path) -> Outcomes:
+def imported(form: str, source: Path, out: Path, *more: str) -> Outcomes:
     command = [
         sys.executable,
         "-m",
@@ -32,6 +32,7 @@ def imported(form: str, source: Path, out: Path) -> Outcomes:
         str(source),
         "--out",
         str(out),
+        *more,
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -123,7 +124,9 @@ def test_lm_evaluation_harness(tmp_path: Path, old: bool) -> None:
                     lines.append(sample | {"acc": 0.5, "acc_norm": score(model, i)})
             path = folder / f"samples_{task}_2026-11-01T10-00-00.000000.jsonl"
             path.write_text("\n".join(map(json.dumps, lines)))
-    outcomes = imported("lm-eval", tmp_path / "results", tmp_path / "out")
+    outcomes = imported(
+        "lm-eval", tmp_path / "results", tmp_path / "out", "--filter", "strict-match"
+    )
     check(outcomes)
     assert set(outcomes.benchmarks) == {"arc_challenge", "gsm8k"}
     assert any(text.endswith("\nA. x\nB. y") for text in outcomes.texts)

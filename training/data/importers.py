@@ -1,17 +1,20 @@
 """Import outcomes from other sources into a data folder for training and evaluation.
 
-    python -m training.data.importers table outcomes.csv --out DIR           CSV or Parquet
+    python -m training.data.importers table outcomes.csv --out DIR           CSV, JSONL or Parquet
     python -m training.data.importers routerbench routerbench_0shot.pkl --out DIR
     python -m training.data.importers embedllm train.csv --out DIR
-    python -m training.data.importers lm-eval RESULTS_DIR --out DIR
+    python -m training.data.importers lm-eval RESULTS_DIR --out DIR [--filter NAME]
     python -m training.data.importers modelsat outcomes.sqlite --out DIR
 
 table        a row per outcome: instruction (or text, prompt), candidate (or model), score.
 routerbench  withmartian/routerbench of the Hugging Face hub, a column per model. The file is a
-             pickle, which can run code: import only what you trust.
+             pickle, which can run code: import only what you trust. CSV and Parquet are safe.
 embedllm     RZ412/EmbedLLM, a row per outcome.
 lm-eval      what lm-evaluation-harness writes with --log_samples, a folder per model.
 modelsat     outcomes that a server recorded (RecordOutcome), if their text was sent along.
+
+A cell that holds a list, JSON or chat messages as text is decoded. What cannot be read is refused
+with its file, row and column; rows are counted from 1, without the header.
 
 Files are local; `huggingface-cli download --repo-type dataset ID` downloads them.
 """
@@ -19,193 +22,124 @@ Files are local; `huggingface-cli download --repo-type dataset ID` downloads the
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
-from engine.datasets.folder import read_lines
 from engine.datasets.outcomes import read_outcomes
+from engine.datasets.rows import Row, TextFormat
 from engine.registry.outcome_export import BENCHMARK, group_by_text
 from engine.registry.stores.outcomes import read_recorded
+from training.data.imported import (
+    ColumnError,
+    ImportOptions,
+    Outcome,
+    Problems,
+    read_name,
+    read_score,
+    read_text,
+    without_repeats,
+    write_folder,
+)
+from training.data.lm_eval import from_lm_eval
 
 ALIASES = {
-    "text": ("instruction", "text", "prompt"),
-    "candidate": ("candidate", "model", "model_name"),
-    "score": ("score", "label", "outcome"),
+    "text": ("instruction", "text", "prompt", "question", "query", "messages"),
+    "candidate": ("candidate", "model", "model_name", "llm"),
+    "score": ("score", "label", "outcome", "correct", "accuracy"),
 }
-METRICS = ("exact_match", "acc_norm", "acc", "prompt_level_strict_acc", "pass@1", "f1", "score")
-QUESTION_KEYS = ("question", "query", "problem", "prompt", "input", "instruction", "text")
+COST = "|total_cost"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One candidate's score, in [0, 1], on one instruction."""
-
-    id: str
-    benchmark: str
-    text: str
-    candidate: str
-    score: float
-
-
-def from_table(path: Path) -> Iterator[Outcome]:
+def from_table(path: Path, options: ImportOptions | None = None) -> Iterator[Outcome]:
     """Read a table with a row per outcome; columns `benchmark` and `id` are optional."""
-    frame = read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
-    column = {name: _column(frame, path, name) for name in ALIASES}
-    for row in frame.to_dict("records"):
-        text = row[column["text"]]
-        identifier = row.get("id") or row.get("prompt_id") or text
-        benchmark = row.get("benchmark") or row.get("category") or path.stem
-        score = _number(row[column["score"]])
-        yield Outcome(identifier, benchmark, text, row[column["candidate"]], score)
-
-
-def _number(cell: str) -> float:
-    """Read a score; an empty cell is NaN, not measured."""
-    return float({"": "nan", "true": "1", "false": "0"}.get(cell.lower(), cell))
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    """Read every cell as text, so that "None" stays a word and an empty cell stays empty."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Read a Parquet file as read_csv reads CSV."""
-    frame = pd.read_parquet(path)
-    return frame.astype(object).where(frame.notna(), "").map(str)
-
-
-def from_routerbench(path: Path) -> Iterator[Outcome]:
-    """Read a table with a row per prompt, and columns {model} and {model}|total_cost."""
-    frame = pd.read_pickle(path) if path.suffix == ".pkl" else pd.read_csv(path)  # noqa: S301
-    models = [c.removesuffix("|total_cost") for c in frame.columns if c.endswith("|total_cost")]
-    models = [m for m in models if m in frame.columns]
-    if not models:
-        raise InvalidInputError(
-            Violation(str(path), "has no column {model}|total_cost, so it is not RouterBench's.")
-        )
-    for row in frame.to_dict("records"):
-        for model in models:
-            name, text = str(row["sample_id"]), _first(row["prompt"])
-            yield Outcome(name, str(row["eval_name"]), text, model, float(row[model]))
-
-
-def _first(prompt: Any) -> str:
-    """Unpack a prompt; RouterBench stores some as the text of a list."""
-    text = str(prompt)
-    if text.startswith("["):
+    options = options or ImportOptions()
+    for row in options.rows(path):
+        record = {str(name).strip().lower(): value for name, value in (row.record or {}).items()}
+        column = {name: _column(record, path, name) for name in ALIASES}
+        problems, stem = options.problems, path.name.split(".")[0]
         try:
-            return "\n".join(json.loads(text))
-        except ValueError:
-            return text.strip("[]'\"")
-    return text
+            text = read_text(record[column["text"]], column["text"])
+            candidate = read_text(record[column["candidate"]], column["candidate"]).strip()
+            measured = read_score(record[column["score"]], column["score"])
+        except ColumnError as error:
+            problems.skip(row, error.column, str(error))
+            continue
+        benchmark = record.get("benchmark") or record.get("category")
+        identifier = record.get("id") or record.get("prompt_id")
+        yield Outcome(
+            read_name(identifier, text, "id", problems),
+            read_name(benchmark, stem, "benchmark", problems),
+            text,
+            candidate,
+            measured,
+            f"{row.file}, row {row.number}",
+        )
 
 
-def from_lm_eval(path: Path) -> Iterator[Outcome]:
-    """Read samples_{task}_{time}.jsonl of every model's folder under `path`.
-
-    If several filters score one document, the first one counts.
-    """
-    for file in sorted(path.rglob("samples_*.jsonl")):
-        task = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
-        seen: set[str] = set()
-        for line in filter(str.strip, read_lines(file)):
-            sample = json.loads(line)
-            identifier = f"{task}/{sample['doc_id']}"
-            score = _metric(sample)
-            if identifier not in seen and score is not None:
-                seen.add(identifier)
-                yield Outcome(identifier, task, _question(sample), file.parent.name, score)
-
-
-def _metric(sample: Mapping[str, Any]) -> float | None:
-    named = [m for m in sample.get("metrics", ()) if m in sample]
-    for metric in (*METRICS, *named):
-        if isinstance(sample.get(metric), bool | int | float):
-            return float(sample[metric])
-    return None
-
-
-def _question(sample: Mapping[str, Any]) -> str:
-    """Render the document's question and options, or the whole prompt if it has no question."""
-    doc = sample["doc"]
-    for key in QUESTION_KEYS:
-        if isinstance(doc.get(key), str) and doc[key].strip():
-            options = doc.get("choices", doc.get("options", ()))
-            options = options.get("text", ()) if isinstance(options, dict) else options
-            lines = [f"{chr(65 + i)}. {option}" for i, option in enumerate(options)]
-            return "\n".join([doc[key], *lines])
-    arguments = sample["arguments"]
-    return str(arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0])
-
-
-def from_modelsat(path: Path) -> Iterator[Outcome]:
-    """Read what a server recorded: the mean score of each candidate on each text."""
-    instructions, _ = group_by_text(read_recorded(path))
-    for each in instructions:
-        for candidate in each.scores:
-            score = each.mean(candidate)
-            yield Outcome(each.id, each.category or BENCHMARK, each.text, candidate, score)
-
-
-def _column(frame: pd.DataFrame, path: Path, name: str) -> str:
+def _column(record: Mapping[str, Any], path: Path, name: str) -> str:
     for alias in ALIASES[name]:
-        if alias in frame.columns:
+        if alias in record:
             return alias
     raise InvalidInputError(
         Violation(str(path), f"has no column {name}; expected one of {list(ALIASES[name])}.")
     )
 
 
-def write_folder(outcomes: Iterable[Outcome], out: Path) -> tuple[int, int]:
-    """Write a data folder; an earlier one is replaced.
-
-    Returns:
-        The numbers of (instructions, candidates).
-
-    Raises:
-        InvalidInputError: there is no outcome, a pair has two scores, or an id has two texts.
-    """
-    texts: dict[tuple[str, str], str] = {}
-    scores: dict[tuple[str, tuple[str, str]], float] = {}
-    for outcome in outcomes:
-        key = (outcome.benchmark, outcome.id)
-        short = repr(outcome.id[:60])
-        if texts.setdefault(key, outcome.text) != outcome.text:
-            raise InvalidInputError(Violation("outcomes", f"{short} has two different texts."))
-        if (pair := (outcome.candidate, key)) in scores:
-            raise InvalidInputError(
-                Violation("outcomes", f"{outcome.candidate} has two scores on {short}.")
-            )
-        scores[pair] = outcome.score
-    if not scores:
-        raise InvalidInputError(Violation("source", "has no outcomes; check its format."))
-    names, ids = sorted({c for c, _ in scores}), list(texts)
-    column = {identifier: i for i, identifier in enumerate(ids)}
-    row = {name: i for i, name in enumerate(names)}
-    matrix = np.full((len(names), len(ids)), np.nan, dtype=np.float32)
-    for (candidate, identifier), score in scores.items():
-        matrix[row[candidate], column[identifier]] = score
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "instructions.jsonl.gz").unlink(missing_ok=True)  # else it would be read instead
-    with (out / "instructions.jsonl").open("w", encoding="utf-8") as file:
-        for number, ((benchmark, _), text) in enumerate(texts.items()):
-            line = {"id": f"{benchmark}/{number}", "benchmark": benchmark, "text": text}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    (out / "candidates.json").write_text(json.dumps([{"name": n} for n in names], indent=1))
-    np.savez_compressed(out / "scores.npz", scores=matrix)
-    return len(ids), len(names)
+def from_routerbench(path: Path, options: ImportOptions | None = None) -> Iterator[Outcome]:
+    """Read a table with a row per prompt, and columns {model} and {model}|total_cost."""
+    options = options or ImportOptions()
+    models: list[str] = []
+    for row in _pickled(path, options) if path.suffix == ".pkl" else options.rows(path):
+        record = row.record or {}
+        if not models:
+            models = [str(c).removesuffix(COST) for c in record if str(c).endswith(COST)]
+            models = [m for m in models if m in record]
+            if not models:
+                problem = "has no column {model}|total_cost, so it is not RouterBench's."
+                raise InvalidInputError(Violation(str(path), problem))
+        problems, place = options.problems, f"{row.file}, row {row.number}"
+        try:
+            text = read_text(record.get("prompt"), "prompt")
+            scores = {model: read_score(record.get(model), model) for model in models}
+        except ColumnError as error:
+            problems.skip(row, error.column, str(error))
+            continue
+        name = read_name(record.get("sample_id"), text, "sample_id", problems)
+        benchmark = read_name(record.get("eval_name"), "routerbench", "eval_name", problems)
+        for model, measured in scores.items():
+            yield Outcome(name, benchmark, text, model, measured, place)
 
 
-FORMATS: Mapping[str, Callable[[Path], Iterator[Outcome]]] = {
+def _pickled(path: Path, options: ImportOptions) -> Iterator[Row]:
+    """Yield the rows of a pickled pandas frame."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_pickle(path)  # noqa: S301
+        records = [{str(k): v for k, v in r.items()} for r in frame.to_dict("records")]
+    except Exception as error:
+        problem = f"cannot be read as a pickled table ({type(error).__name__})."
+        raise InvalidInputError(Violation(str(path), problem)) from error
+    for number, record in enumerate(records, start=1):
+        yield Row(str(path), number, record, "", number / len(records))
+    options.problems.check()
+
+
+def from_modelsat(path: Path, options: ImportOptions | None = None) -> Iterator[Outcome]:
+    """Read what a server recorded: the mean score of each candidate on each text."""
+    instructions, without_text = group_by_text(read_recorded(path))
+    if without_text and options is not None:
+        options.problems.dropped["an outcome has no text"] += without_text
+    for each in instructions:
+        for candidate in each.scores:
+            score = each.mean(candidate)
+            yield Outcome(each.id, each.category or BENCHMARK, each.text, candidate, score)
+
+
+FORMATS: Mapping[str, Callable[..., Iterator[Outcome]]] = {
     "table": from_table,
     "routerbench": from_routerbench,
     "embedllm": from_table,
@@ -222,13 +156,45 @@ def main() -> None:
     parser.add_argument("format", choices=FORMATS, help="format of the source")
     parser.add_argument("source", type=Path, help="file or folder to read")
     parser.add_argument("--out", type=Path, required=True, help="data folder to write")
+    _add_reading(parser)
     arguments = parser.parse_args()
     if not arguments.source.exists():
         raise InvalidInputError(Violation("source", f"{arguments.source} does not exist."))
-    outcomes = FORMATS[arguments.format](arguments.source)
-    instructions, candidates = write_folder(outcomes, arguments.out)
+    problems = Problems(arguments.max_invalid_rows)
+    options = ImportOptions(
+        problems,
+        TextFormat(arguments.encoding, arguments.delimiter),
+        tuple(arguments.filter),
+        arguments.template,
+        arguments.metric,
+        arguments.run,
+        arguments.text == "prompt",
+    )
+    try:
+        outcomes = FORMATS[arguments.format](arguments.source, options)
+        instructions, candidates = write_folder(without_repeats(outcomes, problems), arguments.out)
+    finally:
+        for line in problems.summary():
+            print(f"warning: {line}", file=sys.stderr)
     read_outcomes(arguments.out)
     print(f"{arguments.out}: {instructions} instructions x {candidates} candidates")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "leave out at most this many unreadable rows, then refuse (default %(default)s)"
+    add("--max-invalid-rows", type=int, default=0, metavar="N", help=text)
+    add("--encoding", default="", metavar="NAME", help="of text files (default: UTF-8, or its BOM)")
+    text = "of CSV files (default: the one that gives the header most columns)"
+    add("--delimiter", default="", metavar="CHAR", help=text)
+    text = "lm-eval: the filter whose scores count, also as TASK=NAME (repeatable)"
+    add("--filter", action="append", default=[], metavar="NAME", help=text)
+    add("--template", default="", metavar="NAME", help="lm-eval: the prompt template that counts")
+    add("--metric", default="", metavar="NAME", help="lm-eval: the metric that counts")
+    text = "lm-eval: the run that counts, as the beginning of its time, or latest"
+    add("--run", default="", metavar="TIME", help=text)
+    text = "lm-eval: read the document's question, or the whole prompt (default %(default)s)"
+    add("--text", choices=("question", "prompt"), default="question", help=text)
 
 
 if __name__ == "__main__":
