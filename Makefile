@@ -19,7 +19,7 @@ CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install checkpoint export serve demo test test-all lint audit train evaluate bench proto lock clean distclean \
+.PHONY: help install checkpoint export serve demo test test-all lint sanitize audit train evaluate bench proto lock clean distclean \
         docs wheel envoy demo-envoy litellm demo-litellm proto-archive image
 
 help: ## list the targets
@@ -64,6 +64,9 @@ lint: $(VENV)/.dev ## check style, types, import rules, generated code and break
 	BIN=$(BIN) sh .ci/breaking
 	$(BIN)/python -m engine.pb.generate --check
 	$(BIN)/python tools/ci/prose.py
+
+sanitize: ## run the kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (g++)
+	sh .ci/sanitize
 
 audit: $(VENV)/.dev ## look up known vulnerabilities of the packages that serving installs
 	$(BIN)/python .ci/audit requirements/serve.txt
@@ -113,7 +116,7 @@ distclean: clean ## also delete environments and kernel, but keep base weights a
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h
+$(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h cpp_ext/sizes.h
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/export.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

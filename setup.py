@@ -115,7 +115,7 @@ setup(
         Extension(
             "cpp_ext._kernel",
             ["cpp_ext/score_cpu.cc"],
-            depends=["cpp_ext/score.h"],
+            depends=["cpp_ext/score.h", "cpp_ext/sizes.h"],
             extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wextra"],
             language="c++",
             optional=True,

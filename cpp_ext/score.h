@@ -28,7 +28,7 @@ enum {
   MODELSAT_OK = 0,
   MODELSAT_NULL_POINTER = 1,
   MODELSAT_BAD_DTYPE = 2,
-  MODELSAT_BAD_SIZE = 3, /* batch or candidates < 0, or width < 1 */
+  MODELSAT_BAD_SIZE = 3, /* batch or candidates < 0, width < 1, or more bytes than int64 holds */
 };
 
 /* The MODELSAT_ABI_VERSION that the library was built with. */

@@ -2,6 +2,7 @@
 // is chosen at run time.
 
 #include "score.h"
+#include "sizes.h"
 
 #include <atomic>
 #include <cmath>
@@ -241,18 +242,19 @@ extern "C" int modelsat_score(const void* hidden, int32_t dtype, int64_t batch, 
                               int64_t width, const float* weight, float eps, float scale,
                               float offset, float* probability) noexcept {
   if (dtype < MODELSAT_FP32 || dtype > MODELSAT_BF16) return MODELSAT_BAD_DTYPE;
+  const int64_t bytes = dtype == MODELSAT_FP32 ? 4 : 2;
   if (batch < 0 || candidates < 0 || width < 1) return MODELSAT_BAD_SIZE;
   if (batch == 0 || candidates == 0) return MODELSAT_OK;
+  if (overflows(batch, candidates, width, bytes)) return MODELSAT_BAD_SIZE;
   if (!hidden || !weight || !probability) return MODELSAT_NULL_POINTER;
 
   const auto rows = current().rows[dtype];
-  const int64_t stride = width * (dtype == MODELSAT_FP32 ? 4 : 2);
   const char* h = static_cast<const char*>(hidden);
   Sums sums[kChunk];
   for (int64_t left = batch * candidates; left > 0; left -= kChunk) {
     const int count = static_cast<int>(left < kChunk ? left : kChunk);
     rows(h, weight, width, count, sums);
-    h += count * stride;
+    h += count * width * bytes;
     for (int r = 0; r < count; ++r) {
       const double mean = sums[r].squares / static_cast<double>(width);
       const double logit = sums[r].dot / std::sqrt(mean + eps);

@@ -6,6 +6,7 @@
 #include "score_cuda.h"
 
 #include "score.h"
+#include "sizes.h"
 
 #ifdef MODELSAT_EMULATION
 #include "cuda_emulation.h"
@@ -133,6 +134,7 @@ extern "C" int modelsat_gather_cuda(const float* table, int64_t width, const int
                                     int64_t count, float* out, void* stream) {
   if (width < 1 || count < 0 || count > INT32_MAX) return MODELSAT_BAD_SIZE;
   if (count == 0) return MODELSAT_OK;
+  if (overflows(1, INT32_MAX, width, sizeof(float))) return MODELSAT_BAD_SIZE;
   if (!table || !rows || !out) return MODELSAT_NULL_POINTER;
 #ifdef MODELSAT_EMULATION
   (void)stream;
@@ -154,6 +156,9 @@ extern "C" int modelsat_rank_cuda(const void* hidden, int32_t dtype, int64_t bat
       candidates > MODELSAT_CUDA_MAX_CANDIDATES || batch > INT32_MAX)
     return MODELSAT_BAD_SIZE;
   if (batch == 0 || candidates == 0) return MODELSAT_OK;
+  if (overflows(batch, candidates, width, sizeof(float)) ||
+      overflows(batch, ranked, 1, sizeof(int32_t)))
+    return MODELSAT_BAD_SIZE;
   if (!hidden || !weight || !allowed || !penalty || !probability || (ranked && !order))
     return MODELSAT_NULL_POINTER;
   const Sizes n{candidates, width, ranked};

@@ -226,6 +226,13 @@ def test_invalid_arguments_are_named(function: Any, change: dict[str, Any], mess
         ({"batch": -1}, 3),
         ({"candidates": -1}, 3),
         ({"width": 0}, 3),
+        ({"batch": 2**32, "candidates": 2**32}, 3),  # the product is 0 in 64 bits
+        ({"batch": 2**31, "candidates": 2**32}, 3),
+        ({"candidates": 2**62, "width": 2**62}, 3),
+        ({"batch": 2**21, "candidates": 2**20, "width": 2**20}, 3),  # elements fit, bytes do not
+        ({"width": 2**63 - 1}, 3),
+        ({"dtype": 1, "width": 2**62}, 3),
+        ({"batch": 0, "candidates": 2**63 - 1, "width": 2**63 - 1}, 0),
     ],
 )
 def test_error_codes_of_the_c_abi(change: dict[str, Any], code: int) -> None:

@@ -92,3 +92,17 @@ def test_too_many_candidates_are_refused(library: ctypes.CDLL) -> None:
     }
     with pytest.raises(RuntimeError, match="3: a size out of range"):
         launch(library, "fp32", hidden, 1, **given)
+
+
+@pytest.mark.parametrize(
+    ("batch", "candidates", "width", "ranked"),
+    [(2**31 - 1, 4096, 2**40, 1), (2**31 - 1, 4096, 8, 2**33), (1, 1, 2**62, 1)],
+)
+def test_sizes_whose_product_overflows_are_refused(
+    library: ctypes.CDLL, batch: int, candidates: int, width: int, ranked: int
+) -> None:
+    nothing = cuda.RankPointers(*[0] * 6)
+    with pytest.raises(RuntimeError, match="returned 3"):
+        cuda.rank(
+            library, nothing, cuda.RankSizes(0, batch, candidates, width, ranked), **CALIBRATION
+        )
