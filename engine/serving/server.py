@@ -8,15 +8,17 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from engine.api.errors import ModelsatError
 from engine.inference.batcher import Batcher
 from engine.registry.stores.base import StoreState
+from engine.serving.auth.file_watch import ReloadedFiles
 from engine.serving.auth.interceptor import AccessInterceptor
 from engine.serving.auth.tls import Certificates, TlsFiles
-from engine.serving.auth.tokens import TokenFile
+from engine.serving.auth.tokens import CHECK_INTERVAL_S, TokenFile
 from engine.serving.components import Components, build, services_by_address, warm_up
 from engine.serving.console.app import Console, open_console
 from engine.serving.event_loop import OverloadSelector
@@ -25,6 +27,7 @@ from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryIntercep
 from engine.serving.rpc.listener import Listener, bind, insecure_listener_warnings
 from engine.serving.settings import Settings
 from engine.serving.telemetry import open_telemetry
+from engine.serving.telemetry.metrics import reload_samples
 
 STALL_LIMIT_S = 30.0  # a forward pass or a series of failures this long turns liveness off
 MAX_NOTICE_S = 1.0  # for load balancers to see NOT_SERVING; at most a quarter of the grace period
@@ -39,6 +42,11 @@ class AuthConfig:
     certificates: Certificates | None
     tokens: TokenFile | None
 
+    def files(self) -> Mapping[str, ReloadedFiles[Any]]:
+        """Return name -> files that are reloaded while the server runs."""
+        parts = {"tls": self.certificates, "tokens": self.tokens}
+        return {name: part.files for name, part in parts.items() if part is not None}
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -47,7 +55,7 @@ class RunningServer:
     listeners: tuple[Listener, ...]
     components: Components
     drain: Drain
-    stall_watch: asyncio.Task[None]
+    watches: tuple[asyncio.Task[None], ...]
     console: Console | None
 
     async def stop(self, grace_s: float) -> None:
@@ -55,7 +63,8 @@ class RunningServer:
         noticed, refuse new calls, let those in flight complete, and close the stores. Takes at most
         grace_s seconds and one forward pass."""
         components, deadline = self.components, time.monotonic() + grace_s
-        self.stall_watch.cancel()
+        for watch in self.watches:
+            watch.cancel()
         for listener in self.listeners:
             await listener.retire()
         components.registry.close_watches()
@@ -86,16 +95,18 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     Raises:
         ModelsatError: an address is taken or the backbone fails. The stores are closed then.
     """
-    drain = Drain()
+    drain, access = Drain(), _access(components, auth)
     try:
         await asyncio.to_thread(warm_up, components)
-        listeners = _bind(components, auth, drain)
+        listeners = _bind(components, auth, access, drain)
         console = open_console(components, auth.tokens, auth.certificates)
     except ModelsatError:
         await components.outcomes.close()
         await components.registry.close()
         raise
-    components.telemetry.start(components.sources)
+    reloads = reload_samples(auth.files())
+    sampled = {**components.sources.sampled, **reloads}
+    components.telemetry.start(replace(components.sources, sampled=sampled))
     components.batcher.start()
     for listener in listeners:
         await listener.start()
@@ -103,8 +114,11 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
         console.start()
     components.registry.on_store_state(_store_health_hook(listeners))
     components.registry.follow()
-    stall_watch = asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls")
-    return RunningServer(listeners, components, drain, stall_watch, console)
+    watches = (
+        asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls"),
+        asyncio.create_task(watch_files(auth, access), name="files"),
+    )
+    return RunningServer(listeners, components, drain, watches, console)
 
 
 async def watch_stalls(
@@ -153,12 +167,30 @@ def _store_health_hook(listeners: Sequence[Listener]) -> Callable[[StoreState], 
     return on_state
 
 
-def _bind(components: Components, auth: AuthConfig, drain: Drain) -> tuple[Listener, ...]:
-    certificates = auth.certificates
+async def watch_files(auth: AuthConfig, access: AccessInterceptor) -> None:
+    """Reload tokens and certificates that changed, and end the streams of revoked tokens.
+
+    Calls reload them too; this is for a server without calls, for its metrics and for its streams.
+    """
+    while auth.files():
+        await asyncio.sleep(CHECK_INTERVAL_S)
+        for files in auth.files().values():
+            await asyncio.to_thread(files.refresh)
+        access.end_revoked()
+
+
+def _access(components: Components, auth: AuthConfig) -> AccessInterceptor:
     has_client_ca = bool(components.settings.tls_client_ca.name)
+    return AccessInterceptor(auth.tokens, client_certificates=has_client_ca)
+
+
+def _bind(
+    components: Components, auth: AuthConfig, access: AccessInterceptor, drain: Drain
+) -> tuple[Listener, ...]:
+    certificates = auth.certificates
     interceptors = [  # outermost first
         TelemetryInterceptor(components.telemetry),
-        AccessInterceptor(auth.tokens, client_certificates=has_client_ca),
+        access,
         drain,
         StatusInterceptor(),
     ]

@@ -6,9 +6,13 @@ that is not listed here needs the role admin.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -33,7 +37,7 @@ NEEDED: Mapping[str, frozenset[str]] = {
     ROUTER + "Route": ROUTING,
     ROUTER + "BatchRoute": ROUTING,
     ROUTER + "StreamRoute": ROUTING,
-    ROUTER + "RecordOutcome": ROUTING,
+    ROUTER + "RecordOutcome": ROUTING | {"outcomes"},
     ROUTER + "GetServerInfo": EVERYONE,
     CANDIDATES + "GetCandidate": READING,
     CANDIDATES + "ListCandidates": READING,
@@ -46,13 +50,34 @@ NEEDED: Mapping[str, frozenset[str]] = {
     CANDIDATES + "RollbackRevision": ADMIN,
 }
 SCHEME = "bearer "
+REVOKED = "The token was revoked, or has another role now; the stream is closed."
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """What let a call in: its token, and the roles that may call the method."""
+
+    token: Token
+    needed: frozenset[str]
+
+
+@dataclass
+class _Stream:
+    """A call that may outlive its token. revoked: whether it was ended for that."""
+
+    grant: _Grant
+    revoked: bool = False
+
+
+_GRANT: ContextVar[_Grant | None] = ContextVar("grant", default=None)
 
 
 class AccessInterceptor(HandlerWrapper):
     """Refuse calls with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read.
 
-    Sets PRINCIPAL, ROLE and PEER for every call that it lets in.
+    Sets PRINCIPAL, ROLE and PEER for every call that it lets in. Ends the streams of revoked tokens
+    (end_revoked).
     """
 
     def __init__(self, tokens: TokenFile | None, *, client_certificates: bool) -> None:
@@ -64,6 +89,7 @@ class AccessInterceptor(HandlerWrapper):
         super().__init__()
         self._tokens = tokens
         self._client_certificates = client_certificates
+        self._streams: dict[asyncio.Task[Any], _Stream] = {}  # open, of callers with a token
         self._log = RefusalLog()
 
     async def intercept_service(
@@ -83,28 +109,65 @@ class AccessInterceptor(HandlerWrapper):
         if token is not None:
             PRINCIPAL.set(token.name)
             ROLE.set(token.role)
+            _GRANT.set(_Grant(token, needed))
         return handler
 
     def wrap(self, handler: Any, method: str) -> Any:
         """See HandlerWrapper."""
+        lasting = handler.request_streaming or handler.response_streaming
 
         def unary(behavior: Behavior) -> Behavior:
             async def call(request: Any, context: Any) -> Any:
                 self._note(context)
-                answer = behavior(request, context)
-                return await answer if inspect.isawaitable(answer) else answer
+                if not lasting:
+                    return await behavior(request, context)
+                async with self._until_revoked(context):
+                    answer = behavior(request, context)
+                    return await answer if inspect.isawaitable(answer) else answer
 
             return call
 
         def stream(behavior: Behavior) -> Behavior:
             async def call(request: Any, context: Any) -> AsyncIterator[Any]:
                 self._note(context)
-                async for response in behavior(request, context):
-                    yield response
+                async with (
+                    self._until_revoked(context),
+                    aclosing(behavior(request, context)) as responses,
+                ):
+                    async for response in responses:
+                        yield response
 
             return call
 
         return wrap_handler(handler, unary, stream)
+
+    def end_revoked(self) -> None:
+        """End the streams whose token is no longer valid, or no longer has the role."""
+        if self._tokens is None:
+            return
+        for task, stream in tuple(self._streams.items()):
+            if not self._tokens.allows(stream.grant.token, stream.grant.needed):
+                stream.revoked = True
+                task.cancel()
+
+    @asynccontextmanager
+    async def _until_revoked(self, context: Any) -> AsyncIterator[None]:
+        """End the call with UNAUTHENTICATED if its token is revoked meanwhile."""
+        grant, task = _GRANT.get(), asyncio.current_task()
+        if grant is None or task is None:
+            yield
+            return
+        self._streams[task] = stream = _Stream(grant)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not stream.revoked:
+                raise
+            task.uncancel()
+            status = rpc_status.to_status(to_status(UnauthenticatedError(REVOKED)))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        finally:
+            del self._streams[task]
 
     def _note(self, context: Any) -> None:
         PEER.set(context.peer())

@@ -11,14 +11,15 @@ import re
 import ssl
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.serving.auth.file_watch import file_fingerprint
+from engine.serving.auth.file_watch import ReloadedFiles, file_fingerprint
+from engine.serving.auth.key_type import usable_key
 
 CERTIFICATE, KEY, CLIENT_CA = "--tls-certificate", "--tls-key", "--tls-client-ca"
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -40,68 +41,68 @@ class TlsFiles:
         return tuple(p for p in (self.certificate, self.key, self.client_ca) if p.name)
 
 
+@dataclass(frozen=True)
+class Pem:
+    """Checked content of TlsFiles. roots: of client_ca, None if it is not set."""
+
+    key: bytes = field(repr=False)
+    chain: bytes
+    roots: bytes | None
+
+
 class Certificates:
     """The latest usable certificate of the files, for any number of ports. Thread-safe.
 
     Raises InvalidInputError if the files are unusable at start. If they become unusable later, that
-    is logged once and the previous certificate stays in use.
+    is logged and counted, the previous certificate stays in use, and the files are tried again.
     """
 
     def __init__(self, files: TlsFiles) -> None:
-        self._files = files
+        self._paths = files
         self._lock = threading.Lock()  # gRPC asks from threads of its own
-        self._fingerprint = file_fingerprint(files.paths())
-        self._version = 0
-        self._newest = _load(files)
-        self._context, self._context_version = _context(files), self._version
+        self.files = ReloadedFiles(
+            "the TLS certificate",
+            files.paths(),
+            lambda: _load(files),
+            lambda _: "a new TLS certificate",
+        )
+        self._context, self._context_version = _context(files), self.files.version
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return gRPC credentials for one port."""
-        version_in_use = self._version
+        pem_in_use = self.files.value
 
         def fetch() -> Any:  # None means unchanged; gRPC's stubs do not know it
-            nonlocal version_in_use
-            version, newest = self._refresh()
-            if version == version_in_use:
+            nonlocal pem_in_use
+            newest = self.files.refresh()
+            if newest is pem_in_use:
                 return None
-            version_in_use = version
-            return newest
+            pem_in_use = newest
+            return _configuration(newest)
 
-        required = bool(self._files.client_ca.name)
-        return grpc.dynamic_ssl_server_credentials(self._newest, fetch, required)
+        required = bool(self._paths.client_ca.name)
+        return grpc.dynamic_ssl_server_credentials(_configuration(pem_in_use), fetch, required)
 
     def context(self) -> ssl.SSLContext:
         """Return the context for one connection of the console."""
-        version, _ = self._refresh()
+        self.files.refresh()
         with self._lock:
+            version = self.files.version
             if version != self._context_version:
                 try:
-                    self._context, self._context_version = _context(self._files), version
+                    self._context, self._context_version = _context(self._paths), version
                 except (OSError, ssl.SSLError) as error:  # changed again since it was checked
                     log.warning(
                         "the TLS certificate changed while it was loaded: %s", type(error).__name__
                     )
             return self._context
 
-    def _refresh(self) -> tuple[int, grpc.ServerCertificateConfiguration]:
-        with self._lock:
-            fingerprint = file_fingerprint(self._files.paths())
-            if fingerprint != self._fingerprint:
-                self._fingerprint = fingerprint
-                self._reload()
-            return self._version, self._newest
 
-    def _reload(self) -> None:
-        try:
-            self._newest = _load(self._files)
-        except InvalidInputError as error:
-            log.error("could not reload the TLS certificate, keeping the previous one: %s", error)
-            return
-        self._version += 1
-        log.info("loaded a new TLS certificate from %s", self._files.certificate)
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.roots)
 
 
-def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+def _load(files: TlsFiles) -> Pem:
     """Load and check what gRPC needs; raises InvalidInputError."""
     before = file_fingerprint(files.paths())
     chain, key = _read(CERTIFICATE, files.certificate), _read(KEY, files.key)
@@ -114,7 +115,7 @@ def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
         raise InvalidInputError(
             Violation(CERTIFICATE, "files changed while they were read; try again.")
         )
-    return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
+    return Pem(key, chain, roots)
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
@@ -144,6 +145,13 @@ def _check_pair(files: TlsFiles, chain: bytes, key: bytes) -> None:
             files.certificate,
             "holds no PEM certificate",
             "give the chain as PEM, the server's own certificate first",
+        )
+    if not usable_key(ssl.PEM_cert_to_DER_cert(leaf[0])):
+        raise _invalid(
+            CERTIFICATE,
+            files.certificate,
+            "has a key of a type that gRPC clients cannot use",
+            "make one with a key of RSA (2,048 bits or more), P-256 or P-384",
         )
     if b"ENCRYPTED" in key:
         raise _invalid(KEY, files.key, "is encrypted", "give a key without a passphrase")

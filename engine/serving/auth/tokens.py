@@ -10,25 +10,26 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import logging
 import re
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.serving.auth.file_watch import file_fingerprint
+from engine.serving.auth.file_watch import ReloadedFiles
 
-ROLES = ("route", "read", "admin")
+ROLES = ("route", "outcomes", "read", "admin")
 MAX_NAME_CHARS = 100
+NAME_RULE = f"must be 1 to {MAX_NAME_CHARS} printable characters, without blanks around them."
 CHECK_INTERVAL_S = 1.0  # for changes of the file
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# What `sha256sum` says of an empty variable, with and without a line break.
+EMPTY_HASHES = tuple(hashlib.sha256(text).hexdigest() for text in (b"", b"\n"))
 PREFIX = "modelsat_"  # lets scanners find leaked tokens
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,54 +49,47 @@ def new_token(role: str, name: str) -> tuple[str, Token]:
         InvalidInputError: the name is too long or not printable.
     """
     if not _is_name(name):
-        raise InvalidInputError(Violation("--name", f"must be 1 to {MAX_NAME_CHARS} characters."))
+        raise InvalidInputError(Violation("--name", NAME_RULE))
     text = PREFIX + secrets.token_urlsafe(32)
     return text, Token(_sha256(text), role, name)
 
 
 class TokenFile:
-    """The tokens of a file. Thread-safe.
+    """The tokens of a file, reloaded when it changes. Thread-safe.
 
     Raises InvalidInputError if the file is unusable at start. If it becomes unusable later, that is
-    logged once and the previous tokens stay valid.
+    logged and counted, the previous tokens stay valid, and the file is tried again.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fingerprint = file_fingerprint([path])
-        self._tokens = read_tokens(path)
+        self.files = ReloadedFiles(
+            "tokens file", [path], lambda: read_tokens(path), lambda t: f"{len(t)} tokens"
+        )
+        self._version = self.files.version
         self._verified: dict[str, Token] = {}  # sha256 -> token; no more than there are tokens
         self._checked = time.monotonic()
         self._lock = threading.Lock()
+
+    def allows(self, token: Token, needed: Collection[str]) -> bool:
+        """Whether the file still has an entry like `token`, with a role among `needed`."""
+        return any(t.sha256 == token.sha256 and t.role in needed for t in self.files.value)
 
     def find(self, text: str) -> Token | None:
         """Return the entry of a token's text, None if the token is unknown."""
         digest = _sha256(text)
         with self._lock:
-            self._reload_if_changed()
+            now = time.monotonic()
+            if now - self._checked >= CHECK_INTERVAL_S:
+                self._checked = now
+                self.files.refresh()
+            if self._version != self.files.version:
+                self._version, self._verified = self.files.version, {}
             token = self._verified.get(digest)
             if token is None:
-                token = _match(self._tokens, digest)
+                token = _match(self.files.value, digest)
                 if token is not None:
                     self._verified[digest] = token
             return token
-
-    def _reload_if_changed(self) -> None:
-        now = time.monotonic()
-        if now - self._checked < CHECK_INTERVAL_S:
-            return
-        self._checked = now
-        fingerprint = file_fingerprint([self._path])
-        if fingerprint == self._fingerprint:
-            return
-        self._fingerprint = fingerprint
-        try:
-            self._tokens = read_tokens(self._path)
-        except InvalidInputError as error:
-            log.error("could not reload tokens file, keeping previous tokens: %s", error)
-            return
-        self._verified = {}
-        log.info("loaded %d tokens from %s", len(self._tokens), self._path)
 
 
 def _match(tokens: Sequence[Token], digest: str) -> Token | None:
@@ -110,29 +104,39 @@ def _match(tokens: Sequence[Token], digest: str) -> Token | None:
 def read_tokens(path: Path) -> tuple[Token, ...]:
     """Read a tokens file; raises one InvalidInputError that lists all its problems."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as error:
         # The error's text may quote the file, which may contain a token by mistake.
         reason = error.strerror if isinstance(error, OSError) else "it is not valid JSON"
-        raise InvalidInputError(
-            Violation("--auth-tokens-file", f"is {path}, which cannot be read: {reason}.")
-        ) from None
+        if isinstance(error, _RepeatedKeyError):
+            reason = "a key appears twice in one object"
+        raise _invalid(f"is {path}, which cannot be read: {reason}.") from None
     entries = content.get("tokens") if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise InvalidInputError(
-            Violation(
-                "--auth-tokens-file", f'is {path}; expected an object {{"tokens": [...]}} in it.'
-            )
-        )
+    if not isinstance(entries, list) or len(content) != 1:
+        raise _invalid(f'is {path}; expected an object {{"tokens": [...]}} in it, nothing else.')
+    if not entries:
+        raise _invalid(f"is {path}, which has no token; `modelsat token` makes an entry.")
     problems = [p for i, entry in enumerate(entries) for p in _problems(f"tokens[{i}]", entry)]
     if problems:
         raise InvalidInputError(*(Violation(f"{path}: {p.field}", p.description) for p in problems))
     tokens = tuple(Token(e["sha256"], e["role"], e["name"]) for e in entries)
     if len({t.sha256 for t in tokens}) < len(tokens):
-        raise InvalidInputError(
-            Violation("--auth-tokens-file", f"is {path}, in which a sha256 appears twice.")
-        )
+        raise _invalid(f"is {path}, in which a sha256 appears twice.")
     return tokens
+
+
+class _RepeatedKeyError(ValueError):
+    """JSON takes the last of equal keys; of two roles, a reader may have meant the first."""
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise _RepeatedKeyError
+    return dict(pairs)
+
+
+def _invalid(problem: str) -> InvalidInputError:
+    return InvalidInputError(Violation("--auth-tokens-file", problem))
 
 
 def _problems(where: str, entry: Any) -> list[Violation]:
@@ -141,19 +145,27 @@ def _problems(where: str, entry: Any) -> list[Violation]:
     if not isinstance(entry, dict) or set(entry) != keys:
         return [Violation(where, "must have exactly the keys sha256, role and name.")]
     problems = []
-    if not SHA256.fullmatch(str(entry["sha256"])):
+    digest, role = entry["sha256"], entry["role"]
+    if not isinstance(digest, str) or not SHA256.fullmatch(digest):
         problems.append(
             Violation(f"{where}.sha256", "must be 64 of 0-9 a-f; `modelsat token` makes an entry.")
         )
-    if entry["role"] not in ROLES:
+    elif digest in EMPTY_HASHES:
+        problems.append(Violation(f"{where}.sha256", "is the hash of no text at all."))
+    if not isinstance(role, str) or role not in ROLES:
         problems.append(Violation(f"{where}.role", f"must be one of {ROLES}."))
     if not _is_name(entry["name"]):
-        problems.append(Violation(f"{where}.name", f"must be 1 to {MAX_NAME_CHARS} characters."))
+        problems.append(Violation(f"{where}.name", NAME_RULE))
     return problems
 
 
 def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= MAX_NAME_CHARS
+        and name.isprintable()
+        and name == name.strip()
+    )
 
 
 def _sha256(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from engine.routing.decision import Decision
+from engine.serving.auth.file_watch import ReloadedFiles
 from engine.serving.console.http_server import PLAIN, HttpServer, Request, Response
 
 Samples = Mapping[tuple[str, ...], float]  # values of the labels -> value
@@ -127,6 +128,18 @@ METRICS = (
         "counter",
         ("result",),
         "audit records: written, dropped (queue full), failed (disk error)",
+    ),
+    Metric(
+        "modelsat_reload_success_timestamp_seconds",
+        "gauge",
+        ("files",),
+        "Unix time of the last load of `tls` or `tokens` that succeeded, in seconds",
+    ),
+    Metric(
+        "modelsat_reload_failures_total",
+        "counter",
+        ("files",),
+        "attempts to load `tls` or `tokens` that failed; the previous ones stay in use",
     ),
     Metric("process_cpu_seconds_total", "counter", (), "user and system time of the process"),
     Metric("process_resident_memory_bytes", "gauge", (), "memory in RAM"),
@@ -243,6 +256,20 @@ class Metrics(Collector):
         return Histogram(
             name, metric.meaning, metric.labels, registry=self.registry, buckets=buckets
         )
+
+
+def reload_samples(
+    files: Mapping[str, ReloadedFiles[Any]],
+) -> dict[str, Callable[[], Samples]]:
+    """Return metric -> samples of files that are reloaded. files: label -> files."""
+    return {
+        "modelsat_reload_success_timestamp_seconds": lambda: {
+            (name,): each.last_success for name, each in files.items()
+        },
+        "modelsat_reload_failures_total": lambda: {
+            (name,): each.failures for name, each in files.items()
+        },
+    }
 
 
 def metrics_server(address: str, registry: CollectorRegistry) -> HttpServer:
