@@ -1,0 +1,1 @@
+"""Read requests of every provider into one form."""
