@@ -22,6 +22,8 @@ from engine.serving.auth.tokens import CHECK_INTERVAL_S, TokenFile
 from engine.serving.components import Components, build, services_by_address, warm_up
 from engine.serving.console.app import Console, open_console
 from engine.serving.event_loop import OverloadSelector
+from engine.serving.rpc.arrivals import CallTracker
+from engine.serving.rpc.connections import ConnectionWatch, connection_limit, raise_descriptor_limit
 from engine.serving.rpc.drain import Drain
 from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryInterceptor
 from engine.serving.rpc.listener import Listener, bind, insecure_listener_warnings
@@ -55,6 +57,7 @@ class RunningServer:
     listeners: tuple[Listener, ...]
     components: Components
     drain: Drain
+    connections: ConnectionWatch
     watches: tuple[asyncio.Task[None], ...]
     console: Console | None
 
@@ -74,6 +77,7 @@ class RunningServer:
         await self.drain.close(max(0.0, deadline - time.monotonic()))
         left = max(0.0, deadline - time.monotonic())
         await asyncio.gather(*(listener.stop(left) for listener in self.listeners))
+        self.connections.stop()
         await components.batcher.stop()
         await components.outcomes.close()
         await components.registry.close()
@@ -95,10 +99,10 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     Raises:
         ModelsatError: an address is taken or the backbone fails. The stores are closed then.
     """
-    drain, access = Drain(), _access(components, auth)
+    drain, connections, access = Drain(), ConnectionWatch(), _access(components, auth)
     try:
         await asyncio.to_thread(warm_up, components)
-        listeners = _bind(components, auth, access, drain)
+        listeners = _bind(components, auth, access, drain, connections)
         console = open_console(components, auth.tokens, auth.certificates)
     except ModelsatError:
         await components.outcomes.close()
@@ -108,6 +112,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     sampled = {**components.sources.sampled, **reloads}
     components.telemetry.start(replace(components.sources, sampled=sampled))
     components.batcher.start()
+    connections.start()
     for listener in listeners:
         await listener.start()
     if console is not None:
@@ -118,7 +123,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
         asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls"),
         asyncio.create_task(watch_files(auth, access), name="files"),
     )
-    return RunningServer(listeners, components, drain, watches, console)
+    return RunningServer(listeners, components, drain, connections, watches, console)
 
 
 async def watch_stalls(
@@ -185,25 +190,29 @@ def _access(components: Components, auth: AuthConfig) -> AccessInterceptor:
 
 
 def _bind(
-    components: Components, auth: AuthConfig, access: AccessInterceptor, drain: Drain
+    components: Components,
+    auth: AuthConfig,
+    access: AccessInterceptor,
+    drain: Drain,
+    connections: ConnectionWatch,
 ) -> tuple[Listener, ...]:
-    certificates = auth.certificates
+    settings, certificates = components.settings, auth.certificates
     interceptors = [  # outermost first
         TelemetryInterceptor(components.telemetry),
         access,
+        CallTracker(connections),
         drain,
         StatusInterceptor(),
     ]
-    return tuple(
-        bind(
-            components.settings,
-            name,
-            services,
-            interceptors,
-            None if certificates is None else certificates.credentials(),
-        )
-        for name, services in services_by_address(components)
-    )
+    addresses = services_by_address(components)
+    limit = connection_limit(settings.max_connections, raise_descriptor_limit(), len(addresses))
+    listeners = []
+    for name, services in addresses:
+        credentials = None if certificates is None else certificates.credentials()
+        listener = bind(settings, name, services, interceptors, credentials, limit)
+        connections.add_port(listener.port, limit)
+        listeners.append(listener)
+    return tuple(listeners)
 
 
 async def serve(settings: Settings, selector: OverloadSelector) -> None:

@@ -145,6 +145,14 @@ class Settings:
     auth_tokens_file: Path = _of(
         NO_FILE, "JSON file of bearer tokens and roles; without it every client has access."
     )
+    max_connections: int = _of(
+        0,
+        "Connections of one gRPC address; 0 for 4096, or what the limit on open files allows.",
+        high=MILLION,
+    )
+    max_connection_idle_s: int = _of(
+        300, "Seconds without a call after which a connection is closed.", low=1, high=MILLION
+    )
     max_connection_age_s: int = _of(
         0, "Seconds after which clients are asked to reconnect; 0 for never.", high=MILLION
     )

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from engine.api.errors import BundleError
 from engine.api.limits import MAX_MESSAGE_BYTES
+from engine.serving.rpc.connections import MAX_CONNECTIONS
 from engine.serving.settings import Settings, flag
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -19,6 +20,7 @@ LIVENESS = "liveness"
 PROBES = ("", "readiness", LIVENESS)
 STORE = "store"  # whether candidates can be changed; readiness does not depend on it
 SECOND_MS = 1000
+PENDING = 1_000_000
 LIMITS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -32,6 +34,10 @@ LIMITS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10 * SECOND_MS),
     ("grpc.http2.max_ping_strikes", 2),  # then GOAWAY, too_many_pings
+    # Calls that the event loop has not taken yet. gRPC would end those above its limits with
+    # CANCELLED, which no client retries; connections and their streams bound the number as well.
+    ("grpc.server.max_pending_requests", PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", PENDING),
     ("grpc.so_reuseport", 0),  # a second server on the port is an error
 )
 
@@ -49,6 +55,7 @@ class Listener:
     """A gRPC server on one address, HOST:PORT with the actual port."""
 
     address: str
+    port: int
     names: tuple[str, ...]
     _server: grpc.aio.Server
     _health: health.aio.HealthServicer
@@ -86,6 +93,7 @@ def bind(
     services: Sequence[Service],
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     credentials: grpc.ServerCredentials | None,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> Listener:
     """Listen on the address in the setting `name`.
 
@@ -95,12 +103,14 @@ def bind(
         services: to serve there.
         interceptors: outermost first.
         credentials: None means plain text.
+        max_connections: further ones are refused.
 
     Raises:
         BundleError: the address is taken, or not one of this machine.
     """
     address = getattr(settings, name)
-    server = grpc.aio.server(interceptors=list(interceptors), options=_options(settings))
+    options = _options(settings, max_connections)
+    server = grpc.aio.server(interceptors=list(interceptors), options=options)
     for service in services:
         service.add(server)
     names = tuple(service.name for service in services)
@@ -117,9 +127,8 @@ def bind(
             f"cannot listen on {address}: the port is taken, or this machine does not have the"
             f" address; set {flag(name)} to another HOST:PORT."
         ) from error
-    return Listener(
-        f"{address.rpartition(':')[0]}:{port}", (*PROBES, STORE, *names), server, health_service
-    )
+    bound = f"{address.rpartition(':')[0]}:{port}"
+    return Listener(bound, port, (*PROBES, STORE, *names), server, health_service)
 
 
 def insecure_listener_warnings(settings: Settings) -> list[str]:
@@ -150,8 +159,12 @@ def _is_local(address: str) -> bool:
         return host == "localhost"
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
-    options = list(LIMITS)
+def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:
+    options = [
+        *LIMITS,
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_connection_idle_ms", settings.max_connection_idle_s * SECOND_MS),
+    ]
     if age_s := settings.max_connection_age_s:
         options.append(("grpc.max_connection_age_ms", age_s * SECOND_MS))
         options.append(

@@ -1,0 +1,145 @@
+"""Kind: limits of the layer below left at their defaults. Bursts and connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from engine.pb import candidate_service_pb2 as cpb
+from engine.pb import candidate_service_pb2_grpc as cgrpc
+from engine.pb import router_service_pb2 as rpb
+from engine.pb import router_service_pb2_grpc as rgrpc
+from engine.serving.rpc.connections import ConnectionWatch, connection_limit, connections_of
+from tools.processes import Server
+
+CONNECTIONS, CALLS = 3, 600  # more at once than gRPC keeps by default
+Call = Callable[[grpc.aio.Channel, int], Any]
+
+
+def read_one(call: Any) -> Any:
+    return call.read()
+
+
+BURSTS: dict[str, tuple[Call, Callable[[Any], Any]]] = {
+    "Route": (
+        lambda channel, n: rgrpc.RouterServiceStub(channel).Route(
+            rpb.RouteRequest(text=f"question {n % 50}"), timeout=60
+        ),
+        lambda call: call,
+    ),
+    "BatchRoute": (
+        lambda channel, n: rgrpc.RouterServiceStub(channel).BatchRoute(
+            rpb.BatchRouteRequest(requests=[rpb.RouteRequest(text=f"question {n % 50}")]),
+            timeout=60,
+        ),
+        lambda call: call,
+    ),
+    "GetServerInfo": (
+        lambda channel, n: rgrpc.RouterServiceStub(channel).GetServerInfo(
+            rpb.GetServerInfoRequest(), timeout=60
+        ),
+        lambda call: call,
+    ),
+    "health Watch": (
+        lambda channel, n: health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=60
+        ),
+        read_one,
+    ),
+    "WatchCandidates": (
+        lambda channel, n: cgrpc.CandidateServiceStub(channel).WatchCandidates(
+            cpb.WatchCandidatesRequest(), timeout=60
+        ),
+        read_one,
+    ),
+}
+
+
+def outcome(result: Any) -> str:
+    """OK, or the code of a refusal; one without RetryInfo is named apart."""
+    if not isinstance(result, grpc.aio.AioRpcError):
+        return "OK" if not isinstance(result, BaseException) else type(result).__name__
+    status = rpc_status.from_call(result)
+    retry = error_details_pb2.RetryInfo()
+    told = status is not None and any(detail.Unpack(retry) for detail in status.details)
+    return result.code().name + ("" if told else " without RetryInfo")
+
+
+@pytest.mark.parametrize("name", BURSTS)
+async def test_every_call_of_a_burst_is_answered_or_told_when_to_retry(
+    shared_server: Server, name: str
+) -> None:
+    begin, wait = BURSTS[name]
+    channels = [
+        grpc.aio.insecure_channel(shared_server.address, [("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(CONNECTIONS)
+    ]
+    each = CALLS if name != "WatchCandidates" else 100  # each answer is the whole table
+    await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    calls = [begin(channel, n) for channel in channels for n in range(each)]
+    results = await asyncio.gather(*map(wait, calls), return_exceptions=True)
+    for call in calls:
+        call.cancel()
+    for channel in channels:
+        await channel.close()
+    seen = Counter(map(outcome, results))
+    assert set(seen) <= {"OK", "RESOURCE_EXHAUSTED"}, seen
+    assert seen["OK"] > 0
+
+
+def test_connections_without_calls_make_room_and_those_with_calls_stay() -> None:
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = listener.getsockname()[1]
+        peers = []
+        for _ in range(20):
+            ours = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            opened.enter_context(listener.accept()[0])
+            peers.append((ours, "ipv4:{}:{}".format(*ours.getsockname())))
+        assert len(connections_of([port])[port]) == 20
+        watch = ConnectionWatch()
+        watch.add_port(port, limit=10)  # 6 are kept
+        busy, used_before = peers[5], peers[9]
+        with watch.calling(busy[1]):
+            with watch.calling(used_before[1]):
+                pass
+            assert watch.sweep() == 14
+            ours_closed = [peer for peer in peers if closed(peer[0])]
+            assert len(ours_closed) == 14
+            assert busy not in ours_closed
+            assert used_before not in ours_closed
+            assert watch.closed == 14
+
+
+def closed(peer: socket.socket) -> bool:
+    peer.settimeout(0.05)
+    try:
+        return peer.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("configured", "descriptors", "addresses", "limit"),
+    [
+        (0, 1024, 1, 768),
+        (0, 1024, 3, 256),
+        (0, 65_536, 1, 4096),
+        (100, 65_536, 2, 100),
+        (0, 64, 2, 16),
+    ],
+)
+def test_descriptors_are_left_for_files(
+    configured: int, descriptors: int, addresses: int, limit: int
+) -> None:
+    assert connection_limit(configured, descriptors, addresses) == limit
