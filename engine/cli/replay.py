@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `modelsat replay`."""
     command.usage = "modelsat replay LOG [LOG ...] --out DIR [options]"
-    text = "log of requests (.jsonl, .jsonl.gz or .parquet); file names or glob patterns"
+    text = "log of requests (JSONL, JSON, CSV or Parquet); file names or glob patterns"
     command.add_argument("log", nargs="+", metavar="LOG", help=text)
     text = "folder for the report and for finished chunks, from which a stopped run resumes"
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
@@ -51,10 +51,18 @@ def _add_policies(group: argparse._ArgumentGroup) -> None:
 def _add_columns(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     text = (
-        "where the log keeps FIELD, as in text=body.prompt (repeatable); FIELD is messages, text,"
-        " candidate, cost, outcome, time or decision"
+        "where the log keeps FIELD, as in text=body.prompt (repeatable); FIELD is body, messages,"
+        " text, candidate, cost, outcome, time, decision, session, input_tokens, output_tokens or"
+        " latency"
     )
     add("--map-column", action="append", default=[], metavar="FIELD=COLUMN", help=text)
+    text = (
+        "program that wrote the log: litellm, langfuse, helicone, openrouter, opentelemetry,"
+        " modelsat or plain (default: known by each record's columns)"
+    )
+    add("--format", default="", metavar="NAME", help=text)
+    text = "encoding of text files (default: UTF-8, or by their byte order mark)"
+    add("--encoding", default="", metavar="NAME", help=text)
     text = "the candidate that the log calls LOGGED (repeatable)"
     add("--candidate-alias", action="append", default=[], metavar="LOGGED=ID", help=text)
     text = "recorded outcomes of the server, matched by the log's decision IDs"
@@ -75,7 +83,9 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    from engine.datasets.rows import TextFormat
     from engine.replay import plots, policies, scoring, workers
+    from engine.replay.formats import log_format
     from engine.replay.log import columns_with, expand
     from engine.replay.run import LogSource, replay
     from engine.replay.scoring import candidate_names
@@ -85,7 +95,15 @@ def _run(parsed: argparse.Namespace) -> None:
         plots.require_matplotlib()
     score = None if parsed.outcomes_db is None else recorded(parsed.outcomes_db)
     columns = columns_with(parsed.map_column)
-    log = LogSource(expand(parsed.log), columns, score, parsed.max_invalid_rows, parsed.chunk_size)
+    log = LogSource(
+        expand(parsed.log),
+        columns,
+        score,
+        parsed.max_invalid_rows,
+        parsed.chunk_size,
+        log_format(parsed.format) if parsed.format else None,
+        TextFormat(parsed.encoding),
+    )
     table = scoring.open_table(
         parsed.bundle, read_catalog(parsed.catalog or parsed.bundle / "zoo.json")
     )

@@ -1,45 +1,42 @@
-"""Read the requests of a log, one at a time, from JSONL (plain or gzip) or Parquet."""
+"""Read the requests of a log, one at a time, from JSONL, JSON, CSV or Parquet.
+
+engine/replay/formats.py says which columns hold what. Only the instruction is required: a value of
+another column that cannot be read is dropped, and the request stays.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import is_utf8
 from engine.api.openai import ROLES, turns
-from engine.api.proto import check_text, last_user_turn
-from engine.client.requests import Turn
+from engine.api.proto import last_user_turn
+from engine.datasets.cells import CellError, decode, is_missing, number, score
+from engine.datasets.rows import check_file, undecoded
+from engine.replay.formats import (
+    COLUMNS,
+    PLAIN,
+    Columns,
+    LogFormat,
+    columns_of,
+    detect,
+    find,
+    first,
+)
 from engine.serving.settings import Settings
 
-MAX_LINE = 64 << 20  # bytes; longer lines are invalid and never held whole
-PARQUET_ROWS = 256  # held at a time
-JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+__all__ = ["COLUMNS", "PastRequest", "columns_with", "expand", "past_request"]
 
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a log, or a row of a Parquet file.
-
-    record: None if `problem` says why there is none. number: of the line or row, from 1. position:
-    share of the file that was read so far, in [0, 1].
-    """
-
-    file: str
-    number: int
-    record: dict[str, Any] | None
-    problem: str
-    position: float
+MAX_TEXT_BYTES = Settings().max_text_bytes  # as a server with default settings accepts
+MIN_EPOCH_MS = 1e11  # epoch times from here on are milliseconds, then micro- and nanoseconds
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -54,13 +51,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         names = [pattern] if Path(pattern).is_file() else _matching(pattern)
         if not names:
             problems.append(Violation(pattern, "matches no file."))
-        for name in names:
-            if not name.endswith((*JSONL, ".parquet")):
-                known = ", ".join((*JSONL, ".parquet"))
-                problems.append(Violation(name, f"has an unknown format; expected {known}."))
-            files[Path(name)] = None
-    if any(file.suffix == ".parquet" for file in files) and not find_spec("pyarrow"):
-        problems.append(Violation(".parquet", "needs pyarrow; pip install '.[replay]'."))
+        problems += [problem for name in names if (problem := check_file(name))]
+        files |= dict.fromkeys(map(Path, names))
     if problems:
         raise InvalidInputError(*problems)
     return list(files)
@@ -74,91 +66,14 @@ def _matching(pattern: str) -> list[str]:
     )
 
 
-def read_lines(file: Path, columns: Collection[str]) -> Iterator[Line]:
-    """Read every record of `file` in order; columns: the top-level ones that are needed.
-
-    Raises:
-        InvalidInputError: the file itself cannot be read.
-    """
-    number = 0
-    try:
-        lines = _parquet(file, columns) if file.suffix == ".parquet" else _jsonl(file)
-        for line in lines:
-            number = line.number
-            yield line
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidInputError(
-            Violation(str(file), f"cannot be read after row {number} ({error}).")
-        ) from error
-
-
-def _jsonl(file: Path) -> Iterator[Line]:
-    size = max(1, file.stat().st_size)
-    with file.open("rb") as raw:
-        packed = file.suffix == ".gz"
-        lines = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
-        number = 0
-        while line := lines.readline(MAX_LINE):
-            number += 1
-            whole = len(line) < MAX_LINE or line.endswith(b"\n")
-            while len(line) == MAX_LINE and not line.endswith(b"\n"):
-                line = lines.readline(MAX_LINE)
-            record, problem = _parse(line) if whole else (None, f"is longer than {MAX_LINE} bytes")
-            if record is not None or problem:
-                yield Line(str(file), number, record, problem, min(1.0, raw.tell() / size))
-
-
-def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    """Parse a line into (record, problem); an empty line has neither."""
-    if not line.strip():
-        return None, ""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        # Not str(error): of a UnicodeDecodeError it would quote the line.
-        return None, f"not valid JSON ({type(error).__name__})"
-    if not isinstance(record, dict):
-        return None, f"is a JSON {type(record).__name__}, expected an object"
-    return record, ""
-
-
-def _parquet(file: Path, columns: Collection[str]) -> Iterator[Line]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    number = 0
-    try:
-        with ParquetFile(file) as table:
-            total = max(1, table.metadata.num_rows)
-            kept = [name for name in table.schema_arrow.names if name in columns]
-            for batch in table.iter_batches(PARQUET_ROWS, columns=kept, use_threads=False):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield Line(str(file), number, record, "", number / total)
-    except (ArrowException, ValueError) as error:
-        raise EOFError(f"{type(error).__name__}: {error}") from error
-
-
-# A field is read from the first of these columns that has a value; --map-column sets another.
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "text": ("text", "prompt", "instruction", "input", "query"),
-    "candidate": ("candidate", "model", "selected"),
-    "cost": ("cost_usd", "cost", "spend"),
-    "outcome": ("outcome", "score"),
-    "time": ("time", "timestamp", "created", "startTime"),
-    "decision": ("decision_id",),
-}
-MAX_TEXT_BYTES = Settings().max_text_bytes  # as a server with default settings accepts
-MIN_EPOCH_MS = 1e11  # epoch times from here on are milliseconds
-
-
 @dataclass(frozen=True)
 class PastRequest:
     """A request of the log.
 
     text, context_chars: see Router.route. candidate: its name in the log, empty if there is none.
-    cost: US dollars. outcome: in [0, 1]. time: epoch seconds. NaN means not logged.
+    cost: US dollars. outcome: in [0, 1]. time: epoch seconds. NaN means not logged. other_names:
+    what the log also calls the candidate. input_tokens, output_tokens, latency_s, session: as
+    logged, NaN or empty if not. dropped: columns whose values could not be read.
     """
 
     text: str
@@ -167,6 +82,12 @@ class PastRequest:
     cost: float
     outcome: float
     time: float
+    other_names: tuple[str, ...] = ()
+    input_tokens: float = math.nan
+    output_tokens: float = math.nan
+    latency_s: float = math.nan
+    session: str = ""
+    dropped: tuple[str, ...] = ()
 
 
 def columns_with(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -182,123 +103,225 @@ def columns_with(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
                 )
             )
         columns[name] = (path,)
+        if name in INSTRUCTION:  # the others would win over the column that is asked for
+            mapped = [p.partition("=")[0] for p in pairs]
+            columns |= {other: () for other in INSTRUCTION if other not in mapped}
     if problems:
         raise InvalidInputError(*problems)
     return columns
 
 
-def top_level(columns: Mapping[str, Sequence[str]]) -> set[str]:
-    """List the top-level columns of a table that contain `columns`."""
-    paths = [path for some in columns.values() for path in some]
-    return {*paths, *(path.split(".")[0] for path in paths)}
+INSTRUCTION = ("body", "messages", "text")
 
 
 def past_request(
     record: Mapping[str, Any],
-    columns: Mapping[str, Sequence[str]],
+    columns: Columns,
     outcome_of: Callable[[str, str], float] | None = None,
+    form: LogFormat | None = None,
 ) -> PastRequest | str:
     """Read the request of a record, or say what is wrong in a sentence that never quotes its text.
 
-    outcome_of: (decision id, candidate) -> outcome or NaN, for a record without an outcome.
+    outcome_of: (decision id, candidate) -> outcome or NaN, for a record without an outcome. form:
+    None detects it.
     """
-    values = {name: _first(record, paths) for name, paths in columns.items()}
+    form = form or detect(record)
+    columns = columns_of(form, columns)
     try:
-        text, context_chars = _instruction(values, columns)
-        outcome = _number(values["outcome"], "outcome")
-        cost = _number(values["cost"], "cost")
-        if outcome < 0 or outcome > 1:
-            raise ValueError("outcome is outside [0, 1]")
-        if cost < 0 or cost == math.inf:
-            raise ValueError("cost is not an amount of US dollars")
-        seconds = _seconds(values["time"])
+        text, context_chars = _instruction(record, columns, form)
     except InvalidInputError as error:
         return str(error)
     except ValueError as error:
         return f"{error}."
-    candidate = str(values["candidate"] or "").removeprefix(NAME_PREFIX)
-    if math.isnan(outcome) and outcome_of is not None:
-        outcome = outcome_of(str(values["decision"]), candidate)
-    return PastRequest(text, context_chars, candidate, cost, outcome, seconds)
+    dropped: list[str] = []
 
-
-def _first(record: Mapping[str, Any], paths: Sequence[str]) -> Any:
-    """Find the value of the first path that has one; a dot steps into an object."""
-    for path in paths:
-        value: Any = record.get(path)
-        if value is None and "." in path:
-            value = record
-            for step in path.split("."):
-                value = value.get(step) if isinstance(value, Mapping) else None
-        if not _is_empty(value):
-            return value
-    return None
-
-
-def _is_empty(value: Any) -> bool:
-    """True for what a table has in a column if a record has no value for it."""
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str | list | dict) and not value)
-
-
-def _instruction(
-    values: Mapping[str, Any], columns: Mapping[str, Sequence[str]]
-) -> tuple[str, int]:
-    messages, text = values["messages"], values["text"]
-    if messages is not None:
-        said = [(turn.role == "user", turn.text) for turn in _turns(messages)]
-        return last_user_turn(said, MAX_TEXT_BYTES)
-    if not isinstance(text, str):
-        tried = ", ".join((*columns["messages"], *columns["text"]))
-        raise ValueError(f"has no instruction in any of the columns {tried}")
-    _require_utf8(text)
-    check_text(text, MAX_TEXT_BYTES)
-    return text, 0
-
-
-def _require_utf8(text: str) -> None:
-    if not is_utf8(text):  # protobuf would quote it
-        raise ValueError("the instruction is not valid UTF-8")
-
-
-def _turns(messages: Any) -> list[Turn]:
-    """Read messages in OpenAI's format, as a list or as its JSON text."""
-    if isinstance(messages, str):
+    def optional(name: str, read: Callable[[Any], float]) -> float:
+        column, value = first(record, columns[name])
         try:
-            messages = json.loads(messages)
+            found = read(value)
         except ValueError:
-            raise ValueError("messages is not JSON") from None
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise ValueError("messages is not a list of objects")
-    for i, message in enumerate(messages):
-        if str(message.get("role")) not in ROLES:
-            raise ValueError(f"messages[{i}].role is not one of {', '.join(ROLES)}")
-    said = [Turn(role, text) for role, text in turns({"messages": messages})]
-    for turn in said:
-        _require_utf8(turn.text)
-    return said
+            dropped.append(column)
+            return math.nan
+        return found / 1e3 if column.endswith("_ms") else found
+
+    names = _names(record, columns["candidate"])
+    outcome = optional("outcome", _outcome)
+    if math.isnan(outcome) and outcome_of is not None:
+        _, decision = first(record, columns["decision"])
+        outcome = outcome_of(str(decision), names[0] if names else "")
+    return PastRequest(
+        text,
+        context_chars,
+        names[0] if names else "",
+        optional("cost", _amount),
+        outcome,
+        optional("time", _seconds),
+        tuple(names[1:]),
+        optional("input_tokens", _amount),
+        optional("output_tokens", _amount),
+        optional("latency", _amount),
+        str(first(record, columns["session"])[1] or "")[:200],
+        tuple(dropped),
+    )
 
 
-def _number(value: Any, name: str) -> float:
-    """Read a number; NaN if there is none."""
-    if value is None:
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} is not a number") from None
+def _names(record: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+    """List what the log calls the candidate, each once."""
+    names: dict[str, None] = {}
+    for path in paths:
+        _, value = first(record, (path,))
+        if isinstance(value, str | int) and is_utf8(str(value)):
+            names[str(value).strip().removeprefix(NAME_PREFIX)] = None
+    return list(names)
+
+
+# --- the instruction -------------------------------------------------------------------------
+
+
+def _instruction(record: Mapping[str, Any], columns: Columns, form: LogFormat) -> tuple[str, int]:
+    """Read the first column that holds a request; raises ValueError if none does."""
+    problem = ""
+    order = ("messages", "body", "text") if form == PLAIN else INSTRUCTION
+    tried = [path for name in order for path in columns[name]]
+    for path in tried:
+        try:
+            value = decode(find(record, path))
+            if is_missing(value) or (isinstance(value, str) and not value.strip()):
+                continue
+            siblings = {n: decode(record[n]) for n in BODY_FIELDS if not is_missing(record.get(n))}
+            body = {**siblings, **as_body(value)}
+        except CellError as error:
+            problem = problem or f"column {path} {error}"
+            continue
+        return _read(body)
+    hint = f"; {form.no_text}" if form.no_text else ""
+    raise ValueError(
+        problem or f"has no instruction in any of the columns {', '.join(tried)}{hint}"
+    )
+
+
+# Fields of a request body that a record may hold next to its messages. They say what is needed.
+BODY_FIELDS = ("system", "tools", "functions", "response_format", "tool_choice", "instructions")
+# A body has one of these; an object with one of the texts instead is a question alone.
+BODY_KEYS = ("messages", "contents", "input", "prompt", "inputText", "instructions")
+QUESTION_KEYS = ("question", "query", "instruction", "text", "user_input", "user_query")
+_ROLE_NAMES = {
+    **{"human": "user", "HumanMessage": "user", "ai": "assistant", "AIMessage": "assistant"},
+    **{"model": "assistant", "SystemMessage": "system", "ToolMessage": "tool"},
+}
+
+
+def as_body(value: Any) -> dict[str, Any]:
+    """Return a request body for a text, a list of messages or texts, or a body.
+
+    Raises CellError for anything else.
+    """
+    if isinstance(value, bytes):
+        try:
+            value = decode(value.decode())
+        except UnicodeDecodeError:
+            raise CellError("holds bytes that are not UTF-8") from None
+    if isinstance(value, str):
+        return {"prompt": value}
+    if isinstance(value, list):
+        if all(isinstance(item, str) for item in value):
+            return {"prompt": "\n".join(value)}
+        if not all(isinstance(item, Mapping) for item in value):
+            raise CellError("holds a list that is not one of messages")
+        items = [_message(item) for item in value]
+        no_role = [i for i, item in enumerate(items) if str(item.get("role")) not in ROLES]
+        if not no_role:
+            return {"messages": items}
+        if all("role" not in items[i] and isinstance(items[i].get("type"), str) for i in no_role):
+            return {"input": items}  # of the responses API
+        raise CellError(f"[{no_role[0]}].role is not one of {', '.join(ROLES)}")
+    if isinstance(value, Mapping):
+        if "role" in value and ("content" in value or "parts" in value):
+            return as_body([value])
+        if isinstance(listed := decode(value.get("messages")), list):
+            if listed and isinstance(listed[0], list):  # LangChain calls with batches of one
+                listed = listed[0]
+            return {**value, **as_body(listed)}
+        for key in BODY_KEYS:
+            if not is_missing(value.get(key)):
+                inner = decode(value[key])
+                nested = isinstance(inner, Mapping) and key in ("input", "prompt")
+                return as_body(inner) if nested and not inner.get("id") else {**value, key: inner}
+        for key in QUESTION_KEYS:
+            if isinstance(value.get(key), str) and value[key].strip():
+                return {"prompt": value[key]}
+        raise CellError("holds an object that is no request body")
+    raise CellError("holds no text")
+
+
+def _message(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the roles of LangChain and Gemini; unpack LangChain's serialized messages."""
+    inner = item.get("kwargs")
+    if isinstance(inner, Mapping) and isinstance(item.get("id"), list) and item["id"]:
+        item = {"type": str(item["id"][-1]), **inner}
+    role = item.get("role", item.get("type"))
+    known = _ROLE_NAMES.get(role, role) if isinstance(role, str) else ""
+    return {**item, "role": known} if known in ROLES else dict(item)
+
+
+def _read(body: Mapping[str, Any]) -> tuple[str, int]:
+    said = turns(body)
+    for _, text in said:
+        if not is_utf8(text):  # protobuf would quote it
+            raise ValueError(undecoded(text) or "the instruction is not valid UTF-8")
+    return last_user_turn([(role == "user", text) for role, text in said], MAX_TEXT_BYTES)
+
+
+# --- numbers and times -----------------------------------------------------------------------
+
+
+def _outcome(value: Any) -> float:
+    """Read a score in [0, 1], also from a list or object that holds no other one."""
+    found = decode(value)
+    if isinstance(found, Mapping):
+        found = [{"value": inner} for inner in found.values()]
+    if isinstance(found, list) and found:
+        if len(found) > 1 or not isinstance(found[0], Mapping):
+            raise CellError("holds several scores")
+        found = found[0].get("value")
+        found = found.get("value") if isinstance(found, Mapping) else found
+    return score(found)
+
+
+def _amount(value: Any) -> float:
+    found = number(decode(value))
+    if found < 0 or found == math.inf:
+        raise CellError("is not an amount")
+    return found
 
 
 def _seconds(value: Any) -> float:
-    """Read epoch seconds from a number, ISO 8601 text or Parquet timestamp; UTC without a zone."""
+    """Read epoch time in any unit, ISO 8601, RFC 2822 or a timestamp; UTC if no zone is given."""
     if isinstance(value, str):
-        with suppress(ValueError):  # perhaps a number as text
-            value = datetime.fromisoformat(value)
+        value = _moment(value.strip())
     if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    seconds = _number(value, "time")
-    seconds = seconds / 1e3 if seconds >= MIN_EPOCH_MS else seconds
+        try:
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        except OverflowError:
+            raise CellError("is no time") from None
+    seconds = number(value)
+    for _ in range(3):
+        seconds = seconds / 1e3 if seconds >= MIN_EPOCH_MS else seconds
     if seconds < 0 or seconds >= MIN_EPOCH_MS:
-        raise ValueError("time is neither epoch seconds nor milliseconds")
+        raise CellError("is neither epoch seconds nor a smaller unit")
     return seconds
+
+
+def _moment(text: str) -> datetime | str:
+    """Parse a date; the text itself if it is none, as it may be a number."""
+    for zone in (" UTC", " GMT", " Z"):
+        if text.endswith(zone) and text[:4].isdecimal():
+            text = f"{text.removesuffix(zone)}+00:00"
+    try:
+        return text if text.isdecimal() else datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return text

@@ -45,6 +45,11 @@ def summary_lines(report: Report) -> Iterator[str]:
     yield _read(report)
     if log["unknown_candidates"]:
         yield _unknown(log["unknown_candidates"])
+    if log["dropped_values"]:
+        counts = ", ".join(f"{column} ({n})" for column, n in log["dropped_values"].items())
+        yield f"Values that could not be read were left out, the requests kept: {counts}."
+    if log["other_records"]:
+        yield f"{log['other_records']} records are no requests to an LLM, so they are skipped."
     if log["without_candidate"]:
         yield f"{log['without_candidate']} requests have no candidate in the log."
     if logged["logged_cost_usd"]["rows"]:

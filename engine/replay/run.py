@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,9 @@ import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.prompt import PROMPT_VERSION
-from engine.replay.log import PastRequest, past_request, read_lines, top_level
+from engine.datasets.rows import Row, TextFormat, read_rows
+from engine.replay.formats import NAMES, FormatReader, LogFormat, top_level
+from engine.replay.log import PastRequest, past_request
 from engine.replay.report import Sample, frontier, report
 from engine.replay.scoring import (
     CandidateNames,
@@ -37,7 +41,8 @@ class LogSource:
     """What is read, and how.
 
     columns: see engine/replay/log.py. outcome_of: looks up outcomes that the log does not hold.
-    max_invalid_rows: lines that may be skipped. chunk: requests per chunk.
+    max_invalid_rows: lines that may be skipped. chunk: requests per chunk. form: format of every
+    record; None detects it record by record. text: see TextFormat.
     """
 
     files: Sequence[Path]
@@ -45,14 +50,32 @@ class LogSource:
     outcome_of: OutcomeLookup | None = None
     max_invalid_rows: int = 1000
     chunk: int = 128
+    form: LogFormat | None = None
+    text: TextFormat | None = None
 
 
 @dataclass
-class InvalidRows:
-    """Lines that were skipped; the first MAX_LISTED_ROWS of them are listed."""
+class LogNotes:
+    """What was met while reading the log.
+
+    count, lines: rows that were skipped; the first MAX_LISTED_ROWS of them are listed. dropped:
+    column -> values that could not be read. logged: name -> [rows, sum] of figures in the log.
+    """
 
     count: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    logged: dict[str, list[float]] = field(default_factory=dict)
+    formats: Mapping[str, int] = field(default_factory=dict)
+    other_records: int = 0
+
+    def add(self, request: PastRequest) -> None:
+        """Count what a request has."""
+        self.dropped.update(request.dropped)
+        for name in ("input_tokens", "output_tokens", "latency_s"):
+            if not math.isnan(value := getattr(request, name)):
+                entry = self.logged.setdefault(name, [0, 0.0])
+                entry[0], entry[1] = entry[0] + 1, entry[1] + value
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,7 @@ def replay(
         InvalidInputError: the log cannot be read, has no request, or has more than
             log.max_invalid_rows invalid lines. The scores so far are kept.
     """
-    invalid, sample = InvalidRows(), Sample()
+    invalid, sample = LogNotes(), Sample()
     checkpoint = Checkpoint(scores, job)
     parts: dict[int, ResultArrays] = {}
     finished = 0
@@ -102,7 +125,7 @@ def replay(
 
 
 def _process(
-    log: LogSource, invalid: InvalidRows, checkpoint: Checkpoint, execute: Execute
+    log: LogSource, invalid: LogNotes, checkpoint: Checkpoint, execute: Execute
 ) -> Iterator[tuple[Chunk, ChunkResult]]:
     """Process every chunk; a result's new scores are on disk before it is yielded."""
     waiting: dict[int, Chunk] = {}
@@ -125,7 +148,7 @@ def _process(
         yield chunk, result
 
 
-def _chunks(log: LogSource, invalid: InvalidRows) -> Iterator[Chunk]:
+def _chunks(log: LogSource, invalid: LogNotes) -> Iterator[Chunk]:
     number = first = 0
     requests: list[PastRequest] = []
     position = 0.0
@@ -138,21 +161,37 @@ def _chunks(log: LogSource, invalid: InvalidRows) -> Iterator[Chunk]:
         yield Chunk(number, first, requests, position)
 
 
-def _requests(log: LogSource, invalid: InvalidRows) -> Iterator[tuple[PastRequest, float]]:
+def _requests(log: LogSource, invalid: LogNotes) -> Iterator[tuple[PastRequest, float]]:
     needed = top_level(log.columns)
+    reader = FormatReader(log.form)
+    invalid.formats = reader.counts
     sizes = [file.stat().st_size for file in log.files]
     before, total = 0, max(1, sum(sizes))
     for file, size in zip(log.files, sizes, strict=True):
-        for line in read_lines(file, needed):
-            parsed = line.problem or past_request(line.record or {}, log.columns, log.outcome_of)
-            if isinstance(parsed, PastRequest):
-                yield parsed, (before + line.position * size) / total
-            else:
-                _skip(log, invalid, {"file": line.file, "line": line.number, "problem": parsed})
+        for row in read_rows(file, needed, log.text):
+            place = {"file": row.file, "line": row.number}
+            for parsed in _parsed(row, log, reader):
+                if isinstance(parsed, PastRequest):
+                    invalid.add(parsed)
+                    yield parsed, (before + row.position * size) / total
+                else:
+                    _skip(log, invalid, {**place, "problem": parsed})
         before += size
+        invalid.other_records = reader.skipped
 
 
-def _skip(log: LogSource, invalid: InvalidRows, line: dict[str, Any]) -> None:
+def _parsed(row: Row, log: LogSource, reader: FormatReader) -> list[PastRequest | str]:
+    """Read the requests of a row, or say what is wrong with each."""
+    if row.record is None:
+        return [row.problem]
+    try:
+        requests = list(reader.requests(row.record))
+        return [past_request(r, log.columns, log.outcome_of, form) for form, r in requests]
+    except RecursionError:
+        return ["holds JSON that is nested too deeply"]
+
+
+def _skip(log: LogSource, invalid: LogNotes, line: dict[str, Any]) -> None:
     invalid.count += 1
     if len(invalid.lines) < MAX_LISTED_ROWS:
         invalid.lines.append(line)
@@ -167,22 +206,30 @@ def _skip(log: LogSource, invalid: InvalidRows, line: dict[str, Any]) -> None:
         )
 
 
-def _empty_log(log: LogSource, invalid: InvalidRows) -> InvalidInputError:
+def _empty_log(log: LogSource, invalid: LogNotes) -> InvalidInputError:
     files = ", ".join(map(str, log.files[:3]))
     lines = f"{invalid.count} lines are invalid, the first: {_first(invalid)}"
-    return InvalidInputError(
-        Violation(files, f"has no request. {lines if invalid.count else ''}".strip())
-    )
+    if invalid.count:
+        return InvalidInputError(Violation(files, f"has no request. {lines}"))
+    formats = f"Formats known by name: {', '.join(NAMES)} (--format)."
+    return InvalidInputError(Violation(files, f"has no request. {formats}"))
 
 
-def _first(invalid: InvalidRows) -> str:
+def _first(invalid: LogNotes) -> str:
     return "; ".join(f"{x['file']}:{x['line']}: {x['problem']}" for x in invalid.lines[:3])
 
 
-def _log_summary(invalid: InvalidRows, names: CandidateNames) -> dict[str, Any]:
+def _log_summary(invalid: LogNotes, names: CandidateNames) -> dict[str, Any]:
     ordered = sorted(names.unknown.items(), key=lambda pair: (-pair[1], pair[0]))
     return {
         "invalid_rows": {"count": invalid.count, "first": invalid.lines},
+        "formats": dict(sorted(invalid.formats.items())),
+        "other_records": invalid.other_records,
+        "dropped_values": dict(sorted(invalid.dropped.items())),
+        "recorded": {
+            name: {"rows": int(rows), "sum": total}
+            for name, (rows, total) in sorted(invalid.logged.items())
+        },
         "without_candidate": names.unnamed,
         "unknown_candidates": dict(ordered),
     }

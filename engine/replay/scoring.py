@@ -270,9 +270,15 @@ class CandidateNames:
     unknown: Counter[str] = field(default_factory=Counter)
     unnamed: int = 0
 
-    def row(self, name: str) -> int:
-        """Look up the row of `name`; NO_CANDIDATE, and a count more, if there is none."""
-        row = self.rows.get(name, NO_CANDIDATE)
+    def row(self, name: str, other_names: Sequence[str] = ()) -> int:
+        """Look up the row of a candidate by its names; NO_CANDIDATE, and a count more, if there is
+        none. A provider before the name and a variant after it may be missing in the table, as in
+        openai/NAME and NAME:free."""
+        names = (name, *other_names)
+        bare = [n.split(":")[0].rpartition("/")[2] for n in names]
+        inner = [n.partition("/")[2] for n in names]
+        found = [self.rows[n] for n in (*names, *inner, *bare) if n in self.rows]
+        row = found[0] if found else NO_CANDIDATE
         if not name:
             self.unnamed += 1
         elif row == NO_CANDIDATE:
@@ -308,7 +314,7 @@ def result_arrays(
     requests: Sequence[PastRequest], names: CandidateNames, scores: Scores, decisions: Decisions
 ) -> ResultArrays:
     """Collect the arrays of one chunk."""
-    logged = np.array([names.row(r.candidate) for r in requests], dtype=np.int16)
+    logged = np.array([names.row(r.candidate, r.other_names) for r in requests], dtype=np.int16)
     costs = np.full(len(logged), np.nan)
     for i, row in enumerate(logged):
         if row != NO_CANDIDATE:
