@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult
+from engine.aptitude.answers import extract
 from engine.aptitude.journal import Reply
-from engine.aptitude.questions import LETTERS, Question, reference_tasks
+from engine.aptitude.questions import Question, reference_tasks
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.datasets.outcomes import keywords_of
 
@@ -130,100 +130,3 @@ def with_result(
     tags = tuple(sorted({*candidate.tags, PARTIAL})) if result.partial else candidate.tags
     length = None if answer_only else result.mean_output_tokens
     return replace(candidate, aptitude=aptitude, mean_output_tokens=length, tags=tags)
-
-
-# A letter by itself. Lower case counts only in brackets or before punctuation or the end, and a
-# capital A or I only where it does not begin a phrase: "the answer is a bit long", "I think".
-LETTER = (
-    r"(?:\(\s*([A-Za-z])\s*\)"
-    r"|([B-HJ-Z])(?![\w'’])"
-    r"|([AI])(?![\w'’])(?!\s+(?:think|would|believe|am|can|can't|cannot|do|don't|have|will)\b)"
-    r"|([a-z])(?=\s*(?:[.,;:)\]!]|$)))"
-)
-OPTION = r"(?:option|choice|answer|letter)"
-CHOICES = [
-    rf"\b(?i:{OPTION})(?i:\s+(?:to\s+.{{1,60}}?\s+)?(?:is|would\s+be|should\s+be|must\s+be"
-    rf"|has\s+to\s+be|will\s+be)|\s*[:=])\s*:?\s*(?i:(?:the\s+)?{OPTION}\s*:?\s+)?{LETTER}",
-    rf"\b(?i:(?:i|we)(?:['’]d|['’]ll|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with"
-    rf"|opt\s+for|answer))\s*:?\s*(?i:(?:the\s+)?{OPTION}\s+)?{LETTER}",
-    rf"\b(?i:{OPTION}\s+){LETTER}(?i:\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|true"
-    rf"|answer|accurate|appropriate))\b",
-    rf"(?:^|[\s(]){LETTER}[).:]?(?i:\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|answer))\b",
-    rf"\b(?i:correct|best|right|final)\s+(?i:{OPTION}|one)\s*(?i:is|:)?\s*{LETTER}",
-    rf"^\s*(?i:(?:the\s+)?answer)\s+{LETTER}[).:]*\s*$",
-    rf"\A(?i:{OPTION})\s+{LETTER}(?:[).:]+\s.*|[).:]*)\Z",
-]
-# A second letter after the first ("A or B"): not the I of "and I am sure", and after a comma only
-# if no clause begins there.
-SECOND_LETTER = re.compile(
-    r"\s*(?:(?:or|and|/|&)\s*(?!\s*I\s+[a-z])\(?\s*[A-Za-z]\s*\)?(?![\w'’])"
-    r"|,\s*\(?\s*[A-Z]\s*\)?(?=\s*(?:[,.;:/&)}\]!]|(?:or|and)\b|$)))",
-    re.MULTILINE,
-)
-BOXED = re.compile(r"\\boxed\s*\{\s*(.*?)\s*\}")
-LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
-REASONING_BLOCK = re.compile(
-    r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE
-)
-LEADING_LETTER = re.compile(r"\(?\s*([A-Za-z])\s*(?:[).:\]]+(?=\s|$)|$)", re.MULTILINE)
-CHOICE_PATTERNS = [re.compile(pattern, re.MULTILINE) for pattern in CHOICES]
-
-
-def extract(reply: str, options: Sequence[str]) -> str | None:
-    """Find the letter of the option that `reply` chooses; None if it chooses none, or several."""
-    text = _plain(reply)
-    if boxed := BOXED.findall(text):
-        return _in_box(boxed[-1], options)
-    text = text.replace("$", "")
-    matches = [match for pattern in CHOICE_PATTERNS for match in pattern.finditer(text)]
-    if matches:
-        last = max(matches, key=lambda match: (match.end(), -match.start()))
-        if _names_another(text, last):
-            return None
-        return _valid(next(g for g in last.groups() if g), options)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    starts = [match[1] for line in lines if (match := LEADING_LETTER.match(line))]
-    if len(starts) == 1 and (LEADING_LETTER.match(lines[0]) or LEADING_LETTER.fullmatch(lines[-1])):
-        return _valid(starts[0], options)
-    if starts and lines[-1].strip("(). ").upper() == starts[-1].upper():
-        return _valid(starts[-1], options)
-    return _by_text(lines[-1], options) if lines else None
-
-
-def _in_box(content: str, options: Sequence[str]) -> str | None:
-    """Read a boxed answer: a letter ("B", "(B)"), the text of an option, or both ("B. 4")."""
-    bare = content.strip("().$ ")
-    leading = LEADING_LETTER.match(content.strip("$ "))
-    if leading and not _names_another(content.strip("$ "), leading):
-        bare = leading[1]
-    return _valid(bare, options) or _by_text(content, options)
-
-
-def _plain(reply: str) -> str:
-    """Remove the reasoning that some models show, and markup."""
-    text = REASONING_BLOCK.sub("", reply)
-    text = re.sub(r"^.*</think(?:ing)?>", "", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.sub(r"[*`\"“”]|__|^#+\s*", "", text, flags=re.MULTILINE)
-    text = re.sub(r"['‘]([A-Za-z])['’]", r"\1", text)
-    return LATEX_TEXT.sub(r"\1", text).strip()
-
-
-def _names_another(text: str, match: re.Match[str]) -> bool:
-    """True if a second letter follows the first: "A or B"."""
-    return SECOND_LETTER.match(text, match.end()) is not None
-
-
-def _valid(letter: str, options: Sequence[str]) -> str | None:
-    upper = letter.upper()
-    return upper if len(upper) == 1 and upper in LETTERS[: len(options)] else None
-
-
-def _by_text(line: str, options: Sequence[str]) -> str | None:
-    """Find the one option whose text is `line`, or what follows "answer is" in it."""
-
-    def bare(words: str) -> str:
-        return " ".join(words.lower().split()).strip(" .")
-
-    tail = bare(re.split(r"\banswer\s*(?:is|:)\s*:?", line, flags=re.IGNORECASE)[-1])
-    same = [i for i, option in enumerate(options) if tail and bare(option) == tail]
-    return LETTERS[same[0]] if len(same) == 1 else None

@@ -20,7 +20,8 @@ import pytest
 from engine.api.candidate import Candidate, validate
 from engine.api.errors import InvalidInputError
 from engine.api.policy import Policy
-from engine.aptitude.grading import TaskScore, extract, grade, with_result
+from engine.aptitude.answers import extract
+from engine.aptitude.grading import TaskScore, grade, with_result
 from engine.aptitude.hub import from_rows
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import retry_after_s

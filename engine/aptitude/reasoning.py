@@ -1,0 +1,146 @@
+"""Cut the reasoning that some models show before their answer, in the notations of their templates.
+
+A section that is closed is cut. One that was opened and not closed is a reply that ended while the
+model was still thinking: it holds no answer, whatever it says.
+
+Notations (W: think, thinking, thought, reasoning and the like):
+
+    <W> ... </W>, also with a prefix (<seed:think>), with attributes, and as &lt;W&gt;
+    [W] ... [/W]                                       Mistral
+    ◁W▷ ... ◁/W▷                                       Kimi
+    <|begin_of_W|> ... <|end_of_W|>, <|START_W|> ...   OpenThinker, Cohere, and others
+    <|channel|>analysis ... <|channel|>final           the harmony format, also without its tokens
+    <|channel>W ... <channel|>, <unused94> ... <unused95>   Gemma
+    Here is my thought process: ... Here is my response:    Granite
+    Here are my reasoning steps: ... [BEGIN FINAL RESPONSE] Apriel
+    Thinking... ... ...done thinking.                       the command line of Ollama
+    <details type="reasoning"> ... </details>               chat front ends
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_WORD = (
+    r"(?:ant)?think(?:ing)?(?:_(?:faster|fast|process))?|thoughts?|thought_process|reason(?:ing)?"
+    r"|analysis|reflection|scratch_?pad|inner_monologue|cot|chain_of_thought|deliberation"
+)
+_BRACKETED = r"think(?:ing)?|thoughts?|reasoning"
+# Every alternative begins with a literal, and no repetition is open-ended: time is linear.
+_MARKERS = re.compile(
+    rf"<(?P<tag_end>/?)(?:[a-z]{{1,12}}:)?(?:{_WORD})(?:\s[^<>]{{0,80}})?>"
+    rf"|<[|｜](?P<token_end>/|end_?(?:of_?)?|)(?:begin_?(?:of_?)?|start_?(?:of_?)?)?"
+    rf"(?:{_WORD})[|｜]>"
+    r"|<[|｜](?P<channel>channel)[|｜]>\s{0,8}(?P<channel_name>[a-z]{1,20})"
+    rf"|<[|｜]channel>\s{{0,8}}(?P<gemma>{_WORD}|final)"
+    r"|(?P<gemma_end><channel[|｜]>)"
+    r"|<unused(?P<unused>9[45])>"
+    rf"|\[(?P<bracket_end>/?)(?:{_BRACKETED})\]"
+    rf"|[◁⟨](?P<triangle_end>/?)(?:{_WORD})[▷⟩]"
+    r"|(?P<response><[|｜](?:begin_?(?:of_?)?|start_?(?:of_?)?)(?:solution|response|answer)[|｜]>"
+    r"|\[begin final response\]|<response>)"
+    r"|here(?P<spoken>'s|’s| is| are)(?: is)? my (?P<spoken_of>thought process|thinking process"
+    r"|reasoning(?: steps| process)?|response):"
+    r"|<details\s[^<>]{0,80}?type=[\"']?(?P<details>reasoning|thinking)[^<>]{0,80}>"
+    r"|(?P<details_end></details>)"
+    r"|(?P<done>\.\.\.\s?done thinking\.)"
+)
+_KIND = re.compile("think|thought|reason|analysis|reflection|scratch|inner|cot|chain|deliber")
+_LEADING = re.compile(r"\s*(?:thinking\.\.\.\s*\n|(?P<harmony>analysis)(?=[A-Z]))", re.IGNORECASE)
+_HARMONY_FINAL = "assistantfinal"
+_OUTER_TOKENS = re.compile(
+    r"<[|｜](?:end_?of_?(?:solution|response|answer|text|turn)|end_?(?:response|answer)|start"
+    r"|end|return|message|channel|im_end|eot_id|endoftext)[|｜]>|<end_of_turn>|</s>"
+    r"|\[end final response\]|</response>",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """family: of the notation. kind: "open", "close", or "answer", which closes all sections."""
+
+    start: int
+    end: int
+    family: str
+    kind: str
+
+
+def without_reasoning(reply: str) -> str | None:
+    """Cut the reasoning sections of `reply`; None if one was opened and never closed.
+
+    The text before a closing mark that nothing opened is reasoning too: some chat templates write
+    the opening mark themselves.
+    """
+    text = reply.replace("&lt;", "<").replace("&gt;", ">") if "&lt;" in reply else reply
+    leading = _LEADING.match(text)
+    if leading and leading["harmony"] and text[leading.end("harmony")].isupper():
+        final = text.lower().rfind(_HARMONY_FINAL)
+        return None if final < 0 else text[final + len(_HARMONY_FINAL) :]
+    opened = ["ollama"] if leading and not leading["harmony"] else []
+    visible: list[str] = []
+    position = leading.end() if opened and leading else 0
+    for marker in _markers(text):
+        if marker.kind == "open":
+            if not opened:
+                visible.append(text[position : marker.start])
+            if marker.family not in opened:
+                opened.append(marker.family)
+        elif marker.kind == "answer":
+            visible, opened = [], []
+        elif marker.family in opened:
+            del opened[opened.index(marker.family) :]
+        elif opened:
+            continue
+        elif marker.family != "details":
+            visible = []
+        position = marker.end
+    if opened:
+        return None
+    return _OUTER_TOKENS.sub(" ", "".join([*visible, text[position:]]))
+
+
+def _markers(text: str) -> Iterator[_Marker]:
+    lowered = text.lower()
+    if len(lowered) != len(text):  # one character in all of Unicode grows when lowered
+        lowered = text.translate({0x130: "i"}).lower()
+    if not any(sign in lowered for sign in ("<", "[", "◁", "⟨", "here", "done")):
+        return
+    for match in _MARKERS.finditer(lowered):
+        named = match.groupdict()
+        family, kind = match.lastgroup or "", "open"
+        if (name := named["channel_name"]) is not None:
+            family, kind = "harmony", "answer" if name == "final" else "open"
+        elif (name := named["gemma"]) is not None:
+            family, kind = "gemma", "answer" if name == "final" else "open"
+        elif named["gemma_end"] is not None:
+            family, kind = "gemma", "close"
+        elif named["unused"] is not None:
+            family, kind = "unused", "open" if named["unused"] == "94" else "close"
+        elif named["response"] is not None:
+            kind = "answer"
+        elif named["spoken"] is not None:
+            family, kind = "spoken", "answer" if named["spoken_of"] == "response" else "open"
+            if lowered[max(0, match.start() - 9) : match.start()].split("\n")[-1].strip(" *#"):
+                continue  # in the middle of a sentence
+        elif named["details"] is not None or named["details_end"] is not None:
+            family, kind = "details", "open" if named["details"] else "close"
+        elif named["done"] is not None:
+            family, kind = "ollama", "close"
+        else:
+            family, kind = _pair(match)
+        yield _Marker(match.start(), match.end(), family, kind)
+
+
+def _pair(match: re.Match[str]) -> tuple[str, str]:
+    """Read a marker of a pair such as <think> and </think>: its family and kind."""
+    for name in ("tag_end", "token_end", "bracket_end", "triangle_end"):
+        if (closing := match[name]) is not None:
+            word = _KIND.search(match[0])
+            # thinking, thought and think close each other: models mix them up.
+            group = word[0] if word else ""
+            group = "think" if group == "thought" else group
+            return f"{name}:{group}", "close" if closing else "open"
+    raise AssertionError(match)
