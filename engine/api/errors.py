@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+LISTED_CANDIDATES = 3  # of one reason, by name; more are only counted
+
 
 class ModelsatError(Exception):
     """Base class of all errors."""
@@ -110,12 +112,23 @@ class ConflictError(ModelsatError):
 
 
 class NoEligibleCandidateError(ModelsatError):
-    """No candidate meets the hard constraints; `reasons` maps each candidate ID to the reason."""
+    """No candidate meets the hard constraints.
+
+    reasons: candidate ID -> reason, those that come closest to being eligible first. The message
+    has each reason once, so that the first ones are read however many candidates there are.
+    """
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        names: dict[str, list[str]] = {}
+        for name, reason in reasons.items():
+            names.setdefault(reason, []).append(name)
+        listed = []
+        for reason, group in names.items():
+            few = len(group) <= LISTED_CANDIDATES
+            subject = ", ".join(group) if few else f"{len(group)} of {len(reasons)}"
+            listed.append(f"{subject}: {reason}")
         super().__init__(
-            f"No candidate is eligible ({listed})."
+            f"No candidate is eligible. {'. '.join(listed)}."
             if reasons
             else "No candidate is registered; `modelsat candidates create FILE` registers one."
         )

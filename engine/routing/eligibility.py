@@ -26,7 +26,8 @@ Check = Callable[[Candidate, float | None], str]  # (candidate, expected cost) -
 class Eligible:
     """rows: (E,) table rows, ascending. costs: (E,) expected costs in US dollars, None if unknown.
 
-    excluded: candidate ID -> why it may not be selected.
+    excluded: candidate ID -> why it may not be selected. If all are excluded, those that come
+    closest to being eligible are first.
     """
 
     rows: Int64Array
@@ -94,8 +95,9 @@ def find_eligible(
         input_tokens: tokens that the selected candidate will read.
         default_output_tokens: output tokens to expect of a candidate that states no mean.
     """
-    rows, costs, excluded = [], [], {}
-    checks = _checks(policy, input_tokens + policy.expected_output_tokens)
+    rows, costs, excluded = [], [], dict[str, str]()
+    by_name = _name_checks(policy)
+    checks = by_name + _checks(policy, input_tokens + policy.expected_output_tokens)
     for row, candidate in enumerate(table.candidates):
         cost = candidate.expected_cost_usd(input_tokens, default_output_tokens)
         for check in checks:
@@ -105,6 +107,15 @@ def find_eligible(
         else:
             rows.append(row)
             costs.append(cost)
+    if not rows:
+        # A request that failed tells its sender what to change, so it counts how far each
+        # candidate is from being eligible. One that the sender named as unwanted comes last.
+        def distance(candidate: Candidate) -> tuple[int, int]:
+            cost = candidate.expected_cost_usd(input_tokens, default_output_tokens)
+            failed = [bool(check(candidate, cost)) for check in checks]
+            return sum(failed[: len(by_name)]), sum(failed)
+
+        excluded = {c.id: excluded[c.id] for c in sorted(table.candidates, key=distance)}
     return Eligible(np.array(rows, dtype=np.int64), tuple(costs), excluded)
 
 
@@ -135,15 +146,20 @@ def drop_non_finite(
     return Eligible(eligible.rows[finite], costs, eligible.excluded | dropped), p[finite]
 
 
-def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
-    """Return only the checks that `policy` requires, because they run on up to 1,000 candidates."""
+def _name_checks(policy: Policy) -> list[Check]:
+    """Return the checks of the policy's lists of candidates."""
     allowed, denied = frozenset(policy.allowed_candidates), frozenset(policy.denied_candidates)
     checks: list[Check] = []
     if allowed:
         checks.append(lambda c, _: "" if c.id in allowed else "not among the allowed candidates")
     if denied:
         checks.append(lambda c, _: "among the denied candidates" if c.id in denied else "")
-    checks.append(_window_check(needed_tokens))
+    return checks
+
+
+def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
+    """Return only the checks that `policy` requires, because they run on up to 1,000 candidates."""
+    checks = [_window_check(needed_tokens)]
     if policy.min_context_window:
         checks.append(lambda c, _: _window_below(c, policy.min_context_window))
     if modalities := frozenset(policy.required_modalities) - {IMPLIED_MODALITY}:

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.api.candidate import Candidate
-from engine.api.errors import InvalidInputError
+from engine.api.errors import InvalidInputError, NoEligibleCandidateError
 from engine.api.policy import Policy
-from engine.registry.table import make_table
+from engine.registry.table import Table, make_table
 from engine.routing.eligibility import find_eligible, validate_policy
 from engine.routing.ranking import rank
+from engine.serving.rpc.status import to_status
 
 COSTS = st.none() | st.floats(0, 10)
 POOL = st.lists(st.tuples(st.floats(0, 1), COSTS), min_size=1, max_size=12)
@@ -133,6 +134,55 @@ def test_hard_constraints_exclude_with_a_reason(policy: Policy, left: set[str], 
     assert {TABLE.candidates[row].id for row in found.rows} == left
     assert set(found.excluded) == {c.id for c in TABLE.candidates} - left
     assert not words or any(words in why for why in found.excluded.values())
+
+
+def pool_of(size: int) -> Table:
+    """Candidates m00, m01, ... of windows of 100, 101, ... tokens, every fifth with tools."""
+    pool = []
+    for i in range(size):
+        features = ("tools",) if i % 5 == 0 else ()
+        pool.append(Candidate(f"m{i:02}", (), context_window=100 + i, features=features))
+    return make_table(1, [(c, np.zeros(4, np.float32)) for c in pool], 4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "tokens", "first", "last"),
+    [
+        (
+            Policy(allowed_candidates=("m30",)),
+            5000,
+            "m30: context window is 130 tokens; the request needs 5000",
+            "44 of 45: not among the allowed candidates.",
+        ),
+        (
+            Policy(allowed_candidates=("m41", "m42"), required_features=("tools",)),
+            10,
+            "m41, m42: missing features: tools",
+            "43 of 45: not among the allowed candidates.",
+        ),
+        (
+            Policy(denied_candidates=tuple(f"m{i:02}" for i in range(44))),
+            500,
+            "m44: context window is 144 tokens; the request needs 500",
+            "44 of 45: among the denied candidates.",
+        ),
+        (
+            Policy(required_features=("tools",), max_input_usd_per_million=1.0),
+            10,
+            "9 of 45: input price unknown; policy sets a maximum",
+            "36 of 45: missing features: tools.",
+        ),
+    ],
+)
+def test_no_eligible_candidate_leads_with_those_that_meet_most_constraints(
+    policy: Policy, tokens: int, first: str, last: str
+) -> None:
+    found = find_eligible(pool_of(45), policy, tokens, default_output_tokens=400)
+    message = str(NoEligibleCandidateError(found.excluded))
+    assert message.startswith(f"No candidate is eligible. {first}")
+    assert message.endswith(last)
+    status = to_status(NoEligibleCandidateError(found.excluded))
+    assert first in status.message
 
 
 @pytest.mark.parametrize(
