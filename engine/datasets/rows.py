@@ -34,7 +34,7 @@ csv.field_size_limit(MAX_LINE)
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """A line of a JSONL file, an element of a JSON file, or a row of a table.
 
     number: from 1; a table's header is not counted. record: None if `problem` says why there is
@@ -78,7 +78,7 @@ def check_file(name: str) -> Violation | None:
 
 def read_rows(
     file: Path, columns: Collection[str] | None = None, text: TextFormat | None = None
-) -> Iterator[Row]:
+) -> Iterator[SourceRow]:
     """Yield every row of `file` in order.
 
     columns: the top-level columns to read of a Parquet file; None means all.
@@ -116,9 +116,9 @@ def undecoded(text: str, encoding: str = "UTF-8") -> str:
     )
 
 
-def _mark_torn(rows: Iterable[Row]) -> Iterator[Row]:
+def _mark_torn(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
     """Mark a problem with the last row of a file as torn."""
-    last: Row | None = None
+    last: SourceRow | None = None
     for row in rows:
         if last is not None:
             yield last
@@ -156,7 +156,7 @@ class _Unpacked(io.RawIOBase):
         return len(data)
 
 
-def _text_rows(file: Path, form: TextFormat) -> Iterator[Row]:
+def _text_rows(file: Path, form: TextFormat) -> Iterator[SourceRow]:
     size = max(1, file.stat().st_size)
     name, number = str(file), 0
     with file.open("rb") as raw:
@@ -180,9 +180,9 @@ def _text_rows(file: Path, form: TextFormat) -> Iterator[Row]:
         delimiter = form.delimiter or ("\t" if stem.suffix == ".tsv" else "")
         rows = _csv(text, delimiter) if is_table else _json(text)
         for number, record, problem in rows:
-            yield Row(name, number, record, problem, min(1.0, raw.tell() / size))
+            yield SourceRow(name, number, record, problem, min(1.0, raw.tell() / size))
         if unpacked is not None and unpacked.cut:
-            yield Row(name, number + 1, None, unpacked.cut, 1.0)
+            yield SourceRow(name, number + 1, None, unpacked.cut, 1.0)
 
 
 def _encoding(start: bytes, wanted: str) -> str:
@@ -346,7 +346,7 @@ def _header(line: str, delimiter: str) -> list[str]:
 # --- Parquet ---------------------------------------------------------------------------------
 
 
-def _parquet(file: Path, columns: Collection[str] | None) -> Iterator[Row]:
+def _parquet(file: Path, columns: Collection[str] | None) -> Iterator[SourceRow]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -358,6 +358,6 @@ def _parquet(file: Path, columns: Collection[str] | None) -> Iterator[Row]:
             for batch in table.iter_batches(PARQUET_ROWS, columns=kept, use_threads=False):
                 for record in batch.to_pylist():
                     number += 1
-                    yield Row(str(file), number, record, "", number / total)
+                    yield SourceRow(str(file), number, record, "", number / total)
     except (ArrowException, ValueError) as error:
         raise EOFError(f"{type(error).__name__}: {error}") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.prompt import PROMPT_VERSION
-from engine.datasets.rows import Row, TextFormat, read_rows
+from engine.datasets.rows import SourceRow, TextFormat, read_rows
 from engine.replay.formats import NAMES, FormatReader, LogFormat, top_level
 from engine.replay.log import PastRequest, past_request
 from engine.replay.report import Sample, frontier, report
@@ -180,7 +180,7 @@ def _requests(log: LogSource, invalid: LogNotes) -> Iterator[tuple[PastRequest, 
         invalid.other_records = reader.skipped
 
 
-def _parsed(row: Row, log: LogSource, reader: FormatReader) -> list[PastRequest | str]:
+def _parsed(row: SourceRow, log: LogSource, reader: FormatReader) -> list[PastRequest | str]:
     """Read the requests of a row, or say what is wrong with each."""
     if row.record is None:
         return [row.problem]

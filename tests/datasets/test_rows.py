@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.api.errors import InvalidInputError
-from engine.datasets.rows import Row, TextFormat, read_rows, undecoded
+from engine.datasets.rows import SourceRow, TextFormat, read_rows, undecoded
 
 ROWS = [{"a": "Café?", "b": "x"}, {"a": "two\nlines, and a comma", "b": ""}]
 
@@ -129,4 +129,6 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
         rows = list(read_rows(path))
     except InvalidInputError:
         return
-    assert all(isinstance(row, Row) and (row.record is None) == bool(row.problem) for row in rows)
+    assert all(
+        isinstance(row, SourceRow) and (row.record is None) == bool(row.problem) for row in rows
+    )

@@ -260,6 +260,27 @@ def test_optional_columns_never_cost_the_row(tmp_path: Path) -> None:
     assert line == "2 times: column benchmark was not usable, so 't' was taken"
 
 
+def test_logs_with_outcomes(tmp_path: Path) -> None:
+    """Scores of Langfuse, as its traces hold them; equal texts are one instruction."""
+    lines = [
+        {
+            "type": "GENERATION",
+            "usageDetails": {},
+            "input": json.dumps([{"role": "user", "content": text}]),
+            "model": model,
+            "scores": [{"name": "correct", "value": value}] if value is not None else [],
+        }
+        for text, model, value in [("A", "m", 1), ("A", "m", 0), ("A", "n", 1), ("B", "m", None)]
+    ]
+    path = table(tmp_path, "\n".join(map(json.dumps, lines)), "t.jsonl")
+    options = ImportOptions()
+    found = list(FORMATS["log"](path, options))
+    assert [(o.text, o.candidate, o.score) for o in found] == [("A", "m", 0.5), ("A", "n", 1.0)]
+    assert options.problems.summary() == ["1 times: a request has no candidate or no outcome"]
+    with pytest.raises(InvalidInputError, match=r"t\.jsonl, row 1: has no instruction"):
+        list(FORMATS["log"](path, ImportOptions(log_format="helicone")))
+
+
 def test_repeated_rows_count_once_and_contradictions_are_refused() -> None:
     rows = [Outcome("1", "b", "t", "m", s, f"x, row {i}") for i, s in enumerate((1.0, 1.0, 0.5))]
     problems = Problems()
@@ -284,7 +305,7 @@ RECORDS = st.dictionaries(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=st.lists(RECORDS | RECORDS.map(lambda r: {"doc": r, "acc": 1, **r}), max_size=3),
-    form=st.sampled_from(["table", "lm-eval", "routerbench"]),
+    form=st.sampled_from(["table", "lm-eval", "routerbench", "log"]),
 )
 def test_any_row_is_imported_or_refused(
     tmp_path: Path, records: list[dict[str, Any]], form: str

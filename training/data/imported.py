@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.datasets.cells import CellError, is_missing, plain_text, score
-from engine.datasets.rows import Row, TextFormat, read_rows, undecoded
+from engine.datasets.rows import SourceRow, TextFormat, read_rows, undecoded
 
 MAX_LISTED = 20
 
@@ -44,7 +44,7 @@ class Problems:
     dropped: Counter[str] = field(default_factory=Counter)
     count: int = 0
 
-    def skip(self, row: Row, column: str = "", problem: str = "") -> None:
+    def skip(self, row: SourceRow, column: str = "", problem: str = "") -> None:
         """Leave out a row, for its own problem or that of a column."""
         place = f"{row.file}, row {row.number}" + (f", column {column}" if column else "")
         violation = Violation(place, f"{problem or row.problem}.")
@@ -90,7 +90,7 @@ class ImportOptions:
     prompt: bool = False
     log_format: str = ""
 
-    def rows(self, path: Path) -> Iterator[Row]:
+    def rows(self, path: Path) -> Iterator[SourceRow]:
         """Yield the rows of a file that have a record.
 
         Raises InvalidInputError at the end if too many rows were left out, by the caller too.

@@ -4,6 +4,7 @@
     python -m training.data.importers routerbench routerbench_0shot.pkl --out DIR
     python -m training.data.importers embedllm train.csv --out DIR
     python -m training.data.importers lm-eval RESULTS_DIR --out DIR [--filter NAME]
+    python -m training.data.importers log traces.jsonl --out DIR
     python -m training.data.importers modelsat outcomes.sqlite --out DIR
 
 table        a row per outcome: instruction (or text, prompt), candidate (or model), score.
@@ -11,6 +12,8 @@ routerbench  withmartian/routerbench of the Hugging Face hub, a column per model
              pickle, which can run code: import only what you trust. CSV and Parquet are safe.
 embedllm     RZ412/EmbedLLM, a row per outcome.
 lm-eval      what lm-evaluation-harness writes with --log_samples, a folder per model.
+log          logs that hold outcomes, of LiteLLM, Langfuse, Helicone, OpenTelemetry and others, as
+             `modelsat replay` reads them; the mean score of each candidate on each text.
 modelsat     outcomes that a server recorded (RecordOutcome), if their text was sent along.
 
 A cell that holds a list, JSON or chat messages as text is decoded. What cannot be read is refused
@@ -22,6 +25,7 @@ Files are local; `huggingface-cli download --repo-type dataset ID` downloads the
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,9 +33,11 @@ from typing import Any
 
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
 from engine.datasets.outcomes import read_outcomes
-from engine.datasets.rows import Row, TextFormat
+from engine.datasets.rows import SourceRow, TextFormat
 from engine.registry.outcome_export import BENCHMARK, group_by_text
 from engine.registry.stores.outcomes import read_recorded
+from engine.replay.formats import COLUMNS, FormatReader, log_format
+from engine.replay.log import past_request
 from training.data.imported import (
     ColumnError,
     ImportOptions,
@@ -113,7 +119,7 @@ def from_routerbench(path: Path, options: ImportOptions | None = None) -> Iterat
             yield Outcome(name, benchmark, text, model, measured, place)
 
 
-def _pickled(path: Path, options: ImportOptions) -> Iterator[Row]:
+def _pickled(path: Path, options: ImportOptions) -> Iterator[SourceRow]:
     """Yield the rows of a pickled pandas frame."""
     import pandas as pd
 
@@ -124,8 +130,30 @@ def _pickled(path: Path, options: ImportOptions) -> Iterator[Row]:
         problem = f"cannot be read as a pickled table ({type(error).__name__})."
         raise InvalidInputError(Violation(str(path), problem)) from error
     for number, record in enumerate(records, start=1):
-        yield Row(str(path), number, record, "", number / len(records))
+        yield SourceRow(str(path), number, record, "", number / len(records))
     options.problems.check()
+
+
+def from_log(path: Path, options: ImportOptions | None = None) -> Iterator[Outcome]:
+    """Read a log as replay does: the mean outcome of each candidate on each text.
+
+    A request without candidate or outcome is counted and left out.
+    """
+    options = options or ImportOptions()
+    reader = FormatReader(log_format(options.log_format) if options.log_format else None)
+    means: dict[tuple[str, str], list[float]] = {}
+    for row in options.rows(path):
+        for form, record in reader.requests(row.record or {}):
+            request = past_request(record, COLUMNS, None, form)
+            if isinstance(request, str):
+                options.problems.skip(row, "", request.removesuffix("."))
+            elif not request.candidate or math.isnan(request.outcome):
+                options.problems.dropped["a request has no candidate or no outcome"] += 1
+            else:
+                key = (request.text, request.candidate)
+                means.setdefault(key, []).append(request.outcome)
+    for (text, candidate), scores in means.items():
+        yield Outcome(text, BENCHMARK, text, candidate, math.fsum(scores) / len(scores))
 
 
 def from_modelsat(path: Path, options: ImportOptions | None = None) -> Iterator[Outcome]:
@@ -144,6 +172,7 @@ FORMATS: Mapping[str, Callable[..., Iterator[Outcome]]] = {
     "routerbench": from_routerbench,
     "embedllm": from_table,
     "lm-eval": from_lm_eval,
+    "log": from_log,
     "modelsat": from_modelsat,
 }
 
@@ -169,10 +198,15 @@ def main() -> None:
         arguments.metric,
         arguments.run,
         arguments.text == "prompt",
+        arguments.log_format,
     )
+    outcomes = FORMATS[arguments.format](arguments.source, options)
     try:
-        outcomes = FORMATS[arguments.format](arguments.source, options)
         instructions, candidates = write_folder(without_repeats(outcomes, problems), arguments.out)
+    except InvalidInputError:
+        problems.invalid.clear()  # the error names them
+        problems.count = 0
+        raise
     finally:
         for line in problems.summary():
             print(f"warning: {line}", file=sys.stderr)
@@ -187,6 +221,8 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add("--encoding", default="", metavar="NAME", help="of text files (default: UTF-8, or its BOM)")
     text = "of CSV files (default: the one that gives the header most columns)"
     add("--delimiter", default="", metavar="CHAR", help=text)
+    text = "log: the program that wrote it, as in `modelsat replay --format`"
+    add("--log-format", default="", metavar="NAME", help=text)
     text = "lm-eval: the filter whose scores count, also as TASK=NAME (repeatable)"
     add("--filter", action="append", default=[], metavar="NAME", help=text)
     add("--template", default="", metavar="NAME", help="lm-eval: the prompt template that counts")

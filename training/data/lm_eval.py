@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.datasets.cells import CellError, decode, is_missing
-from engine.datasets.rows import Row, known_suffix
+from engine.datasets.rows import SourceRow, known_suffix
 from training.data.imported import ColumnError, ImportOptions, Outcome, read_score, read_text
 
 METRICS = ("exact_match", "acc_norm", "acc", "prompt_level_strict_acc", "pass@1", "f1", "score")
@@ -105,11 +105,11 @@ def _samples(file: Path, model: str, task: str, options: ImportOptions) -> Itera
         )
 
 
-def _place(row: Row) -> str:
+def _place(row: SourceRow) -> str:
     return f"{row.file}, row {row.number}"
 
 
-def _identifier(sample: Mapping[str, Any], row: Row, task: str) -> str:
+def _identifier(sample: Mapping[str, Any], row: SourceRow, task: str) -> str:
     for key in ("doc_id", "doc_hash"):
         if isinstance(sample.get(key), str | int):
             return f"{task}/{sample[key]}"
