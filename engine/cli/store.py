@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from engine.registry.stores.backup import back_up, restore
+from engine.registry.stores.location import location_problem
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -31,10 +32,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--candidates-db",
             required=True,
+            type=_location,
             metavar="DATABASE",
             help="candidate database of the server: an SQLite file or a postgresql:// URL",
         )
         action.set_defaults(run=run)
+
+
+def _location(text: str) -> str:
+    if problem := location_problem(text.strip()):
+        raise argparse.ArgumentTypeError(problem)
+    return text.strip()
 
 
 def _backup(parsed: argparse.Namespace) -> None:

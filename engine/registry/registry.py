@@ -33,6 +33,7 @@ from engine.registry.stores.base import (
     StoreState,
     is_postgres,
 )
+from engine.registry.stores.location import location_problem
 from engine.registry.stores.sqlite import SqliteStore
 from engine.registry.table import CurrentTable, Table, make_table
 
@@ -369,7 +370,12 @@ def open_registry(
 def open_store(
     url: str, encoder_id: str, width: int, reencode_candidates: Encode | None, history_limit: int
 ) -> Store:
-    """Open an SQLite or PostgreSQL store; the arguments are those of SqliteStore."""
+    """Open an SQLite or PostgreSQL store; the arguments are those of SqliteStore.
+
+    Raises StoreError, also for a URL of an unknown kind.
+    """
+    if problem := location_problem(url):
+        raise StoreError(f"--candidates-db {problem}")
     if not is_postgres(url):
         return SqliteStore(Path(url), encoder_id, width, reencode_candidates, history_limit)
     try:

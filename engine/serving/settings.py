@@ -18,8 +18,8 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, MIB
 from engine.bundle.manifest import Device
 from engine.registry.stores.base import without_password
+from engine.serving.setting_values import address_problem, parse, quotable, variables
 
-ENVIRONMENT = "MODELSAT_"
 MILLION = 1_000_000
 EXTPROC_MAX_BODY_BYTES = 10 * MIB  # of one HTTP request
 OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
@@ -39,7 +39,6 @@ HTTP_HEADERS = (
     "transfer-encoding",
 )
 ADDRESSES = ("address", "admin_address", "metrics_address", "console_address", "extproc_address")
-BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def _of(default: Any, about: str, *, low: float = 0, high: float = 0, among: Any = ()) -> Any:
@@ -225,11 +224,12 @@ def resolve(
     values: dict[str, Any] = {}
     sources = {f.name: "default" for f in fields(Settings)}
     violations: list[Violation] = []
-    variables = {
-        k.removeprefix(ENVIRONMENT).lower(): v for k, v in environ.items() if _is_setting(k)
-    }
     defaults = {f.name: f.default for f in fields(Settings)}
-    for source, layer in ((str(file), _read(file)), ("environment", variables), ("flag", flags)):
+    for source, layer in (
+        (str(file), _read(file)),
+        ("environment", variables(environ)),
+        ("flag", flags),
+    ):
         for name, raw in layer.items():
             if raw is None:
                 continue
@@ -237,9 +237,10 @@ def resolve(
                 violations.append(Violation(name, f"in {source} is not a setting of this version."))
                 continue
             try:
-                values[name], sources[name] = _parse(defaults[name], raw), source
+                values[name], sources[name] = parse(name, defaults[name], raw), source
             except ValueError as error:
-                problem = f"in {source} is {str(raw)[:80]!r}; {error}"
+                said = f"is {str(raw)[:80]!r}; " if quotable(name, raw) else ""
+                problem = f"in {source} {said}{error}"
                 violations.append(Violation(flag(name), problem))
     settings = Settings(**values)
     try:
@@ -256,15 +257,6 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# Variables of the command line, the clients and the tests.
-_NOT_SETTINGS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL", "REQUIRE_TOOLS")
-
-
-def _is_setting(variable: str) -> bool:
-    name = variable.removeprefix(ENVIRONMENT)
-    return variable.startswith(ENVIRONMENT) and name not in _NOT_SETTINGS
-
-
 def _read(file: Path) -> Mapping[str, Any]:
     if not file.name:
         return {}
@@ -274,24 +266,6 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise InvalidInputError(
             Violation("--config", f"is {file}, which is not readable TOML ({error}).")
         ) from error
-
-
-def _parse(default: Any, raw: Any) -> Any:
-    """Convert `raw` to the type of `default`; raises ValueError that says what was expected."""
-    kind = type(default)
-    if kind is bool:
-        word = str(raw).lower()
-        if word not in BOOLEANS:
-            raise ValueError(f"expected one of {sorted(BOOLEANS)}.")
-        return BOOLEANS[word]
-    if isinstance(default, Path):
-        return Path(str(raw)) if str(raw) else Path()
-    if kind in (int, float) and isinstance(raw, bool):
-        raise ValueError("expected a number.")
-    try:
-        return kind(raw)
-    except (TypeError, ValueError):
-        raise ValueError(f"expected {'a whole' if kind is int else 'a'} number.") from None
 
 
 def _check_extproc(settings: Settings) -> list[Violation]:
@@ -331,8 +305,7 @@ def _check(f: Any, value: Any) -> list[Violation]:
     if number and not low <= value <= (high or float("inf")):
         bounds = f"{low} to {high}" if high else f"{low} or more"
         return [Violation(flag(f.name), f"is {value}; expected {bounds}.")]
-    if f.name.endswith("address") and (value or f.name == "address"):
-        port = re.fullmatch(r".+:(\d{1,5})", value)
-        if port is None or int(port[1]) > 65535:
-            return [Violation(flag(f.name), f"is {value!r}; expected HOST:PORT, as 0.0.0.0:50051.")]
+    is_address = f.name.endswith(("address", "endpoint")) and (value or f.name == "address")
+    if is_address and (problem := address_problem(value)):
+        return [Violation(flag(f.name), problem)]
     return []

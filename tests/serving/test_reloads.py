@@ -39,7 +39,7 @@ def immediate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Readable:
-    """A loader that can be told to fail."""
+    """A loader that fails while it has a problem."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.problem = path, ""
