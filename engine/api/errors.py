@@ -4,6 +4,7 @@
     |-- InvalidInputError         a value of the request is invalid          INVALID_ARGUMENT
     |-- NotFoundError             no such candidate                          NOT_FOUND
     |-- RevisionNotFoundError     no such revision in the store              NOT_FOUND
+    |-- DecisionNotFoundError     no such decision of this caller            NOT_FOUND
     |-- AlreadyExistsError        the name is taken                          ALREADY_EXISTS
     |-- EtagMismatchError         the candidate changed since it was read    ABORTED
     |-- ConflictError             other servers keep changing the store      ABORTED
@@ -70,6 +71,17 @@ class RevisionNotFoundError(ModelsatError):
             f"Revision {number} is not kept; `modelsat candidates revisions` shows those that are."
         )
         self.name = f"revisions/{number}"
+
+
+class DecisionNotFoundError(ModelsatError):
+    """The caller has asked for no such decision; `name` is `decisions/{id}`."""
+
+    def __init__(self, identifier: str) -> None:
+        super().__init__(
+            f"decisions/{identifier[:80]} is no decision of this caller; send decision_id of your"
+            " own RouteResponse, or use a token with the role 'outcomes'."
+        )
+        self.name = f"decisions/{identifier[:80]}"
 
 
 class AlreadyExistsError(ModelsatError):

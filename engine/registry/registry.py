@@ -76,6 +76,7 @@ class Registry:
         self._refreshing: asyncio.Task[None] | None = None
         self._health = StoreHealth()
         self._current = CurrentTable(self._read())
+        self.decision_key = store.decision_key()
 
     def table(self) -> Table:
         """Return the newest table; a request should use one table throughout."""

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from engine.api.errors import DeadlineError, OverloadedError, WaitTooLongError
@@ -79,7 +80,9 @@ class Router:
         sessions: SessionStore | None = None,
         config: RouterConfig = RouterConfig(),
         on_decision: DecisionHook | None = None,
+        new_id: Callable[[], str] | None = None,
     ) -> None:
+        self._new_id = new_id or partial(secrets.token_hex, 16)
         self._on_decision = on_decision
         self._training_set = training_set
         self._cache = ScoreCache(0) if cache is None else cache
@@ -118,7 +121,7 @@ class Router:
                 unless RouterConfig.fallback covers them.
         """
         started = time.monotonic()
-        decision_id = secrets.token_hex(16)
+        decision_id = self._new_id()
         DECISION.set(decision_id)  # so that every log line of this request carries it
         request = self._prepare(text, policy, context_chars, deadline)
         prepared = time.monotonic()

@@ -36,6 +36,8 @@ from engine.registry.registry import Registry, open_registry
 from engine.registry.stores.outcomes import OutcomeStore
 from engine.routing.router import FallbackMode, Router, RouterConfig
 from engine.routing.sessions import SessionStore
+from engine.serving.auth.decision_ids import DecisionIds
+from engine.serving.auth.outcome_gate import OutcomeGate
 from engine.serving.extproc.gateway import Gateway, options_from
 from engine.serving.extproc.service import NAME as EXTPROC
 from engine.serving.extproc.service import ExternalProcessor
@@ -66,6 +68,7 @@ class Components:
     batcher: Batcher
     router: Router
     outcomes: OutcomeStore
+    decision_ids: DecisionIds
     telemetry: Telemetry
     sources: Sources
 
@@ -91,7 +94,10 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         backend, head, BatchLimits(max_queue_size=settings.max_queue_size), telemetry.forwarded
     )
     cache = ScoreCache(settings.score_cache_mb << 20)
-    outcomes = OutcomeStore(settings.outcomes_db, settings.max_recorded_outcomes)
+    outcomes = OutcomeStore(
+        settings.outcomes_db, settings.max_recorded_outcomes, settings.max_outcome_age_days
+    )
+    decision_ids = DecisionIds(registry.decision_key)
     router = Router(
         registry,
         batcher,
@@ -105,6 +111,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
             settings.switching_margin,
         ),
         on_decision=telemetry.decided,
+        new_id=decision_ids.new,
     )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
@@ -119,7 +126,9 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         build_info,
         lambda: registry.store_state.connected,
     )
-    return Components(settings, manifest, *inference, router, outcomes, telemetry, scraped)
+    return Components(
+        settings, manifest, *inference, router, outcomes, decision_ids, telemetry, scraped
+    )
 
 
 def warm_up(components: Components) -> None:
@@ -149,7 +158,7 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
         components.router,
         lambda: server_info(components),
         settings.max_text_bytes,
-        components.outcomes,
+        OutcomeGate(components.outcomes, components.decision_ids, components.registry.table),
     )
     candidate_service = CandidateService(components.registry)
 

@@ -15,6 +15,7 @@ from typing import Any
 from engine.api.errors import ModelsatError
 from engine.inference.batcher import Batcher
 from engine.registry.stores.base import StoreState
+from engine.registry.stores.outcomes import OutcomeStore
 from engine.serving.auth.file_watch import ReloadedFiles
 from engine.serving.auth.interceptor import AccessInterceptor
 from engine.serving.auth.tls import Certificates, TlsFiles
@@ -32,6 +33,7 @@ from engine.serving.telemetry import open_telemetry
 from engine.serving.telemetry.metrics import reload_samples
 
 STALL_LIMIT_S = 30.0  # a forward pass or a series of failures this long turns liveness off
+PRUNE_S = 3600.0  # between deletions of old outcomes
 MAX_NOTICE_S = 1.0  # for load balancers to see NOT_SERVING; at most a quarter of the grace period
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     watches = (
         asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls"),
         asyncio.create_task(watch_files(auth, access), name="files"),
+        asyncio.create_task(prune_outcomes(components.outcomes), name="prune"),
     )
     return RunningServer(listeners, components, drain, connections, watches, console)
 
@@ -182,6 +185,16 @@ async def watch_files(auth: AuthConfig, access: AccessInterceptor) -> None:
         for files in auth.files().values():
             await asyncio.to_thread(files.refresh)
         access.end_revoked()
+
+
+async def prune_outcomes(outcomes: OutcomeStore, interval_s: float = PRUNE_S) -> None:
+    """Delete outcomes that became too old although none are recorded."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await outcomes.prune()
+        except ModelsatError as error:
+            log.warning("old outcomes were not deleted: %s", error)
 
 
 def _access(components: Components, auth: AuthConfig) -> AccessInterceptor:

@@ -1,7 +1,7 @@
 """Values of settings: from text of any source to their type, and refused where they are mistyped.
 
 A mistyped value never turns a protection off: an empty path of tokens or certificates is refused,
-because it comes from an unset variable more often than not. Messages do not quote what may be secret.
+because it comes from an unset variable more often than not. Messages do not quote secrets.
 """
 
 from __future__ import annotations

@@ -114,7 +114,13 @@ class Settings:
         100, "Revisions of the candidate table kept for rollback.", low=1, high=MILLION
     )
     max_recorded_outcomes: int = _of(
-        100_000, "Recorded outcomes kept; the oldest are deleted first.", low=1, high=100 * MILLION
+        100_000,
+        "Recorded outcomes kept; then the oldest are deleted of the caller who has most.",
+        low=1,
+        high=100 * MILLION,
+    )
+    max_outcome_age_days: int = _of(
+        365, "Days after which recorded outcomes are deleted; 0 keeps them.", high=36_500
     )
     fallback: str = _of(
         "off",

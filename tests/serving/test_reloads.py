@@ -167,6 +167,16 @@ def test_a_tokens_file_with_a_slip_is_refused(text: str, tmp_path: Path) -> None
         TokenFile(file)
 
 
+def test_an_empty_list_revokes_every_token_of_a_running_server(tmp_path: Path) -> None:
+    text, made = new_token("admin", "root")
+    file = tmp_path / "tokens.json"
+    file.write_text(text_of(vars(made)))
+    tokens = TokenFile(file)
+    assert tokens.find(text) == made
+    file.write_text(text_of())
+    assert tokens.find(text) is None
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text() | st.sampled_from(["a" * 64, *ROLES]),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["role", "name"]), inner),

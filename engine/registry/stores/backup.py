@@ -19,6 +19,7 @@ from engine.api.errors import StoreError
 from engine.registry.registry import POSTGRES_DRIVER_HINT
 from engine.registry.stores import sql, sqlite
 from engine.registry.stores.base import is_postgres, without_password
+from engine.registry.stores.private_files import create_private
 from engine.registry.stores.sql import Database, Row
 from engine.registry.stores.sqlite import SqliteDatabase
 
@@ -176,6 +177,7 @@ def _new_file(path: Path, other: Path | None = None) -> Iterator[sqlite3.Connect
     with _translated(str(path)):
         unfinished.unlink(missing_ok=True)
         try:
+            create_private(unfinished)
             with closing(sqlite3.connect(unfinished, isolation_level=None)) as db:
                 yield db
         except BaseException:

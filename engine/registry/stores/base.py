@@ -68,6 +68,9 @@ class Store(Protocol):
     def revision(self) -> int:
         """Return the newest revision; 0 for a store that has never held anything."""
 
+    def decision_key(self) -> bytes:
+        """Return the secret that signs decision IDs: 32 bytes, the same for all its servers."""
+
     def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """List up to `limit` revisions with numbers below `before` (None: all), newest first."""
 

@@ -12,16 +12,18 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from engine.api.errors import (
     AlreadyExistsError,
+    DecisionNotFoundError,
     ModelsatError,
     OverloadedError,
     StoreError,
     UnavailableError,
 )
+from engine.registry.stores.private_files import create_private, make_private
 from engine.registry.stores.sqlite import check_file_identity, file_identity
 
 SCHEMA = 1
@@ -30,7 +32,7 @@ MAX_QUEUED = 10_000  # outcomes that wait while others are written
 MAX_QUEUED_BYTES = 64 << 20  # of their texts; the outcome that exceeds it is still accepted
 RETRY_S = 1.0
 _REMOVED_HINT = "nothing was recorded. Put it back, or restart the server to start a new file"
-# Rows are appended and deleted from the front, so their numbers have no gaps.
+DAY_S = 86_400.0
 _CREATE = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS outcome (
@@ -41,6 +43,25 @@ CREATE TABLE IF NOT EXISTS outcome (
 PRAGMA user_version = {SCHEMA};
 COMMIT;
 """
+# Who recorded what, and how much. Version 0.2 wrote files without it; it can read and write them
+# with it, so the schema's number stays.
+_SHARES = """
+BEGIN IMMEDIATE;
+ALTER TABLE outcome ADD COLUMN principal TEXT NOT NULL DEFAULT '';
+CREATE TABLE share (principal TEXT PRIMARY KEY, outcomes INTEGER NOT NULL) STRICT;
+INSERT INTO share SELECT principal, count(*) FROM outcome GROUP BY principal;
+CREATE INDEX outcome_of ON outcome (principal, number);
+CREATE INDEX outcome_age ON outcome (recorded_at);
+CREATE TRIGGER outcome_added AFTER INSERT ON outcome BEGIN
+  INSERT INTO share VALUES (new.principal, 1)
+  ON CONFLICT (principal) DO UPDATE SET outcomes = outcomes + 1;
+END;
+CREATE TRIGGER outcome_removed AFTER DELETE ON outcome BEGIN
+  UPDATE share SET outcomes = outcomes - 1 WHERE principal = old.principal;
+  DELETE FROM share WHERE principal = old.principal AND outcomes <= 0;
+END;
+COMMIT;
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,7 @@ class RecordedOutcome:
     """How well a candidate answered the request of a decision.
 
     candidate: its ID. score: in [0, 1]. text, category: of the request; "" if not recorded.
+    principal: who reports it, "" if callers are not authenticated.
     """
 
     decision_id: str
@@ -55,11 +77,13 @@ class RecordedOutcome:
     score: float
     text: str = ""
     category: str = ""
+    principal: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class _QueuedOutcome:
     outcome: RecordedOutcome
+    only_known: bool
     result: asyncio.Future[bool]
 
     @property
@@ -71,20 +95,28 @@ class _QueuedOutcome:
 class OutcomeStore:
     """An open file of outcomes, for one event loop. Other processes may read and write it too."""
 
-    def __init__(self, path: Path, limit: int) -> None:
-        """Open `path`, and create it if it does not exist.
+    def __init__(self, path: Path, limit: int, max_age_days: float = 0) -> None:
+        """Open `path`, and create it for its owner alone if it does not exist.
 
-        limit: outcomes to keep, at least 1; the oldest are deleted first. Raises StoreError if the
-        file is unusable; it is left as it is.
+        Args:
+            path: of the SQLite file.
+            limit: outcomes to keep, at least 1. Beyond it, the oldest ones of the principal who has
+                most are deleted first.
+            max_age_days: age at which outcomes are deleted; 0 keeps them.
+
+        Raises:
+            StoreError: the file is unusable; it is left as it is.
         """
         self._path = path
         self._limit = limit
+        self._max_age_s = max_age_days * DAY_S
         self._queue: dict[_QueuedOutcome, None] = {}  # in order of arrival
         self._queued_bytes = 0
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
         with _translated(path, "opened"):
             path.parent.mkdir(parents=True, exist_ok=True)
+            create_private(path)
             self._db = sqlite3.connect(
                 path, timeout=BUSY_S, check_same_thread=False, isolation_level=None
             )
@@ -100,19 +132,25 @@ class OutcomeStore:
             if _is_new(self._db):
                 self._db.executescript(_CREATE)
             _check_schema(self._db, self._path)
+            make_private(self._path)
+            if "principal" not in _columns(self._db):
+                self._db.executescript(_SHARES)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
             self._db.execute("SELECT 1 FROM outcome LIMIT 1").fetchone()  # creates a new file's log
             self._file_identity = file_identity(self._path)
 
-    async def record(self, outcome: RecordedOutcome) -> bool:
+    async def record(self, outcome: RecordedOutcome, *, only_known: bool = False) -> bool:
         """Record `outcome`, and return once it is on disk.
+
+        only_known: answer for what this principal has recorded already, and record nothing new.
 
         Returns:
             True if it is new, False if the same outcome was recorded before.
 
         Raises:
             AlreadyExistsError: the decision has another score of the candidate.
+            DecisionNotFoundError: only_known, and there is no such outcome of this principal.
             OverloadedError: too many outcomes are waiting.
             StoreError: the file cannot be written.
             UnavailableError: the store is closed.
@@ -120,7 +158,7 @@ class OutcomeStore:
         if self._closed:
             raise UnavailableError("The server is stopping; use another one.")
         self._check_room()
-        queued = _QueuedOutcome(outcome, asyncio.get_running_loop().create_future())
+        queued = _QueuedOutcome(outcome, only_known, asyncio.get_running_loop().create_future())
         self._queue[queued] = None
         self._queued_bytes += queued.size
         if self._writing is None:
@@ -157,7 +195,7 @@ class OutcomeStore:
             results: Sequence[bool | Exception]
             try:
                 results = await loop.run_in_executor(
-                    self._thread, self._write, [queued.outcome for queued in batch]
+                    self._thread, self._write, [(q.outcome, q.only_known) for q in batch]
                 )
             except Exception as error:  # noqa: BLE001 - the server outlives any failure
                 results = [error] * len(batch)
@@ -170,16 +208,19 @@ class OutcomeStore:
                     queued.result.set_exception(result)
         self._writing = None
 
-    def _write(self, outcomes: Sequence[RecordedOutcome]) -> list[bool | ModelsatError]:
+    async def prune(self) -> None:
+        """Delete what is too old, if nothing was recorded for a while."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, [])
+
+    def _write(
+        self, outcomes: Sequence[tuple[RecordedOutcome, bool]]
+    ) -> list[bool | ModelsatError]:
         """Write in one transaction; return the result of record() for each outcome."""
         with _translated(self._path, "written"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                results = [self._insert(outcome) for outcome in outcomes]
-                self._db.execute(
-                    "DELETE FROM outcome WHERE number <= (SELECT max(number) FROM outcome) - ?",
-                    (self._limit,),
-                )
+                results = [self._insert(outcome, known) for outcome, known in outcomes]
+                self._delete_old()
                 check_file_identity(self._file_identity, _REMOVED_HINT)
                 self._db.execute("COMMIT")
             except BaseException:
@@ -188,17 +229,18 @@ class OutcomeStore:
                 raise
         return results
 
-    def _insert(self, new: RecordedOutcome) -> bool | ModelsatError:
+    def _insert(self, new: RecordedOutcome, only_known: bool) -> bool | ModelsatError:
         row = self._db.execute(
-            "SELECT score FROM outcome WHERE decision_id = ? AND candidate = ?",
+            "SELECT score, principal FROM outcome WHERE decision_id = ? AND candidate = ?",
             (new.decision_id, new.candidate),
         ).fetchone()
+        if only_known and (row is None or row[1] != new.principal):
+            return DecisionNotFoundError(new.decision_id)
         if row is None:
-            values = (new.decision_id, new.candidate, new.score, new.text, new.category)
             self._db.execute(
-                "INSERT INTO outcome (decision_id, candidate, score, text, category, recorded_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (*values, time.time()),
+                "INSERT INTO outcome (decision_id, candidate, score, text, category, principal,"
+                " recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*astuple(new), time.time()),
             )
             return True
         if row[0] == new.score:
@@ -208,6 +250,27 @@ class OutcomeStore:
             f"has score {row[0]}, the request says {new.score}; the first one is kept.",
             "modelsat.v1.Outcome",
         )
+
+    def _delete_old(self) -> None:
+        """Delete what is too old; then, down to the limit, the oldest of whoever has most, so that
+        nobody's outcomes displace newer ones of another."""
+        if self._max_age_s:
+            before = time.time() - self._max_age_s
+            self._db.execute("DELETE FROM outcome WHERE recorded_at < ?", (before,))
+        total = self._db.execute("SELECT total(outcomes) FROM share").fetchone()[0]
+        excess = int(total) - self._limit
+        while excess > 0:
+            (principal, most), *others = self._db.execute(
+                "SELECT principal, outcomes FROM share ORDER BY outcomes DESC LIMIT 2"
+            ).fetchall()
+            second = others[0][1] if others else 0
+            count = min(excess, max(1, most - second))
+            self._db.execute(
+                "DELETE FROM outcome WHERE number IN"
+                " (SELECT number FROM outcome WHERE principal = ? ORDER BY number LIMIT ?)",
+                (principal, count),
+            )
+            excess -= count
 
 
 def read_recorded(path: Path) -> Iterator[RecordedOutcome]:
@@ -228,6 +291,10 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
             f"{path} does not exist; it is the file of `modelsat serve --outcomes-db`."
         )
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+
+
+def _columns(db: sqlite3.Connection) -> list[str]:
+    return [row[1] for row in db.execute("PRAGMA table_info(outcome)")]
 
 
 def _is_new(db: sqlite3.Connection) -> bool:

@@ -123,6 +123,11 @@ class PostgresStore:
         with self._translated("read"), self._transaction() as db:
             return sql.newest_revision(db)
 
+    def decision_key(self) -> bytes:
+        """See Store."""
+        with self._translated("written"), self._transaction() as db:
+            return sql.decision_key(db)
+
     def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """See Store."""
         with self._translated("read"), self._transaction() as db:

@@ -7,6 +7,7 @@ without to_revision belongs to the newest one. `?` stands for a value.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -138,6 +139,15 @@ def meta(db: Database, key: str) -> str | None:
     """Return a value of the store's metadata, or None."""
     rows = db.run("SELECT value FROM meta WHERE key = ?", (key,))
     return str(rows[0][0]) if rows else None
+
+
+def decision_key(db: Database) -> bytes:
+    """Return the secret that signs decision IDs (32 bytes), and make it the first time."""
+    db.run(
+        "INSERT INTO meta VALUES ('decision_key', ?) ON CONFLICT (key) DO NOTHING",
+        (secrets.token_hex(32),),
+    )
+    return bytes.fromhex(meta(db, "decision_key") or "")
 
 
 @lru_cache(maxsize=MAX_CANDIDATES)  # a table is read again at every change of another server

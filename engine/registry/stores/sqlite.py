@@ -21,6 +21,7 @@ from engine.registry.stores.base import (
     Revision,
     RevisionCallback,
 )
+from engine.registry.stores.private_files import create_private, make_private
 from engine.registry.stores.sql import Row
 
 OLD_SCHEMA = "1"  # one table, no history; migrated to SCHEMA when it is opened
@@ -83,6 +84,7 @@ class SqliteStore:
     ) -> None:
         if not self._path.exists():
             _create(self._path, encoder_id)
+        make_private(self._path)
         self._connection = connect(self._path)
         on_failure.callback(self._connection.close)
         self._db = SqliteDatabase(self._connection)
@@ -107,6 +109,11 @@ class SqliteStore:
         """See Store."""
         with self._translated("read", RESTORE_HINT):
             return sql.newest_revision(self._db)
+
+    def decision_key(self) -> bytes:
+        """See Store."""
+        with self._translated("written", _WRITE_HINT), self._transaction():
+            return sql.decision_key(self._db)
 
     def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """See Store."""
@@ -206,7 +213,9 @@ def lock(path: Path) -> IO[bytes]:
     Raises StoreError if another server has it open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = path.with_name(path.name + ".lock").open("wb")
+    name = path.with_name(path.name + ".lock")
+    create_private(name)
+    lock_file = name.open("wb")
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -237,6 +246,7 @@ def _create(path: Path, encoder_id: str) -> None:
     remove_logs(path)
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)
+    create_private(unfinished)
     db = sqlite3.connect(unfinished)
     with db:
         create_tables(db, encoder_id)

@@ -65,6 +65,8 @@ class TokenFile:
         self.files = ReloadedFiles(
             "tokens file", [path], lambda: read_tokens(path), lambda t: f"{len(t)} tokens"
         )
+        if not self.files.value:  # later it is how to lock every caller out
+            raise _invalid(f"is {path}, which has no token; `modelsat token` makes an entry.")
         self._version = self.files.version
         self._verified: dict[str, Token] = {}  # sha256 -> token; no more than there are tokens
         self._checked = time.monotonic()
@@ -114,8 +116,6 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     entries = content.get("tokens") if isinstance(content, dict) else None
     if not isinstance(entries, list) or len(content) != 1:
         raise _invalid(f'is {path}; expected an object {{"tokens": [...]}} in it, nothing else.')
-    if not entries:
-        raise _invalid(f"is {path}, which has no token; `modelsat token` makes an entry.")
     problems = [p for i, entry in enumerate(entries) for p in _problems(f"tokens[{i}]", entry)]
     if problems:
         raise InvalidInputError(*(Violation(f"{path}: {p.field}", p.description) for p in problems))

@@ -17,11 +17,13 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS
 from engine.api.policy import DecisionKind
 from engine.api.proto import check_text, instruction_from, policy_from, session_from
+from engine.api.request_context import PRINCIPAL
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
-from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome
+from engine.registry.stores.outcomes import RecordedOutcome
 from engine.routing.decision import Decision
 from engine.routing.router import Router
+from engine.serving.auth.outcome_gate import OutcomeGate
 from engine.serving.rpc.status import failure_status, reason_of
 
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
@@ -37,7 +39,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
     """See proto/modelsat/v1/router_service.proto; errors are mapped by StatusInterceptor."""
 
     def __init__(
-        self, router: Router, info: Info, max_text_bytes: int, outcomes: OutcomeStore
+        self, router: Router, info: Info, max_text_bytes: int, outcomes: OutcomeGate
     ) -> None:
         self._router = router
         self._max_text_bytes = max_text_bytes
@@ -90,7 +92,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
     async def RecordOutcome(
         self, request: pb.RecordOutcomeRequest, context: Context
     ) -> pb.RecordOutcomeResponse:
-        """Record an outcome; see OutcomeStore.record."""
+        """Record an outcome; see OutcomeGate."""
         outcome = _recorded(request, self._max_text_bytes)
         return pb.RecordOutcomeResponse(recorded=await self._outcomes.record(outcome))
 
@@ -199,7 +201,12 @@ def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> Recorded
     if violations:
         raise InvalidInputError(*violations)
     return RecordedOutcome(
-        request.decision_id, identifier, request.score, request.text, request.category
+        request.decision_id,
+        identifier,
+        request.score,
+        request.text,
+        request.category,
+        PRINCIPAL.get(),
     )
 
 

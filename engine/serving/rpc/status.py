@@ -17,6 +17,7 @@ from engine.api.errors import (
     AlreadyExistsError,
     ConflictError,
     DeadlineError,
+    DecisionNotFoundError,
     EtagMismatchError,
     InvalidInputError,
     ModelsatError,
@@ -37,6 +38,7 @@ CODES: dict[type[Exception], tuple[int, str]] = {
     InvalidInputError: (code_pb2.INVALID_ARGUMENT, "INVALID_INPUT"),
     NotFoundError: (code_pb2.NOT_FOUND, "NOT_FOUND"),
     RevisionNotFoundError: (code_pb2.NOT_FOUND, "REVISION_NOT_FOUND"),
+    DecisionNotFoundError: (code_pb2.NOT_FOUND, "DECISION_NOT_FOUND"),
     AlreadyExistsError: (code_pb2.ALREADY_EXISTS, "ALREADY_EXISTS"),
     EtagMismatchError: (code_pb2.ABORTED, "ETAG_MISMATCH"),
     ConflictError: (code_pb2.ABORTED, "REVISION_CONFLICT"),
@@ -123,8 +125,9 @@ def _details(error: ModelsatError) -> list[Message]:
     if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
         kind = getattr(error, "resource_type", "modelsat.v1.Candidate")
         return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=error.name)]
-    if isinstance(error, RevisionNotFoundError):
-        kind = "modelsat.v1.Revision"
+    if isinstance(error, RevisionNotFoundError | DecisionNotFoundError):
+        is_revision = isinstance(error, RevisionNotFoundError)
+        kind = "modelsat.v1." + ("Revision" if is_revision else "Decision")
         return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=error.name)]
     if isinstance(error, NoEligibleCandidateError):
         failure = error_details_pb2.PreconditionFailure()

@@ -1,0 +1,45 @@
+"""Decision IDs that nobody can guess or invent, bound to the caller who asked.
+
+An ID is 32 hexadecimal digits: 8 random bytes, 4 that only servers of this store can compute from
+them, and 4 that depend on the caller as well. Whoever lacks the store's key faces 128 bits that he
+cannot predict. An ID that a caller learned from another's log or header does not pass as his own.
+Servers that share a store accept each other's IDs, and none has to remember them.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+
+from engine.api.request_context import PRINCIPAL
+
+NONCE, MARK = 16, 8  # hexadecimal digits
+
+
+class DecisionIds:
+    """Makes and recognizes the IDs of one store. key: secret of the store, 32 bytes."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def new(self) -> str:
+        """Return a new ID for the caller of this task."""
+        nonce = secrets.token_hex(NONCE // 2)
+        return nonce + self._made_here(nonce) + self._made_for(nonce, PRINCIPAL.get())
+
+    def is_ours(self, identifier: str) -> bool:
+        """Whether a server of this store made the ID, for whomever."""
+        nonce, mark = identifier[:NONCE], identifier[NONCE : NONCE + MARK]
+        return hmac.compare_digest(self._made_here(nonce), mark)
+
+    def is_of(self, identifier: str, principal: str) -> bool:
+        """Whether a server of this store made the ID for `principal`."""
+        mark = self._made_for(identifier[:NONCE], principal)
+        return self.is_ours(identifier) & hmac.compare_digest(mark, identifier[NONCE + MARK :])
+
+    def _made_here(self, nonce: str) -> str:
+        return hmac.digest(self._key, b"decision\0" + nonce.encode(), "sha256").hex()[:MARK]
+
+    def _made_for(self, nonce: str, principal: str) -> str:
+        message = b"caller\0" + nonce.encode() + principal.encode("utf-8", "surrogatepass")
+        return hmac.digest(self._key, message, "sha256").hex()[:MARK]
