@@ -7,38 +7,50 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult
-from engine.aptitude.answers import extract
+from engine.api.errors import InvalidInputError, Violation
+from engine.aptitude.answers import Reading, read_answer
 from engine.aptitude.journal import Reply
 from engine.aptitude.questions import Question, reference_tasks
+from engine.aptitude.reasoning import without_reasoning
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.datasets.outcomes import keywords_of
 
 PARTIAL = "partial-test"  # tag of a candidate that was not given the whole test
+INCOMPLETE = "ended at --max-tokens before an answer"
+# Characters of a first line, and of a reply of one line, that can be an answer though cut.
+MAX_FIRST_LINE, MAX_WHOLE_REPLY = 200, 24
 
 
 @dataclass(frozen=True)
 class TaskScore:
     """Counts of questions of one task: asked, answered right, and without a readable answer.
 
-    Unparsed replies count as wrong.
+    Unparsed replies count as wrong. Incomplete ones, which ended at the token limit before an
+    answer, say nothing about the task and count neither as right nor as wrong.
     """
 
     task: str
     asked: int
     right: int
     unparsed: int
+    incomplete: int = 0
+
+    @property
+    def graded(self) -> int:
+        """Number of complete replies."""
+        return self.asked - self.incomplete
 
     @property
     def accuracy(self) -> float:
-        """Share answered right, in [0, 1]."""
-        return self.right / self.asked
+        """Share of complete replies that are right, in [0, 1]."""
+        return self.right / self.graded
 
     @property
     def standard_error(self) -> float:
         """Standard error of the accuracy; one right and one wrong answer are added (Laplace), so
         that it is never 0."""
-        share = (self.right + 1) / (self.asked + 2)
-        return math.sqrt(share * (1 - share) / (self.asked + 2))
+        share = (self.right + 1) / (self.graded + 2)
+        return math.sqrt(share * (1 - share) / (self.graded + 2))
 
 
 @dataclass(frozen=True)
@@ -62,8 +74,13 @@ class AptitudeResult:
 
     @property
     def unparsed(self) -> int:
-        """Number of replies that choose no option."""
+        """Number of complete replies that choose no option."""
         return sum(s.unparsed for s in self.scores)
+
+    @property
+    def incomplete(self) -> int:
+        """Number of replies that ended at the token limit before an answer."""
+        return sum(s.incomplete for s in self.scores)
 
     @property
     def accuracy(self) -> float:
@@ -82,15 +99,43 @@ class AptitudeResult:
         return len(self.scores) < TEST_TASKS or too_few
 
 
+def read_reply(reply: Reply, options: Sequence[str]) -> Reading:
+    """Read the option that `reply` chooses.
+
+    A reply that ended at the token limit is only read if it begins with its answer: what stands
+    further down may be an idea that the model had before the end.
+    """
+    if not reply.cut:
+        return read_answer(reply.text, options)
+    visible = without_reasoning(reply.text) or ""
+    first, ended, _ = visible.strip().partition("\n")
+    begins = len(first) <= (MAX_FIRST_LINE if ended else MAX_WHOLE_REPLY)
+    reading = read_answer(first, options) if begins else None
+    return reading if reading and reading.letter else Reading(None, INCOMPLETE)
+
+
 def grade(questions: Sequence[Question], replies: Mapping[str, Reply]) -> AptitudeResult:
-    """Grade `questions`, each of which has a reply (question key -> reply)."""
-    letters = {q.key: extract(replies[q.key].text, q.options) for q in questions}
+    """Grade `questions`, each of which has a reply (question key -> reply).
+
+    A task without a complete reply is left out.
+
+    Raises:
+        InvalidInputError: there is no complete reply at all.
+    """
+    readings = {q.key: read_reply(replies[q.key], q.options) for q in questions}
     scores = []
     for task in sorted({q.task for q in questions}):
         of_task = [q for q in questions if q.task == task]
-        right = sum(letters[q.key] == q.answer for q in of_task)
-        unparsed = sum(letters[q.key] is None for q in of_task)
-        scores.append(TaskScore(task, len(of_task), right, unparsed))
+        right = sum(readings[q.key].letter == q.answer for q in of_task)
+        incomplete = sum(readings[q.key].problem == INCOMPLETE for q in of_task)
+        unparsed = sum(readings[q.key].letter is None for q in of_task) - incomplete
+        score = TaskScore(task, len(of_task), right, unparsed, incomplete)
+        if score.graded:
+            scores.append(score)
+    if not scores:
+        raise InvalidInputError(
+            Violation("--max-tokens", "ended every reply before its answer; allow more tokens.")
+        )
     graded = [replies[q.key] for q in questions]
     return AptitudeResult(
         scores=tuple(scores),

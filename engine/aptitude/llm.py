@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import random
 import time
+import urllib.request
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,13 +22,15 @@ from urllib.parse import urlsplit
 import httpx2
 
 from engine.api.errors import ModelsatError
+from engine.api.loopback import is_loopback
+from engine.aptitude.completion import FailedReplyError, read_completion
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.questions import Question
 
 RETRYABLE_STATUS = {408, 409, 425, 429, *range(500, 600)}
 BACKOFF_S, MAX_BACKOFF_S = 0.5, 60.0
 CONTENT_FILTER_CODES = ("content_filter", "content_policy", "ResponsibleAIPolicy")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+MAX_RESPONSE_BYTES = 16 << 20  # decompressed; 100,000 tokens of reasoning are about 1 MB
 CHARS_PER_TOKEN = 4.0  # of English; for estimates if the endpoint reports no token counts
 STEP_BY_STEP = (
     "Think step by step. End with a line of its own that says: The answer is X, where X is the"
@@ -64,7 +69,16 @@ class Endpoint:
     @property
     def local(self) -> bool:
         """True if the endpoint is on this machine."""
-        return urlsplit(self.base_url).hostname in LOOPBACK
+        return is_loopback(urlsplit(self.base_url).hostname or "")
+
+    @property
+    def way(self) -> str:
+        """How requests reach the endpoint: directly, or through a proxy of the environment."""
+        parts = urlsplit(self.base_url)
+        proxy = urllib.request.getproxies().get(parts.scheme)
+        if self.local or not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+            return "directly, without a proxy"
+        return f"through the proxy {proxy.rpartition('@')[2]} of the environment"
 
 
 def prompt_of(question: Question, *, answer_only: bool) -> str:
@@ -125,6 +139,7 @@ class LLM:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+        headers["Accept-Encoding"] = "identity"  # nothing to unpack, whatever its size
         self._client = httpx2.AsyncClient(
             headers=headers,
             timeout=httpx2.Timeout(endpoint.timeout_s, connect=10.0),
@@ -195,21 +210,28 @@ class LLM:
         await self._wait_turn(attempt, expected)
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
-                response = await self._client.post(
-                    f"{self._endpoint.base_url}/chat/completions", json=self._body(prompt)
-                )
+                url = f"{self._endpoint.base_url}/chat/completions"
+                async with self._client.stream("POST", url, json=self._body(prompt)) as response:
+                    content = await _content(response)
+        except _ResponseTooLargeError as error:
+            return str(error)
         except (TimeoutError, httpx2.TimeoutException):
             return f"no response within {self._endpoint.timeout_s:g} s (--timeout-s)"
         except httpx2.RequestError as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error} (tried {self._endpoint.way})"
         if response.status_code in RETRYABLE_STATUS:
             self._honor_retry_after(response)
             return f"HTTP {response.status_code}"
-        reply = self._read(question, prompt, response)
-        if isinstance(reply, Reply):
-            self._answered += 1
-            self._answer_tokens += reply.answer_tokens
-            self._token_limit.adjust(reply.prompt_tokens + reply.answer_tokens - expected)
+        try:
+            reply = self._read(question, prompt, response.status_code, content)
+        except FailedReplyError as error:
+            if not error.filtered or attempt + 1 < self._endpoint.max_attempts:
+                return self._masked(str(error))
+            # A filter that stays is the model's answer to this question: it declines.
+            reply = Reply(question.key, "", estimated_tokens(prompt), 0, False, False)
+        self._answered += 1
+        self._answer_tokens += reply.answer_tokens
+        self._token_limit.adjust(reply.prompt_tokens + reply.answer_tokens - expected)
         return reply
 
     def _body(self, prompt: str) -> dict[str, Any]:
@@ -234,43 +256,73 @@ class LLM:
             )
         self._pause.extend(wait)
 
-    def _read(self, question: Question, prompt: str, response: httpx2.Response) -> Reply | str:
-        if response.status_code != 200:
-            message = response.text.replace(self._endpoint.key or "\0", "[key]")
+    def _masked(self, text: str) -> str:
+        """Put `text` on one line of printable characters, without the key."""
+        line = " ".join(text.replace(self._endpoint.key or "\0", "[key]").split())
+        return "".join(c if c.isprintable() else "?" for c in line)[:300]
+
+    def _read(self, question: Question, prompt: str, status: int, content: bytes) -> Reply:
+        if status != 200:
+            message = content.decode(errors="replace")
             filtered = any(code in message for code in CONTENT_FILTER_CODES)
-            if response.status_code == 400 and filtered:
+            if status == 400 and filtered:
                 return Reply(question.key, "", estimated_tokens(prompt), 0, False, False)
             raise ExaminationError(
-                f"{self._endpoint.base_url} refused with HTTP {response.status_code}:"
-                f" {_with_advice(response.status_code, message)}"
+                f"{self._endpoint.base_url} refused with HTTP {status}:"
+                f" {self._masked(message)}{ADVICE.get(status, '')} (tried {self._endpoint.way})"
             )
+        return reply_from(question, prompt, content)
+
+
+class _ResponseTooLargeError(Exception):
+    pass
+
+
+async def _content(response: httpx2.Response) -> bytes:
+    """Read the body with a limit that holds after decompression too."""
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
+        raise _ResponseTooLargeError(f"content encoding {coding}, although none was asked for")
+    unpack = None if coding in {"", "identity"} else zlib.decompressobj(wbits=47)
+    content = bytearray()
+    async for chunk in response.aiter_raw():
+        room = MAX_RESPONSE_BYTES + 1 - len(content)
         try:
-            return reply_from(question, prompt, response.json())
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return "a response that is not a chat completion"
+            content += chunk if unpack is None else unpack.decompress(chunk, room)
+        except zlib.error as error:
+            raise _ResponseTooLargeError(f"a damaged {coding} response ({error})") from error
+        if len(content) > MAX_RESPONSE_BYTES:
+            raise _ResponseTooLargeError(
+                f"a response of more than {MAX_RESPONSE_BYTES >> 20} MB; an answer is far shorter"
+            )
+    return bytes(content)
 
 
-def reply_from(question: Question, prompt: str, completion: Mapping[str, Any]) -> Reply:
-    """Read the reply from a chat completion.
+def reply_from(question: Question, prompt: str, content: bytes) -> Reply:
+    """Read the reply from the body of a response with status 200.
 
     Raises:
-        KeyError, IndexError, TypeError, AttributeError: it is not a chat completion.
+        FailedReplyError: it holds no complete reply: an error, a web page, or another form.
     """
-    choice = completion["choices"][0]
-    text = choice["message"].get("content") or ""
-    if not isinstance(text, str):
-        raise TypeError("content is not a string")
-    usage = completion.get("usage") or {}
-    prompt_tokens, answer_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    try:
+        completion = read_completion(json.loads(content))
+    except RecursionError:
+        raise FailedReplyError("a response that is nested too deeply") from None
+    except ValueError as error:
+        beginning = content[:200].decode(errors="replace").strip()
+        form = "a web page" if beginning[:1] == "<" else "text that is not JSON"
+        form = form if beginning else "an empty response"
+        raise FailedReplyError(f"{form} in place of a chat completion: {beginning}") from error
+    prompt_tokens, answer_tokens = completion.prompt_tokens, completion.answer_tokens
     return Reply(
         question=question.key,
-        text=text,
-        prompt_tokens=(
-            prompt_tokens if isinstance(prompt_tokens, int) else estimated_tokens(prompt)
+        text=completion.text,
+        prompt_tokens=estimated_tokens(prompt) if prompt_tokens is None else prompt_tokens,
+        answer_tokens=(
+            estimated_tokens(completion.text) if answer_tokens is None else answer_tokens
         ),
-        answer_tokens=answer_tokens if isinstance(answer_tokens, int) else estimated_tokens(text),
-        counted=isinstance(answer_tokens, int),
-        cut=choice.get("finish_reason") == "length",
+        counted=answer_tokens is not None,
+        cut=completion.cut,
     )
 
 
@@ -293,13 +345,10 @@ def _backoff(attempt: int) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
-def _with_advice(status: int, message: str) -> str:
-    """Put the endpoint's own message on one line, with what usually helps."""
-    advice = {
-        401: " (--api-key-env names the variable that holds the key)",
-        404: " (is --base-url right, with /v1, and --model one of its models?)",
-    }
-    return " ".join(message.split())[:300] + advice.get(status, "")
+ADVICE = {
+    401: " (--api-key-env names the variable that holds the key)",
+    404: " (is --base-url right, with /v1, and --model one of its models?)",
+}
 
 
 async def run(

@@ -57,6 +57,7 @@ def content(
             "asked": result.asked,
             "reference_question_overlap": question_set.reference_overlap,
             "unparsed": result.unparsed,
+            "incomplete": result.incomplete,
             "cut_at_max_tokens": result.cut,
             "answers_with_counted_tokens": result.counted,
             "accuracy": round(result.accuracy, 4),
@@ -66,6 +67,7 @@ def content(
                     "asked": s.asked,
                     "right": s.right,
                     "unparsed": s.unparsed,
+                    "incomplete": s.incomplete,
                     "standard_error": round(s.standard_error, 4),
                 }
                 for s in result.scores
@@ -96,6 +98,11 @@ def summary(
         lines.append(
             f"{result.unparsed} replies chose no option and count as wrong; {result.cut} of all"
             " replies ended at --max-tokens."
+        )
+    if result.incomplete:
+        lines.append(
+            f"{result.incomplete} replies ended at --max-tokens before an answer and are left out;"
+            " more tokens would let the model finish."
         )
     if result.partial:
         error = sum(s.standard_error for s in result.scores) / tasks

@@ -18,11 +18,12 @@ from pathlib import Path
 from engine.api.candidate import Candidate
 from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
 from engine.aptitude.grading import grade, with_result
-from engine.aptitude.journal import Journal
+from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import Endpoint, run
 from engine.aptitude.questions import Question
 from engine.aptitude.report import chart, content, cost_usd, estimate, run_fingerprint, summary
 from engine.aptitude.selection import QuestionSet, sample_questions
+from engine.aptitude.unreadable import UnreadableReplies
 from engine.cli import aptitude_flags
 from engine.cli.aptitude_flags import candidate_from, endpoint_from
 from engine.cli.server_flags import connect
@@ -59,7 +60,10 @@ def _run(parsed: argparse.Namespace) -> None:
         _require_free(candidate, parsed)
     files = _files(parsed.out or Path(f"aptitude-{candidate.id}.json"))
     with Journal(files.journal, run_fingerprint(question_set, endpoint)) as journal:
-        _ask_questions(question_set, endpoint, candidate, journal, parsed)
+        unreadable = UnreadableReplies(question_set.questions, endpoint.key)
+        for reply in journal.replies.values():
+            unreadable.add(reply)
+        _ask_questions(question_set, endpoint, candidate, journal, unreadable, parsed)
         result = grade(question_set.questions, journal.replies)
     candidate = with_result(candidate, result, answer_only=endpoint.answer_only)
     document = content(candidate, result, question_set, endpoint)
@@ -67,7 +71,18 @@ def _run(parsed: argparse.Namespace) -> None:
     _write(files.chart, chart(candidate.display_name, result))
     print("\n".join(summary(result, question_set, answer_only=endpoint.answer_only)))
     print(f"wrote {files.out} and {files.chart}")
+    if unreadable.unreadable:
+        print(unreadable.describe())
     if parsed.server:
+        if unreadable.too_many and not parsed.accept_unreadable:
+            raise InvalidInputError(
+                Violation(
+                    "--register",
+                    "is refused, because too many replies are unreadable and their share would"
+                    " pass for the candidate's skill; look at them, and add --accept-unreadable if"
+                    f" they are right as they are, or register {files.out} yourself.",
+                )
+            )
         with connect(parsed) as client:
             print(f"registered {client.create_candidate(candidate).id} at {parsed.server}")
 
@@ -77,6 +92,7 @@ def _ask_questions(
     endpoint: Endpoint,
     candidate: Candidate,
     journal: Journal,
+    unreadable: UnreadableReplies,
     parsed: argparse.Namespace,
 ) -> None:
     from rich.console import Console
@@ -90,14 +106,23 @@ def _ask_questions(
         print(f"{answered} questions are already answered in the journal.")
     if not unanswered:
         return
+    if not parsed.accept_unreadable:
+        unreadable.require_few()
     _print_estimate(unanswered, endpoint, candidate, parsed)
     if not parsed.yes:
         _confirm()
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(question_set.questions), completed=answered)
+
+        def on_reply(reply: Reply) -> None:
+            progress.advance(bar)
+            unreadable.add(reply)
+            if not parsed.accept_unreadable:
+                unreadable.require_few()
+
         try:
-            asyncio.run(run(unanswered, endpoint, journal, lambda _: progress.advance(bar)))
+            asyncio.run(run(unanswered, endpoint, journal, on_reply))
         except KeyboardInterrupt:
             progress.console.print("stopped; run the same command again to resume")
             raise

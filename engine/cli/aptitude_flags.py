@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid
 from engine.api.errors import InvalidInputError, Violation
-from engine.aptitude.llm import LOOPBACK, Endpoint
+from engine.api.loopback import is_loopback
+from engine.aptitude.llm import Endpoint
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.cli import server_flags
 
@@ -77,7 +78,7 @@ def endpoint_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> End
 def _url_problems(url: str, key: str) -> list[Violation]:
     try:
         parts = urlsplit(url)
-        is_plain_text = parts.scheme == "http" and parts.hostname not in LOOPBACK
+        is_plain_text = parts.scheme == "http" and not is_loopback(parts.hostname or "")
         is_malformed = any(c <= " " or c > "~" for c in url) or parts.port == 0
     except ValueError:
         return [Violation("--base-url", "is not a URL; expected one like https://HOST/v1.")]
@@ -217,6 +218,11 @@ def _add_test(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="mean output tokens of an answer, for the cost estimate (default: a guess)",
     )
+    add(
+        "--accept-unreadable",
+        action="store_true",
+        help="go on, and register, although many replies choose no option",
+    )
     add("--yes", action="store_true", help="start without asking for confirmation")
     add("--dry-run", action="store_true", help="print the cost estimate and exit")
 
@@ -248,6 +254,7 @@ def _add_candidate(group: argparse._ArgumentGroup) -> None:
     add(
         "--register",
         dest="server",
+        type=server_flags.server_address,
         metavar="HOST:PORT",
         help="server to register the candidate with (default: only write the result)",
     )

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.api.errors import UnavailableError
 from engine.cli import server_flags
-from engine.client.channel import open_channel
+from engine.client.channel import open_channel, way_to
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -51,4 +51,7 @@ def run(parsed: argparse.Namespace) -> None:
 def _explain(parsed: argparse.Namespace, call: grpc.Call) -> str:
     if call.code() is grpc.StatusCode.NOT_FOUND:
         return f"{parsed.server} has no service {parsed.service!r} to check; try readiness."
-    return f"health check of {parsed.server} failed: {call.code().name}, {call.details()}"
+    return (
+        f"health check of {parsed.server} failed (tried {way_to(parsed.server)}):"
+        f" {call.code().name}, {call.details()}"
+    )

@@ -16,11 +16,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("server")
     group.add_argument(
         "--server",
+        type=server_address,
         default=DEFAULT_SERVER,
         metavar="HOST:PORT",
         help=f"address of the server (default {DEFAULT_SERVER})",
     )
     add_credentials(group)
+
+
+def server_address(text: str) -> str:
+    """Check an address of a server, which gRPC would try in vain for a minute if it is wrong."""
+    address = text.strip()
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme.lower() in {"http", "https", "grpc", "grpcs", "tcp"}:
+        problem = f"{text} is a URL; give HOST:PORT, without {scheme}://"
+        raise argparse.ArgumentTypeError(problem)
+    target = separator or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
+    port = address.rpartition(":")[2]
+    if not target and (":" not in address or not port.isdigit() or not 0 < int(port) < 65536):
+        default = DEFAULT_SERVER.rpartition(":")[2]
+        problem = f"{text} has no port; give HOST:PORT, such as {address.strip(':')}:{default}"
+        raise argparse.ArgumentTypeError(problem)
+    return address
 
 
 def add_credentials(group: argparse._ArgumentGroup) -> None:

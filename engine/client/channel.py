@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES
+from engine.api.loopback import is_loopback
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 TOKEN_VARIABLE = "MODELSAT_TOKEN"  # noqa: S105 - the name of the environment variable
@@ -104,6 +106,29 @@ def read_file(field_name: str, path: str | PathLike[str]) -> bytes:
         ) from error
 
 
+def is_local(address: str) -> bool:
+    """True if every address of a gRPC target is on this machine, where no proxy may be asked."""
+    scheme, separator, rest = address.partition(":")
+    if scheme in {"unix", "unix-abstract"}:
+        return True
+    if scheme in {"dns", "ipv4", "ipv6"} and separator:
+        address = rest.rpartition("/")[2]
+    hosts = [
+        a if a.count(":") > 1 and "]" not in a else a.rpartition(":")[0] or a
+        for a in address.split(",")
+    ]
+    return all(is_loopback(host.partition("]")[0]) for host in hosts)
+
+
+def way_to(address: str) -> str:
+    """Say how calls reach `address`: directly, or through a proxy of the environment."""
+    names = ("grpc_proxy", "https_proxy", "http_proxy")  # in the order in which gRPC reads them
+    proxy = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    if not proxy or is_local(address):
+        return "directly"
+    return f"through the proxy {proxy.rpartition('@')[2]}"
+
+
 def open_channel(
     address: str, credentials: Credentials = INSECURE, *, retries: bool = True
 ) -> grpc.Channel:
@@ -118,7 +143,10 @@ def open_channel(
     Raises:
         InvalidInputError: see `Credentials.channel_credentials`.
     """
-    tls, options = credentials.channel_credentials(), _channel_options(credentials, retries)
+    tls, options = (
+        credentials.channel_credentials(),
+        _channel_options(address, credentials, retries),
+    )
     if tls is None:
         return grpc.insecure_channel(address, options)
     return grpc.secure_channel(address, tls, options)
@@ -128,13 +156,18 @@ def open_aio_channel(
     address: str, credentials: Credentials = INSECURE, *, retries: bool = True
 ) -> grpc.aio.Channel:
     """Open a channel for the running event loop; see `open_channel`."""
-    tls, options = credentials.channel_credentials(), _channel_options(credentials, retries)
+    tls, options = (
+        credentials.channel_credentials(),
+        _channel_options(address, credentials, retries),
+    )
     if tls is None:
         return grpc.aio.insecure_channel(address, options)
     return grpc.aio.secure_channel(address, tls, options)
 
 
-def _channel_options(credentials: Credentials, retries: bool) -> list[tuple[str, Any]]:
+def _channel_options(
+    address: str, credentials: Credentials, retries: bool
+) -> list[tuple[str, Any]]:
     service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:
         names = [
@@ -149,6 +182,8 @@ def _channel_options(credentials: Credentials, retries: bool) -> list[tuple[str,
         # Reconnect within a second of a server's return; gRPC's default backs off to 2 minutes.
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
+    if is_local(address):
+        options.append(("grpc.enable_http_proxy", 0))
     if credentials.tls_server_name:
         options.append(("grpc.ssl_target_name_override", credentials.tls_server_name))
     return options

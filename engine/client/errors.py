@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
+from engine.client.channel import way_to
 from engine.pb import router_service_pb2
 
 STATUS_DETAILS = "grpc-status-details-bin"  # the trailer that holds a google.rpc.Status
@@ -82,7 +83,10 @@ def _explain_unavailable(message: str, address: str) -> str:
             f" server's certificate, and tls_cert if the server wants one of clients ({message})"
         )
     if "connect" in lowered:
-        return f"Cannot connect to {address}; is a server running? `modelsat serve` starts one."
+        return (
+            f"Cannot connect to {address} (tried {way_to(address)}); is a server running?"
+            " `modelsat serve` starts one."
+        )
     return message
 
 
