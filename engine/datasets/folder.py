@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,20 +111,35 @@ def _require_files(folder: Path) -> None:
 
 def _read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the lines that are JSON objects, and the problems of the others."""
-    records, problems = [], []
-    for number, line in enumerate(read_lines(instructions_file(folder)), start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"a {type(record).__name__}")
-        except ValueError as error:
-            problems.append(f"instructions, line {number}: not a JSON object ({error}).")
-            continue
-        missing = [k for k in ("id", "benchmark", "text") if k not in record]
-        if missing:
-            problems.append(f"instructions, line {number}: has no {missing}.")
-        records.append({"id": "?", "benchmark": "?", "text": "?", **record})
+    records: list[dict[str, Any]] = []
+    problems: list[str] = []
+    number = 0
+    try:
+        for number, line in enumerate(read_lines(instructions_file(folder)), start=1):
+            records += _read_record(line, number, problems)
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        # Not str() of a UnicodeDecodeError: it would quote the text.
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        problems.append(f"instructions: cannot be read after line {number} ({reason}).")
     return records, problems[:MAX_REPORTED]
+
+
+def _read_record(line: str, number: int, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the record of a line, if it is a JSON object; add what is wrong to `problems`."""
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError(f"a {type(record).__name__}")
+    except (ValueError, RecursionError) as error:
+        problems.append(f"instructions, line {number}: not a JSON object ({error}).")
+        return []
+    missing = [k for k in ("id", "benchmark", "text") if k not in record]
+    if missing:
+        problems.append(f"instructions, line {number}: has no {missing}.")
+    elif not isinstance(record["text"], str):
+        kind = type(record["text"]).__name__
+        problems.append(f"instructions, line {number}: text is a {kind}, expected a string.")
+    return [{"id": "?", "benchmark": "?", "text": "?", **record}]
 
 
 def instructions_file(folder: Path) -> Path:

@@ -22,7 +22,7 @@ COLUMNS: Columns = {
     "outcome": ("outcome", "score"),
     "time": ("time", "timestamp", "created", "startTime"),
     "decision": ("decision_id",),
-    "body": ("body", "request_body", "proxy_server_request"),
+    "body": ("body", "request_body", "request", "proxy_server_request"),
     "session": ("session_id", "session"),
     "input_tokens": ("input_tokens", "prompt_tokens"),
     "output_tokens": ("output_tokens", "completion_tokens"),
@@ -140,7 +140,7 @@ FORMATS = (
             ("request_id", "helicone_user"),
         ),
         columns={
-            "body": ("request_body.body", "request_body", "request.body"),
+            "body": ("request_body.body", "request_body", "body.request", "request"),
             "messages": ("messages",),
             "text": ("request_prompt", "prompt"),
             "candidate": ("model_override", "request_model", "model", "response_model"),
@@ -189,6 +189,9 @@ FORMATS = (
             ("attributes", "context"),
             ("gen_ai.request.model",),
             ("gen_ai.input.messages",),
+            ("llm.model_name",),
+            ("attributes.gen_ai.request.model",),
+            ("attributes.llm.model_name",),
         ),
         columns={
             "body": ("body",),

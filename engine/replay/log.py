@@ -128,7 +128,8 @@ def past_request(
     form = form or detect(record)
     columns = columns_of(form, columns)
     try:
-        text, context_chars = _instruction(record, columns, form)
+        body = _request_body(record, columns, form)
+        text, context_chars = _read(body)
     except InvalidInputError as error:
         return str(error)
     except ValueError as error:
@@ -144,7 +145,7 @@ def past_request(
             return math.nan
         return found / 1e3 if column.endswith("_ms") else found
 
-    names = _names(record, columns["candidate"])
+    names = _names(record, columns["candidate"]) or _names(body, ("model",))
     outcome = optional("outcome", _outcome)
     if math.isnan(outcome) and outcome_of is not None:
         _, decision = first(record, columns["decision"])
@@ -178,8 +179,8 @@ def _names(record: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
 # --- the instruction -------------------------------------------------------------------------
 
 
-def _instruction(record: Mapping[str, Any], columns: Columns, form: LogFormat) -> tuple[str, int]:
-    """Read the first column that holds a request; raises ValueError if none does."""
+def _request_body(record: Mapping[str, Any], columns: Columns, form: LogFormat) -> dict[str, Any]:
+    """Find the first column that holds a request; raises ValueError if none does."""
     problem = ""
     order = ("messages", "body", "text") if form == PLAIN else INSTRUCTION
     tried = [path for name in order for path in columns[name]]
@@ -189,11 +190,9 @@ def _instruction(record: Mapping[str, Any], columns: Columns, form: LogFormat) -
             if is_missing(value) or (isinstance(value, str) and not value.strip()):
                 continue
             siblings = {n: decode(record[n]) for n in BODY_FIELDS if not is_missing(record.get(n))}
-            body = {**siblings, **as_body(value)}
+            return {**siblings, **as_body(value)}
         except CellError as error:
             problem = problem or f"column {path} {error}"
-            continue
-        return _read(body)
     hint = f"; {form.no_text}" if form.no_text else ""
     raise ValueError(
         problem or f"has no instruction in any of the columns {', '.join(tried)}{hint}"
@@ -224,6 +223,8 @@ def as_body(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         return {"prompt": value}
     if isinstance(value, list):
+        if len(value) == 1 and isinstance(value[0], list):  # LangChain calls with batches of one
+            value = value[0]
         if all(isinstance(item, str) for item in value):
             return {"prompt": "\n".join(value)}
         if not all(isinstance(item, Mapping) for item in value):
@@ -239,8 +240,6 @@ def as_body(value: Any) -> dict[str, Any]:
         if "role" in value and ("content" in value or "parts" in value):
             return as_body([value])
         if isinstance(listed := decode(value.get("messages")), list):
-            if listed and isinstance(listed[0], list):  # LangChain calls with batches of one
-                listed = listed[0]
             return {**value, **as_body(listed)}
         for key in BODY_KEYS:
             if not is_missing(value.get(key)):

@@ -18,7 +18,10 @@ COLUMNS = ("attributes", "events", "start_time", "end_time", "startTimeUnixNano"
 REQUESTS = {"chat", "text_completion", "generate_content", "completion", "llm", "responses"}
 MODELS = ("gen_ai.request.model", "gen_ai.response.model", "llm.model_name", "ai.model.id")
 CONTENT = ("gen_ai.", "llm.", "ai.prompt", "input.value")
-WHOLE = ("gen_ai.input.messages", "ai.prompt.messages", "gen_ai.prompt", "input.value", "ai.prompt")
+WHOLE = (
+    *("gen_ai.input.messages", "ai.prompt.messages", "llm.input_messages", "gen_ai.prompt"),
+    *("input.value", "ai.prompt"),
+)
 _TURN = re.compile(
     r"(?:gen_ai\.prompt|llm\.input_messages|llm\.prompts|gen_ai\.input\.messages)\.(\d{1,6})\."
     r"(?:message\.)?(role|content)"
@@ -79,7 +82,7 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 def _request(span: Mapping[str, Any], logs: list[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Flatten a span and its events; None if it is no request to an LLM."""
-    found = {k: v for k, v in span.items() if "." in k}  # a flat record
+    found = {k.removeprefix("attributes."): v for k, v in span.items() if "." in k}  # flat
     found |= _attributes(span.get("attributes"))
     events = [*_dicts(_decoded(span.get("events"))), *logs]
     turns = []
@@ -129,6 +132,9 @@ def _conversation(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _messages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a message of the conventions in OpenAI's form; results of tools become own turns."""
+    message = {k.removeprefix("message."): v for k, v in message.items()}
+    if isinstance(message.get("message"), dict):
+        message = message["message"]
     parts = message.get("parts")
     if not isinstance(parts, list) or "content" in message:
         yield message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -170,3 +171,23 @@ def test_rotations_of_a_question_merge_into_lowest_score(tmp_path: Path) -> None
     (data / "aptitude.json").write_text(json.dumps(test))
     left = read_outcomes(data).texts
     assert not any(text.startswith("Which") for text in left), "an item, by any of its rotations"
+
+
+def test_instructions_that_are_lists_bytes_or_torn_are_refused(tmp_path: Path) -> None:
+    data = datasets.write(tmp_path)
+    plain = (data / "instructions.jsonl").read_bytes()
+    lines = [json.loads(line) for line in plain.splitlines()]
+    lines[2]["text"] = ["Write a poem.", "Now shorten it."]
+    packed = gzip.compress(plain)
+    for name, content, problem in (
+        (
+            "instructions.jsonl",
+            "\n".join(map(json.dumps, lines)).encode(),
+            "line 3: text is a list",
+        ),
+        ("instructions.jsonl", plain.replace(b"text", b"\xe9", 1), "line 0 .not UTF-8"),
+        ("instructions.jsonl.gz", packed[: len(packed) // 2], "cannot be read after line"),
+    ):
+        (data / name).write_bytes(content)
+        with pytest.raises(InvalidInputError, match=problem):
+            read_outcomes(data)

@@ -73,6 +73,7 @@ NEW_MESSAGES = json.dumps(
         {"role": "tool", "parts": [{"type": "tool_call_response", "id": "1", "response": "4"}]},
     ]
 )
+DETAILS = "gen_ai.client.inference.operation.details"
 LITELLM = {
     "request_id": "r",
     "call_type": "acompletion",
@@ -178,6 +179,21 @@ CASES: list[tuple[str, Record]] = [
         },
     ),
     (
+        "opentelemetry",  # a flat table of spans
+        {
+            "attributes.llm.model_name": "gpt-4o",
+            "attributes.llm.input_messages": repr(
+                [{"message.role": "user", "message.content": ASK}]
+            ),
+            "start_time": "2026-06-01 10:00:00+00:00",
+        },
+    ),
+    (
+        "opentelemetry",  # an event instead of attributes
+        otlp(span([event(DETAILS, gen_ai__input__messages=NEW_MESSAGES)])),
+    ),
+    ("opentelemetry", otlp(span(ai__prompt=json.dumps({"messages": CHAT})))),
+    (
         "modelsat",
         {
             "time": "2026-06-01T10:00:00.000Z",
@@ -189,6 +205,8 @@ CASES: list[tuple[str, Record]] = [
     ),
     ("plain", {"input": CHAT_TEXT, "model": "gpt-4o", "time": NOON * 1000}),  # the handed case
     ("plain", {"prompt": f"['{ASK}']", "model": "gpt-4o", "time": "Mon, 01 Jun 2026 10:00:00 GMT"}),
+    ("plain", {"messages": [CHAT], "model": "gpt-4o", "time": "1780308000"}),
+    ("plain", {"request": {"messages": CHAT, "model": "gpt-4o"}, "time": NOON}),
     ("plain", {"body": {"prompt": ASK}, "model": "gpt-4o", "time": NOON * 1e6}),
 ]
 
