@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.api.limits import is_utf8
 
 MAX_SESSION_CHARS = 128
 Objective = Literal["cost_sensitivity", "target_probability", "budget_usd"]
@@ -47,28 +49,33 @@ class Policy:
 class Session:
     """A session, whose requests stick to one candidate.
 
-    name: the caller's name for it. margin: minimum utility gain before the session switches
-    candidates; None takes the server's setting.
+    name: the caller's name for it; see session_name. margin: minimum utility gain before the
+    session switches candidates; None takes the server's setting.
     """
 
     name: str
     margin: float | None = None
 
 
-def check_session(session: Session) -> None:
-    """Raise InvalidInputError unless the session's name and margin are valid."""
-    violations = []
-    if not 1 <= len(session.name) <= MAX_SESSION_CHARS:
-        size = len(session.name)
-        violations.append(
-            Violation("session.id", f"is {size} characters; expected 1 to {MAX_SESSION_CHARS}.")
-        )
-    margin = session.margin
+def session_name(text: str) -> str:
+    """Return the name by which every surface knows a session; "" if `text` is blank.
+
+    A session is a hint, so no name is refused. One of over MAX_SESSION_CHARS characters, or that is
+    not valid Unicode, is replaced by its hash.
+    """
+    name = text.strip()
+    if len(name) <= MAX_SESSION_CHARS and is_utf8(name):
+        return name
+    return "sha256-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def named_session(text: str, margin: float | None = None) -> Session | None:
+    """Return the session of a name from outside, None for a blank one.
+
+    Raises InvalidInputError if the margin is negative or not finite.
+    """
     if margin is not None and not (math.isfinite(margin) and margin >= 0):
-        violations.append(
-            Violation(
-                "session.switching_margin", f"is {margin}; expected a finite number of at least 0."
-            )
-        )
-    if violations:
-        raise InvalidInputError(*violations)
+        problem = f"is {margin}; expected a finite number of at least 0."
+        raise InvalidInputError(Violation("session.switching_margin", problem))
+    name = session_name(text)
+    return Session(name, margin) if name else None

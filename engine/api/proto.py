@@ -20,7 +20,7 @@ from engine.api.candidate import (
 )
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.openai import MAX_PARTS
-from engine.api.policy import POLICY_WORDS, Policy, Session, check_session
+from engine.api.policy import POLICY_WORDS, Policy, Session, named_session
 from engine.pb import candidate_pb2, router_service_pb2
 
 OPTIONAL_FIELDS = (  # of a candidate; unset means unknown
@@ -116,15 +116,16 @@ def policy_to(policy: Policy) -> router_service_pb2.Policy:
 
 
 def session_from(request: router_service_pb2.RouteRequest) -> Session | None:
-    """Return the request's session, None if it names none; raise InvalidInputError if invalid."""
+    """Return the request's session, None if it names none.
+
+    Raises InvalidInputError if its margin is invalid.
+    """
     if not request.HasField("session"):
         return None
     margin = None
     if request.session.HasField("switching_margin"):
         margin = request.session.switching_margin
-    session = Session(request.session.id, margin)
-    check_session(session)
-    return session
+    return named_session(request.session.id, margin)
 
 
 def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,11 @@ def candidate_from(parsed: argparse.Namespace) -> Candidate:
 
     Raises InvalidInputError now, before the test costs anything.
     """
-    slug = re.sub(r"[^a-z0-9._-]+", "-", parsed.model.lower())[:63].strip("._-")
+    plain = unicodedata.normalize("NFKD", parsed.model).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9._-]+", "-", plain.lower())[:63].strip("._-")
+    if not (parsed.id or slug):
+        problem = f"is not set, and {parsed.model!r} has no letter for one; give --id my-model."
+        raise InvalidInputError(Violation("--id", problem))
     candidate = Candidate(
         id=parsed.id or slug,
         aptitude=(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -30,6 +31,7 @@ RETRY_POLICY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
+_TARGET_SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,11 @@ class Credentials:
     tls_server_name: str = ""
 
     def __post_init__(self) -> None:
+        if any(character in "\r\n" for character in self.token):
+            problem = "has a line break, as text read from a file has at its end; strip the token."
+            raise InvalidInputError(Violation("token", problem))
         if not all(0x20 < ord(character) < 0x7F for character in self.token):
-            problem = "has a space, a line break or a character beyond ASCII; give the token alone."
+            problem = "has a space or a character beyond printable ASCII; give the token alone."
             raise InvalidInputError(Violation("token", problem))
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -93,6 +98,25 @@ class Credentials:
 
 
 INSECURE = Credentials()
+
+
+def check_address(address: str) -> None:
+    """Raise InvalidInputError unless an address is HOST:PORT or a gRPC target."""
+    problem = ""
+    host, colon, port = address.rpartition(":")
+    if address != address.strip() or not address:
+        problem = "is empty or begins or ends with white space"
+    elif _TARGET_SCHEME.match(address):
+        return
+    elif "://" in address or "/" in address:
+        problem = "is a URL; TLS is a matter of the credentials (--tls-ca), not of the address"
+    elif not (colon and host and port) or (":" in host and not host.endswith("]")):
+        problem = "has no port"
+    elif not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        problem = f"has the port {port!r}"
+    if problem:
+        expected = f"expected HOST:PORT, such as {DEFAULT_SERVER} or [::1]:50051"
+        raise InvalidInputError(Violation("server", f"{address!r} {problem}; {expected}."))
 
 
 def read_file(field_name: str, path: str | PathLike[str]) -> bytes:
@@ -126,7 +150,7 @@ def way_to(address: str) -> str:
     proxy = next((os.environ[name] for name in names if os.environ.get(name)), "")
     if not proxy or is_local(address):
         return "directly"
-    return f"through the proxy {proxy.rpartition('@')[2]}"
+    return f"through the proxy {proxy.rpartition('@')[2].rpartition('://')[2]}"
 
 
 def open_channel(
@@ -141,12 +165,11 @@ def open_channel(
         retries: Repeat idempotent calls that were refused or found no server.
 
     Raises:
-        InvalidInputError: see `Credentials.channel_credentials`.
+        InvalidInputError: the address is none; see also `Credentials.channel_credentials`.
     """
-    tls, options = (
-        credentials.channel_credentials(),
-        _channel_options(address, credentials, retries),
-    )
+    check_address(address)
+    tls = credentials.channel_credentials()
+    options = _channel_options(address, credentials, retries)
     if tls is None:
         return grpc.insecure_channel(address, options)
     return grpc.secure_channel(address, tls, options)
@@ -156,10 +179,9 @@ def open_aio_channel(
     address: str, credentials: Credentials = INSECURE, *, retries: bool = True
 ) -> grpc.aio.Channel:
     """Open a channel for the running event loop; see `open_channel`."""
-    tls, options = (
-        credentials.channel_credentials(),
-        _channel_options(address, credentials, retries),
-    )
+    check_address(address)
+    tls = credentials.channel_credentials()
+    options = _channel_options(address, credentials, retries)
     if tls is None:
         return grpc.aio.insecure_channel(address, options)
     return grpc.aio.secure_channel(address, tls, options)

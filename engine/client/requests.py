@@ -9,7 +9,7 @@ from engine.api.candidate import NAME_PREFIX, Candidate, parse_name
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES
 from engine.api.openai import Role
-from engine.api.policy import Policy, Session
+from engine.api.policy import Policy, Session, session_name
 from engine.api.proto import candidate_to, check_text, policy_to
 from engine.client.errors import translate_value_errors
 from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
@@ -64,7 +64,7 @@ def route_request(
     else:
         request.conversation.CopyFrom(conversation(instruction))
     if session is not None:
-        request.session.id = session.name
+        request.session.id = session_name(session.name)
         if session.margin is not None:
             request.session.switching_margin = session.margin
     return request

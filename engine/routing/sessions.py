@@ -55,4 +55,6 @@ class SessionStore:
             del self._entries[oldest]
 
     def _hash(self, name: str) -> HashedName:
-        return hashlib.blake2b(name.encode(), digest_size=16, key=self._secret).digest()
+        return hashlib.blake2b(
+            name.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret
+        ).digest()

@@ -27,7 +27,6 @@ from modelsat import (
     ModelsatError,
     Policy,
     RouteDecision,
-    Session,
     Turn,
 )
 from tests.serving.test_server import CATALOG, NEW, QUESTION
@@ -274,7 +273,6 @@ BAD_CALLS: list[Callable[[Any], Any]] = [
     lambda c: c.route([Turn("narrator", "Hi")]),  # type: ignore[arg-type]
     lambda c: c.route("Hi", Policy(ranking_size=2**40)),
     lambda c: c.route("Hi", Policy(allowed_candidates=("\udcff",))),
-    lambda c: c.route("Hi", session=Session("\udcff")),
     lambda c: c.route_many(["Hi", ""]),
     lambda c: c.record_outcome("x", "y", 1.0, text="\udcff"),
     lambda c: c.get_candidate("no such/ID"),
@@ -306,7 +304,7 @@ def test_certificate_without_key_or_file_is_invalid_input() -> None:
         Client(credentials=Credentials(tls_ca="none.pem"))
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host.invalid:1", "", "a b\n", "\0"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host.invalid:1", "a b:1", "\0:1"])
 async def test_failed_and_closed_calls_raise_client_errors(address: str) -> None:
     client = Client(address, 0.5, retries=False)
     with pytest.raises(ModelsatClientError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import itertools
 import json
 import re
@@ -164,7 +165,6 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
             "modelsat.allowed_candidates: is empty",
         ),
         (overriding({"allowed_candidates": ""}), "policy.allowed_candidates[0]"),
-        (overriding({"session": None}), "metadata modelsat.session: is empty"),
         (overriding({"budget_usd": 1, "target_probability": 1}), "set one objective"),
         (overriding({"deny": ["yi-6b-chat"]}), "was renamed; send denied_candidates"),
         (headers(x_modelsat_deny="yi-6b-chat"), "was renamed; send denied_candidates"),
@@ -180,6 +180,42 @@ def test_empty_or_contradicting_overrides_are_refused(
     answer = talk(server, message, body())[-1]
     assert refusal(answer) == (400, "invalid_input")
     assert word in json.loads(answer.immediate_response.body)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        headers(x_modelsat_session=""),
+        headers(x_modelsat_session="s" * 100_000),
+        headers(x_modelsat_session="сессия " * 9),
+        headers(x_modelsat_allowed_candidates="", x_modelsat_denied_candidates=" , "),
+        headers(x_modelsat_cost_sensitivity=" ", x_modelsat_budget_usd=""),
+        headers(x_modelsat_deny=""),
+        headers(traceparent="not a trace", tracestate=";;;"),
+        overriding({"session": None}),
+        overriding({"session": ""}),
+        overriding({"session": "s" * 100_000}),
+        overriding({"session": 17}),
+    ],
+)
+def test_a_hint_never_fails_a_request(server: Server, message: Any) -> None:
+    answer = talk(server, message, body())[-1]
+    assert set_by(answer.request_body.response)["x-selected-model"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (codecs.BOM_UTF8 + b'{"model": "auto", "prompt": "hi"}', "(BOM) of UTF-8"),
+        ('{"model": "auto", "prompt": "hi"}'.encode("utf-16"), "(BOM) of UTF-16"),
+        (codecs.BOM_UTF16_BE + b"\0{", "(BOM) of UTF-16"),
+        (codecs.BOM_UTF8, "(BOM) of UTF-8"),
+    ],
+)
+def test_a_byte_order_mark_is_named(server: Server, raw: bytes, words: str) -> None:
+    answer = talk(server, headers(), body(raw))[-1]
+    assert refusal(answer) == (400, "invalid_input")
+    assert words in json.loads(answer.immediate_response.body)["error"]["message"]
 
 
 def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
@@ -205,7 +241,6 @@ def test_what_is_not_asked_for_is_answered_at_once(server: Server) -> None:
         ((headers(), body(b"{")), 400, "invalid_input"),
         ((headers(), body(b'{"model": "auto"}')), 400, "invalid_input"),
         ((headers(x_modelsat_budget_usd="0"), body()), 400, "no_eligible_candidate"),
-        ((headers(x_modelsat_session="s" * 200), body()), 400, "invalid_input"),
         ((headers(content_length=str(LIMIT + 1)), body()), 413, "body_too_large"),
         ((headers(), body(b" " * (LIMIT + 1))), 413, "body_too_large"),
         ((headers(DUPLEX), *[body(b" " * 4_000_000, False)] * 3), 413, "body_too_large"),

@@ -6,6 +6,7 @@ is needed: every other byte of the body reaches the upstream as the client sent 
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +21,11 @@ ROUTED = ("/chat/completions", "/completions", "/responses", "/messages")  # end
 NO_TEXT = Violation(
     "body",
     "has no text to route by: no user turn, prompt or input with text. Send text, or name a model.",
+)
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "UTF-8"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 MAX_MEMBERS = 1000
 MAX_VALUES = 250_000  # strings, commas and brackets: 0.1 s to count, as much to parse
@@ -64,6 +70,9 @@ def parse(raw: bytes) -> Body:
         InvalidInputError: it is not a JSON object in UTF-8, has two models, or exceeds a limit of
             members(). The message never quotes the body.
     """
+    if mark := next((name for mark, name in BYTE_ORDER_MARKS if raw.startswith(mark)), ""):
+        problem = f"begins with a byte order mark (BOM) of {mark}; send UTF-8 without it."
+        raise InvalidInputError(Violation("body", problem))
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:

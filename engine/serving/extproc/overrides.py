@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.api.candidate import NAME_PREFIX, parse_names
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.policy import Policy, Session, check_session
+from engine.api.policy import Policy, Session, named_session
 from engine.serving.settings import OVERRIDE_PREFIX
 
 NAMESPACE = "modelsat"  # of metadata, both ways
@@ -35,9 +35,11 @@ def policy_and_session(
         headers: all headers of the request, names in lower case.
 
     Raises:
-        InvalidInputError: a value is empty or of the wrong type, there are two objectives, or a
-            name is one of version 0.1.
+        InvalidInputError: a value is of the wrong type, there are two objectives, or a name is one
+            of version 0.1. A blank header is as if it were not sent; so is a session that is empty
+            in the metadata, but a list or an objective in the metadata must have a value.
     """
+    headers = {name: value for name, value in headers.items() if value.strip(" ,")}
     for name, new in RENAMED.items():
         if name in metadata:
             where = f"metadata {NAMESPACE}.{name}"
@@ -54,8 +56,7 @@ def policy_and_session(
         elif name in OBJECTIVES:
             fields |= {"objective": name, "value": _number(source, value)}
         else:
-            session = Session(str(value))
-            check_session(session)
+            session = named_session(_session_text(source, value))
     return Policy(**fields), session
 
 
@@ -65,6 +66,8 @@ def _merge(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str,
     in_metadata: dict[str, tuple[str, Any]] = {}
     for name, value in metadata.items():
         where = f"metadata {NAMESPACE}.{name}"
+        if name == "session" and value in (None, "", []):
+            continue
         if value is None or value == []:
             # Ignoring it would admit candidates that it was meant to exclude.
             raise InvalidInputError(Violation(where, "is empty; give a value, or leave it out."))
@@ -72,7 +75,7 @@ def _merge(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str,
     has_objective = not metadata.keys().isdisjoint(OBJECTIVES)
     in_headers: dict[str, tuple[str, Any]] = {}
     for header, name in HEADERS.items():
-        overridden = name in metadata or (has_objective and name in OBJECTIVES)
+        overridden = name in in_metadata or (has_objective and name in OBJECTIVES)
         if header in headers and not overridden:
             in_headers[name] = (header, headers[header])
     for source in (in_metadata, in_headers):
@@ -88,3 +91,11 @@ def _number(source: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise InvalidInputError(Violation(source, "is not a number.")) from None
+
+
+def _session_text(source: str, value: Any) -> str:
+    """Return a session's name. Bytes of a header are read as UTF-8, like those of metadata."""
+    text = str(value)
+    if source not in HEADERS:
+        return text
+    return text.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
