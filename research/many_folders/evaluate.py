@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from scipy.stats import rankdata
 
 from research.many_folders.data.candidates import represent
 from research.many_folders.data.folders import Folder
+from research.many_folders.data.scenes import PROSE
+from research.many_folders.match import Match, matched
 from research.many_folders.memory import adapt
 from research.many_folders.model import FusedModel
 from research.many_folders.run import EVERYDAY, WITHOUT_OUTCOMES, Start
@@ -25,13 +28,18 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 ROWS = 24_000  # sequence rows of a forward pass
 LEAST_CELL = 20
+TEMPERATURES, FACTORS = (0.05, 0.08, 0.12), (2.0, 4.0, 6.0)
+USUAL = (0.08, 4.0)
+FITTED, FITTED_PROSE = 700, 4500  # rows of a folder that the regression is fitted on
 
 
 @dataclass(frozen=True)
 class Scored:
-    """z: (N, M) log-odds before calibration. u: (N, D) null rows. y: (N, M). benchmark: (N,)."""
+    """z: (N, M) log-odds before calibration; plain: without the match. u: (N, D) null rows.
+    y: (N, M). benchmark: (N,)."""
 
     z: Floats
+    plain: Floats
     u: Floats
     y: Floats
     benchmark: NDArray[np.int16]
@@ -70,18 +78,72 @@ def score(model: FusedModel, asked: Folder, rows: Ints, c: torch.Tensor, start: 
     for part, logits, null in found:
         z[part], u[part] = logits.float().cpu().numpy(), null.float().cpu().numpy()
     y = np.full(z.shape, np.nan, np.float32)
-    return Scored(z, u, y, asked.benchmark[rows], rows)
+    return Scored(z, z, u, y, asked.benchmark[rows], rows)
 
 
 def evaluate_rows(
-    model: FusedModel, folder: Folder, rows: Ints, start: Start, counts: bool
+    model: FusedModel,
+    folder: Folder,
+    rows: Ints,
+    start: Start,
+    counts: bool,
+    inside: bool = False,
 ) -> Scored:
-    """`rows` with the folder's measured candidates and their outcomes."""
+    """`rows` with the folder's measured candidates and their outcomes. inside: whether the match is
+    a part of the logits."""
     everyone = np.arange(folder.measured)
     c = embeddings_of(folder, start, counts, everyone)
     scored = score(model, folder, rows, c, start)
     truth = folder.scores[: folder.measured].cpu().numpy()[:, rows].T
-    return Scored(scored.z, scored.u, truth, scored.benchmark, rows)
+    z = scored.z
+    if inside:
+        found = match_of(model.match, folder, scored.u, model.match.temperature.exp().item())
+        z = z + model.match.factor.item() * found
+    return Scored(z, scored.plain, scored.u, truth, scored.benchmark, rows)
+
+
+@torch.no_grad()
+def match_of(match: Match, folder: Folder, u: Floats, temperature: float) -> Floats:
+    """(N, M) match of null rows with the folder's official test."""
+    test = folder.tests[0]
+    assert test.figures is not None
+    null = torch.from_numpy(u).to(test.vectors.device)
+    figures = test.figures[: folder.measured]
+    found = matched(match.embedding(null), match.whole(test.vectors), figures, temperature)
+    return np.asarray(found.float().cpu().numpy())
+
+
+@torch.no_grad()
+def fit_match(
+    match: Match, model: FusedModel, folders: Mapping[str, Folder], start: Start, names: list[str]
+) -> None:
+    """Fit the head of `match` on training rows of `names` and on texts without outcomes."""
+    rows, wanted = [], []
+    no_candidate = torch.zeros(1, start.shift.shape[0], device=start.shift.device)
+    for name in (n for n in (*names, PROSE) if n in folders):
+        folder = folders[name]
+        count = FITTED_PROSE if name == PROSE else FITTED
+        chosen = np.random.default_rng(1).permutation(folder.rows(0))[:count]
+        rows.append(torch.from_numpy(score(model, folder, chosen, no_candidate, start).u))
+        wanted.append(folder.vectors[torch.from_numpy(chosen).to(folder.vectors.device)])
+    device = start.shift.device
+    match.fit(
+        torch.cat(rows).to(device),
+        torch.nn.functional.normalize(torch.cat(wanted), dim=1),
+    )
+
+
+def match_figures(p: Floats, scored: Scored, folder: Folder, match: Match) -> dict[str, Any]:
+    """[AUC, log loss, cells] of p and of p with the match, by (temperature, factor)."""
+    z, y = logit(p.astype(float).clip(1e-6, 1 - 1e-6)), scored.y
+    found = {}
+    for t in TEMPERATURES:
+        added = match_of(match, folder, scored.u, t)
+        for g in FACTORS:
+            q = expit(z + g * added)
+            parts = pooled_auc(q, y), log_loss(q, y), cells(q, y, scored.benchmark)
+            found[f"{t} {g}"] = [round(x, 4) for x in parts]
+    return found
 
 
 def pooled_auc(p: Floats, y: Floats) -> float:
@@ -225,14 +287,20 @@ def report(
     counts: bool,
     full: bool,
     refit: bool = True,
+    inside: bool = False,
+    rows_to: Path | None = None,
 ) -> dict[str, Any]:
     """Figures of each folder: validation rows (and test rows where `full`) of those that training
-    holds, fresh rows of those that were left out. refit: whether calibration is fitted again."""
+    holds, fresh rows of those that were left out. refit: whether calibration is fitted again.
+    inside: as in evaluate_rows. rows_to: a file for null rows and logits of what was left out."""
     names = [n for n in folders if n not in WITHOUT_OUTCOMES]
-    inside = [n for n in names if n not in held_out]
+    seen = [n for n in names if n not in held_out]
     validation = {
-        n: evaluate_rows(model, folders[n], folders[n].rows(1), start, counts) for n in inside
+        n: evaluate_rows(model, folders[n], folders[n].rows(1), start, counts, inside) for n in seen
     }
+    ridge = Match(model.readout.shape[0]).to(start.shift.device)
+    ridge.center = start.center
+    fit_match(ridge, model, folders, start, seen)
     a, b = platt(list(validation.values())) if refit else (1.0, 0.0)
     found: dict[str, Any] = {"platt": [a, b], "folders": {}}
 
@@ -244,24 +312,45 @@ def report(
             p, scored.y[at], scored.benchmark[at], constant
         )
 
+    def add_match(name: str, scored: Scored) -> None:
+        p = expit(a * scored.plain + b)
+        found["folders"][name]["match"] = {
+            "own": match_figures(p, scored, folders[name], model.match),
+            "ridge": match_figures(p, scored, folders[name], ridge),
+        }
+
     for name, scored in validation.items():
         add(name, "validation", scored)
+        add_match(name, scored)
     if full:
-        for name in inside:
+        for name in seen:
             folder = folders[name]
-            scored = evaluate_rows(model, folder, folder.rows(2), start, counts)
+            scored = evaluate_rows(model, folder, folder.rows(2), start, counts, inside)
             add(name, "test", scored)
             add(name, "clean", scored, folder.clean[scored.rows])
     for name in held_out:
         folder = folders[name]
         rows = np.flatnonzero(folder.fresh)[:2000]
-        scored = evaluate_rows(model, folder, rows, start, counts)
+        scored = evaluate_rows(model, folder, rows, start, counts, inside)
         add(name, "held_out", scored)
+        add_match(name, scored)
         p = expit(a * scored.z + b)
-        numbers = (50, 200, 1000) if full else (50, 200)
-        found["folders"][name]["memory"] = with_memory(p, scored.u, scored.y, numbers, 2)
+        numbers: tuple[int, ...] = (50, 200, 1000) if full else (50, 200)
+        if len(rows) < 400:
+            numbers = (50,)
+        kept = found["folders"][name]
+        kept["memory"] = with_memory(p, scored.u, scored.y, numbers, 2)
+        for head, match in (("own", model.match), ("ridge", ridge)):
+            added = USUAL[1] * match_of(match, folder, scored.u, USUAL[0])
+            q = expit(a * scored.plain + b + added)
+            kept[f"memory_{head}"] = with_memory(q, scored.u, scored.y, numbers[-1:], 2)
+        if rows_to:
+            arrays = {"z": scored.z, "plain": scored.plain, "u": scored.u}
+            small: dict[str, Any] = {k: v.astype(np.float16) for k, v in arrays.items()}
+            np.savez(rows_to, rows=rows, platt=np.array([a, b]), **small)
+    found["match"] = [model.match.temperature.exp().item(), model.match.factor.item()]
     if EVERYDAY in folders:
-        found["everyday"] = everyday(model, folders, start, counts, a, b)
+        found["everyday"] = everyday(model, folders, start, counts, a, b, inside)
     return found
 
 
@@ -272,6 +361,7 @@ def everyday(
     counts: bool,
     a: float,
     b: float,
+    inside: bool = False,
 ) -> dict[str, list[float]]:
     """(mean p, least decile) of the five strongest candidates of some folders on everyday test
     prompts."""
@@ -283,6 +373,13 @@ def everyday(
         mean = np.nanmean(level.cpu().numpy()[: folders[name].measured], axis=1)
         top = np.sort(np.argsort(-mean)[:5])
         c = embeddings_of(folders[name], start, counts, top)
-        p = expit(a * score(model, asked, asked.rows(2), c, start).z + b)
+        scored = score(model, asked, asked.rows(2), c, start)
+        z = scored.z
+        if inside:
+            null = torch.from_numpy(scored.u).to(c.device)
+            shown = level[torch.from_numpy(top).to(c.device)]
+            with torch.no_grad():
+                z = z + model.match(null, folders[name].tests[0].vectors, shown).cpu().numpy()
+        p = expit(a * z + b)
         found[name] = [round(float(p.mean()), 4), round(float(np.quantile(p, 0.1)), 4)]
     return found

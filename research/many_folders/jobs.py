@@ -26,9 +26,9 @@ import torch
 import torch.multiprocessing as mp
 
 from research.many_folders.data.folders import load_pack
-from research.many_folders.evaluate import report
+from research.many_folders.evaluate import fit_match, report
 from research.many_folders.model import FusedModel
-from research.many_folders.run import Run, RunConfig
+from research.many_folders.run import WITHOUT_OUTCOMES, Run, RunConfig
 from research.many_folders.weights import (
     Weights,
     cut,
@@ -39,6 +39,8 @@ from research.many_folders.weights import (
 )
 
 WAIT = 0.5
+GIVEN_UP = 3  # failures before any success
+SCALE = ".scale"  # as research/many_folders/restore.py reads them
 SPARE = 12.0  # seconds before the end in which no run goes on training
 
 
@@ -51,6 +53,9 @@ class Bench:
         self.folders = load_pack(payload / "data.npz", self.device)
         self.weights: Weights = load_weights(payload / "weights.npz", self.device)
         self.states, self.out, self.end = states, out, end
+        most = max(int(f.tokens.max()) for f in self.folders.values())
+        assert most < len(self.weights.base["model.embed_tokens.weight"]), "another vocabulary"
+        self.teacher = model_of(self.weights, "shipped", self.device).eval()
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """The weights of a run, waited for while there is time."""
@@ -76,6 +81,8 @@ class Bench:
             shares = job.get("shares") or [1 / len(job["mean"])] * len(job["mean"])
             config = RunConfig(**job["config"])
             model = self.model(mean_state([self.state(n) for n in job["mean"]], shares))
+            if not job.get("own_match"):
+                self.fit(model, config)
             found: dict[str, Any] = {}
         elif "cut" in job:
             config = RunConfig(**job["config"])
@@ -96,7 +103,15 @@ class Bench:
         refit = not job.get("as_is")
         start, full = self.weights.start, bool(job.get("full"))
         found |= report(
-            model.eval(), self.folders, start, config.held_out, config.counts, full, refit
+            model.eval(),
+            self.folders,
+            start,
+            config.held_out,
+            config.counts,
+            full,
+            refit,
+            config.inside,
+            self.out / f"{config.name}.rows.npz" if job.get("rows") else None,
         )
         found["judged_seconds"] = round(time.time() - began, 2)
         return {"name": config.name, "config": asdict(config), "full": full, **found}
@@ -109,21 +124,35 @@ class Bench:
         else:
             model = self.model(self.state(config.begin))
         if not config.epochs:
+            self.fit(model, config)
             return config, model, {}
-        found = Run(config, model.train(), self.folders, self.weights.start).train(self.end - SPARE)
-        return config, model, found
+        self.fit(model, config)
+        run = Run(config, model.train(), self.folders, self.weights.start, self.teacher)
+        return config, model, run.train(self.end - SPARE)
+
+    def fit(self, model: FusedModel, config: RunConfig) -> None:
+        """Fit the match of a model whose match was not trained."""
+        names = [n for n in self.folders if n not in config.held_out and n not in WITHOUT_OUTCOMES]
+        fit_match(model.match, model.eval(), self.folders, self.weights.start, names)
 
     def write(self, name: str, model: FusedModel, factors: dict[str, Any]) -> None:
-        """An adapter and the connector for plain representations, in two files."""
-        np.savez(self.out / f"{name}.adapter.npz", **factors)
+        """A file with the adapter in int8, the connector for plain representations, the match."""
         start = self.weights.start
         weight = (model.connector.weight / start.scale).detach()
         bias = (model.connector.bias - weight @ start.shift).detach()
-        np.savez(
-            self.out / f"{name}.connector.npz",
-            weight=weight.cpu().numpy(),
-            bias=bias.cpu().numpy(),
-        )
+        arrays: dict[str, Any] = {
+            "connector/weight": weight.half().cpu().numpy(),
+            "connector/bias": bias.cpu().numpy(),
+        }
+        for key, value in model.match.state_dict().items():
+            arrays[f"match/{key}"] = value.half().cpu().numpy()
+        for key, value in factors.items():
+            wide = value.astype(np.float32)
+            axis = 1 if ".lora_A." in key else 0
+            scale = np.abs(wide).max(axis=axis, keepdims=True) / 127 + 1e-12
+            arrays[f"{key}{SCALE}"] = scale.reshape(-1).astype(np.float32)
+            arrays[key] = np.round(wide / scale).astype(np.int8)
+        np.savez(self.out / f"{name}.npz", **arrays)
 
 
 def work(number: int, jobs: Any, results: Any, arguments: argparse.Namespace, end: float) -> None:
@@ -171,9 +200,9 @@ def main() -> None:
     ]
     for worker in workers:
         worker.start()
-    done = 0
+    done = failed = 0
     with (arguments.out / "results.jsonl").open("a") as file:
-        while done < len(listed) and time.time() < end:
+        while done < len(listed) and time.time() < end and not failed == done == GIVEN_UP:
             try:
                 found = results.get(timeout=1.0)
             except queue.Empty:
@@ -184,6 +213,7 @@ def main() -> None:
             file.flush()
             if "name" in found:
                 done += 1
+                failed += "error" in found
                 print(line_of(found), flush=True)
             else:
                 print(found, flush=True)
@@ -208,6 +238,9 @@ def line_of(found: dict[str, Any]) -> str:
                 if n in memory
             )
             text += f" ({warm}) cells {figures[key]['cells']:.2f} ll {figures[key]['log_loss']:.3f}"
+            for head in ("own", "ridge"):
+                best = figures["match"][head]
+                text += f" {head} {best['0.08 4.0'][0]:.3f}"
         parts.append(text)
     head = f"{found['name']} {found['from']}-{found['to']}s steps {found.get('steps')}"
     easy = {k[:4]: v[0] for k, v in found.get("everyday", {}).items()}

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
+from research.many_folders.match import Match
+
 TUNED = ("qkv", "o", "up", "down")
 PARTS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -58,6 +60,7 @@ class FusedModel(nn.Module):  # type: ignore[misc]  # torch is not followed
         with torch.no_grad():
             self.connector.weight.copy_(torch.as_tensor(connector[0]))
             self.connector.bias.copy_(torch.as_tensor(connector[1]))
+        self.match = Match(len(gain))
         cos, sin = rotations(512, self.size, float(config["rope_theta"]))
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)

@@ -24,9 +24,11 @@ from research.many_folders.model import FusedModel
 
 Ints = NDArray[np.int64]
 EVERYDAY = "everyday"  # the folder without outcomes: prompts that hardly any model fails
-SCENE = "scene"
+SCENE, KEEP = "scene", "keep"
+OLD = ("mmlu_pro_cot", "helm_mmlu", "llmrouter9", "zeroeval")
 WITHOUT_OUTCOMES = (EVERYDAY, PROSE)
 EVERYDAY_LOW, EVERYDAY_SLOPE = 0.9, 0.09
+NEAR = 12.5  # factor of cosines before a softmax over tasks
 WARM_UP, LEAST_RATE = 20, 0.05
 
 
@@ -42,8 +44,11 @@ class RunConfig:
     distil, match, memory: weights of the losses on the null row. offsets: whether each folder's
     candidates have offsets that no figure explains. reworded: share of the instructions shown in
     another form. everyday: prompts of research/many_folders/data/everyday.py in an epoch. scenes:
-    steps of
-    research/many_folders/data/scenes.py for each other step.
+    steps of research/many_folders/data/scenes.py for each other step. inside: whether the match of
+    research/many_folders/match.py is a part of the logit. keep: steps on texts without outcomes
+    that hold the first weights' logits, for each other step. keep_old: share of the first weights'
+    probabilities in the targets of the folders that they were trained on. frozen: whether the
+    backbone stays as it is.
     """
 
     name: str
@@ -70,6 +75,10 @@ class RunConfig:
     reworded: float = 0.5
     everyday: int = 0
     scenes: float = 0.0
+    inside: bool = False
+    keep: float = 0.0
+    keep_old: float = 0.0
+    frozen: bool = False
     seed: int = 0
 
 
@@ -105,8 +114,9 @@ def schedule(
             count = round(max(count, config.least if name != EVERYDAY else 0) * share)
             rows = order.take(np.arange(epoch * count, (epoch + 1) * count), mode="wrap")
             work += [(name, b) for b in folder.in_batches(rows, config.batch, random)]
-        scenes = round(config.scenes * len(work))
+        scenes, keeps = (round(x * len(work)) for x in (config.scenes, config.keep))
         work += [(SCENE, np.zeros(config.batch, np.int64))] * scenes
+        work += [(KEEP, np.zeros(config.batch, np.int64))] * keeps
         steps += [work[i] for i in random.permutation(len(work))]
     return steps
 
@@ -115,8 +125,14 @@ class Run:
     """The state of a run."""
 
     def __init__(
-        self, config: RunConfig, model: FusedModel, folders: Mapping[str, Folder], start: Start
+        self,
+        config: RunConfig,
+        model: FusedModel,
+        folders: Mapping[str, Folder],
+        start: Start,
+        teacher: FusedModel,
     ) -> None:
+        self.teacher = teacher
         self.config, self.model, self.folders, self.start = config, model, folders, start
         self.device = start.shift.device
         self.random = np.random.default_rng(config.seed)
@@ -125,7 +141,6 @@ class Run:
             config.seed, self.device, config.synthetic, config.extreme, config.counts
         )
         width = model.readout.shape[0]
-        self.head = nn.Linear(width, len(start.center)).to(self.device)
         trained = [n for n in folders if n not in config.held_out and n not in WITHOUT_OUTCOMES]
         self.trained = trained
         texts = [*trained, PROSE] if PROSE in folders else trained
@@ -138,11 +153,12 @@ class Run:
             n: Memory.empty(width, len(folders[n].scores), self.device) for n in trained
         }
         connector = list(model.connector.parameters())
-        matrices = [p for n, p in model.named_parameters() if not n.startswith("connector")]
+        kept = ("connector", "match")
+        matrices = [p for n, p in model.named_parameters() if not n.startswith(kept)]
         self.groups = (
-            (connector, config.connector_rate),
-            (matrices, config.rate),
-            ([*self.head.parameters(), *self.offsets.values()], 1e-3),
+            (connector, 0.0 if config.frozen else config.connector_rate),
+            (matrices, 0.0 if config.frozen else config.rate),
+            ([*model.match.parameters(), *self.offsets.values()], 1e-3),
         )
         self.optimizer = torch.optim.AdamW(
             [{"params": p, "lr": r} for p, r in self.groups],
@@ -165,17 +181,40 @@ class Run:
         tokens, lengths = gathered(self.folders, shown.asked, 1 + len(c))
         h = self.model(tokens, lengths, (c - self.start.shift) / self.start.scale)
         scale, offset = self.start.calibration
-        cross = bce(scale * self.model.margins(h[:, 1:]) + offset, shown.truth)
         null = h[:, 0]
-        found = self.head(nn.functional.rms_norm(null, null.shape[-1:]))
-        near = normalize(found, dim=1) @ shown.vectors.T * 10
+        logits = scale * self.model.margins(h[:, 1:]) + offset
+        if self.config.inside:
+            logits = logits + self.model.match(null, shown.vectors, shown.figures)
+        cross = bce(logits, shown.truth)
+        near = self.model.match.embedding(null) @ self.model.match.whole(shown.vectors).T * NEAR
         return cross + self.config.match * cross_entropy(near, shown.own), cross.detach()
+
+    def keep(self, size: int) -> tuple[Tensor, Tensor]:
+        """The same of a step that holds the first weights' logits on texts without outcomes."""
+        random, folder = self.random, self.folders[PROSE]
+        shown = self.folders[self.trained[random.integers(len(self.trained))]]
+        test = shown.tests[0]
+        assert test.figures is not None
+        figures = test.figures[random.permutation(len(test.figures))[: self.config.real]]
+        c = self.representation(figures, None, test)
+        rows = random.choice(folder.rows(0), size)
+        tokens, lengths = folder.batch(rows, np.zeros(size, np.int64), 1 + len(c))
+        scale, offset = self.start.calibration
+        h = self.model(tokens, lengths, c)
+        with torch.no_grad():
+            wanted = self.teacher(tokens, lengths, c)[:, 1:]
+            wanted = (scale * self.teacher.margins(wanted) + offset).sigmoid()
+        cross = bce(scale * self.model.margins(h[:, 1:]) + offset, wanted)
+        at = torch.from_numpy(rows).to(self.device)
+        return cross + self._text(folder, test, h[:, 0], at, 0, False), cross.detach()
 
     def step(self, name: str, rows: Ints) -> tuple[Tensor, Tensor]:
         """(loss, cross-entropy of the real candidates)."""
         config, random = self.config, self.random
         if name == SCENE:
             return self.scene(len(rows))
+        if name == KEEP:
+            return self.keep(len(rows))
         everyday = name == EVERYDAY
         pool = self.folders[self.trained[random.integers(len(self.trained))]] if everyday else None
         folder = pool or self.folders[name]
@@ -203,6 +242,15 @@ class Run:
         scale, offset = self.start.calibration
         logits = scale * self.model.margins(h[:, 1:]) + offset
         null = h[:, 0]
+        if config.keep_old and name in OLD:
+            with torch.no_grad():
+                before = self.teacher(tokens, lengths, c)[:, 1:]
+                before = (scale * self.teacher.margins(before) + offset).sigmoid()
+            target = (1 - config.keep_old) * truth + config.keep_old * before
+        else:
+            target = truth
+        if config.inside:
+            logits = logits + self.model.match(null, test.vectors, drawn.figures)
         count = len(real)
         plain = logits[:, :count]
         loss = torch.zeros((), device=self.device)
@@ -211,7 +259,7 @@ class Run:
             shift = torch.cat([b[real] + b[-1], b[-1].expand(config.synthetic)])
             logits = logits + shift
             loss = loss + 0.02 * b.square().sum()
-        loss = loss + bce(logits, truth)
+        loss = loss + bce(logits, target)
         if not everyday:
             loss = loss + config.within * contrast(logits.T, truth.T)
             loss = loss + config.across * contrast(logits, truth)
@@ -231,12 +279,12 @@ class Run:
         task of the test it belongs to."""
         if everyday:
             return torch.zeros((), device=self.device)
-        found = self.head(nn.functional.rms_norm(null, null.shape[-1:]))
-        wanted = normalize(folder.vectors[at] - self.start.center, dim=1)
+        found = self.model.match.embedding(null)
+        wanted = normalize(folder.vectors[at], dim=1)
         loss = self.config.distil * (1 - cosine_similarity(found, wanted, dim=1)).mean()
         if self.config.match and number:
             group = test.group[at]
-            near = normalize(found, dim=1) @ test.vectors.T * 10
+            near = found @ self.model.match.whole(test.vectors).T * NEAR
             known = group < near.shape[1]
             label = torch.where(known, group, 0)
             value = cross_entropy(near, label, reduction="none")

@@ -130,6 +130,7 @@ def model_of(weights: Weights, begin: str, device: torch.device) -> FusedModel:
         torch.nn.init.zeros_(model.connector.bias)
     model.kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     model.to(device)
+    model.match.center = weights.start.center
     return model
 
 
@@ -141,8 +142,9 @@ def tuned_state(model: FusedModel) -> dict[str, torch.Tensor]:
 def mean_state(
     states: list[dict[str, torch.Tensor]], shares: list[float]
 ) -> dict[str, torch.Tensor]:
-    """The weighted mean of some models."""
-    return {n: sum(s[n] * w for s, w in zip(states, shares, strict=True)) for n in states[0]}
+    """The weighted mean of some models; the match is the first one's, to be fitted again."""
+    found = {n: sum(s[n] * w for s, w in zip(states, shares, strict=True)) for n in states[0]}
+    return found | {n: states[0][n] for n in found if n.startswith("match")}
 
 
 def best_of_rank(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,9 @@ from research.many_folders.data.candidates import (
     represent,
 )
 from research.many_folders.data.near_duplicates import Shingles
+from research.many_folders.left_out import LeftOut, draw_items, match_by_items
 from research.many_folders.loss import Memory, bce, contrast
+from research.many_folders.match import Match, matched
 from research.many_folders.model import FusedModel
 from research.many_folders.restore import restore
 from research.many_folders.weights import best_of_rank, dequantised
@@ -138,3 +140,35 @@ def test_kept_weights_are_restored_in_the_form_of_pretrained(tmp_path: Path) -> 
         assert factor.shape[1 - rank_axis] == shipped.lora[name].shape[1 - rank_axis]
         assert np.isfinite(factor).all()
     assert restored.layers == shipped.layers
+
+
+def test_the_match_adds_the_figure_of_the_instructions_own_task() -> None:
+    random = torch.Generator().manual_seed(0)
+    normal = torch.nn.functional.normalize
+    raw = normal(torch.randn(6, 384, generator=random), dim=1)
+    match = Match(16)
+    match.center = raw.mean(dim=0)
+    whole = match.whole(normal(raw - match.center, dim=1))
+    torch.testing.assert_close(whole, raw, atol=1e-4, rtol=1e-4)
+    figures = torch.rand(4, 6, generator=random)
+    figures[0, 2] = torch.nan
+    found = matched(raw[[1, 5]], whole, figures, 0.01)
+    own = figures[:, [1, 5]].T - figures.nanmean(dim=1)
+    torch.testing.assert_close(found, own, atol=1e-3, rtol=1e-3)
+    null = torch.randn(60, 16, generator=random)
+    match.fit(null, normal(null @ torch.randn(16, 384, generator=random), dim=1))
+    assert match.embedding(null).norm(dim=1).allclose(torch.ones(60))
+
+
+def test_a_tasks_own_questions_find_the_task_of_another_question() -> None:
+    random = np.random.default_rng(0)
+    task = np.repeat([0, 1, 2], 20)
+    null = 3 * random.normal(size=(3, 16))[task] + random.normal(size=(60, 16))
+    figures = random.random((5, 3))
+    zeros = np.zeros((60, 5))
+    folder = LeftOut(null, zeros, zeros, zeros, task, figures)
+    items = draw_items(task, 5)
+    assert np.bincount(task[items]).tolist() == [5, 5, 5]
+    own = (figures - figures.mean(axis=1, keepdims=True))[:, task].T
+    found = match_by_items(folder, items, 0.1)
+    assert np.abs(found - own).mean() < 0.1 * np.abs(own).mean()
