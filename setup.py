@@ -104,6 +104,7 @@ setup(
         "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
         "engine.aptitude": ["*.json"],
+        "engine.aptitude.marking": ["*.json"],
         "engine.datasets": ["*.json"],
         "engine.pb": ["*.pyi"],
         "engine.serving.console": ["static/*"],

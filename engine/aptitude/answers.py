@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.aptitude.answer_words import answer_words
-from engine.aptitude.choices import CONTRADICTORY, ChoiceReader
-from engine.aptitude.plain_text import balanced, fold, lines_of, plain, without_markup
-from engine.aptitude.reasoning import without_reasoning
+from engine.aptitude.marking.answer_words import answer_words
+from engine.aptitude.marking.choices import CONTRADICTORY, ChoiceReader
+from engine.aptitude.marking.plain_text import balanced, fold, lines_of, plain, without_markup
+from engine.aptitude.marking.reasoning import without_reasoning
 
 HEAD_CHARS, TAIL_CHARS = 500, 2_000  # of a reply, after its reasoning, that are read
 MAX_STATEMENTS = 8  # the last ones of a reply that are looked at

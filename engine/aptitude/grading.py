@@ -8,12 +8,22 @@ from dataclasses import dataclass, replace
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult
 from engine.api.errors import InvalidInputError, Violation
-from engine.aptitude.answers import Reading, read_answer
+from engine.aptitude.answers import Reading, extract, read_answer
 from engine.aptitude.journal import Reply
+from engine.aptitude.marking.reasoning import without_reasoning
 from engine.aptitude.questions import Question, reference_tasks
-from engine.aptitude.reasoning import without_reasoning
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.datasets.outcomes import keywords_of
+
+__all__ = [
+    "AptitudeResult",
+    "TaskScore",
+    "extract",
+    "grade",
+    "imputed_accuracies",
+    "read_reply",
+    "with_result",
+]
 
 PARTIAL = "partial-test"  # tag of a candidate that was not given the whole test
 INCOMPLETE = "ended at --max-tokens before an answer"

@@ -78,7 +78,9 @@ class Endpoint:
         proxy = urllib.request.getproxies().get(parts.scheme)
         if self.local or not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
             return "directly, without a proxy"
-        return f"through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]} of the environment"
+        return (
+            f"through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]} of the environment"
+        )
 
 
 def prompt_of(question: Question, *, answer_only: bool) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.loopback import is_loopback
+from engine.api.prices import in_usd_per_million
 from engine.aptitude.llm import Endpoint
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.cli import server_flags
@@ -112,6 +113,7 @@ def candidate_from(parsed: argparse.Namespace) -> Candidate:
         output_usd_per_million=parsed.output_usd_per_million,
         price_source=parsed.price_source,
     )
+    candidate = in_usd_per_million(candidate, parsed.price_unit)
     placeholder = tuple(TaskResult(f"task {i}", 0.0) for i in range(TEST_TASKS))
     require_valid([replace(candidate, aptitude=placeholder)])
     return candidate
@@ -242,6 +244,7 @@ def _add_candidate(group: argparse._ArgumentGroup) -> None:
             metavar="USD",
             help=f"list price in US dollars per million {direction} tokens (default: unknown)",
         )
+    server_flags.add_price_unit(group)
     add("--price-source", default="", metavar="TEXT", help="where and when the prices were listed")
     add(
         "--context-window",

@@ -41,6 +41,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     for with_file in (create, replace):
         text = 'JSON file of candidates as `get` prints them: one, a list, or {"candidates": [...]}'
         with_file.add_argument("file", type=Path, help=text)
+        server_flags.add_price_unit(with_file)
     text = "number of the revision, as `modelsat candidates revisions` shows"
     rollback.add_argument("revision", type=int, help=text)
     text = "check that the rollback is possible, and change nothing"
@@ -69,7 +70,7 @@ def _get(parsed: argparse.Namespace) -> None:
 def _create(parsed: argparse.Namespace) -> None:
     from engine.registry.catalog import read_catalog
 
-    candidates = read_catalog(parsed.file)
+    candidates = read_catalog(parsed.file, parsed.price_unit)
     with connect(parsed) as client:
         for candidate in candidates:
             print(f"created {client.create_candidate(candidate).id}")
@@ -84,7 +85,7 @@ def _delete(parsed: argparse.Namespace) -> None:
 def _replace(parsed: argparse.Namespace) -> None:
     from engine.registry.catalog import read_catalog
 
-    candidates = read_catalog(parsed.file)
+    candidates = read_catalog(parsed.file, parsed.price_unit)
     with connect(parsed) as client:
         revision = client.replace_candidates(candidates)
     print(f"replaced all candidates; revision {revision} has {len(candidates)}")

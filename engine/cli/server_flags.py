@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from engine.api.prices import UNITS
 from engine.client.channel import DEFAULT_SERVER, TOKEN_VARIABLE, Credentials, read_file
 from engine.client.sync import Client
 
@@ -51,6 +52,16 @@ def add_credentials(group: argparse._ArgumentGroup) -> None:
         group.add_argument(flag, type=Path, metavar="FILE", help=text)
     name = "name in the server's certificate, if it is not HOST"
     group.add_argument("--tls-server-name", default="", metavar="NAME", help=name)
+
+
+def add_price_unit(group: argparse._ActionsContainer) -> None:
+    """Add --price-unit."""
+    group.add_argument(
+        "--price-unit",
+        choices=tuple(UNITS),
+        help="the prices are in US dollars per this many tokens (default: million, and prices that"
+        " look like another unit are refused)",
+    )
 
 
 def credentials_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> Credentials:

@@ -14,6 +14,7 @@ from engine.api.candidate import (
     require_valid,
 )
 from engine.api.errors import InvalidInputError, Violation
+from engine.api.prices import in_usd_per_million
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +27,11 @@ NUMBER_FIELDS = ("input_usd_per_million", "output_usd_per_million", "mean_output
 TEXT_FIELDS = ("display_name", "price_source")
 
 
-def read_catalog(path: Path) -> list[Candidate]:
+def read_catalog(path: Path, price_unit: str | None = None) -> list[Candidate]:
     """Read and validate the candidates of a JSON file: an object, a list, or {"candidates": [...]}.
+
+    price_unit: of the prices, see engine/api/prices.py; None refuses prices that look like prices
+    per token or per thousand.
 
     Raises InvalidInputError that lists every problem of the values, duplicates included. Unknown
     fields and values of the wrong type are reported for the first candidate that has one.
@@ -43,7 +47,7 @@ def read_catalog(path: Path) -> list[Candidate]:
     items = raw if isinstance(raw, list) else [raw]
     candidates = [_parse_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
     require_valid(candidates)
-    return candidates
+    return [in_usd_per_million(c, price_unit, f"candidates[{i}]") for i, c in enumerate(candidates)]
 
 
 def _parse_candidate(item: Any, field: str) -> Candidate:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.aptitude.answers import extract, read_answer
-from engine.aptitude.reasoning import without_reasoning
+from engine.aptitude.marking.reasoning import without_reasoning
 
 SPEEDS = ("5 m/s", "6 m/s", "7.5 m/s", "8 m/s")
 CITIES = ("Paris", "London", "Rome", "The right of way")

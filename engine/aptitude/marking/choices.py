@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.aptitude.answer_words import answer_words
-from engine.aptitude.plain_text import LOOK_ALIKES, canonical, canonical_option, fold
+from engine.aptitude.marking.answer_words import answer_words
+from engine.aptitude.marking.plain_text import LOOK_ALIKES, canonical, canonical_option, fold
 from engine.aptitude.questions import LETTERS
 
 MAX_FILLERS = 12  # words between "answer" and the letter

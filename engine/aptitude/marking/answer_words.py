@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from engine.aptitude.plain_text import fold
+from engine.aptitude.marking.plain_text import fold
 from engine.aptitude.questions import LETTERS
 
 WORDS = Path(__file__).parent / "answer_words.json"

@@ -1,0 +1,1 @@
+"""The parts of marking: typography, reasoning sections, words of languages, choices."""
