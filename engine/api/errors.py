@@ -146,6 +146,36 @@ class NoEligibleCandidateError(ModelsatError):
         )
         self.reasons = dict(reasons)
 
+    def for_outsiders(self) -> NoEligibleCandidateError:
+        """Return the error without IDs, numbers and prices of candidates, for a caller who may not
+        list them."""
+        known = dict.fromkeys(_without_figures(reason) for reason in self.reasons.values())
+        told = NoEligibleCandidateError({})
+        if known:
+            told.args = (f"No candidate is eligible: {'; '.join(known)}.",)
+        else:
+            told.args = ("No candidate is eligible.",)
+        return told
+
+
+# Beginning of a reason -> what outsiders are told. A reason that is not here is told as "excluded".
+PUBLIC_REASONS = {
+    "not among the allowed candidates": "not among the allowed candidates",
+    "among the denied candidates": "among the denied candidates",
+    "context window": "the context window is too small, or unknown",
+    "missing ": "a modality, feature or tag is missing",
+    "region ": "the region is not one of those allowed, or unknown",
+    "input price": "the input price is above the maximum, or unknown",
+    "output price": "the output price is above the maximum, or unknown",
+    "expected cost": "the expected cost is above the budget, or unknown",
+    "price unknown": "the expected cost is above the budget, or unknown",
+}
+
+
+def _without_figures(reason: str) -> str:
+    matches = (told for start, told in PUBLIC_REASONS.items() if reason.startswith(start))
+    return next(matches, "excluded")
+
 
 class OverloadedError(ModelsatError):
     """The queue is full; callers should retry after `retry_after_s` seconds.

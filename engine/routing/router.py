@@ -149,6 +149,10 @@ class Router:
             return decision
         return replace(decision, ranking=decision.ranking[: policy.ranking_size])
 
+    def is_registered(self, identifier: str) -> bool:
+        """Whether there is a candidate with that ID."""
+        return identifier in self._registry.table().rows
+
     def _prepare(
         self, text: str, policy: Policy, context_chars: int, deadline: float
     ) -> _PreparedRequest:

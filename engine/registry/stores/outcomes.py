@@ -252,8 +252,8 @@ class OutcomeStore:
         )
 
     def _delete_old(self) -> None:
-        """Delete what is too old; then, down to the limit, the oldest of whoever has most, so that
-        nobody's outcomes displace newer ones of another."""
+        """Delete what is too old; then, down to the limit, the oldest of the principal who has
+        most, so that no outcomes displace newer ones of another."""
         if self._max_age_s:
             before = time.time() - self._max_age_s
             self._db.execute("DELETE FROM outcome WHERE recorded_at < ?", (before,))

@@ -1,9 +1,9 @@
-"""Decision IDs that nobody can guess or invent, bound to the caller who asked.
+"""Decision IDs that no caller can guess or invent, bound to the caller who asked.
 
 An ID is 32 hexadecimal digits: 8 random bytes, 4 that only servers of this store can compute from
-them, and 4 that depend on the caller as well. Whoever lacks the store's key faces 128 bits that he
-cannot predict. An ID that a caller learned from another's log or header does not pass as his own.
-Servers that share a store accept each other's IDs, and none has to remember them.
+them, and 4 that depend on the caller as well. Without the store's key, none of its 128 bits can be
+predicted. An ID that a caller learned from another's log or header does not pass as the caller's
+own. Servers that share a store accept each other's IDs, and none has to remember them.
 """
 
 from __future__ import annotations

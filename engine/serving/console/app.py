@@ -27,6 +27,7 @@ from google.rpc import code_pb2
 
 from engine.api.candidate import to_json
 from engine.api.errors import InvalidInputError, UnavailableError, Violation
+from engine.api.request_context import PRINCIPAL, ROLE
 from engine.pb import router_service_pb2 as pb
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
@@ -149,6 +150,8 @@ class Console:
 
     def _check_token(self, request: Request, needed: frozenset[str]) -> None:
         """Raises UnauthenticatedError, PermissionDeniedError."""
+        PRINCIPAL.set("")  # the thread of a connection answers several requests
+        ROLE.set("")
         if self._tokens is None:
             return
         headers = request.headers.get_all("Authorization") or ()
@@ -159,6 +162,9 @@ class Console:
         if error is not None:
             self._refused.add(name, request.peer, token)
             raise error
+        if token is not None:
+            PRINCIPAL.set(token.name)
+            ROLE.set(token.role)
 
     def _info(self) -> dict[str, Any]:
         components = self._components

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from engine.api.errors import (
     DeadlineError,
     InvalidInputError,
     ModelsatError,
+    NoEligibleCandidateError,
     OverloadedError,
     Violation,
 )
@@ -25,8 +27,16 @@ from engine.api.limits import MIB
 from engine.api.proto import check_text
 from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.extproc.body import BodyInstruction, instruction, is_routed, parse, with_model
-from engine.serving.extproc.overrides import policy_and_session
+from engine.serving.extproc.body import (
+    MODEL,
+    BodyInstruction,
+    instruction,
+    is_routed,
+    parse,
+    with_model,
+)
+from engine.serving.extproc.named_models import may_name
+from engine.serving.extproc.overrides import has_lists, policy_and_session
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
 from engine.serving.settings import (
     EXTPROC_MAX_BODY_BYTES,
@@ -37,6 +47,7 @@ from engine.serving.settings import (
 
 INLINE_PARSE_BYTES = 64 * 1024  # larger bodies are parsed in a thread; these take 5 ms at worst
 DECISION_HEADER = OVERRIDE_PREFIX + "decision-id"
+log = logging.getLogger(__name__)
 
 
 class HttpError(ModelsatError):
@@ -214,6 +225,8 @@ class Gateway:
             if routed:
                 raise
             return HttpChanges()
+        if MODEL in body.members and body.model not in self.options.aliases:
+            self._check_named(request, body.model or "", routed)
         if body.model is None or not HEADER_VALUE.fullmatch(body.model):
             return HttpChanges()
         if not routed or body.model not in self.options.aliases:
@@ -221,6 +234,15 @@ class Gateway:
         asked = instruction(body)
         check_text(asked.text, self.options.max_text_bytes, "instruction")
         return _RoutableBody(asked, body.model_position)
+
+    def _check_named(self, request: HttpRequest, model: str, routed: bool) -> None:
+        """Raise HttpError 403 if the lists of candidates exclude the model that a body names."""
+        policy, _ = policy_and_session(request.overrides, request.headers)
+        names, known = self.options.models, self._router.is_registered
+        if not may_name(model, policy, names, known, routed=routed):
+            alias = min(self.options.aliases)
+            message = f"The request may not use the model that it names; send {alias!r} instead."
+            raise HttpError(403, "model_not_allowed", message)
 
     def should_parse(self, request: HttpRequest, size: int = 0) -> bool:
         """Whether to buffer and parse a body of `size` bytes or more; if not, it passes as it is.
@@ -231,6 +253,9 @@ class Gateway:
         routed = is_routed(request.headers.get(":path", ""))
         if not request.is_json and self.options.reject_unparsable and routed:
             message = "Unsupported body: send uncompressed application/json."
+            raise HttpError(415, "unsupported_media_type", message)
+        if not request.is_json and routed and has_lists(request.overrides, request.headers):
+            message = "The models of this request are restricted; send uncompressed JSON."
             raise HttpError(415, "unsupported_media_type", message)
         if request.is_json and size > EXTPROC_MAX_BODY_BYTES and routed:
             message = f"The body is {size} bytes or more, the limit is {EXTPROC_MAX_BODY_BYTES}."
@@ -282,6 +307,10 @@ def error_response(error: Exception, method: str) -> tuple[int, dict[str, str], 
     if isinstance(error, HttpError):
         status, code, message = error.status, error.code, str(error)
     else:
+        if isinstance(error, NoEligibleCandidateError):
+            # The HTTP client is not the gateway, whatever the gateway's token may list.
+            log.debug("%s", error)
+            error = error.for_outsiders()
         rpc_status = failure_status(error, method)
         status = HTTP_STATUS.get(rpc_status.code, 500)
         code, message = reason_of(rpc_status).lower(), rpc_status.message

@@ -60,6 +60,11 @@ def policy_and_session(
     return Policy(**fields), session
 
 
+def has_lists(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    """Whether a request has a list of allowed or denied candidates."""
+    return any(n in metadata or OVERRIDE_PREFIX + n.replace("_", "-") in headers for n in LISTS)
+
+
 def _merge(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     """Return override field -> (where it comes from, value). An objective in the metadata takes
     precedence over every objective in the headers."""

@@ -31,6 +31,7 @@ from engine.api.errors import (
     UnavailableError,
     WaitTooLongError,
 )
+from engine.api.request_context import ROLE
 
 DOMAIN = "modelsat"
 _INTERNAL = (code_pb2.INTERNAL, "INTERNAL")
@@ -67,6 +68,11 @@ MAX_DETAIL_BYTES = 2500
 log = logging.getLogger(__name__)
 
 
+def may_list(role: str) -> bool:
+    """Whether a caller may list candidates, and so be told of them in errors. role: see ROLE."""
+    return role in ("", "read", "admin")
+
+
 def code_of(error: Exception) -> int:
     """Return the google.rpc.Code of anything that was raised."""
     return int(CODES.get(type(error), _INTERNAL)[0])
@@ -88,6 +94,8 @@ def failure_status(error: Exception, method: str) -> status_pb2.Status:
 
     What is not a ModelsatError becomes INTERNAL, without its text. Failures that an operator should
     know of are logged."""
+    if isinstance(error, NoEligibleCandidateError) and not may_list(ROLE.get()):
+        return to_status(error.for_outsiders())
     if isinstance(error, ModelsatError):
         if isinstance(error, UnavailableError | StoreError):
             _log_failure(method, error.__cause__ or error)
