@@ -11,9 +11,10 @@ from collections import OrderedDict
 import numpy as np
 
 from engine.bundle.types import Float32Array, Int64Array
+from engine.registry.stores.base import RevisionId
 from engine.registry.table import Table
 
-CacheKey = tuple[int, bytes, bytes]
+CacheKey = tuple[RevisionId, bytes, bytes]
 OVERHEAD = 400  # bytes of an entry besides its arrays: objects, dict and links
 
 
@@ -39,7 +40,7 @@ class ScoreCache:
     @staticmethod
     def key(table: Table, tokens: Int64Array, rows: Int64Array) -> CacheKey:
         """Build the key of a request. tokens: (L,). rows: (K,) eligible rows of `table`."""
-        return table.revision, tokens.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes()
+        return table.id, tokens.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes()
 
     def get(self, key: CacheKey) -> Float32Array | None:
         """Return the probabilities (K,), read-only, or None if they are not cached."""

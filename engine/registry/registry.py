@@ -22,6 +22,7 @@ from engine.api.errors import (
     StoreError,
     Violation,
 )
+from engine.registry.access import StoreAccess
 from engine.registry.encoder import CapabilityEncoder
 from engine.registry.stores.base import (
     DEFAULT_HISTORY_LIMIT,
@@ -29,11 +30,14 @@ from engine.registry.stores.base import (
     Encode,
     Entry,
     Revision,
+    RevisionId,
     Store,
+    StoredTable,
     StoreState,
     is_postgres,
 )
 from engine.registry.stores.location import location_problem
+from engine.registry.stores.sql import has_lost
 from engine.registry.stores.sqlite import SqliteStore
 from engine.registry.table import CurrentTable, Table, make_table
 
@@ -43,6 +47,8 @@ MAX_ATTEMPTS = 50  # to apply a change on top of what other servers keep changin
 POSTGRES_DRIVER_HINT = (
     "A postgresql:// store needs psycopg, which is not installed; pip install 'psycopg[binary]'."
 )
+CLOSE_S = 10.0  # for changes in progress
+_HANGS = ("TimeLimitError", "ConnectionTimeout")  # losses that the other connection shares
 log = logging.getLogger(__name__)
 
 
@@ -71,11 +77,13 @@ class Registry:
         self._store = store
         self._encoder = encoder
         self._width = width
-        self._lock = asyncio.Lock()  # of the store and of changes to the table
+        self._changes = asyncio.Lock()  # one change of this server at a time
+        self._access = StoreAccess(store, self._on_slow, self._on_answer)
+        self._unsure = False  # True if the store may hold something else than its last answer said
         self._running: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
         self._health = StoreHealth()
-        self._current = CurrentTable(self._read())
+        self._current = CurrentTable(self._build(store.newest()))
         self.decision_key = store.decision_key()
 
     def table(self) -> Table:
@@ -103,7 +111,7 @@ class Registry:
         """Follow other servers' changes until close(). Needs a running event loop."""
         loop = asyncio.get_running_loop()
 
-        def on_revision(revision: int | None, reason: str) -> None:
+        def on_revision(revision: RevisionId | None, reason: str) -> None:
             with suppress(RuntimeError):  # the loop ended before the thread did
                 loop.call_soon_threadsafe(self._on_revision, revision, reason)
 
@@ -187,27 +195,34 @@ class Registry:
         RevisionNotFoundError.
         """
 
+        _, entries = await self._access.run(self._store.load, revision)
+
         def plan(_: Table) -> Change:
-            return Change(self._store.load(revision)[1], replace_all=True)
+            return Change(entries, replace_all=True)
 
         description = f"rolled back to {revision}"
         applied = await self._change(plan, description, validate_only)
         if applied.revision is not None:
             return applied.revision
         count = len(applied.change.upsert)
-        return Revision(applied.table.revision + 1, 0, description, count)
+        number = applied.table.revision + 1
+        return Revision(number, 0, description, count)
 
     async def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """List revisions, newest first; see Store.revisions."""
-        async with self._lock:
-            return await asyncio.to_thread(self._store.revisions, before, limit)
+        return await self._access.run(self._store.revisions, before, limit)
 
-    async def close(self) -> None:
-        """Finish the changes in progress, then close the store."""
+    async def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Finish the changes in progress within timeout_s, then close the store.
+
+        What does not end is left behind: each change is made completely or not at all.
+        """
         self.close_watches()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        async with self._lock:
-            await asyncio.to_thread(self._store.close)
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout_s)
+        for task in self._running:
+            task.cancel()
+        await self._access.close()
 
     def _encode_all(self, candidates: Sequence[Candidate]) -> Change:
         return Change([(c, self._encoder.encode(c)) for c in candidates])
@@ -223,7 +238,7 @@ class Registry:
         return await asyncio.shield(task)
 
     async def _apply(self, plan: PlanChange, description: str, validate_only: bool) -> _Applied:
-        async with self._lock:
+        async with self._changes:
             for attempt in range(MAX_ATTEMPTS):
                 await self._catch_up()
                 table = self.table()
@@ -232,51 +247,81 @@ class Registry:
                 _check_count(len(entries))
                 if validate_only or not (change.upsert or change.delete or change.replace_all):
                     return _Applied(change, table, None)
-                arguments = (change, table.revision, description)
+                arguments = (change, table.revision, description, table.id.nonce)
                 try:
-                    revision = await asyncio.to_thread(self._store.apply, *arguments)
+                    revision = await self._access.run(self._store.apply, *arguments)
                 except ConflictError:
                     if attempt + 1 == MAX_ATTEMPTS:
                         raise
                     await asyncio.sleep(0.05 * random.random())  # noqa: S311 - apart from others
-                    self._current.publish(await asyncio.to_thread(self._read))
+                    await self._read()
                     continue
-                table = make_table(revision.number, list(entries.values()), self._width)
+                except StoreError:
+                    self._unsure = True
+                    raise
+                lineage = {**table.lineage, revision.number: revision.id.nonce}
+                table = make_table(revision.id, list(entries.values()), self._width, lineage)
                 self._current.publish(table)
                 return _Applied(change, table, revision)
         raise AssertionError("the last attempt returns or raises")
 
-    def _read(self) -> Table:
-        revision, entries = self._store.load()
-        return make_table(revision, entries, self._width)
+    def _build(self, stored: StoredTable) -> Table:
+        return make_table(stored.id, stored.entries, self._width, stored.lineage)
+
+    async def _read(self) -> None:
+        """Publish the newest table of the store. If the store lost the one that was served until
+        now, it begins a new epoch first."""
+        stored = await self._access.run(self._store.newest)
+        known = self.table().id
+        if stored.id.epoch == known.epoch and has_lost(known, stored.lineage):
+            log.error("the store lost revision %d: restored or failed over", known.number)
+            await self._access.run(self._store.fence, known)
+            stored = await self._access.run(self._store.newest)
+        self._unsure = False
+        if stored.id != self.table().id:
+            self._current.publish(self._build(stored))
 
     async def _catch_up(self) -> None:
-        """Publish what other servers changed. The caller holds the lock."""
-        if not self._store.shared:
+        """Publish what other servers changed."""
+        if not (self._store.shared or self._unsure):
             return
-        if await asyncio.to_thread(self._store.revision) != self.table().revision:
-            self._current.publish(await asyncio.to_thread(self._read))
+        if self._unsure or await self._access.run(self._store.identity) != self.table().id:
+            await self._read()
 
-    def _on_revision(self, revision: int | None, reason: str) -> None:
+    def _on_revision(self, revision: RevisionId | None, reason: str) -> None:
         """Handle what the store reports; see stores.base.RevisionCallback."""
         if revision is None:
             self._health.mark_down(reason)
-        elif revision == self.table().revision:
+            if reason in _HANGS:
+                self._store.interrupt()  # what waits for it would wait as long
+        elif revision == self.table().id and not self._unsure:
             self._health.mark_up()
-        elif self._refreshing is None or self._refreshing.done():
+        else:
+            self._start_refresh()
+
+    def _start_refresh(self) -> asyncio.Task[None]:
+        """Return the refresh in progress, a new one if there is none."""
+        if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
             self._running.add(self._refreshing)
             self._refreshing.add_done_callback(self._running.discard)
+        return self._refreshing
 
     async def _refresh(self) -> None:
         before = self._health.state
         try:
-            async with self._lock:
-                await self._catch_up()
+            await self._catch_up()
             if self._health.state is before:  # a loss reported in the meantime is newer than this
                 self._health.mark_up()
         except StoreError as error:
             self._health.mark_down(str(error))
+
+    def _on_slow(self, reason: str) -> None:
+        self._unsure = True
+        self._health.mark_down(reason)
+
+    def _on_answer(self) -> None:
+        self._start_refresh()
 
 
 def _check_count(count: int) -> None:

@@ -14,19 +14,27 @@ import numpy as np
 
 from engine.api.candidate import Candidate
 from engine.bundle.types import Float32Array
+from engine.registry.stores.base import RevisionId
 
 
 @dataclass(frozen=True)
 class Table:
     """All candidates of one revision, sorted by ID.
 
-    embeddings: (M, D) float32, read-only. rows: ID -> row number.
+    id: the revision's identity. embeddings: (M, D) float32, read-only. rows: ID -> row number.
+    lineage: number -> nonce of the revisions that led to it and are kept.
     """
 
-    revision: int
+    id: RevisionId
     candidates: tuple[Candidate, ...]
     embeddings: Float32Array
     rows: Mapping[str, int] = field(repr=False)
+    lineage: Mapping[int, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def revision(self) -> int:
+        """Number of the revision; another table may have had it, see RevisionId."""
+        return self.id.number
 
     def get(self, identifier: str) -> Candidate | None:
         """Return the candidate of that ID, or None."""
@@ -40,16 +48,28 @@ class Table:
 
 
 def make_table(
-    revision: int, entries: Sequence[tuple[Candidate, Float32Array]], width: int
+    revision: RevisionId | int,
+    entries: Sequence[tuple[Candidate, Float32Array]],
+    width: int,
+    lineage: Mapping[int, str] | None = None,
 ) -> Table:
-    """Build a table. entries: candidates with their (D,) embeddings, in any order. width: D."""
+    """Build a table.
+
+    Args:
+        revision: its identity; of a table that is in no store, a number.
+        entries: candidates with their (D,) embeddings, in any order.
+        width: D.
+        lineage: number -> nonce of the revisions that led to it.
+    """
     ordered = sorted(entries, key=lambda entry: entry[0].id)
     embeddings = np.empty((len(ordered), width), dtype=np.float32)
     for i, (_, embedding) in enumerate(ordered):
         embeddings[i] = embedding
     embeddings.flags.writeable = False
     candidates = tuple(candidate for candidate, _ in ordered)
-    return Table(revision, candidates, embeddings, {c.id: i for i, c in enumerate(candidates)})
+    rows = {c.id: i for i, c in enumerate(candidates)}
+    identity = RevisionId(number=revision) if isinstance(revision, int) else revision
+    return Table(identity, candidates, embeddings, rows, lineage or {})
 
 
 class CurrentTable:

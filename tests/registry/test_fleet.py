@@ -12,7 +12,7 @@ import pytest
 
 from engine.api.errors import StoreError
 from engine.registry.registry import Registry, open_store
-from engine.registry.stores.base import StoreState, without_password
+from engine.registry.stores.base import RevisionId, StoreState, without_password
 from engine.serving.settings import ResolvedSettings, Settings
 from tests.support.postgres import ESCAPED, PASSWORD, Postgres, postgres
 from tests.support.stores import ENCODER, candidate, encoder, fresh, registry
@@ -102,13 +102,13 @@ def test_servers_that_start_together_set_up_one_store(server: Postgres) -> None:
 async def test_read_before_a_loss_does_not_mark_the_store_up(tmp_path: Path) -> None:
     """A refresh is under way when the listener hears that the database is gone."""
     one = registry(str(tmp_path / "s.sqlite"))
-    async with one._lock:
-        one._on_revision(one.table().revision + 1, "")
+    async with one._access._lock:
+        one._on_revision(RevisionId(number=9), "")
         await asyncio.sleep(0)  # the refresh has begun, and waits
         one._on_revision(None, "OperationalError")
     await asyncio.gather(*one._running)
     assert not one.store_state.connected
-    one._on_revision(one.table().revision, "")
+    one._on_revision(one.table().id, "")
     assert one.store_state.connected
     await one.close()
 

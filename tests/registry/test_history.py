@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -161,7 +162,10 @@ def test_backup_and_restore_keep_history_across_both_kinds(
     for other in (fresh(server, "copied"), str(tmp_path / "copied.sqlite")):
         assert restore(other, copy) == 2
         copied = open_store(other, ENCODER, WIDTH, None, 9)
-        assert copied.revisions(None, 9) == stored[1:]
+        found = copied.revisions(None, 9)
+        assert [replace(r, id=s.id) for r, s in zip(found, stored[1:], strict=True)] == stored[1:]
+        assert [r.id.nonce for r in found] == [s.id.nonce for s in stored[1:]]
+        assert found[0].id.epoch != stored[1].id.epoch
         assert [content(copied, n) for n in (1, 2)] == [
             {"a": (0.5, 97.5), "b": (0.5, 98.5)},
             {"a": (0.25, 97.25)},

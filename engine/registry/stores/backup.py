@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 500  # in memory at once
 UNLIMITED = 2**62
-_REVISIONS = "SELECT number, created_us, description, candidates FROM revision ORDER BY number"
+_REVISIONS = (
+    "SELECT number, created_us, description, candidates, nonce FROM revision ORDER BY number"
+)
 _VERSIONS = (
     "SELECT id, from_revision, to_revision, body, embedding FROM candidate_version"
     " ORDER BY from_revision, id"
@@ -44,6 +46,7 @@ def back_up(url: str, out: Path) -> int:
         with _database(url) as source, _new_file(out) as target:
             _copy_from_postgres(source, target)
             return sql.newest_revision(SqliteDatabase(target))
+    url = str(Path(url).resolve())
     with _open(Path(url)) as source, _new_file(out, Path(url)) as target:
         source.backup(target)
         target.execute("PRAGMA journal_mode = DELETE")  # a single file, without a log
@@ -60,14 +63,14 @@ def restore(url: str, file: Path) -> int:
     with _open(file) as source:
         if is_postgres(url):
             return _into_postgres(url, source, file)
-        target = Path(url)
+        target = Path(url).resolve()
         with _translated(url), closing(sqlite.lock(target)):
             before = _readable_revision(target)
             with _new_file(target, file) as copy:
                 source.backup(copy)
                 copy.execute("PRAGMA journal_mode = DELETE")
                 schema = sqlite.check(file, SqliteDatabase(copy))
-                if schema == sqlite.OLD_SCHEMA:
+                if schema in sqlite.OLD_SCHEMAS:
                     copy.execute("BEGIN")
                     sqlite.migrate(SqliteDatabase(copy))
                     copy.execute("COMMIT")
@@ -82,6 +85,7 @@ def _add_revision(db: Database, before: int) -> int:
 
     before: newest revision of the store that is replaced, 0 if it was empty.
     """
+    sql.new_epoch(db)
     newest = sql.newest_revision(db)
     if not before:
         return newest
@@ -95,11 +99,11 @@ def _into_postgres(url: str, source: sqlite3.Connection, file: Path) -> int:
     from engine.registry.stores.postgres import CHANNEL
 
     copy = SqliteDatabase(source)
-    if sqlite.check(file, copy) == sqlite.OLD_SCHEMA:
-        raise StoreError(
-            f"{file}: schema is {sqlite.OLD_SCHEMA!r}; restore it into an SQLite store first"
-            " and back that one up."
-        )
+    if sqlite.check(file, copy) in sqlite.OLD_SCHEMAS:
+        memory = sqlite3.connect(":memory:", isolation_level=None)
+        source.backup(memory)
+        source, copy = memory, SqliteDatabase(memory)
+        sqlite.migrate(copy)
     encoder_id = sql.meta(copy, "encoder_id") or ""
     with _database(url) as db, db.transaction():
         target = postgres.PostgresDatabase(db)
@@ -192,7 +196,7 @@ def _new_file(path: Path, other: Path | None = None) -> Iterator[sqlite3.Connect
 
 def _newest_revision(db: SqliteDatabase) -> int:
     """Return the newest revision of a store of either schema."""
-    if sql.meta(db, "schema") == sqlite.OLD_SCHEMA:
+    if sql.meta(db, "schema") == "1":
         return int(sql.meta(db, "revision") or 0)
     return sql.newest_revision(db)
 

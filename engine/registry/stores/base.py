@@ -6,20 +6,49 @@ Embeddings are derived from aptitude results, and stored so that servers start w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from engine.api.candidate import Candidate
 from engine.bundle.types import Float32Array
 
-SCHEMA = "2"
 DEFAULT_HISTORY_LIMIT = 100  # revisions
 POSTGRES = ("postgresql://", "postgres://")
 Entry = tuple[Candidate, Float32Array]
 Encode = Callable[[Candidate], Float32Array]
+
+
+@dataclass(frozen=True)
+class RevisionId:
+    """The identity of one state of the table: no two states share one, in any history of any store.
+
+    epoch: of the store, another one after each restore and failover. number: of the revision, which
+    a restored store may use again. nonce: 64 random bits that its maker drew; "" if nothing is
+    stored yet.
+    """
+
+    epoch: str = ""
+    number: int = 0
+    nonce: str = ""
+
+    @property
+    def token(self) -> str:
+        """The identity as callers hold it; opaque to them."""
+        return f"{self.epoch}.{self.number}.{self.nonce}"
+
+    @classmethod
+    def parse(cls, token: str) -> RevisionId:
+        """Parse a token; raises ValueError."""
+        found = TOKEN.fullmatch(token)
+        if found is None:
+            raise ValueError("is not a revision_token of this service")
+        return cls(found[1], int(found[2]), found[3])
+
+
+TOKEN = re.compile(r"([0-9a-f]{0,32})\.([0-9]{1,18})\.([0-9a-f]{0,32})")
 # Called with the newest revision and "", or with None and the reason why the store cannot be read.
-RevisionCallback = Callable[[int | None, str], None]
+RevisionCallback = Callable[[RevisionId | None, str], None]
 
 
 @dataclass(frozen=True)
@@ -36,13 +65,23 @@ class Revision:
     """One state of the table.
 
     created_us: microseconds since 1970 by the clock of its maker, for people to read; nothing is
-    ordered by it. candidates: their number.
+    ordered by it. candidates: their number. id: its identity.
     """
 
     number: int
     created_us: int
     description: str
     candidates: int
+    id: RevisionId = RevisionId()
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """The newest table of a store. lineage: number -> nonce of the revisions that are kept."""
+
+    id: RevisionId
+    lineage: Mapping[int, str]
+    entries: Sequence[Entry]
 
 
 @dataclass(frozen=True)
@@ -65,8 +104,14 @@ class Store(Protocol):
         Raises RevisionNotFoundError.
         """
 
+    def newest(self) -> StoredTable:
+        """Return the newest table."""
+
     def revision(self) -> int:
         """Return the newest revision; 0 for a store that has never held anything."""
+
+    def identity(self) -> RevisionId:
+        """Return the identity of the newest revision."""
 
     def decision_key(self) -> bytes:
         """Return the secret that signs decision IDs: 32 bytes, the same for all its servers."""
@@ -74,14 +119,28 @@ class Store(Protocol):
     def revisions(self, before: int | None, limit: int) -> list[Revision]:
         """List up to `limit` revisions with numbers below `before` (None: all), newest first."""
 
-    def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
+    def apply(
+        self, change: Change, expected_revision: int, description: str, expected_nonce: str = ""
+    ) -> Revision:
         """Apply `change` atomically, and return the new revision once it is durable.
 
-        Raises ConflictError, having changed nothing, if the store is not at expected_revision.
+        Raises ConflictError, having changed nothing, if the store is not at expected_revision, or
+        at another revision of that number. expected_nonce: "" for any.
+        """
+
+    def fence(self, known: RevisionId) -> RevisionId:
+        """Begin a new epoch if the store has lost the revision `known`, which was served from it.
+
+        The newest table is then stored again, under a number above both, so that no later change
+        takes the number of a lost one. Return the identity of the newest revision. Safe for
+        servers that notice the loss together: the first one changes the epoch.
         """
 
     def follow(self, on_revision: RevisionCallback) -> None:
         """Report revisions and losses of the connection until close(), from a thread of its own."""
+
+    def interrupt(self) -> None:
+        """End what another thread waits for in the store, if it can be ended; it raises then."""
 
     def close(self) -> None:
         """Close connections and files."""

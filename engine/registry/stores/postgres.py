@@ -19,28 +19,35 @@ from engine.api.errors import StoreError
 from engine.registry.stores import sql
 from engine.registry.stores.base import (
     DEFAULT_HISTORY_LIMIT,
-    SCHEMA,
     Change,
     Encode,
     Entry,
     Revision,
     RevisionCallback,
+    RevisionId,
+    StoredTable,
     without_password,
 )
 from engine.registry.stores.sql import Row
 from engine.registry.stores.sqlite import check_encoder
+from engine.registry.stores.time_limit import Breaker
 
 SETUP_LOCK = 0x6D6F64656C736174  # "modelsat"; serializes the setup of servers that start together
-TABLES = [t.format(int="BIGINT", blob="BYTEA", end="") for t in sql.TABLES]
+SCHEMA = "2"  # since version 0.2, whose servers draw nonces by the column's default
+_NONCE = " DEFAULT substr(md5(random()::text || clock_timestamp()::text), 1, 16)"
+TABLES = [t.format(int="BIGINT", blob="BYTEA", nonce=_NONCE, end="") for t in sql.TABLES]
+STATEMENT_S = 15.0  # above lock_timeout, so that a wait for a lock ends with its own error
+SETUP_S = 600.0  # creates tables, or encodes every candidate again
+PING_S = 2.0
 # A server that hangs or loses its network must not block the others for long.
 _SESSION = """
 SET search_path TO modelsat;
 SET lock_timeout TO '10s';
-SET statement_timeout TO '60s';
+SET statement_timeout TO '15s';
 SET idle_in_transaction_session_timeout TO '60s'
 """
 DEFAULTS = {
-    "connect_timeout": "5",
+    "connect_timeout": "3",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
@@ -66,6 +73,16 @@ class PostgresDatabase:
         """See sql.Database."""
         with self._db.cursor() as cursor:
             cursor.executemany(sql.replace("?", "%s").encode(), rows)
+
+    def epoch(self) -> str:
+        """Return the epoch of meta, combined with the timeline that connect() read: PostgreSQL
+        begins a new timeline whenever it is restored to a point in time or fails over."""
+        return str(
+            self.run(
+                "SELECT substr(md5(value || current_setting('modelsat.timeline')), 1, 16)"
+                " FROM meta WHERE key = 'epoch'"
+            )[0][0]
+        )
 
 
 class PostgresStore:
@@ -100,9 +117,14 @@ class PostgresStore:
         self._history_limit = history_limit
         self._parameters = parameters(url)
         self._open: PostgresConnection | None = None
+        self._breaker = Breaker()
         self._listener: RevisionListener | None = None
         try:
-            with self._translated("opened", _START_HINT), self._transaction() as db:
+            with (
+                self._translated("opened", _START_HINT),
+                self._transaction(limit_s=SETUP_S) as db,
+            ):
+                db.run("SET LOCAL statement_timeout TO 0")
                 set_up(db, encoder_id)
                 check_schema(self._name, db)
                 if reencode_candidates is not None:
@@ -118,10 +140,20 @@ class PostgresStore:
             self._check(db)
             return sql.read(db, revision, self._width)
 
+    def newest(self) -> StoredTable:
+        """See Store."""
+        with self._translated("read"), self._transaction(snapshot=True) as db:
+            self._check(db)
+            return sql.newest(db, self._width)
+
     def revision(self) -> int:
         """See Store."""
+        return self.identity().number
+
+    def identity(self) -> RevisionId:
+        """See Store."""
         with self._translated("read"), self._transaction() as db:
-            return sql.newest_revision(db)
+            return sql.identity(db)
 
     def decision_key(self) -> bytes:
         """See Store."""
@@ -133,25 +165,38 @@ class PostgresStore:
         with self._translated("read"), self._transaction() as db:
             return sql.revisions(db, before, limit)
 
-    def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
+    def apply(
+        self, change: Change, expected_revision: int, description: str, expected_nonce: str = ""
+    ) -> Revision:
         """See Store. If the connection breaks during the commit, the error says so: the change was
         then made completely or not at all, which the next load() shows."""
         with self._translated("written"), self._transaction() as db:
             lock_writers(db)
             self._check(db)
-            now_us = int(
-                db.run("SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")[0][0]
-            )
+            expected = (expected_revision, expected_nonce)
             revision = sql.write(
-                db, change, expected_revision, description, now_us, self._history_limit
+                db, change, expected, description, _now_us(db), self._history_limit
             )
             db.run(f"NOTIFY {CHANNEL}")
         return revision
+
+    def fence(self, known: RevisionId) -> RevisionId:
+        """See Store."""
+        with self._translated("written"), self._transaction() as db:
+            lock_writers(db)
+            self._check(db)
+            newest = sql.fence(db, known, _now_us(db), self._history_limit)
+            db.run(f"NOTIFY {CHANNEL}")
+        return newest
 
     def follow(self, on_revision: RevisionCallback) -> None:
         """See Store."""
         self._listener = RevisionListener(lambda: connect(self._parameters), on_revision)
         self._listener.start()
+
+    def interrupt(self) -> None:
+        """See Store."""
+        self._breaker.trip()
 
     def close(self) -> None:
         """Close every connection."""
@@ -173,7 +218,7 @@ class PostgresStore:
     def _alive(self) -> PostgresConnection:
         """Return the open connection, or a new one if it broke since it was used."""
         if self._open is not None:
-            with suppress(psycopg.Error):
+            with suppress(psycopg.Error), self._breaker.limit(self._open, PING_S):
                 self._open.execute("SELECT 1")
                 return self._open
             self._open.close()
@@ -182,11 +227,13 @@ class PostgresStore:
         return self._open
 
     @contextmanager
-    def _transaction(self, *, snapshot: bool = False) -> Iterator[PostgresDatabase]:
+    def _transaction(
+        self, *, snapshot: bool = False, limit_s: float = STATEMENT_S
+    ) -> Iterator[PostgresDatabase]:
         connection = self._alive()
         reached_commit = False
         try:
-            with connection.transaction():
+            with self._breaker.limit(connection, limit_s), connection.transaction():
                 if snapshot:
                     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 yield PostgresDatabase(connection)
@@ -218,16 +265,38 @@ def connect(conninfo: dict[str, Any]) -> PostgresConnection:
     """Connect, and set the session up for our tables. Raises psycopg.Error."""
     db = psycopg.connect(**conninfo, autocommit=True)
     try:
-        db.execute(_SESSION)
-        # Acknowledged means on disk, whatever the database's default; stricter defaults stay.
-        db.execute(
-            "SELECT set_config('synchronous_commit', 'on', false)"
-            " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-        )
+        with Breaker().limit(db, PING_S):
+            _prepare_session(db)
     except psycopg.Error:
         db.close()
         raise
     return db
+
+
+def _prepare_session(db: PostgresConnection) -> None:
+    db.execute(_SESSION)
+    _remember_timeline(db)
+    # Acknowledged means on disk, whatever the database's default; stricter defaults stay.
+    db.execute(
+        "SELECT set_config('synchronous_commit', 'on', false)"
+        " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+    )
+
+
+def _remember_timeline(db: PostgresConnection) -> None:
+    """Set modelsat.timeline to what identifies the database's timeline, "" if that is secret."""
+    timeline = ""
+    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction):
+        row = db.execute(
+            "SELECT system_identifier || '/' || CASE WHEN pg_is_in_recovery() THEN ''"
+            " ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END FROM pg_control_system()"
+        ).fetchone()
+        timeline = str(row[0]) if row else ""
+    db.execute("SELECT set_config('modelsat.timeline', %s, false)", (timeline,))
+
+
+def _now_us(db: PostgresDatabase) -> int:
+    return int(db.run("SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")[0][0])
 
 
 def set_up(db: PostgresDatabase, encoder_id: str) -> None:
@@ -236,11 +305,21 @@ def set_up(db: PostgresDatabase, encoder_id: str) -> None:
     if not db.run("SELECT 1 FROM pg_namespace WHERE nspname = 'modelsat'"):
         db.run("CREATE SCHEMA modelsat")
     if db.run("SELECT to_regclass('modelsat.meta')")[0][0] is not None:
+        _migrate(db)
         return
     for statement in TABLES:
         db.run(statement)
-    values = {"schema": SCHEMA, "encoder_id": encoder_id}
+    values = {"schema": SCHEMA, "encoder_id": encoder_id, "epoch": sql.random_id()}
     db.run_many("INSERT INTO meta VALUES (?, ?)", values.items())
+
+
+def _migrate(db: PostgresDatabase) -> None:
+    """Add what version 0.2 lacks. Its servers can go on with the store: the column's default draws
+    a nonce for each revision that they add, and differs in every row."""
+    column = "table_schema = 'modelsat' AND table_name = 'revision' AND column_name = 'nonce'"
+    if not db.run(f"SELECT 1 FROM information_schema.columns WHERE {column}"):  # noqa: S608
+        db.run(f"ALTER TABLE revision ADD COLUMN nonce TEXT NOT NULL{_NONCE}")
+    sql.add_identities(db)
 
 
 def lock_writers(db: PostgresDatabase) -> None:
@@ -280,7 +359,7 @@ def translated(conninfo: dict[str, Any], name: str, participle: str, hint: str) 
 
 
 CHANNEL = "modelsat_revision"
-POLL_S = 2.0  # notifications get lost, and connections break without a sign
+POLL_S = 1.5  # notifications get lost, and connections break without a sign
 SLICE_S = 0.25  # delay of stop()
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0  # between attempts to connect
 
@@ -295,6 +374,7 @@ class RevisionListener:
         self._connect = connect
         self._on_revision = on_revision
         self._stopping = threading.Event()
+        self._breaker = Breaker()
         self._thread = threading.Thread(target=self._run, name="store-listener", daemon=True)
 
     def start(self) -> None:
@@ -302,9 +382,10 @@ class RevisionListener:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait up to MAX_BACKOFF_S: a connection attempt may take longer."""
+        """End the thread, and wait up to 2 x SLICE_S: a connection attempt may take longer."""
         self._stopping.set()
-        self._thread.join(MAX_BACKOFF_S)
+        self._breaker.trip()
+        self._thread.join(2 * SLICE_S)
 
     def _run(self) -> None:
         backoff_s = MIN_BACKOFF_S
@@ -313,17 +394,19 @@ class RevisionListener:
                 with self._connect() as db:
                     backoff_s = MIN_BACKOFF_S
                     self._listen(db)
-            except psycopg.Error as error:
+            except (psycopg.Error, LookupError) as error:  # LookupError: the tables are empty
                 self._on_revision(None, type(error).__name__)
                 jitter = 0.5 + random.random() / 2  # noqa: S311 - spreads load
                 self._stopping.wait(backoff_s * jitter)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     def _listen(self, db: psycopg.Connection[Any]) -> None:
-        db.execute(f"LISTEN {CHANNEL}")
+        with self._breaker.limit(db, PING_S):
+            db.execute(f"LISTEN {CHANNEL}")
         while not self._stopping.is_set():
-            row = db.execute("SELECT COALESCE(MAX(number), 0) FROM revision").fetchone()
-            self._on_revision(int(row[0]) if row else 0, "")
+            with self._breaker.limit(db, PING_S):
+                newest = sql.identity(PostgresDatabase(db))
+            self._on_revision(newest, "")
             self._wait(db)
 
     def _wait(self, db: psycopg.Connection[Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -17,20 +17,30 @@ import numpy as np
 from engine.api.candidate import MAX_CANDIDATES, Candidate, from_json, to_json
 from engine.api.errors import ConflictError, RevisionNotFoundError
 from engine.bundle.types import Float32Array
-from engine.registry.stores.base import Change, Encode, Entry, Revision
+from engine.registry.stores.base import (
+    Change,
+    Encode,
+    Entry,
+    Revision,
+    RevisionId,
+    StoredTable,
+)
 
 Row = tuple[Any, ...]
 TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL){end}",
     "CREATE TABLE revision (number {int} PRIMARY KEY, created_us {int} NOT NULL,"
-    " description TEXT NOT NULL, candidates {int} NOT NULL){end}",
+    " description TEXT NOT NULL, candidates {int} NOT NULL, nonce TEXT NOT NULL{nonce}){end}",
     "CREATE TABLE candidate_version (id TEXT NOT NULL, from_revision {int} NOT NULL,"
     " to_revision {int}, body TEXT NOT NULL, embedding {blob} NOT NULL,"
     " PRIMARY KEY (id, from_revision)){end}",
     "CREATE UNIQUE INDEX candidate_now ON candidate_version (id) WHERE to_revision IS NULL",
     "CREATE INDEX candidate_past ON candidate_version (to_revision)",
 )
-ADD_REVISION = "INSERT INTO revision VALUES (?, ?, ?, ?)"
+ADD_REVISION = (
+    "INSERT INTO revision (number, created_us, description, candidates, nonce)"
+    " VALUES (?, ?, ?, ?, ?)"
+)
 ADD_VERSION = "INSERT INTO candidate_version VALUES (?, ?, ?, ?, ?)"
 _LIVE = "SELECT id, body, embedding FROM candidate_version WHERE to_revision IS NULL"
 
@@ -43,6 +53,65 @@ class Database(Protocol):
 
     def run_many(self, sql: str, rows: Iterable[Row]) -> None:
         """Execute `sql` once for each of `rows`."""
+
+    def epoch(self) -> str:
+        """Return the epoch of the store; see RevisionId."""
+
+
+def random_id() -> str:
+    """Return 64 random bits, for an epoch or a nonce."""
+    return secrets.token_hex(8)
+
+
+def identity(db: Database) -> RevisionId:
+    """Return the identity of the newest revision; number 0 if there is none."""
+    rows = db.run("SELECT number, nonce FROM revision ORDER BY number DESC LIMIT 1")
+    number, nonce = rows[0] if rows else (0, "")
+    return RevisionId(db.epoch(), int(number), nonce)
+
+
+def newest(db: Database, width: int) -> StoredTable:
+    """Return the newest table. width: D."""
+    lineage = {int(n): str(nonce) for n, nonce in db.run("SELECT number, nonce FROM revision")}
+    return StoredTable(identity(db), lineage, read(db, None, width)[1])
+
+
+def has_lost(known: RevisionId, lineage: Mapping[int, str]) -> bool:
+    """Return True if a history does not contain the revision `known`.
+
+    lineage: number -> nonce of the revisions that the history still keeps; older ones are taken for
+    contained.
+    """
+    if not known.number or known.number < min(lineage, default=0):
+        return False
+    return lineage.get(known.number) != known.nonce
+
+
+def fence(db: Database, known: RevisionId, now_us: int, history_limit: int) -> RevisionId:
+    """Begin a new epoch if the store has lost `known`; see Store.fence."""
+    lineage = {int(n): str(nonce) for n, nonce in db.run("SELECT number, nonce FROM revision")}
+    newest = identity(db)
+    if newest.epoch != known.epoch or not newest.number or not has_lost(known, lineage):
+        return newest
+    new_epoch(db)
+    number = max(newest.number, known.number) + 1
+    description = f"went on from {newest.number} after a restore that lost {known.number}"
+    return add_revision(db, number, now_us, description, history_limit).id
+
+
+def new_epoch(db: Database) -> None:
+    """Give the store a new epoch."""
+    db.run("DELETE FROM meta WHERE key = 'epoch'")
+    db.run("INSERT INTO meta VALUES ('epoch', ?)", (random_id(),))
+
+
+def add_identities(db: Database) -> None:
+    """Give a store of version 0.2 an epoch, and nonces to its revisions; the column is there."""
+    numbers = [row[0] for row in db.run("SELECT number FROM revision WHERE nonce = ''")]
+    rows = [(random_id(), number) for number in numbers]
+    db.run_many("UPDATE revision SET nonce = ? WHERE number = ?", rows)
+    if meta(db, "epoch") is None:
+        new_epoch(db)
 
 
 def newest_revision(db: Database) -> int:
@@ -75,19 +144,29 @@ def read(db: Database, revision: int | None, width: int) -> tuple[int, list[Entr
 def revisions(db: Database, before: int | None, limit: int) -> list[Revision]:
     """List revisions; see Store.revisions."""
     rows = db.run(
-        "SELECT number, created_us, description, candidates FROM revision WHERE number < ?"
+        "SELECT number, created_us, description, candidates, nonce FROM revision WHERE number < ?"
         " ORDER BY number DESC LIMIT ?",
         (2**62 if before is None else before, limit),
     )
-    return [Revision(*row) for row in rows]
+    epoch = db.epoch()
+    return [Revision(*row[:4], RevisionId(epoch, int(row[0]), row[4])) for row in rows]
 
 
 def write(
-    db: Database, change: Change, expected: int, description: str, now_us: int, history_limit: int
+    db: Database,
+    change: Change,
+    expected: tuple[int, str],
+    description: str,
+    now_us: int,
+    history_limit: int,
 ) -> Revision:
-    """Apply a change; see Store.apply. Rows that stay the same get no new version."""
-    if (newest := newest_revision(db)) != expected:
-        raise ConflictError(found=newest, expected=expected)
+    """Apply a change; see Store.apply. Rows that stay the same get no new version.
+
+    expected: number and nonce of the newest revision; "" for any nonce.
+    """
+    found = identity(db)
+    if found.number != expected[0] or expected[1] not in ("", found.nonce):
+        raise ConflictError(found=found.number, expected=expected[0])
     new = {c.id: (json.dumps(to_json(c)), _blob(e)) for c, e in change.upsert}
     if change.replace_all:
         rows = db.run(_LIVE)
@@ -96,7 +175,7 @@ def write(
         rows = [row for i in ids for row in db.run(f"{_LIVE} AND id = ?", (i,))]
     old = {row[0]: (row[1], bytes(row[2])) for row in rows}
     unchanged = {i for i, content in new.items() if old.get(i) == content}
-    number = newest + 1
+    number = found.number + 1
     db.run_many(
         "UPDATE candidate_version SET to_revision = ? WHERE id = ? AND to_revision IS NULL",
         [(number, i) for i in old if i not in unchanged],
@@ -113,14 +192,15 @@ def add_revision(
 ) -> Revision:
     """Add a revision whose rows are written, and delete those beyond the newest history_limit."""
     count = db.run("SELECT COUNT(*) FROM candidate_version WHERE to_revision IS NULL")[0][0]
-    db.run(ADD_REVISION, (number, now_us, description, int(count)))
+    identity = RevisionId(db.epoch(), number, random_id())
+    db.run(ADD_REVISION, (number, now_us, description, int(count), identity.nonce))
     oldest = db.run(
         "SELECT number FROM revision ORDER BY number DESC LIMIT 1 OFFSET ?", (history_limit - 1,)
     )
     if oldest:
         db.run("DELETE FROM revision WHERE number < ?", oldest[0])
         db.run("DELETE FROM candidate_version WHERE to_revision <= ?", oldest[0])
-    return Revision(number, now_us, description, int(count))
+    return Revision(number, now_us, description, int(count), identity)
 
 
 def reencode_candidates(db: Database, encode: Encode, encoder_id: str) -> None:
@@ -133,6 +213,8 @@ def reencode_candidates(db: Database, encode: Encode, encoder_id: str) -> None:
         [(_blob(encode(parse_body(body))), body) for body in bodies],
     )
     db.run("UPDATE meta SET value = ? WHERE key = 'encoder_id'", (encoder_id,))
+    db.run("UPDATE revision SET nonce = ''")  # other embeddings are other tables
+    add_identities(db)
 
 
 def meta(db: Database, key: str) -> str | None:

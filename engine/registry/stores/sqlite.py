@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,18 +15,21 @@ from engine.api.errors import StoreError
 from engine.registry.stores import sql
 from engine.registry.stores.base import (
     DEFAULT_HISTORY_LIMIT,
-    SCHEMA,
     Change,
     Encode,
     Entry,
     Revision,
     RevisionCallback,
+    RevisionId,
+    StoredTable,
 )
 from engine.registry.stores.private_files import create_private, make_private
 from engine.registry.stores.sql import Row
 
-OLD_SCHEMA = "1"  # one table, no history; migrated to SCHEMA when it is opened
-TABLES = [t.format(int="INTEGER", blob="BLOB", end=" STRICT") for t in sql.TABLES]
+SCHEMA = "3"
+# Migrated when they are opened: "1" is one table without a history, "2" has no identities.
+OLD_SCHEMAS = ("1", "2")
+TABLES = [t.format(int="INTEGER", blob="BLOB", nonce="", end=" STRICT") for t in sql.TABLES]
 
 
 class SqliteDatabase:
@@ -41,6 +45,10 @@ class SqliteDatabase:
     def run_many(self, sql: str, rows: Iterable[Row]) -> None:
         """See sql.Database."""
         self._db.executemany(sql, rows)
+
+    def epoch(self) -> str:
+        """See sql.Database."""
+        return sql.meta(self, "epoch") or ""
 
 
 class SqliteStore:
@@ -69,11 +77,11 @@ class SqliteStore:
             StoreError: the file is damaged, open in another server, or of another schema or
                 encoder. The file is left as it is.
         """
-        self._path = path
+        self._path = path = path.resolve()  # a link to the file is the same store
         self._width = width
         self._history_limit = history_limit
         with self._translated("opened", RESTORE_HINT):
-            self._lock = lock(path)
+            self._lock = lock(path, create=partial(_create, path, encoder_id))
             with ExitStack() as on_failure:
                 on_failure.callback(self._lock.close)
                 self._open(on_failure, encoder_id, reencode_candidates)
@@ -82,8 +90,6 @@ class SqliteStore:
     def _open(
         self, on_failure: ExitStack, encoder_id: str, reencode_candidates: Encode | None
     ) -> None:
-        if not self._path.exists():
-            _create(self._path, encoder_id)
         make_private(self._path)
         self._connection = connect(self._path)
         on_failure.callback(self._connection.close)
@@ -94,7 +100,7 @@ class SqliteStore:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
         with self._transaction():
-            if schema == OLD_SCHEMA:
+            if schema in OLD_SCHEMAS:
                 migrate(self._db)
             if reencode_candidates is not None:
                 sql.reencode_candidates(self._db, reencode_candidates, encoder_id)
@@ -105,10 +111,19 @@ class SqliteStore:
         with self._translated("read", RESTORE_HINT):
             return sql.read(self._db, revision, self._width)
 
-    def revision(self) -> int:
+    def newest(self) -> StoredTable:
         """See Store."""
         with self._translated("read", RESTORE_HINT):
-            return sql.newest_revision(self._db)
+            return sql.newest(self._db, self._width)
+
+    def revision(self) -> int:
+        """See Store."""
+        return self.identity().number
+
+    def identity(self) -> RevisionId:
+        """See Store."""
+        with self._translated("read", RESTORE_HINT):
+            return sql.identity(self._db)
 
     def decision_key(self) -> bytes:
         """See Store."""
@@ -120,18 +135,30 @@ class SqliteStore:
         with self._translated("read", RESTORE_HINT):
             return sql.revisions(self._db, before, limit)
 
-    def apply(self, change: Change, expected_revision: int, description: str) -> Revision:
+    def apply(
+        self, change: Change, expected_revision: int, description: str, expected_nonce: str = ""
+    ) -> Revision:
         """See Store."""
+        expected = (expected_revision, expected_nonce)
         now_us = time.time_ns() // 1000
         with self._translated("written", _WRITE_HINT), self._transaction():
             revision = sql.write(
-                self._db, change, expected_revision, description, now_us, self._history_limit
+                self._db, change, expected, description, now_us, self._history_limit
             )
             check_file_identity(self._file_identity, _REMOVED_HINT)
         return revision
 
     def follow(self, on_revision: RevisionCallback) -> None:
         """Do nothing: no other server changes the file."""
+
+    def fence(self, known: RevisionId) -> RevisionId:
+        """See Store."""
+        now_us = time.time_ns() // 1000
+        with self._translated("written", _WRITE_HINT), self._transaction():
+            return sql.fence(self._db, known, now_us, self._history_limit)
+
+    def interrupt(self) -> None:
+        """Do nothing: what waits for a disk cannot be ended."""
 
     def close(self) -> None:
         """Close the file, so that another server can open it."""
@@ -191,7 +218,7 @@ def check(path: Path, db: SqliteDatabase) -> str:
     if problem != "ok":
         raise StoreError(f"{path} is damaged ({' '.join(problem.split())[:200]}); {RESTORE_HINT}.")
     schema = sql.meta(db, "schema")
-    if schema not in (OLD_SCHEMA, SCHEMA):
+    if schema not in (*OLD_SCHEMAS, SCHEMA):
         raise StoreError(
             f"{path}: schema is {schema!r}, this server's is {SCHEMA!r}; serve it with the version"
             " that wrote it."
@@ -207,24 +234,55 @@ def check_encoder(name: str, found: str | None, expected: str) -> None:
         )
 
 
-def lock(path: Path) -> IO[bytes]:
-    """Lock a store until the returned file is closed: two servers of one file would diverge.
+class StoreLock:
+    """The lock of a store's file, held until close()."""
 
-    Raises StoreError if another server has it open.
+    def __init__(self, *files: IO[bytes]) -> None:
+        self._files = files
+
+    def close(self) -> None:
+        """Release the lock. Close the database first: its own locks end with any file on it."""
+        for file in self._files:
+            file.close()
+
+
+def lock(path: Path, create: Callable[[], None] | None = None) -> StoreLock:
+    """Lock a store: two servers of one file would diverge.
+
+    Two locks are taken. That on the file next to it also holds while the store is replaced; that on
+    the store itself holds under any of its names, hard links and later names included.
+
+    Args:
+        path: of the store, without symbolic links.
+        create: creates the store if it does not exist; None leaves it missing.
+
+    Raises:
+        StoreError: another server has it open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(path.name + ".lock")
     create_private(name)
-    lock_file = name.open("wb")
+    beside = _locked(name, "wb", path)
     try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if create is not None and not path.exists():
+            create()
+        return StoreLock(*([_locked(path, "rb", path)] if path.exists() else []), beside)
+    except BaseException:
+        beside.close()
+        raise
+
+
+def _locked(file: Path, mode: str, store: Path) -> IO[bytes]:
+    opened: IO[bytes] = file.open(mode)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        lock_file.close()
+        opened.close()
         raise StoreError(
-            f"{path} is open in another server; stop that server, or set --candidates-db to another"
-            " path."
+            f"{store} is open in another server; stop that server, or set --candidates-db to"
+            " another path."
         ) from error
-    return lock_file
+    return opened
 
 
 def remove_logs(path: Path) -> None:
@@ -237,7 +295,7 @@ def create_tables(db: sqlite3.Connection, encoder_id: str) -> None:
     """Create the tables of an empty store."""
     for statement in TABLES:
         db.execute(statement)
-    values = {"schema": SCHEMA, "encoder_id": encoder_id}
+    values = {"schema": SCHEMA, "encoder_id": encoder_id, "epoch": sql.random_id()}
     db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
 
 
@@ -255,7 +313,17 @@ def _create(path: Path, encoder_id: str) -> None:
 
 
 def migrate(db: SqliteDatabase) -> None:
-    """Migrate from schema 1 to 2: the table that it holds becomes the only revision."""
+    """Migrate to SCHEMA in the open transaction. The table that schema 1 holds becomes the only
+    revision; the revisions of schema 2 get identities."""
+    if sql.meta(db, "schema") == "2":
+        db.run("ALTER TABLE revision ADD COLUMN nonce TEXT NOT NULL DEFAULT ''")
+    else:
+        _add_history(db)
+    sql.add_identities(db)
+    db.run("UPDATE meta SET value = ? WHERE key = 'schema'", (SCHEMA,))
+
+
+def _add_history(db: SqliteDatabase) -> None:
     number = int(sql.meta(db, "revision") or 0)
     for statement in TABLES[1:]:
         db.run(statement)
@@ -265,7 +333,6 @@ def migrate(db: SqliteDatabase) -> None:
     )
     db.run("DROP TABLE candidate")
     db.run("DELETE FROM meta WHERE key = 'revision'")
-    db.run("UPDATE meta SET value = ? WHERE key = 'schema'", (SCHEMA,))
     if number:
         description = "kept when the store was upgraded"
         sql.add_revision(db, number, time.time_ns() // 1000, description, history_limit=1)
