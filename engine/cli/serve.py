@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    from engine.serving import shutdown
     from engine.serving.event_loop import OverloadSelector
     from engine.serving.server import serve
     from engine.serving.telemetry import logs
@@ -48,4 +50,7 @@ def _run(parsed: argparse.Namespace) -> None:
     print(f"Non-default settings:\n{resolved.table()}", flush=True)
     selector = OverloadSelector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        executor = ThreadPoolExecutor(thread_name_prefix="worker")
+        runner.get_loop().set_default_executor(executor)
         runner.run(serve(resolved.settings, selector))
+        shutdown.leave_hung_threads(executor)

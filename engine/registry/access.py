@@ -66,7 +66,7 @@ class StoreAccess:
     def _returned(self, future: asyncio.Future[Any]) -> None:
         self._hung = None
         if not future.cancelled():
-            future.exception()  # nobody waits for it
+            future.exception()  # no caller waits for it
         self._on_answer()
 
     async def close(self) -> None:

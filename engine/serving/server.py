@@ -29,6 +29,7 @@ from engine.serving.rpc.drain import Drain
 from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryInterceptor
 from engine.serving.rpc.listener import Listener, bind, insecure_listener_warnings
 from engine.serving.settings import Settings
+from engine.serving.shutdown import CLOSE_S, arm, bounded
 from engine.serving.telemetry import open_telemetry
 from engine.serving.telemetry.metrics import reload_samples
 
@@ -66,7 +67,7 @@ class RunningServer:
     async def stop(self, grace_s: float) -> None:
         """Stop without failing a request: report NOT_SERVING, serve on until load balancers have
         noticed, refuse new calls, let those in flight complete, and close the stores. Takes at most
-        grace_s seconds and one forward pass."""
+        grace_s + CLOSE_S seconds: what hangs is left behind."""
         components, deadline = self.components, time.monotonic() + grace_s
         for watch in self.watches:
             watch.cancel()
@@ -75,15 +76,19 @@ class RunningServer:
         components.registry.close_watches()
         await asyncio.sleep(min(MAX_NOTICE_S, grace_s / 4))
         if self.console is not None:
-            await self.console.stop()
+            await bounded("the console", self.console.stop(), time.monotonic() + CLOSE_S)
         await self.drain.close(max(0.0, deadline - time.monotonic()))
         left = max(0.0, deadline - time.monotonic())
         await asyncio.gather(*(listener.stop(left) for listener in self.listeners))
         self.connections.stop()
-        await components.batcher.stop()
-        await components.outcomes.close()
-        await components.registry.close()
-        await components.telemetry.stop()
+        deadline = max(deadline, time.monotonic() + CLOSE_S)
+        registry_s = deadline - CLOSE_S / 2 - time.monotonic()
+        await asyncio.gather(
+            bounded("inference", components.batcher.stop(), deadline),
+            bounded("the outcomes", components.outcomes.close(), deadline),
+            bounded("the candidate store", components.registry.close(registry_s), deadline),
+            bounded("telemetry", components.telemetry.stop(), deadline),
+        )
 
 
 def read_auth(settings: Settings) -> AuthConfig:
@@ -251,7 +256,9 @@ async def serve(settings: Settings, selector: OverloadSelector) -> None:
     await stopping.wait()
     grace_s = settings.shutdown_grace_period_s
     log.info("stopping within %d s; a second signal stops at once", grace_s)
+    last_resort = arm(grace_s)
     await running.stop(grace_s)
+    last_resort.cancel()
 
 
 def _stop_at_signal() -> asyncio.Event:

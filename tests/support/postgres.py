@@ -38,6 +38,7 @@ class Postgres:
         self._bin = _programs(folder)
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._frozen: list[int] = []
         folder.chmod(0o777)
         secret = folder / "password"
         secret.write_text(PASSWORD)
@@ -87,10 +88,35 @@ class Postgres:
             self._process.wait(30)
             self._process = None
 
+    def freeze(self) -> None:
+        """Stop every process without closing a connection, as a paused machine does."""
+        self._frozen = [self._process.pid, *_children(self._process.pid)] if self._process else []
+        for pid in self._frozen:
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the processes that freeze() stopped go on."""
+        for pid in self._frozen:
+            os.kill(pid, signal.SIGCONT)
+
+    def copy_data(self) -> None:
+        """Keep a copy of the data; the server must be stopped."""
+        subprocess.run(["cp", "-a", self._data, self._folder / "copy"], check=True)
+
+    def restore_data(self) -> None:
+        """Put the copy in the place of the data; the server must be stopped."""
+        shutil.rmtree(self._data)
+        (self._folder / "copy").rename(self._data)
+
     def run(self, statement: str, database: str = "postgres") -> None:
         """Run one statement outside of a transaction."""
         with psycopg.connect(self.url(database), autocommit=True) as db:
             db.execute(statement.encode())
+
+
+def _children(pid: int) -> list[int]:
+    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    return [int(p) for p in subprocess.run(command, capture_output=True, check=True).stdout.split()]
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from engine.registry.stores.base import (
 )
 from engine.registry.stores.sql import Row
 from engine.registry.stores.sqlite import check_encoder
-from engine.registry.stores.time_limit import Breaker
+from engine.registry.stores.time_limit import Breaker, TimeLimitError
 
 SETUP_LOCK = 0x6D6F64656C736174  # "modelsat"; serializes the setup of servers that start together
 SCHEMA = "2"  # since version 0.2, whose servers draw nonces by the column's default
@@ -218,10 +218,15 @@ class PostgresStore:
     def _alive(self) -> PostgresConnection:
         """Return the open connection, or a new one if it broke since it was used."""
         if self._open is not None:
-            with suppress(psycopg.Error), self._breaker.limit(self._open, PING_S):
-                self._open.execute("SELECT 1")
+            try:
+                with self._breaker.limit(self._open, PING_S):
+                    self._open.execute("SELECT 1")
                 return self._open
-            self._open.close()
+            except TimeLimitError:  # a new connection would wait as long
+                self._open.close()
+                raise
+            except psycopg.Error:
+                self._open.close()
         self._open = None
         self._open = connect(self._parameters)
         return self._open

@@ -149,7 +149,10 @@ def revisions(db: Database, before: int | None, limit: int) -> list[Revision]:
         (2**62 if before is None else before, limit),
     )
     epoch = db.epoch()
-    return [Revision(*row[:4], RevisionId(epoch, int(row[0]), row[4])) for row in rows]
+    return [
+        Revision(int(number), created_us, description, count, RevisionId(epoch, int(number), nonce))
+        for number, created_us, description, count, nonce in rows
+    ]
 
 
 def write(

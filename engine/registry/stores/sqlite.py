@@ -262,13 +262,13 @@ def lock(path: Path, create: Callable[[], None] | None = None) -> StoreLock:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(path.name + ".lock")
     create_private(name)
-    beside = _locked(name, "wb", path)
+    neighbor = _locked(name, "wb", path)
     try:
         if create is not None and not path.exists():
             create()
-        return StoreLock(*([_locked(path, "rb", path)] if path.exists() else []), beside)
+        return StoreLock(*([_locked(path, "rb", path)] if path.exists() else []), neighbor)
     except BaseException:
-        beside.close()
+        neighbor.close()
         raise
 
 

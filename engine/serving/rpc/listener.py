@@ -19,6 +19,7 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 LIVENESS = "liveness"
 PROBES = ("", "readiness", LIVENESS)
 STORE = "store"  # whether candidates can be changed; readiness does not depend on it
+CANDIDATES = "modelsat.v1.CandidateService"
 SECOND_MS = 1000
 PENDING = 1_000_000
 LIMITS: tuple[tuple[str, int], ...] = (
@@ -67,8 +68,11 @@ class Listener:
         await self._server.start()
 
     async def store(self, connected: bool) -> None:
-        """Report under the health name `store` whether the candidate store can be reached."""
-        await self._report(STORE, connected)
+        """Report whether the candidate store can be reached: under the health name `store`, and
+        under that of CandidateService, which cannot change anything without it."""
+        for name in (STORE, CANDIDATES):
+            if name in self.names:
+                await self._report(name, connected)
 
     async def live(self, alive: bool) -> None:
         """Report under the health name `liveness` whether the process works; if not, restart it."""
