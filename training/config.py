@@ -86,6 +86,22 @@ class TrainingConfig:
         return (limits[folder] if len(limits) > 1 else limits[0]) or None
 
 
+class _Adding(argparse.Action):
+    """Add the values of a repeated flag; the first use replaces what --config sets."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """See argparse.Action."""
+        earlier = getattr(namespace, f"_{self.dest}", [])
+        setattr(namespace, f"_{self.dest}", [*earlier, *values])
+        setattr(namespace, self.dest, [*earlier, *values])
+
+
 C = TypeVar("C", bound=TrainingConfig)
 
 
@@ -117,12 +133,14 @@ def parse_config(
             words["choices"] = get_args(types[option.name])
         else:
             words["type"] = types[option.name]
+        if option.name == "data":
+            words["action"] = _Adding
         parser.add_argument("--" + option.name.replace("_", "-"), **words)
     file = parser.parse_known_args(arguments)[0].config
     if file:
         parser.set_defaults(**_read(file, kind))
     values: dict[str, Any] = vars(parser.parse_args(arguments))
-    del values["config"]
+    values = {k: v for k, v in values.items() if k != "config" and not k.startswith("_")}
     frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return kind(**frozen)
 

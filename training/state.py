@@ -28,7 +28,7 @@ from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.manifest import Calibration
 from engine.bundle.prompt import Tokenizer
 from engine.bundle.types import Float32Array, Int64Array
-from engine.datasets.outcomes import Outcomes, read_outcomes, split
+from engine.datasets.outcomes import Outcomes, drop_candidates, read_outcomes, split
 from training.config import TrainingConfig
 from training.data.capability import Capabilities, new_connector
 from training.data.dataset import Batch, Dataset, build_datasets
@@ -170,7 +170,7 @@ def _select(outcomes: Outcomes, config: TrainingConfig) -> Outcomes:
         raise InvalidInputError(
             Violation(outcomes.name, "nothing is left after --benchmarks and --exclude-candidates.")
         )
-    return outcomes
+    return drop_candidates(outcomes)
 
 
 def prepare(

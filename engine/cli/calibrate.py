@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.datasets.flags import add_data
 from engine.routing.calibration import CalibrationTarget, Recommendation, as_dict, calibrate, shares
 from engine.serving.settings import BUNDLE
 
@@ -18,7 +19,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `modelsat calibrate`."""
     add = command.add_argument
     text = "data folder of outcomes, as `modelsat outcomes export` writes it"
-    add("--data", type=Path, required=True, metavar="DIR", help=text)
+    add_data(command, text)
     text = "bundle whose probabilities to calibrate (default %(default)s)"
     add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help=text)
     text = "JSON file of candidates with prices (default: the bundle's catalog)"

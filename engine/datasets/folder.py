@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,17 +33,22 @@ class DataFolder:
     """The content of a data folder.
 
     records: N lines of the instructions file. candidates: M names. scores: (M, N) in [0, 1], NaN =
-    not measured. aptitude: the content of aptitude.json; None if there is none.
+    not measured. aptitude: the content of aptitude.json; None if there is none. dropped: candidate
+    -> why it is left out of all of these.
     """
 
     records: list[dict[str, Any]]
     candidates: list[str]
     scores: Float32Array
     aptitude: Mapping[str, Any] | None
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_folder(folder: Path) -> DataFolder:
-    """Read a data folder; raise InvalidInputError that lists every problem."""
+    """Read a data folder, without the candidates that have no outcomes or no accuracies.
+
+    Raises InvalidInputError that lists every problem; no candidate at all is one.
+    """
     _require_files(folder)
     records, problems = _read_records(folder)
     names = _parse(folder / "candidates.json", _read_names, NAMES_FORMAT, problems)
@@ -58,7 +64,31 @@ def read_folder(folder: Path) -> DataFolder:
         problems += _aptitude_problems(aptitude, names)
     if problems or names is None or scores is None:
         raise InvalidInputError(*(Violation(str(folder), problem) for problem in problems))
-    return DataFolder(records, names, scores, aptitude)
+    dropped = _without_data(names, scores, aptitude)
+    if len(dropped) == len(names):
+        reasons = "; ".join(sorted(set(dropped.values())))
+        raise InvalidInputError(Violation(str(folder), f"no candidate can be used: {reasons}."))
+    kept = [i for i, name in enumerate(names) if name not in dropped]
+    names = [names[i] for i in kept]
+    return DataFolder(records, names, scores[kept] if dropped else scores, aptitude, dropped)
+
+
+def _without_data(
+    names: list[str], scores: Float32Array, aptitude: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Find the candidates that nothing can be said of: name -> why."""
+    dropped = {}
+    for name, row in zip(names, scores, strict=True):
+        if np.isnan(row).all():
+            dropped[name] = "scores.npz has no measured outcome"
+        elif aptitude is not None and not _taken(aptitude, name):
+            dropped[name] = "aptitude.json has no accuracy"
+    return dropped
+
+
+def _taken(aptitude: Mapping[str, Any], name: str) -> list[float]:
+    """The accuracies of a candidate in the tasks that it took; a NaN counts as none."""
+    return [x for x in aptitude["scores"].get(name, []) if x is not None and not math.isnan(x)]
 
 
 def _parse(
@@ -176,21 +206,16 @@ def _score_problems(scores: Float32Array, names: list[str], instructions: int) -
         problems.append(f"scores.npz: {outside} values are outside [0, 1].")
     if len(set(names)) != len(names) or "" in names:
         problems.append("candidates.json: names are not unique, or empty.")
-    if scores.shape == expected:
-        unmeasured = [n for n, row in zip(names, scores, strict=True) if np.isnan(row).all()]
-        if unmeasured:
-            problems.append(f"scores.npz: {unmeasured} have no measured outcome.")
     return problems
 
 
 def _aptitude_problems(aptitude: Mapping[str, Any], names: list[str]) -> list[str]:
     lists = {n: aptitude["scores"].get(n, []) for n in names}
-    taken = {n: [x for x in accuracies if x is not None] for n, accuracies in lists.items()}
     problems = []
-    if invalid := [n for n in names if not all(0 <= a <= 1 for a in taken[n])]:
+    if invalid := [n for n in names if not all(0 <= a <= 1 for a in _taken(aptitude, n))]:
         problems.append(f"aptitude.json: accuracies of {invalid} are outside [0, 1].")
     tasks = len(aptitude["tasks"])
-    if missing := [n for n in names if len(lists[n]) != tasks or not taken[n]]:
+    if missing := [n for n in names if lists[n] and len(lists[n]) != tasks]:
         problems.append(
             f"aptitude.json: {missing} do not have an accuracy for each of {tasks} tasks."
         )

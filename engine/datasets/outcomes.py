@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.types import Float32Array, Int64Array
@@ -26,6 +28,7 @@ from engine.datasets.aptitude_test import (
 )
 from engine.datasets.folder import read_folder
 
+logger = logging.getLogger(__name__)
 TEST_PERCENT, VALIDATION_PERCENT = 10, 5
 
 
@@ -35,7 +38,8 @@ class Outcomes:
 
     texts: N instructions. scores: (M, N) in [0, 1], NaN = not measured. benchmarks, subjects: N
     names; a subject is the subtask if the data name one, else the benchmark. test: the candidates'
-    aptitude test, whose items are not among the N instructions.
+    aptitude test, whose items are not among the N instructions. dropped: candidate of the folder ->
+    why it is not among the M.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Outcomes:
     candidates: list[str]
     scores: Float32Array
     test: AptitudeTest
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     def take(self, rows: Int64Array) -> Outcomes:
         """Return the outcomes on some of the instructions. rows: their numbers."""
@@ -74,6 +79,9 @@ def read_outcomes(folder: Path) -> Outcomes:
     circular_eval. Without an aptitude.json the test is derived from the candidates' scores on the
     training split (engine/datasets/aptitude_test.py).
 
+    Candidates without outcomes or without an aptitude test are dropped, with a warning that names
+    them.
+
     Raises InvalidInputError that lists every problem.
     """
     data = read_folder(folder)
@@ -94,15 +102,39 @@ def read_outcomes(folder: Path) -> Outcomes:
         keywords = keywords_of(aptitude["tasks"])
     accuracies = None if aptitude is None else aptitude["scores"]
     test = build_aptitude_test(items, keywords, scores, subjects, accuracies, names)
-    if aptitude is None:
-        missing = [n for n, a in zip(names, test.accuracies, strict=True) if np.isnan(a).all()]
-        if missing:
-            problem = f"has too few outcomes of {missing} to derive an aptitude test from."
-            raise InvalidInputError(Violation(str(folder), problem))
+    untested = np.asarray(np.isnan(test.accuracies).all(axis=1))
+    if untested.all():
+        problem = f"has too few outcomes of {names} to derive an aptitude test from."
+        raise InvalidInputError(Violation(str(folder), problem))
     rows = _usable_rows(texts, scores, {i for group in items.values() for i in group})
     benchmarks = [str(r["benchmark"]) for r in records]
-    everything = Outcomes(folder.name, texts, benchmarks, subjects, names, scores, test)
-    return everything.take(rows)
+    everything = Outcomes(
+        folder.name, texts, benchmarks, subjects, names, scores, test, data.dropped
+    )
+    for name, reason in data.dropped.items():
+        logger.warning("%s: leaving out %s: %s", folder.name, name, reason)
+    few = "too few outcomes to derive its aptitude test from"
+    return drop_candidates(drop_candidates(everything, untested, few).take(rows))
+
+
+def drop_candidates(
+    outcomes: Outcomes, unusable: NDArray[np.bool_] | None = None, reason: str = ""
+) -> Outcomes:
+    """Leave out candidates, with a warning that names each.
+
+    unusable: (M,) which ones, and `reason` says why; None means those without an outcome on the
+    instructions that are left.
+    """
+    rows = np.asarray(np.isnan(outcomes.scores).all(axis=1) if unusable is None else unusable)
+    if unusable is None:
+        reason = "no measured outcome on the instructions that are left"
+    if not rows.any() or rows.all():
+        return outcomes
+    dropped = {outcomes.candidates[i]: reason for i in np.flatnonzero(rows)}
+    for name in dropped:
+        logger.warning("%s: leaving out %s: %s", outcomes.name, name, reason)
+    left = outcomes.take_candidates(np.flatnonzero(~rows))
+    return replace(left, dropped={**outcomes.dropped, **dropped})
 
 
 def _usable_rows(texts: Sequence[str], scores: Float32Array, items: set[int]) -> Int64Array:

@@ -51,7 +51,7 @@ def score_outcomes(bundle: Path, outcomes: Outcomes) -> OfflineScores:
     bundle: folder of the bundle. Raises BundleError.
     """
     manifest, arrays = read_manifest(bundle, "bundle"), load_arrays(bundle)
-    encoder = load_encoder(bundle, arrays)
+    encoder = load_encoder(bundle, arrays, cut_long_tasks=True)
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     prompts = [render(text, tokenizer) for text in outcomes.texts]
     embeddings = np.stack([encoder.encode(c) for c in candidates_of(outcomes)])

@@ -16,6 +16,7 @@ Shapes: T tasks, E encoder width, C = E + 1 representation width, D backbone wid
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.types import Float32Array
 
+logger = logging.getLogger(__name__)
 Embed = Callable[[Sequence[str]], Float32Array]
 MAX_CACHED_TASKS = 10_000  # 15 MB at E = 384
 
@@ -79,6 +81,8 @@ class CapabilityEncoder:
         max_tokens: int,
         norms: TaskNorms,
         connector: Connector,
+        *,
+        cut_long_tasks: bool = False,
     ) -> None:
         """Create an encoder.
 
@@ -88,12 +92,15 @@ class CapabilityEncoder:
             max_tokens: maximum length of a task's keywords.
             norms: reference values of the training candidates.
             connector: maps representations to embeddings.
+            cut_long_tasks: read the first max_tokens of longer keywords, with a warning, in place
+                of refusing them. `embed` must do the same.
         """
         self._embed = embed
         self._count_tokens = count_tokens
         self._max_tokens = max_tokens
         self._norms = norms
         self._connector = connector
+        self._cut_long_tasks = cut_long_tasks
         self._cache: dict[str, Float32Array] = {}  # task -> (E,)
 
     def encode(self, candidate: Candidate) -> Float32Array:
@@ -111,13 +118,13 @@ class CapabilityEncoder:
         new = [t for t in tasks if t not in self._cache]
         for task in new:
             if (count := self._count_tokens(task)) > self._max_tokens:
-                raise InvalidInputError(
-                    Violation(
-                        "aptitude",
-                        f"has a task whose keywords are {count} tokens, the limit is"
-                        f" {self._max_tokens}; shorten them.",
-                    )
+                problem = (
+                    f"has a task whose keywords are {count} tokens, the limit is"
+                    f" {self._max_tokens}: {task[:60]!r}..."
                 )
+                if not self._cut_long_tasks:
+                    raise InvalidInputError(Violation("aptitude", f"{problem}; shorten them."))
+                logger.warning("aptitude test %s; the rest is left out", problem)
         if new:
             vectors = keyword_vectors(self._embed(new), self._norms.center)
             if len(self._cache) > MAX_CACHED_TASKS:

@@ -16,27 +16,40 @@ from engine.registry.encoder import CapabilityEncoder
 BATCH_TEXTS = 16  # bounds the memory that an aptitude test with many new tasks takes
 
 
-def load_encoder(bundle: Path, arrays: ScoringArrays) -> CapabilityEncoder:
-    """Open the capability encoder of a bundle folder. arrays: of the same bundle."""
+def load_encoder(
+    bundle: Path, arrays: ScoringArrays, *, cut_long_tasks: bool = False
+) -> CapabilityEncoder:
+    """Open the capability encoder of a bundle folder.
+
+    arrays: of the same bundle. cut_long_tasks: see CapabilityEncoder.
+    """
     tokenizer = _load_tokenizer(bundle)
     return CapabilityEncoder(
-        load_embedder(bundle),
+        load_embedder(bundle, arrays.encoder_tokens),
         lambda text: len(tokenizer.encode(text).ids),
         arrays.encoder_tokens,
         arrays.norms,
         arrays.connector,
+        cut_long_tasks=cut_long_tasks,
     )
 
 
-def load_embedder(bundle: Path) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+def load_embedder(
+    bundle: Path, max_tokens: int | None = None
+) -> Callable[[Sequence[str]], NDArray[np.float32]]:
     """Open encoder.onnx; return a function from N texts to (N, E) mean-pooled, normalized
-    embeddings."""
+    embeddings.
+
+    max_tokens: of a text; the rest of a longer one is not read. None: texts must not be longer.
+    """
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = False  # it runs rarely, so its memory should be freed
     session = ort.InferenceSession(
         bundle / "encoder.onnx", options, providers=["CPUExecutionProvider"]
     )
     tokenizer = _load_tokenizer(bundle)
+    if max_tokens is not None:
+        tokenizer.enable_truncation(max_tokens)
 
     def run(texts: Sequence[str]) -> NDArray[np.float32]:
         ids = [e.ids for e in tokenizer.encode_batch(list(texts))]

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from engine.api.errors import InvalidInputError
 from engine.bundle.training_set import describe, load_training_set, save_training_set
 from engine.datasets.aptitude_test import MIN_ANSWERS, derive_items
-from engine.datasets.outcomes import fingerprint, normalize_text, read_outcomes, split
+from engine.datasets.outcomes import (
+    drop_candidates,
+    fingerprint,
+    normalize_text,
+    read_outcomes,
+    split,
+)
 from tests.support import datasets
 
 
@@ -29,7 +35,7 @@ def test_invalid_folder_is_refused_with_every_problem(tmp_path: Path) -> None:
     lines[4] = json.dumps({"id": "q4", "text": "no benchmark"})
     test = json.loads((data / "aptitude.json").read_text())
     test["scores"]["c2"][0] = 85
-    del test["scores"]["c1"]
+    del test["scores"]["c1"][0]
     (data / "aptitude.json").write_text(json.dumps(test))
     (data / "instructions.jsonl").write_text("\n".join(lines))
     with pytest.raises(InvalidInputError) as refused:
@@ -191,3 +197,45 @@ def test_instructions_that_are_lists_bytes_or_torn_are_refused(tmp_path: Path) -
         (data / name).write_bytes(content)
         with pytest.raises(InvalidInputError, match=problem):
             read_outcomes(data)
+
+
+def test_candidates_without_outcomes_or_accuracies_are_dropped_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = datasets.write(tmp_path)
+    scores = np.load(folder / "scores.npz")["scores"]
+    scores[0] = np.nan
+    np.savez(folder / "scores.npz", scores=scores)
+    test = json.loads((folder / "aptitude.json").read_text())
+    del test["scores"]["c1"]
+    test["scores"]["c2"] = [None] * 49 + [float("nan")]
+    (folder / "aptitude.json").write_text(json.dumps(test))
+    outcomes = read_outcomes(folder)
+    assert outcomes.candidates == ["c3"]
+    assert outcomes.scores.shape[0] == len(outcomes.test.accuracies) == 1
+    assert set(outcomes.dropped) == {"c0", "c1", "c2"}
+    assert "leaving out c0: scores.npz has no measured outcome" in caplog.text
+    assert "leaving out c1: aptitude.json has no accuracy" in caplog.text
+    np.savez(folder / "scores.npz", scores=np.full_like(scores, np.nan))
+    with pytest.raises(InvalidInputError, match="no candidate can be used"):
+        read_outcomes(folder)
+
+
+def test_candidates_with_too_few_outcomes_for_a_derived_test_are_dropped(tmp_path: Path) -> None:
+    folder = datasets.write(tmp_path, aptitude=False)
+    scores = np.load(folder / "scores.npz")["scores"]
+    scores[1, 2:] = np.nan
+    np.savez(folder / "scores.npz", scores=scores)
+    outcomes = read_outcomes(folder)
+    assert outcomes.candidates == ["c0", "c2", "c3"]
+    assert "too few outcomes" in outcomes.dropped["c1"]
+
+
+def test_candidates_without_an_outcome_on_the_rows_that_are_left_are_dropped(
+    tmp_path: Path,
+) -> None:
+    outcomes = read_outcomes(datasets.write(tmp_path))
+    rows = np.flatnonzero(np.isnan(outcomes.scores[0]))
+    left = drop_candidates(outcomes.take(rows))
+    assert left.candidates == ["c1", "c2", "c3"]
+    assert drop_candidates(left) is left

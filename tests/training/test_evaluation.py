@@ -353,3 +353,36 @@ def test_folder_is_evaluated_through_the_bundle(
     assert "-> cost sensitivity" in capsys.readouterr().out
     assert modelsat(["calibrate", *words[:4], "--min-accuracy-ratio", "0.9"]) == 1
     assert "at least 2 are needed" in capsys.readouterr().err
+
+
+def test_long_task_keywords_are_cut_and_a_repeated_data_flag_adds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bundle = ROOT / "artifacts" / "bundle"
+    if not bundle.is_dir():
+        pytest.skip("no artifacts/bundle")
+    for name in ("one", "two"):
+        folder = datasets.write(tmp_path / name)
+        test = json.loads((folder / "aptitude.json").read_text())
+        long = " ".join(["thermodynamics"] * 700)
+        test["tasks"][3], test["items"] = long, {}
+        test["scores"]["c0"] = []
+        (folder / "aptitude.json").write_text(json.dumps(test))
+    words = ["evaluate", "--bundle", str(bundle), "--data", str(tmp_path / "one")]
+    monkeypatch.setattr(
+        "sys.argv", [*words, "--data", str(tmp_path / "two"), "--out", str(tmp_path / "out")]
+    )
+    evaluate.main()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["datasets"]
+    assert set(report) == {"one", "two"}
+    assert report["one"]["candidates"] == 3
+    assert report["two"]["dropped_candidates"] == {"c0": "aptitude.json has no accuracy"}
+    assert "thermodynamics" in caplog.text
+
+
+def test_a_command_for_one_folder_refuses_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        modelsat(["calibrate", "--data", "a", "--data", "b", "--min-accuracy-ratio", "0.9"])
+    assert "--data is given twice, a and b; give one" in capsys.readouterr().err

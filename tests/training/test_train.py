@@ -280,6 +280,15 @@ def test_every_config_file_is_valid() -> None:
             assert (list(kept) if isinstance(kept, tuple) else kept) == value
 
 
+def test_a_repeated_data_flag_adds_folders(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"data": ["from-file"]}')
+    words = ["--data", "a", "--data", "b", "c", "--output-dir", "d"]
+    assert parse_config("", words, kind=TrainingConfig).data == ("a", "b", "c")
+    words = ["--config", str(file), *words]
+    assert parse_config("", words, kind=TrainingConfig).data == ("a", "b", "c")
+
+
 def test_settings_leave_out_candidates_and_benchmarks(config: TrainingConfig) -> None:
     (outcomes,) = read_data(replace(config, exclude_candidates="C[01]$"))
     assert outcomes.candidates == ["c2", "c3"]

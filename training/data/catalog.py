@@ -25,6 +25,7 @@ import numpy as np
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid, to_json
 from engine.api.errors import ModelsatError
 from engine.bundle.types import Float32Array
+from engine.datasets.flags import add_data
 from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.registry.catalog import read_catalog
 
@@ -93,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="data folder")
+    add_data(parser, "data folder")
     parser.add_argument(
         "--catalog",
         type=Path,

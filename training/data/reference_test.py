@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.aptitude.questions import FILE, read_folder
+from engine.datasets.flags import add_data
 
 
 def reference_test(folder: Path) -> dict[str, object]:
@@ -32,7 +33,7 @@ def reference_test(folder: Path) -> dict[str, object]:
 def main() -> None:
     """Parse the command line and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="data folder with aptitude.json")
+    add_data(parser, "data folder with aptitude.json")
     test = reference_test(parser.parse_args().data)
     lines = ",\n".join(f" {json.dumps(task)}: {json.dumps(entry)}" for task, entry in test.items())
     FILE.write_text("{\n" + lines + "\n}\n", encoding="utf-8")

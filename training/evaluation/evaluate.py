@@ -26,7 +26,7 @@ from engine.api.candidate import DEFAULT_OUTPUT_TOKENS
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
 from engine.bundle.training_set import load_training_set
 from engine.bundle.types import FloatArray, Int64Array
-from engine.datasets.outcomes import Outcomes, fingerprint, read_outcomes
+from engine.datasets.outcomes import Outcomes, drop_candidates, fingerprint, read_outcomes
 from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of
 from engine.routing import tradeoff
@@ -73,7 +73,7 @@ def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
         raise InvalidInputError(
             Violation(outcomes.name, "the bundle was trained on all of its questions.")
         )
-    return outcomes.take(rows)
+    return drop_candidates(outcomes.take(rows))
 
 
 def score_dataset(bundle: Path, outcomes: Outcomes, catalog: Path | None) -> ScoredDataset:
@@ -227,7 +227,8 @@ def main() -> None:
     parser.add_argument(
         "--bundle", type=Path, default=Path("artifacts/bundle"), help="bundle to evaluate"
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="data folders")
+    text = "data folders; given again, --data adds to them"
+    parser.add_argument("--data", type=Path, nargs="+", action="extend", required=True, help=text)
     parser.add_argument("--catalog", type=Path, help="file with prices (the bundle's own)")
     parser.add_argument("--out", type=Path, required=True, help="folder for report and plots")
     arguments = parser.parse_args()
@@ -239,6 +240,7 @@ def main() -> None:
         outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
         scored = score_dataset(arguments.bundle, outcomes, catalog)
         datasets[folder.name] = measure(scored) | breakdown(scored)
+        datasets[folder.name]["dropped_candidates"] = dict(outcomes.dropped)
         plot_dataset(scored.p, scored.scores, scored.costs, arguments.out / folder.name)
     report = {"datasets": datasets}
     text = json.dumps(report, indent=1, allow_nan=True)

@@ -71,8 +71,10 @@ class TextEncoder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Any:
-        """Embed N texts: a (N, E) float32 NumPy array."""
+        """Embed N texts: a (N, E) float32 NumPy array. Of a text over the limit the rest is cut."""
+        self.tokenizer.enable_truncation(self.limit)
         encoded = self.tokenizer.encode_batch(list(texts))
+        self.tokenizer.no_truncation()
         ids = torch.tensor([e.ids for e in encoded])
         mask = torch.tensor([e.attention_mask for e in encoded])
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
