@@ -22,7 +22,7 @@ BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install checkpoint export serve demo test test-all lint sanitize audit train evaluate bench proto lock clean distclean \
-        docs wheel envoy demo-envoy litellm demo-litellm proto-archive image
+        docs wheel envoy demo-envoy litellm demo-litellm proto-archive sbom image
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -97,6 +97,10 @@ proto: $(VENV)/.dev ## generate engine/pb from proto/
 
 wheel: $(VENV)/.serve ## build a wheel in dist/: the server, its client, and what builds a bundle
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+sbom: $(VENV)/.dev ## write what the image installs to dist/modelsat.cdx.json (CycloneDX)
+	@mkdir -p dist
+	$(BIN)/python -m tools.sbom requirements/image.txt > dist/modelsat.cdx.json
 
 proto-archive: $(VENV)/.dev ## write the API for publication to dist/: .proto files and a buf image
 	@mkdir -p dist

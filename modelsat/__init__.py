@@ -26,7 +26,6 @@ from engine.client import (
     RouteResult,
     ServerInfo,
     Turn,
-    conversation_from_body,
 )
 
 __all__ = [
@@ -48,5 +47,4 @@ __all__ = [
     "Session",
     "TaskResult",
     "Turn",
-    "conversation_from_body",
 ]

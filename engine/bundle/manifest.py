@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -114,7 +114,21 @@ def read_manifest(folder: Path, kind: ArtifactKind) -> Manifest:
     for name in manifest.files:
         if name not in manifest.graphs.values():
             check_hash(folder, manifest, name)
+    if unlisted := sorted(set(_names(folder)) - set(manifest.files)):
+        raise BundleError(
+            f"{folder} holds {', '.join(unlisted[:5])}, which {MANIFEST} does not list, so"
+            f" nothing vouches for it; remove it, or {REBUILD_HINT}."
+        )
     return manifest
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Yield the relative path of every file but the manifest, hidden ones and a volume's own."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        skipped = any(part.startswith(".") or part == "lost+found" for part in name.parts)
+        if not (skipped or path.is_dir() or name.as_posix() == MANIFEST):
+            yield name.as_posix()
 
 
 def _parse(raw: Any, path: Path, kind: ArtifactKind) -> Manifest:

@@ -6,6 +6,7 @@ because it comes from an unset variable more often than not. Messages do not quo
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -69,6 +70,15 @@ def address_problem(text: str) -> str:
         return ""
     said = repr(text) if quotable("", text) else "a URL"
     return f"is {said}; expected HOST:PORT, as 0.0.0.0:50051."
+
+
+def is_loopback(address: str) -> bool:
+    """Return True if only this machine can reach HOST:PORT."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _path(name: str, text: str) -> Path:

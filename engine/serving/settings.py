@@ -18,7 +18,7 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, MIB
 from engine.bundle.manifest import Device
 from engine.registry.stores.base import without_password
-from engine.serving.setting_values import address_problem, parse, quotable, variables
+from engine.serving.setting_values import address_problem, is_loopback, parse, quotable, variables
 
 MILLION = 1_000_000
 EXTPROC_MAX_BODY_BYTES = 10 * MIB  # of one HTTP request
@@ -38,6 +38,7 @@ HTTP_HEADERS = (
     "host",
     "transfer-encoding",
 )
+GRPC_ADDRESSES = ("address", "admin_address", "extproc_address")
 ADDRESSES = ("address", "admin_address", "metrics_address", "console_address", "extproc_address")
 
 
@@ -150,6 +151,10 @@ class Settings:
     auth_tokens_file: Path = _of(
         NO_FILE, "JSON file of bearer tokens and roles; without it every client has access."
     )
+    allow_anonymous: bool = _of(
+        False,
+        "Serve addresses that other machines can reach without tokens or client certificates.",
+    )
     max_connections: int = _of(
         0,
         "Connections of one gRPC address; 0 for 4096, or what the limit on open files allows.",
@@ -186,7 +191,7 @@ class Settings:
             )
         if self.default_candidate and not ID_PATTERN.fullmatch(self.default_candidate):
             violations.append(Violation("--default-candidate", "is not a valid candidate ID."))
-        violations += [*_check_extproc(self), *_check_addresses(self)]
+        violations += [*_check_extproc(self), *_check_addresses(self), *_check_access(self)]
         if violations:
             raise InvalidInputError(*violations)
 
@@ -291,6 +296,23 @@ def _check_extproc(settings: Settings) -> list[Violation]:
         problem = f"is {alias!r}; expected names without spaces, separated by commas."
         violations.append(Violation("--extproc-model-alias", problem))
     return violations
+
+
+def _check_access(settings: Settings) -> list[Violation]:
+    """Refuse to serve other machines without asking who calls, unless that was asked for."""
+    if settings.auth_tokens_file.name or settings.tls_client_ca.name or settings.allow_anonymous:
+        return []
+    named = [(name, getattr(settings, name)) for name in GRPC_ADDRESSES]
+    return [
+        Violation(
+            flag(name),
+            f"is {address}, which other machines can reach, and nothing asks who calls; set"
+            " --auth-tokens-file (`modelsat token` makes tokens) or --tls-client-ca, or"
+            " --allow-anonymous true to serve anyone.",
+        )
+        for name, address in named
+        if address and not address_problem(address) and not is_loopback(address)
+    ]
 
 
 def _check_addresses(settings: Settings) -> list[Violation]:

@@ -45,6 +45,19 @@ def flip_byte(bundle: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped byte": (flip_byte, r"scoring\.npz: sha256 is \w+\.\.\., the manifest says"),
     "missing file": (lambda b: (b / "zoo.json").unlink(), r"zoo\.json is missing"),
+    "unlisted file": (
+        lambda b: (b / "extra.onnx").write_bytes(b"x"),
+        r"holds extra\.onnx, which manifest\.json does not list",
+    ),
+    "unlisted file in a folder": (
+        lambda b: ((b / "sub").mkdir(), (b / "sub" / "m.npz").write_bytes(b"x")),
+        r"holds sub/m\.npz, which",
+    ),
+    "unlisted link": (lambda b: (b / "link.json").symlink_to("zoo.json"), r"holds link\.json,"),
+    "file taken off the list": (
+        lambda b: edit(b, lambda m: m["files"].pop("tokenizer.json")),
+        r"holds tokenizer\.json, which",
+    ),
     "no manifest": (lambda b: (b / MANIFEST).unlink(), r"has no manifest\.json"),
     "not JSON": (lambda b: (b / MANIFEST).write_text("{"), "not readable JSON"),
     "a list": (lambda b: (b / MANIFEST).write_text("[]"), "holds list, expected an object"),

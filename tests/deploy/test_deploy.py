@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from engine.api.errors import InvalidInputError
 from engine.cli.main import parser
 from engine.serving.rpc.listener import LIVENESS, PROBES
 from engine.serving.settings import Settings, resolve
@@ -41,14 +42,15 @@ CHART = ROOT / "deploy" / "helm" / "modelsat"
 SET_BY_VALUES = {
     *("address", "admin_address", "metrics_address", "extproc_address", "bundle"),
     *("candidates_db", "outcomes_db"),
-    *("auth_tokens_file", "tls_certificate", "tls_key", "tls_client_ca"),
+    *("auth_tokens_file", "allow_anonymous", "tls_certificate", "tls_key", "tls_client_ca"),
 }
-SINGLE: dict[str, Any] = {"store": {"persistence": {"enabled": True}}}
+TOKENS: dict[str, Any] = {"tokens": {"secret": "tokens"}}
+SINGLE: dict[str, Any] = {**TOKENS, "store": {"persistence": {"enabled": False}}}
 
 
 def objects(values: dict[str, Any]) -> dict[str, Any]:
     """Return kind/name -> object; fail if lint or a schema complains."""
-    found = rendered(values)
+    found = rendered({**TOKENS, **values})
     assert "refused" not in found, found
     assert found["lint"] == []
     assert found["invalid"] == []
@@ -97,6 +99,40 @@ def test_admin_address_is_private_to_the_pod_by_default() -> None:
     assert {p["port"] for rule in policy for p in rule["ports"]} == {"grpc", "metrics"}
 
 
+@pytest.mark.parametrize(
+    ("values", "claims", "anonymous"),
+    [
+        ({}, True, False),
+        (SINGLE, False, False),
+        (FLEET, False, False),
+        ({"tokens": {"allowAnonymous": True}}, True, True),
+    ],
+    ids=["default", "no volume", "postgresql", "anonymous"],
+)
+def test_defaults_keep_candidates_and_ask_who_calls(
+    values: dict[str, Any], claims: bool, anonymous: bool
+) -> None:
+    found = objects(values)
+    spec, container = pod_of(found)
+    assert ("PersistentVolumeClaim/demo-modelsat" in found) is claims
+    (state,) = (v for v in spec["volumes"] if v["name"] == "state")
+    assert ("persistentVolumeClaim" in state) is claims
+    settings = settings_of(container)
+    assert settings.allow_anonymous is anonymous
+    assert bool(settings.auth_tokens_file.name) is not anonymous
+    assert container["resources"]["limits"]["memory"]
+
+
+def test_image_refuses_to_serve_anyone() -> None:
+    text = (ROOT / "deploy" / "docker" / "Dockerfile").read_text("utf-8")
+    environment = dict(re.findall(r"(MODELSAT_[A-Z_]+)=([^ \\\n]+)", text))
+    with pytest.raises(InvalidInputError, match=r"--address: is 0\.0\.0\.0:50051"):
+        resolve({}, environment, Path())
+    settings = resolve({}, {**environment, "MODELSAT_ALLOW_ANONYMOUS": "1"}, Path()).settings
+    assert settings.admin_address == "127.0.0.1:50052"
+    assert settings.candidates_db == "/var/lib/modelsat/candidates.sqlite"
+
+
 def test_probes_use_health_names_of_the_server() -> None:
     _, container = pod_of(objects({}))
     probes = {
@@ -134,6 +170,10 @@ def test_autoscaler_reads_a_metric_that_the_server_exports() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({}, "nothing asks who calls: set tokens.secret or tls.clientSecret"),
+        ({"tls": {"secret": "server"}}, "nothing asks who calls"),
+        ({"tokens": {"allowAnonymous": False}}, "nothing asks who calls"),
+        ({"tokens": {"allowAnonymous": "no"}}, "allowAnonymous"),
         ({"replicas": 2}, "more than one replica needs store.urlSecret"),
         ({"autoscaling": {"enabled": True}}, "more than one replica needs store.urlSecret"),
         ({"tls": {"clientSecret": "c"}}, "tls.clientSecret needs tls.secret"),
@@ -144,7 +184,8 @@ def test_autoscaler_reads_a_metric_that_the_server_exports() -> None:
     ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, Any], message: str) -> None:
-    assert message in rendered(values)["refused"]
+    open_values = {} if "asks" in message or "Anonymous" in message else TOKENS
+    assert message in rendered({**open_values, **values})["refused"]
 
 
 def test_chart_accepts_exactly_the_settings_of_the_server() -> None:

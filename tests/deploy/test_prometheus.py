@@ -31,12 +31,18 @@ pytestmark = [
         "" if PROMETHEUS and PROMTOOL else "no prometheus; `make .venv-deploy/.done` gets Debian's"
     ),
 ]
-QUIET = {"Errors by code", "Audit records"}  # panels without a series on a healthy server
+QUIET = {
+    "Errors by code",
+    "Audit records",
+    "Failed reloads",
+    "Age of secrets",
+}  # panels without a series on a healthy server
 Query = Callable[[str], list[Any]]
 
 
 def test_the_alerts_fire_when_they_should() -> None:
-    for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
+    tests = ["alerts_test.yml", "slo_test.yml"]
+    for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", *tests]):
         done = subprocess.run(
             [str(PROMTOOL), *arguments], cwd=FOLDER, capture_output=True, text=True
         )
@@ -56,6 +62,7 @@ def query(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
         with Client(server.address, timeout_s=30) as client:
             for texts in (INSTRUCTIONS[:4], INSTRUCTIONS[:8]):
                 client.route_many(texts)
+                client.route(texts[0])
                 _await_scrapes(own, metrics, 3)
         yield lambda expression: _ask(own, expression)
 
@@ -66,7 +73,8 @@ def _command(folder: Path, metrics: str, own: str) -> list[str]:
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"] = [{"targets": [metrics]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    shutil.copy(FOLDER / "alerts.yml", folder)
+    for rules in config["rule_files"]:
+        shutil.copy(FOLDER / rules, folder)
     return [
         str(PROMETHEUS),
         f"--config.file={folder / 'prometheus.yml'}",
@@ -108,8 +116,13 @@ def test_every_panel_of_the_dashboard_has_data(query: Query) -> None:
 
 
 def test_no_alert_fires_on_a_healthy_server(query: Query) -> None:
-    (group,) = yaml.safe_load((FOLDER / "alerts.yml").read_text("utf-8"))["groups"]
-    assert {rule["alert"]: query(rule["expr"]) for rule in group["rules"]} == {
-        rule["alert"]: [] for rule in group["rules"]
-    }
+    files = [
+        yaml.safe_load((FOLDER / name).read_text("utf-8")) for name in ("alerts.yml", "slo.yml")
+    ]
+    rules = [rule for file in files for group in file["groups"] for rule in group["rules"]]
+    alerts = {rule["alert"]: rule["expr"] for rule in rules if "alert" in rule}
+    assert [name for name, expression in alerts.items() if query(expression)] == []
+    recorded = [r["record"] for r in rules if "record" in r and "extproc" not in r["record"]]
+    silent = [name for name in recorded if "rate5m" in name and not query(name)]
+    assert silent == []
     assert query('ALERTS{alertstate="firing"}') == []

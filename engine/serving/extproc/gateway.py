@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.api.conversation.conversation import Needs
-from engine.api.conversation.reading import ConversationReading, read_body
 from engine.api.errors import (
     DeadlineError,
     InvalidInputError,
@@ -29,7 +27,14 @@ from engine.api.limits import MIB
 from engine.api.proto import check_text
 from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.extproc.body import MODEL, is_routed, parse, with_model
+from engine.serving.extproc.body import (
+    MODEL,
+    BodyInstruction,
+    instruction,
+    is_routed,
+    parse,
+    with_model,
+)
 from engine.serving.extproc.named_models import may_name
 from engine.serving.extproc.overrides import has_lists, policy_and_session
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
@@ -152,9 +157,9 @@ class HttpChanges:
 
 @dataclass(frozen=True)
 class _RoutableBody:
-    """reading: what to route by. model: position of the alias in the body's bytes."""
+    """instruction: what to route by. model: position of the alias in the body's bytes."""
 
-    reading: ConversationReading
+    instruction: BodyInstruction
     model: slice
 
 
@@ -177,18 +182,21 @@ class Gateway:
         parsed = await self._parse(request, raw, deadline)
         if isinstance(parsed, HttpChanges):
             return parsed
-        reading = parsed.reading
+        asked = parsed.instruction
         policy, session = policy_and_session(request.overrides, request.headers)
-        needs = reading.needs
-        if not self.options.check_capabilities:
-            needs = Needs(max_output_tokens=needs.max_output_tokens)
-        policy = needs.constrain(replace(policy, ranking_size=1))
+        policy = replace(policy, expected_output_tokens=asked.answer_tokens, ranking_size=1)
+        if self.options.check_capabilities:
+            policy = replace(
+                policy,
+                required_modalities=asked.modalities,
+                required_features=asked.features,
+            )
         decision = await self._router.route(
-            reading.ask,
+            asked.text,
             policy,
-            context=reading.context,
+            context_chars=asked.context_chars,
             deadline=deadline,
-            session=reading.session_of(session),
+            session=session,
         )
         return self._changes(raw, parsed.model, decision)
 
@@ -223,11 +231,9 @@ class Gateway:
             return HttpChanges()
         if not routed or body.model not in self.options.aliases:
             return HttpChanges({self.options.model_header: body.model})
-        path = request.headers.get(":path", "")
-        reading = read_body(body.members, path, self._router.token_counter)
-        if reading.ask:
-            check_text(reading.ask, self.options.max_text_bytes, "instruction")
-        return _RoutableBody(reading, body.model_position)
+        asked = instruction(body)
+        check_text(asked.text, self.options.max_text_bytes, "instruction")
+        return _RoutableBody(asked, body.model_position)
 
     def _check_named(self, request: HttpRequest, model: str, routed: bool) -> None:
         """Raise HttpError 403 if the lists of candidates exclude the model that a body names."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from engine.api.errors import BundleError
 from engine.api.limits import MAX_MESSAGE_BYTES
 from engine.serving.rpc.connections import MAX_CONNECTIONS
+from engine.serving.setting_values import is_loopback
 from engine.serving.settings import Settings, flag
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -139,7 +139,7 @@ def insecure_listener_warnings(settings: Settings) -> list[str]:
     """Warn of addresses that other machines can reach without TLS or without tokens."""
     names = ("address", "admin_address", "extproc_address", "console_address")
     addresses = [getattr(settings, name) for name in names]
-    exposed = [a for a in addresses if a and not _is_local(a)]
+    exposed = [a for a in addresses if a and not is_loopback(a)]
     missing = [
         flag
         for flag, path in (
@@ -153,14 +153,6 @@ def insecure_listener_warnings(settings: Settings) -> list[str]:
         for address in exposed
         if missing
     ]
-
-
-def _is_local(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:

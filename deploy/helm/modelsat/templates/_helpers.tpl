@@ -32,12 +32,17 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and $one (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) }}
 {{- fail "more than one replica needs store.urlSecret: an SQLite store has one server at a time" }}
 {{- end }}
-{{- if and .Values.store.urlSecret .Values.store.persistence.enabled }}
-{{- fail "store.persistence is for an SQLite store; it cannot be combined with store.urlSecret" }}
+{{- if not (or .Values.tokens.secret .Values.tls.clientSecret .Values.tokens.allowAnonymous) }}
+{{- fail "nothing asks who calls: set tokens.secret or tls.clientSecret, or tokens.allowAnonymous to serve anyone who reaches the pod" }}
 {{- end }}
 {{- if and .Values.tls.clientSecret (not .Values.tls.secret) }}
 {{- fail "tls.clientSecret needs tls.secret" }}
 {{- end }}
+{{- end }}
+
+{{/* Not empty if the pod has a volume of its own for the SQLite files. */}}
+{{- define "modelsat.claim" -}}
+{{- if and .Values.store.persistence.enabled (not .Values.store.urlSecret) }}yes{{ end }}
 {{- end }}
 
 {{/* A number in a form that TOML and Python read: not 1e+06. */}}
