@@ -17,7 +17,7 @@ Columns = Mapping[str, tuple[str, ...]]
 COLUMNS: Columns = {
     "messages": ("messages",),
     "text": ("text", "prompt", "instruction", "input", "query"),
-    "candidate": ("candidate", "model", "selected"),
+    "candidate": ("candidate", "model", "selected", "response.model"),
     "cost": ("cost_usd", "cost", "spend"),
     "outcome": ("outcome", "score"),
     "time": ("time", "timestamp", "created", "startTime"),

@@ -134,6 +134,8 @@ def past_request(
         return str(error)
     except ValueError as error:
         return f"{error}."
+    except RecursionError:
+        return "holds JSON that is nested too deeply"
     dropped: list[str] = []
 
     def optional(name: str, read: Callable[[Any], float]) -> float:
@@ -246,6 +248,9 @@ def as_body(value: Any) -> dict[str, Any]:
                 inner = decode(value[key])
                 nested = isinstance(inner, Mapping) and key in ("input", "prompt")
                 return as_body(inner) if nested and not inner.get("id") else {**value, key: inner}
+        for call in (value.get("kwargs"), value.get("args")):  # of a traced Python function
+            if not is_missing(call) and "messages" not in value:
+                return as_body(call)
         for key in QUESTION_KEYS:
             if isinstance(value.get(key), str) and value[key].strip():
                 return {"prompt": value[key]}

@@ -120,6 +120,9 @@ CASES: list[tuple[str, Record]] = [
     ("langfuse", {**LANGFUSE, "input": CHAT_TEXT, "usageDetails": '{"input": 12}'}),
     ("langfuse", {**LANGFUSE, "input": {"messages": CHAT, "tools": []}}),
     ("langfuse", {**LANGFUSE, "input": {"question": ASK}}),
+    ("langfuse", {**LANGFUSE, "input": {"args": [], "kwargs": {"messages": CHAT}}}),
+    ("langfuse", {**LANGFUSE, "input": json.dumps({"args": [CHAT], "kwargs": {}})}),
+    ("langfuse", {**LANGFUSE, "input": {"contents": [{"role": "user", "parts": [{"text": ASK}]}]}}),
     ("langfuse", {**LANGFUSE, "input": [{"type": "human", "content": ASK}]}),
     (
         "langfuse",

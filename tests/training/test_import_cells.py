@@ -276,7 +276,9 @@ def test_logs_with_outcomes(tmp_path: Path) -> None:
     options = ImportOptions()
     found = list(FORMATS["log"](path, options))
     assert [(o.text, o.candidate, o.score) for o in found] == [("A", "m", 0.5), ("A", "n", 1.0)]
-    assert options.problems.summary() == ["1 times: a request has no candidate or no outcome"]
+    assert options.problems.summary() == [
+        "1 times: a request has no text, no candidate or no outcome"
+    ]
     with pytest.raises(InvalidInputError, match=r"t\.jsonl, row 1: has no instruction"):
         list(FORMATS["log"](path, ImportOptions(log_format="helicone")))
 

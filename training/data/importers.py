@@ -147,8 +147,9 @@ def from_log(path: Path, options: ImportOptions | None = None) -> Iterator[Outco
             request = past_request(record, COLUMNS, None, form)
             if isinstance(request, str):
                 options.problems.skip(row, "", request.removesuffix("."))
-            elif not request.candidate or math.isnan(request.outcome):
-                options.problems.dropped["a request has no candidate or no outcome"] += 1
+            elif not (request.text and request.candidate) or math.isnan(request.outcome):
+                what = "a request has no text, no candidate or no outcome"
+                options.problems.dropped[what] += 1
             else:
                 key = (request.text, request.candidate)
                 means.setdefault(key, []).append(request.outcome)
