@@ -5,6 +5,7 @@
     |-- NotFoundError             no such candidate                          NOT_FOUND
     |-- RevisionNotFoundError     no such revision in the store              NOT_FOUND
     |-- DecisionNotFoundError     no such decision of this caller            NOT_FOUND
+    |-- RevisionLostError         a demanded revision is not in the store    FAILED_PRECONDITION
     |-- AlreadyExistsError        the name is taken                          ALREADY_EXISTS
     |-- EtagMismatchError         the candidate changed since it was read    ABORTED
     |-- ConflictError             other servers keep changing the store      ABORTED
@@ -82,6 +83,17 @@ class DecisionNotFoundError(ModelsatError):
             " own RouteResponse, or use a token with the role 'outcomes'."
         )
         self.name = f"decisions/{identifier[:80]}"
+
+
+class RevisionLostError(ModelsatError):
+    """The store's history does not contain the revision that a request demands."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            f"min_revision_token: revision {number} of it is not in the history of the candidate"
+            " store, which was restored or failed over since. Read the candidates, and repeat the"
+            " change if it is missing."
+        )
 
 
 class AlreadyExistsError(ModelsatError):

@@ -32,6 +32,7 @@ from engine.client.requests import (
     resource_name,
     rollback_request,
     route_request,
+    token_in,
     update_request,
     watch_request,
 )
@@ -80,6 +81,7 @@ class AsyncClient:
     ) -> None:
         self._address = address
         self._timeout_s = timeout_s
+        self.revision_token = ""
         self._metadata = credentials.metadata()
         self._channel = open_aio_channel(address, credentials, retries=retries)
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
@@ -116,6 +118,7 @@ class AsyncClient:
         *,
         session: Session | None = None,
         dry_run: bool = False,
+        min_revision_token: str = "",
     ) -> RouteDecision:
         """Choose the candidate that should answer an instruction; see `Client.route`.
 
@@ -123,7 +126,7 @@ class AsyncClient:
             decision = await client.route("Who wrote Faust?", Policy("cost_sensitivity", 0.5))
             print(decision.selected, decision.ranking[0].probability, decision.reason)
         """
-        request = route_request(instruction, policy, session, dry_run)
+        request = route_request(instruction, policy, session, dry_run, min_revision_token)
         if self._hedge_channel is None:
             return decision_from(await self._call(self._router.Route, request))
         remaining_s = self._timeout_s - self._hedge_after_s
@@ -205,23 +208,25 @@ class AsyncClient:
         request = router_service_pb2.GetServerInfoRequest()
         return server_info_from(await self._call(self._router.GetServerInfo, request))
 
-    async def list_candidates(self) -> list[Candidate]:
+    async def list_candidates(self, *, min_revision_token: str = "") -> list[Candidate]:
         """Return all candidates, ordered by ID.
 
         Example:
             print([candidate.id for candidate in await client.list_candidates()])
         """
-        request = candidate_service_pb2.ListCandidatesRequest()
+        request = candidate_service_pb2.ListCandidatesRequest(min_revision_token=min_revision_token)
         pages = self._pages(self._candidates.ListCandidates, request)
         return [candidate_from(c, "candidates") async for page in pages for c in page.candidates]
 
-    async def get_candidate(self, candidate: str) -> Candidate:
+    async def get_candidate(self, candidate: str, *, min_revision_token: str = "") -> Candidate:
         """Return one candidate by its ID.
 
         Example:
             print((await client.get_candidate("yi-6b-chat")).context_window)
         """
-        request = candidate_service_pb2.GetCandidateRequest(name=resource_name(candidate))
+        request = candidate_service_pb2.GetCandidateRequest(
+            name=resource_name(candidate), min_revision_token=min_revision_token
+        )
         message = await self._call(self._candidates.GetCandidate, request)
         return candidate_from(message, "candidate")
 
@@ -331,7 +336,10 @@ class AsyncClient:
     ) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         with translate_errors(address or self._address):
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            call: Any = method(request, timeout=timeout_s, metadata=self._metadata)
+            response = await call
+            self.revision_token = token_in(await call.trailing_metadata()) or self.revision_token
+        return response
 
     async def _pages(
         self, method: Callable[..., Awaitable[Any]], request: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.api.candidate import NAME_PREFIX, Candidate, parse_name
 from engine.api.errors import InvalidInputError, Violation
@@ -16,6 +17,7 @@ from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
 
 DEFAULT_POLICY = Policy()
 MAX_BATCH_BYTES = MAX_MESSAGE_BYTES // 2  # unless a single request is larger
+REVISION_METADATA = "modelsat-revision-token"
 FRAMING_BYTES = 6  # at most, that a batch adds to each request
 ROLES: dict[Role, router_service_pb2.Role] = {
     "system": router_service_pb2.ROLE_SYSTEM,
@@ -54,10 +56,16 @@ def resource_name(candidate: str) -> str:
 
 @translate_value_errors()
 def route_request(
-    instruction: Instruction, policy: Policy, session: Session | None, dry_run: bool
+    instruction: Instruction,
+    policy: Policy,
+    session: Session | None,
+    dry_run: bool,
+    min_revision_token: str = "",
 ) -> router_service_pb2.RouteRequest:
     """Build a request; raises InvalidInputError if the instruction is empty or not UTF-8."""
-    request = router_service_pb2.RouteRequest(policy=policy_to(policy), dry_run=dry_run)
+    request = router_service_pb2.RouteRequest(
+        policy=policy_to(policy), dry_run=dry_run, min_revision_token=min_revision_token
+    )
     if isinstance(instruction, str):
         check_text(instruction, MAX_MESSAGE_BYTES)
         request.text = instruction
@@ -100,6 +108,12 @@ def batches(
         size += request_size
     if requests:
         yield router_service_pb2.BatchRouteRequest(requests=requests[start:])
+
+
+def token_in(metadata: Any) -> str:
+    """Return the revision token in the trailing metadata of a change, "" of any other call."""
+    values = [value for key, value in metadata or () if key == REVISION_METADATA]
+    return str(values[-1]) if values else ""
 
 
 @translate_value_errors()

@@ -46,6 +46,7 @@ class RouteDecision:
         excluded: Reason for every candidate that a constraint excluded, by ID.
         decision_id: Names this decision in `record_outcome` and in the server's logs.
         revision: Revision of the candidates that were ranked.
+        revision_token: Identity of that revision, see `Client.revision_token`.
         input_tokens: Tokens of the instruction and the conversation before it.
         truncated: True if the instruction was too long and its middle was not read.
         ood_score: Out-of-distribution score in [0, 1]; near 1, treat the probabilities as
@@ -64,6 +65,7 @@ class RouteDecision:
     truncated: bool
     ood_score: float | None
     timing_s: Mapping[str, float]
+    revision_token: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class ServerInfo:
         max_instruction_tokens: Tokens of an instruction that are read; longer ones are truncated in
             the middle.
         max_text_bytes: Largest text that a request may carry, in bytes.
+        revision_token: Identity of the revision that is served now.
     """
 
     version: str
@@ -98,6 +101,7 @@ class ServerInfo:
     candidates: int
     max_instruction_tokens: int
     max_text_bytes: int
+    revision_token: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ def decision_from(response: router_service_pb2.RouteResponse) -> RouteDecision:
         excluded={e.candidate.removeprefix(NAME_PREFIX): e.reason for e in response.excluded},
         decision_id=response.decision_id,
         revision=response.revision,
+        revision_token=response.revision_token,
         input_tokens=response.input_tokens,
         truncated=response.truncated,
         ood_score=response.ood_score if response.HasField("ood_score") else None,

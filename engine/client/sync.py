@@ -25,6 +25,7 @@ from engine.client.requests import (
     resource_name,
     rollback_request,
     route_request,
+    token_in,
     update_request,
     watch_request,
 )
@@ -65,6 +66,10 @@ class Client:
             `hedge_after_s` seconds; the first answer counts and the other call is cancelled.
         hedge_after_s: Set it near the 99th percentile of your latency.
 
+    Attributes:
+        revision_token: Identity of the revision that the last change of this client made, "" before
+            the first one. Pass it as `min_revision_token` to read what was written, on any server.
+
     Raises:
         InvalidInputError: a file of `credentials` cannot be read.
 
@@ -85,6 +90,7 @@ class Client:
     ) -> None:
         self._address = address
         self._timeout_s = timeout_s
+        self.revision_token = ""
         self._metadata = credentials.metadata()
         self._channel = open_channel(address, credentials, retries=retries)
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
@@ -121,6 +127,7 @@ class Client:
         *,
         session: Session | None = None,
         dry_run: bool = False,
+        min_revision_token: str = "",
     ) -> RouteDecision:
         """Choose the candidate that should answer an instruction.
 
@@ -130,12 +137,14 @@ class Client:
             policy: Objective and constraints; by default the highest probability of a good answer.
             session: Requests of one session stick to one candidate.
             dry_run: Decide as usual, but record nothing: no session, audit or metric.
+            min_revision_token: Wait for this revision of the candidates, or a later one;
+                `revision_token` of this client after a change, or of an answer.
 
         Example:
             decision = client.route("If 3x + 7 = 22, what is x?", Policy("cost_sensitivity", 0.5))
             print(decision.selected, decision.ranking[0].probability, decision.reason)
         """
-        request = route_request(instruction, policy, session, dry_run)
+        request = route_request(instruction, policy, session, dry_run, min_revision_token)
         if self._hedge_channel is None:
             return decision_from(self._call(self._router.Route, request))
         return decision_from(self._route_hedged(request))
@@ -228,23 +237,25 @@ class Client:
         request = router_service_pb2.GetServerInfoRequest()
         return server_info_from(self._call(self._router.GetServerInfo, request))
 
-    def list_candidates(self) -> list[Candidate]:
+    def list_candidates(self, *, min_revision_token: str = "") -> list[Candidate]:
         """Return all candidates, ordered by ID.
 
         Example:
             print([candidate.id for candidate in client.list_candidates()])
         """
-        request = candidate_service_pb2.ListCandidatesRequest()
+        request = candidate_service_pb2.ListCandidatesRequest(min_revision_token=min_revision_token)
         pages = self._pages(self._candidates.ListCandidates, request)
         return [candidate_from(c, "candidates") for page in pages for c in page.candidates]
 
-    def get_candidate(self, candidate: str) -> Candidate:
+    def get_candidate(self, candidate: str, *, min_revision_token: str = "") -> Candidate:
         """Return one candidate by its ID.
 
         Example:
             print(client.get_candidate("yi-6b-chat").context_window)
         """
-        request = candidate_service_pb2.GetCandidateRequest(name=resource_name(candidate))
+        request = candidate_service_pb2.GetCandidateRequest(
+            name=resource_name(candidate), min_revision_token=min_revision_token
+        )
         return candidate_from(self._call(self._candidates.GetCandidate, request), "candidate")
 
     def create_candidate(self, candidate: Candidate, *, validate_only: bool = False) -> Candidate:
@@ -370,9 +381,13 @@ class Client:
         for response in self._responses(call):
             yield change_from(response)
 
-    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+    def _call(self, method: Any, request: Any) -> Any:
         with translate_errors(self._address):
-            return method(request, timeout=self._timeout_s, metadata=self._metadata)
+            response, call = method.with_call(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
+        self.revision_token = token_in(call.trailing_metadata()) or self.revision_token
+        return response
 
     def _pages(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
         while True:

@@ -25,28 +25,34 @@ class CreateCandidateRequest(_message.Message):
     def __init__(self, candidate: _Optional[_Union[_candidate_pb2.Candidate, _Mapping]] = ..., candidate_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class GetCandidateRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "min_revision_token")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    min_revision_token: str
+    def __init__(self, name: _Optional[str] = ..., min_revision_token: _Optional[str] = ...) -> None: ...
 
 class ListCandidatesRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "min_revision_token")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    min_revision_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., min_revision_token: _Optional[str] = ...) -> None: ...
 
 class ListCandidatesResponse(_message.Message):
-    __slots__ = ("candidates", "next_page_token", "revision")
+    __slots__ = ("candidates", "next_page_token", "revision", "revision_token")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     candidates: _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]
     next_page_token: str
     revision: int
-    def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+    revision_token: str
+    def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., revision: _Optional[int] = ..., revision_token: _Optional[str] = ...) -> None: ...
 
 class UpdateCandidateRequest(_message.Message):
     __slots__ = ("candidate", "update_mask", "allow_missing", "validate_only")
@@ -81,12 +87,14 @@ class BatchReplaceCandidatesRequest(_message.Message):
     def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class BatchReplaceCandidatesResponse(_message.Message):
-    __slots__ = ("candidates", "revision")
+    __slots__ = ("candidates", "revision", "revision_token")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     candidates: _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]
     revision: int
-    def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+    revision_token: str
+    def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., revision: _Optional[int] = ..., revision_token: _Optional[str] = ...) -> None: ...
 
 class ListRevisionsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -105,16 +113,18 @@ class ListRevisionsResponse(_message.Message):
     def __init__(self, revisions: _Optional[_Iterable[_Union[Revision, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class Revision(_message.Message):
-    __slots__ = ("number", "create_time", "description", "candidates")
+    __slots__ = ("number", "create_time", "description", "candidates", "revision_token")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     number: int
     create_time: _timestamp_pb2.Timestamp
     description: str
     candidates: int
-    def __init__(self, number: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., description: _Optional[str] = ..., candidates: _Optional[int] = ...) -> None: ...
+    revision_token: str
+    def __init__(self, number: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., description: _Optional[str] = ..., candidates: _Optional[int] = ..., revision_token: _Optional[str] = ...) -> None: ...
 
 class RollbackRevisionRequest(_message.Message):
     __slots__ = ("revision", "validate_only")
@@ -131,17 +141,21 @@ class RollbackRevisionResponse(_message.Message):
     def __init__(self, revision: _Optional[_Union[Revision, _Mapping]] = ...) -> None: ...
 
 class WatchCandidatesRequest(_message.Message):
-    __slots__ = ("last_seen_revision",)
+    __slots__ = ("last_seen_revision", "last_seen_revision_token")
     LAST_SEEN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     last_seen_revision: int
-    def __init__(self, last_seen_revision: _Optional[int] = ...) -> None: ...
+    last_seen_revision_token: str
+    def __init__(self, last_seen_revision: _Optional[int] = ..., last_seen_revision_token: _Optional[str] = ...) -> None: ...
 
 class WatchCandidatesResponse(_message.Message):
-    __slots__ = ("revision", "changed", "removed")
+    __slots__ = ("revision", "revision_token", "changed", "removed")
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     revision: int
+    revision_token: str
     changed: _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]
     removed: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, revision: _Optional[int] = ..., changed: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, revision: _Optional[int] = ..., revision_token: _Optional[str] = ..., changed: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...

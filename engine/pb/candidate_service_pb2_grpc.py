@@ -29,7 +29,8 @@ if _version_not_supported:
 
 class CandidateServiceStub:
     """Manages the candidates. When a change is acknowledged it is on disk, and it is one new revision
-    of the candidate table. Requests in flight finish with the revision that they started with.
+    of the candidate table. Requests in flight finish with the revision that they started with. The
+    trailing metadata `modelsat-revision-token` of a change identifies the revision.
     """
 
     def __init__(self, channel):
@@ -87,7 +88,8 @@ class CandidateServiceStub:
 
 class CandidateServiceServicer:
     """Manages the candidates. When a change is acknowledged it is on disk, and it is one new revision
-    of the candidate table. Requests in flight finish with the revision that they started with.
+    of the candidate table. Requests in flight finish with the revision that they started with. The
+    trailing metadata `modelsat-revision-token` of a change identifies the revision.
     """
 
     def CreateCandidate(self, request, context):
@@ -212,7 +214,8 @@ def add_CandidateServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class CandidateService:
     """Manages the candidates. When a change is acknowledged it is on disk, and it is one new revision
-    of the candidate table. Requests in flight finish with the revision that they started with.
+    of the candidate table. Requests in flight finish with the revision that they started with. The
+    trailing metadata `modelsat-revision-token` of a change identifies the revision.
     """
 
     @staticmethod

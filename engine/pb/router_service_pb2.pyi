@@ -37,18 +37,20 @@ DECISION_KIND_DEFAULTED: DecisionKind
 DECISION_KIND_FALLBACK: DecisionKind
 
 class RouteRequest(_message.Message):
-    __slots__ = ("text", "conversation", "policy", "session", "dry_run")
+    __slots__ = ("text", "conversation", "policy", "session", "dry_run", "min_revision_token")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     text: str
     conversation: Conversation
     policy: Policy
     session: Session
     dry_run: bool
-    def __init__(self, text: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    min_revision_token: str
+    def __init__(self, text: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., dry_run: _Optional[bool] = ..., min_revision_token: _Optional[str] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("id", "switching_margin")
@@ -111,7 +113,7 @@ class Policy(_message.Message):
     def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind")
+    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "revision_token")
     SELECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +125,7 @@ class RouteResponse(_message.Message):
     OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     selected: str
     reason: str
     ranking: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
@@ -134,7 +137,8 @@ class RouteResponse(_message.Message):
     ood_score: float
     decision_id: str
     kind: DecisionKind
-    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ...) -> None: ...
+    revision_token: str
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ..., revision_token: _Optional[str] = ...) -> None: ...
 
 class BatchRouteRequest(_message.Message):
     __slots__ = ("requests",)
@@ -243,7 +247,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "backend", "scoring_kernel", "prompt_layout", "aptitude_representation", "num_layers", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes")
+    __slots__ = ("version", "backend", "scoring_kernel", "prompt_layout", "aptitude_representation", "num_layers", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes", "revision_token")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     SCORING_KERNEL_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +260,7 @@ class GetServerInfoResponse(_message.Message):
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     MAX_INSTRUCTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     version: str
     backend: str
     scoring_kernel: str
@@ -268,4 +273,5 @@ class GetServerInfoResponse(_message.Message):
     candidates: int
     max_instruction_tokens: int
     max_text_bytes: int
-    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., scoring_kernel: _Optional[str] = ..., prompt_layout: _Optional[str] = ..., aptitude_representation: _Optional[str] = ..., num_layers: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ...) -> None: ...
+    revision_token: str
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., scoring_kernel: _Optional[str] = ..., prompt_layout: _Optional[str] = ..., aptitude_representation: _Optional[str] = ..., num_layers: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., revision_token: _Optional[str] = ...) -> None: ...

@@ -19,7 +19,9 @@ from engine.api.errors import (
     EtagMismatchError,
     InvalidInputError,
     NotFoundError,
+    RevisionLostError,
     StoreError,
+    UnavailableError,
     Violation,
 )
 from engine.registry.access import StoreAccess
@@ -47,6 +49,7 @@ MAX_ATTEMPTS = 50  # to apply a change on top of what other servers keep changin
 POSTGRES_DRIVER_HINT = (
     "A postgresql:// store needs psycopg, which is not installed; pip install 'psycopg[binary]'."
 )
+MAX_REQUIRE_S, REQUIRE_RESERVE_S = 10.0, 0.02
 CLOSE_S = 10.0  # for changes in progress
 _HANGS = ("TimeLimitError", "ConnectionTimeout")  # losses that the other connection shares
 log = logging.getLogger(__name__)
@@ -116,6 +119,34 @@ class Registry:
                 loop.call_soon_threadsafe(self._on_revision, revision, reason)
 
         self._store.follow(on_revision)
+
+    async def require(self, token: str, deadline: float) -> None:
+        """Return once the table includes the revision of `token`, at once if it is "".
+
+        deadline: of time.monotonic(); MAX_REQUIRE_S from now is the latest. Raises
+        InvalidInputError, RevisionLostError, or UnavailableError at the deadline.
+        """
+        if not token:
+            return
+        try:
+            wanted = RevisionId.parse(token)
+        except ValueError as error:
+            raise InvalidInputError(Violation("min_revision_token", f"{error}.")) from error
+        reads = 0
+        deadline = min(deadline, time.monotonic() + MAX_REQUIRE_S)
+        while not self.table().includes(wanted):
+            if reads > 1 and self.store_state.connected:  # the second read began after the call
+                raise RevisionLostError(wanted.number)
+            left = deadline - time.monotonic() - REQUIRE_RESERVE_S
+            if left <= 0:
+                raise UnavailableError(
+                    f"This server is at revision {self.table().revision}, the request demands"
+                    f" {wanted.number}; the candidate store does not answer. Ask another server."
+                )
+            await asyncio.wait({self._start_refresh()}, timeout=left)
+            reads += self.store_state.connected
+            if not self.store_state.connected:
+                await asyncio.sleep(min(left, 0.1))
 
     async def create(self, candidate: Candidate, *, validate_only: bool = False) -> Candidate:
         """Register a new candidate; raise AlreadyExistsError if its ID is taken."""

@@ -36,6 +36,13 @@ class Table:
         """Number of the revision; another table may have had it, see RevisionId."""
         return self.id.number
 
+    def includes(self, wanted: RevisionId) -> bool:
+        """Return True if the table is that revision, or came after it in the same history."""
+        if wanted.number in self.lineage:
+            return self.lineage[wanted.number] == wanted.nonce
+        oldest = min(self.lineage, default=0)
+        return wanted == self.id or (wanted.epoch == self.id.epoch and wanted.number < oldest)
+
     def get(self, identifier: str) -> Candidate | None:
         """Return the candidate of that ID, or None."""
         row = self.rows.get(identifier)

@@ -61,6 +61,7 @@ class Decision:
     kind: DecisionKind
     timing: dict[str, float]
     id: str = ""
+    revision_token: str = ""
 
 
 def prepare_prompt(
@@ -124,4 +125,5 @@ def build_decision(
         prompt=info,
         kind=result.kind,
         timing={},
+        revision_token=table.id.token,
     )

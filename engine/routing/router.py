@@ -93,6 +93,10 @@ class Router:
         self._sessions = SessionStore(0, math.inf) if sessions is None else sessions
         self._config = config
 
+    async def require_revision(self, token: str, deadline: float) -> None:
+        """Wait for a revision; see Registry.require."""
+        await self._registry.require(token, deadline)
+
     async def route(
         self,
         text: str,

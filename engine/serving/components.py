@@ -195,6 +195,7 @@ def server_info(components: Components) -> router_service_pb2.GetServerInfoRespo
         prompt_version=manifest.prompt_version,
         encoder_id=manifest.encoder_id,
         revision=table.revision,
+        revision_token=table.id.token,
         candidates=len(table.candidates),
         max_instruction_tokens=MAX_INSTRUCTION_TOKENS,
         max_text_bytes=components.settings.max_text_bytes,

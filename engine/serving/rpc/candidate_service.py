@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -33,6 +34,7 @@ from engine.registry.table import Table
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REQUEST_IDS = 1024  # remembered
 MAX_REQUEST_ID_CHARS = 64
+REVISION_METADATA = "modelsat-revision-token"
 MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL_FIELDS, *WORD_LISTS)
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Message, Message]
@@ -51,6 +53,11 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.CreateCandidateRequest, context: Context
     ) -> candidate_pb2.Candidate:
         """Register a candidate; a repeated request ID joins the first request with that ID."""
+        created = await self._create_once(request)
+        self._tell(context)
+        return created
+
+    async def _create_once(self, request: pb.CreateCandidateRequest) -> candidate_pb2.Candidate:
         key = request.request_id
         if len(key) > MAX_REQUEST_ID_CHARS:
             raise InvalidInputError(
@@ -93,6 +100,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.GetCandidateRequest, context: Context
     ) -> candidate_pb2.Candidate:
         """Return one candidate."""
+        await self._registry.require(request.min_revision_token, deadline_of(context))
         candidate = self._registry.table().get(parse_name(request.name))
         if candidate is None:
             raise NotFoundError(request.name)
@@ -113,6 +121,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
                     "page_token", "is not a next_page_token of this server; omit it to start."
                 )
             )
+        await self._registry.require(request.min_revision_token, deadline_of(context))
         table = self._registry.table()
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
         rest = [c for c in table.candidates if c.id > request.page_token]
@@ -121,6 +130,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             candidates=await asyncio.to_thread(candidate_messages, page),
             next_page_token=page[-1].id if len(rest) > size else "",
             revision=table.revision,
+            revision_token=table.id.token,
         )
 
     async def UpdateCandidate(
@@ -143,6 +153,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             validate_only=request.validate_only,
         )
         self._log("updated", candidate.name, request.validate_only)
+        self._tell(context)
         return candidate_to(candidate)
 
     async def DeleteCandidate(
@@ -156,6 +167,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             validate_only=request.validate_only,
         )
         self._log("deleted", request.name, request.validate_only)
+        self._tell(context)
         return empty_pb2.Empty()
 
     async def BatchReplaceCandidates(
@@ -165,9 +177,12 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         given = await asyncio.to_thread(_candidates, request.candidates)
         table = await self._registry.replace(given, validate_only=request.validate_only)
         self._log("replaced all by", f"{len(given)} candidates", request.validate_only)
+        self._tell(context)
         answer = given if request.validate_only else table.candidates
         return pb.BatchReplaceCandidatesResponse(
-            candidates=await asyncio.to_thread(candidate_messages, answer), revision=table.revision
+            candidates=await asyncio.to_thread(candidate_messages, answer),
+            revision=table.revision,
+            revision_token=table.id.token,
         )
 
     async def ListRevisions(
@@ -192,19 +207,31 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             )
         made = await self._registry.rollback(request.revision, validate_only=request.validate_only)
         self._log("rolled back to", str(request.revision), request.validate_only)
+        self._tell(context)
         return pb.RollbackRevisionResponse(revision=revision_to(made))
 
     async def WatchCandidates(
         self, request: pb.WatchCandidatesRequest, context: Context
     ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
         """Send the table, then its changes, until the server stops."""
-        async with aclosing(watch(self._registry, request.last_seen_revision)) as answers:
+        async with aclosing(watch(self._registry, request)) as answers:
             async for answer in answers:
                 yield answer
+
+    def _tell(self, context: Context) -> None:
+        """Send the identity of the newest revision, which includes the caller's change."""
+        token = self._registry.table().id.token
+        context.set_trailing_metadata(((REVISION_METADATA, token),))
 
     def _log(self, what: str, name: str, validate_only: bool) -> None:
         if not validate_only:
             log.info("%s %s, revision %d", what, name, self._registry.table().revision)
+
+
+def deadline_of(context: Context) -> float:
+    """Return the call's deadline as of time.monotonic()."""
+    left = context.time_remaining()
+    return float("inf") if left is None else time.monotonic() + left
 
 
 # Slow enough (see candidate_messages) to run outside of the event loop.
@@ -257,6 +284,7 @@ def revision_to(revision: Revision) -> pb.Revision:
         number=revision.number,
         description=revision.description,
         candidates=revision.candidates,
+        revision_token=revision.id.token if revision.id.nonce else "",
     )
     if revision.created_us:
         message.create_time.FromMicroseconds(revision.created_us)
@@ -278,13 +306,17 @@ async def page_of_revisions(registry: Registry, token: str, size: int) -> pb.Lis
 
 
 async def watch(
-    registry: Registry, last_seen_revision: int
+    registry: Registry, request: pb.WatchCandidatesRequest
 ) -> AsyncGenerator[pb.WatchCandidatesResponse, None]:
     """Yield the whole table unless the watcher has it, then each change, until the server stops."""
     known: Table | None = None
     async with aclosing(registry.watch()) as tables:
         async for table in tables:
-            if known is None and table.revision == last_seen_revision:
+            token = request.last_seen_revision_token
+            seen = (
+                table.id.token == token if token else table.revision == request.last_seen_revision
+            )
+            if known is None and seen:
                 known = table
                 continue
             answer = await asyncio.to_thread(_step, known, table)
@@ -298,6 +330,7 @@ def _step(known: Table | None, table: Table) -> pb.WatchCandidatesResponse:
     gone = [] if known is None else [c.id for c in known.candidates if c.id not in table.rows]
     return pb.WatchCandidatesResponse(
         revision=table.revision,
+        revision_token=table.id.token,
         changed=candidate_messages(changed),
         removed=[NAME_PREFIX + i for i in gone],
     )

@@ -126,6 +126,7 @@ def response_from(decision: Decision) -> pb.RouteResponse:
         selected=decision.selected.name,
         reason=decision.reason,
         revision=decision.revision,
+        revision_token=decision.revision_token,
         input_tokens=decision.prompt.input_tokens,
         truncated=decision.prompt.truncated,
         ood_score=decision.prompt.ood_score,
@@ -151,6 +152,7 @@ async def route(
 ) -> pb.RouteResponse:
     """Answer one request of any transport. deadline: of time.monotonic()."""
     text, context_chars = instruction_from(request, max_text_bytes)
+    await router.require_revision(request.min_revision_token, deadline)
     decision = await router.route(
         text,
         policy_from(request.policy),

@@ -187,7 +187,7 @@ class Metrics(Collector):
         self._decisions = {kind: decisions.labels(kind) for kind in KINDS}
         self._selections = self._counter("modelsat_selections_total")
         self._selected: set[str] = set()
-        self._revision = 0
+        self._revision = ""
         probability = self._histogram("modelsat_probability", SHARES)
         self._selected_probability = probability.labels("selected")
         self._eligible_probability = probability.labels("eligible")
@@ -216,8 +216,8 @@ class Metrics(Collector):
         for phase, seconds in decision.timing.items():
             (self._phases.get(phase) or self._phase_seconds.labels(phase)).observe(seconds)
         self._decisions[decision.kind].inc()
-        if decision.revision != self._revision:
-            self._revision = decision.revision
+        if decision.revision_token != self._revision:
+            self._revision = decision.revision_token
             self._drop_removed()
         selected = decision.selected.id
         label = selected if selected in self._sources.candidates() else OTHER
