@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from engine.bundle.arrays import Connector
 from engine.bundle.manifest import Calibration
 from engine.bundle.training_set import TrainingSet, describe, save_training_set
 from engine.datasets.outcomes import fingerprint, read_outcomes, split
+from research.many_folders.restore import adapter_of
 from training.data.dataset import tokenize
 from training.model.lora import write_adapter
 from training.weights.adapter import load_pretrained, save_pretrained
@@ -48,6 +50,17 @@ def report_of(result: Mapping[str, Any]) -> dict[str, Any]:
         for name, parts in result["folders"].items()
     }
     return {"datasets": folders}
+
+
+def match_of(arrays: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The match's head, the temperature, and the factor of calibrated logits."""
+    found: dict[str, Any] = {
+        n: arrays[f"match/head.{n}"].astype(np.float16) for n in ("weight", "bias")
+    }
+    temperature, factor = (
+        arrays[f"match/{n}"].astype(np.float32).reshape(1) for n in ("temperature", "factor")
+    )
+    return found | {"temperature": np.exp(temperature), "factor": scale * factor}
 
 
 def known_to(
@@ -87,11 +100,11 @@ def main() -> None:
     shipped = load_pretrained(arguments.pretrained)
     assert shipped.training_set is not None, "the weights that training began with name their rows"
     result = found_in(arguments.results / "results.jsonl", arguments.name)
-    with np.load(arguments.results / f"{arguments.name}.adapter.npz") as file:
-        arrays = {n: np.ascontiguousarray(file[n], dtype=np.float32) for n in file.files}
-    factors = {n: torch.from_numpy(a) for n, a in arrays.items()}
-    with np.load(arguments.results / f"{arguments.name}.connector.npz") as file:
-        connector = Connector(file["weight"], file["bias"])
+    with np.load(arguments.results / f"{arguments.name}.npz") as file:
+        arrays = {n: np.ascontiguousarray(file[n]) for n in file.files}
+    factors = {n: torch.from_numpy(a) for n, a in adapter_of(arrays).items()}
+    weight, bias = (arrays[f"connector/{n}"].astype(np.float32) for n in ("weight", "bias"))
+    connector = Connector(weight, bias)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_adapter(arguments.out, factors, result["rank"], shipped.backbone)
     a, b = result["platt"]
@@ -112,6 +125,7 @@ def main() -> None:
     with np.load(arguments.pack) as pack:
         known = known_to(arguments.data, pack, arguments.everyday, before, tokenizer)
     save_training_set(arguments.out, known)
+    save_file(match_of(arrays, a), arguments.out / "match.safetensors")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -28,11 +30,15 @@ SCALE = ".scale"
 
 def read_adapter(file: Path) -> dict[str, Float32Array]:
     """Return the adapter's float32 matrices by name."""
-    arrays = load_file(file)
+    return adapter_of(load_file(file))
+
+
+def adapter_of(arrays: Mapping[str, Any]) -> dict[str, Float32Array]:
+    """Return the float32 matrices of int8 ones and their scales, by name."""
     return {
         name: array.astype(np.float32) * _as_factor(name, arrays[name + SCALE])
         for name, array in arrays.items()
-        if not name.endswith(SCALE)
+        if ".lora_" in name and not name.endswith(SCALE)
     }
 
 
@@ -41,17 +47,19 @@ def _as_factor(name: str, scale: Float32Array) -> Float32Array:
     return scale.astype(np.float32)[:, None] if ".lora_A." in name else scale.astype(np.float32)
 
 
-def restore(out: Path) -> None:
+def restore(out: Path, kept: Path = KEPT) -> None:
     """Write a folder like pretrained/ to `out`, with the catalog of the shipped candidates."""
     out.mkdir(parents=True, exist_ok=True)
-    adapter = {k: v.astype(np.float16) for k, v in read_adapter(next(KEPT.glob("*int8*"))).items()}
+    adapter = {k: v.astype(np.float16) for k, v in read_adapter(next(kept.glob("*int8*"))).items()}
     save_file(adapter, out / "adapter_model.safetensors")
     for name in ("adapter_config.json", "connector.safetensors", "model.json", "training_set.npz"):
-        shutil.copyfile(KEPT / name, out / name)
+        shutil.copyfile((kept if (kept / name).exists() else KEPT) / name, out / name)
     shutil.copyfile(PRETRAINED / "zoo.json", out / "zoo.json")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    restore(parser.parse_args().out)
+    parser.add_argument("--kept", type=Path, default=KEPT, help="weights_h100 or weights_h100_2")
+    arguments = parser.parse_args()
+    restore(arguments.out, arguments.kept)
