@@ -238,7 +238,11 @@ def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation
         path = f"{field}[{i}]"
         if not 0.0 <= result.accuracy <= 1.0:  # false for NaN too
             problems.append(
-                Violation(f"{path}.accuracy", f"is {result.accuracy}, expected a share in [0, 1].")
+                Violation(
+                    f"{path}.accuracy",
+                    f"is {result.accuracy}, expected a share in [0, 1]"
+                    f"{_accuracy_advice(result.accuracy)}.",
+                )
             )
         if not is_utf8(result.task):
             problems.append(Violation(f"{path}.task", "is not valid UTF-8."))
@@ -254,6 +258,15 @@ def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation
             problems.append(Violation(f"{path}.task", f"repeats {result.task[:80]!r}."))
         tasks.add(result.task)
     return problems
+
+
+def _accuracy_advice(value: float) -> str:
+    """Say what to do about an accuracy that is no share."""
+    if 1 < value <= 100:
+        return f"; if it is in percent, give {value / 100:g}"
+    if math.isnan(value):
+        return "; a task without graded questions has no accuracy: ask its questions again"
+    return ""
 
 
 def _check_numbers(candidate: Candidate, field: str) -> list[Violation]:

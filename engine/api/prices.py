@@ -19,10 +19,14 @@ PER_TOKEN_BELOW, PER_THOUSAND_BELOW = 0.0005, 0.005
 FIELDS = ("input_usd_per_million", "output_usd_per_million")
 
 
-def price_problem(price: float | None, flag: str) -> Violation | None:
+def price_problem(
+    price: float | None,
+    flag: str,
+    otherwise: str = ", or state the unit: --price-unit million, thousand or token.",
+) -> Violation | None:
     """Return what is suspicious about a price per million tokens; None if nothing is.
 
-    flag: how the price is entered, which the message repeats with the value to type.
+    flag: how the price is entered. otherwise: ends the message, after the value to type.
     """
     if price is None or not 0 < price < PER_THOUSAND_BELOW:
         return None
@@ -36,7 +40,7 @@ def price_problem(price: float | None, flag: str) -> Violation | None:
             f"is {price:g} US dollars per million tokens, which looks like a price per thousand:"
             f" {price:g} a thousand is {price * 1e3:g} a million. Give {price * 1e3:g}"
         )
-    return Violation(flag, f"{text}, or state the unit: --price-unit million, thousand or token.")
+    return Violation(flag, text + otherwise)
 
 
 def in_usd_per_million(candidate: Candidate, unit: str | None, field: str = "") -> Candidate:

@@ -10,8 +10,8 @@ from engine.api.errors import ModelsatError
 from engine.aptitude.grading import read_reply
 from engine.aptitude.journal import Reply
 from engine.aptitude.questions import Question
+from engine.registry.catalog import MAX_UNREADABLE_SHARE
 
-MAX_SHARE = 0.05  # of the replies
 MIN_REPLIES = 20  # before the share is looked at
 MIN_UNREADABLE = 3
 SAMPLES, SAMPLE_CHARS = 3, 160
@@ -43,8 +43,11 @@ class UnreadableReplies:
 
     @property
     def too_many(self) -> bool:
-        """True if more than MAX_SHARE of the replies are unreadable."""
-        return self.unreadable >= MIN_UNREADABLE and self.unreadable > MAX_SHARE * self.replies
+        """True if more than MAX_UNREADABLE_SHARE of the replies are unreadable."""
+        return (
+            self.unreadable >= MIN_UNREADABLE
+            and self.unreadable > MAX_UNREADABLE_SHARE * self.replies
+        )
 
     def add(self, reply: Reply) -> None:
         """Count `reply`."""
@@ -59,9 +62,9 @@ class UnreadableReplies:
 
     @property
     def surely_too_many(self) -> bool:
-        """True if there are more than chance explains at a share of MAX_SHARE (two deviations)."""
-        expected = MAX_SHARE * self.replies
-        deviation = math.sqrt(expected * (1 - MAX_SHARE))
+        """True if there are more than chance explains at MAX_UNREADABLE_SHARE (two deviations)."""
+        expected = MAX_UNREADABLE_SHARE * self.replies
+        deviation = math.sqrt(expected * (1 - MAX_UNREADABLE_SHARE))
         enough = self.replies >= min(MIN_REPLIES, len(self._options))
         return enough and self.unreadable > expected + 2 * deviation + MIN_UNREADABLE - 1
 

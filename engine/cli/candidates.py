@@ -42,6 +42,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         text = 'JSON file of candidates as `get` prints them: one, a list, or {"candidates": [...]}'
         with_file.add_argument("file", type=Path, help=text)
         server_flags.add_price_unit(with_file)
+        text = "register the report of an aptitude test although many replies choose no option"
+        with_file.add_argument("--accept-unreadable", action="store_true", help=text)
     text = "number of the revision, as `modelsat candidates revisions` shows"
     rollback.add_argument("revision", type=int, help=text)
     text = "check that the rollback is possible, and change nothing"
@@ -68,9 +70,10 @@ def _get(parsed: argparse.Namespace) -> None:
 
 
 def _create(parsed: argparse.Namespace) -> None:
-    from engine.registry.catalog import read_catalog
+    from engine.registry.catalog import read_catalog, require_readable_test
 
     candidates = read_catalog(parsed.file, parsed.price_unit)
+    require_readable_test(parsed.file, accept_unreadable=parsed.accept_unreadable)
     with connect(parsed) as client:
         for candidate in candidates:
             print(f"created {client.create_candidate(candidate).id}")
@@ -83,9 +86,10 @@ def _delete(parsed: argparse.Namespace) -> None:
 
 
 def _replace(parsed: argparse.Namespace) -> None:
-    from engine.registry.catalog import read_catalog
+    from engine.registry.catalog import read_catalog, require_readable_test
 
     candidates = read_catalog(parsed.file, parsed.price_unit)
+    require_readable_test(parsed.file, accept_unreadable=parsed.accept_unreadable)
     with connect(parsed) as client:
         revision = client.replace_candidates(candidates)
     print(f"replaced all candidates; revision {revision} has {len(candidates)}")

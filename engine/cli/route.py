@@ -8,7 +8,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from engine.api.candidate import NAME_PREFIX
+from engine.api.errors import InvalidInputError
 from engine.api.policy import Objective, Policy, Session
+from engine.api.prices import price_problem
 from engine.cli import server_flags
 from engine.cli.server_flags import connect
 from engine.client.results import RouteDecision
@@ -107,6 +109,10 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _policy_from(parsed: argparse.Namespace) -> Policy:
+    limits = ("max_input_usd_per_million", "max_output_usd_per_million")
+    flags = [(getattr(parsed, name), f"--{name.replace('_', '-')}") for name in limits]
+    if problems := [p for price, flag in flags if (p := price_problem(price, flag, "."))]:
+        raise InvalidInputError(*problems)
     chosen = [name for name in OBJECTIVES if getattr(parsed, name) is not None]
     objective = chosen[0] if chosen else OBJECTIVES[0]
     return Policy(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.datasets.outcomes import Outcomes
 
 NUMBER_FIELDS = ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens")
+MAX_UNREADABLE_SHARE = 0.05  # of the replies of an aptitude test
 TEXT_FIELDS = ("display_name", "price_source")
 
 
@@ -48,6 +49,49 @@ def read_catalog(path: Path, price_unit: str | None = None) -> list[Candidate]:
     candidates = [_parse_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
     require_valid(candidates)
     return [in_usd_per_million(c, price_unit, f"candidates[{i}]") for i, c in enumerate(candidates)]
+
+
+def require_readable_test(path: Path, *, accept_unreadable: bool = False) -> None:
+    """Refuse the report of an aptitude test that says little about its candidate.
+
+    path: a file that `read_catalog` reads; one without provenance is taken as it is.
+    accept_unreadable: take it although many replies choose no option.
+
+    Raises:
+        InvalidInputError: no question was graded, or too many replies are unreadable.
+    """
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    provenance = raw.get("provenance") if isinstance(raw, dict) else None
+    if not isinstance(provenance, dict) or "asked" not in provenance:
+        return
+    tasks = provenance.get("tasks")
+    tasks = tasks if isinstance(tasks, dict) else {}
+    counts = [provenance, *(t for t in tasks.values() if isinstance(t, dict))]
+    empty = [c for c in counts if not _count(c, "asked") > _count(c, "incomplete")]
+    if empty:
+        raise InvalidInputError(
+            Violation(
+                str(path),
+                "has a test, or a task of it, without a graded question; run `modelsat aptitude"
+                " run` again with more --max-tokens or --questions-per-task.",
+            )
+        )
+    asked = _count(provenance, "asked")
+    unreadable = _count(provenance, "unparsed") + _count(provenance, "incomplete")
+    if unreadable > MAX_UNREADABLE_SHARE * asked and not accept_unreadable:
+        raise InvalidInputError(
+            Violation(
+                str(path),
+                f"has {unreadable:g} unreadable replies of {asked:g}, which would pass for the"
+                " candidate's skill; fix the cause and ask again, or add --accept-unreadable.",
+            )
+        )
+
+
+def _count(counts: dict[str, Any], name: str) -> float:
+    """A count of a report; -1, which fails every check, if it is no number."""
+    value = counts.get(name, 0)
+    return float(value) if isinstance(value, int | float) and value >= 0 else -1.0
 
 
 def _parse_candidate(item: Any, field: str) -> Candidate:

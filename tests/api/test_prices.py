@@ -60,3 +60,5 @@ def test_files_and_flags_ask_for_the_unit(
     flags = ["aptitude", "run", "--base-url", "http://127.0.0.1:9/v1", "--model", "m"]
     assert main([*flags, "--output-usd-per-million", "0.00001"]) == 1
     assert "--output-usd-per-million: is 1e-05" in capsys.readouterr().err
+    assert main(["route", "hi", "--max-input-usd-per-million", "0.000003"]) == 1
+    assert "--max-input-usd-per-million: is 3e-06" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from engine.api.errors import InvalidInputError
 from engine.bundle.arrays import TaskNorms, load_arrays
 from engine.datasets.outcomes import read_outcomes
 from engine.inference.offline import candidates_of
-from engine.registry.catalog import read_catalog
+from engine.registry.catalog import read_catalog, require_readable_test
 from engine.registry.onnx_encoder import load_encoder
 from tests.support import datasets
 from tools.processes import ROOT
@@ -97,3 +98,40 @@ def test_catalog_of_version_0_1_is_read(tmp_path: Path) -> None:
     (read,) = read_catalog(tmp_path / "zoo.json")
     assert read.mean_output_tokens == 321
     assert read.id == candidate.id
+
+
+@pytest.mark.parametrize(
+    ("provenance", "words"),
+    [
+        ({"asked": 0}, "without a graded question"),
+        ({"asked": 5, "tasks": {"t": {"asked": 0}}}, "without a graded question"),
+        ({"asked": 5, "incomplete": 5}, "without a graded question"),
+        ({"asked": float("nan")}, "without a graded question"),
+        ({"asked": 100, "unparsed": 4, "incomplete": 3}, "7 unreadable replies of 100"),
+    ],
+)
+def test_a_report_that_says_little_is_not_registered(
+    provenance: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"candidates": [], "provenance": provenance}))
+    with pytest.raises(InvalidInputError, match=words):
+        require_readable_test(path)
+    path.write_text(json.dumps({"candidates": [], "provenance": {"asked": 100, "unparsed": 5}}))
+    require_readable_test(path)
+    path.write_text(json.dumps({"candidates": [], "provenance": {"asked": 9, "unparsed": 9}}))
+    require_readable_test(path, accept_unreadable=True)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "advice"),
+    [("NaN", "ask its questions again"), ("85", "in percent, give 0.85"), ("-0.1", "a share")],
+)
+def test_an_accuracy_that_is_no_share_says_what_to_do(
+    accuracy: str, advice: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    tasks = ", ".join(f'"task {i}": {accuracy if i == 3 else 0.5}' for i in range(50))
+    path.write_text(f'{{"id": "x", "aptitude": {{{tasks}}}}}')
+    with pytest.raises(InvalidInputError, match=advice):
+        read_catalog(path)
