@@ -18,6 +18,7 @@ ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 WORD_PATTERN = re.compile(r"[a-z0-9._-]{1,63}")
 WORD_LISTS = ("modalities", "features", "tags", "regions")
 MAX_WORDS = 32  # of a list
+MAX_REPEATED_WORDS = 1000  # of a policy's list, in which a repeated word has no effect
 NAME_PREFIX = "candidates/"
 TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
 MAX_TASK_CHARS = 300
@@ -112,6 +113,17 @@ def parse_names(names: Sequence[str], field: str) -> tuple[str, ...]:
             Violation(field, f"has {len(names)} names; a table holds at most {MAX_CANDIDATES}.")
         )
     return tuple(parse_name(name, f"{field}[{i}]") for i, name in enumerate(names))
+
+
+def check_counts(holder: Any, field: str, labels: Sequence[str], limit: int) -> None:
+    """Raise InvalidInputError for lists of words that are too long to look at.
+
+    holder: a message or value that has an attribute for each of `labels`.
+    """
+    for label in labels:
+        if (count := len(getattr(holder, label))) > limit:
+            problem = f"has {count} words, the limit is {limit}."
+            raise InvalidInputError(Violation(f"{field}.{label}", problem))
 
 
 def validate(candidate: Candidate, field: str = "candidate") -> list[Violation]:

@@ -202,6 +202,14 @@ class OverloadedError(ModelsatError):
         self.retry_after_s = retry_after_s
 
 
+class TooManyCallsError(OverloadedError):
+    """A call was refused before its method, because of too many others. what: why, a sentence."""
+
+    def __init__(self, what: str, retry_after_s: float) -> None:
+        ModelsatError.__init__(self, what)
+        self.retry_after_s = retry_after_s
+
+
 class WaitTooLongError(OverloadedError):
     """The queue is too long for the caller's deadline; retry after `retry_after_s` seconds.
 

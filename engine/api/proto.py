@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.api.candidate import (
+    MAX_REPEATED_WORDS,
+    MAX_WORDS,
     NAME_PREFIX,
     TEST_TASKS,
     WORD_LISTS,
     Candidate,
     TaskResult,
+    check_counts,
     parse_name,
     parse_names,
     task_count_violation,
@@ -44,10 +47,11 @@ def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
     """Convert a candidate without validating it.
 
     field: path of the message in the request, for errors. Raises InvalidInputError if the name is
-    not a resource name, or if there are more aptitude results than an aptitude test has.
+    not a resource name, or if there are more aptitude results or words than a candidate may have.
     """
     if (count := len(message.aptitude)) > TEST_TASKS:
         raise InvalidInputError(task_count_violation(count, f"{field}.aptitude"))
+    check_counts(message, field, WORD_LISTS, MAX_WORDS)
     fields: dict[str, Any] = {
         k: getattr(message, k) for k in OPTIONAL_FIELDS if message.HasField(k)
     }
@@ -82,6 +86,7 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
 
     Raises InvalidInputError if a list of candidates holds anything but resource names.
     """
+    check_counts(message, "policy", POLICY_WORDS, MAX_REPEATED_WORDS)
     objective = message.WhichOneof("objective")
     default = message.default_candidate
     fields: dict[str, Any] = {}

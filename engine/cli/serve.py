@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from engine.serving.settings import Settings, flag, resolve
 
+M_ARENA_MAX, ARENAS = -8, 2
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -37,12 +40,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_run)
 
 
+def _limit_arenas() -> None:
+    """Let glibc's malloc keep freed memory in few places: gRPC's threads free what they received,
+    and every arena would keep its own."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
+
+
 def _run(parsed: argparse.Namespace) -> None:
     from engine.serving import shutdown
     from engine.serving.event_loop import OverloadSelector
     from engine.serving.server import serve
     from engine.serving.telemetry import logs
 
+    _limit_arenas()
     config = Path(parsed.config or os.environ.get("MODELSAT_CONFIG", ""))
     flags = {f.name: getattr(parsed, f.name) for f in fields(Settings)}
     resolved = resolve(flags, os.environ, config)

@@ -211,7 +211,7 @@ class Registry:
                 Violation("candidates", "is empty; give all candidates of the new table.")
             )
         _check_count(len(candidates))
-        require_valid(candidates)
+        await asyncio.to_thread(require_valid, candidates)
 
         def plan(_: Table) -> Change:
             return Change(self._encode_all(candidates).upsert, replace_all=True)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 import cpp_ext
 from engine import __version__
 from engine.api.errors import BundleError
+from engine.api.limits import MAX_MESSAGE_BYTES, MIB
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import Manifest, read_manifest
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, render
@@ -44,12 +45,13 @@ from engine.serving.extproc.service import ExternalProcessor
 from engine.serving.rpc.candidate_service import CandidateService
 from engine.serving.rpc.listener import Service
 from engine.serving.rpc.router_service import RouterService
-from engine.serving.settings import Settings
+from engine.serving.settings import EXTPROC_MAX_BODY_BYTES, Settings
 from engine.serving.telemetry import Telemetry, sources
 from engine.serving.telemetry.metrics import Sources
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 CANDIDATES = candidate_service_pb2.DESCRIPTOR.services_by_name["CandidateService"].full_name
+ROUTER_MESSAGE_BYTES = 4 * MIB
 WARM_UP = "Hi"
 log = logging.getLogger(__name__)
 
@@ -173,6 +175,16 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
     if not settings.admin_address:
         return [("address", [router, candidates]), *extproc]
     return [("address", [router]), ("admin_address", [candidates]), *extproc]
+
+
+def max_message_bytes(settings: Settings, services: Sequence[Service]) -> int:
+    """Return the limit on one message of an address: that of its service with the largest."""
+    sizes = {
+        CANDIDATES: MAX_MESSAGE_BYTES,
+        EXTPROC: EXTPROC_MAX_BODY_BYTES + MIB,
+        ROUTER: max(ROUTER_MESSAGE_BYTES, settings.max_text_bytes + MIB),
+    }
+    return min(MAX_MESSAGE_BYTES, max(sizes[service.name] for service in services))
 
 
 def _extproc(components: Components) -> Service:

@@ -20,10 +20,16 @@ from engine.serving.auth.file_watch import ReloadedFiles
 from engine.serving.auth.interceptor import AccessInterceptor
 from engine.serving.auth.tls import Certificates, TlsFiles
 from engine.serving.auth.tokens import CHECK_INTERVAL_S, TokenFile
-from engine.serving.components import Components, build, services_by_address, warm_up
+from engine.serving.components import (
+    Components,
+    build,
+    max_message_bytes,
+    services_by_address,
+    warm_up,
+)
 from engine.serving.console.app import Console, open_console
 from engine.serving.event_loop import OverloadSelector
-from engine.serving.rpc.arrivals import CallTracker
+from engine.serving.rpc.arrivals import Arrivals
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, raise_descriptor_limit
 from engine.serving.rpc.drain import Drain
 from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryInterceptor
@@ -215,10 +221,9 @@ def _bind(
     connections: ConnectionWatch,
 ) -> tuple[Listener, ...]:
     settings, certificates = components.settings, auth.certificates
-    interceptors = [  # outermost first
+    interceptors = [  # outermost first, after an Arrivals for each address
         TelemetryInterceptor(components.telemetry),
         access,
-        CallTracker(connections),
         drain,
         StatusInterceptor(),
     ]
@@ -227,7 +232,10 @@ def _bind(
     listeners = []
     for name, services in addresses:
         credentials = None if certificates is None else certificates.credentials()
-        listener = bind(settings, name, services, interceptors, credentials, limit)
+        largest = max_message_bytes(settings, services)
+        arrivals = Arrivals(connections, largest)
+        chain = [arrivals, *interceptors]
+        listener = bind(settings, name, services, chain, credentials, limit, largest)
         connections.add_port(listener.port, limit)
         listeners.append(listener)
     return tuple(listeners)

@@ -1,4 +1,4 @@
-"""Kind: limits of the layer below left at their defaults. Bursts and connections."""
+"""Kind: limits of the layer below left at their defaults. Many calls, many connections."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from engine.api.errors import TooManyCallsError
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import candidate_service_pb2_grpc as cgrpc
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc as rgrpc
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, connections_of
+from engine.serving.rpc.fair_slots import FairSlots
 from tools.processes import Server
 
 CONNECTIONS, CALLS = 3, 600  # more at once than gRPC keeps by default
@@ -30,7 +32,7 @@ def read_one(call: Any) -> Any:
     return call.read()
 
 
-BURSTS: dict[str, tuple[Call, Callable[[Any], Any]]] = {
+CALLS_OF: dict[str, tuple[Call, Callable[[Any], Any]]] = {
     "Route": (
         lambda channel, n: rgrpc.RouterServiceStub(channel).Route(
             rpb.RouteRequest(text=f"question {n % 50}"), timeout=60
@@ -71,15 +73,15 @@ def outcome(result: Any) -> str:
         return "OK" if not isinstance(result, BaseException) else type(result).__name__
     status = rpc_status.from_call(result)
     retry = error_details_pb2.RetryInfo()
-    told = status is not None and any(detail.Unpack(retry) for detail in status.details)
-    return result.code().name + ("" if told else " without RetryInfo")
+    has_retry = status is not None and any(detail.Unpack(retry) for detail in status.details)
+    return result.code().name + ("" if has_retry else " without RetryInfo")
 
 
-@pytest.mark.parametrize("name", BURSTS)
-async def test_every_call_of_a_burst_is_answered_or_told_when_to_retry(
+@pytest.mark.parametrize("name", CALLS_OF)
+async def test_every_call_at_once_is_answered_or_refused_with_a_retry_time(
     shared_server: Server, name: str
 ) -> None:
-    begin, wait = BURSTS[name]
+    begin, wait = CALLS_OF[name]
     channels = [
         grpc.aio.insecure_channel(shared_server.address, [("grpc.use_local_subchannel_pool", 1)])
         for _ in range(CONNECTIONS)
@@ -143,3 +145,58 @@ def test_descriptors_are_left_for_files(
     configured: int, descriptors: int, addresses: int, limit: int
 ) -> None:
     assert connection_limit(configured, descriptors, addresses) == limit
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/modelsat.v1.RouterService/Route",
+        "/modelsat.v1.CandidateService/CreateCandidate",
+        "/modelsat.v1.CandidateService/WatchCandidates",
+        "/grpc.health.v1.Health/Check",
+    ],
+)
+async def test_requests_that_never_arrive_keep_no_caller_out(
+    shared_server: Server, path: str
+) -> None:
+    """Kind: time limits for half-sent messages. Here not even the first byte is sent."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with (
+        grpc.aio.insecure_channel(shared_server.address, options) as theirs,
+        grpc.aio.insecure_channel(shared_server.address, options) as ours,
+    ):
+        halves = [theirs.stream_unary(path)() for _ in range(12)]
+        await asyncio.gather(*(half.wait_for_connection() for half in halves))
+        route = rgrpc.RouterServiceStub(ours).Route
+        for n in range(5):
+            assert (await route(rpb.RouteRequest(text=f"question {n}"), timeout=30)).selected
+        done, _ = await asyncio.wait(
+            [asyncio.ensure_future(half.code()) for half in halves],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        assert {code.result() for code in done} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        for half in halves:
+            half.cancel()
+
+
+async def test_waiting_callers_take_turns_and_the_longest_line_is_refused_first() -> None:
+    slots, order = FairSlots(1, 4, "calls"), list[str]()
+
+    async def call(principal: str) -> None:
+        async with slots.slot(principal):
+            order.append(principal)
+            await asyncio.sleep(0)
+
+    async with slots.slot("holder"):
+        heavy = [asyncio.create_task(call("heavy")) for _ in range(4)]
+        await asyncio.sleep(0)
+        light = asyncio.create_task(call("light"))
+        await asyncio.sleep(0)
+        assert slots.waiting == 4
+    results = await asyncio.gather(*heavy, light, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None)] * 3 + [
+        TooManyCallsError,
+        type(None),
+    ]
+    assert order == ["heavy", "light", "heavy", "heavy"]
+    assert slots.refused == 1

@@ -1,39 +1,214 @@
-"""What happens to a call between its headers and its method: its connection counts as in use."""
+"""What happens to a call between its headers and its method: its message arrives and is parsed.
+
+gRPC buffers a message as soon as something asks for it, so that many messages that were sent but
+for their last bytes would fill the memory. Requests are therefore asked for a few at a time, and
+callers take turns. Methods with one request are served as methods with a stream of requests: only
+for those does grpc.aio leave the reading to the handler.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from engine.api.errors import InvalidInputError, ModelsatError, TooManyCallsError, Violation
+from engine.api.request_context import PRINCIPAL
 from engine.serving.rpc.connections import ConnectionWatch
-from engine.serving.rpc.interceptors import Behavior, HandlerWrapper, wrap_handler
+from engine.serving.rpc.fair_slots import RETRY_S, FairSlots
+from engine.serving.rpc.interceptors import (
+    SERVICE_PREFIXES,
+    HandlerWrapper,
+    MalformedRequest,
+    RefusedRequest,
+)
+from engine.serving.rpc.status import pushback, to_status
+from engine.serving.rpc.wire import STEP_BYTES, parse_in_steps
+
+RECEIVING_BYTES = 40 * 1024 * 1024  # of messages that are arriving, on one address
+HELD_BYTES = 256 * 1024 * 1024  # of messages of more than STEP_BYTES that are being answered
+MAX_WAITING = 16_384  # calls whose messages are not asked for yet
+RECEIVE_S = 20.0  # for a message to arrive
+PATIENCE_S = 0.25  # the same once others wait and no message is complete for as long
+MAX_REQUEST_STREAMS = 64  # of StreamRoute: gRPC may buffer a message of each
+READS_AT_ONCE, MAX_READS_WAITING = 4, 4096
+STREAMS = "/modelsat."
+READS = frozenset(
+    {
+        "/modelsat.v1.RouterService/GetServerInfo",
+        "/modelsat.v1.CandidateService/GetCandidate",
+        "/modelsat.v1.CandidateService/ListCandidates",
+        "/modelsat.v1.CandidateService/ListRevisions",
+    }
+)
+Parse = Callable[[bytes], Any]
 
 
-class CallTracker(HandlerWrapper):
-    """Tell ConnectionWatch which connections have calls."""
+class Arrivals(HandlerWrapper):
+    """Receive the requests of one address. Goes first among the interceptors: the others see
+    a method with one request as what it is, and count what is refused here.
 
-    def __init__(self, connections: ConnectionWatch) -> None:
+    max_message_bytes: of the address. receiving, reads, streams: what waits for a slot. slow, held:
+    calls refused because their message did not arrive in time, or for the memory of others.
+    """
+
+    def __init__(self, connections: ConnectionWatch, max_message_bytes: int) -> None:
         super().__init__()
         self._connections = connections
+        slots = max(2, RECEIVING_BYTES // max_message_bytes)
+        self.receiving = FairSlots(slots, MAX_WAITING, "messages arrive")
+        self.reads = FairSlots(READS_AT_ONCE, MAX_READS_WAITING, "calls read the table")
+        self.streams = FairSlots(MAX_REQUEST_STREAMS, 0, "streams of requests")
+        self._held_bytes = 0
+        self.slow = 0
+        self.held = 0
+
+    def refusals(self) -> Mapping[str, int]:
+        """Return place -> calls refused there."""
+        return {
+            "receiving": self.receiving.refused,
+            "reads": self.reads.refused,
+            "streams": self.streams.refused,
+            "slow_message": self.slow,
+            "memory": self.held,
+        }
 
     def wrap(self, handler: Any, method: str) -> Any:
         """See HandlerWrapper."""
+        kind = "stream" if handler.response_streaming else "unary"
+        if handler.request_streaming:
+            behavior, receive = getattr(handler, f"stream_{kind}"), self._open_stream
+        else:
+            behavior, receive = getattr(handler, f"unary_{kind}"), self._receive
+        parse = handler.request_deserializer
 
-        def unary(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> Any:
-                with self._connections.calling(context.peer()):
-                    response = behavior(request, context)
-                    return await response if inspect.isawaitable(response) else response
+        async def answer(messages: Any, context: Any) -> Any:
+            async with AsyncExitStack() as stack:
+                request = await receive(messages, context, parse, method, stack)
+                response = behavior(request, context)
+                return await response if inspect.isawaitable(response) else response
 
-            return call
+        async def answers(messages: Any, context: Any) -> AsyncIterator[Any]:
+            async with AsyncExitStack() as stack:
+                request = await receive(messages, context, parse, method, stack)
+                async for response in behavior(request, context):
+                    yield response
 
-        def stream(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-                with self._connections.calling(context.peer()):
-                    async for response in behavior(request, context):
-                        yield response
+        return getattr(grpc, f"stream_{kind}_rpc_method_handler")(
+            answers if inspect.isasyncgenfunction(behavior) else answer,
+            response_serializer=handler.response_serializer,
+        )
 
-            return call
+    async def _receive(
+        self, messages: Any, context: Any, parse: Parse, method: str, stack: AsyncExitStack
+    ) -> Any:
+        """Return the one request of a call, or what stands for one that was refused."""
+        stack.enter_context(self._connections.calling(context.peer()))
+        caller = PRINCIPAL.get() or context.peer()
+        try:
+            async with self.receiving.slot(caller):
+                raw = await self._read(messages)
+            stack.enter_context(self._hold(len(raw)))
+            if method in READS:
+                await stack.enter_async_context(self.reads.slot(caller))
+            return await parsed(raw, parse)
+        except ModelsatError as error:
+            return await _refused(context, method, error)
 
-        return wrap_handler(handler, unary, stream)
+    async def _open_stream(
+        self, messages: Any, context: Any, parse: Parse, method: str, stack: AsyncExitStack
+    ) -> Any:
+        """Return an iterator over the requests of a call."""
+        stack.enter_context(self._connections.calling(context.peer()))
+        refusal = None
+        if method.startswith(STREAMS):
+            try:
+                await stack.enter_async_context(self.streams.slot(PRINCIPAL.get()))
+            except TooManyCallsError as error:
+                refusal = await _refused(context, method, error)
+
+        async def requests() -> AsyncIterator[Any]:
+            if refusal is not None:
+                yield refusal
+                return
+            async for raw in messages:
+                try:
+                    request = await parsed(raw, parse)
+                except ModelsatError as error:
+                    request = RefusedRequest(error)
+                yield request
+
+        return requests()
+
+    async def _read(self, messages: Any) -> bytes:
+        """Wait for a message; not for long if that keeps others from sending theirs."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+        try:
+            async with asyncio.timeout(RECEIVE_S) as limit:
+
+                def hurry() -> None:
+                    nonlocal timer
+                    if self.receiving.stalled_s >= PATIENCE_S:
+                        limit.reschedule(loop.time())
+                    else:
+                        timer = loop.call_later(PATIENCE_S, hurry)
+
+                timer = loop.call_later(PATIENCE_S, hurry)
+                raw = await anext(messages, None)
+        except TimeoutError:
+            self.slow += 1
+            words = "The request did not arrive in time; send it in one piece."
+            raise TooManyCallsError(words, RETRY_S) from None
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if raw is None:
+            raise InvalidInputError(Violation("request", "is missing; send one message."))
+        received: bytes = raw
+        return received
+
+    @contextmanager
+    def _hold(self, size: int) -> Iterator[None]:
+        """Count a large message until it is answered; raise TooManyCallsError above the limit."""
+        counted = size if size > STEP_BYTES else 0
+        if counted and self._held_bytes + counted > HELD_BYTES:
+            self.held += 1
+            words = f"The messages that are being answered take {self._held_bytes} bytes already."
+            raise TooManyCallsError(words, RETRY_S)
+        self._held_bytes += counted
+        try:
+            yield
+        finally:
+            self._held_bytes -= counted
+
+
+async def parsed(raw: bytes, parse: Parse) -> Any:
+    """Parse a message, a large one in steps; raises InvalidInputError if it has too many fields.
+
+    parse: returns a MalformedRequest for what is no message.
+    """
+    if len(raw) <= STEP_BYTES or parse is None:
+        return raw if parse is None else parse(raw)
+    message = type(parse(b""))()
+    try:
+        await parse_in_steps(message, raw)
+    except (DecodeError, ValueError) as error:
+        return MalformedRequest(type(error).__name__)
+    return message
+
+
+async def _refused(context: Any, method: str, error: ModelsatError) -> RefusedRequest:
+    """Let the method's own interceptors end the call, or end it here if it has none."""
+    if method.startswith(SERVICE_PREFIXES):
+        return RefusedRequest(error)
+    status = to_status(error)
+    rich = rpc_status.to_status(status)
+    await context.abort(rich.code, rich.details, (*rich.trailing_metadata, *pushback(status)))
+    raise AssertionError("abort() raises")

@@ -35,6 +35,7 @@ DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REQUEST_IDS = 1024  # remembered
 MAX_REQUEST_ID_CHARS = 64
 REVISION_METADATA = "modelsat-revision-token"
+MAX_MASK_PATHS = 64
 MUTABLE = ("display_name", "aptitude", "price_source", *OPTIONAL_FIELDS, *WORD_LISTS)
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Message, Message]
@@ -67,7 +68,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             )
         if not key or request.validate_only:
             return await self._create(request)
-        content = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        content = await asyncio.to_thread(_digest, request)
         if key not in self._answered:
             self._remember(key, content, asyncio.create_task(self._create(request)))
         known, task = self._answered[key]
@@ -239,24 +240,31 @@ def _candidates(messages: Sequence[candidate_pb2.Candidate]) -> list[Candidate]:
     return [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(messages)]
 
 
+def _digest(request: pb.CreateCandidateRequest) -> bytes:
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+
 def _new_candidate(request: pb.CreateCandidateRequest) -> Candidate:
-    message = candidate_pb2.Candidate()
-    message.CopyFrom(request.candidate)
-    given = NAME_PREFIX + request.candidate_id
-    if request.candidate_id and message.name not in ("", given):
+    message, given = request.candidate, NAME_PREFIX + request.candidate_id
+    if not request.candidate_id:
+        return candidate_from(message, "candidate")
+    if message.name not in ("", given):
         raise InvalidInputError(
             Violation(
                 "candidate_id",
                 f"is {given[:80]!r}, and candidate.name is different; set one.",
             )
         )
-    if request.candidate_id:
+    if not message.name:
         message.name = given
     return candidate_from(message, "candidate")
 
 
 def _masked(request: pb.UpdateCandidateRequest) -> tuple[str, ...]:
     """Return the fields to change, by the rules of google.aip.dev/134."""
+    if (count := len(request.update_mask.paths)) > MAX_MASK_PATHS:
+        problem = f"has {count} fields; at most {MAX_MASK_PATHS}."
+        raise InvalidInputError(Violation("update_mask", problem))
     paths = tuple(request.update_mask.paths)
     if not paths:
         present = {descriptor.name for descriptor, _ in request.candidate.ListFields()}
@@ -267,7 +275,8 @@ def _masked(request: pb.UpdateCandidateRequest) -> tuple[str, ...]:
         raise InvalidInputError(
             Violation(
                 "update_mask",
-                f"has unknown fields {unknown}; expected some of {list(MUTABLE)}, or '*'.",
+                f"has unknown fields {[path[:80] for path in unknown]}; expected some of"
+                f" {list(MUTABLE)}, or '*'.",
             )
         )
     return paths

@@ -23,7 +23,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
-from engine.api.errors import InvalidInputError, Violation
+from engine.api.errors import InvalidInputError, ModelsatError, Violation
 from engine.serving.rpc.status import failure_status, pushback
 from engine.serving.telemetry import Telemetry
 
@@ -96,6 +96,13 @@ class MalformedRequest:
         self.error_name = error_name
 
 
+class RefusedRequest:
+    """Stands for a request that was refused before its method."""
+
+    def __init__(self, error: ModelsatError) -> None:
+        self.error = error
+
+
 class StatusInterceptor(HandlerWrapper):
     """Turn every exception of the project's own methods into a status.
 
@@ -152,7 +159,9 @@ async def _checked_stream(
         yield _checked(request, method)
 
 
-def _checked(request: Message | MalformedRequest, method: str) -> Message:
+def _checked(request: Message | MalformedRequest | RefusedRequest, method: str) -> Message:
+    if isinstance(request, RefusedRequest):
+        raise request.error
     if isinstance(request, MalformedRequest):
         raise InvalidInputError(
             Violation(

@@ -23,8 +23,10 @@ CANDIDATES = "modelsat.v1.CandidateService"
 SECOND_MS = 1000
 PENDING = 1_000_000
 LIMITS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A message that no handler has asked for is sent no further than one window.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 64 * 1024),
     # Equal: between a soft and a hard limit gRPC refuses at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
@@ -98,6 +100,7 @@ def bind(
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     credentials: grpc.ServerCredentials | None,
     max_connections: int = MAX_CONNECTIONS,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> Listener:
     """Listen on the address in the setting `name`.
 
@@ -108,12 +111,17 @@ def bind(
         interceptors: outermost first.
         credentials: None means plain text.
         max_connections: further ones are refused.
+        max_message_bytes: of a request.
 
     Raises:
         BundleError: the address is taken, or not one of this machine.
     """
     address = getattr(settings, name)
-    options = _options(settings, max_connections)
+    options = [
+        *_options(settings),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_receive_message_length", max_message_bytes),
+    ]
     server = grpc.aio.server(interceptors=list(interceptors), options=options)
     for service in services:
         service.add(server)
@@ -155,10 +163,9 @@ def insecure_listener_warnings(settings: Settings) -> list[str]:
     ]
 
 
-def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:
+def _options(settings: Settings) -> list[tuple[str, int]]:
     options = [
         *LIMITS,
-        ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_connection_idle_ms", settings.max_connection_idle_s * SECOND_MS),
     ]
     if age_s := settings.max_connection_age_s:

@@ -45,6 +45,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         self._max_text_bytes = max_text_bytes
         self._info = info
         self._outcomes = outcomes
+        self._turn = asyncio.Lock()
 
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.RouteResponse:
         """Select a candidate."""
@@ -105,6 +106,8 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
     async def _result(
         self, request: pb.RouteRequest, deadline: float, method: str
     ) -> pb.RouteResult:
+        async with self._turn:  # one request of a batch or stream in each step of the event loop
+            await asyncio.sleep(0)
         try:
             response = await route(self._router, request, self._max_text_bytes, deadline)
             return pb.RouteResult(response=response)
