@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.registry.stores.backup import back_up, restore
 from engine.registry.stores.location import location_problem
+from engine.serving.telemetry.change_log import verify
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -37,6 +38,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
             help="candidate database of the server: an SQLite file or a postgresql:// URL",
         )
         action.set_defaults(run=run)
+
+    name, summary = "verify-changes", "check that no line of a --changes-log was altered or removed"
+    description = f"{summary[0].upper()}{summary[1:]}, and print its last hash."
+    action = actions.add_parser(name, help=summary, description=description)
+    action.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="the log, rotated files first"
+    )
+    action.set_defaults(run=_verify_changes)
+
+
+def _verify_changes(parsed: argparse.Namespace) -> None:
+    count, last = verify(parsed.files)
+    print(f"{count} changes are intact; last hash {last}")
 
 
 def _location(text: str) -> str:

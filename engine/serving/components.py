@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from engine.serving.rpc.listener import Service
 from engine.serving.rpc.router_service import RouterService
 from engine.serving.settings import EXTPROC_MAX_BODY_BYTES, Settings
 from engine.serving.telemetry import Telemetry, sources
+from engine.serving.telemetry.change_log import ChangeLog
 from engine.serving.telemetry.metrics import Sources
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
@@ -71,8 +73,14 @@ class Components:
     router: Router
     outcomes: OutcomeStore
     decision_ids: DecisionIds
+    changes: ChangeLog | None
     telemetry: Telemetry
     sources: Sources
+
+    async def close_changes(self) -> None:
+        """Finish the audit of changes, if there is one."""
+        if self.changes is not None:
+            await asyncio.to_thread(self.changes.close)
 
 
 def build(settings: Settings, telemetry: Telemetry) -> Components:
@@ -99,6 +107,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     outcomes = OutcomeStore(
         settings.outcomes_db, settings.max_recorded_outcomes, settings.max_outcome_age_days
     )
+    changes = ChangeLog(settings.changes_log) if settings.changes_log.name else None
     decision_ids = DecisionIds(registry.decision_key)
     router = Router(
         registry,
@@ -129,7 +138,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         lambda: registry.store_state.connected,
     )
     return Components(
-        settings, manifest, *inference, router, outcomes, decision_ids, telemetry, scraped
+        settings, manifest, *inference, router, outcomes, decision_ids, changes, telemetry, scraped
     )
 
 
@@ -162,7 +171,7 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
         settings.max_text_bytes,
         OutcomeGate(components.outcomes, components.decision_ids, components.registry.table),
     )
-    candidate_service = CandidateService(components.registry)
+    candidate_service = CandidateService(components.registry, components.changes)
 
     def add_router(server: grpc.aio.Server) -> None:
         router_service_pb2_grpc.add_RouterServiceServicer_to_server(router_service, server)

@@ -93,6 +93,7 @@ class RunningServer:
             bounded("inference", components.batcher.stop(), deadline),
             bounded("the outcomes", components.outcomes.close(), deadline),
             bounded("the candidate store", components.registry.close(registry_s), deadline),
+            bounded("the audit of changes", components.close_changes(), deadline),
             bounded("telemetry", components.telemetry.stop(), deadline),
         )
 

@@ -180,6 +180,11 @@ class Settings:
         False, "Write instructions into the audit log, and show them in the console."
     )
 
+    changes_log: Path = _of(
+        NO_FILE,
+        "JSON lines file for every change of candidates and who made it; empty turns it off.",
+    )
+
     def check(self) -> None:
         """Raise one InvalidInputError that lists every invalid value."""
         violations = [v for f in fields(self) for v in _check(f, getattr(self, f.name))]

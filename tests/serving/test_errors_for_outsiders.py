@@ -57,10 +57,10 @@ def inventory(server: Server) -> set[str]:
 def test_an_http_client_learns_no_ids_and_costs(server: Server, asked: dict[str, str]) -> None:
     (*_, last) = talk(server, headers(**asked), body())
     assert refusal(last) == (400, "no_eligible_candidate")
-    told = json.loads(last.immediate_response.body)["error"]["message"]
-    assert "expected cost is above the budget" in told
-    assert not [i for i in inventory(server) if i in told]
-    assert not re.search(r"\d|\$", told)
+    shown = json.loads(last.immediate_response.body)["error"]["message"]
+    assert "expected cost is above the budget" in shown
+    assert not [i for i in inventory(server) if i in shown]
+    assert not re.search(r"\d|\$", shown)
 
 
 @pytest.mark.parametrize("constraint", UNMEETABLE)
@@ -70,7 +70,7 @@ def test_only_roles_that_may_list_candidates_are_told_of_them(
     address, tokens, known = with_tokens
     request = rpb.RouteRequest(text="Hi")
     json_format.ParseDict({constraint: UNMEETABLE[constraint]}, request.policy)
-    told = {}
+    shown = {}
     with grpc.insecure_channel(address) as channel:
         for role in ("route", "admin"):
             metadata = Credentials(token=tokens[role]).metadata()
@@ -78,9 +78,9 @@ def test_only_roles_that_may_list_candidates_are_told_of_them(
                 rpb_grpc.RouterServiceStub(channel).Route(request, metadata=metadata)
             code, words, details = status_of(refused.value)
             assert code == "FAILED_PRECONDITION"
-            told[role] = f"{words} {details}"
-    assert not [i for i in known if i in told["route"]]
-    assert [i for i in known if i in told["admin"]]
+            shown[role] = f"{words} {details}"
+    assert not [i for i in known if i in shown["route"]]
+    assert [i for i in known if i in shown["admin"]]
 
 
 @pytest.fixture(scope="module")

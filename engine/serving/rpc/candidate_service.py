@@ -7,14 +7,15 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
+from google.rpc import code_pb2
 
 from engine.api.candidate import (
     ID_PATTERN,
@@ -30,6 +31,8 @@ from engine.pb import candidate_service_pb2 as pb
 from engine.registry.registry import Registry
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
+from engine.serving.rpc.status import code_of
+from engine.serving.telemetry.change_log import ChangeLog, by_caller
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REQUEST_IDS = 1024  # remembered
@@ -46,8 +49,9 @@ log = logging.getLogger(__name__)
 class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     """See proto/modelsat/v1/candidate_service.proto; errors are mapped by StatusInterceptor."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, changes: ChangeLog | None = None) -> None:
         self._registry = registry
+        self._changes = changes
         self._answered: OrderedDict[str, tuple[bytes, asyncio.Task[Any]]] = OrderedDict()
 
     async def CreateCandidate(
@@ -81,10 +85,11 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         return answer
 
     async def _create(self, request: pb.CreateCandidateRequest) -> candidate_pb2.Candidate:
-        candidate = await self._registry.create(
-            _new_candidate(request), validate_only=request.validate_only
-        )
-        self._log("created", candidate.name, request.validate_only)
+        target = request.candidate.name or NAME_PREFIX + request.candidate_id
+        async with self._audited("created", target, request.validate_only):
+            candidate = await self._registry.create(
+                _new_candidate(request), validate_only=request.validate_only
+            )
         return candidate_to(candidate)
 
     def _remember(self, key: str, content: bytes, task: asyncio.Task[Any]) -> None:
@@ -138,22 +143,22 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.UpdateCandidateRequest, context: Context
     ) -> candidate_pb2.Candidate:
         """Change the fields that the mask names."""
-        given = candidate_from(request.candidate, "candidate")
-        fields = _masked(request)
+        async with self._audited("updated", request.candidate.name, request.validate_only):
+            given = candidate_from(request.candidate, "candidate")
+            fields = _masked(request)
 
-        def merge(present: Candidate | None) -> Candidate:
-            if present is None:
-                return given
-            return replace(present, **{name: getattr(given, name) for name in fields})
+            def merge(present: Candidate | None) -> Candidate:
+                if present is None:
+                    return given
+                return replace(present, **{name: getattr(given, name) for name in fields})
 
-        candidate = await self._registry.update(
-            given.id,
-            merge,
-            etag=request.candidate.etag,
-            allow_missing=request.allow_missing,
-            validate_only=request.validate_only,
-        )
-        self._log("updated", candidate.name, request.validate_only)
+            candidate = await self._registry.update(
+                given.id,
+                merge,
+                etag=request.candidate.etag,
+                allow_missing=request.allow_missing,
+                validate_only=request.validate_only,
+            )
         self._tell(context)
         return candidate_to(candidate)
 
@@ -161,13 +166,13 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.DeleteCandidateRequest, context: Context
     ) -> empty_pb2.Empty:
         """Remove a candidate."""
-        await self._registry.delete(
-            parse_name(request.name),
-            etag=request.etag,
-            allow_missing=request.allow_missing,
-            validate_only=request.validate_only,
-        )
-        self._log("deleted", request.name, request.validate_only)
+        async with self._audited("deleted", request.name, request.validate_only):
+            await self._registry.delete(
+                parse_name(request.name),
+                etag=request.etag,
+                allow_missing=request.allow_missing,
+                validate_only=request.validate_only,
+            )
         self._tell(context)
         return empty_pb2.Empty()
 
@@ -175,9 +180,10 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.BatchReplaceCandidatesRequest, context: Context
     ) -> pb.BatchReplaceCandidatesResponse:
         """Replace the whole table."""
-        given = await asyncio.to_thread(_candidates, request.candidates)
-        table = await self._registry.replace(given, validate_only=request.validate_only)
-        self._log("replaced all by", f"{len(given)} candidates", request.validate_only)
+        target = f"{len(request.candidates)} candidates"
+        async with self._audited("replaced all by", target, request.validate_only):
+            given = await asyncio.to_thread(_candidates, request.candidates)
+            table = await self._registry.replace(given, validate_only=request.validate_only)
         self._tell(context)
         answer = given if request.validate_only else table.candidates
         return pb.BatchReplaceCandidatesResponse(
@@ -202,12 +208,14 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         self, request: pb.RollbackRevisionRequest, context: Context
     ) -> pb.RollbackRevisionResponse:
         """Make the table of an earlier revision the current one."""
-        if not 0 < request.revision < 2**62:
-            raise InvalidInputError(
-                Violation("revision", f"is {request.revision}; expected 1 or more.")
+        async with self._audited("rolled back to", str(request.revision), request.validate_only):
+            if not 0 < request.revision < 2**62:
+                raise InvalidInputError(
+                    Violation("revision", f"is {request.revision}; expected 1 or more.")
+                )
+            made = await self._registry.rollback(
+                request.revision, validate_only=request.validate_only
             )
-        made = await self._registry.rollback(request.revision, validate_only=request.validate_only)
-        self._log("rolled back to", str(request.revision), request.validate_only)
         self._tell(context)
         return pb.RollbackRevisionResponse(revision=revision_to(made))
 
@@ -224,9 +232,23 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         token = self._registry.table().id.token
         context.set_trailing_metadata(((REVISION_METADATA, token),))
 
-    def _log(self, what: str, name: str, validate_only: bool) -> None:
-        if not validate_only:
-            log.info("%s %s, revision %d", what, name, self._registry.table().revision)
+    @asynccontextmanager
+    async def _audited(self, what: str, target: str, dry_run: bool) -> AsyncIterator[None]:
+        """Log a change by the caller and audit it, also if it fails or is a dry run."""
+        result = code_pb2.OK
+        try:
+            yield
+        except BaseException as error:
+            result = code_of(error) if isinstance(error, Exception) else code_pb2.CANCELLED
+            raise
+        finally:
+            name, revision = code_pb2.Code.Name(result), self._registry.table().revision
+            record = by_caller(what, target, name, revision, dry_run=dry_run)
+            if result == code_pb2.OK and not dry_run:
+                who = f"{record.principal!r} from {record.peer}"
+                log.info("%s %s, revision %d, by %s", what, record.target, revision, who)
+            if self._changes is not None:
+                await asyncio.shield(self._changes.add(record))
 
 
 def deadline_of(context: Context) -> float:
