@@ -99,7 +99,12 @@ def _revisions(parsed: argparse.Namespace) -> None:
     with connect(parsed) as client:
         revisions = client.list_revisions()
     rows = [
-        [str(r.number), f"{r.create_time:%Y-%m-%d %H:%M:%S}", str(r.candidates), r.description]
+        [
+            str(r.number),
+            f"{r.create_time:%Y-%m-%d %H:%M:%S}",
+            str(r.candidates),
+            r.description + (f", by {r.principal}" if r.principal else ""),
+        ]
         for r in revisions
     ]
     _print_table(("revision", "created (UTC)", "candidates", "change"), rows)

@@ -113,12 +113,16 @@ class RevisionInfo:
         create_time: When it was made, in UTC, by the clock of the server or database.
         description: What changed, such as "created candidates/x".
         candidates: Number of candidates in it.
+        principal: Who made it: name of the token or subject of the certificate, "" if unknown.
+        peer: Address that the change came from, "" if unknown.
     """
 
     number: int
     create_time: datetime
     description: str
     candidates: int
+    principal: str = ""
+    peer: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,14 @@ def server_info_from(response: router_service_pb2.GetServerInfoResponse) -> Serv
 def revision_from(revision: candidate_service_pb2.Revision) -> RevisionInfo:
     """Convert one revision."""
     create_time = revision.create_time.ToDatetime(tzinfo=UTC)
-    return RevisionInfo(revision.number, create_time, revision.description, revision.candidates)
+    return RevisionInfo(
+        revision.number,
+        create_time,
+        revision.description,
+        revision.candidates,
+        revision.principal,
+        revision.peer,
+    )
 
 
 def change_from(response: candidate_service_pb2.WatchCandidatesResponse) -> CandidatesChange:

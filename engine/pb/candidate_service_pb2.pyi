@@ -113,18 +113,22 @@ class ListRevisionsResponse(_message.Message):
     def __init__(self, revisions: _Optional[_Iterable[_Union[Revision, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class Revision(_message.Message):
-    __slots__ = ("number", "create_time", "description", "candidates", "revision_token")
+    __slots__ = ("number", "create_time", "description", "candidates", "revision_token", "principal", "peer")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     number: int
     create_time: _timestamp_pb2.Timestamp
     description: str
     candidates: int
     revision_token: str
-    def __init__(self, number: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., description: _Optional[str] = ..., candidates: _Optional[int] = ..., revision_token: _Optional[str] = ...) -> None: ...
+    principal: str
+    peer: str
+    def __init__(self, number: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., description: _Optional[str] = ..., candidates: _Optional[int] = ..., revision_token: _Optional[str] = ..., principal: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class RollbackRevisionRequest(_message.Message):
     __slots__ = ("revision", "validate_only")

@@ -7,6 +7,7 @@ left behind then, and operations fail at once until it returns.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -46,7 +47,8 @@ class StoreAccess:
             if self._hung is not None:
                 raise StoreError("The candidate store does not answer; nothing was changed.")
             loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._thread, operation, *arguments)
+            run = contextvars.copy_context().run  # a revision records who asked for it
+            future = loop.run_in_executor(self._thread, run, operation, *arguments)
             try:
                 done, _ = await asyncio.wait({future}, timeout=SLOW_S)
                 if not done:

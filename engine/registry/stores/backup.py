@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 BATCH_ROWS = 500  # in memory at once
 UNLIMITED = 2**62
 _REVISIONS = (
-    "SELECT number, created_us, description, candidates, nonce FROM revision ORDER BY number"
+    "SELECT number, created_us, description, candidates, nonce, principal, peer FROM revision"
+    " ORDER BY number"
 )
 _VERSIONS = (
     "SELECT id, from_revision, to_revision, body, embedding FROM candidate_version"
@@ -75,6 +76,7 @@ def restore(url: str, file: Path) -> int:
                     sqlite.migrate(SqliteDatabase(copy))
                     copy.execute("COMMIT")
                 copy.execute("BEGIN")
+                sqlite.add_maker_columns(SqliteDatabase(copy))
                 revision = _add_revision(SqliteDatabase(copy), before)
                 copy.execute("COMMIT")
             return revision

@@ -65,7 +65,8 @@ class Revision:
     """One state of the table.
 
     created_us: microseconds since 1970 by the clock of its maker, for people to read; nothing is
-    ordered by it. candidates: their number. id: its identity.
+    ordered by it. candidates: their number. id: its identity. principal, peer: who made it, and
+    from which address; "" if callers are not authenticated, or if the server made it.
     """
 
     number: int
@@ -73,6 +74,8 @@ class Revision:
     description: str
     candidates: int
     id: RevisionId = RevisionId()
+    principal: str = ""
+    peer: str = ""
 
 
 @dataclass(frozen=True)

@@ -321,9 +321,14 @@ def set_up(db: PostgresDatabase, encoder_id: str) -> None:
 def _migrate(db: PostgresDatabase) -> None:
     """Add what version 0.2 lacks. Its servers can go on with the store: the column's default draws
     a nonce for each revision that they add, and differs in every row."""
-    column = "table_schema = 'modelsat' AND table_name = 'revision' AND column_name = 'nonce'"
-    if not db.run(f"SELECT 1 FROM information_schema.columns WHERE {column}"):  # noqa: S608
+    rows = db.run(
+        "SELECT column_name FROM information_schema.columns"
+        " WHERE table_schema = 'modelsat' AND table_name = 'revision'"
+    )
+    present = {row[0] for row in rows}
+    if "nonce" not in present:
         db.run(f"ALTER TABLE revision ADD COLUMN nonce TEXT NOT NULL{_NONCE}")
+    sql.add_maker_columns(db, present)
     sql.add_identities(db)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.api.candidate import MAX_CANDIDATES, Candidate, from_json, to_json
 from engine.api.errors import ConflictError, RevisionNotFoundError
+from engine.api.request_context import PEER, PRINCIPAL
 from engine.bundle.types import Float32Array
 from engine.registry.stores.base import (
     Change,
@@ -30,7 +31,8 @@ Row = tuple[Any, ...]
 TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL){end}",
     "CREATE TABLE revision (number {int} PRIMARY KEY, created_us {int} NOT NULL,"
-    " description TEXT NOT NULL, candidates {int} NOT NULL, nonce TEXT NOT NULL{nonce}){end}",
+    " description TEXT NOT NULL, candidates {int} NOT NULL, nonce TEXT NOT NULL{nonce},"
+    " principal TEXT NOT NULL DEFAULT '', peer TEXT NOT NULL DEFAULT ''){end}",
     "CREATE TABLE candidate_version (id TEXT NOT NULL, from_revision {int} NOT NULL,"
     " to_revision {int}, body TEXT NOT NULL, embedding {blob} NOT NULL,"
     " PRIMARY KEY (id, from_revision)){end}",
@@ -38,9 +40,10 @@ TABLES = (
     "CREATE INDEX candidate_past ON candidate_version (to_revision)",
 )
 ADD_REVISION = (
-    "INSERT INTO revision (number, created_us, description, candidates, nonce)"
-    " VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO revision (number, created_us, description, candidates, nonce, principal, peer)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+MAKER_COLUMNS = ("principal", "peer")  # who made a revision; later versions of schema 3 have them
 ADD_VERSION = "INSERT INTO candidate_version VALUES (?, ?, ?, ?, ?)"
 _LIVE = "SELECT id, body, embedding FROM candidate_version WHERE to_revision IS NULL"
 
@@ -114,6 +117,13 @@ def add_identities(db: Database) -> None:
         new_epoch(db)
 
 
+def add_maker_columns(db: Database, present: Collection[str]) -> None:
+    """Add the columns that say who made a revision. present: the columns of the table revision."""
+    for name in MAKER_COLUMNS:
+        if name not in present:
+            db.run(f"ALTER TABLE revision ADD COLUMN {name} TEXT NOT NULL DEFAULT ''")
+
+
 def newest_revision(db: Database) -> int:
     """Return the number of the newest revision; 0 if there is none."""
     return int(db.run("SELECT COALESCE(MAX(number), 0) FROM revision")[0][0])
@@ -144,14 +154,14 @@ def read(db: Database, revision: int | None, width: int) -> tuple[int, list[Entr
 def revisions(db: Database, before: int | None, limit: int) -> list[Revision]:
     """List revisions; see Store.revisions."""
     rows = db.run(
-        "SELECT number, created_us, description, candidates, nonce FROM revision WHERE number < ?"
-        " ORDER BY number DESC LIMIT ?",
+        "SELECT number, created_us, description, candidates, nonce, principal, peer FROM revision"
+        " WHERE number < ? ORDER BY number DESC LIMIT ?",
         (2**62 if before is None else before, limit),
     )
     epoch = db.epoch()
     return [
-        Revision(int(number), created_us, description, count, RevisionId(epoch, int(number), nonce))
-        for number, created_us, description, count, nonce in rows
+        Revision(number, created_us, description, count, RevisionId(epoch, number, nonce), *maker)
+        for number, created_us, description, count, nonce, *maker in rows
     ]
 
 
@@ -196,14 +206,15 @@ def add_revision(
     """Add a revision whose rows are written, and delete those beyond the newest history_limit."""
     count = db.run("SELECT COUNT(*) FROM candidate_version WHERE to_revision IS NULL")[0][0]
     identity = RevisionId(db.epoch(), number, random_id())
-    db.run(ADD_REVISION, (number, now_us, description, int(count), identity.nonce))
+    maker = (PRINCIPAL.get(), PEER.get())
+    db.run(ADD_REVISION, (number, now_us, description, int(count), identity.nonce, *maker))
     oldest = db.run(
         "SELECT number FROM revision ORDER BY number DESC LIMIT 1 OFFSET ?", (history_limit - 1,)
     )
     if oldest:
         db.run("DELETE FROM revision WHERE number < ?", oldest[0])
         db.run("DELETE FROM candidate_version WHERE to_revision <= ?", oldest[0])
-    return Revision(number, now_us, description, int(count), identity)
+    return Revision(number, now_us, description, int(count), identity, *maker)
 
 
 def reencode_candidates(db: Database, encode: Encode, encoder_id: str) -> None:

@@ -102,6 +102,7 @@ class SqliteStore:
         with self._transaction():
             if schema in OLD_SCHEMAS:
                 migrate(self._db)
+            add_maker_columns(self._db)
             if reencode_candidates is not None:
                 sql.reencode_candidates(self._db, reencode_candidates, encoder_id)
         self._file_identity = file_identity(self._path)
@@ -317,10 +318,16 @@ def migrate(db: SqliteDatabase) -> None:
     revision; the revisions of schema 2 get identities."""
     if sql.meta(db, "schema") == "2":
         db.run("ALTER TABLE revision ADD COLUMN nonce TEXT NOT NULL DEFAULT ''")
+        add_maker_columns(db)
     else:
         _add_history(db)
     sql.add_identities(db)
     db.run("UPDATE meta SET value = ? WHERE key = 'schema'", (SCHEMA,))
+
+
+def add_maker_columns(db: SqliteDatabase) -> None:
+    """Add the columns that say who made a revision, unless the table has them."""
+    sql.add_maker_columns(db, [row[1] for row in db.run("PRAGMA table_info(revision)")])
 
 
 def _add_history(db: SqliteDatabase) -> None:

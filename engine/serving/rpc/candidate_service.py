@@ -316,6 +316,8 @@ def revision_to(revision: Revision) -> pb.Revision:
         description=revision.description,
         candidates=revision.candidates,
         revision_token=revision.id.token if revision.id.nonce else "",
+        principal=revision.principal,
+        peer=revision.peer,
     )
     if revision.created_us:
         message.create_time.FromMicroseconds(revision.created_us)
