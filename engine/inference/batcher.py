@@ -29,6 +29,7 @@ from engine.api.errors import (
     UnavailableError,
     WaitTooLongError,
 )
+from engine.api.request_context import PRINCIPAL
 from engine.bundle.types import Int64Array
 from engine.inference.backend import Backend, ScoringHead
 from engine.inference.request_queue import Batch, PendingRequest, RequestQueue, ScoreResult
@@ -45,7 +46,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """max_rows: of a forward pass, tokens and candidates with padding. max_queue_size: requests.
+    """max_rows: of a forward pass, tokens and candidates with padding. max_queue_size: requests,
+    max_per_principal: of one principal.
 
     On 2 cores, sharing a forward pass gains up to 1.7 times for prompts of 32 tokens and nothing
     beyond 270 rows (docs/explanation/performance.md), while every request waits for all of it.
@@ -53,6 +55,7 @@ class BatchLimits:
 
     max_rows: int = 512
     max_queue_size: int = 256
+    max_per_principal: int = 256
 
 
 class Batcher:
@@ -156,7 +159,10 @@ class Batcher:
         if size > admitted_size:
             self.check_admission(size, deadline)
         self._backend.prefetch_table(table.embeddings)
-        request = PendingRequest(tokens, table, rows, deadline, now, loop.create_future(), size)
+        principal, result = PRINCIPAL.get(), loop.create_future()
+        request = PendingRequest(tokens, table, rows, deadline, now, result, size, principal)
+        if len(self._queue) >= self._limits.max_queue_size:
+            self._make_room(principal, now)
         self._queue.add(request)
         self._arrival.set()
         # The timer also runs during the forward pass, which may hang.
@@ -189,11 +195,15 @@ class Batcher:
             DeadlineError: the deadline is too short even without a backlog.
         """
         now = time.monotonic() if now is None else now
+        principal = PRINCIPAL.get()
         count, limit = len(self._queue), self._limits.max_queue_size
-        backlog, own = self._backlog_s(now), self._throughput.seconds_per_row * size
-        if count >= limit:
+        backlog = self._backlog_s(now, self._queue.size_before(principal, size))
+        own = self._throughput.seconds_per_row * size
+        mine, share = self._queue.count(principal), self._limits.max_per_principal
+        if mine >= share or (count >= limit and not self._queue.yields_to(principal)):
             self._refused_at = now
-            raise OverloadedError(count, limit, max(backlog / 2, MIN_RETRY_S))
+            waiting, most = (mine, share) if mine >= share else (count, limit)
+            raise OverloadedError(waiting, most, max(backlog / 2, MIN_RETRY_S))
         left, needed = deadline - now, SAFETY * (backlog + own)
         if left <= 0 or SAFETY * own > left:
             raise DeadlineError(
@@ -203,15 +213,26 @@ class Batcher:
             self._refused_at = now
             raise WaitTooLongError(count, backlog, left, max(needed - left, MIN_RETRY_S))
 
-    def _backlog_s(self, now: float) -> float:
-        """Estimate the seconds until the running and the queued work is done."""
+    def _make_room(self, principal: str, now: float) -> None:
+        """Refuse a queued request of the principal that has most, for one of `principal`."""
+        refused, limit = self._queue.pop_newest_of_largest(principal), self._limits.max_queue_size
+        self._refused_at = now
+        if refused is None:
+            raise OverloadedError(limit, limit, MIN_RETRY_S)
+        if not refused.result.done():
+            retry_s = max(self._backlog_s(now) / 2, MIN_RETRY_S)
+            refused.result.set_exception(OverloadedError(limit, limit, retry_s))
+
+    def _backlog_s(self, now: float, queued: int | None = None) -> float:
+        """Estimate the seconds until the running work is done and `queued` (None: all that is)."""
+        size = self._queue.size if queued is None else queued
         if self._running is None:
             self._throughput.expire(now)
-            return self._throughput.seconds_per_row * self._queue.size
+            return self._throughput.seconds_per_row * size
         started, rows = self._running
         # A forward pass that is late is expected to take as long again as it is late.
         rest = abs(self._throughput.seconds_per_row * rows - (now - started))
-        return rest + self._throughput.seconds_per_row * self._queue.size
+        return rest + self._throughput.seconds_per_row * size
 
     async def _run(self) -> None:
         while True:

@@ -1,9 +1,19 @@
-"""Choose which of the queued requests share the next forward pass."""
+"""Choose which of the queued requests share the next forward pass.
+
+Principals share the server by start-time fair queueing (P. Goyal, H. M. Vin and H. Cheng, SIGCOMM
+1996): a request starts in virtual time when its principal's previous one ends, or now if that is
+later, and the request that starts first goes first. A principal that sends one request at a time
+does not wait for the backlog of another, and one that is alone has the whole server. If the queue
+is full, a newcomer takes the place of the newest request of the principal that holds most of it
+(drop from the longest queue; P. E. McKenney, "Stochastic fairness queueing", INFOCOM 1990).
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import merge
 
 import numpy as np
 
@@ -13,6 +23,8 @@ from engine.registry.table import Table
 
 MAX_PADDING_SHARE = 0.2  # of the rows of a shared forward pass
 MAX_BYPASSED = 64
+BACKLOG_RATIO = 4  # requests of one principal to those of another, from which it has a backlog
+SHARED_PASS = 1.5  # size of a pass for a principal without a backlog, relative to its request
 TOO_LATE = "The remaining deadline was too short to score the request when its turn came."
 
 
@@ -34,7 +46,8 @@ class PendingRequest:
     """A queued request.
 
     tokens: (L,). rows: (K,) candidate rows of `table` to score, ascending. deadline, arrived: of
-    time.monotonic(). size: L + K. bypassed: how many later requests were forwarded before it.
+    time.monotonic(). size: L + K. principal: who asks, "" if that is unknown. bypassed: how many
+    later requests were forwarded before it. start: in virtual time, set by RequestQueue.
     """
 
     tokens: Int64Array
@@ -44,7 +57,9 @@ class PendingRequest:
     arrived: float
     result: asyncio.Future[ScoreResult] = field(repr=False)
     size: int
+    principal: str = ""
     bypassed: int = 0
+    start: float = 0.0
 
 
 @dataclass
@@ -102,44 +117,121 @@ class Batch:
         return (len(self.requests) + 1) * (max_length + len(row_union))
 
 
+class PrincipalQueue:
+    """The queued requests of one principal, oldest first. size: the sum of their sizes. finish: of
+    the last one, in virtual time."""
+
+    def __init__(self) -> None:
+        self.requests: dict[PendingRequest, None] = {}
+        self.size = 0
+        self.finish = 0.0
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
 class RequestQueue:
-    """The queued requests in order of arrival. size: the sum of their sizes."""
+    """The queued requests. size: the sum of their sizes."""
 
     def __init__(self) -> None:
         self._requests: dict[PendingRequest, None] = {}
+        self._principals: dict[str, PrincipalQueue] = {}
+        self._now = 0.0  # virtual time: the start of the last request that was forwarded
         self.size = 0
 
     def __len__(self) -> int:
         return len(self._requests)
 
+    def __iter__(self) -> Iterator[PendingRequest]:
+        """Iterate in the order in which requests are due."""
+        if len(self._principals) < 2:
+            return iter(self._requests)
+        queues = [queue.requests for queue in self._principals.values()]
+        return merge(*queues, key=lambda request: request.start)
+
+    def count(self, principal: str) -> int:
+        """Return how many requests of a principal are queued."""
+        return len(self._principals.get(principal, ()))
+
+    def size_before(self, principal: str, size: int) -> int:
+        """Return the size of what is forwarded before a new request of `principal`, of this size.
+
+        Of the other principals no more than the same share is due before it.
+        """
+        if len(self._principals) < 2 and principal in self._principals:
+            return self.size
+        mine = self._principals.get(principal)
+        ahead = 0 if mine is None else mine.size
+        others = (q.size for name, q in self._principals.items() if name != principal)
+        return ahead + sum(min(other, ahead + size) for other in others)
+
     def add(self, request: PendingRequest) -> None:
         """Append a request."""
+        queue = self._principals.setdefault(request.principal, PrincipalQueue())
+        request.start = max(self._now, queue.finish)
+        queue.finish = request.start + request.size
+        queue.requests[request] = None
+        queue.size += request.size
         self._requests[request] = None
         self.size += request.size
 
     def remove(self, request: PendingRequest) -> None:
         """Remove a request; do nothing if it is not queued."""
-        if request in self._requests:
-            del self._requests[request]
-            self.size -= request.size
+        if request not in self._requests:
+            return
+        queue = self._principals[request.principal]
+        del self._requests[request], queue.requests[request]
+        self.size -= request.size
+        queue.size -= request.size
+        if not queue.requests:
+            del self._principals[request.principal]
+
+    def yields_to(self, principal: str) -> bool:
+        """Whether a full queue makes room for a request of `principal`."""
+        largest = max(map(len, self._principals.values()), default=0)
+        return largest > self.count(principal) + 1
+
+    def pop_newest_of_largest(self, principal: str) -> PendingRequest | None:
+        """Remove the newest request of the principal with most of them, to make room for one of
+        `principal`; None if that principal has as many or would have."""
+        if not self.yields_to(principal):
+            return None
+        largest = max(self._principals.values(), key=len)
+        newest = next(reversed(largest.requests))
+        largest.finish = newest.start
+        self.remove(newest)
+        return newest
 
     def clear(self) -> list[PendingRequest]:
         """Remove and return all requests."""
         requests, self._requests, self.size = list(self._requests), {}, 0
+        self._principals = {}
         return requests
+
+    def _delays(self, request: PendingRequest, batch: Batch) -> bool:
+        """Whether `request` is one of a long backlog, and the pass is for a principal without one:
+        that one should not wait for a pass of full size."""
+        due = batch.requests[0]
+        if request.principal == due.principal:
+            return False
+        backlog = self.count(request.principal) > BACKLOG_RATIO * self.count(due.principal)
+        return backlog and batch.size + request.size > SHARED_PASS * due.size
 
     def next_batch(self, budget: int, now: float, seconds_per_row: float) -> Batch:
         """Remove and return the requests of the next forward pass.
 
-        These are the oldest request and, in order of arrival, those that fit with it. A request
-        that cannot end in time at `seconds_per_row` fails with DeadlineError. No request is
+        These are the request that is due and, in the order of the queue, those that fit with it.
+        A request that cannot end in time at `seconds_per_row` fails with DeadlineError. A principal
+        with a long backlog adds little to the pass of one without. No request is
         bypassed by more than MAX_BYPASSED others and those of one more batch.
         """
         batch = Batch()
         removed, skipped = list[PendingRequest](), list[tuple[PendingRequest, int]]()
-        for request in self._requests:
+        for request in self:
             if batch.is_full(budget):
                 break
+            if batch.requests and self._delays(request, batch):
+                continue
             if request.result.done():
                 removed.append(request)
             elif now + seconds_per_row * request.size > request.deadline:
@@ -153,6 +245,8 @@ class RequestQueue:
                 skipped.append((request, len(batch.requests)))
         for request, before in skipped:
             request.bypassed += len(batch.requests) - before
+        if batch.requests:
+            self._now = max(self._now, batch.requests[0].start)
         for request in removed:
             self.remove(request)
         return batch

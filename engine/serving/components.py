@@ -100,9 +100,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         history_limit=settings.revision_history_limit,
     )
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
-    batcher = Batcher(
-        backend, head, BatchLimits(max_queue_size=settings.max_queue_size), telemetry.forwarded
-    )
+    batcher = Batcher(backend, head, _batch_limits(settings), telemetry.forwarded)
     cache = ScoreCache(settings.score_cache_mb << 20)
     outcomes = OutcomeStore(
         settings.outcomes_db, settings.max_recorded_outcomes, settings.max_outcome_age_days
@@ -140,6 +138,12 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     return Components(
         settings, manifest, *inference, router, outcomes, decision_ids, changes, telemetry, scraped
     )
+
+
+def _batch_limits(settings: Settings) -> BatchLimits:
+    size = settings.max_queue_size
+    share = max(1, round(settings.max_queue_share * size))
+    return BatchLimits(max_queue_size=size, max_per_principal=share)
 
 
 def warm_up(components: Components) -> None:

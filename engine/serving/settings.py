@@ -102,6 +102,12 @@ class Settings:
     max_queue_size: int = _of(
         256, "Requests that may wait for a forward pass; more are refused.", low=1, high=100_000
     )
+    max_queue_share: float = _of(
+        1.0,
+        "Largest share of the queue that one principal may fill; they take turns in any case.",
+        low=0.001,
+        high=1,
+    )
     score_cache_mb: int = _of(
         16, "Memory for cached probabilities, in MiB; 0 turns the cache off.", high=MILLION
     )
