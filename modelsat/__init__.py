@@ -26,6 +26,7 @@ from engine.client import (
     RouteResult,
     ServerInfo,
     Turn,
+    conversation_from_body,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "Session",
     "TaskResult",
     "Turn",
+    "conversation_from_body",
 ]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from engine.api.candidate import (
@@ -21,8 +21,10 @@ from engine.api.candidate import (
     parse_names,
     task_count_violation,
 )
+from engine.api.conversation.conversation import MAX_PARTS, Conversation, ConversationTurn, Role
+from engine.api.conversation.reading import ConversationReading, read
+from engine.api.conversation.tokens import NO_TOKENS, TokenCounter
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.openai import MAX_PARTS
 from engine.api.policy import POLICY_WORDS, Policy, Session, named_session
 from engine.pb import candidate_pb2, router_service_pb2
 
@@ -40,7 +42,14 @@ NUMBER_FIELDS = (
     "min_context_window",
     "abstain_below_probability",
 )
-ROLES = set(router_service_pb2.Role.values()) - {router_service_pb2.ROLE_UNSPECIFIED}
+ROLES: Mapping[int, Role] = {
+    router_service_pb2.ROLE_SYSTEM: "system",
+    router_service_pb2.ROLE_USER: "user",
+    router_service_pb2.ROLE_ASSISTANT: "assistant",
+    router_service_pb2.ROLE_TOOL: "tool",
+}
+ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
+MAX_WORDS = 32  # of Conversation.uncounted
 
 
 def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
@@ -133,27 +142,84 @@ def session_from(request: router_service_pb2.RouteRequest) -> Session | None:
     return named_session(request.session.id, margin)
 
 
-def instruction_from(request: router_service_pb2.RouteRequest, limit: int) -> tuple[str, int]:
-    """Return the text to route by, and the number of characters in the rest of the conversation,
-    which count for context and cost alone; see Conversation in the proto.
+def reading_from(
+    request: router_service_pb2.RouteRequest, limit: int, counter: TokenCounter | None = None
+) -> ConversationReading:
+    """Read what to route by; see Conversation in the proto.
 
-    Raises InvalidInputError if there is no text, more than MAX_PARTS turns or texts, or more than
-    `limit` bytes in all.
+    Args:
+        request: the request.
+        limit: of the ask, in bytes.
+        counter: see `read`.
+
+    Raises:
+        InvalidInputError: there is no instruction, or the ask is over the limit.
     """
     form = request.WhichOneof("instruction")
     if form == "text":
         check_text(request.text, limit)
-        return request.text, 0
+        return ConversationReading(request.text, NO_TOKENS, "instruction")
     if form is None:
         raise InvalidInputError(
             Violation("instruction", "is not set; send text or a conversation.")
         )
-    _check_turns(request.conversation.messages)
-    turns = [
-        (turn.role == router_service_pb2.ROLE_USER, "\n".join(turn.text_parts))
-        for turn in request.conversation.messages
-    ]
-    return last_user_turn(turns, limit)
+    reading = read(conversation_from(request.conversation), counter)
+    if reading.ask:
+        check_text(reading.ask, limit, "conversation")
+    return reading
+
+
+def conversation_from(message: router_service_pb2.Conversation) -> Conversation:
+    """Convert the last MAX_PARTS turns and parts of a conversation.
+
+    An empty turn takes two bytes only, so a request of a few MB can hold millions: they are counted
+    before any is read.
+
+    Raises:
+        InvalidInputError: a role is invalid, no turn is a user's, or media_tokens is negative.
+    """
+    messages, turns = message.messages, []
+    count, budget = len(messages), MAX_PARTS
+    first = count
+    while first and budget > 0:
+        turn = messages[first - 1]
+        if turn.role not in ROLES:
+            problem = f"is {turn.role}; expected ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL."
+            field = f"conversation.messages[{first - 1}].role"
+            raise InvalidInputError(Violation(field, problem))
+        parts = turn.text_parts
+        newest = parts if len(parts) < budget else parts[len(parts) - budget :]
+        turns.append(ConversationTurn(ROLES[turn.role], tuple(newest)))
+        budget -= 1 + len(newest)
+        first -= 1
+    if not first and not any(turn.role == "user" for turn in turns):
+        raise InvalidInputError(
+            Violation("conversation", "has no user turn; the last one is the text to route by.")
+        )
+    if message.media_tokens < 0:
+        problem = f"is {message.media_tokens}; expected 0 or more."
+        raise InvalidInputError(Violation("conversation.media_tokens", problem))
+    others = message.other_texts
+    left_out = max(0, len(others) - MAX_PARTS)
+    return Conversation(
+        turns=tuple(reversed(turns)),
+        other_texts=tuple(others[left_out:]),
+        media_tokens=message.media_tokens,
+        uncounted=tuple(word[:100] for word in message.uncounted[:MAX_WORDS]),
+        unread_turns=first + left_out,
+    )
+
+
+def conversation_to(conversation: Conversation) -> router_service_pb2.Conversation:
+    """Convert a conversation; its needs and limits belong into the policy."""
+    message = router_service_pb2.Conversation(
+        other_texts=conversation.other_texts,
+        media_tokens=conversation.media_tokens,
+        uncounted=conversation.uncounted,
+    )
+    for turn in conversation.turns:
+        message.messages.add(role=ROLE_NUMBERS[turn.role], text_parts=turn.parts)
+    return message
 
 
 def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
@@ -176,44 +242,3 @@ def check_text(text: str, limit_bytes: int, field: str = "text") -> None:
                 " instruction, or start the server with a larger --max-text-bytes.",
             )
         )
-
-
-def last_user_turn(turns: Sequence[tuple[bool, str]], limit_bytes: int) -> tuple[str, int]:
-    """Return the text of the last user turn, and the number of characters in all other turns.
-
-    Args:
-        turns: (whether the user's, text), oldest first.
-        limit_bytes: of all texts together, in UTF-8.
-
-    Raises:
-        InvalidInputError: there is no user turn, its text is empty, or the limit is exceeded.
-    """
-    users = [i for i, (is_user, _) in enumerate(turns) if is_user]
-    if not users:
-        raise InvalidInputError(
-            Violation("conversation", "has no user turn; the last one is the text to route by.")
-        )
-    texts = [text for _, text in turns]
-    check_text("\n".join(texts), limit_bytes, "conversation")
-    text = texts[users[-1]]
-    check_text(text, limit_bytes, f"conversation.messages[{users[-1]}].text_parts")
-    return text, sum(map(len, texts)) - len(text)
-
-
-def _check_turns(turns: Sequence[router_service_pb2.Message]) -> None:
-    """Check counts and roles before any text is joined: an empty turn takes two bytes only, so a
-    request of a few MB can hold millions."""
-    if (count := len(turns)) > MAX_PARTS:
-        problem = f"has {count} turns; at most {MAX_PARTS} are read."
-        raise InvalidInputError(Violation("conversation.messages", problem))
-    if (count := sum(len(turn.text_parts) for turn in turns)) > MAX_PARTS:
-        problem = f"has {count} texts in its turns; at most {MAX_PARTS} are read."
-        raise InvalidInputError(Violation("conversation.messages", problem))
-    for i, turn in enumerate(turns):
-        if turn.role not in ROLES:
-            raise InvalidInputError(
-                Violation(
-                    f"conversation.messages[{i}].role",
-                    f"is {turn.role}; expected ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL.",
-                )
-            )

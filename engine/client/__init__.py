@@ -3,7 +3,7 @@
 from engine.client.aio import AsyncClient
 from engine.client.channel import Credentials
 from engine.client.errors import ModelsatClientError
-from engine.client.requests import Instruction, Turn
+from engine.client.requests import Instruction, Turn, conversation_from_body
 from engine.client.results import (
     CandidatesChange,
     RankedCandidate,
@@ -27,4 +27,5 @@ __all__ = [
     "RouteResult",
     "ServerInfo",
     "Turn",
+    "conversation_from_body",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.api.candidate import NAME_PREFIX, Candidate, parse_name
+from engine.api.conversation.body import from_body
+from engine.api.conversation.conversation import ROLES, Conversation, ConversationTurn, Role
+from engine.api.conversation.reading import find_ask, in_tool_loop, session_for
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES
-from engine.api.openai import Role
 from engine.api.policy import Policy, Session, session_name
-from engine.api.proto import candidate_to, check_text, policy_to
+from engine.api.proto import candidate_to, check_text, conversation_to, policy_to
 from engine.client.errors import translate_value_errors
 from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
 
@@ -19,12 +21,6 @@ DEFAULT_POLICY = Policy()
 MAX_BATCH_BYTES = MAX_MESSAGE_BYTES // 2  # unless a single request is larger
 REVISION_METADATA = "modelsat-revision-token"
 FRAMING_BYTES = 6  # at most, that a batch adds to each request
-ROLES: dict[Role, router_service_pb2.Role] = {
-    "system": router_service_pb2.ROLE_SYSTEM,
-    "user": router_service_pb2.ROLE_USER,
-    "assistant": router_service_pb2.ROLE_ASSISTANT,
-    "tool": router_service_pb2.ROLE_TOOL,
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,26 @@ class Turn:
     text: str
 
 
-Instruction = str | Sequence[Turn]
+Instruction = str | Sequence[Turn] | Conversation
+
+
+def conversation_from_body(body: Mapping[str, Any], path: str = "") -> Conversation:
+    """Read a request body into a conversation, which clients take as an instruction.
+
+    Its tools, formats, images and limit on the reply become constraints of the policy.
+
+    Args:
+        body: A request of OpenAI's chat completions, completions or responses API, Anthropic's
+            messages, Gemini's generateContent, Bedrock's converse, or one of their dialects.
+        path: Path of the HTTP request, if known; it tells whose sizes of images apply.
+
+    Raises:
+        InvalidInputError: The body has no turns, prompt or input.
+
+    Example:
+        decision = client.route(conversation_from_body(json.loads(raw), "/v1/messages"))
+    """
+    return from_body(body, path)
 
 
 def resource_name(candidate: str) -> str:
@@ -63,12 +78,20 @@ def route_request(
     min_revision_token: str = "",
 ) -> router_service_pb2.RouteRequest:
     """Build a request; raises InvalidInputError if the instruction is empty or not UTF-8."""
+    if isinstance(instruction, Conversation):
+        policy = instruction.needs.constrain(policy)
+        if session is None and instruction.session:
+            _, asked_at = find_ask(instruction.turns)
+            in_loop = in_tool_loop(instruction.turns, asked_at)
+            session = session_for(instruction.session, in_loop, None)
     request = router_service_pb2.RouteRequest(
         policy=policy_to(policy), dry_run=dry_run, min_revision_token=min_revision_token
     )
     if isinstance(instruction, str):
         check_text(instruction, MAX_MESSAGE_BYTES)
         request.text = instruction
+    elif isinstance(instruction, Conversation):
+        request.conversation.CopyFrom(conversation_to(instruction))
     else:
         request.conversation.CopyFrom(conversation(instruction))
     if session is not None:
@@ -82,15 +105,13 @@ def conversation(turns: Sequence[Turn]) -> router_service_pb2.Conversation:
     """Convert turns; raises InvalidInputError if there are none, or a role is unknown."""
     if not turns:
         raise InvalidInputError(Violation("conversation", "has no turns; send at least a user's."))
-    if unknown := [turn.role for turn in turns if turn.role not in ROLES]:
-        problem = f"has the role {unknown[0]!r}; expected one of {', '.join(ROLES)}."
+    expected = set(ROLES.values())
+    if unknown := [turn.role for turn in turns if turn.role not in expected]:
+        names = ", ".join(dict.fromkeys(ROLES.values()))
+        problem = f"has the role {unknown[0]!r}; expected one of {names}."
         raise InvalidInputError(Violation("conversation", problem))
-    return router_service_pb2.Conversation(
-        messages=[
-            router_service_pb2.Message(role=ROLES[turn.role], text_parts=[turn.text])
-            for turn in turns
-        ]
-    )
+    spoken = tuple(ConversationTurn(turn.role, (turn.text,)) for turn in turns)
+    return conversation_to(Conversation(spoken))
 
 
 def batches(

@@ -52,6 +52,10 @@ class RouteDecision:
         ood_score: Out-of-distribution score in [0, 1]; near 1, treat the probabilities as
             extrapolation. None if the bundle has no reference.
         timing_s: Seconds that the server spent, by phase ("tokenize", "queue", ..., "total").
+        token_count_method: How input_tokens was counted: "tokenizer" (the bundle's), "estimate" or
+            "mixed".
+        uncounted: What input_tokens leaves out because its size is unknown, such as "stored
+            history".
     """
 
     selected: str
@@ -65,6 +69,8 @@ class RouteDecision:
     truncated: bool
     ood_score: float | None
     timing_s: Mapping[str, float]
+    token_count_method: str = ""
+    uncounted: tuple[str, ...] = ()
     revision_token: str = ""
 
 
@@ -167,6 +173,8 @@ def decision_from(response: router_service_pb2.RouteResponse) -> RouteDecision:
         truncated=response.truncated,
         ood_score=response.ood_score if response.HasField("ood_score") else None,
         timing_s={phase: getattr(response.timing, phase).ToNanoseconds() / 1e9 for phase in PHASES},
+        token_count_method=response.token_count_method,
+        uncounted=tuple(response.uncounted),
     )
 
 

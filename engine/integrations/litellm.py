@@ -22,17 +22,29 @@ from typing import Any
 from litellm.integrations.custom_logger import CustomLogger
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.openai import turns
 from engine.api.policy import Policy
-from engine.client import AsyncClient, Credentials, ModelsatClientError, RouteDecision, Turn
+from engine.client import AsyncClient, Credentials, ModelsatClientError, RouteDecision
 from engine.client.channel import DEFAULT_SERVER, INSECURE, TOKEN_VARIABLE
+from engine.client.requests import conversation_from_body
 
 ENVIRONMENT = "LITELLM_MODELSAT_"  # MODELSAT_ is the server's
 SETTINGS = "SERVER, ALIAS, FALLBACK, TIMEOUT_MS, COST_SENSITIVITY, TLS_CA, TLS_CERT, TLS_KEY"
 METADATA_KEY = "modelsat"  # of the choice in a request's metadata
 MODEL_HEADER, HEADER_PREFIX = "x-selected-model", "x-modelsat-"
 # LiteLLM's names of chat completions, completions, responses and Anthropic's messages.
-ROUTED_CALLS = ("acompletion", "atext_completion", "aresponses", "anthropic_messages")
+_PATHS = {
+    "acompletion": "/chat/completions",
+    "atext_completion": "/completions",
+    "aresponses": "/responses",
+    "anthropic_messages": "/messages",
+}
+ROUTED_CALLS = tuple(_PATHS)
+_OWN_FIELDS = frozenset(  # of LiteLLM, in the data of a request
+    (
+        *("proxy_server_request", "litellm_metadata", "litellm_call_id", "litellm_logging_obj"),
+        *("secret_fields", "standard_logging_object", "user_api_key_dict", "litellm_params"),
+    )
+)
 log = logging.getLogger(__name__)
 
 
@@ -163,7 +175,7 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
         key = _metadata_of(data)
         _metadata(data, key).pop(METADATA_KEY, None)  # a caller must not set our headers
         if data.get("model") == self._options.alias and call_type in ROUTED_CALLS:
-            choice = await self._choose(data)
+            choice = await self._choose(data, call_type)
             data["model"] = choice.model
             data[key] = {**_metadata(data, key), METADATA_KEY: asdict(choice)}
         return data
@@ -175,12 +187,12 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
         chosen = _metadata(data, _metadata_of(data)).get(METADATA_KEY)
         return ModelChoice(**chosen).headers() if chosen else None
 
-    async def _choose(self, data: Mapping[str, Any]) -> ModelChoice:
+    async def _choose(self, data: Mapping[str, Any], call_type: str) -> ModelChoice:
         try:
             if self._client is None:
                 o = self._options
                 self._client = AsyncClient(o.server, o.timeout_s, o.credentials, retries=False)
-            conversation = [Turn(role, text) for role, text in turns(data)]
+            conversation = conversation_from_body(_body_of(data), _PATHS.get(call_type, ""))
             decision = await self._client.route(conversation, self._policy)
             choice = choose_model(decision, _models())
             why = "" if choice else "no candidate is a model of this proxy"
@@ -202,6 +214,15 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
             log.warning("routing failed (%s), using the fallback model", failure)
         else:
             log.warning("routing recovered")
+
+
+def _body_of(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields that the caller sent, as other callbacks left them, without LiteLLM's."""
+    request = data.get("proxy_server_request")
+    sent = request.get("body") if isinstance(request, Mapping) else None
+    if isinstance(sent, Mapping):
+        return {name: data.get(name, value) for name, value in sent.items()}
+    return {name: value for name, value in data.items() if name not in _OWN_FIELDS}
 
 
 def _metadata_of(data: Mapping[str, Any]) -> str:

@@ -61,10 +61,16 @@ class Session(_message.Message):
     def __init__(self, id: _Optional[str] = ..., switching_margin: _Optional[float] = ...) -> None: ...
 
 class Conversation(_message.Message):
-    __slots__ = ("messages",)
+    __slots__ = ("messages", "other_texts", "media_tokens", "uncounted")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    OTHER_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    UNCOUNTED_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[Message]
-    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
+    other_texts: _containers.RepeatedScalarFieldContainer[str]
+    media_tokens: int
+    uncounted: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., other_texts: _Optional[_Iterable[str]] = ..., media_tokens: _Optional[int] = ..., uncounted: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "text_parts")
@@ -113,7 +119,7 @@ class Policy(_message.Message):
     def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "revision_token")
+    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "token_count_method", "uncounted", "revision_token")
     SELECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +131,8 @@ class RouteResponse(_message.Message):
     OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_METHOD_FIELD_NUMBER: _ClassVar[int]
+    UNCOUNTED_FIELD_NUMBER: _ClassVar[int]
     REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     selected: str
     reason: str
@@ -137,8 +145,10 @@ class RouteResponse(_message.Message):
     ood_score: float
     decision_id: str
     kind: DecisionKind
+    token_count_method: str
+    uncounted: _containers.RepeatedScalarFieldContainer[str]
     revision_token: str
-    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ..., revision_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ..., token_count_method: _Optional[str] = ..., uncounted: _Optional[_Iterable[str]] = ..., revision_token: _Optional[str] = ...) -> None: ...
 
 class BatchRouteRequest(_message.Message):
     __slots__ = ("requests",)

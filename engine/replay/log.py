@@ -6,6 +6,7 @@ another column that cannot be read is dropped, and the request stays.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.api.candidate import NAME_PREFIX
+from engine.api.conversation.body import from_body
+from engine.api.conversation.conversation import ROLES, Conversation
+from engine.api.conversation.reading import find_ask
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import is_utf8
-from engine.api.openai import ROLES, turns
-from engine.api.proto import last_user_turn
+from engine.api.proto import check_text
 from engine.datasets.cells import CellError, decode, is_missing, number, score
 from engine.datasets.rows import check_file, undecoded
 from engine.replay.formats import (
@@ -70,14 +73,13 @@ def _matching(pattern: str) -> list[str]:
 class PastRequest:
     """A request of the log.
 
-    text, context_chars: see Router.route. candidate: its name in the log, empty if there is none.
+    conversation: what was asked. candidate: its name in the log, empty if there is none.
     cost: US dollars. outcome: in [0, 1]. time: epoch seconds. NaN means not logged. other_names:
     what the log also calls the candidate. input_tokens, output_tokens, latency_s, session: as
     logged, NaN or empty if not. dropped: columns whose values could not be read.
     """
 
-    text: str
-    context_chars: int
+    conversation: Conversation
     candidate: str
     cost: float
     outcome: float
@@ -88,6 +90,11 @@ class PastRequest:
     latency_s: float = math.nan
     session: str = ""
     dropped: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What the human asked; "" if there is no text to route by."""
+        return find_ask(self.conversation.turns)[0]
 
 
 def columns_with(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -129,7 +136,7 @@ def past_request(
     columns = columns_of(form, columns)
     try:
         body = _request_body(record, columns, form)
-        text, context_chars = _read(body)
+        conversation = _read(body)
     except InvalidInputError as error:
         return str(error)
     except ValueError as error:
@@ -153,8 +160,7 @@ def past_request(
         _, decision = first(record, columns["decision"])
         outcome = outcome_of(str(decision), names[0] if names else "")
     return PastRequest(
-        text,
-        context_chars,
+        conversation,
         names[0] if names else "",
         optional("cost", _amount),
         outcome,
@@ -268,12 +274,21 @@ def _message(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, "role": known} if known in ROLES else dict(item)
 
 
-def _read(body: Mapping[str, Any]) -> tuple[str, int]:
-    said = turns(body)
-    for _, text in said:
-        if not is_utf8(text):  # protobuf would quote it
-            raise ValueError(undecoded(text) or "the instruction is not valid UTF-8")
-    return last_user_turn([(role == "user", text) for role, text in said], MAX_TEXT_BYTES)
+def _read(body: Mapping[str, Any]) -> Conversation:
+    text = json.dumps(body, ensure_ascii=False, default=str)
+    if not is_utf8(text):  # protobuf would quote it
+        raise ValueError(undecoded(text) or "the instruction is not valid UTF-8")
+    messages = body.get("messages")
+    if isinstance(messages, list) and not any(
+        isinstance(message, Mapping) and ROLES.get(str(message.get("role"))) == "user"
+        for message in messages
+    ):
+        raise ValueError("the conversation has no user turn")
+    conversation = from_body(body)
+    ask, _ = find_ask(conversation.turns)
+    if ask:
+        check_text(ask, MAX_TEXT_BYTES, "conversation")
+    return conversation
 
 
 # --- numbers and times -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.api.conversation.conversation import Conversation
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.prompt import PROMPT_VERSION
 from engine.datasets.rows import SourceRow, TextFormat, read_rows
@@ -134,12 +135,13 @@ def _process(
     def tasks() -> Iterator[ChunkTask]:
         for chunk in _chunks(log, invalid):
             waiting[chunk.number] = chunk
-            instructions = tuple((r.text, r.context_chars) for r in chunk.requests)
-            key = checkpoint.key(instructions)
-            known = checkpoint.load(key, len(instructions))
+            conversations = tuple(r.conversation for r in chunk.requests)
+            key = checkpoint.key(conversations)
+            known = checkpoint.load(key, len(conversations))
             if known is None:
                 unsaved[chunk.number] = key
-            yield ChunkTask(chunk.number, instructions if known is None else (), known)
+            needs = tuple(conversation.needs for conversation in conversations)
+            yield ChunkTask(chunk.number, conversations if known is None else (), needs, known)
 
     for result in execute(tasks()):
         chunk = waiting.pop(result.number)
@@ -246,12 +248,12 @@ class Checkpoint:
         self._origin = hashlib.sha256(repr(origin).encode())
         self._origin.update(job.table.embeddings.tobytes())
 
-    def key(self, instructions: Sequence[tuple[str, int]]) -> str:
-        """Name the scores of these instructions, (text, context_chars) each."""
+    def key(self, conversations: Sequence[Conversation]) -> str:
+        """Name the scores of these conversations."""
         digest = self._origin.copy()
-        for text, context_chars in instructions:
-            encoded = text.encode()
-            digest.update(b"%d %d " % (len(encoded), context_chars))
+        for conversation in conversations:
+            encoded = repr(conversation).encode(errors="replace")
+            digest.update(b"%d " % len(encoded))
             digest.update(encoded)
         return digest.hexdigest()[:32]
 

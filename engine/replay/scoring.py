@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
+from engine.api.conversation.conversation import Conversation, Needs
+from engine.api.conversation.reading import read
 from engine.api.errors import BundleError, InvalidInputError, NoEligibleCandidateError, Violation
 from engine.api.policy import DecisionKind, Policy
 from engine.bundle.arrays import load_arrays
@@ -35,6 +37,7 @@ from engine.registry.table import Table, make_table
 from engine.replay.log import PastRequest
 from engine.routing.decision import (
     PromptInfo,
+    TokenizerCounter,
     build_decision,
     prepare_prompt,
     select_eligible,
@@ -72,11 +75,13 @@ class Decisions:
 class ChunkTask:
     """A chunk to process.
 
-    instructions: (text, context_chars) each. scores: known already from a checkpoint, or None.
+    conversations: empty if the scores are known. needs: of each request. scores: known already from
+    a checkpoint, or None.
     """
 
     number: int
-    instructions: tuple[tuple[str, int], ...]
+    conversations: tuple[Conversation, ...]
+    needs: tuple[Needs, ...]
     scores: Scores | None
 
 
@@ -117,6 +122,7 @@ class Scorer:
         self._table = table
         self._policies = policies
         self._tokenizer = tokenizer
+        self._counter = TokenizerCounter(tokenizer)
         self._backend = backend
         self._head = head
         self._known = known
@@ -127,21 +133,29 @@ class Scorer:
         Raises:
             UnavailableError: the forward pass fails.
         """
-        scores = self._score(task.instructions) if task.scores is None else task.scores
-        return ChunkResult(task.number, scores, decide_all(self._table, self._policies, scores))
+        scores = self._score(task.conversations) if task.scores is None else task.scores
+        decisions = decide_all(self._table, self._policies, scores, task.needs)
+        return ChunkResult(task.number, scores, decisions)
 
-    def _score(self, instructions: Sequence[tuple[str, int]]) -> Scores:
-        """Score each instruction in a forward pass of its own, equal ones once.
+    def _score(self, conversations: Sequence[Conversation]) -> Scores:
+        """Score each request in a forward pass of its own, equal ones once; a request without text
+        to route by has the candidates' mean accuracies.
 
         Its probabilities then do not depend on the other requests of the log.
         """
         rows = np.arange(len(self._table.candidates))
         scored: dict[bytes, NDArray[np.float32]] = {}
-        p = np.empty((len(instructions), len(rows)), dtype=np.float32)
+        p = np.empty((len(conversations), len(rows)), dtype=np.float32)
         infos = []
-        for i, (text, context_chars) in enumerate(instructions):
-            prompt, info = prepare_prompt(text, context_chars, self._tokenizer, self._known)
+        for i, conversation in enumerate(conversations):
+            reading = read(conversation, self._counter)
+            prompt, info = prepare_prompt(
+                reading.ask, reading.context, self._tokenizer, self._known
+            )
             infos.append(info)
+            if not reading.ask:
+                p[i] = self._table.mean_accuracies
+                continue
             key = prompt.tokens.tobytes()
             if key not in scored:
                 scored[key] = self._backend.probabilities(
@@ -170,8 +184,10 @@ class Worker:
         return self._scorer.process(task)
 
 
-def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Decisions:
-    """Decide by every policy on every row of `scores`."""
+def decide_all(
+    table: Table, policies: Sequence[Policy], scores: Scores, needs: Sequence[Needs]
+) -> Decisions:
+    """Decide by every policy on every row of `scores`, each with the needs of its request."""
     shape = (len(scores.p), len(policies))
     decisions = Decisions(
         np.full(shape, NO_CANDIDATE, dtype=np.int16),
@@ -186,7 +202,7 @@ def decide_all(table: Table, policies: Sequence[Policy], scores: Scores) -> Deci
         context = DecisionContext(info.ood_score)
         for j, policy in enumerate(policies):
             try:
-                eligible = select_eligible(table, info, policy)
+                eligible = select_eligible(table, info, needs[i].constrain(policy))
             except NoEligibleCandidateError:
                 continue
             p = scores.p[i, eligible.rows]

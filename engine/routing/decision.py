@@ -8,16 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
+from engine.api.conversation.tokens import TokenCount
 from engine.api.errors import NoEligibleCandidateError
 from engine.api.policy import DecisionKind, Policy
-from engine.bundle.prompt import Prompt, Tokenizer, render
+from engine.bundle.prompt import (
+    MAX_CHARS_PER_TOKEN,
+    MAX_INSTRUCTION_TOKENS,
+    Prompt,
+    Tokenizer,
+    render,
+)
 from engine.bundle.training_set import TrainingSet
 from engine.bundle.types import Float32Array
 from engine.registry.table import Table
 from engine.routing.eligibility import Eligible, drop_non_finite, find_eligible
 from engine.routing.ranking import DecisionContext, decide
 
-CHARS_PER_TOKEN = 4.0  # estimates tokens of text that is counted but not tokenized
+CHARS_PER_TOKEN = 4.0  # estimates tokens before the text is tokenized
+CLIPPED_CHARS = 2 * MAX_INSTRUCTION_TOKENS * MAX_CHARS_PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,15 @@ class PromptInfo:
     input_tokens: tokens that the selected candidate will read, estimated where the text was not
     tokenized. truncated: whether the middle of the text was left out. ood_score:
     out-of-distribution score in [0, 1], None if the bundle has no training statistics.
+    token_count_method: "tokenizer", "estimate" or "mixed". uncounted: what input_tokens leaves out
+    because its size is unknown.
     """
 
     input_tokens: int
     truncated: bool
     ood_score: float | None
+    token_count_method: str = "tokenizer"  # noqa: S105 - no password
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,21 +76,40 @@ class Decision:
     revision_token: str = ""
 
 
+class TokenizerCounter:
+    """Count tokens by the bundle's tokenizer; see TokenCounter."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of `text`."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def prepare_prompt(
-    text: str, context_chars: int, tokenizer: Tokenizer, training_set: TrainingSet | None
+    text: str, context: TokenCount, tokenizer: Tokenizer, training_set: TrainingSet | None
 ) -> tuple[Prompt, PromptInfo]:
     """Tokenize `text`, and describe it.
 
     Args:
         text: the instruction; see engine/bundle/prompt.py for how it is truncated.
-        context_chars: characters that the selected candidate will read as well.
+        context: tokens that the selected candidate will read as well.
         tokenizer: the bundle's.
         training_set: the bundle's statistics for the out-of-distribution score, if it has any.
     """
     prompt = render(text, tokenizer)
-    input_tokens = prompt.input_tokens + round(context_chars / CHARS_PER_TOKEN)
-    ood_score = None if training_set is None else training_set.ood_score(prompt.tokens)
-    return prompt, PromptInfo(input_tokens, prompt.truncated, ood_score)
+    # A text this long is tokenized in its head and tail, and its length estimated from them.
+    own = "mixed" if len(text) > CLIPPED_CHARS else "tokenizer"
+    method = own if not context.tokens or context.method == own else "mixed"
+    ood_score = training_set.ood_score(prompt.tokens) if training_set and text else None
+    return prompt, PromptInfo(
+        prompt.input_tokens + context.tokens,
+        prompt.truncated,
+        ood_score,
+        method,
+        context.unknown,
+    )
 
 
 def select_eligible(table: Table, info: PromptInfo, policy: Policy) -> Eligible:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from engine.api.conversation.tokens import NO_TOKENS, TokenCount, TokenCounter
 from engine.api.errors import DeadlineError, OverloadedError, WaitTooLongError
 from engine.api.policy import Policy, Session
 from engine.api.request_context import DECISION
@@ -24,6 +25,7 @@ from engine.routing.decision import (
     CHARS_PER_TOKEN,
     Decision,
     PromptInfo,
+    TokenizerCounter,
     build_decision,
     prepare_prompt,
     select_eligible,
@@ -89,9 +91,15 @@ class Router:
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
+        self._counter = TokenizerCounter(tokenizer)
         self._prompt_overhead = len(render("", tokenizer).tokens)  # tokens around every text
         self._sessions = SessionStore(0, math.inf) if sessions is None else sessions
         self._config = config
+
+    @property
+    def token_counter(self) -> TokenCounter:
+        """What counts context by the bundle's tokenizer; for any thread."""
+        return self._counter
 
     async def require_revision(self, token: str, deadline: float) -> None:
         """Wait for a revision; see Registry.require."""
@@ -102,7 +110,7 @@ class Router:
         text: str,
         policy: Policy,
         *,
-        context_chars: int = 0,
+        context: TokenCount = NO_TOKENS,
         deadline: float = float("inf"),
         session: Session | None = None,
         dry_run: bool = False,
@@ -110,10 +118,11 @@ class Router:
         """Select a candidate for `text`.
 
         Args:
-            text: the instruction, valid by engine.api.proto.check_text.
+            text: the instruction, valid by engine.api.proto.check_text; "" if the request has none,
+                then candidates are ranked by mean accuracy.
             policy: the caller's objective and constraints.
-            context_chars: characters that the selected candidate will read besides `text`; they
-                are counted, not scored.
+            context: tokens that the selected candidate will read besides `text`; they are counted,
+                not scored.
             deadline: of time.monotonic(), infinite for none.
             session: requests of one session stick to one candidate.
             dry_run: read the session but leave it unchanged.
@@ -127,13 +136,16 @@ class Router:
         started = time.monotonic()
         decision_id = self._new_id()
         DECISION.set(decision_id)  # so that every log line of this request carries it
-        request = self._prepare(text, policy, context_chars, deadline)
+        request = self._prepare(text, policy, context, deadline)
         prepared = time.monotonic()
-        scored, fallback_reason = await self._score_or_fall_back(request, deadline)
+        if text:
+            scored, fallback_reason = await self._score_or_fall_back(request, deadline)
+        else:
+            scored, fallback_reason = _levels(request, 0.0), "the request has no text to route by"
         scored_at = time.monotonic()
-        context = self._context(request.info, session, fallback_reason)
+        conditions = self._context(request.info, session, fallback_reason)
         decision = build_decision(
-            request.table, request.info, request.eligible, policy, scored.p, context
+            request.table, request.info, request.eligible, policy, scored.p, conditions
         )
         if session is not None and not dry_run and decision.kind in ("ranked", "session_affinity"):
             self._sessions.put(session.name, decision.selected.id)
@@ -158,19 +170,19 @@ class Router:
         return identifier in self._registry.table().rows
 
     def _prepare(
-        self, text: str, policy: Policy, context_chars: int, deadline: float
+        self, text: str, policy: Policy, context: TokenCount, deadline: float
     ) -> _PreparedRequest:
         table = self._registry.table()  # read once, so that the request sees one revision
         # A request that will be refused should cost as little as possible, so it is refused by an
         # estimate of its size, before it is tokenized. Not if the answer may be in the cache.
         size = 0
-        if self._config.fallback == "off" and not self._cache.useful:
+        if text and self._config.fallback == "off" and not self._cache.useful:
             tokens = min(round(len(text) / CHARS_PER_TOKEN), MAX_INSTRUCTION_TOKENS)
             candidates = min(len(table.candidates), ASSUMED_ELIGIBLE)
             size = tokens + self._prompt_overhead + candidates
             self._batcher.check_admission(size, deadline)
         validate_policy(policy, table)
-        prompt, info = prepare_prompt(text, context_chars, self._tokenizer, self._training_set)
+        prompt, info = prepare_prompt(text, context, self._tokenizer, self._training_set)
         return _PreparedRequest(table, prompt, info, select_eligible(table, info, policy), size)
 
     async def _score_or_fall_back(
@@ -191,10 +203,7 @@ class Router:
             if self._config.fallback != "overload":
                 raise
             reason = "the queue is full"
-        means = request.table.mean_accuracies[request.eligible.rows]
-        return ScoreResult(
-            means, time.monotonic() - started, inference_s=0.0, scoring_s=0.0
-        ), reason
+        return _levels(request, time.monotonic() - started), reason
 
     async def _score(self, request: _PreparedRequest, deadline: float) -> ScoreResult:
         tokens, table, rows = request.prompt.tokens, request.table, request.eligible.rows
@@ -221,3 +230,9 @@ class Router:
         return DecisionContext(
             info.ood_score, config.default_candidate, current, margin, fallback_reason
         )
+
+
+def _levels(request: _PreparedRequest, queue_s: float) -> ScoreResult:
+    """Return mean accuracies in place of scores."""
+    means = request.table.mean_accuracies[request.eligible.rows]
+    return ScoreResult(means, queue_s, inference_s=0.0, scoring_s=0.0)

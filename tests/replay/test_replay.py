@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from engine.api.conversation.conversation import Conversation, ConversationTurn
 from engine.api.errors import InvalidInputError
 from engine.api.policy import Policy
 from engine.bundle.manifest import Calibration
@@ -185,6 +186,15 @@ def test_report_does_not_depend_on_chunks_order_files_or_interruptions(
     assert quick([here / "same.parquet"], here / "c", chunk) == whole
 
 
+def spoken(text: str) -> Conversation:
+    return Conversation((ConversationTurn("user", (text,)),))
+
+
+def chunk_task(conversations: Iterable[Conversation]) -> ChunkTask:
+    asked = tuple(conversations)
+    return ChunkTask(0, asked, tuple(each.needs for each in asked), None)
+
+
 def test_report_agrees_with_the_rows(tmp_path: Path) -> None:
     """Against a count by hand, over rows whose scores are known."""
     records = some_records(30)
@@ -192,7 +202,7 @@ def test_report_agrees_with_the_rows(tmp_path: Path) -> None:
     rows = {c.id: i for i, c in enumerate(TABLE.candidates)}
     rows |= {c.display_name: rows[c.id] for c in CATALOG}
     requests = [past_request(r, COLUMNS) for r in records]
-    done = SCORER.process(ChunkTask(0, tuple((r.text, r.context_chars) for r in requests), None))  # type: ignore[union-attr]
+    done = SCORER.process(chunk_task(r.conversation for r in requests))  # type: ignore[union-attr]
     used = [rows.get(r["model"], NO_CANDIDATE) for r in records]
     assert found["log"]["unknown_candidates"] == {"a-stranger": used.count(NO_CANDIDATE)}
     best = done.decisions.choice[:, 0]
@@ -229,7 +239,7 @@ def test_interval_contains_its_value_if_all_rows_are_alike() -> None:
 def test_empty_columns_are_skipped() -> None:
     record = {"messages": [], "text": "", "prompt": "Hi", "candidate": "", "model": "yi-6b-chat"}
     found = past_request({**record, "outcome": math.nan, "score": 0.5, "cost": 0.0}, COLUMNS)
-    assert found == PastRequest("Hi", 0, "yi-6b-chat", 0.0, 0.5, ANY)
+    assert found == PastRequest(spoken("Hi"), "yi-6b-chat", 0.0, 0.5, ANY)
 
 
 def test_invalid_lines_are_listed_and_limited_without_their_text(tmp_path: Path) -> None:
@@ -299,7 +309,7 @@ def test_replay_selects_as_the_server_does(client: Client) -> None:
     table = scoring.open_table(BUNDLE, CATALOG)
     job = scoring.make_job(BUNDLE, table, POLICIES)
     texts = INSTRUCTIONS[:12]
-    done = scoring.open_scorer(job).process(ChunkTask(0, tuple((t, 0) for t in texts), None))
+    done = scoring.open_scorer(job).process(chunk_task(map(spoken, texts)))
     for j, policy in enumerate(POLICIES.values()):
         for i, answer in enumerate(client.route_many(texts, policy)):
             row = int(done.decisions.choice[i, j])

@@ -8,6 +8,9 @@ Weights changed by 1e-7 of themselves move an int8 probability by 1e-3 in the me
 most, and a float32 one by 1e-6 (241 decisions). Either way probabilities must agree to 1e-5;
 choices, kinds, costs and exclusions must be equal, and two candidates may change places only where
 their recorded utilities are no further apart than that.
+
+Input tokens, and the costs that follow from them, are not those of 0.1 in eight conversations: it
+divided the characters of their earlier turns by four, and now the bundle's tokenizer counts them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
 from pathlib import Path
@@ -26,7 +26,9 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 
 from engine.api.candidate import to_json
+from engine.api.conversation.body import from_body
 from engine.api.errors import InvalidInputError, UnavailableError, Violation
+from engine.api.proto import conversation_to, policy_from, policy_to
 from engine.api.request_context import PRINCIPAL, ROLE
 from engine.pb import router_service_pb2 as pb
 from engine.registry.stores.base import Revision
@@ -245,7 +247,7 @@ def _failed(status: Message) -> Response:
     return _json({"error": message_view(status)}, http)
 
 
-REQUEST_KEYS = {"text", "policy"}
+REQUEST_KEYS = {"text", "body", "path", "policy"}
 
 
 def message_view(message: Message) -> dict[str, Any]:
@@ -287,6 +289,9 @@ def revisions_view(revisions: Iterable[Revision]) -> dict[str, Any]:
 def route_request(body: bytes) -> pb.RouteRequest:
     """A dry run from JSON `{"text": ..., "policy": {...}}`, policy as modelsat.v1.Policy.
 
+    In place of the text it takes a request in any provider's format: `{"body": {...}}`, and the
+    path that it is sent to as `path`.
+
     Raises InvalidInputError; values are not checked beyond their types.
     """
     try:
@@ -300,14 +305,28 @@ def route_request(body: bytes) -> pb.RouteRequest:
         raise _wrong("text", "must be a string: the instruction to route.")
     request = pb.RouteRequest(dry_run=True)
     try:
-        request.text = text
-    except ValueError:  # half of a surrogate pair
-        raise _wrong("text", "is not valid UTF-8.") from None
-    try:
         json_format.ParseDict(asked.get("policy", {}), request.policy)
     except (json_format.ParseError, TypeError, ValueError, AttributeError) as error:
         raise _wrong("policy", f"is not a valid modelsat.v1.Policy: {str(error)[:200]}") from None
+    if "body" in asked:
+        _put_body(request, asked)
+        return request
+    try:
+        request.text = text
+    except ValueError:  # half of a surrogate pair
+        raise _wrong("text", "is not valid UTF-8.") from None
     return request
+
+
+def _put_body(request: pb.RouteRequest, asked: Mapping[str, Any]) -> None:
+    """Read a request body, and add what it needs to the policy."""
+    body, path = asked["body"], asked.get("path", "")
+    if not isinstance(body, dict) or not isinstance(path, str) or "text" in asked:
+        raise _wrong("body", "must be an object, with a path as text, and without `text`.")
+    conversation = from_body(body, path)
+    request.conversation.CopyFrom(conversation_to(conversation))
+    policy = conversation.needs.constrain(policy_from(request.policy))
+    request.policy.CopyFrom(policy_to(policy))
 
 
 def route_view(response: pb.RouteResponse) -> dict[str, Any]:

@@ -13,15 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from engine.api import openai
 from engine.api.errors import InvalidInputError, Violation
 
 MODEL = "model"
 ROUTED = ("/chat/completions", "/completions", "/responses", "/messages")  # ends of paths
-NO_TEXT = Violation(
-    "body",
-    "has no text to route by: no user turn, prompt or input with text. Send text, or name a model.",
-)
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "UTF-8"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -38,29 +33,12 @@ class Body:
     """A parsed JSON object; it takes more memory than its bytes, so do not keep it.
 
     model: the top-level one, None if there is none or it is not a string. model_position: of its
-    value, in the bytes. tools_chars: length of the tools' JSON.
+    value, in the bytes.
     """
 
     members: Mapping[str, Any]
     model: str | None
     model_position: slice
-    tools_chars: int
-
-
-@dataclass(frozen=True)
-class BodyInstruction:
-    """What a body says about the choice of a model.
-
-    text: what to score. context_chars: characters that the selected candidate will read as well.
-    modalities, features: what it must support; see candidate.proto. answer_tokens: the most that it
-    may write.
-    """
-
-    text: str
-    context_chars: int
-    modalities: tuple[str, ...]
-    features: tuple[str, ...]
-    answer_tokens: int
 
 
 def parse(raw: bytes) -> Body:
@@ -79,25 +57,18 @@ def parse(raw: bytes) -> Body:
         problem = f"is not UTF-8 at byte {error.start}; expected a JSON object in UTF-8."
         raise InvalidInputError(Violation("body", problem)) from None
     values: dict[str, Any] = {}
-    models, tools_chars = [], 0
+    models = []
     for member in members(text):
         values[member.key] = member.value
         if member.key == MODEL:
             models.append(member)
-        elif member.key in ("tools", "functions"):
-            tools_chars += member.end - member.begin
     if len(models) > 1:
         problem = f"appears {len(models)} times; send it once."
         raise InvalidInputError(Violation("model", problem))
     model = models[0].value if models and isinstance(models[0].value, str) else None
     begin, end = (models[0].begin, models[0].end) if models else (0, 0)
     first = len(text[:begin].encode())
-    return Body(
-        values,
-        model,
-        slice(first, first + len(text[begin:end].encode())),
-        tools_chars,
-    )
+    return Body(values, model, slice(first, first + len(text[begin:end].encode())))
 
 
 def with_model(raw: bytes, position: slice, name: str) -> bytes:
@@ -108,30 +79,6 @@ def with_model(raw: bytes, position: slice, name: str) -> bytes:
 def is_routed(path: str) -> bool:
     """Whether bodies of a path (with or without a query) ask for a choice of model."""
     return path.partition("?")[0].rstrip("/").endswith(ROUTED)
-
-
-def instruction(body: Body) -> BodyInstruction:
-    """Return the last user turn that has text, or without one the last turn that has.
-
-    Raises:
-        InvalidInputError: no turn has text.
-    """
-    turns = openai.turns(body.members)
-    if not turns:
-        raise InvalidInputError(NO_TEXT)
-    text, total_chars = "", 0
-    for role, said in turns:
-        total_chars += len(said)
-        if role == "user":
-            text = said
-    text = text or turns[-1][1]
-    return BodyInstruction(
-        text=text.encode(errors="replace").decode(),  # JSON may hold half of a surrogate pair
-        context_chars=total_chars - len(text) + body.tools_chars,
-        modalities=openai.modalities(body.members),
-        features=openai.features(body.members),
-        answer_tokens=openai.max_output_tokens(body.members),
-    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.api.conversation.conversation import Needs
+from engine.api.conversation.reading import ConversationReading, read_body
 from engine.api.errors import (
     DeadlineError,
     InvalidInputError,
@@ -27,14 +29,7 @@ from engine.api.limits import MIB
 from engine.api.proto import check_text
 from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.extproc.body import (
-    MODEL,
-    BodyInstruction,
-    instruction,
-    is_routed,
-    parse,
-    with_model,
-)
+from engine.serving.extproc.body import MODEL, is_routed, parse, with_model
 from engine.serving.extproc.named_models import may_name
 from engine.serving.extproc.overrides import has_lists, policy_and_session
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
@@ -157,9 +152,9 @@ class HttpChanges:
 
 @dataclass(frozen=True)
 class _RoutableBody:
-    """instruction: what to route by. model: position of the alias in the body's bytes."""
+    """reading: what to route by. model: position of the alias in the body's bytes."""
 
-    instruction: BodyInstruction
+    reading: ConversationReading
     model: slice
 
 
@@ -182,21 +177,18 @@ class Gateway:
         parsed = await self._parse(request, raw, deadline)
         if isinstance(parsed, HttpChanges):
             return parsed
-        asked = parsed.instruction
+        reading = parsed.reading
         policy, session = policy_and_session(request.overrides, request.headers)
-        policy = replace(policy, expected_output_tokens=asked.answer_tokens, ranking_size=1)
-        if self.options.check_capabilities:
-            policy = replace(
-                policy,
-                required_modalities=asked.modalities,
-                required_features=asked.features,
-            )
+        needs = reading.needs
+        if not self.options.check_capabilities:
+            needs = Needs(max_output_tokens=needs.max_output_tokens)
+        policy = needs.constrain(replace(policy, ranking_size=1))
         decision = await self._router.route(
-            asked.text,
+            reading.ask,
             policy,
-            context_chars=asked.context_chars,
+            context=reading.context,
             deadline=deadline,
-            session=session,
+            session=reading.session_of(session),
         )
         return self._changes(raw, parsed.model, decision)
 
@@ -231,9 +223,11 @@ class Gateway:
             return HttpChanges()
         if not routed or body.model not in self.options.aliases:
             return HttpChanges({self.options.model_header: body.model})
-        asked = instruction(body)
-        check_text(asked.text, self.options.max_text_bytes, "instruction")
-        return _RoutableBody(asked, body.model_position)
+        path = request.headers.get(":path", "")
+        reading = read_body(body.members, path, self._router.token_counter)
+        if reading.ask:
+            check_text(reading.ask, self.options.max_text_bytes, "instruction")
+        return _RoutableBody(reading, body.model_position)
 
     def _check_named(self, request: HttpRequest, model: str, routed: bool) -> None:
         """Raise HttpError 403 if the lists of candidates exclude the model that a body names."""

@@ -6,17 +6,20 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from engine.api.candidate import NAME_PREFIX, parse_name
+from engine.api.conversation.reading import ConversationReading
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS
 from engine.api.policy import DecisionKind
-from engine.api.proto import check_text, instruction_from, policy_from, session_from
+from engine.api.proto import check_text, policy_from, reading_from, session_from
 from engine.api.request_context import PRINCIPAL
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
@@ -26,6 +29,8 @@ from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
 from engine.serving.rpc.status import failure_status, reason_of
 
+INLINE_READ_BYTES = 64 * 1024  # larger conversations are read in a thread
+_READERS = ThreadPoolExecutor(1, "conversations")
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
 MAX_STREAM_ID_CHARS = 64
 MAX_CATEGORY_CHARS = 200
@@ -135,6 +140,8 @@ def response_from(decision: Decision) -> pb.RouteResponse:
         ood_score=decision.prompt.ood_score,
         decision_id=decision.id,
         kind=KINDS[decision.kind],
+        token_count_method=decision.prompt.token_count_method,
+        uncounted=decision.prompt.uncounted,
     )
     for ranked in decision.ranking:
         response.ranking.add(
@@ -154,17 +161,28 @@ async def route(
     router: Router, request: pb.RouteRequest, max_text_bytes: int, deadline: float
 ) -> pb.RouteResponse:
     """Answer one request of any transport. deadline: of time.monotonic()."""
-    text, context_chars = instruction_from(request, max_text_bytes)
+    reading = await _read(router, request, max_text_bytes)
     await router.require_revision(request.min_revision_token, deadline)
     decision = await router.route(
-        text,
+        reading.ask,
         policy_from(request.policy),
-        context_chars=context_chars,
+        context=reading.context,
         deadline=deadline,
-        session=session_from(request),
+        session=reading.session_of(session_from(request)),
         dry_run=request.dry_run,
     )
     return response_from(decision)
+
+
+async def _read(
+    router: Router, request: pb.RouteRequest, max_text_bytes: int
+) -> ConversationReading:
+    """Read a large conversation in a thread, so that the event loop stays responsive."""
+    if request.WhichOneof("instruction") != "conversation":
+        return reading_from(request, max_text_bytes)
+    call = partial(reading_from, request, max_text_bytes, router.token_counter)
+    is_large = request.conversation.ByteSize() > INLINE_READ_BYTES
+    return await asyncio.get_running_loop().run_in_executor(_READERS, call) if is_large else call()
 
 
 def _error(error: Exception, method: str) -> pb.RouteResult:

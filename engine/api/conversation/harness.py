@@ -1,0 +1,214 @@
+"""Tell what a human wrote in a user turn from what a coding agent or editor put there.
+
+Agents write reminders, hook output, environment blocks, tool results and summaries of earlier turns
+into user turns. Only whole blocks at the beginning of a line count, and none in a code fence, so
+that an ask that quotes such a tag stays whole. Every scan is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Blocks that are never the ask: exact names, and families of names that agents build alike.
+BLOCKS = re.compile(
+    r"""(?:
+      [\w-]*reminder(?:_?instructions|s)? | (?:[\w-]+[-_])?hook(?:[-_][\w-]+)? | ephemeral_message
+    | (?:local[-_])?command[-_](?:name|message|contents|stdout|stderr|caveat) | local-command-[\w-]+
+    | bash[-_](?:input|stdout|stderr) | user[-_]shell[-_]command | ide[-_][\w-]+ | new-diagnostics
+    | (?:task|background|agent)[-_]notification | turn_aborted | state_snapshot
+    | (?:conversation|compaction)[-_]summary | user_instructions | permissions[ ]instructions
+    | collaboration_mode | personality_spec | skills?_instructions | apps_instructions
+    | environment[-_](?:context|details|info|information)
+    | (?:session|editor|workspace|project|repository|repo|ide|additional|attached|user|machine|tool
+        |global)[-_]?(?:context|info|information|details|metadata|rules|layout|structure|state)
+    | additional[-_]data | attached[-_]?files? | attachments? | manually_attached_skills
+    | open(?:ed)?[-_](?:and_recently_viewed_)?files? | recently_viewed_files | current_file
+    | currently_open_file | visible_files | open_tabs | linter_errors | lint_errors | git[-_]status
+    | cursor_rules_context | always_applied_workspace_rules? | agent_requestable_workspace_rules?
+    | agent_skills | agent_transcripts | mcp_file_system[\w-]* | mcp_instructions | edit_history
+    | terminal_files_information | explicit_instructions | final_file_content | info-msg
+    | file_content | folder_content | url_content | workspace_diagnostics | auto_generated_files
+    | reminder_?instructions | tool_?references | repo_?map | instructions[ ]from[ ]agents
+    )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# Blocks whose content is the ask, and those that are asks only where a harness wrote all the rest.
+ASKS = frozenset(
+    ("user_query", "userrequest", "user_request", "user_message", "user_prompt", "command-args")
+)
+WEAK_ASKS = frozenset(("task", "feedback", "answer", "new_task", "question"))
+# Blocks that people write too: left out only in the company of another block of a harness.
+WEAK_BLOCKS = frozenset(
+    ("context", "instructions", "rules", "files", "file", "env", "memory", "summary", "timestamp")
+)
+_OPENING = re.compile(
+    r"^[ \t]*(?:(?P<fence>`{3,}|~{3,})"
+    r"|<(?P<tag>[A-Za-z][\w-]*(?:[ ]instructions)?)(?:\s[^<>\n]*)?>)",
+    re.MULTILINE,
+)
+# Parts of which a harness wrote everything up to the end.
+_WHOLE_PARTS = re.compile(
+    r"""\s*(?:
+      this\ session\ is\ being\ continued\ from\ a\ previous\ conversation
+    | another\ language\ model\ started\ to\ solve\ this\ problem
+    | caveat:\ the\ messages\ below\ were\ generated\ by\ the\ user\ while\ running
+    | \[request\ interrupted\ by\ user[^\]\n]*\]\s*$
+    | (?:session-?start|session-?end|user-?prompt-?submit|pre-?tool-?use|post-?tool-?use
+        |subagent-?stop|stop|notification|pre-?compact)(?::[\w-]+){0,2}\ hook\s
+    | \[(?:task\ resumption|error)\]\s
+    | i\ have\ \*added\ these\ files\ to\ the\ chat\*
+    | here\ are\ (?:summaries\ of\ some|some\ read\ only)\ files
+    | i\ switched\ to\ a\ new\ code\ base
+    | the\ user\ interrupted\ the\ previous\ turn
+    | called\ the\ \w+\ tool\ with\ the\ following\ input
+    | this\ is\ the\ gemini\ cli\.\ we\ are\ setting\ up\ the\ context
+    | (?:here\ is\ a\ |the\ following\ is\ a\ )?summary\ of\ (?:the|our)\ (?:previous\ |earlier\ )
+        (?:conversation|session|messages|turns)
+    | \#{1,3}\ summary\ of\ (?:the\ )?(?:previous|earlier)\ (?:conversation|session)
+    | \[conversation\ summar
+    | \#\ agents\.md\ instructions\b(?=[\s\S]*</instructions>\s*$)
+    )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# A tool's result as text: Cline and Roo name the tool in brackets.
+_TOOL_RESULT = re.compile(r"\s*\[[a-z]+(?:_[a-z]+)+(?: for [^\n]{0,500})?\] Result:")
+# A sentence that a harness writes before the block that holds the ask.
+_LEAD = re.compile(
+    r"\s*(?:the user has provided feedback on the results[^\n]*|new instructions for task"
+    r" continuation:?|\[task\])\s*",
+    re.IGNORECASE,
+)
+_AGENTS_FILE = re.compile(r"^# AGENTS\.md instructions[^\n]*\n\s*(?=<INSTRUCTIONS>)", re.MULTILINE)
+_REQUEST_HEADING = re.compile(r"^## My request for [^\n:]{1,40}:[ \t]*\n", re.MULTILINE)
+_IDE_HEADING = re.compile(r"\s*# Context from my IDE setup:", re.IGNORECASE)
+MAX_TAGS = 2_000  # openings that are looked at in a turn; what follows is taken as text
+_REFERENCED = ("--- Content from referenced files ---", "--- End of content ---")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A whole block: text[begin:end], with the content at text[inner:inner_end]."""
+
+    tag: str
+    begin: int
+    inner: int
+    inner_end: int
+    end: int
+
+
+def human_text(parts: Sequence[str]) -> str:
+    """Return what the human wrote in a user turn of these parts; "" if a harness wrote it all."""
+    kept = [part for part in parts if not _WHOLE_PARTS.match(part)]
+    text = "\n".join(kept)
+    if "<" not in text and "[" not in text and "# " not in text and "---" not in text:
+        return text.strip()
+    if _IDE_HEADING.match(text) and (heading := _last(_REQUEST_HEADING, text)) is not None:
+        text = text[heading.end() :]
+    text = _without_referenced_files(_AGENTS_FILE.sub("", text))
+    is_result = _TOOL_RESULT.match(text) is not None
+    blocks = _blocks(text)
+    strong = [block for block in blocks if block.tag in ASKS]
+    if not strong and not is_result and not any(_is_harness(block.tag) for block in blocks):
+        return _ask_in_weak_blocks(text, blocks) or text.strip()
+    rest = _without(text, [b for b in blocks if b.tag not in ASKS and b.tag not in WEAK_ASKS])
+    asks = strong or [b for b in blocks if b.tag in WEAK_ASKS]
+    outside = "" if is_result else _without(rest, _blocks(rest, ASKS | WEAK_ASKS)).strip()
+    if asks and (strong or not outside or _LEAD.fullmatch(outside)):
+        contents = (text[block.inner : block.inner_end].strip() for block in asks)
+        said = "\n".join(content for content in contents if content)
+        # The arguments of a slash command come before the prompt that it stands for.
+        if outside and {block.tag for block in strong} == {"command-args"}:
+            return "\n".join(filter(None, (said, outside)))
+        return said
+    return "" if is_result else rest.strip()
+
+
+def _ask_in_weak_blocks(text: str, blocks: Sequence[_Block]) -> str:
+    """Return the content of weak blocks if there is nothing else, or only a lead; "" otherwise."""
+    asks = [block for block in blocks if block.tag in WEAK_ASKS]
+    outside = _without(text, asks).strip() if asks else text
+    if not asks or (outside and not _LEAD.fullmatch(outside)):
+        return ""
+    return "\n".join(text[block.inner : block.inner_end].strip() for block in asks).strip()
+
+
+def _is_harness(tag: str) -> bool:
+    return tag in ASKS or BLOCKS.fullmatch(tag) is not None
+
+
+def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
+    """List the outermost whole blocks of known tags (or `tags`) outside code fences, in order."""
+    found: list[_Block] = []
+    folded, at = text.lower(), 0
+    missing: set[str] = set()  # closings that do not occur in the rest of the text
+    for _ in range(MAX_TAGS):
+        if (opening := _OPENING.search(text, at)) is None:
+            break
+        at = opening.end()
+        if fence := opening["fence"]:
+            closing = -1 if fence in missing else text.find(f"\n{fence}", at)
+            if closing < 0:
+                missing.add(fence)
+            else:
+                at = closing + 1 + len(fence)
+            continue
+        tag = opening["tag"].lower()
+        known = tag in tags if tags is not None else _is_known(tag)
+        if not known or tag in missing:
+            continue
+        close = f"</{tag}>"
+        inner_end = folded.find(close, at)
+        if inner_end < 0:
+            missing.add(tag)
+            continue
+        end = inner_end + len(close)
+        found.append(_Block(tag, opening.start(), opening.end(), inner_end, end))
+        # A block may follow the end of another one on the same line.
+        while (follower := _FOLLOWER.match(text, end)) is not None:
+            tag = follower["tag"].lower()
+            inner_end = -1 if tag in missing else folded.find(f"</{tag}>", follower.end())
+            if inner_end < 0 or not (tag in tags if tags is not None else _is_known(tag)):
+                break
+            end = inner_end + len(tag) + 3
+            found.append(_Block(tag, follower.start(), follower.end(), inner_end, end))
+        at = end
+    return found
+
+
+def _is_known(tag: str) -> bool:
+    return tag in WEAK_BLOCKS or tag in WEAK_ASKS or _is_harness(tag)
+
+
+def _without(text: str, blocks: Sequence[_Block]) -> str:
+    """Return the text between the blocks."""
+    pieces, at = [], 0
+    for block in blocks:
+        pieces.append(text[at : block.begin])
+        at = block.end
+    return "".join((*pieces, text[at:]))
+
+
+def _without_referenced_files(text: str) -> str:
+    """Cut out files that Gemini CLI appends to a prompt that names them."""
+    begin_mark, end_mark = _REFERENCED
+    pieces, at = [], 0
+    while (begin := text.find(begin_mark, at)) >= 0:
+        end = text.find(end_mark, begin)
+        if end < 0:
+            break
+        pieces.append(text[at:begin])
+        at = end + len(end_mark)
+    return "".join((*pieces, text[at:]))
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Return the last match."""
+    last = None
+    for match in pattern.finditer(text):
+        last = match
+    return last
+
+
+_FOLLOWER = re.compile(r"[ \t]*<(?P<tag>[A-Za-z][\w-]*)(?:\s[^<>\n]*)?>")

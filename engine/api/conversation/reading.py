@@ -1,0 +1,112 @@
+"""The one reading of a request, behind every surface: the ask, its context and its needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from engine.api.conversation.body import from_body
+from engine.api.conversation.conversation import NO_NEEDS, Conversation, ConversationTurn, Needs
+from engine.api.conversation.harness import human_text
+from engine.api.conversation.tokens import TokenCount, TokenCounter, count_texts
+from engine.api.policy import Session, named_session
+
+
+@dataclass(frozen=True)
+class ConversationReading:
+    """What a request says about the choice of a model.
+
+    Attributes:
+        ask: What the human asks for now; "" if there is no text to route by.
+        context: Tokens that the selected candidate reads besides `ask`, and how they were counted.
+        kind: "instruction", or "none" if `ask` is empty.
+        in_tool_loop: True if the model is at work on `ask`: tools answered after it.
+        needs: What the model must support.
+        session: Hint that names the session; "" for none.
+    """
+
+    ask: str
+    context: TokenCount
+    kind: Literal["instruction", "none"]
+    in_tool_loop: bool = False
+    needs: Needs = NO_NEEDS
+    session: str = ""
+
+    def session_of(self, named: Session | None) -> Session | None:
+        """Return the session to route in; see `session_for`."""
+        return session_for(self.session, self.in_tool_loop, named)
+
+
+KEEP = 1e9  # a switching margin that no candidate exceeds
+
+
+def read_body(
+    body: Mapping[str, Any], path: str = "", counter: TokenCounter | None = None
+) -> ConversationReading:
+    """Read a parsed request body; see `from_body`, also for errors, and `read`."""
+    return read(from_body(body, path), counter)
+
+
+def read(conversation: Conversation, counter: TokenCounter | None = None) -> ConversationReading:
+    """Read a conversation. counter: the bundle's tokenizer; None estimates tokens by the script."""
+    turns = conversation.turns
+    ask, asked_at = find_ask(turns)
+    context: list[str] = []
+    for i, turn in enumerate(turns):
+        if i != asked_at:
+            context += turn.parts
+        elif (text := turn.text.strip()) != ask:
+            context.append(_around(text, ask))
+    counted = count_texts((*context, *conversation.other_texts), counter)
+    return ConversationReading(
+        ask=ask,
+        context=_with_unread(counted, conversation),
+        kind="instruction" if ask else "none",
+        in_tool_loop=in_tool_loop(turns, asked_at),
+        needs=conversation.needs,
+        session=conversation.session,
+    )
+
+
+def find_ask(turns: Sequence[ConversationTurn]) -> tuple[str, int]:
+    """Return the last ask of a human and the position of its turn; ("", -1) if there is none."""
+    for i in range(len(turns) - 1, -1, -1):
+        if turns[i].role == "user" and (ask := human_text(turns[i].parts)):
+            return ask, i
+    return "", -1
+
+
+def in_tool_loop(turns: Sequence[ConversationTurn], asked_at: int) -> bool:
+    """Return True if tools answered after the ask at that position."""
+    return any(turn.role == "tool" for turn in turns[asked_at + 1 :])
+
+
+def session_for(hint: str, in_loop: bool, named: Session | None) -> Session | None:
+    """Return the session to route in.
+
+    In a tool loop a session keeps its candidate, unless it names a margin. A session that only the
+    body hints at does not hold back a choice for a new ask.
+    """
+    if named is not None:
+        return replace(named, margin=KEEP) if named.margin is None and in_loop else named
+    return named_session(hint, KEEP if in_loop else 0.0)
+
+
+def _around(text: str, ask: str) -> str:
+    """Return what a harness added to the ask of a turn."""
+    head, found, tail = text.partition(ask)
+    return head + tail if found else text[: max(0, len(text) - len(ask))]
+
+
+def _with_unread(count: TokenCount, conversation: Conversation) -> TokenCount:
+    """Add media, and turns that were not read at the mean size of those that were."""
+    tokens, method = count.tokens + conversation.media_tokens, count.method
+    if conversation.media_tokens:
+        method = "mixed" if count.tokens and method != "estimate" else "estimate"
+    if conversation.unread_turns:
+        mean = count.tokens / max(1, len(conversation.turns))
+        tokens, method = tokens + math.ceil(mean * conversation.unread_turns), "estimate"
+    unknown = tuple(dict.fromkeys((*count.unknown, *conversation.uncounted)))
+    return TokenCount(tokens, method, unknown)
