@@ -103,7 +103,7 @@ COUNTED: dict[str, dict[str, Any]] = {
     "a refusal": {"messages": [user(ASK)["messages"][0], {"role": "assistant", "refusal": BIG}]},
     "tools": chat(("user", ASK), tools=[{"function": {"description": BIG}}]),
     "retrieved documents": chat(("user", ASK), documents=[{"text": BIG}]),
-    "a field that nobody knows": chat(("user", ASK), something_new={"deep": [{"text": BIG}]}),
+    "a field of no format": chat(("user", ASK), something_new={"deep": [{"text": BIG}]}),
     "arguments in Gemini": {
         "contents": [
             GEMINI,

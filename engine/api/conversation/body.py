@@ -47,7 +47,7 @@ NO_TURNS = Violation(
 MAX_OUTPUT_TOKENS = 1_000_000_000
 MAX_DEPTH = 40  # of nested values; what is deeper is not read
 MIN_UNKNOWN_CHARS = 40  # an unknown field with less is a parameter
-# Strings of these fields are ids, enumerations or signatures, whoever's they are.
+# Strings of these fields are ids, enumerations or signatures in any format.
 _ID_FIELDS = frozenset(
     (
         *(

@@ -67,7 +67,7 @@ _WHOLE_PARTS = re.compile(
     | (?:here\ is\ a\ |the\ following\ is\ a\ )?summary\ of\ (?:the|our)\ (?:previous\ |earlier\ )
         (?:conversation|session|messages|turns)
     | \#{1,3}\ summary\ of\ (?:the\ )?(?:previous|earlier)\ (?:conversation|session)
-    | \[conversation\ summar
+    | \[conversation\ summary
     | \#\ agents\.md\ instructions\b(?=[\s\S]*</instructions>\s*$)
     )""",
     re.VERBOSE | re.IGNORECASE,
