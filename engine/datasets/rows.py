@@ -25,6 +25,7 @@ from engine.api.errors import InvalidInputError, Violation
 
 MAX_LINE = 64 << 20  # characters; longer lines are invalid and never held whole
 MAX_DOCUMENT = 512 << 20  # characters of a file that is one JSON value
+MAX_TORN_LINES = 200  # of a table's last cell that is cut off
 PARQUET_ROWS = 256  # held at a time
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -97,6 +98,9 @@ def read_rows(
         for row in _mark_torn(rows):
             number = row.number
             yield row
+    except InvalidInputError as error:
+        violations = (Violation(f"{file}, {v.field}", v.description) for v in error.violations)
+        raise InvalidInputError(*violations) from None
     except (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError) as error:
         # Not str() of a UnicodeError: it would quote the text.
         reason = type(error).__name__ if isinstance(error, UnicodeError) else error
@@ -182,6 +186,8 @@ def _text_rows(file: Path, form: TextFormat) -> Iterator[SourceRow]:
         for number, record, problem in rows:
             yield SourceRow(name, number, record, problem, min(1.0, raw.tell() / size))
         if unpacked is not None and unpacked.cut:
+            if number == 0:
+                raise EOFError(unpacked.cut)
             yield SourceRow(name, number + 1, None, unpacked.cut, 1.0)
 
 
@@ -284,7 +290,7 @@ def _documents(text: str) -> Iterator[Parsed]:
     """
     if len(text) > MAX_DOCUMENT:
         raise InvalidInputError(
-            Violation("log", f"is one JSON value of over {MAX_DOCUMENT} characters; write JSONL.")
+            Violation("row 1", f"is a JSON value of over {MAX_DOCUMENT} characters; write JSONL.")
         )
     decoder, space = json.JSONDecoder(), re.compile(r"[\s,\[\]\ufeff]*")
     at, number = space.match(text).end(), 0  # type: ignore[union-attr]
@@ -315,13 +321,20 @@ def _csv(text: io.TextIOWrapper, delimiter: str) -> Iterator[Parsed]:
     cells = csv.reader(text, delimiter=delimiter, strict=True)
     number = 0
     while True:
+        before = cells.line_num
         try:
             row = next(cells)
         except StopIteration:
             return
         except csv.Error as error:
             number += 1
-            yield number, None, f"is not valid CSV ({error}); is a quote not closed or not doubled?"
+            lines = cells.line_num - before
+            if lines > MAX_TORN_LINES:  # no writer that was stopped, but a quote too many
+                problem = (
+                    f"opens a quote that is not closed, so {lines} lines are not rows; fix it."
+                )
+                raise InvalidInputError(Violation(f"row {number}", problem)) from None
+            yield number, None, f"is not valid CSV ({error}): a quote is not closed or not doubled"
             continue
         if not any(row):
             continue

@@ -70,7 +70,7 @@ def test_delimiter_is_the_one_of_the_header(tmp_path: Path, delimiter: str) -> N
         ("t.jsonl", b'{"a": 1}\n{"a": 2}\n{"a": "thr', "not valid JSON"),
         ("t.json", b'[{"a": 1}, {"a": 2}, {"a": ', "not valid JSON"),
         ("t.csv", b"a,b\n1,x\n2,y\n3", "has 1 of 2 cells"),
-        ("t.csv", b'a,b\n1,x\n2,y\n3,"z', "quote not closed"),
+        ("t.csv", b'a,b\n1,x\n2,y\n3,"z', "a quote is not closed"),
         ("t.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}\n' * 1, mtime=0)[:-8], "cut off"),
     ],
 )
@@ -111,10 +111,14 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "t.xlsx").touch()
     (tmp_path / "t.parquet").write_bytes(b"PAR1 cut off")
     (tmp_path / "t.csv").write_text("a,b,a\n1,2,3\n")
+    (tmp_path / "u.csv").write_text("a,b\n1,2\n" + '"3,4\n' + "5,6\n" * 299)
+    (tmp_path / "t.csv.gz").write_bytes(b"a,b\n1,2\n")
     for name, problem in {
         "t.xlsx": "t.xlsx: has an unknown format; expected .jsonl",
         "t.parquet": "t.parquet: cannot be read after row 0",
         "t.csv": "names columns twice: a",
+        "u.csv": "row 2: opens a quote that is not closed, so 300 lines are not rows",
+        "t.csv.gz": "cannot be read after row 0 .the file is cut off or damaged",
     }.items():
         with pytest.raises(InvalidInputError, match=problem):
             list(read_rows(tmp_path / name))
