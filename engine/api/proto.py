@@ -49,7 +49,7 @@ ROLES: Mapping[int, Role] = {
     router_service_pb2.ROLE_TOOL: "tool",
 }
 ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
-MAX_WORDS = 32  # of Conversation.uncounted
+MAX_UNCOUNTED = 32  # words of Conversation.uncounted
 
 
 def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
@@ -205,7 +205,7 @@ def conversation_from(message: router_service_pb2.Conversation) -> Conversation:
         turns=tuple(reversed(turns)),
         other_texts=tuple(others[left_out:]),
         media_tokens=message.media_tokens,
-        uncounted=tuple(word[:100] for word in message.uncounted[:MAX_WORDS]),
+        uncounted=tuple(word[:100] for word in message.uncounted[:MAX_UNCOUNTED]),
         unread_turns=first + left_out,
     )
 

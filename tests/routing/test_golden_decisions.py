@@ -11,6 +11,7 @@ their recorded utilities are no further apart than that.
 
 Input tokens, and the costs that follow from them, are not those of 0.1 in eight conversations: it
 divided the characters of their earlier turns by four, and now the bundle's tokenizer counts them.
+An empty session name, refused by 0.1, is no session now; that request has a wrong margin instead.
 """
 
 from __future__ import annotations
