@@ -193,7 +193,7 @@ class _Reader:
     def media(self, modality: str, part: Any) -> None:
         """Count a part that is no text, and the text that describes it."""
         self.modalities.add(modality)
-        tokens = media_tokens(self.provider, part)
+        tokens = media_tokens(_provider_of_part(part) or self.provider, part)
         if tokens is None:
             self.uncounted[f"{modality} of unknown size"] = None
         else:
@@ -431,6 +431,17 @@ def _is_tool_result(part: Any) -> bool:
     return _string(part.get("type")) in TOOL_RESULTS or any(
         get(part, name) is not None for name in TOOL_RESULT_KEYS
     )
+
+
+def _provider_of_part(part: Any) -> str:
+    """Return whose form a media part has; "" if it is OpenAI's, which others take too."""
+    if not isinstance(part, Mapping):
+        return ""
+    if get(part, "inline_data") is not None or get(part, "file_data") is not None:
+        return "" if "type" in part else "gemini"
+    if "type" in part:
+        return "anthropic" if "source" in part else ""
+    return "bedrock"
 
 
 def _has_media(value: Any, depth: int = 0) -> bool:

@@ -16,7 +16,13 @@ from typing import Any, NoReturn
 from engine.api.errors import InvalidInputError, Violation
 
 MODEL = "model"
-ROUTED = ("/chat/completions", "/completions", "/responses", "/messages")  # ends of paths
+# Ends of paths whose bodies may name a model. Gemini and Bedrock name it in the path; some gateways
+# take it in the body.
+ROUTED = (
+    *("/chat/completions", "/completions", "/responses", "/messages", "/api/chat"),
+    *("/api/generate", ":generateContent", ":streamGenerateContent", "/converse"),
+    "/converse-stream",
+)
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "UTF-8"),
     (codecs.BOM_UTF16_LE, "UTF-16"),

@@ -269,6 +269,8 @@ class Gateway:
                 "kind": decision.kind,
                 "revision": decision.revision,
                 "probability": decision.ranking[0].probability,
+                "input_tokens": decision.prompt.input_tokens,
+                "token_count_method": decision.prompt.token_count_method,
             },
         )
 

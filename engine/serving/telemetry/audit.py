@@ -53,6 +53,8 @@ class AuditRecord:
             "costs": {r.candidate.name: r.expected_cost_usd for r in d.ranking},
             "policy": asdict(self.policy),
             "input_tokens": d.prompt.input_tokens,
+            "token_count_method": d.prompt.token_count_method,
+            "uncounted": d.prompt.uncounted,
             "truncated": d.prompt.truncated,
             "ood_score": d.prompt.ood_score,
         }
