@@ -16,7 +16,6 @@ from bench.load_generator import Generator, LoadResult, RouteTimings, closed_loo
 from bench.report import Target, markdown
 from bench.roofline import Shape, products, session
 from tests.reliability import overload, soak
-from tests.reliability.faults import cases
 from tests.reliability.fuzz import grpc, messages
 from tools.processes import serving
 
@@ -156,8 +155,3 @@ def test_short_fuzz_of_a_real_server(tmp_path: Path) -> None:
         result = grpc.fuzz(server, requests=150, seed=7)
     assert result.failures == []
     assert result.codes.total() == 150
-
-
-def test_backend_that_raises_fails_only_its_own_requests(tmp_path: Path) -> None:
-    case = cases.backend_raises(tmp_path)
-    assert case.passed, case.observed
