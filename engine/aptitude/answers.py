@@ -24,7 +24,14 @@ from typing import Any
 
 from engine.aptitude.marking.answer_words import answer_words
 from engine.aptitude.marking.choices import CONTRADICTORY, ChoiceReader
-from engine.aptitude.marking.plain_text import balanced, fold, lines_of, plain, without_markup
+from engine.aptitude.marking.plain_text import (
+    balanced,
+    canonical,
+    fold,
+    lines_of,
+    plain,
+    without_markup,
+)
 from engine.aptitude.marking.reasoning import without_reasoning
 
 HEAD_CHARS, TAIL_CHARS = 500, 2_000  # of a reply, after its reasoning, that are read
@@ -276,8 +283,10 @@ class _Reader(ChoiceReader):
         for line in lines[:MAX_STATEMENTS]:
             match = _LEADING.match(line)
             letter = match[1].upper() if match else ""
-            if match and letter in self._letters and self._states_option(letter, match.end(), line):
-                stated.add(letter)
+            if match and letter in self._letters:
+                option = self._options[self._letters.index(letter)]
+                if option and canonical(line[match.end() :]) == option:
+                    stated.add(letter)
         return stated.pop() if len(stated) == 1 else None
 
     def _closing(self, line: str) -> str | None:
@@ -300,9 +309,11 @@ class _Reader(ChoiceReader):
         if result := reader._value(0, "line"):
             letter, stop = result
             rest = line[stop:].lstrip()
-            if letter == CONTRADICTORY or not rest or rest[0] in ").:,;!-]|" or lenient:
+            ends = not rest or rest[0] in ").:,;!-]|" or canonical(rest) in self._options
+            if letter == CONTRADICTORY or ends or lenient or _BECAUSE.match(rest):
                 return letter
         return None
 
 
+_BECAUSE = re.compile(r"(?:because|since|as)\b")
 _LEADING = re.compile(r"\(?\s{0,3}([A-Za-z])\s{0,3}(?:[).:\]]+(?=\s|$)|$)")

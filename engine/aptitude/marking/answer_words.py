@@ -38,8 +38,9 @@ class AnswerWords:
         self.denial = re.compile(rf"\b(?:{denied})\b|{denied_parts}")
         right = {k: "|".join(map(re.escape, v.split(","))) for k, v in raw["right"].items()}
         self.is_right = re.compile(
-            rf"[a-z]\)?[.):]{{0,2}} ?(?:{right['copula']})? ?"
-            rf"(?:(?:{right['article']}) )?(?:most )?(?:{right['right']})"
+            rf"[a-z]\)?[.):]{{0,2}} ?(?:(?:{right['copula']}) ?(?:(?:{right['article']}) )?"
+            rf"(?:most )?| (?:die|la|le|el|il|the|den|det|de) "
+            rf"|(?=[^\x00-\u024f]))(?:{right['right']})"
         )
         self.buts = frozenset(map(fold, words["but"]))
         self.ordinals = {

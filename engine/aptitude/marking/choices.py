@@ -87,6 +87,8 @@ class ChoiceReader:
                     return None
                 if kind == "option" and not linked:
                     return None
+                between = self._folded[start : token.start]
+                negated = negated or words.negative_part.search(between) is not None
                 return self._accept(tokens, i - 1, letter, negated, starts)
             starts.append(token.start)
             if token.folded in words.negatives:
@@ -120,7 +122,7 @@ class ChoiceReader:
     def _closes(self, tokens: Sequence[_Token], i: int) -> bool:
         """True if nothing but punctuation follows the letter in its line, or it is enclosed."""
         for token in tokens[i + 1 : i + 4]:
-            if token.text == "\n":
+            if token.text == "\n" or token.native:
                 return True
             if token.text.isalnum() or token.folded in answer_words().ors or token.text == ",":
                 return token.folded in answer_words().ors or token.text == ","
@@ -151,7 +153,8 @@ class ChoiceReader:
         if before.isalpha() and before < "\u0530":
             return None
         if (after and after[0] in "'+#^_*=%&") or re.match(r"[-.][A-Za-z0-9]", after):
-            return None
+            whole = letter in self._letters and self._states_option(letter, token.end)
+            return letter if whole else None
         following = tokens[i + 1] if i + 1 < len(tokens) else None
         if following is None or following.text == "\n":
             return letter.upper()
@@ -212,7 +215,7 @@ class ChoiceReader:
                 and rest[0].folded in words.fillers
                 and rest[1].folded in words.negatives
             )
-            or (rest[0].native and words.negative_part.search(rest[0].folded))
+            or (rest[0].native and words.negative_part.search(self._native_tail(tokens[i].end)))
         ):
             return None
         if letter not in self._letters:
@@ -232,6 +235,10 @@ class ChoiceReader:
                 return None if len(canonical(self._text[place:][:3])) < 2 else named_too
         return letter, tokens[i].end
 
+    def _native_tail(self, start: int) -> str:
+        """The words that end a sentence after its letter, as in Japanese and Korean."""
+        return re.split(r"[.,;!\n(]", self._folded[start : start + 16])[0]
+
     def _second_letter(self, tokens: Sequence[_Token], i: int) -> bool:
         """True if another letter is named with this one: "A or B", "A, B", "A/B"."""
         words = answer_words()
@@ -240,9 +247,9 @@ class ChoiceReader:
             token = tokens[j]
             if token.text in "().'-" and not joined:
                 continue
-            if token.text in ",/&+":
-                comma = comma or token.text == ","
-                joined = joined or token.text != ","
+            if token.text in ",;/&+|":
+                comma = comma or token.text in ",;"
+                joined = joined or token.text not in ",;"
                 continue
             if token.folded in words.ors:
                 joined = True

@@ -24,30 +24,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _WORD = (
-    r"(?:ant)?think(?:ing)?(?:_(?:faster|fast|process))?|thoughts?|thought_process|reason(?:ing)?"
+    r"(?:ant)?think(?:ing)?(?:_\w{1,60})?|internal(?:_\w{1,20})?|scratch|思考|推理|thoughts?|thought_process|reason(?:ing)?(?:_content)?"
     r"|analysis|reflection|scratch_?pad|inner_monologue|cot|chain_of_thought|deliberation"
 )
-_BRACKETED = r"think(?:ing)?|thoughts?|reasoning"
+_BRACKETED = r"think(?:ing)?|thoughts?|reasoning|思考|推理"
 # Every alternative begins with a literal, and no repetition is open-ended: time is linear.
 _MARKERS = re.compile(
-    rf"<(?P<tag_end>/?)(?:[a-z]{{1,12}}:)?(?:{_WORD})(?:\s[^<>]{{0,80}})?>"
+    rf"< ?(?P<tag_end>/?) ?(?:[a-z]{{1,12}}:)?(?:{_WORD})(?:\s[^<>]{{0,80}})?>"
+    rf"|<[|｜](?:{_BRACKETED})_(?P<side>start|begin|end)[|｜]>"
     rf"|<[|｜](?P<token_end>/|end_?(?:of_?)?|)(?:begin_?(?:of_?)?|start_?(?:of_?)?)?"
     rf"(?:{_WORD})[|｜]>"
     r"|<[|｜](?P<channel>channel)[|｜]>\s{0,8}(?P<channel_name>[a-z]{1,20})"
     rf"|<[|｜]channel>\s{{0,8}}(?P<gemma>{_WORD}|final)"
     r"|(?P<gemma_end><channel[|｜]>)"
     r"|<unused(?P<unused>9[45])>"
-    rf"|\[(?P<bracket_end>/?)(?:{_BRACKETED})\]"
+    rf"|[\[{{【](?P<bracket_end>/?)(?:{_BRACKETED})[\]}}】]"
     rf"|[◁⟨](?P<triangle_end>/?)(?:{_WORD})[▷⟩]"
     r"|(?P<response><[|｜](?:begin_?(?:of_?)?|start_?(?:of_?)?)(?:solution|response|answer)[|｜]>"
     r"|\[begin final response\]|<response>)"
     r"|here(?P<spoken>'s|’s| is| are)(?: is)? my (?P<spoken_of>thought process|thinking process"
     r"|reasoning(?: steps| process)?|response):"
     r"|<details\s[^<>]{0,80}?type=[\"']?(?P<details>reasoning|thinking)[^<>]{0,80}>"
+    r"|(?P<summary><details>\s{0,9}<summary>[^<]{0,40}(?:thinking|reasoning|thought)[^<]{0,40}<)"
     r"|(?P<details_end></details>)"
+    r"|(?P<fence>```(?:thinking|thought|think|reasoning)\b)|(?P<fence_end>```)"
     r"|(?P<done>\.\.\.\s?done thinking\.)"
 )
-_KIND = re.compile("think|thought|reason|analysis|reflection|scratch|inner|cot|chain|deliber")
+_KIND = re.compile(
+    "think|thought|internal|思考|推理|reason|analysis|reflection|scratch|inner|cot|chain|deliber"
+)
 _LEADING = re.compile(r"\s*(?:thinking\.\.\.\s*\n|(?P<harmony>analysis)(?=[A-Z]))", re.IGNORECASE)
 _HARMONY_FINAL = "assistantfinal"
 _OUTER_TOKENS = re.compile(
@@ -75,6 +80,7 @@ def without_reasoning(reply: str) -> str | None:
     the opening mark themselves.
     """
     text = reply.replace("&lt;", "<").replace("&gt;", ">") if "&lt;" in reply else reply
+    text = text.replace("＜", "<").replace("＞", ">") if "＜" in text else text
     leading = _LEADING.match(text)
     if leading and leading["harmony"] and text[leading.end("harmony")].isupper():
         final = text.lower().rfind(_HARMONY_FINAL)
@@ -92,9 +98,9 @@ def without_reasoning(reply: str) -> str | None:
             visible, opened = [], []
         elif marker.family in opened:
             del opened[opened.index(marker.family) :]
-        elif opened:
+        elif opened or marker.family in {"details", "fence"}:
             continue
-        elif marker.family != "details":
+        else:
             visible = []
         position = marker.end
     if opened:
@@ -106,7 +112,7 @@ def _markers(text: str) -> Iterator[_Marker]:
     lowered = text.lower()
     if len(lowered) != len(text):  # one character in all of Unicode grows when lowered
         lowered = text.translate({0x130: "i"}).lower()
-    if not any(sign in lowered for sign in ("<", "[", "◁", "⟨", "here", "done")):
+    if not any(sign in lowered for sign in ("<", "[", "{", "【", "◁", "⟨", "here", "done", "```")):
         return
     for match in _MARKERS.finditer(lowered):
         named = match.groupdict()
@@ -127,6 +133,12 @@ def _markers(text: str) -> Iterator[_Marker]:
                 continue  # in the middle of a sentence
         elif named["details"] is not None or named["details_end"] is not None:
             family, kind = "details", "open" if named["details"] else "close"
+        elif named["summary"] is not None:
+            family = "details"
+        elif named["fence"] is not None or named["fence_end"] is not None:
+            family, kind = "fence", "open" if named["fence"] else "close"
+        elif named["side"] is not None:
+            family, kind = "token", "close" if named["side"] == "end" else "open"
         elif named["done"] is not None:
             family, kind = "ollama", "close"
         else:
