@@ -29,7 +29,7 @@ from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
 from engine.serving.rpc.status import failure_status, reason_of
 
-INLINE_READ_BYTES = 64 * 1024  # larger conversations are read in a thread
+INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # larger conversations are read in a thread
 _READERS = ThreadPoolExecutor(1, "conversations")
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
 MAX_STREAM_ID_CHARS = 64
@@ -181,7 +181,8 @@ async def _read(
     if request.WhichOneof("instruction") != "conversation":
         return reading_from(request, max_text_bytes)
     call = partial(reading_from, request, max_text_bytes, router.token_counter)
-    is_large = request.conversation.ByteSize() > INLINE_READ_BYTES
+    spoken = request.conversation
+    is_large = len(spoken.messages) > INLINE_READ_TURNS or spoken.ByteSize() > INLINE_READ_BYTES
     return await asyncio.get_running_loop().run_in_executor(_READERS, call) if is_large else call()
 
 
