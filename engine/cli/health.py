@@ -52,6 +52,6 @@ def _explain(parsed: argparse.Namespace, call: grpc.Call) -> str:
     if call.code() is grpc.StatusCode.NOT_FOUND:
         return f"{parsed.server} has no service {parsed.service!r} to check; try readiness."
     return (
-        f"health check of {parsed.server} failed (tried {way_to(parsed.server)}):"
-        f" {call.code().name}, {call.details()}"
+        f"health check of {parsed.server} failed: {call.code().name}, {call.details()}"
+        f" (tried {way_to(parsed.server)})"
     )

@@ -14,7 +14,7 @@ from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.stores.base import RevisionId
 from engine.registry.table import Table
 
-CacheKey = tuple[RevisionId, bytes, bytes]
+CacheKey = tuple[RevisionId, bytes, bytes, str]
 OVERHEAD = 400  # bytes of an entry besides its arrays: objects, dict and links
 
 
@@ -38,9 +38,18 @@ class ScoreCache:
         return self.hits > 0 and 9 * self.hits >= self.misses
 
     @staticmethod
-    def key(table: Table, tokens: Int64Array, rows: Int64Array) -> CacheKey:
-        """Build the key of a request. tokens: (L,). rows: (K,) eligible rows of `table`."""
-        return table.id, tokens.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes()
+    def key(table: Table, tokens: Int64Array, rows: Int64Array, principal: str = "") -> CacheKey:
+        """Build the key of a request.
+
+        Args:
+            table: that it sees.
+            tokens: (L,), of its prompt.
+            rows: (K,), eligible rows of `table`.
+            principal: who sent it. No caller gets what the request of another one left, because
+                the time of the answer would say that it was asked before.
+        """
+        request = tokens.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes()
+        return table.id, *request, principal
 
     def get(self, key: CacheKey) -> Float32Array | None:
         """Return the probabilities (K,), read-only, or None if they are not cached."""

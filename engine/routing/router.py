@@ -14,7 +14,7 @@ from typing import Literal
 from engine.api.conversation.tokens import NO_TOKENS, TokenCount, TokenCounter
 from engine.api.errors import DeadlineError, OverloadedError, WaitTooLongError
 from engine.api.policy import Policy, Session
-from engine.api.request_context import DECISION
+from engine.api.request_context import DECISION, PRINCIPAL
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, Prompt, Tokenizer, render
 from engine.bundle.training_set import TrainingSet
 from engine.inference.batcher import Batcher, ScoreResult
@@ -207,7 +207,7 @@ class Router:
 
     async def _score(self, request: _PreparedRequest, deadline: float) -> ScoreResult:
         tokens, table, rows = request.prompt.tokens, request.table, request.eligible.rows
-        key = self._cache.key(table, tokens, rows)
+        key = self._cache.key(table, tokens, rows, PRINCIPAL.get())
         cached = self._cache.get(key)
         if cached is not None:
             return ScoreResult(cached, queue_s=0.0, inference_s=0.0, scoring_s=0.0)

@@ -10,7 +10,7 @@ from engine.inference.cache import CacheKey, ScoreCache
 
 
 def entry(number: int) -> tuple[CacheKey, np.ndarray]:
-    return (number % 2, bytes(number), b"rows"), np.full(3, number, dtype=np.float32)
+    return (number % 2, bytes(number), b"rows", "alice"), np.full(3, number, dtype=np.float32)
 
 
 @given(

@@ -64,9 +64,7 @@ def test_an_http_client_learns_no_ids_and_costs(server: Server, asked: dict[str,
 
 
 @pytest.mark.parametrize("constraint", UNMEETABLE)
-def test_only_roles_that_may_list_candidates_are_told_of_them(
-    constraint: str, with_tokens: Any
-) -> None:
+def test_only_roles_that_may_list_candidates_see_them(constraint: str, with_tokens: Any) -> None:
     address, tokens, known = with_tokens
     request = rpb.RouteRequest(text="Hi")
     json_format.ParseDict({constraint: UNMEETABLE[constraint]}, request.policy)

@@ -117,6 +117,16 @@ async def test_a_file_that_others_could_read_is_closed_to_them(suffix: str, tmp_
     await first.close()
 
 
+@pytest.mark.parametrize("text", ["a private plan", "What is 7 x 8?", "Write a haiku on rain."])
+def test_a_caller_cannot_see_what_another_asked_before(callers: Callers, text: str) -> None:
+    """An answer from the cache took no inference, and only the caller who asked gets one."""
+    asked = {name: callers.clients[name] for name in ("alice", "bob", "root")}
+    assert asked["alice"].route(text).timing_s["inference"] > 0
+    assert asked["alice"].route(text).timing_s["inference"] == 0
+    for name in ("bob", "root"):
+        assert asked[name].route(text).timing_s["inference"] > 0
+
+
 # --- shares and ages ----------------------------------------------------------------------------
 
 
