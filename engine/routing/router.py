@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from engine.api.candidate import Candidate
 from engine.api.conversation.tokens import NO_TOKENS, TokenCount, TokenCounter
 from engine.api.errors import DeadlineError, OverloadedError, WaitTooLongError
 from engine.api.policy import Policy, Session
@@ -168,6 +169,24 @@ class Router:
     def is_registered(self, identifier: str) -> bool:
         """Whether there is a candidate with that ID."""
         return identifier in self._registry.table().rows
+
+    def standing_candidate(self, policy: Policy, session: Session | None = None) -> Candidate:
+        """Return the candidate for a request that leaves no choice to make, such as one that counts
+        tokens: the session's, else the default one, else that of the highest mean accuracy.
+
+        It leaves no trace. Of those that are not eligible none is returned.
+
+        Raises:
+            InvalidInputError, NoEligibleCandidateError: see route.
+        """
+        table = self._registry.table()
+        validate_policy(policy, table)
+        rows = select_eligible(table, PromptInfo(0, False, None), policy).rows
+        current = "" if session is None else self._sessions.get(session.name)
+        for name in (current, policy.default_candidate, self._config.default_candidate):
+            if (row := table.rows.get(name)) is not None and row in rows:
+                return table.candidates[row]
+        return table.candidates[rows[table.mean_accuracies[rows].argmax()]]
 
     def _prepare(
         self, text: str, policy: Policy, context: TokenCount, deadline: float

@@ -26,6 +26,7 @@ from engine.serving.extproc.gateway import Gateway, options_from
 from engine.serving.extproc.service import ExternalProcessor
 from engine.serving.settings import Settings
 from engine.serving.telemetry import Telemetry
+from modelsat import Client
 from tests.reliability.fuzz.extproc import fuzz
 from tests.support.otlp_collector import collecting
 from tools.processes import Server, serving
@@ -280,6 +281,62 @@ def test_what_is_not_routed_passes_however_large(server: Server) -> None:
     echoed = [c.request_body.response.body_mutation.streamed_response for c in chunks]
     assert b"".join(e.body for e in echoed) == b"".join(pieces)
     assert [e.end_of_stream for e in echoed] == [False] * (len(echoed) - 1) + [True]
+
+
+COUNTED = b'{"model": "auto", "input": ["a", "b"], "messages": [{"role": "user", "content": "a"}]}'
+
+
+def model_on(server: Server, path: str, raw: bytes = COUNTED, **more: str) -> str:
+    """Return the model that a body has after ext_proc; every other byte is as before."""
+    common = talk(server, headers(**{":path": path}, **more), body(raw))[-1].request_body.response
+    model = str(json.loads(common.body_mutation.body)["model"])
+    assert common.body_mutation.body == raw.replace(b'"auto"', json.dumps(model).encode())
+    changed = set_by(common)
+    assert changed["x-selected-model"] == model
+    assert "x-modelsat-decision-id" not in changed
+    return model
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/messages/count_tokens",
+        "/v1/messages/count_tokens?beta=true",
+        "/v1/responses/compact",
+        "/v1/responses/input_tokens",
+        "/v1/responses/resp_123",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/images/generations",
+        "/v1/audio/speech",
+        "/v1/moderations",
+        "/v1/batches",
+    ],
+)
+def test_a_path_without_a_choice_gets_a_model_that_exists(server: Server, path: str) -> None:
+    names = {"01-ai/Yi-6B-Chat" if n == "yi-6b-chat" else n for n in registered(server)}
+    assert model_on(server, path) in names
+    allowed = {"x_modelsat_allowed_candidates": "yi-6b-chat"}
+    assert model_on(server, path, **allowed) == "01-ai/Yi-6B-Chat"
+
+
+def test_a_path_without_a_choice_gets_the_model_of_its_session(server: Server) -> None:
+    session = {"x_modelsat_session": "counts as it goes"}
+    for wanted in ("yi-6b-chat", "mathstral-7b-v0.1"):
+        chosen = {"x_modelsat_allowed_candidates": wanted}
+        _, second = talk(server, headers(**session, **chosen), body())
+        model = set_by(second.request_body.response)["x-selected-model"]
+        assert model_on(server, "/v1/messages/count_tokens", **session) == model
+
+
+def test_a_path_without_a_choice_is_refused_if_nobody_is_eligible(server: Server) -> None:
+    sent = headers(**EMBEDDINGS, x_modelsat_budget_usd="-1")
+    assert refusal(talk(server, sent, body(COUNTED))[-1]) == (400, "invalid_input")
+
+
+def registered(server: Server) -> list[str]:
+    with Client(server.address) as client:
+        return [candidate.id for candidate in client.list_candidates()]
 
 
 def test_a_large_body_is_read_within_the_timeout(tmp_path: Path) -> None:

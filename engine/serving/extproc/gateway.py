@@ -170,6 +170,9 @@ class Gateway:
     async def route(self, request: HttpRequest, raw: bytes) -> HttpChanges:
         """Select a model if the body asks for an alias; otherwise only report the body's model.
 
+        On a path without a choice to make, such as /v1/messages/count_tokens, an alias is replaced
+        by a candidate that exists; see Router.standing_candidate.
+
         Raises:
             HttpError, and what Router.route raises.
         """
@@ -177,6 +180,8 @@ class Gateway:
         parsed = await self._parse(request, raw, deadline)
         if isinstance(parsed, HttpChanges):
             return parsed
+        if isinstance(parsed, slice):
+            return self._with_standing_candidate(request, raw, parsed)
         reading = parsed.reading
         policy, session = policy_and_session(request.overrides, request.headers)
         needs = reading.needs
@@ -192,10 +197,23 @@ class Gateway:
         )
         return self._changes(raw, parsed.model, decision)
 
+    def _with_standing_candidate(
+        self, request: HttpRequest, raw: bytes, model: slice
+    ) -> HttpChanges:
+        policy, session = policy_and_session(request.overrides, request.headers)
+        identifier = self._router.standing_candidate(policy, session).id
+        name = self.options.models.get(identifier, identifier)
+        return HttpChanges({self.options.model_header: name}, with_model(raw, model, name))
+
     async def _parse(
         self, request: HttpRequest, raw: bytes, deadline: float
-    ) -> HttpChanges | _RoutableBody:
-        """Parse a large body in a thread, so that the event loop stays responsive."""
+    ) -> HttpChanges | slice | _RoutableBody:
+        """Parse a large body in a thread, so that the event loop stays responsive.
+
+        Returns:
+            What to change if there is nothing to choose; the position of the alias in the body if
+            the path leaves no choice; else what to route by.
+        """
         if len(raw) <= INLINE_PARSE_BYTES:
             return self._parse_now(request, raw)
         loop = asyncio.get_running_loop()
@@ -208,7 +226,7 @@ class Gateway:
                 " other bodies were parsed first."
             ) from None
 
-    def _parse_now(self, request: HttpRequest, raw: bytes) -> HttpChanges | _RoutableBody:
+    def _parse_now(self, request: HttpRequest, raw: bytes) -> HttpChanges | slice | _RoutableBody:
         """From any thread. The parsed body is freed at the end, before the wait for a decision."""
         routed = is_routed(request.headers.get(":path", ""))
         try:
@@ -221,8 +239,10 @@ class Gateway:
             self._check_named(request, body.model or "", routed)
         if body.model is None or not HEADER_VALUE.fullmatch(body.model):
             return HttpChanges()
-        if not routed or body.model not in self.options.aliases:
+        if body.model not in self.options.aliases:
             return HttpChanges({self.options.model_header: body.model})
+        if not routed:
+            return body.model_position
         path = request.headers.get(":path", "")
         reading = read_body(body.members, path, self._router.token_counter)
         if reading.ask:
