@@ -329,7 +329,7 @@ def test_a_path_without_a_choice_gets_the_model_of_its_session(server: Server) -
         assert model_on(server, "/v1/messages/count_tokens", **session) == model
 
 
-def test_a_path_without_a_choice_is_refused_if_nobody_is_eligible(server: Server) -> None:
+def test_a_path_without_a_choice_is_refused_for_an_invalid_policy(server: Server) -> None:
     sent = headers(**EMBEDDINGS, x_modelsat_budget_usd="-1")
     assert refusal(talk(server, sent, body(COUNTED))[-1]) == (400, "invalid_input")
 
