@@ -186,7 +186,8 @@ class Router:
         for name in (current, policy.default_candidate, self._config.default_candidate):
             if (row := table.rows.get(name)) is not None and row in rows:
                 return table.candidates[row]
-        return table.candidates[rows[table.mean_accuracies[rows].argmax()]]
+        best: int = rows[table.mean_accuracies[rows].argmax()]
+        return table.candidates[best]
 
     def _prepare(
         self, text: str, policy: Policy, context: TokenCount, deadline: float

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from engine.api.policy import MAX_SESSION_CHARS, session_name
-from engine.cli.aptitude_flags import candidate_from
+from engine.cli.aptitude_flags import add_arguments, candidate_from
 from engine.client.channel import Credentials, check_address, is_local
 from modelsat import AsyncClient, Client, InvalidInputError, ModelsatClientError, Session
 from tools.processes import Server
@@ -103,16 +103,20 @@ def test_a_model_in_another_script_gets_an_id_of_its_ascii_letters(
     assert candidate_from(flags(model)).id == identifier
 
 
-@pytest.mark.parametrize("model", ["千问", "ГигаЧат", "하이퍼클로바", "--"])
+@pytest.mark.parametrize("model", ["千问", "ГигаЧат", "하이퍼클로바", "..."])
 def test_a_model_without_ascii_letters_needs_an_id(model: str) -> None:
     with pytest.raises(InvalidInputError, match="--id: is not set"):
         candidate_from(flags(model))
-    assert candidate_from(flags(model, "own-id")).id == "own-id"
+    assert candidate_from(flags(model, "--id", "own-id")).id == "own-id"
 
 
-def flags(model: str, identifier: str | None = None) -> argparse.Namespace:
-    prices = {"input_usd_per_million": 1.0, "output_usd_per_million": 1.0, "price_source": "list"}
-    return argparse.Namespace(model=model, id=identifier, context_window=8192, **prices)
+def flags(model: str, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    prices = ("--input-usd-per-million", "1", "--output-usd-per-million", "2")
+    return parser.parse_args(
+        [f"--model={model}", "--base-url=http://127.0.0.1:1/v1", *prices, *more]
+    )
 
 
 NAMES = ["s" * 5000, "имя сессии" * 40, "\ud800", "🧵" * 200, "a\0b", " turn 1 ", "", "   "]
