@@ -162,15 +162,15 @@ class NoEligibleCandidateError(ModelsatError):
         """Return the error without IDs, numbers and prices of candidates, for a caller who may not
         list them."""
         known = dict.fromkeys(_without_figures(reason) for reason in self.reasons.values())
-        told = NoEligibleCandidateError({})
+        error = NoEligibleCandidateError({})
         if known:
-            told.args = (f"No candidate is eligible: {'; '.join(known)}.",)
+            error.args = (f"No candidate is eligible: {'; '.join(known)}.",)
         else:
-            told.args = ("No candidate is eligible.",)
-        return told
+            error.args = ("No candidate is eligible.",)
+        return error
 
 
-# Beginning of a reason -> what outsiders are told. A reason that is not here is told as "excluded".
+# Beginning of a reason -> what outsiders may know of it. Any other reason is "excluded" to them.
 PUBLIC_REASONS = {
     "not among the allowed candidates": "not among the allowed candidates",
     "among the denied candidates": "among the denied candidates",
@@ -185,7 +185,7 @@ PUBLIC_REASONS = {
 
 
 def _without_figures(reason: str) -> str:
-    matches = (told for start, told in PUBLIC_REASONS.items() if reason.startswith(start))
+    matches = (text for start, text in PUBLIC_REASONS.items() if reason.startswith(start))
     return next(matches, "excluded")
 
 

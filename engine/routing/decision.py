@@ -99,7 +99,7 @@ def prepare_prompt(
         training_set: the bundle's statistics for the out-of-distribution score, if it has any.
     """
     prompt = render(text, tokenizer)
-    # A text this long is tokenized in its head and tail, and its length estimated from them.
+    # A text this long is truncated in the middle, and its length estimated from the rest.
     own = "mixed" if len(text) > CLIPPED_CHARS else "tokenizer"
     method = own if not context.tokens or context.method == own else "mixed"
     ood_score = training_set.ood_score(prompt.tokens) if training_set and text else None

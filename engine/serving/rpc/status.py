@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 
 
 def may_list(role: str) -> bool:
-    """Whether a caller may list candidates, and so be told of them in errors. role: see ROLE."""
+    """Whether a caller may list candidates, and so read about them in errors. role: see ROLE."""
     return role in ("", "read", "admin")
 
 
