@@ -32,6 +32,7 @@ from engine.serving.event_loop import OverloadSelector
 from engine.serving.rpc.arrivals import Arrivals
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, raise_descriptor_limit
 from engine.serving.rpc.drain import Drain
+from engine.serving.rpc.fair_slots import FairSlots
 from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryInterceptor
 from engine.serving.rpc.listener import Listener, bind, insecure_listener_warnings
 from engine.serving.settings import Settings
@@ -39,6 +40,8 @@ from engine.serving.shutdown import CLOSE_S, arm, bounded
 from engine.serving.telemetry import open_telemetry
 from engine.serving.telemetry.metrics import reload_samples
 
+ROUTES_AT_ONCE = 64  # of principals with a name, enough to fill every forward pass
+WAITING_RATIO = 4  # calls of Route that may wait for their turn, relative to --max-queue-size
 STALL_LIMIT_S = 30.0  # a forward pass or a series of failures this long turns liveness off
 PRUNE_S = 3600.0  # between deletions of old outcomes
 MAX_NOTICE_S = 1.0  # for load balancers to see NOT_SERVING; at most a quarter of the grace period
@@ -230,11 +233,15 @@ def _bind(
     ]
     addresses = services_by_address(components)
     limit = connection_limit(settings.max_connections, raise_descriptor_limit(), len(addresses))
+    routes = None
+    if settings.fallback != "overload":  # which answers at once instead
+        at_once = min(ROUTES_AT_ONCE, settings.max_queue_size)
+        routes = FairSlots(at_once, WAITING_RATIO * settings.max_queue_size, "calls of Route")
     listeners = []
     for name, services in addresses:
         credentials = None if certificates is None else certificates.credentials()
         largest = max_message_bytes(settings, services)
-        arrivals = Arrivals(connections, largest)
+        arrivals = Arrivals(connections, largest, routes)
         chain = [arrivals, *interceptors]
         listener = bind(settings, name, services, chain, credentials, limit, largest)
         connections.add_port(listener.port, limit)

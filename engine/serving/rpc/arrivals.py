@@ -47,6 +47,7 @@ READS = frozenset(
         "/modelsat.v1.CandidateService/ListRevisions",
     }
 )
+ROUTE = "/modelsat.v1.RouterService/Route"
 Parse = Callable[[bytes], Any]
 
 
@@ -54,17 +55,22 @@ class Arrivals(HandlerWrapper):
     """Receive the requests of one address. Goes first among the interceptors: the others see
     a method with one request as what it is, and count what is refused here.
 
-    max_message_bytes: of the address. receiving, reads, streams: what waits for a slot. slow, held:
-    calls refused because their message did not arrive in time, or for the memory of others.
+    max_message_bytes: of the address. routes: of known principals, whose calls wait for their turn
+    here: refusing one that is tried again at once costs more. receiving, reads, streams: what
+    waits for a slot. slow, held: calls refused because their message did not arrive in time, or for
+    the memory of others.
     """
 
-    def __init__(self, connections: ConnectionWatch, max_message_bytes: int) -> None:
+    def __init__(
+        self, connections: ConnectionWatch, max_message_bytes: int, routes: FairSlots | None = None
+    ) -> None:
         super().__init__()
         self._connections = connections
         slots = max(2, RECEIVING_BYTES // max_message_bytes)
         self.receiving = FairSlots(slots, MAX_WAITING, "messages arrive")
         self.reads = FairSlots(READS_AT_ONCE, MAX_READS_WAITING, "calls read the table")
         self.streams = FairSlots(MAX_REQUEST_STREAMS, 0, "streams of requests")
+        self.routes = routes
         self._held_bytes = 0
         self.slow = 0
         self.held = 0
@@ -117,6 +123,8 @@ class Arrivals(HandlerWrapper):
             stack.enter_context(self._hold(len(raw)))
             if method in READS:
                 await stack.enter_async_context(self.reads.slot(caller))
+            elif method == ROUTE and self.routes is not None and PRINCIPAL.get():
+                await stack.enter_async_context(self.routes.slot(PRINCIPAL.get()))
             return await parsed(raw, parse)
         except ModelsatError as error:
             return await _refused(context, method, error)
