@@ -252,4 +252,9 @@ class BundleError(ModelsatError):
 
 
 class StoreError(ModelsatError):
-    """A store of candidates or outcomes cannot be read or written; it is left as it is."""
+    """A store of candidates or outcomes cannot be read or written; it is left as it is.
+
+    unreachable: True if the database did not answer, so that trying again later may help.
+    """
+
+    unreachable = False

@@ -93,6 +93,9 @@ class ServerInfo:
             the middle.
         max_text_bytes: Largest text that a request may carry, in bytes.
         revision_token: Identity of the revision that is served now.
+        store_connected: True if the candidate store answers; if not, changes are refused.
+        table_from_file: True if the candidates are those of the last run, because the store has not
+            answered since the start.
     """
 
     version: str
@@ -108,6 +111,8 @@ class ServerInfo:
     max_instruction_tokens: int
     max_text_bytes: int
     revision_token: str = ""
+    store_connected: bool = True
+    table_from_file: bool = False
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "backend", "scoring_kernel", "prompt_layout", "aptitude_representation", "num_layers", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes", "revision_token")
+    __slots__ = ("version", "backend", "scoring_kernel", "prompt_layout", "aptitude_representation", "num_layers", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes", "revision_token", "store_connected", "table_from_file")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     SCORING_KERNEL_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +271,8 @@ class GetServerInfoResponse(_message.Message):
     MAX_INSTRUCTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STORE_CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FROM_FILE_FIELD_NUMBER: _ClassVar[int]
     version: str
     backend: str
     scoring_kernel: str
@@ -284,4 +286,6 @@ class GetServerInfoResponse(_message.Message):
     max_instruction_tokens: int
     max_text_bytes: int
     revision_token: str
-    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., scoring_kernel: _Optional[str] = ..., prompt_layout: _Optional[str] = ..., aptitude_representation: _Optional[str] = ..., num_layers: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., revision_token: _Optional[str] = ...) -> None: ...
+    store_connected: bool
+    table_from_file: bool
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., scoring_kernel: _Optional[str] = ..., prompt_layout: _Optional[str] = ..., aptitude_representation: _Optional[str] = ..., num_layers: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., revision_token: _Optional[str] = ..., store_connected: _Optional[bool] = ..., table_from_file: _Optional[bool] = ...) -> None: ...

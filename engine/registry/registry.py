@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +28,8 @@ from engine.api.errors import (
 )
 from engine.registry.access import StoreAccess
 from engine.registry.encoder import CapabilityEncoder
+from engine.registry.health import StoreHealth
+from engine.registry.last_table import LastTableFile
 from engine.registry.stores.base import (
     DEFAULT_HISTORY_LIMIT,
     Change,
@@ -75,8 +79,26 @@ class Registry:
     to date with their changes.
     """
 
-    def __init__(self, store: Store, encoder: CapabilityEncoder, width: int) -> None:
-        """Load the newest table from `store`. width: D, of an embedding. Raises StoreError."""
+    def __init__(
+        self,
+        store: Store,
+        encoder: CapabilityEncoder,
+        width: int,
+        last: LastTableFile | None = None,
+        away: str = "",
+    ) -> None:
+        """Load the newest table from `store`.
+
+        Args:
+            store: of the candidates.
+            encoder: computes their embeddings.
+            width: D, of an embedding.
+            last: keeps the newest table on disk.
+            away: why the store cannot be reached; the table is that of `last` then, until it can.
+
+        Raises:
+            StoreError: the table cannot be read.
+        """
         self._store = store
         self._encoder = encoder
         self._width = width
@@ -86,8 +108,18 @@ class Registry:
         self._running: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
         self._health = StoreHealth()
-        self._current = CurrentTable(self._build(store.newest()))
-        self.decision_key = store.decision_key()
+        self._last = last
+        self._saving: asyncio.Task[None] | None = None
+        self.from_file = bool(away)
+        if away and last is not None:
+            stored, self.decision_key = last.load()
+            self._health.mark_down(away)
+            log.error("starting with revision %d from %s", stored.id.number, last.path)
+        else:
+            stored, self.decision_key = store.newest(), store.decision_key()
+        self._current = CurrentTable(self._build(stored))
+        if last is not None and not away:
+            last.save(self.table(), self.decision_key)
 
     def table(self) -> Table:
         """Return the newest table; a request should use one table throughout."""
@@ -292,7 +324,7 @@ class Registry:
                     raise
                 lineage = {**table.lineage, revision.number: revision.id.nonce}
                 table = make_table(revision.id, list(entries.values()), self._width, lineage)
-                self._current.publish(table)
+                self._publish(table)
                 return _Applied(change, table, revision)
         raise AssertionError("the last attempt returns or raises")
 
@@ -304,19 +336,36 @@ class Registry:
         now, it begins a new epoch first."""
         stored = await self._access.run(self._store.newest)
         known = self.table().id
+        if known.number and not stored.id.number:
+            raise StoreError("The candidate store is empty; restore a backup. Nothing was changed.")
         if stored.id.epoch == known.epoch and has_lost(known, stored.lineage):
             log.error("the store lost revision %d: restored or failed over", known.number)
             await self._access.run(self._store.fence, known)
             stored = await self._access.run(self._store.newest)
-        self._unsure = False
+        self._unsure = self.from_file = False
         if stored.id != self.table().id:
-            self._current.publish(self._build(stored))
+            self._publish(self._build(stored))
+
+    def _publish(self, table: Table) -> None:
+        self._current.publish(table)
+        if self._last is not None and (self._saving is None or self._saving.done()):
+            self._saving = asyncio.create_task(self._save(self._last))
+            self._running.add(self._saving)
+            self._saving.add_done_callback(self._running.discard)
+
+    async def _save(self, last: LastTableFile) -> None:
+        """Save the newest table, and again while it changes."""
+        saved = None
+        while saved is not (table := self.table()):
+            await asyncio.to_thread(last.save, table, self.decision_key)
+            saved = table
 
     async def _catch_up(self) -> None:
         """Publish what other servers changed."""
         if not (self._store.shared or self._unsure):
             return
-        if self._unsure or await self._access.run(self._store.identity) != self.table().id:
+        identity = await self._access.run(self._store.identity)
+        if self._unsure or self.from_file or identity != self.table().id:
             await self._read()
 
     def _on_revision(self, revision: RevisionId | None, reason: str) -> None:
@@ -325,7 +374,7 @@ class Registry:
             self._health.mark_down(reason)
             if reason in _HANGS:
                 self._store.interrupt()  # what waits for it would wait as long
-        elif revision == self.table().id and not self._unsure:
+        elif revision == self.table().id and not (self._unsure or self.from_file):
             self._health.mark_up()
         else:
             self._start_refresh()
@@ -385,31 +434,6 @@ def _entries_after(table: Table, change: Change) -> Mapping[str, Entry]:
     return entries
 
 
-class StoreHealth:
-    """Whether the store can be reached. Use it from the event loop's thread alone."""
-
-    def __init__(self) -> None:
-        self.state = StoreState(True, time.monotonic())
-        self.hooks: list[Callable[[StoreState], None]] = []
-
-    def mark_up(self) -> None:
-        """Note that the store answers."""
-        if not self.state.connected:
-            log.info("candidate store reconnected")
-            self._set(StoreState(True, time.monotonic()))
-
-    def mark_down(self, reason: str) -> None:
-        """Note that the store does not answer, because of `reason`."""
-        if self.state.connected:
-            log.error("candidate store unavailable (%s), serving the last known revision", reason)
-            self._set(StoreState(False, time.monotonic(), reason))
-
-    def _set(self, state: StoreState) -> None:
-        self.state = state
-        for hook in self.hooks:
-            hook(state)
-
-
 def open_registry(
     url: str,
     encoder: CapabilityEncoder,
@@ -419,6 +443,7 @@ def open_registry(
     *,
     reencode_candidates: bool = False,
     history_limit: int = DEFAULT_HISTORY_LIMIT,
+    last_table: Path | None = None,
 ) -> Registry:
     """Open the store at `url`, and fill it from `catalog` if it has never held anything.
 
@@ -430,18 +455,50 @@ def open_registry(
         catalog: candidates of a new store.
         reencode_candidates: recompute the embeddings of a store of another encoder instead.
         history_limit: revisions that the store keeps.
+        last_table: file of the last table, for a start while the PostgreSQL database is away.
 
     Raises:
         StoreError: the store cannot be opened, or was filled by another encoder.
     """
-    store = open_store(
-        url, encoder_id, width, encoder.encode if reencode_candidates else None, history_limit
-    )
+    last = None
+    if last_table is not None and is_postgres(url):
+        last = LastTableFile(last_table, _store_id(url), encoder_id, width)
+    try:
+        store = open_store(
+            url, encoder_id, width, encoder.encode if reencode_candidates else None, history_limit
+        )
+    except StoreError as error:
+        if last is None or reencode_candidates or not error.unreachable:
+            raise
+        return _open_away(url, encoder, last, history_limit, error)
     if store.revision() == 0:
         initial = Change([(c, encoder.encode(c)) for c in catalog])
         with suppress(ConflictError):  # another server did it at the same time
             store.apply(initial, 0, f"initialized with the {len(catalog)} candidates of the bundle")
-    return Registry(store, encoder, width)
+    return Registry(store, encoder, width, last)
+
+
+def _open_away(
+    url: str,
+    encoder: CapabilityEncoder,
+    last: LastTableFile,
+    history_limit: int,
+    reason: StoreError,
+) -> Registry:
+    """Start with the last table; raises the reason why the store is away if there is none."""
+    from engine.registry.stores.postgres import PostgresStore
+
+    store = PostgresStore(url, last.encoder_id, last.width, None, history_limit, connect=False)
+    try:
+        return Registry(store, encoder, last.width, last, away=str(reason))
+    except StoreError as missing:
+        store.close()
+        raise StoreError(f"{reason} There is no last table to start with: {missing}") from reason
+
+
+def _store_id(url: str) -> str:
+    """Identify the database of a PostgreSQL URL, without its secrets."""
+    return hashlib.sha256(re.sub(r"//[^/]*@", "//", url.partition("?")[0]).encode()).hexdigest()
 
 
 def open_store(

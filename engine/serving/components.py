@@ -98,6 +98,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         read_catalog(settings.bundle / "zoo.json"),
         reencode_candidates=settings.reencode_candidates,
         history_limit=settings.revision_history_limit,
+        last_table=settings.last_table_file if settings.last_table_file.name else None,
     )
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, head, _batch_limits(settings), telemetry.forwarded)
@@ -221,6 +222,8 @@ def server_info(components: Components) -> router_service_pb2.GetServerInfoRespo
         encoder_id=manifest.encoder_id,
         revision=table.revision,
         revision_token=table.id.token,
+        store_connected=components.registry.store_state.connected,
+        table_from_file=components.registry.from_file,
         candidates=len(table.candidates),
         max_instruction_tokens=MAX_INSTRUCTION_TOKENS,
         max_text_bytes=components.settings.max_text_bytes,

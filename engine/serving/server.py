@@ -134,7 +134,9 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
         await listener.start()
     if console is not None:
         console.start()
-    components.registry.on_store_state(_store_health_hook(listeners))
+    on_state = _store_health_hook(listeners)
+    components.registry.on_store_state(on_state)
+    on_state(components.registry.store_state)
     components.registry.follow()
     watches = (
         asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls"),

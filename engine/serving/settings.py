@@ -25,6 +25,7 @@ EXTPROC_MAX_BODY_BYTES = 10 * MIB  # of one HTTP request
 OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
 NO_FILE = Path()
 BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
+LAST_TABLE = Path("artifacts/last-table.json")
 LEVELS = ("debug", "info", "warning", "error")
 HEADER_PATTERN = re.compile(r"[a-z0-9-]{1,100}")
 HEADER_VALUE = re.compile(r"[!-~]{1,256}")
@@ -89,6 +90,9 @@ class Settings:
     )
     candidates_db: str = _of(
         "artifacts/candidates.sqlite", "Candidate store: an SQLite file or a postgresql:// URL."
+    )
+    last_table_file: Path = _of(
+        LAST_TABLE, "File of the last table, for a start while PostgreSQL is away; empty for none."
     )
     outcomes_db: Path = _of(OUTCOMES, "SQLite file for recorded outcomes.")
     device: str = _of(

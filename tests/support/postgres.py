@@ -96,7 +96,8 @@ class Postgres:
 
     def thaw(self) -> None:
         """Let the processes that freeze() stopped go on."""
-        for pid in self._frozen:
+        frozen, self._frozen = self._frozen, []
+        for pid in frozen:
             os.kill(pid, signal.SIGCONT)
 
     def copy_data(self) -> None:

@@ -97,6 +97,8 @@ class PostgresStore:
         width: int,
         reencode_candidates: Encode | None = None,
         history_limit: int = DEFAULT_HISTORY_LIMIT,
+        *,
+        connect: bool = True,
     ) -> None:
         """Connect to `url`, and create the tables if there are none.
 
@@ -106,6 +108,7 @@ class PostgresStore:
             width: D, of an embedding.
             reencode_candidates: recomputes the embeddings of such a store instead.
             history_limit: revisions to keep.
+            connect: False leaves all of that for the first operation.
 
         Raises:
             StoreError: the database does not answer, or holds a store of another schema or encoder,
@@ -119,6 +122,9 @@ class PostgresStore:
         self._open: PostgresConnection | None = None
         self._breaker = Breaker()
         self._listener: RevisionListener | None = None
+        self._prepared = connect
+        if not connect:
+            return
         try:
             with (
                 self._translated("opened", _START_HINT),
@@ -229,6 +235,10 @@ class PostgresStore:
                 self._open.close()
         self._open = None
         self._open = connect(self._parameters)
+        if not self._prepared:
+            with self._breaker.limit(self._open, STATEMENT_S), self._open.transaction():
+                set_up(PostgresDatabase(self._open), self._encoder_id)
+            self._prepared = True
         return self._open
 
     @contextmanager
@@ -363,9 +373,11 @@ def translated(conninfo: dict[str, Any], name: str, participle: str, hint: str) 
         text = (str(error).splitlines() or [""])[0]
         if conninfo.get("password"):
             text = text.replace(conninfo["password"], "***")
-        raise StoreError(
+        failure = StoreError(
             f"{name} could not be {participle} ({type(error).__name__}: {text}); {hint}."
-        ) from error
+        )
+        failure.unreachable = isinstance(error, psycopg.OperationalError)
+        raise failure from error
 
 
 CHANNEL = "modelsat_revision"
