@@ -53,6 +53,12 @@ _MARKERS = re.compile(
 _KIND = re.compile(
     "think|thought|internal|思考|推理|reason|analysis|reflection|scratch|inner|cot|chain|deliber"
 )
+# Every marker has one of these words.
+_HINTS = (
+    *("think", "thought", "reason", "analysis", "reflection", "scratch", "inner", "internal"),
+    *("cot>", "cot|", "cot]", "cot▷", "<cot", "chain_of", "deliber", "思考", "推理", "channel"),
+    *("<unused9", "solution", "response", "answer|", "answer｜"),
+)
 _LEADING = re.compile(r"\s*(?:thinking\.\.\.\s*\n|(?P<harmony>analysis)(?=[A-Z]))", re.IGNORECASE)
 _HARMONY_FINAL = "assistantfinal"
 _OUTER_TOKENS = re.compile(
@@ -112,7 +118,7 @@ def _markers(text: str) -> Iterator[_Marker]:
     lowered = text.lower()
     if len(lowered) != len(text):  # one character in all of Unicode grows when lowered
         lowered = text.translate({0x130: "i"}).lower()
-    if not any(sign in lowered for sign in ("<", "[", "{", "【", "◁", "⟨", "here", "done", "```")):
+    if not any(word in lowered for word in _HINTS):  # most replies; far faster than the search
         return
     for match in _MARKERS.finditer(lowered):
         named = match.groupdict()
