@@ -34,8 +34,8 @@ from engine.aptitude.marking.plain_text import (
 )
 from engine.aptitude.marking.reasoning import without_reasoning
 
-HEAD_CHARS, TAIL_CHARS = 400, 1_600  # of a reply, after its reasoning, that are read
-MAX_STATEMENTS = 8  # the last ones of a reply that are looked at
+HEAD_CHARS, TAIL_CHARS = 400, 1_200  # of a reply, after its reasoning, that are read
+MAX_STATEMENTS = 5  # the last ones of a reply that are looked at
 ANSWER_KEYS = re.compile(
     r"(?:final|correct|selected|chosen|my)?[_ ]?(?:answer|choice|option|letter|selection|result"
     r"|prediction|response)(?:[_ ]?(?:letter|choice|option|key|id))?"
