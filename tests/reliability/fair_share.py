@@ -1,4 +1,4 @@
-"""Compare the single calls of one principal, alone and beside 400 concurrent calls of another.
+"""Compare the single calls of one principal, alone and alongside 400 concurrent calls of another.
 
     python -m tests.reliability.fair_share [--calls 100] [--callers 400]
 
@@ -82,15 +82,15 @@ async def run(address: str, tokens: tuple[str, str], calls: int, callers: int) -
     alone, _ = await single_calls(address, light, calls)
     load = asyncio.create_task(crowd(address, heavy, callers))
     await asyncio.sleep(3)
-    beside, failed = await single_calls(address, light, calls)
+    alongside, failed = await single_calls(address, light, calls)
     load.cancel()
     await asyncio.gather(load, return_exceptions=True)
-    for name, values in (("alone", alone), ("beside the crowd", beside)):
+    for name, values in (("alone", alone), ("alongside the crowd", alongside)):
         print(name, "p50 / p99 in ms:", np.percentile(values, [50, 99]).round(1).tolist())
-    ratio = float(np.percentile(beside, 99) / np.percentile(alone, 99)) if beside else None
+    ratio = float(np.percentile(alongside, 99) / np.percentile(alone, 99)) if alongside else None
     return [
         Target("single calls that failed", failed, "<= 0"),
-        Target("p99 beside the crowd / p99 alone", ratio, "<= 3", "no call succeeded"),
+        Target("p99 alongside the crowd / p99 alone", ratio, "<= 3", "no call succeeded"),
     ]
 
 
