@@ -70,6 +70,62 @@ HARNESS = {
     "files that the prompt names": (
         f"{ASK}\n--- Content from referenced files ---\nx = 1\n--- End of content ---",
     ),
+    "a reminder after the last sentence": (f"{ASK} {REMINDER}",),
+    "a reminder within a reminder": (
+        f"<system-reminder>\na {REMINDER} b\n</system-reminder>\n{ASK}",
+    ),
+    "a reminder that mentions its tag": (
+        f"<system-reminder>\nTags such as <system-reminder> hold notes.\n</system-reminder>\n{ASK}",
+        REMINDER,
+    ),
+    "a byte order mark and a closing with a blank": (
+        f"\ufeff<system-reminder>\nx\n</system-reminder >\n{ASK}",
+    ),
+    "a letter that grows in small type": (
+        f"<system-reminder>\n\u0130stanbul\u0130\u0130\n</system-reminder>\n{ASK}",
+    ),
+    "notifications and warnings": (
+        "<subagent_notification>\n{}\n</subagent_notification>",
+        f"<system_warning>Token usage: 1/2</system_warning>\n{ASK}",
+    ),
+    "a message of another agent": (
+        f'<teammate-message teammate_id="lead">\nhello\n</teammate-message>\n{ASK}',
+    ),
+    "tools that can be loaded": (
+        f"<available-deferred-tools>\nWebFetch\n</available-deferred-tools>\n{ASK}",
+    ),
+    "information on the runtime": (
+        "<RUNTIME_INFORMATION>\nhost\n</RUNTIME_INFORMATION>",
+        "<EXTRA_INFO>\ngit\n</EXTRA_INFO>",
+        ASK,
+    ),
+    "a working directory": (f"<env>\nWorking directory: /a\n</env>\n{ASK}",),
+    "a skill's text": (f"<skill>\n<name>pdf</name>\nbody\n</skill>\n{ASK}",),
+    "attached items": (
+        ASK,
+        "<context>\nThe following items were attached by the user.\n</context>",
+    ),
+    "a file that was read for the ask": (
+        ASK,
+        'Called the Read tool with the following input: {"filePath": "/a"}',
+        "<path>/a</path>\n<content>1: x</content>",
+    ),
+    "a note on attachments": (
+        f"<userRequest>\n{ASK} (See <attachments> above for file contents.)\n</userRequest>",
+    ),
+    "a task with a note on its list": (
+        f"<task>\n{ASK}\n</task>\n\n# task_progress RECOMMENDED\n\nKeep a list.\n",
+        "<environment_details>\nx\n</environment_details>",
+    ),
+    "an editor's state as JSON": (
+        "Here is the user's editor context as a JSON object.\n```json\n{}\n```",
+        ASK,
+    ),
+    "a template of retrieval": (
+        "### Task:\nRespond to the user query using the provided context.\n<context>\n"
+        f'<source id="1">x</source>\n</context>\n\n{ASK}',
+    ),
+    "a summary to date": ("Here is a summary of the conversation to date:\n\nx", ASK),
     "tags in capitals": (f"<ADDITIONAL_METADATA>\nx\n</ADDITIONAL_METADATA>\n{ASK}",),
 }
 NO_ASK = {
@@ -110,6 +166,10 @@ def test_a_turn_of_nothing_else_is_no_ask(texts: tuple[str, ...]) -> None:
         "Turn this into a story:\n<task>\nbuild a boat\n</task>\nof 100 words.",
         "<html>\n<body>\n</body>\n</html>\nWhy is this page blank?",
         "[Test A] Result: it fails. Why?",
+        "I wrote two lines. <system-reminder>be brief</system-reminder> is the second. Why?",
+        "Which of these is custom?\n<my-widget>\n</my-widget>\n<user-card>\n</user-card>",
+        "<env>\nPATH=/bin\n</env>\nIs this file well-formed?",
+        "Here is a summary of the conversation with my landlord. Answer it for me.",
     ],
 )
 def test_an_ask_that_quotes_such_tags_stays_whole(text: str) -> None:

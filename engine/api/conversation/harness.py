@@ -17,12 +17,17 @@ BLOCKS = re.compile(
       [\w-]*reminder(?:_?instructions|s)? | (?:[\w-]+[-_])?hook(?:[-_][\w-]+)? | ephemeral_message
     | (?:local[-_])?command[-_](?:name|message|contents|stdout|stderr|caveat) | local-command-[\w-]+
     | bash[-_](?:input|stdout|stderr) | user[-_]shell[-_]command | ide[-_][\w-]+ | new-diagnostics
-    | (?:task|background|agent)[-_]notification | turn_aborted | state_snapshot
+    | (?:[\w-]+[-_])?notification | turn_aborted | user_action | model_switch | teammate-message
+    | system[-_](?:warning|note|message|instructions?|info|information|status|prompt|event)
+    | [\w-]*(?:deferred|available)[-_](?:tools|skills|agents|commands) | (?:total|used)[-_]tokens
+    | (?:token|context)[-_](?:usage|budget) | selected[-_](?:lines|text|code) | claude_?md
+    | [\w-]+-message-id | [\w-]+[-_](?:background[-_]info|mode[-_]info) | state_snapshot
     | (?:conversation|compaction)[-_]summary | user_instructions | permissions[ ]instructions
     | collaboration_mode | personality_spec | skills?_instructions | apps_instructions
     | environment[-_](?:context|details|info|information)
     | (?:session|editor|workspace|project|repository|repo|ide|additional|attached|user|machine|tool
-        |global)[-_]?(?:context|info|information|details|metadata|rules|layout|structure|state)
+        |global|environment|runtime|extra|os|git|shell|terminal)[-_]?(?:context|info|information|details|metadata|rules|layout|structure
+        |state)
     | additional[-_]data | attached[-_]?files? | attachments? | manually_attached_skills
     | open(?:ed)?[-_](?:and_recently_viewed_)?files? | recently_viewed_files | current_file
     | currently_open_file | visible_files | open_tabs | linter_errors | lint_errors | git[-_]status
@@ -38,20 +43,40 @@ BLOCKS = re.compile(
 ASKS = frozenset(
     ("user_query", "userrequest", "user_request", "user_message", "user_prompt", "command-args")
 )
-WEAK_ASKS = frozenset(("task", "feedback", "answer", "new_task", "question"))
+WEAK_ASKS = frozenset(
+    ("task", "feedback", "answer", "new_task", "question", "prompt", "issue_description")
+)
 # Blocks that people write too: left out only in the company of another block of a harness.
 WEAK_BLOCKS = frozenset(
-    ("context", "instructions", "rules", "files", "file", "env", "memory", "summary", "timestamp")
+    (
+        "context",
+        "instructions",
+        "rules",
+        "files",
+        "file",
+        "env",
+        "memory",
+        "summary",
+        "timestamp",
+        "skill",
+    )
 )
+# Contents that tell that a harness wrote a weak block, or one of another name.
+_ATTACHED = re.compile(
+    r"\s*(?:the following items were attached by the user|working directory:|<name>[^<\n]+</name>)",
+    re.IGNORECASE,
+)
+_ATTACHED_TAGS = frozenset(("context", "env", "skill"))
+# A block begins a line, or follows the end of a sentence: "Why? <system-reminder>".
 _OPENING = re.compile(
-    r"^[ \t]*(?:(?P<fence>`{3,}|~{3,})"
+    r"(?:(?P<begins_line>^)|(?<=[.?!。？！])(?=[ \t]*<))[ \t\u00a0\ufeff]*(?:(?P<fence>`{3,}|~{3,})"
     r"|<(?P<tag>[A-Za-z][\w-]*(?:[ ]instructions)?)(?:\s[^<>\n]*)?>)",
     re.MULTILINE,
 )
 # Parts of which a harness wrote everything up to the end.
 _WHOLE_PARTS = re.compile(
     r"""\s*(?:
-      this\ session\ is\ being\ continued\ from\ a\ previous\ conversation
+      this\ (?:session|conversation|chat|thread)\ is\ being\ continued\ from\ a\ previous
     | another\ language\ model\ started\ to\ solve\ this\ problem
     | caveat:\ the\ messages\ below\ were\ generated\ by\ the\ user\ while\ running
     | \[request\ interrupted\ by\ user[^\]\n]*\]\s*$
@@ -63,7 +88,10 @@ _WHOLE_PARTS = re.compile(
     | i\ switched\ to\ a\ new\ code\ base
     | the\ user\ interrupted\ the\ previous\ turn
     | called\ the\ \w+\ tool\ with\ the\ following\ input
-    | this\ is\ the\ gemini\ cli\.\ we\ are\ setting\ up\ the\ context
+    | this\ is\ [^\n.]{1,80}\.?\ we\ are\ setting\ up\ the\ context
+    | here\ is\ (?:the\ user's\ editor\ context\ as\ a\ json\ object
+        |a\ summary\ of\ changes\ in\ the\ user's\ editor\ context)
+    | (?:here\ is\ a\ )?summary\ of\ (?:the|our)\ conversation\ (?:to\ date|so\ far)\s*[:.\n]
     | (?:here\ is\ a\ |the\ following\ is\ a\ )?summary\ of\ (?:the|our)\ (?:previous\ |earlier\ )
         (?:conversation|session|messages|turns)
     | \#{1,3}\ summary\ of\ (?:the\ )?(?:previous|earlier)\ (?:conversation|session)
@@ -73,6 +101,7 @@ _WHOLE_PARTS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 # A tool's result as text: Cline and Roo name the tool in brackets.
+_ENDS_LINE = re.compile(r"[ \t]*(?:\r?\n|<|\Z)")
 _TOOL_RESULT = re.compile(r"\s*\[[a-z]+(?:_[a-z]+)+(?: for [^\n]{0,500})?\] Result:")
 # A sentence that a harness writes before the block that holds the ask.
 _LEAD = re.compile(
@@ -84,6 +113,17 @@ _AGENTS_FILE = re.compile(r"^# AGENTS\.md instructions[^\n]*\n\s*(?=<INSTRUCTION
 _REQUEST_HEADING = re.compile(r"^## My request for [^\n:]{1,40}:[ \t]*\n", re.MULTILINE)
 _IDE_HEADING = re.compile(r"\s*# Context from my IDE setup:", re.IGNORECASE)
 MAX_TAGS = 2_000  # openings that are looked at in a turn; what follows is taken as text
+# OpenCode writes that it read a file, and the file, as parts of the user's turn.
+_CALLED = re.compile(r"\s*called the \w+ tool with the following input", re.IGNORECASE)
+_FILE_READ = re.compile(r"\s*<(?:file|path|content|directory)>")
+# Notes that agents append to an ask: Copilot's on attachments, Cline's on its list of tasks.
+_NOTES = re.compile(
+    r"[ \t]*\(See <attachments> above for file contents\.[^\n()]{0,200}\)"
+    r"|^# (?:TODO LIST|task_progress) (?:RECOMMENDED|CREATION|UPDATE)[\s\S]*?(?=^<|\Z)",
+    re.MULTILINE,
+)
+# A template of retrieval: instructions, sources in <context>, the ask.
+_RETRIEVAL = re.compile(r"\s*### Task:\s*Respond to the user query using the provided context")
 _REFERENCED = ("--- Content from referenced files ---", "--- End of content ---")
 
 
@@ -100,17 +140,30 @@ class _Block:
 
 def human_text(parts: Sequence[str]) -> str:
     """Return what the human wrote in a user turn of these parts; "" if a harness wrote it all."""
-    kept = [part for part in parts if not _WHOLE_PARTS.match(part)]
+    kept, called = [], False
+    for part in parts:
+        is_read = called and _FILE_READ.match(part) is not None
+        called = is_read or _CALLED.match(part) is not None
+        if not is_read and not _WHOLE_PARTS.match(part):
+            kept.append(part)
     text = "\n".join(kept)
     if "<" not in text and "[" not in text and "# " not in text and "---" not in text:
         return text.strip()
     if _IDE_HEADING.match(text) and (heading := _last(_REQUEST_HEADING, text)) is not None:
         text = text[heading.end() :]
+    if _RETRIEVAL.match(text) and (asked := text.rpartition("</context>")[2].strip()):
+        text = asked
     text = _without_referenced_files(_AGENTS_FILE.sub("", text))
+    text = _NOTES.sub("", text)
     is_result = _TOOL_RESULT.match(text) is not None
     blocks = _blocks(text)
+    attached = any(
+        block.tag in _ATTACHED_TAGS and _ATTACHED.match(text, block.inner) for block in blocks
+    )
     strong = [block for block in blocks if block.tag in ASKS]
-    if not strong and not is_result and not any(_is_harness(block.tag) for block in blocks):
+    if not (strong or is_result or attached) and not any(
+        _is_harness(block.tag) for block in blocks
+    ):
         return _ask_in_weak_blocks(text, blocks) or text.strip()
     rest = _without(text, [b for b in blocks if b.tag not in ASKS and b.tag not in WEAK_ASKS])
     asks = strong or [b for b in blocks if b.tag in WEAK_ASKS]
@@ -122,7 +175,7 @@ def human_text(parts: Sequence[str]) -> str:
         if outside and {block.tag for block in strong} == {"command-args"}:
             return "\n".join(filter(None, (said, outside)))
         return said
-    return "" if is_result else rest.strip()
+    return "" if is_result else rest.strip(" \t\r\n\f\v\u00a0\ufeff")
 
 
 def _ask_in_weak_blocks(text: str, blocks: Sequence[_Block]) -> str:
@@ -141,8 +194,9 @@ def _is_harness(tag: str) -> bool:
 def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
     """List the outermost whole blocks of known tags (or `tags`) outside code fences, in order."""
     found: list[_Block] = []
-    folded, at = text.lower(), 0
+    folded, at = text.replace("\u0130", "i").lower(), 0  # the one letter that would grow
     missing: set[str] = set()  # closings that do not occur in the rest of the text
+    flat: set[str] = set()  # tags that open more often than they close
     for _ in range(MAX_TAGS):
         if (opening := _OPENING.search(text, at)) is None:
             break
@@ -158,23 +212,48 @@ def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
         known = tag in tags if tags is not None else _is_known(tag)
         if not known or tag in missing:
             continue
-        close = f"</{tag}>"
-        inner_end = folded.find(close, at)
-        if inner_end < 0:
+        if (span := _closing(folded, tag, at, flat)) is None:
             missing.add(tag)
             continue
-        end = inner_end + len(close)
+        inner_end, end = span
+        if opening["begins_line"] is None and not (
+            BLOCKS.fullmatch(tag) and _ENDS_LINE.match(text, end)
+        ):
+            at = end
+            continue  # quoted within a paragraph
         found.append(_Block(tag, opening.start(), opening.end(), inner_end, end))
         # A block may follow the end of another one on the same line.
         while (follower := _FOLLOWER.match(text, end)) is not None:
             tag = follower["tag"].lower()
-            inner_end = -1 if tag in missing else folded.find(f"</{tag}>", follower.end())
-            if inner_end < 0 or not (tag in tags if tags is not None else _is_known(tag)):
+            known = tag in tags if tags is not None else _is_known(tag)
+            span = (
+                None if not known or tag in missing else _closing(folded, tag, follower.end(), flat)
+            )
+            if span is None:
                 break
-            end = inner_end + len(tag) + 3
+            inner_end, end = span
             found.append(_Block(tag, follower.start(), follower.end(), inner_end, end))
         at = end
     return found
+
+
+def _closing(folded: str, tag: str, at: int, flat: set[str]) -> tuple[int, int] | None:
+    """Return where the closing of a block that opened before `at` begins and ends.
+
+    Blocks of the same tag may be nested. If the tag opens more often than it closes, a text only
+    mentions it, and the next closing counts.
+    """
+    if folded.find(f"</{tag}", at) < 0:
+        return None
+    depth, first = 1, None
+    for mark in re.compile(rf"<(/?){tag}\s{{0,8}}(?:\s[^<>\n]{{0,200}})?>").finditer(folded, at):
+        depth += -1 if mark[1] else 1
+        if mark[1]:
+            first = first or mark.span()
+            if depth == 0 or tag in flat:
+                return mark.span()
+    flat.add(tag)
+    return first
 
 
 def _is_known(tag: str) -> bool:
