@@ -42,7 +42,15 @@ class StoreAccess:
         self._hung: asyncio.Future[Any] | None = None
 
     async def run(self, operation: Callable[..., T], *arguments: Any) -> T:
-        """Call `operation` in the thread; raises what it raises, StoreError after LIMIT_S."""
+        """Call `operation` in the thread; raises what it raises, StoreError after LIMIT_S.
+
+        A caller that gives up does not end the operation: the next one waits for it.
+        """
+        task = asyncio.create_task(self._run(operation, *arguments))
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())  # a caller may be gone
+        return await asyncio.shield(task)
+
+    async def _run(self, operation: Callable[..., T], *arguments: Any) -> T:
         async with self._lock:
             if self._hung is not None:
                 raise StoreError("The candidate store does not answer; nothing was changed.")

@@ -134,3 +134,27 @@ def test_server_of_a_frozen_database_stops_in_time(server: Postgres, tmp_path: P
             assert refused.value.code == "UNAVAILABLE"
         running.process.terminate()
         assert running.process.wait(GRACE_S + 2) == 0
+
+
+async def test_a_caller_who_gives_up_keeps_no_one_from_the_store(tmp_path: Path) -> None:
+    """Its operation goes on: the next one waits for it instead of failing."""
+    member = registry(str(tmp_path / "c.sqlite"))
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        go_on.wait(10)
+
+    reader = asyncio.create_task(member._access.run(slow))
+    await asyncio.to_thread(began.wait)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    change = asyncio.create_task(member.create(candidate("new")))
+    await asyncio.sleep(0.05)
+    assert not change.done()
+    go_on.set()
+    await change
+    assert member.table().revision == 2
+    assert member.store_state.connected
+    await member.close()
