@@ -27,6 +27,7 @@ from engine.serving.auth.key_type import usable_key
 from engine.serving.auth.tls import Certificates, TlsFiles
 from engine.serving.auth.tokens import ROLES, TokenFile, new_token, read_tokens
 from engine.serving.telemetry.metrics import reload_samples
+from tests.support import certificates
 
 
 @pytest.fixture(autouse=True)
@@ -295,6 +296,24 @@ def test_a_key_that_clients_cannot_use_is_refused(kind: str, tmp_path: Path) -> 
     else:
         with pytest.raises(InvalidInputError, match="gRPC clients cannot use"):
             Certificates(files)
+
+
+@pytest.mark.parametrize("damage", ["A", "*", "\u00e9", ""])
+def test_a_damaged_certificate_is_refused(damage: str, tmp_path: Path) -> None:
+    """Its base64 cannot be decoded, is of nothing, or has letters that no PEM has."""
+    ours = certificates.make(tmp_path, "server")
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    ours.cert.write_text(f"{begin}\n{damage}\n{end}\n", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="--tls-certificate"):
+        Certificates(TlsFiles(ours.cert, ours.key, Path()))
+
+
+def test_an_authority_may_have_comments_in_any_script(tmp_path: Path) -> None:
+    authority = certificates.make(tmp_path, "authority")
+    ours = certificates.make(tmp_path, "server", authority)
+    text = authority.cert.read_text()
+    authority.cert.write_text("# F\u0151tan\u00fas\u00edtv\u00e1ny\n" + text, encoding="utf-8")
+    assert Certificates(TlsFiles(ours.cert, ours.key, authority.cert)).context()
 
 
 @given(st.binary())

@@ -139,14 +139,18 @@ def _read(flag: str, path: Path) -> bytes:
 def _check_pair(files: TlsFiles, chain: bytes, key: bytes) -> None:
     """Check key and certificate by a handshake in memory, as a client that trusts it would do."""
     leaf = PEM.search(chain.decode("ascii", errors="replace"))
-    if leaf is None:
+    try:
+        certificate = b"" if leaf is None else ssl.PEM_cert_to_DER_cert(leaf[0])
+    except ValueError:  # no base64
+        certificate = b""
+    if leaf is None or not certificate:
         raise _invalid(
             CERTIFICATE,
             files.certificate,
             "holds no PEM certificate",
             "give the chain as PEM, the server's own certificate first",
         )
-    if not usable_key(ssl.PEM_cert_to_DER_cert(leaf[0])):
+    if not usable_key(certificate):
         raise _invalid(
             CERTIFICATE,
             files.certificate,
@@ -204,7 +208,7 @@ def _step(end: ssl.SSLObject) -> bool:
 def _check_authority(path: Path, roots: bytes) -> None:
     store = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        store.load_verify_locations(cadata=roots.decode("ascii", errors="replace"))
+        store.load_verify_locations(cadata=roots.decode("ascii", errors="ignore"))  # in comments
     except ssl.SSLError as error:
         raise _invalid(
             CLIENT_CA, path, "holds no PEM certificate", "give the authority's"
