@@ -199,8 +199,11 @@ async def watch_files(auth: AuthConfig, access: AccessInterceptor) -> None:
     """
     while auth.files():
         await asyncio.sleep(CHECK_INTERVAL_S)
-        for files in auth.files().values():
-            await asyncio.to_thread(files.refresh)
+        for name, files in auth.files().items():
+            try:
+                await asyncio.to_thread(files.refresh)
+            except Exception:  # streams of revoked tokens must end, whatever fails
+                log.exception("could not reload %s", name)
         access.end_revoked()
 
 
@@ -243,7 +246,7 @@ def _bind(
     for name, services in addresses:
         credentials = None if certificates is None else certificates.credentials()
         largest = max_message_bytes(settings, services)
-        arrivals = Arrivals(connections, largest, routes)
+        arrivals = Arrivals(connections, largest, access.note_caller, routes)
         chain = [arrivals, *interceptors]
         listener = bind(settings, name, services, chain, credentials, limit, largest)
         connections.add_port(listener.port, limit)

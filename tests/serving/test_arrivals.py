@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from engine.api.errors import TooManyCallsError
@@ -20,6 +22,9 @@ from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import candidate_service_pb2_grpc as cgrpc
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc as rgrpc
+from engine.serving.auth.interceptor import AccessInterceptor
+from engine.serving.auth.tokens import TokenFile, new_token
+from engine.serving.rpc.arrivals import Arrivals
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, connections_of
 from engine.serving.rpc.fair_slots import FairSlots
 from tools.processes import Server
@@ -200,3 +205,54 @@ async def test_waiting_callers_take_turns_and_the_longest_line_is_refused_first(
     ]
     assert order == ["heavy", "light", "heavy", "heavy"]
     assert slots.refused == 1
+
+
+async def test_callers_without_a_token_take_no_place_of_those_with_one(tmp_path: Path) -> None:
+    """Kind: what is open to all starves the rest. Half-sent probes and refused streams."""
+    text, entry = new_token("route", "gateway-1")
+    file = tmp_path / "tokens.json"
+    file.write_text(json.dumps({"tokens": [vars(entry)]}))
+    access = AccessInterceptor(TokenFile(file), client_certificates=False)
+    arrivals = Arrivals(ConnectionWatch(), 1 << 20, access.note_caller)
+    arrivals.streams.limit = 1
+    server = grpc.aio.server(interceptors=[arrivals, access])
+
+    async def route(request: rpb.RouteRequest, _: Any) -> rpb.RouteResponse:
+        return rpb.RouteResponse(selected=request.text)
+
+    async def stream(requests: Any, _: Any) -> Any:
+        async for request in requests:
+            yield request
+
+    handlers = {
+        "Route": grpc.unary_unary_rpc_method_handler(
+            route, rpb.RouteRequest.FromString, rpb.RouteResponse.SerializeToString
+        ),
+        "StreamRoute": grpc.stream_stream_rpc_method_handler(stream, bytes, bytes),
+    }
+    service = grpc.method_handlers_generic_handler("modelsat.v1.RouterService", handlers)
+    server.add_generic_rpc_handlers((service,))
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    metadata = (("authorization", f"Bearer {text}"),)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with (
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as theirs,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as ours,
+    ):
+        halves = [theirs.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(200)]
+        await asyncio.gather(*(half.wait_for_connection() for half in halves))
+        while arrivals.probes.waiting < 100:
+            await asyncio.sleep(0.01)
+        stub = rgrpc.RouterServiceStub(ours)
+        answer = await stub.Route(rpb.RouteRequest(text="x"), metadata=metadata, timeout=30)
+        assert answer.selected == "x"
+        assert arrivals.probes.waiting >= 100  # none of them had to give way
+        path = "/modelsat.v1.RouterService/StreamRoute"
+        refused = [theirs.stream_stream(path)() for _ in range(20)]
+        assert {await call.code() for call in refused} == {grpc.StatusCode.UNAUTHENTICATED}
+        assert arrivals.streams.refused == 0
+        for half in halves:
+            half.cancel()
+    await server.stop(0)

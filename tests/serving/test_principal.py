@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from engine.api.request_context import PEER, PRINCIPAL, ROLE
 from engine.serving.auth.interceptor import AccessInterceptor
 from engine.serving.auth.tls import Certificates, TlsFiles
 from engine.serving.auth.tokens import TokenFile, new_token
+from engine.serving.rpc.arrivals import Arrivals
+from engine.serving.rpc.connections import ConnectionWatch
+from engine.serving.rpc.fair_slots import FairSlots
 from tests.support.certificates import make
 
 METHOD = "/modelsat.v1.RouterService/"
@@ -37,6 +41,18 @@ async def many(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
         yield _who()
 
 
+class Turns(FairSlots):
+    """Remembers whose calls took their turn."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, "calls")
+        self.principals: list[str] = []
+
+    def slot(self, principal: str) -> AbstractAsyncContextManager[None]:
+        self.principals.append(principal)
+        return super().slot(principal)
+
+
 @pytest.mark.parametrize("case", ["token", "certificate", "both", "neither"])
 async def test_the_principal_is_the_token_else_the_certificate(case: str, tmp_path: Path) -> None:
     text, entry = new_token("route", "gateway-1")
@@ -44,7 +60,10 @@ async def test_the_principal_is_the_token_else_the_certificate(case: str, tmp_pa
     file.write_text(json.dumps({"tokens": [vars(entry)]}))
     tokens = TokenFile(file) if case in ("token", "both") else None
     with_tls = case in ("certificate", "both")
-    server = grpc.aio.server(interceptors=[AccessInterceptor(tokens, client_certificates=with_tls)])
+    access = AccessInterceptor(tokens, client_certificates=with_tls)
+    routes = Turns()
+    arrivals = Arrivals(ConnectionWatch(), 1 << 20, access.note_caller, routes)
+    server = grpc.aio.server(interceptors=[arrivals, access])
     methods = {
         "Route": grpc.unary_unary_rpc_method_handler(once),
         "StreamRoute": grpc.stream_stream_rpc_method_handler(many),
@@ -76,4 +95,5 @@ async def test_the_principal_is_the_token_else_the_certificate(case: str, tmp_pa
         await stream.write(b"x")
         await stream.done_writing()
         assert await stream.read() == expected
+    assert routes.principals == [p for p in [expected.decode().partition("|")[0]] if p]
     await server.stop(0)

@@ -76,8 +76,8 @@ _GRANT: ContextVar[_Grant | None] = ContextVar("grant", default=None)
 class AccessInterceptor(HandlerWrapper):
     """Refuse calls with UNAUTHENTICATED or PERMISSION_DENIED; a refused request is never read.
 
-    Sets PRINCIPAL, ROLE and PEER for every call that it lets in. Ends the streams of revoked tokens
-    (end_revoked).
+    Sets PRINCIPAL and ROLE for every call with a token that it lets in; note_caller adds what only
+    the call's context knows. Ends the streams of revoked tokens (end_revoked).
     """
 
     def __init__(self, tokens: TokenFile | None, *, client_certificates: bool) -> None:
@@ -114,13 +114,11 @@ class AccessInterceptor(HandlerWrapper):
 
     def wrap(self, handler: Any, method: str) -> Any:
         """See HandlerWrapper."""
-        lasting = handler.request_streaming or handler.response_streaming
+        if not (handler.request_streaming or handler.response_streaming):
+            return handler
 
         def unary(behavior: Behavior) -> Behavior:
             async def call(request: Any, context: Any) -> Any:
-                self._note(context)
-                if not lasting:
-                    return await behavior(request, context)
                 async with self._until_revoked(context):
                     answer = behavior(request, context)
                     return await answer if inspect.isawaitable(answer) else answer
@@ -129,7 +127,6 @@ class AccessInterceptor(HandlerWrapper):
 
         def stream(behavior: Behavior) -> Behavior:
             async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-                self._note(context)
                 async with (
                     self._until_revoked(context),
                     aclosing(behavior(request, context)) as responses,
@@ -169,7 +166,8 @@ class AccessInterceptor(HandlerWrapper):
         finally:
             del self._streams[task]
 
-    def _note(self, context: Any) -> None:
+    def note_caller(self, context: Any) -> None:
+        """Set PEER, and PRINCIPAL for a call without a token; before the call's first wait."""
         PEER.set(context.peer())
         if self._client_certificates and not PRINCIPAL.get():
             PRINCIPAL.set(subject_of(context.auth_context()))

@@ -32,6 +32,7 @@ from engine.serving.rpc.status import pushback, to_status
 from engine.serving.rpc.wire import STEP_BYTES, parse_in_steps
 
 RECEIVING_BYTES = 40 * 1024 * 1024  # of messages that are arriving, on one address
+PROBES_RECEIVED = 4  # of methods that need no token, whose callers delay no others
 HELD_BYTES = 256 * 1024 * 1024  # of messages of more than STEP_BYTES that are being answered
 MAX_WAITING = 16_384  # calls whose messages are not asked for yet
 RECEIVE_S = 20.0  # for a message to arrive
@@ -55,19 +56,25 @@ class Arrivals(HandlerWrapper):
     """Receive the requests of one address. Goes first among the interceptors: the others see
     a method with one request as what it is, and count what is refused here.
 
-    max_message_bytes: of the address. routes: of known principals, whose calls wait for their turn
-    here: refusing one that is tried again at once costs more. receiving, reads, streams: what
-    waits for a slot. slow, held: calls refused because their message did not arrive in time, or for
-    the memory of others.
+    max_message_bytes: of the address. note_caller: notes from a call's context who it comes from.
+    routes: of known principals, whose calls wait for their turn here: refusing one that is tried
+    again at once costs more. receiving, probes, reads, streams: what waits for a slot. slow, held:
+    calls refused because their message did not arrive in time, or for the memory of others.
     """
 
     def __init__(
-        self, connections: ConnectionWatch, max_message_bytes: int, routes: FairSlots | None = None
+        self,
+        connections: ConnectionWatch,
+        max_message_bytes: int,
+        note_caller: Callable[[Any], None],
+        routes: FairSlots | None = None,
     ) -> None:
         super().__init__()
         self._connections = connections
+        self._note_caller = note_caller
         slots = max(2, RECEIVING_BYTES // max_message_bytes)
         self.receiving = FairSlots(slots, MAX_WAITING, "messages arrive")
+        self.probes = FairSlots(PROBES_RECEIVED, MAX_WAITING, "probes arrive")
         self.reads = FairSlots(READS_AT_ONCE, MAX_READS_WAITING, "calls read the table")
         self.streams = FairSlots(MAX_REQUEST_STREAMS, 0, "streams of requests")
         self.routes = routes
@@ -79,6 +86,7 @@ class Arrivals(HandlerWrapper):
         """Return place -> calls refused there."""
         return {
             "receiving": self.receiving.refused,
+            "probes": self.probes.refused,
             "reads": self.reads.refused,
             "streams": self.streams.refused,
             "slow_message": self.slow,
@@ -116,10 +124,12 @@ class Arrivals(HandlerWrapper):
     ) -> Any:
         """Return the one request of a call, or what stands for one that was refused."""
         stack.enter_context(self._connections.calling(context.peer()))
+        self._note_caller(context)
         caller = PRINCIPAL.get() or context.peer()
+        lane = self.receiving if method.startswith(SERVICE_PREFIXES) else self.probes
         try:
-            async with self.receiving.slot(caller):
-                raw = await self._read(messages)
+            async with lane.slot(caller):
+                raw = await self._read(messages, lane)
             stack.enter_context(self._hold(len(raw)))
             if method in READS:
                 await stack.enter_async_context(self.reads.slot(caller))
@@ -134,8 +144,10 @@ class Arrivals(HandlerWrapper):
     ) -> Any:
         """Return an iterator over the requests of a call."""
         stack.enter_context(self._connections.calling(context.peer()))
+        self._note_caller(context)
         refusal = None
-        if method.startswith(STREAMS):
+        # Without a parser it is a call that was refused: it must not keep a caller out.
+        if parse is not None and method.startswith(STREAMS):
             try:
                 await stack.enter_async_context(self.streams.slot(PRINCIPAL.get()))
             except TooManyCallsError as error:
@@ -154,8 +166,8 @@ class Arrivals(HandlerWrapper):
 
         return requests()
 
-    async def _read(self, messages: Any) -> bytes:
-        """Wait for a message; not for long if that keeps others from sending theirs."""
+    async def _read(self, messages: Any, lane: FairSlots) -> bytes:
+        """Wait for a message; not for long if that keeps others in the lane from sending theirs."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
         try:
@@ -163,7 +175,7 @@ class Arrivals(HandlerWrapper):
 
                 def hurry() -> None:
                     nonlocal timer
-                    if self.receiving.stalled_s >= PATIENCE_S:
+                    if lane.stalled_s >= PATIENCE_S:
                         limit.reschedule(loop.time())
                     else:
                         timer = loop.call_later(PATIENCE_S, hurry)
