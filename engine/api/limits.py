@@ -5,6 +5,8 @@ from __future__ import annotations
 # A table of 1,000 candidates with 50 tasks of 300 characters is 16 MB.
 MIB = 1024 * 1024
 MAX_MESSAGE_BYTES = 20 * MIB
+# What RouterService accepts at least, on an address of its own.
+ROUTER_MESSAGE_BYTES = 4 * MIB
 MAX_BATCH_REQUESTS = 256  # of one BatchRoute
 
 

@@ -11,14 +11,14 @@ from engine.api.conversation.body import from_body
 from engine.api.conversation.conversation import ROLES, Conversation, ConversationTurn, Role
 from engine.api.conversation.reading import find_ask, in_tool_loop, session_for
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES
+from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES, ROUTER_MESSAGE_BYTES
 from engine.api.policy import Policy, Session, session_name
 from engine.api.proto import candidate_to, check_text, conversation_to, policy_to
 from engine.client.errors import translate_value_errors
 from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
 
 DEFAULT_POLICY = Policy()
-MAX_BATCH_BYTES = MAX_MESSAGE_BYTES // 2  # unless a single request is larger
+MAX_BATCH_BYTES = ROUTER_MESSAGE_BYTES // 2  # unless a single request is larger
 REVISION_METADATA = "modelsat-revision-token"
 FRAMING_BYTES = 6  # at most, that a batch adds to each request
 

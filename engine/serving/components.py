@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 import cpp_ext
 from engine import __version__
 from engine.api.errors import BundleError
-from engine.api.limits import MAX_MESSAGE_BYTES, MIB
+from engine.api.limits import MAX_MESSAGE_BYTES, MIB, ROUTER_MESSAGE_BYTES
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import Manifest, read_manifest
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, render
@@ -53,7 +53,6 @@ from engine.serving.telemetry.metrics import Sources
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 CANDIDATES = candidate_service_pb2.DESCRIPTOR.services_by_name["CandidateService"].full_name
-ROUTER_MESSAGE_BYTES = 4 * MIB
 WARM_UP = "Hi"
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,10 @@ from engine.api.limits import MAX_BATCH_REQUESTS
 from engine.client.requests import MAX_BATCH_BYTES, batches
 from engine.pb import candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb.router_service_pb2 import RouteResponse
+from engine.serving.components import ROUTER, max_message_bytes
 from engine.serving.rpc.interceptors import StatusInterceptor
+from engine.serving.rpc.listener import Service
+from engine.serving.settings import Settings
 from modelsat import (
     AsyncClient,
     Client,
@@ -324,13 +327,15 @@ async def test_failed_and_closed_calls_raise_client_errors(address: str) -> None
 
 
 def test_batches_stay_within_what_a_server_accepts() -> None:
-    large, small = ["x" * 110_000] * 240, ["y"] * (MAX_BATCH_REQUESTS + 1)
+    large, small = ["x" * 110_000] * 40, ["y"] * (MAX_BATCH_REQUESTS + 1)
     huge = ["z" * MAX_BATCH_BYTES]
     texts = [*large, *huge, *small]
     split = list(batches(texts, Policy(), False))
     assert [r.text for batch in split for r in batch.requests] == texts
-    assert [len(batch.requests) for batch in split] == [95, 95, 50, 1, MAX_BATCH_REQUESTS, 1]
+    assert [len(batch.requests) for batch in split] == [19, 19, 2, 1, MAX_BATCH_REQUESTS, 1]
     assert sum(batch.ByteSize() > MAX_BATCH_BYTES for batch in split) == 1
+    apart = max_message_bytes(Settings(), [Service(ROUTER, lambda server: None)])
+    assert max(batch.ByteSize() for batch in split) <= apart  # with an address of its own
     assert not list(batches([], Policy(), False))
 
 
