@@ -16,6 +16,7 @@ import pytest
 from engine.api.errors import StoreError
 from engine.inference.cache import ScoreCache
 from engine.registry.registry import Registry, open_store
+from engine.registry.stores import sql
 from engine.registry.stores.backup import back_up, restore
 from engine.registry.stores.base import RevisionId
 from tests.support.postgres import Postgres, postgres
@@ -207,7 +208,8 @@ async def test_store_of_0_2_is_migrated_in_place(
         async with opened(url):
             pass
         with closing(sqlite3.connect(url)) as db, db:
-            db.execute("ALTER TABLE revision DROP COLUMN nonce")
+            for column in ("nonce", *sql.MAKER_COLUMNS):
+                db.execute(f"ALTER TABLE revision DROP COLUMN {column}")
             db.execute("DELETE FROM meta WHERE key = 'epoch'")
             db.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
             db.execute(old.format(""))
@@ -215,9 +217,12 @@ async def test_store_of_0_2_is_migrated_in_place(
         url = fresh(server, "migrated")
         async with opened(url):
             pass
-        server.run("ALTER TABLE modelsat.revision DROP COLUMN nonce", "migrated")
         server.run("DELETE FROM modelsat.meta WHERE key = 'epoch'", "migrated")
+        for column in ("nonce", *sql.MAKER_COLUMNS):
+            server.run(f"ALTER TABLE modelsat.revision DROP COLUMN {column}", "migrated")
         server.run(old.format("modelsat."), "migrated")
+        assert back_up(url, tmp_path / "copy.sqlite") == 9  # before it is migrated
+        assert restore(fresh(server, "copied"), tmp_path / "copy.sqlite") == 9
     async with opened(url) as member:
         kept = [r.id for r in await member.revisions(None, 9)]
         assert [i.number for i in kept] == [9, 1]

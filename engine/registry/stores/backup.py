@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 500  # in memory at once
 UNLIMITED = 2**62
-_REVISIONS = (
-    "SELECT number, created_us, description, candidates, nonce, principal, peer FROM revision"
-    " ORDER BY number"
-)
+_REVISION = ("number", "created_us", "description", "candidates", "nonce", "principal", "peer")
+_REVISIONS = f"SELECT {', '.join(_REVISION)} FROM revision ORDER BY number"  # noqa: S608
 _VERSIONS = (
     "SELECT id, from_revision, to_revision, body, embedding FROM candidate_version"
     " ORDER BY from_revision, id"
@@ -133,10 +131,14 @@ def _copy_from_postgres(source: PostgresConnection, target: sqlite3.Connection) 
         postgres.check_schema("the store", store)
         target.execute("BEGIN")
         sqlite.create_tables(target, sql.meta(store, "encoder_id") or "")
-        for select, insert in ((_REVISIONS, sql.ADD_REVISION), (_VERSIONS, sql.ADD_VERSION)):
+        present = postgres.revision_columns(store)  # that of version 0.2 has no identities
+        columns = ", ".join(name if name in present else "''" for name in _REVISION)
+        revisions = f"SELECT {columns} FROM revision ORDER BY number"  # noqa: S608
+        for select, insert in ((revisions, sql.ADD_REVISION), (_VERSIONS, sql.ADD_VERSION)):
             with source.cursor("modelsat_backup") as cursor:  # on the server, read in batches
                 cursor.itersize = BATCH_ROWS
                 _copy(cursor.execute(select), SqliteDatabase(target), insert)
+        sql.add_identities(SqliteDatabase(target))
         target.execute("COMMIT")
 
 

@@ -331,15 +331,20 @@ def set_up(db: PostgresDatabase, encoder_id: str) -> None:
 def _migrate(db: PostgresDatabase) -> None:
     """Add what version 0.2 lacks. Its servers can go on with the store: the column's default draws
     a nonce for each revision that they add, and differs in every row."""
-    rows = db.run(
-        "SELECT column_name FROM information_schema.columns"
-        " WHERE table_schema = 'modelsat' AND table_name = 'revision'"
-    )
-    present = {row[0] for row in rows}
+    present = revision_columns(db)
     if "nonce" not in present:
         db.run(f"ALTER TABLE revision ADD COLUMN nonce TEXT NOT NULL{_NONCE}")
     sql.add_maker_columns(db, present)
     sql.add_identities(db)
+
+
+def revision_columns(db: PostgresDatabase) -> set[str]:
+    """Return the columns of the table revision, which depend on the version that made it."""
+    rows = db.run(
+        "SELECT column_name FROM information_schema.columns"
+        " WHERE table_schema = 'modelsat' AND table_name = 'revision'"
+    )
+    return {row[0] for row in rows}
 
 
 def lock_writers(db: PostgresDatabase) -> None:
