@@ -175,7 +175,7 @@ class OutcomeStore:
         self._closed = True
         if self._writing is not None:
             await self._writing
-        self._thread.shutdown()
+        await asyncio.to_thread(self._thread.shutdown)  # prune() may wait for the disk
         self._db.close()
 
     def _check_room(self) -> None:
