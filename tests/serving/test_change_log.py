@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import tempfile
 from pathlib import Path
@@ -90,6 +91,36 @@ def test_a_line_that_a_crash_cut_off_is_noted_and_not_removed(kept: int, tmp_pat
     path.write_bytes(b"".join([after[0], b'{"half\n', *after[2:]]))
     with pytest.raises(ModelsatError, match="follows a line that is not a record"):
         verify([path])
+
+
+def test_a_full_disk_while_a_torn_line_is_noted_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "changes.jsonl"
+    lines = write(path, [entry(1), entry(2)])
+    path.write_bytes(lines[0] + lines[1][:40])
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(ModelsatError, match="No space left"):
+            ChangeLog(path)
+    assert path.read_bytes() == lines[0] + lines[1][:40]
+    write(path, [entry(3)])
+    assert verify([path])[0] == 3
+
+
+async def test_a_file_of_another_program_in_its_place_fails_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "changes.jsonl"
+    log = ChangeLog(path)
+    await log.add(entry(1))
+    path.rename(tmp_path / "changes.jsonl.1")
+    path.write_text('{"level": "info"}\n')
+    await log.add(entry(2))
+    assert log.failed == 1
+    log.close()
 
 
 def test_a_line_that_only_lacks_its_end_is_a_record(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ START = "0" * 64  # hash before the first line
 RECOVERED = "recovered"  # action of the line after one that a crash cut off
 TAIL_BYTES = 1 << 20  # in which the last line is
 MAX_TARGET_CHARS = 300
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError)  # full disk; a file of another program
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +73,7 @@ class ChangeLog:
         self._number, self._hash, self._file = 0, START, -1
         try:
             self._open()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _UNUSABLE as error:
             reason = getattr(error, "strerror", None) or error
             raise ModelsatError(
                 f"--changes-log: {path} cannot be used ({reason}); give a file that no other server"
@@ -91,31 +92,35 @@ class ChangeLog:
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        file = os.open(self._path, flags, OWNER_ONLY)
+        previous, self._file = self._file, os.open(self._path, flags, OWNER_ONLY)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.fchmod(file, OWNER_ONLY)
-            size = os.fstat(file).st_size
-            begin = max(0, size - TAIL_BYTES)
-            *lines, torn = os.pread(file, size - begin, begin).split(b"\n")
-            if _is_record(torn):  # whole but for its line break
-                os.write(file, b"\n")
-                lines, torn = [torn], b""
-            if lines and lines[-1]:
-                last = json.loads(lines[-1])
-                self._number, self._hash = int(last["number"]), str(last["hash"])
-            elif size and not torn:
-                raise ValueError("its last line is empty")
+            self._continue_chain(self._file)
         except BaseException:
-            os.close(file)
-            raise
-        if self._file >= 0:
             os.close(self._file)
-        self._file = file
-        if torn:
+            self._file = previous
+            raise
+        if previous >= 0:
+            os.close(previous)
+
+    def _continue_chain(self, file: int) -> None:
+        """Lock an open file, and read the last line; note one that a crash cut off."""
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.fchmod(file, OWNER_ONLY)
+        size = os.fstat(file).st_size
+        begin = max(0, size - TAIL_BYTES)
+        *lines, torn = os.pread(file, size - begin, begin).split(b"\n")
+        if _is_record(torn):  # whole but for its line break
             os.write(file, b"\n")
+            lines, torn = [torn], b""
+        if lines and lines[-1]:
+            last = json.loads(lines[-1])
+            self._number, self._hash = int(last["number"]), str(last["hash"])
+        elif size and not torn:
+            raise ValueError("its last line is empty")
+        if torn:
             cut = hashlib.sha256(torn).hexdigest()
-            self._write(ChangeRecord(RECOVERED, cut, "OK", 0, dry_run=False))
+            # With its line break in one step: a line that is no record could not be opened again.
+            self._write(ChangeRecord(RECOVERED, cut, "OK", 0, dry_run=False), before=b"\n")
 
     def _append(self, record: ChangeRecord) -> None:
         try:
@@ -126,22 +131,22 @@ class ChangeLog:
             if moved:
                 self._open()
             self._write(record)
-        except (OSError, ValueError) as error:
+        except _UNUSABLE as error:
             self.failed += 1
             log.error("the audit of changes %s is not writable: %s", self._path, error)
 
-    def _write(self, record: ChangeRecord) -> None:
+    def _write(self, record: ChangeRecord, before: bytes = b"") -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         entry = {"number": self._number + 1, "time": now, **asdict(record), "previous": self._hash}
         entry["hash"] = hash_of(entry)
-        line = json.dumps(entry).encode() + b"\n"
-        before = os.fstat(self._file).st_size
+        line = before + json.dumps(entry).encode() + b"\n"
+        size = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) < len(line):
                 raise OSError("the disk is full")
             os.fsync(self._file)
         except OSError:
-            os.ftruncate(self._file, before)
+            os.ftruncate(self._file, size)
             raise
         self._number, self._hash = self._number + 1, str(entry["hash"])
 
