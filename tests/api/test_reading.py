@@ -273,6 +273,29 @@ NEEDS: dict[str, tuple[dict[str, Any], Needs]] = {
     "vLLM, JSON": (chat(("user", ASK), guided_json=SCHEMA), Needs((), JSON)),
     "vLLM, regex": ({"prompt": ASK, "guided_regex": "[a-z]+"}, Needs((), JSON)),
     "vLLM, choice": (chat(("user", ASK), guided_choice=["yes", "no"]), Needs((), JSON)),
+    "NIM, JSON": (chat(("user", ASK), nvext={"guided_json": SCHEMA}), Needs((), JSON)),
+    "Mistral, document": (
+        chat(
+            (
+                "user",
+                [
+                    {"type": "document_url", "document_url": "https://files.example/a.pdf"},
+                    {"type": "text", "text": ASK},
+                ],
+            ),
+            max_tokens="64",
+        ),
+        Needs(("file",), (), 64),
+    ),
+    "text generation": ({"inputs": ASK, "parameters": {"max_new_tokens": 3.0}}, Needs((), (), 3)),
+    "Titan": (
+        {"inputText": ASK, "textGenerationConfig": {"maxTokenCount": 2}},
+        Needs((), (), 2),
+    ),
+    "Cohere": (
+        {"message": ASK, "chat_history": [{"role": "USER", "message": "Good morning."}]},
+        Needs(),
+    ),
     "vLLM, structured outputs": (
         chat(("user", ASK), structured_outputs={"json": SCHEMA}),
         Needs((), JSON),

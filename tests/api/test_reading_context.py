@@ -181,6 +181,21 @@ def test_ids_credentials_and_binary_data_are_not_counted() -> None:
         ({"prompt": [[9906, 11], [1917]]}, ()),
         ({"prompt": {"id": "pmpt_1", "variables": {"city": "Oslo"}}}, ("stored prompt",)),
         ({"previous_response_id": "resp_1"}, ("stored history",)),
+        (
+            {
+                "previous_response_id": "resp_1",
+                "instructions": "Be brief.",
+                "input": [{"type": "function_call_output", "call_id": "c", "output": "ok"}],
+            },
+            ("stored history",),
+        ),
+        (
+            {
+                "previous_response_id": "resp_1",
+                "input": [{"type": "mcp_approval_response", "approve": True}],
+            },
+            ("stored history",),
+        ),
         ({"input": " "}, ()),
     ],
 )

@@ -7,6 +7,7 @@ Malformed values are left to the upstream.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -326,9 +327,14 @@ def _prompts(reader: _Reader, value: list[Any]) -> ConversationTurn:
 
 
 def _asked(turns: list[ConversationTurn]) -> list[ConversationTurn]:
-    """If no turn is a user's, the last one that has text is what the model is asked."""
+    """If no turn is a user's, the last one that has text is what the model is asked.
+
+    What a tool answered is never the ask: the human's is then in a stored history.
+    """
     if any(turn.role == "user" for turn in turns):
         return turns
+    if any(turn.role == "tool" for turn in turns):
+        return [ConversationTurn("user", ()), *turns]
     for i in range(len(turns) - 1, -1, -1):
         if turns[i].text.strip():
             turns[i] = ConversationTurn("user", turns[i].parts)
@@ -487,8 +493,10 @@ def _utf8(text: str) -> str:
 
 
 def _positive(value: Any) -> int:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_number and value > 0 else 0
+    if isinstance(value, str) and len(value) < 12 and value.isdecimal():
+        return int(value)  # vLLM and others take "100", and 100.0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 < value < math.inf else 0
 
 
 def _string(value: Any) -> str:

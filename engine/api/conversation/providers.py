@@ -151,8 +151,18 @@ FORMATS = (
             "grammar",
             "regex",
             "ebnf",
+            "nvext.guided_json",
+            "nvext.guided_regex",
+            "nvext.guided_choice",
+            "nvext.guided_grammar",
         ),
     ),
+    RequestFormat(
+        "text-generation",  # TGI, SageMaker and Bedrock's Titan
+        prompts=("inputs", "input_text"),
+        output_limits=("parameters.max_new_tokens", "text_generation_config.max_token_count"),
+    ),
+    RequestFormat("cohere.chat", turns=("chat_history",), prompts=("message",)),
     RequestFormat("openrouter", sessions=("session_id",)),
     RequestFormat("azure", stored=(("data_sources", "data sources"),)),
     RequestFormat("litellm", sessions=("litellm_session_id", "metadata.session_id")),
@@ -196,7 +206,9 @@ MODALITIES: Mapping[str, str] = {
     **dict.fromkeys(("computer_screenshot", "screenshot"), "image"),
     **dict.fromkeys(("input_audio", "audio", "audio_url"), "audio"),
     **dict.fromkeys(("video_url", "input_video", "video"), "video"),
-    **dict.fromkeys(("input_file", "file", "document", "container_upload", "file_url"), "file"),
+    **dict.fromkeys(
+        ("input_file", "file", "document", "container_upload", "file_url", "document_url"), "file"
+    ),
 }
 # Types of parts and items whose text is what a tool said.
 TOOL_RESULTS = frozenset(
