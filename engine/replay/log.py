@@ -271,7 +271,24 @@ def _message(item: Mapping[str, Any]) -> dict[str, Any]:
         item = {"type": str(item["id"][-1]), **inner}
     role = item.get("role", item.get("type"))
     known = _ROLE_NAMES.get(role, role) if isinstance(role, str) else ""
-    return {**item, "role": known} if known in ROLES else dict(item)
+    item = {**item, "role": known} if known in ROLES else dict(item)
+    if "content" in item:
+        item["content"] = _content(item["content"])
+    return item
+
+
+def _content(value: Any) -> Any:
+    """Decode a list of parts that a log wrote as text: JSON, or Python's notation."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        parts = decode(value)
+    except CellError:
+        return value  # prose that begins with a bracket
+    if not isinstance(parts, list) or not parts:
+        return value
+    is_parts = all(isinstance(p, Mapping) and isinstance(p.get("type"), str) for p in parts)
+    return parts if is_parts else value
 
 
 def _read(body: Mapping[str, Any]) -> Conversation:

@@ -247,6 +247,21 @@ def test_one_of_several_scores_is_chosen_by_its_name() -> None:
     assert read(record, columns=columns_with(["outcome=scores.tone"])).outcome == 0.25
 
 
+@pytest.mark.parametrize("write", [json.dumps, str], ids=["JSON", "Python"])
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_content_that_is_a_list_of_parts_as_text_is_decoded(write: Any, role: str) -> None:
+    words = ASK if role == "user" else "Be brief."
+    message = {"role": role, "content": write([{"type": "text", "text": words}])}
+    record = {"input": [message, CHAT[-1]], "usageDetails": {}, "model": "gpt-4o"}
+    turns = read(record).conversation.turns
+    assert (turns[0].text, turns[-1].text) == (words, ASK)
+
+
+@pytest.mark.parametrize("text", ["[urgent] Why?", "[1, 2, 3]", '[{"a": 1}]', "[{'type': 1}]"])
+def test_content_that_only_begins_with_a_bracket_is_what_was_asked(text: str) -> None:
+    assert read({"messages": [{"role": "user", "content": text}]}).text == text
+
+
 def test_dotted_path_goes_into_json_text() -> None:
     record = {"log": json.dumps({"call": json.dumps({"messages": CHAT})}), "messages": "Other"}
     assert read(record, columns=columns_with(["messages=log.call.messages"])).text == ASK
