@@ -27,6 +27,10 @@ FAILED = {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "fail
     "insufficient_system_resource",
     "engine_overloaded",
     "malformed_function_call",
+    "unexpected_tool_call",
+    "other",
+    "in_progress",
+    "queued",
     "unload",
 }
 REASONING_PARTS = {"thinking", "reasoning", "redacted_thinking", "thought", "reasoning_text"}
@@ -95,11 +99,24 @@ def _require_no_error(body: Mapping[str, Any]) -> None:
             raise FailedReplyError(f"an error within HTTP 200: {_message(error)}")
     if str(body.get("object")) == "error" or body.get("type") == "error":
         raise FailedReplyError(f"an error within HTTP 200: {_message(body)}")
+    if body.get("success") is False:
+        raise FailedReplyError(f"an error within HTTP 200: {_message(_first_words(body))}")
+    status = body.get("base_resp")  # MiniMax: beside choices that are empty
+    if isinstance(status, dict) and status.get("status_code") not in (None, 0, "0"):
+        raise FailedReplyError(
+            f"an error within HTTP 200: {status['status_code']}: {status.get('status_msg')}"[:300]
+        )
     has_reply = any(k in body for k in ("choices", "candidates", "output", "content", "message"))
     if not has_reply or isinstance(body.get("message"), str):
         for name in ("detail", "message", "msg", "errors"):
             if body.get(name) and not body.get("choices"):
                 raise FailedReplyError(f"an error within HTTP 200: {_message(body[name])}")
+
+
+def _first_words(body: Mapping[str, Any]) -> Any:
+    """Return what a body without success says about it."""
+    names = ("errors", "error_message", "message", "msg", "detail")
+    return next((body[name] for name in names if body.get(name)), "no message")
 
 
 def _message(error: Any) -> str:
@@ -120,7 +137,9 @@ def _reply_of(body: Mapping[str, Any]) -> tuple[str | None, str]:
         text = _text_of(choice["text"]) if "text" in choice else None
         if isinstance(message, dict):
             text = _text_of(message.get("content")) or _text_of(message.get("refusal"))
-        return text, _word(choice.get("finish_reason"))
+        # OpenRouter turns what it does not know into "stop", and keeps the provider's word.
+        native = _word(choice.get("native_finish_reason"))
+        return text, native if native in FAILED else _word(choice.get("finish_reason"))
     candidates = body.get("candidates")
     if isinstance(candidates, list) or "promptFeedback" in body:
         blocked = body.get("promptFeedback")
@@ -139,6 +158,8 @@ def _reply_of(body: Mapping[str, Any]) -> tuple[str | None, str]:
     if isinstance(output, dict):
         output = output.get("message", output)
         return _text_of(output.get("content")), _word(body.get("stopReason"))
+    if isinstance(inner := body.get("result"), dict) and inner:  # Cloudflare
+        return _reply_of(inner)
     for name in ("content", "message", "response", "generated_text", "output_text"):
         if name in body:
             value = body[name]
@@ -167,6 +188,8 @@ def _text_of(value: Any, depth: int = 0) -> str:
 
 
 def _word(reason: Any) -> str:
+    if isinstance(reason, dict):  # SGLang: {"type": "abort", "message": ...}
+        reason = reason.get("type")
     return str(reason or "").lower()
 
 

@@ -65,6 +65,19 @@ FORMS: dict[str, dict[str, Any]] = {
         "output": {"message": {"content": [{"reasoningContent": {}}, {"text": "The answer is A"}]}},
         "stopReason": "end_turn",
     },
+    "cloudflare": {"success": True, "errors": [], "result": {"response": "The answer is A"}},
+    "minimax": {
+        "base_resp": {"status_code": 0, "status_msg": ""},
+        "choices": [{"message": {"content": "The answer is A"}, "finish_reason": "stop"}],
+    },
+    "sglang": {
+        "choices": [
+            {
+                "message": {"content": "The answer is A"},
+                "finish_reason": {"type": "stop", "matched": 2},
+            }
+        ]
+    },
     "ollama": {"message": {"content": "The answer is A", "thinking": "B"}, "done": True},
 }
 FAILURES: dict[str, Any] = {
@@ -91,6 +104,23 @@ FAILURES: dict[str, Any] = {
     "resources": {
         "choices": [{"message": {"content": ""}, "finish_reason": "insufficient_system_resource"}]
     },
+    "minimax": {
+        "base_resp": {"status_code": 1002, "status_msg": "rate limit"},
+        "choices": [{"message": {"content": ""}, "finish_reason": "stop"}],
+    },
+    "sglang": {"choices": [{"message": {"content": "Ad"}, "finish_reason": {"type": "abort"}}]},
+    "native reason": {
+        "choices": [
+            {
+                "message": {"content": "Ad"},
+                "finish_reason": "stop",
+                "native_finish_reason": "abort",
+            }
+        ]
+    },
+    "no success": {"success": False, "error_message": "try again", "choices": []},
+    "still at work": {"object": "response", "status": "in_progress", "output": []},
+    "gemini, other": {"candidates": [{"finishReason": "OTHER", "content": {}}]},
     "number": 3,
     "list": [],
 }

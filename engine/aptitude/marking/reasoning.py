@@ -13,6 +13,7 @@ Notations (W: think, thinking, thought, reasoning and the like):
     <|channel>W ... <channel|>, <unused94> ... <unused95>   Gemma
     Here is my thought process: ... Here is my response:    Granite
     Here are my reasoning steps: ... [BEGIN FINAL RESPONSE] Apriel
+    <start_working_out> ... <end_working_out>          recipes of reinforcement learning
     Thinking... ... ...done thinking.                       the command line of Ollama
     <details type="reasoning"> ... </details>               chat front ends
 """
@@ -24,10 +25,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _WORD = (
-    r"(?:ant)?think(?:ing)?(?:_\w{1,60})?|internal(?:_\w{1,20})?|scratch|思考|推理|thoughts?|thought_process|reason(?:ing)?(?:_content)?"
+    r"(?:ant|deep|[a-z]{1,20}_)?think(?:ing)?(?:_\w{1,60})?|internal(?:_\w{1,20})?|scratch|思考|推理"
+    r"|thoughts?|thought_process|reason(?:ing)?(?:_content)?"
     r"|analysis|reflection|scratch_?pad|inner_monologue|cot|chain_of_thought|deliberation"
+    r"|plan(?:ning)?|brainstorm(?:ing)?|ponder(?:ing)?|cogitation"
 )
-_BRACKETED = r"think(?:ing)?|thoughts?|reasoning|思考|推理"
+_BRACKETED = r"(?:assistant_)?think(?:ing)?|thoughts?|reasoning|思考|推理"
 # Every alternative begins with a literal, and no repetition is open-ended: time is linear.
 _MARKERS = re.compile(
     rf"< ?(?P<tag_end>/?) ?(?:[a-z]{{1,12}}:)?(?:{_WORD})(?:\s[^<>]{{0,80}})?>"
@@ -39,7 +42,7 @@ _MARKERS = re.compile(
     r"|(?P<gemma_end><channel[|｜]>)"
     r"|<unused(?P<unused>9[45])>"
     rf"|[\[{{【](?P<bracket_end>/?)(?:{_BRACKETED})[\]}}】]"
-    rf"|[◁⟨](?P<triangle_end>/?)(?:{_WORD})[▷⟩]"
+    rf"|[◁⟨〈《](?P<triangle_end>/?)(?:{_WORD})[▷⟩〉》]"
     r"|(?P<response><[|｜](?:begin_?(?:of_?)?|start_?(?:of_?)?)(?:solution|response|answer)[|｜]>"
     r"|\[begin final response\]|<response>)"
     r"|here(?P<spoken>'s|’s| is| are)(?: is)? my (?P<spoken_of>thought process|thinking process"
@@ -48,16 +51,19 @@ _MARKERS = re.compile(
     r"|(?P<summary><details>\s{0,9}<summary>[^<]{0,40}(?:thinking|reasoning|thought)[^<]{0,40}<)"
     r"|(?P<details_end></details>)"
     r"|(?P<fence>```(?:thinking|thought|think|reasoning)\b)|(?P<fence_end>```)"
+    r"|<(?P<working>start|end)_working_out>"
     r"|(?P<done>\.\.\.\s?done thinking\.)"
 )
 _KIND = re.compile(
     "think|thought|internal|思考|推理|reason|analysis|reflection|scratch|inner|cot|chain|deliber"
+    "|plan|brainstorm|ponder|cogit"
 )
 # Every marker has one of these words.
 _HINTS = (
     *("think", "thought", "reason", "analysis", "reflection", "scratch", "inner", "internal"),
     *("cot>", "cot|", "cot]", "cot▷", "<cot", "chain_of", "deliber", "思考", "推理", "channel"),
     *("<unused9", "solution", "response", "answer|", "answer｜"),
+    *("<plan", "planning>", "brainstorm", "ponder", "cogitation", "working_out"),
 )
 _LEADING = re.compile(r"\s*(?:thinking\.\.\.\s*\n|(?P<harmony>analysis)(?=[A-Z]))", re.IGNORECASE)
 _HARMONY_FINAL = "assistantfinal"
@@ -145,6 +151,8 @@ def _markers(text: str) -> Iterator[_Marker]:
             family, kind = "fence", "open" if named["fence"] else "close"
         elif named["side"] is not None:
             family, kind = "token", "close" if named["side"] == "end" else "open"
+        elif named["working"] is not None:
+            family, kind = "working", "open" if named["working"] == "start" else "close"
         elif named["done"] is not None:
             family, kind = "ollama", "close"
         else:
