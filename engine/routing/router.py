@@ -149,7 +149,7 @@ class Router:
             request.table, request.info, request.eligible, policy, scored.p, conditions
         )
         if session is not None and not dry_run and decision.kind in ("ranked", "session_affinity"):
-            self._sessions.put(session.name, decision.selected.id)
+            self._sessions.put(session.name, decision.selected.id, PRINCIPAL.get())
         ended = time.monotonic()
         timing = {
             "tokenize": prepared - started,
@@ -182,7 +182,7 @@ class Router:
         table = self._registry.table()
         validate_policy(policy, table)
         rows = select_eligible(table, PromptInfo(0, False, None), policy).rows
-        current = "" if session is None else self._sessions.get(session.name)
+        current = "" if session is None else self._sessions.get(session.name, PRINCIPAL.get())
         for name in (current, policy.default_candidate, self._config.default_candidate):
             if (row := table.rows.get(name)) is not None and row in rows:
                 return table.candidates[row]
@@ -246,7 +246,7 @@ class Router:
                 info.ood_score, config.default_candidate, fallback_reason=fallback_reason
             )
         margin = config.switching_margin if session.margin is None else session.margin
-        current = self._sessions.get(session.name)
+        current = self._sessions.get(session.name, PRINCIPAL.get())
         return DecisionContext(
             info.ood_score, config.default_candidate, current, margin, fallback_reason
         )

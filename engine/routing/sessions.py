@@ -17,7 +17,9 @@ HashedName = bytes
 class SessionStore:
     """Keep the candidate of the most recently used sessions. Not thread-safe.
 
-    Names are stored as keyed hashes, so that a memory dump reveals none.
+    A session belongs to the principal who began it: another one who sends the same name neither
+    learns of it nor changes its candidate. Names are stored as keyed hashes, so that a memory dump
+    reveals none.
 
     Args:
         limit: how many sessions to keep.
@@ -38,14 +40,14 @@ class SessionStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, name: str) -> str:
+    def get(self, name: str, principal: str = "") -> str:
         """Return the ID of the session's candidate, "" if the session is unknown or expired."""
-        candidate, last_used = self._entries.get(self._hash(name), ("", 0.0))
+        candidate, last_used = self._entries.get(self._hash(name, principal), ("", 0.0))
         return candidate if candidate and self._clock() - last_used < self._ttl_s else ""
 
-    def put(self, name: str, candidate: str) -> None:
+    def put(self, name: str, candidate: str, principal: str = "") -> None:
         """Set the session's candidate, and drop expired sessions and those above the limit."""
-        key, now = self._hash(name), self._clock()
+        key, now = self._hash(name, principal), self._clock()
         self._entries[key] = (candidate, now)
         self._entries.move_to_end(key)
         while self._entries:
@@ -54,7 +56,7 @@ class SessionStore:
                 return
             del self._entries[oldest]
 
-    def _hash(self, name: str) -> HashedName:
-        return hashlib.blake2b(
-            name.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret
-        ).digest()
+    def _hash(self, name: str, principal: str) -> HashedName:
+        owner, session = (text.encode("utf-8", "surrogatepass") for text in (principal, name))
+        message = len(owner).to_bytes(4) + owner + session
+        return hashlib.blake2b(message, digest_size=16, key=self._secret).digest()

@@ -154,6 +154,27 @@ def test_a_session_is_kept_under_a_hash() -> None:
     assert sessions.get("bob") == ""
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "other", "same_name"),
+    [
+        ("alice", "s-1", "bob", "s-1"),
+        ("alice", "s-1", "", "s-1"),
+        ("", "s-1", "alice", "s-1"),
+        ("CN=a", "b", "CN=", "ab"),  # the two together read the same
+        ("alice", "1", "alice1", ""),
+    ],
+)
+def test_a_session_is_of_the_principal_who_began_it(
+    owner: str, name: str, other: str, same_name: str
+) -> None:
+    """Kind: no share per caller. By its name, another caller neither sees nor steers a session."""
+    sessions = SessionStore(10, 60.0)
+    sessions.put(name, "c1", owner)
+    assert sessions.get(same_name, other) == ""
+    sessions.put(same_name, "c2", other)
+    assert sessions.get(name, owner) == "c1"
+
+
 PLAIN = Candidate("x", tuple(TaskResult(f"task {i}", 0.5) for i in range(50)))
 WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789._-", min_size=1, max_size=63)
 LISTS = st.lists(WORD, max_size=32, unique=True).map(lambda w: tuple(sorted(w)))
