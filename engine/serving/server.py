@@ -33,6 +33,7 @@ from engine.serving.rpc.arrivals import Arrivals
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, raise_descriptor_limit
 from engine.serving.rpc.drain import Drain
 from engine.serving.rpc.fair_slots import FairSlots
+from engine.serving.rpc.half_sent import HalfSentMessages, watch_half_sent
 from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryInterceptor
 from engine.serving.rpc.listener import Listener, bind, insecure_listener_warnings
 from engine.serving.settings import Settings
@@ -117,9 +118,10 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
         ModelsatError: an address is taken or the backbone fails. The stores are closed then.
     """
     drain, connections, access = Drain(), ConnectionWatch(), _access(components, auth)
+    half_sent = HalfSentMessages()
     try:
         await asyncio.to_thread(warm_up, components)
-        listeners = _bind(components, auth, access, drain, connections)
+        listeners = _bind(components, auth, access, drain, connections, half_sent)
         console = open_console(components, auth.tokens, auth.certificates)
     except ModelsatError:
         await components.outcomes.close()
@@ -138,10 +140,12 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     components.registry.on_store_state(on_state)
     on_state(components.registry.store_state)
     components.registry.follow()
+    ports = [listener.port for listener in listeners]
     watches = (
         asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls"),
         asyncio.create_task(watch_files(auth, access), name="files"),
         asyncio.create_task(prune_outcomes(components.outcomes), name="prune"),
+        asyncio.create_task(watch_half_sent(half_sent, ports), name="half-sent"),
     )
     return RunningServer(listeners, components, drain, connections, watches, console)
 
@@ -228,6 +232,7 @@ def _bind(
     access: AccessInterceptor,
     drain: Drain,
     connections: ConnectionWatch,
+    half_sent: HalfSentMessages,
 ) -> tuple[Listener, ...]:
     settings, certificates = components.settings, auth.certificates
     interceptors = [  # outermost first, after an Arrivals for each address
@@ -246,7 +251,7 @@ def _bind(
     for name, services in addresses:
         credentials = None if certificates is None else certificates.credentials()
         largest = max_message_bytes(settings, services)
-        arrivals = Arrivals(connections, largest, access.note_caller, routes)
+        arrivals = Arrivals(connections, half_sent, largest, access.note_caller, routes)
         chain = [arrivals, *interceptors]
         listener = bind(settings, name, services, chain, credentials, limit, largest)
         connections.add_port(listener.port, limit)

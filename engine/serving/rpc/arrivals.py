@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from engine.api.errors import InvalidInputError, ModelsatError, TooManyCallsErro
 from engine.api.request_context import PRINCIPAL
 from engine.serving.rpc.connections import ConnectionWatch
 from engine.serving.rpc.fair_slots import RETRY_S, FairSlots
+from engine.serving.rpc.half_sent import HalfSentMessages
 from engine.serving.rpc.interceptors import (
     SERVICE_PREFIXES,
     HandlerWrapper,
@@ -40,6 +42,7 @@ PATIENCE_S = 0.25  # the same once others wait and no message is complete for as
 MAX_REQUEST_STREAMS = 64  # of StreamRoute: gRPC may buffer a message of each
 READS_AT_ONCE, MAX_READS_WAITING = 4, 4096
 STREAMS = "/modelsat."
+STANDARD = "/grpc."  # health and reflection: open to all, so they keep no connection open
 READS = frozenset(
     {
         "/modelsat.v1.RouterService/GetServerInfo",
@@ -56,27 +59,31 @@ class Arrivals(HandlerWrapper):
     """Receive the requests of one address. Goes first among the interceptors: the others see
     a method with one request as what it is, and count what is refused here.
 
-    max_message_bytes: of the address. note_caller: notes from a call's context who it comes from.
-    routes: of known principals, whose calls wait for their turn here: refusing one that is tried
-    again at once costs more. receiving, probes, reads, streams: what waits for a slot. slow, held:
-    calls refused because their message did not arrive in time, or for the memory of others.
+    max_message_bytes: of the address. half_sent: of the server. note_caller: notes from a call's
+    context who it comes from. routes: of known principals, whose calls wait for their turn here:
+    refusing one that is tried again at once costs more. receiving, probes, reads, streams: what
+    waits for a slot. slow, held: calls refused because their message did not arrive in time, or for
+    the memory of others.
     """
 
     def __init__(
         self,
         connections: ConnectionWatch,
+        half_sent: HalfSentMessages,
         max_message_bytes: int,
         note_caller: Callable[[Any], None],
         routes: FairSlots | None = None,
     ) -> None:
         super().__init__()
         self._connections = connections
+        self._half_sent = half_sent
         self._note_caller = note_caller
+        self._streams_of: Counter[str] = Counter()  # caller -> calls of StreamRoute
         slots = max(2, RECEIVING_BYTES // max_message_bytes)
         self.receiving = FairSlots(slots, MAX_WAITING, "messages arrive")
         self.probes = FairSlots(PROBES_RECEIVED, MAX_WAITING, "probes arrive")
         self.reads = FairSlots(READS_AT_ONCE, MAX_READS_WAITING, "calls read the table")
-        self.streams = FairSlots(MAX_REQUEST_STREAMS, 0, "streams of requests")
+        self.streams = FairSlots(MAX_REQUEST_STREAMS, MAX_REQUEST_STREAMS, "streams of requests")
         self.routes = routes
         self._held_bytes = 0
         self.slow = 0
@@ -123,13 +130,12 @@ class Arrivals(HandlerWrapper):
         self, messages: Any, context: Any, parse: Parse, method: str, stack: AsyncExitStack
     ) -> Any:
         """Return the one request of a call, or what stands for one that was refused."""
-        stack.enter_context(self._connections.calling(context.peer()))
-        self._note_caller(context)
-        caller = PRINCIPAL.get() or context.peer()
+        caller = self._begin(context, method, parse, stack)
         lane = self.receiving if method.startswith(SERVICE_PREFIXES) else self.probes
         try:
             async with lane.slot(caller):
                 raw = await self._read(messages, lane)
+            self._half_sent.arrived(context.peer(), len(raw))
             stack.enter_context(self._hold(len(raw)))
             if method in READS:
                 await stack.enter_async_context(self.reads.slot(caller))
@@ -143,13 +149,12 @@ class Arrivals(HandlerWrapper):
         self, messages: Any, context: Any, parse: Parse, method: str, stack: AsyncExitStack
     ) -> Any:
         """Return an iterator over the requests of a call."""
-        stack.enter_context(self._connections.calling(context.peer()))
-        self._note_caller(context)
+        caller, peer = self._begin(context, method, parse, stack), context.peer()
         refusal = None
         # Without a parser it is a call that was refused: it must not keep a caller out.
         if parse is not None and method.startswith(STREAMS):
             try:
-                await stack.enter_async_context(self.streams.slot(PRINCIPAL.get()))
+                await self._take_stream(caller, stack)
             except TooManyCallsError as error:
                 refusal = await _refused(context, method, error)
 
@@ -157,7 +162,18 @@ class Arrivals(HandlerWrapper):
             if refusal is not None:
                 yield refusal
                 return
-            async for raw in messages:
+            while True:
+                try:
+                    async with asyncio.timeout(None) as limit:
+                        with self._half_sent.waiting(peer, caller, limit):
+                            raw = await anext(messages, None)
+                except TimeoutError:
+                    words = "The stream was ended to make room for the messages of others."
+                    yield await _refused(context, method, TooManyCallsError(words, RETRY_S))
+                    return
+                if raw is None:
+                    return
+                self._half_sent.arrived(peer, len(raw))
                 try:
                     request = await parsed(raw, parse)
                 except ModelsatError as error:
@@ -165,6 +181,29 @@ class Arrivals(HandlerWrapper):
                 yield request
 
         return requests()
+
+    def _begin(self, context: Any, method: str, parse: Parse, stack: AsyncExitStack) -> str:
+        """Note a call while it lasts; return its caller: the principal, else the peer."""
+        peer: str = context.peer()
+        stack.enter_context(self._half_sent.calling(peer))
+        # Calls that were refused, which have no parser, keep no connection open either.
+        if parse is not None and not method.startswith(STANDARD):
+            stack.enter_context(self._connections.calling(peer))
+        self._note_caller(context)
+        return PRINCIPAL.get() or peer
+
+    async def _take_stream(self, caller: str, stack: AsyncExitStack) -> None:
+        """Take a place for a stream, from a caller who has more of them if there is none left."""
+        if self.streams.is_full and not self._half_sent.end_one_for(caller, self._streams_of):
+            raise self.streams.refusal()
+        self._streams_of[caller] += 1
+        stack.callback(self._leave_stream, caller)
+        await stack.enter_async_context(self.streams.slot(caller))
+
+    def _leave_stream(self, caller: str) -> None:
+        self._streams_of[caller] -= 1
+        if not self._streams_of[caller]:
+            del self._streams_of[caller]
 
     async def _read(self, messages: Any, lane: FairSlots) -> bytes:
         """Wait for a message; not for long if that keeps others in the lane from sending theirs."""

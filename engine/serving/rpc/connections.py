@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import resource
 import socket
+import struct
 import threading
 import time
 from collections import OrderedDict
@@ -27,6 +28,7 @@ KEPT_SHARE = 0.6  # of the limit, which ConnectionWatch keeps; the rest is for t
 SWEEP_S = 0.05
 MAX_PEERS_KNOWN = 16_384
 DESCRIPTORS = Path("/proc/self/fd")
+TCP_INFO_BYTES, BYTES_RECEIVED_AT = 192, 128  # of struct tcp_info, linux/tcp.h
 log = logging.getLogger(__name__)
 
 
@@ -164,6 +166,23 @@ def connections_of(ports: Sequence[int]) -> dict[int, list[_Open]]:
         if known is not None and known[0] in found:
             found[known[0]].append(_Open(descriptor, known[1]))
     return found
+
+
+def received_bytes(ports: Sequence[int]) -> dict[str, int]:
+    """Return peer -> bytes that its connections to `ports` have received, as the kernel counts."""
+    received: dict[str, int] = {}
+    for group in connections_of(ports).values():
+        for each in group:
+            try:
+                borrowed = socket.socket(fileno=each.descriptor)
+            except OSError:
+                continue
+            with suppress(OSError, struct.error):
+                info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+                (size,) = struct.unpack_from("Q", info, BYTES_RECEIVED_AT)
+                received[each.peer] = received.get(each.peer, 0) + size
+            borrowed.detach()
+    return received
 
 
 def _connection(descriptor: int) -> tuple[int, str] | None:

@@ -40,6 +40,11 @@ class FairSlots:
         return sum(map(len, self._waiting.values()))
 
     @property
+    def is_full(self) -> bool:
+        """Whether a call would have to wait."""
+        return self._used >= self.limit or bool(self._waiting)
+
+    @property
     def stalled_s(self) -> float:
         """Seconds since a slot was last given away while calls wait; 0 if none waits."""
         return time.monotonic() - self._granted_at if self._waiting else 0.0
@@ -51,10 +56,10 @@ class FairSlots:
         Raises:
             TooManyCallsError: too many wait already.
         """
-        if self._used < self.limit and not self._waiting:
-            self._take()
-        else:
+        if self.is_full:
             await self._wait(principal)
+        else:
+            self._take()
         try:
             yield
         finally:
@@ -68,7 +73,7 @@ class FairSlots:
     async def _wait(self, principal: str) -> None:
         mine = self._waiting.get(principal, ())
         if self.waiting >= self._max_waiting and not self._push_out(len(mine) + 1):
-            raise self._refusal()
+            raise self.refusal()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(principal, deque()).append(turn)
         self._next()
@@ -94,10 +99,11 @@ class FairSlots:
             return False
         turn = queue.pop()
         if not turn.done():
-            turn.set_exception(self._refusal())
+            turn.set_exception(self.refusal())
         return True
 
-    def _refusal(self) -> TooManyCallsError:
+    def refusal(self) -> TooManyCallsError:
+        """Return the error for a call that is refused, and count it."""
         self.refused += 1
         words = f"Too many {self._what}: {self._used} at work, {self.waiting} waiting."
         return TooManyCallsError(words, RETRY_S)
