@@ -41,7 +41,7 @@ class HalfSender:
         self.left = {2 * n + 1: size for n in range(count)}
         self.reset: set[int] = set()
         pairs = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"}
-        pairs |= {"te": "trailers", "content-type": "application/grpc"}
+        pairs |= {"content-type": "application/grpc"}
         headers = b"".join(
             b"\0" + bytes([len(k)]) + k.encode() + bytes([len(v)]) + v.encode()
             for k, v in pairs.items()
