@@ -27,6 +27,7 @@ from engine.serving.auth.tokens import TokenFile, new_token
 from engine.serving.rpc.arrivals import Arrivals
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, connections_of
 from engine.serving.rpc.fair_slots import FairSlots
+from engine.serving.rpc.half_sent import HalfSentMessages
 from tools.processes import Server
 
 CONNECTIONS, CALLS = 3, 600  # more at once than gRPC keeps by default
@@ -213,7 +214,7 @@ async def test_callers_without_a_token_take_no_place_of_those_with_one(tmp_path:
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps({"tokens": [vars(entry)]}))
     access = AccessInterceptor(TokenFile(file), client_certificates=False)
-    arrivals = Arrivals(ConnectionWatch(), 1 << 20, access.note_caller)
+    arrivals = Arrivals(ConnectionWatch(), HalfSentMessages(), 1 << 20, access.note_caller)
     arrivals.streams.limit = 1
     server = grpc.aio.server(interceptors=[arrivals, access])
 

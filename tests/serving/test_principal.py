@@ -19,6 +19,7 @@ from engine.serving.auth.tokens import TokenFile, new_token
 from engine.serving.rpc.arrivals import Arrivals
 from engine.serving.rpc.connections import ConnectionWatch
 from engine.serving.rpc.fair_slots import FairSlots
+from engine.serving.rpc.half_sent import HalfSentMessages
 from tests.support.certificates import make
 
 METHOD = "/modelsat.v1.RouterService/"
@@ -62,7 +63,7 @@ async def test_the_principal_is_the_token_else_the_certificate(case: str, tmp_pa
     with_tls = case in ("certificate", "both")
     access = AccessInterceptor(tokens, client_certificates=with_tls)
     routes = Turns()
-    arrivals = Arrivals(ConnectionWatch(), 1 << 20, access.note_caller, routes)
+    arrivals = Arrivals(ConnectionWatch(), HalfSentMessages(), 1 << 20, access.note_caller, routes)
     server = grpc.aio.server(interceptors=[arrivals, access])
     methods = {
         "Route": grpc.unary_unary_rpc_method_handler(once),
