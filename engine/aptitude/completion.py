@@ -145,7 +145,7 @@ def _reply_of(body: Mapping[str, Any]) -> tuple[str | None, str]:
         blocked = body.get("promptFeedback")
         if isinstance(blocked, dict) and blocked.get("blockReason"):
             raise FailedReplyError(f"blocked: {blocked['blockReason']}", filtered=True)
-        if not candidates or not isinstance(candidates[0], dict):
+        if not (isinstance(candidates, list) and candidates and isinstance(candidates[0], dict)):
             raise FailedReplyError("a response without candidates")
         content = candidates[0].get("content")
         parts = content.get("parts") if isinstance(content, dict) else None
@@ -156,8 +156,7 @@ def _reply_of(body: Mapping[str, Any]) -> tuple[str | None, str]:
         reason = details.get("reason") if isinstance(details, dict) else None
         return _text_of(output), _word(reason or body.get("status"))
     if isinstance(output, dict):
-        output = output.get("message", output)
-        return _text_of(output.get("content")), _word(body.get("stopReason"))
+        return _text_of(output.get("message") or output), _word(body.get("stopReason"))
     if isinstance(inner := body.get("result"), dict) and inner:  # Cloudflare
         return _reply_of(inner)
     for name in ("content", "message", "response", "generated_text", "output_text"):
@@ -179,7 +178,7 @@ def _text_of(value: Any, depth: int = 0) -> str:
     if isinstance(value, list) and depth < MAX_DEPTH:
         return "".join(_text_of(part, depth + 1) for part in value)
     if isinstance(value, dict) and depth < MAX_DEPTH:
-        if value.get("type") in REASONING_PARTS or value.get("thought") is True:
+        if str(value.get("type")) in REASONING_PARTS or value.get("thought") is True:
             return ""
         for name in ("text", "content", "value", "refusal"):
             if value.get(name):

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from engine.api.loopback import is_loopback
 from engine.aptitude.completion import FailedReplyError, read_completion
@@ -136,6 +138,29 @@ def test_forms_of_a_reply_are_read_without_the_reasoning(body: dict[str, Any]) -
 def test_what_is_no_complete_reply_is_a_failed_attempt(body: Any) -> None:
     with pytest.raises(FailedReplyError):
         read_completion(body)
+
+
+NAMES = (
+    *("choices", "candidates", "content", "message", "output", "text", "type", "parts", "error"),
+    *("promptFeedback", "blockReason", "finish_reason", "usage", "incomplete_details", "detail"),
+)
+REPLIES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(REPLIES)
+@example({"output": {"message": "A"}})
+@example({"candidates": {}, "promptFeedback": None})
+@example({"content": [{"type": ["thinking"], "text": "A"}]})
+def test_any_json_is_a_reply_or_a_failed_attempt(body: Any) -> None:
+    with suppress(FailedReplyError):
+        assert isinstance(read_completion(body).text, str)
 
 
 def test_replies_cut_by_any_provider_are_incomplete_and_not_wrong() -> None:
