@@ -101,7 +101,7 @@ def _require_no_error(body: Mapping[str, Any]) -> None:
         raise FailedReplyError(f"an error within HTTP 200: {_message(body)}")
     if body.get("success") is False:
         raise FailedReplyError(f"an error within HTTP 200: {_message(_first_words(body))}")
-    status = body.get("base_resp")  # MiniMax: beside choices that are empty
+    status = body.get("base_resp")  # MiniMax: alongside choices that are empty
     if isinstance(status, dict) and status.get("status_code") not in (None, 0, "0"):
         raise FailedReplyError(
             f"an error within HTTP 200: {status['status_code']}: {status.get('status_msg')}"[:300]

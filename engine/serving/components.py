@@ -34,7 +34,8 @@ from engine.pb import (
 )
 from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
-from engine.registry.registry import Registry, open_registry
+from engine.registry.opening import open_registry
+from engine.registry.registry import Registry
 from engine.registry.stores.outcomes import OutcomeStore
 from engine.routing.router import FallbackMode, Router, RouterConfig
 from engine.routing.sessions import SessionStore

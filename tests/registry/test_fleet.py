@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.api.errors import StoreError
-from engine.registry.registry import Registry, open_store
+from engine.registry.opening import open_store
+from engine.registry.registry import Registry
 from engine.registry.stores.base import RevisionId, StoreState, without_password
 from engine.serving.settings import ResolvedSettings, Settings
 from tests.support.postgres import ESCAPED, PASSWORD, Postgres, postgres

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.api.errors import ConflictError, RevisionNotFoundError, StoreError
-from engine.registry.registry import open_store
+from engine.registry.opening import open_store
 from engine.registry.stores.backup import back_up, restore
 from engine.registry.stores.base import Change, Store
 from tests.support.postgres import Postgres, postgres

@@ -15,7 +15,8 @@ import pytest
 
 from engine.api.errors import StoreError
 from engine.inference.cache import ScoreCache
-from engine.registry.registry import Registry, open_store
+from engine.registry.opening import open_store
+from engine.registry.registry import Registry
 from engine.registry.stores import sql
 from engine.registry.stores.backup import back_up, restore
 from engine.registry.stores.base import RevisionId

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine.api.errors import StoreError
-from engine.registry.registry import Registry, open_registry
+from engine.registry.opening import open_registry
+from engine.registry.registry import Registry
 from tests.support.postgres import Postgres, postgres
 from tests.support.stores import ENCODER, WIDTH, candidate, encoder, fresh, registry
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.api.errors import BundleError, InvalidInputError, StoreError
 from engine.cli.main import main as cli
-from engine.registry.registry import open_store
+from engine.registry.opening import open_store
 from engine.serving.rpc.listener import bind
 from engine.serving.settings import Settings, resolve
 

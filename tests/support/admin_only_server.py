@@ -19,7 +19,7 @@ from engine.bundle.manifest import read_manifest
 from engine.pb import candidate_service_pb2_grpc
 from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
-from engine.registry.registry import open_registry
+from engine.registry.opening import open_registry
 from engine.serving.rpc.candidate_service import CandidateService
 from engine.serving.rpc.interceptors import StatusInterceptor
 from tools.processes import BUNDLE, ROOT, Server, start

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult
 from engine.bundle.arrays import Connector, TaskNorms
 from engine.registry.encoder import CapabilityEncoder
-from engine.registry.registry import Registry, open_registry
+from engine.registry.opening import open_registry
+from engine.registry.registry import Registry
 from tests.support.postgres import Postgres
 
 ENCODER = "encoder-1"

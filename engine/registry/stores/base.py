@@ -15,6 +15,9 @@ from engine.bundle.types import Float32Array
 
 DEFAULT_HISTORY_LIMIT = 100  # revisions
 POSTGRES = ("postgresql://", "postgres://")
+POSTGRES_DRIVER_HINT = (
+    "A postgresql:// store needs psycopg, which is not installed; pip install 'psycopg[binary]'."
+)
 Entry = tuple[Candidate, Float32Array]
 Encode = Callable[[Candidate], Float32Array]
 
