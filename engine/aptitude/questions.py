@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.api.text_files import read_utf8
 from engine.datasets.aptitude_test import derive_items
 from engine.datasets.folder import instructions_file, read_lines
 from engine.datasets.outcomes import split
@@ -110,7 +111,7 @@ def read_folder(folder: Path) -> dict[str, list[Question]]:
 def _named_items(test: Path, path: Path, records: list[dict[str, Any]]) -> dict[str, list[int]]:
     row_of = {str(r.get("id")): i for i, r in enumerate(records)}
     try:
-        named = json.loads(test.read_text(encoding="utf-8"))["items"]
+        named = json.loads(read_utf8(test))["items"]
         items = {t: [row_of[q] for q in ids if q in row_of] for t, ids in named.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(

@@ -35,8 +35,10 @@ def server_address(text: str) -> str:
     target = separator or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
     port = address.rpartition(":")[2]
     if not target and (":" not in address or not port.isdigit() or not 0 < int(port) < 65536):
-        default = DEFAULT_SERVER.rpartition(":")[2]
-        problem = f"{text} has no port; give HOST:PORT, such as {address.strip(':')}:{default}"
+        host, colon, _ = address.strip(":").rpartition(":")
+        example = f"{host if colon else address.strip(':')}:{DEFAULT_SERVER.rpartition(':')[2]}"
+        problem = f"{text} has {f'the port {port!r}' if colon else 'no port'}; give HOST:PORT"
+        problem += f", such as {example}"
         raise argparse.ArgumentTypeError(problem)
     return address
 

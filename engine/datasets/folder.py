@@ -181,7 +181,7 @@ def instructions_file(folder: Path) -> Path:
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a text file, decompressed if its name ends with .gz."""
     open_text = gzip.open if path.suffix == ".gz" else open
-    with open_text(path, "rt", encoding="utf-8") as lines:
+    with open_text(path, "rt", encoding="utf-8-sig") as lines:
         yield from lines
 
 

@@ -15,6 +15,7 @@ from engine.api.candidate import (
 )
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.prices import in_usd_per_million
+from engine.api.text_files import read_utf8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ def read_catalog(path: Path, price_unit: str | None = None) -> list[Candidate]:
     fields and values of the wrong type are reported for the first candidate that has one.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_utf8(path))
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             Violation(str(path), f"is not a readable JSON file ({error}).")
@@ -60,7 +61,7 @@ def require_readable_test(path: Path, *, accept_unreadable: bool = False) -> Non
     Raises:
         InvalidInputError: no question was graded, or too many replies are unreadable.
     """
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = json.loads(read_utf8(path))
     provenance = raw.get("provenance") if isinstance(raw, dict) else None
     if not isinstance(provenance, dict) or "asked" not in provenance:
         return

@@ -16,6 +16,7 @@ from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.policy import Policy
 from engine.api.proto import policy_from
+from engine.api.text_files import read_utf8
 from engine.pb import router_service_pb2
 from engine.registry.table import Table
 from engine.routing.eligibility import validate_policy
@@ -51,8 +52,7 @@ def read_policies(specs: Sequence[str], file: Path | None, table: Table) -> dict
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as content:
-            return tomllib.load(content)
+        return tomllib.loads(read_utf8(file))
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             Violation(str(file), f"is not a readable TOML file ({error}).")

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from engine.api.candidate import ID_PATTERN
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, MIB
+from engine.api.text_files import read_utf8
 from engine.bundle.manifest import Device
 from engine.registry.stores.base import without_password
 from engine.serving.setting_values import address_problem, is_loopback, parse, quotable, variables
@@ -287,7 +288,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     if not file.name:
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_utf8(file))
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             Violation("--config", f"is {file}, which is not readable TOML ({error}).")

@@ -39,6 +39,8 @@ def location_problem(text: str) -> str:
 
 def path_problem(text: str) -> str:
     """Say what is wrong with the path of a file, without quoting it; "" if nothing is."""
+    if not text.strip():
+        return "is empty; unset it, or give the path of a file."
     if "://" in text or text[:1] in _QUOTES or not text.isprintable():
         return "is a URL, has quotes around it or a control character; expected the path of a file."
     return ""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.api.text_files import read_utf8
 from engine.serving.auth.file_watch import ReloadedFiles
 
 ROLES = ("route", "outcomes", "read", "admin")
@@ -106,10 +107,15 @@ def _match(tokens: Sequence[Token], digest: str) -> Token | None:
 def read_tokens(path: Path) -> tuple[Token, ...]:
     """Read a tokens file; raises one InvalidInputError that lists all its problems."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_once)
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_utf8(path, refuse_mark=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise _invalid(f"is {path}, which cannot be read: {reason}.") from None
+    try:
+        content = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         # The error's text may quote the file, which may contain a token by mistake.
-        reason = error.strerror if isinstance(error, OSError) else "it is not valid JSON"
+        reason = "it is not valid JSON"
         if isinstance(error, _RepeatedKeyError):
             reason = "a key appears twice in one object"
         raise _invalid(f"is {path}, which cannot be read: {reason}.") from None

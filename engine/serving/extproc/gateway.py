@@ -27,6 +27,7 @@ from engine.api.errors import (
 )
 from engine.api.limits import MIB
 from engine.api.proto import check_text
+from engine.api.text_files import read_utf8
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.extproc.body import MODEL, is_routed, parse, with_model
@@ -347,9 +348,14 @@ def _read_models(file: Path) -> Mapping[str, str]:
         f'is {file}; expected a JSON object of names, {{"candidate-id": "upstream name"}}.',
     )
     try:
-        models = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        models = json.loads(read_utf8(file))
+    except json.JSONDecodeError:
         raise InvalidInputError(invalid) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidInputError(
+            Violation(invalid.field, f"is {file}, which cannot be read: {reason}.")
+        ) from None
     if not isinstance(models, dict) or not all(
         isinstance(v, str) and HEADER_VALUE.fullmatch(v) for v in models.values()
     ):
