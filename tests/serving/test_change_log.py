@@ -7,7 +7,8 @@ import errno
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,18 @@ from hypothesis import strategies as st
 
 from engine.api.errors import ModelsatError
 from engine.cli.main import main as cli
+from engine.pb import candidate_service_pb2 as cpb
+from engine.registry.stores.base import Revision, RevisionId
 from engine.serving.auth.tokens import new_token
-from engine.serving.telemetry.change_log import RECOVERED, START, ChangeLog, ChangeRecord, verify
+from engine.serving.rpc.candidate_service import CandidateService
+from engine.serving.telemetry.change_log import (
+    RECOVERED,
+    START,
+    ChangeLog,
+    ChangeRecord,
+    hash_of,
+    verify,
+)
 from modelsat import Client, Credentials, ModelsatClientError
 from tools.processes import serving
 
@@ -207,3 +218,65 @@ def test_every_attempt_is_audited_with_its_caller(
     path.write_bytes(path.read_bytes().replace(b'"alice"', b'"carol"', 1))
     assert cli(["store", "verify-changes", str(path)]) == 1
     assert "changes.jsonl:1: was altered" in capsys.readouterr().err
+
+
+class SlowRegistry:
+    """Changes that complete once `answered` is set, whether or not their callers wait."""
+
+    def __init__(self) -> None:
+        self.begun, self.answered = asyncio.Event(), asyncio.Event()
+
+    def table(self) -> Any:
+        return SimpleNamespace(revision=7, id=SimpleNamespace(token=""), candidates=())
+
+    async def _change(self, *_: Any, **__: Any) -> Any:
+        self.begun.set()
+        await asyncio.shield(asyncio.create_task(self.answered.wait()))
+        return Revision(7, 0, "", 0, RevisionId())
+
+    delete = rollback = update = create = _change
+
+    async def replace(self, *_: Any, **__: Any) -> Any:
+        await self._change()
+        return self.table()
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "action"),
+    [
+        ("DeleteCandidate", cpb.DeleteCandidateRequest(name="candidates/a"), "deleted"),
+        ("RollbackRevision", cpb.RollbackRevisionRequest(revision=3), "rolled back to"),
+        ("BatchReplaceCandidates", cpb.BatchReplaceCandidatesRequest(), "replaced all by"),
+    ],
+)
+async def test_the_audit_says_what_came_of_a_change_whose_caller_gave_up(
+    tmp_path: Path, method: str, request_: Any, action: str
+) -> None:
+    """Kind: nothing says who changed the table. The store completes such a change, too."""
+    registry, changes = SlowRegistry(), ChangeLog(tmp_path / "changes.jsonl")
+    service: Any = CandidateService(cast(Any, registry), changes)
+    context = SimpleNamespace(set_trailing_metadata=lambda _: None)
+    call = asyncio.create_task(getattr(service, method)(request_, context))
+    await registry.begun.wait()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    registry.answered.set()
+    path = tmp_path / "changes.jsonl"
+    async with asyncio.timeout(5):
+        while not path.read_bytes().endswith(b"\n"):
+            await asyncio.sleep(0.01)
+    (line,) = map(json.loads, path.read_bytes().splitlines())
+    assert (line["action"], line["result"]) == (action, "OK")
+    changes.close()
+
+
+@pytest.mark.parametrize("number", ['"x"', "null", "[1]", "{}", '"' + "9" * 5000 + '"'])
+def test_a_number_of_another_kind_is_named_and_ends_no_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: str
+) -> None:
+    lines = write(tmp_path / "c", [entry(1), entry(2)])
+    forged = json.loads(lines[0]) | {"number": json.loads(number)}
+    forged["hash"] = hash_of(forged)
+    (tmp_path / "c").write_bytes(json.dumps(forged).encode() + b"\n" + lines[1])
+    assert cli(["store", "verify-changes", str(tmp_path / "c")]) == 1
+    assert "not intact" in capsys.readouterr().err

@@ -272,7 +272,11 @@ def a_router(
     table = make_table(1, entries, 4)
     head = ScoringHead(np.ones(4, np.float32), 1e-5, Calibration(1.0, 0.0))
     batcher = Batcher(backend, head, BatchLimits())
-    registry: Any = SimpleNamespace(table=lambda: table)
+
+    async def require(token: str, deadline: float) -> None:
+        assert not token, "no request here demands a revision"
+
+    registry: Any = SimpleNamespace(table=lambda: table, require=require)
     return Router(registry, batcher, OneToken(), cache=cache, config=config), batcher
 
 

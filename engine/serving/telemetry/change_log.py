@@ -176,9 +176,9 @@ def verify(paths: list[Path]) -> tuple[int, str]:
     for where, line in _lines(paths):
         try:
             entry = json.loads(line)
-            number, previous, found = entry["number"], entry["previous"], entry["hash"]
+            number, previous, found = int(entry["number"]), entry["previous"], entry["hash"]
             fits = hash_of(entry) == found
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             if torn:
                 raise _broken(where, "is not a record") from None
             torn = line
