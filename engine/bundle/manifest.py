@@ -123,11 +123,12 @@ def read_manifest(folder: Path, kind: ArtifactKind) -> Manifest:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yield the relative path of every file but the manifest, hidden ones and a volume's own."""
+    """Yield the relative path of every file that counts: not the manifest, hidden files, a hub's
+    model card, and what a volume has of its own."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         skipped = any(part.startswith(".") or part == "lost+found" for part in name.parts)
-        if not (skipped or path.is_dir() or name.as_posix() == MANIFEST):
+        if not (skipped or path.is_dir() or name.as_posix() in (MANIFEST, "README.md")):
             yield name.as_posix()
 
 

@@ -324,7 +324,7 @@ def _check_access(settings: Settings) -> list[Violation]:
             flag(name),
             f"is {address}, which other machines can reach, and nothing asks who calls; set"
             " --auth-tokens-file (`modelsat token` makes tokens) or --tls-client-ca, or"
-            " --allow-anonymous true to serve anyone.",
+            " --allow-anonymous to serve anyone.",
         )
         for name, address in named
         if address and not address_problem(address) and not is_loopback(address)

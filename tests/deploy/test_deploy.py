@@ -41,7 +41,7 @@ CHART = ROOT / "deploy" / "helm" / "modelsat"
 # Set by other values of the chart, or by the image.
 SET_BY_VALUES = {
     *("address", "admin_address", "metrics_address", "extproc_address", "bundle"),
-    *("candidates_db", "outcomes_db"),
+    *("candidates_db", "outcomes_db", "changes_log", "last_table_file"),
     *("auth_tokens_file", "allow_anonymous", "tls_certificate", "tls_key", "tls_client_ca"),
 }
 TOKENS: dict[str, Any] = {"tokens": {"secret": "tokens"}}
@@ -121,6 +121,8 @@ def test_defaults_keep_candidates_and_ask_who_calls(
     assert settings.allow_anonymous is anonymous
     assert bool(settings.auth_tokens_file.name) is not anonymous
     assert container["resources"]["limits"]["memory"]
+    assert settings.changes_log.is_relative_to("/var/lib/modelsat")
+    assert settings.last_table_file.is_relative_to("/var/lib/modelsat")
 
 
 def test_image_refuses_to_serve_anyone() -> None:

@@ -414,7 +414,7 @@ def test_the_command_line_prints_a_decision(
             "--max-queue-size: is 0; expected 1 to",
         ),
         (["--address", "127.0.0.1"], "expected HOST:PORT"),
-        (["--address", "256.0.0.1:1"], "cannot listen on"),
+        (["--address", "256.0.0.1:1", "--allow-anonymous"], "cannot listen on"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(

@@ -59,6 +59,10 @@ def test_pull_returns_and_checks_what_push_published(checkpoint: Path, tmp_path:
     back = tmp_path / "back"
     with hub() as (endpoint, repositories):
         done = run(endpoint, tmp_path / "home", "push", str(checkpoint), "team/router")
+        assert "holds backbone/notes.txt, which manifest.json does not list" in done.stderr
+        assert repositories == {}
+        extra.unlink()
+        done = run(endpoint, tmp_path / "home", "push", str(checkpoint), "team/router")
         assert done.returncode == 0, done.stderr
         files = repositories["team/router"]
         assert sorted(files) == [
