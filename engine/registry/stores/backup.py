@@ -23,7 +23,7 @@ from engine.registry.stores.sql import Database, Row
 from engine.registry.stores.sqlite import SqliteDatabase
 
 if TYPE_CHECKING:
-    from engine.registry.stores.postgres import PostgresConnection
+    from engine.registry.stores.postgres_connection import PostgresConnection
 
 BATCH_ROWS = 500  # in memory at once
 UNLIMITED = 2**62
@@ -95,7 +95,7 @@ def _add_revision(db: Database, before: int) -> int:
 
 def _into_postgres(url: str, source: sqlite3.Connection, file: Path) -> int:
     from engine.registry.stores import postgres as postgres
-    from engine.registry.stores.postgres import CHANNEL
+    from engine.registry.stores.postgres_connection import CHANNEL, PostgresDatabase
 
     copy = SqliteDatabase(source)
     if sqlite.check(file, copy) in sqlite.OLD_SCHEMAS:
@@ -105,7 +105,7 @@ def _into_postgres(url: str, source: sqlite3.Connection, file: Path) -> int:
         sqlite.migrate(copy)
     encoder_id = sql.meta(copy, "encoder_id") or ""
     with _database(url) as db, db.transaction():
-        target = postgres.PostgresDatabase(db)
+        target = PostgresDatabase(db)
         target.run("SET LOCAL statement_timeout TO 0")
         postgres.set_up(target, encoder_id)
         postgres.check_schema(without_password(url), target)
@@ -123,10 +123,11 @@ def _into_postgres(url: str, source: sqlite3.Connection, file: Path) -> int:
 
 def _copy_from_postgres(source: PostgresConnection, target: sqlite3.Connection) -> None:
     from engine.registry.stores import postgres as postgres
+    from engine.registry.stores.postgres_connection import PostgresDatabase
 
     with source.transaction():
         source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        store = postgres.PostgresDatabase(source)
+        store = PostgresDatabase(source)
         postgres.check_schema("the store", store)
         target.execute("BEGIN")
         sqlite.create_tables(target, sql.meta(store, "encoder_id") or "")
@@ -155,12 +156,13 @@ def _copy(rows: Iterable[Row], target: Database, insert: str) -> None:
 def _database(url: str) -> Iterator[PostgresConnection]:
     try:
         from engine.registry.stores import postgres as postgres
+        from engine.registry.stores.postgres_connection import connect, parameters
     except ImportError as error:
         raise StoreError(POSTGRES_DRIVER_HINT) from error
-    conninfo = postgres.parameters(url)
+    conninfo = parameters(url)
     with (
         postgres.translated(conninfo, without_password(url), "copied", "nothing was changed"),
-        closing(postgres.connect(conninfo)) as db,
+        closing(connect(conninfo)) as db,
     ):
         yield db
 
