@@ -124,3 +124,22 @@ def test_paths() -> None:
     assert all(map(is_routed, routed))
     others = ("/v1/models", "/v1/embeddings", "/v1/messages/count_tokens", "", "/")
     assert not any(map(is_routed, others))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat%2Fcompletions",
+        "/v1/chat/completion%73?beta=true",
+        "/v1/chat/completion%2573",
+        "/v1//chat//completions//",
+        "/V1/Chat/Completions",
+        "/v1/chat;a=b/completions;c",
+        "/v1/messages#x",
+        "/openai/deployments/a%3Fb/chat/completions",
+        "/v1beta/models/m:generatecontent",
+    ],
+)
+def test_another_spelling_of_a_path_gets_around_no_list(path: str) -> None:
+    """Kind: the gateway's allow list binds named models too. Else such a body passes unread."""
+    assert is_routed(path)

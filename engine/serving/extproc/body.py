@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from engine.api.errors import InvalidInputError, Violation
 
@@ -23,6 +24,7 @@ ROUTED = (
     *("/api/generate", ":generateContent", ":streamGenerateContent", "/converse"),
     "/converse-stream",
 )
+MAX_DECODINGS = 3  # of a path, by the proxies that it passes
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "UTF-8"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -30,6 +32,8 @@ BYTE_ORDER_MARKS = (
 )
 MAX_MEMBERS = 1000
 MAX_VALUES = 250_000  # strings, commas and brackets: 0.1 s to count, as much to parse
+_ROUTED = tuple(end.casefold() for end in ROUTED)
+_END_OF_PATH, _PARAMETERS = re.compile(r"[?#]"), re.compile(r";[^/]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
@@ -83,8 +87,16 @@ def with_model(raw: bytes, position: slice, name: str) -> bytes:
 
 
 def is_routed(path: str) -> bool:
-    """Whether bodies of a path (with or without a query) ask for a choice of model."""
-    return path.partition("?")[0].rstrip("/").endswith(ROUTED)
+    """Whether bodies of a path (with or without a query) ask for a choice of model.
+
+    The path is read as the most lenient upstream does, or a client could get around the gateway's
+    lists of candidates by another spelling of it.
+    """
+    plain = _END_OF_PATH.split(path, maxsplit=1)[0]
+    for _ in range(MAX_DECODINGS):
+        plain = unquote(plain)
+    plain = _PARAMETERS.sub("", re.sub("/+", "/", plain))
+    return plain.rstrip("/ ").casefold().endswith(_ROUTED)
 
 
 @dataclass(frozen=True)
