@@ -106,6 +106,15 @@ def test_a_list_of_allowed_candidates_binds_named_models(server: Server, model: 
     raw = json.dumps({**ASKED, "model": model}).encode()
     (*_, last) = talk(server, headers(**ONLY), body(raw))
     assert refusal(last) == (403, "model_not_allowed")
+
+
+@pytest.mark.parametrize("member", ["Model", "MODEL", "moDel"])
+def test_it_binds_them_however_the_member_is_spelled(server: Server, member: str) -> None:
+    """Some upstreams ignore capitals in the names of members."""
+    rest = {name: value for name, value in ASKED.items() if name != "model"}
+    raw = json.dumps({**rest, member: "gpt-4"}).encode()
+    (*_, last) = talk(server, headers(**ONLY), body(raw))
+    assert refusal(last) == (403, "model_not_allowed")
     (*_, free) = talk(server, headers(), body(raw))  # without a list, it passes
     assert not free.HasField("immediate_response")
 

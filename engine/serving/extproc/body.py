@@ -67,14 +67,15 @@ def parse(raw: bytes) -> Body:
         problem = f"is not UTF-8 at byte {error.start}; expected a JSON object in UTF-8."
         raise InvalidInputError(Violation("body", problem)) from None
     values: dict[str, Any] = {}
-    models = []
+    spellings = []
     for member in members(text):
         values[member.key] = member.value
-        if member.key == MODEL:
-            models.append(member)
-    if len(models) > 1:
-        problem = f"appears {len(models)} times; send it once."
+        if member.key.casefold() == MODEL:
+            spellings.append(member)
+    if len(spellings) > 1:  # decoders that ignore capitals take the last one
+        problem = f"appears {len(spellings)} times; send it once."
         raise InvalidInputError(Violation("model", problem))
+    models = [member for member in spellings if member.key == MODEL]
     model = models[0].value if models and isinstance(models[0].value, str) else None
     begin, end = (models[0].begin, models[0].end) if models else (0, 0)
     first = len(text[:begin].encode())

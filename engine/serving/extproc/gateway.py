@@ -236,8 +236,10 @@ class Gateway:
             if routed:
                 raise
             return HttpChanges()
-        if MODEL in body.members and body.model not in self.options.aliases:
-            self._check_named(request, body.model or "", routed)
+        # Some upstreams ignore capitals in the names of members.
+        named = [value for key, value in body.members.items() if key.casefold() == MODEL]
+        if named and body.model not in self.options.aliases:
+            self._check_named(request, named[0] if isinstance(named[0], str) else "", routed)
         if body.model is None or not HEADER_VALUE.fullmatch(body.model):
             return HttpChanges()
         if body.model not in self.options.aliases:
