@@ -22,6 +22,7 @@ from engine.api.candidate import (
     task_count_violation,
 )
 from engine.api.conversation.conversation import MAX_PARTS, Conversation, ConversationTurn, Role
+from engine.api.conversation.harness import human_text
 from engine.api.conversation.reading import ConversationReading, read
 from engine.api.conversation.tokens import NO_TOKENS, TokenCounter
 from engine.api.errors import InvalidInputError, Violation
@@ -158,7 +159,10 @@ def reading_from(
     form = request.WhichOneof("instruction")
     if form == "text":
         check_text(request.text, limit)
-        return ConversationReading(request.text, NO_TOKENS, "instruction")
+        if human_text((request.text,)) == request.text.strip():
+            return ConversationReading(request.text, NO_TOKENS, "instruction")
+        # A caller may pass on a user turn as it is, with what a coding agent wrote into it.
+        return read(Conversation((ConversationTurn("user", (request.text,)),)), counter)
     if form is None:
         raise InvalidInputError(
             Violation("instruction", "is not set; send text or a conversation.")

@@ -9,6 +9,8 @@ import pytest
 from engine.api.conversation.conversation import Needs
 from engine.api.conversation.reading import KEEP, read_body
 from engine.api.policy import Session
+from engine.api.proto import reading_from
+from engine.pb import router_service_pb2 as pb
 
 ASK = "Prove that there are infinitely many primes congruent to 3 modulo 4."
 
@@ -174,6 +176,13 @@ def test_a_turn_of_nothing_else_is_no_ask(texts: tuple[str, ...]) -> None:
 )
 def test_an_ask_that_quotes_such_tags_stays_whole(text: str) -> None:
     assert read_body(user(text)).ask == text
+
+
+@pytest.mark.parametrize("text", [f"{REMINDER}{ASK}", f"{ASK} {REMINDER}", REMINDER, ASK])
+def test_a_text_without_turns_is_read_as_a_user_turn(text: str) -> None:
+    by_text = reading_from(pb.RouteRequest(text=text), 1000)
+    by_body = read_body(user(text))
+    assert (by_text.ask, by_text.kind) == (by_body.ask, by_body.kind)
 
 
 def test_the_text_of_a_harness_counts_as_context() -> None:
