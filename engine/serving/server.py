@@ -29,7 +29,7 @@ from engine.serving.components import (
 )
 from engine.serving.console.app import Console, open_console
 from engine.serving.event_loop import OverloadSelector
-from engine.serving.rpc.arrivals import Arrivals
+from engine.serving.rpc.arrivals import Arrivals, arrival_samples
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, raise_descriptor_limit
 from engine.serving.rpc.drain import Drain
 from engine.serving.rpc.fair_slots import FairSlots
@@ -121,14 +121,15 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     half_sent = HalfSentMessages()
     try:
         await asyncio.to_thread(warm_up, components)
-        listeners = _bind(components, auth, access, drain, connections, half_sent)
+        listeners, arrivals = _bind(components, auth, access, drain, connections, half_sent)
         console = open_console(components, auth.tokens, auth.certificates)
     except ModelsatError:
         await components.outcomes.close()
         await components.registry.close()
         raise
     reloads = reload_samples(auth.files())
-    sampled = {**components.sources.sampled, **reloads}
+    refused = arrival_samples(arrivals, half_sent, connections)
+    sampled = {**components.sources.sampled, **reloads, **refused}
     components.telemetry.start(replace(components.sources, sampled=sampled))
     components.batcher.start()
     connections.start()
@@ -233,7 +234,8 @@ def _bind(
     drain: Drain,
     connections: ConnectionWatch,
     half_sent: HalfSentMessages,
-) -> tuple[Listener, ...]:
+) -> tuple[tuple[Listener, ...], tuple[Arrivals, ...]]:
+    """Listen on every address; return the listeners and, in the same order, their arrivals."""
     settings, certificates = components.settings, auth.certificates
     interceptors = [  # outermost first, after an Arrivals for each address
         TelemetryInterceptor(components.telemetry),
@@ -247,7 +249,7 @@ def _bind(
     if settings.fallback != "overload":  # which answers at once instead
         at_once = min(ROUTES_AT_ONCE, settings.max_queue_size)
         routes = FairSlots(at_once, WAITING_RATIO * settings.max_queue_size, "calls of Route")
-    listeners = []
+    listeners, all_arrivals = [], []
     for name, services in addresses:
         credentials = None if certificates is None else certificates.credentials()
         largest = max_message_bytes(settings, services)
@@ -256,7 +258,8 @@ def _bind(
         listener = bind(settings, name, services, chain, credentials, limit, largest)
         connections.add_port(listener.port, limit)
         listeners.append(listener)
-    return tuple(listeners)
+        all_arrivals.append(arrivals)
+    return tuple(listeners), tuple(all_arrivals)
 
 
 async def serve(settings: Settings, selector: OverloadSelector) -> None:

@@ -24,7 +24,7 @@ from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc as rgrpc
 from engine.serving.auth.interceptor import AccessInterceptor
 from engine.serving.auth.tokens import TokenFile, new_token
-from engine.serving.rpc.arrivals import Arrivals
+from engine.serving.rpc.arrivals import Arrivals, arrival_samples
 from engine.serving.rpc.connections import ConnectionWatch, connection_limit, connections_of
 from engine.serving.rpc.fair_slots import FairSlots
 from engine.serving.rpc.half_sent import HalfSentMessages
@@ -206,6 +206,22 @@ async def test_waiting_callers_take_turns_and_the_longest_line_is_refused_first(
     ]
     assert order == ["heavy", "light", "heavy", "heavy"]
     assert slots.refused == 1
+
+
+def test_refusals_of_all_addresses_are_exported_and_those_of_a_shared_lane_once() -> None:
+    watch, half_sent = ConnectionWatch(), HalfSentMessages()
+    routes = FairSlots(1, 1, "calls of Route")
+    both = [Arrivals(watch, half_sent, 1 << 20, lambda _: None, routes) for _ in range(2)]
+    for arrivals in both:
+        arrivals.receiving.refusal()
+        arrivals.slow += 1
+    routes.refusal()
+    half_sent.ended, watch.closed = 3, 4
+    samples = {name: read() for name, read in arrival_samples(both, half_sent, watch).items()}
+    places = samples["modelsat_arrivals_refused_total"]
+    counts = {"receiving": 2, "slow_message": 2, "routes": 1, "half_sent": 3, "reads": 0}
+    assert {place: places[(place,)] for place in counts} == counts
+    assert samples["modelsat_connections_closed_total"] == {(): 4}
 
 
 async def test_callers_without_a_token_take_no_place_of_those_with_one(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
@@ -32,6 +32,7 @@ from engine.serving.rpc.interceptors import (
 )
 from engine.serving.rpc.status import pushback, to_status
 from engine.serving.rpc.wire import STEP_BYTES, parse_in_steps
+from engine.serving.telemetry.metrics import Samples
 
 RECEIVING_BYTES = 40 * 1024 * 1024  # of messages that are arriving, on one address
 PROBES_RECEIVED = 4  # of methods that need no token, whose callers delay no others
@@ -246,6 +247,25 @@ class Arrivals(HandlerWrapper):
             yield
         finally:
             self._held_bytes -= counted
+
+
+def arrival_samples(
+    arrivals: Sequence[Arrivals], half_sent: HalfSentMessages, connections: ConnectionWatch
+) -> dict[str, Callable[[], Samples]]:
+    """Return metric -> samples of what was refused on the addresses of a server."""
+
+    def refused() -> Samples:
+        places: Counter[str] = Counter({"half_sent": half_sent.ended})
+        for each in arrivals:
+            places.update(each.refusals())
+        lanes = {each.routes for each in arrivals if each.routes is not None}  # shared
+        places["routes"] = sum(lane.refused for lane in lanes)
+        return {(place,): count for place, count in places.items()}
+
+    return {
+        "modelsat_arrivals_refused_total": refused,
+        "modelsat_connections_closed_total": lambda: {(): connections.closed},
+    }
 
 
 async def parsed(raw: bytes, parse: Parse) -> Any:

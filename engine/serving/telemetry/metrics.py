@@ -141,6 +141,20 @@ METRICS = (
         ("files",),
         "attempts to load `tls` or `tokens` that failed; the previous ones stay in use",
     ),
+    Metric(
+        "modelsat_arrivals_refused_total",
+        "counter",
+        ("place",),
+        "calls refused before their method began, by the `place` that was full: `receiving`,"
+        " `probes`, `reads`, `streams`, `routes`, `memory`; `slow_message` did not arrive in time,"
+        " `half_sent` are streams that were ended",
+    ),
+    Metric(
+        "modelsat_connections_closed_total",
+        "counter",
+        (),
+        "idle connections closed to stay below `--max-connections`",
+    ),
     Metric("process_cpu_seconds_total", "counter", (), "user and system time of the process"),
     Metric("process_resident_memory_bytes", "gauge", (), "memory in RAM"),
     Metric("process_virtual_memory_bytes", "gauge", (), "address space"),
