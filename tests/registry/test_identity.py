@@ -102,6 +102,41 @@ async def test_name_is_not_the_file(rename: Callable[[Path, Path], Path], tmp_pa
             restore(str(second), copy)
 
 
+@pytest.mark.parametrize("rename", [hard_link, renamed], ids=lambda f: f.__name__)
+async def test_backup_under_a_name_without_the_log_is_refused(
+    rename: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    """SQLite would look for the log under that name, and copy an old table."""
+    store, copy = tmp_path / "c.sqlite", tmp_path / "copy.sqlite"
+    async with opened(str(store)) as member:
+        await member.create(candidate("in-the-log"))
+        second = rename(store, tmp_path / "other")
+        with pytest.raises(StoreError, match="open in a server under another name"):
+            back_up(str(second), copy)
+        assert not copy.exists()
+
+
+async def test_backup_of_a_crashed_store_needs_the_name_of_its_log(tmp_path: Path) -> None:
+    store, crashed, copy = tmp_path / "c.sqlite", tmp_path / "d", tmp_path / "copy.sqlite"
+    async with opened(str(store)) as member:
+        await member.create(candidate("in-the-log"))
+        crashed.mkdir()
+        for file in (store, tmp_path / "c.sqlite-wal"):
+            shutil.copy(file, crashed)
+    link = hard_link(crashed / "c.sqlite", crashed / "other")
+    with pytest.raises(StoreError, match=r"logged as c\.sqlite-wal"):
+        back_up(str(link), copy)
+    assert back_up(str(symlink(crashed / "c.sqlite", tmp_path / "s")), copy) == 2
+
+
+async def test_backup_under_any_name_of_a_closed_store(tmp_path: Path) -> None:
+    async with opened(str(tmp_path / "c.sqlite")) as member:
+        await member.create(candidate("second"))
+    link = hard_link(tmp_path / "c.sqlite", tmp_path / "other")
+    for number, name in enumerate((link, tmp_path / "c.sqlite")):
+        assert back_up(str(name), tmp_path / f"copy-{number}.sqlite") == 2
+
+
 async def test_restore_to_a_link_keeps_the_link(tmp_path: Path) -> None:
     store, link, copy = tmp_path / "c.sqlite", tmp_path / "link", tmp_path / "copy.sqlite"
     async with opened(str(store)):

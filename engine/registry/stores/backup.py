@@ -45,6 +45,8 @@ def back_up(url: str, out: Path) -> int:
             _copy_from_postgres(source, target)
             return sql.newest_revision(SqliteDatabase(target))
     url = str(Path(url).resolve())
+    with _translated(url):
+        sqlite.check_name(Path(url))
     with _open(Path(url)) as source, _new_file(out, Path(url)) as target:
         source.backup(target)
         target.execute("PRAGMA journal_mode = DELETE")  # a single file, without a log

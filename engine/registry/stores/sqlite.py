@@ -286,6 +286,43 @@ def _locked(file: Path, mode: str, store: Path) -> IO[bytes]:
     return opened
 
 
+def check_name(path: Path) -> None:
+    """Raise StoreError if the newest changes of a store are in a log that goes by another name.
+
+    SQLite finds the log by the name of the file. Under a hard link, or after the file was renamed,
+    it reads an older table, or none, and reports no error.
+
+    path: of the store, without symbolic links.
+    """
+    neighbor = path.with_name(path.name + ".lock")
+    if neighbor.exists() and _is_locked(neighbor):
+        return  # a server has it open under this name
+    hint = "name the store as that server does, or stop the server first"
+    if _is_locked(path):
+        raise StoreError(f"{path} is open in a server under another name; {hint}.")
+    if _log_of(path).exists() or path.stat().st_nlink == 1:
+        return
+    for other in path.parent.iterdir():
+        log = _log_of(other)
+        if log.exists() and log.stat().st_size and other.samefile(path):
+            raise StoreError(f"{path} has changes that were logged as {log.name}; use {other}.")
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a server holds its lock. Closing the file ends SQLite's locks on it that this
+    process has, so no store may be open in it under that name."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
 def remove_logs(path: Path) -> None:
     """Remove the logs of a replaced file; SQLite would replay them into the new one."""
     for suffix in ("-wal", "-shm"):
@@ -347,7 +384,7 @@ def _add_history(db: SqliteDatabase) -> None:
 
 def file_identity(path: Path) -> dict[Path, int]:
     """Return file -> inode of the open database `path` and its log, for check_file_identity."""
-    files = (path, path.with_name(path.name + "-wal"))
+    files = (path, _log_of(path))
     return {file: file.stat().st_ino for file in files if file.exists()}
 
 
