@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +35,8 @@ from engine.serving.rpc.half_sent import HalfSentMessages, watch_half_sent
 from engine.serving.rpc.interceptors import StatusInterceptor, TelemetryInterceptor
 from engine.serving.rpc.listener import Listener, bind, insecure_listener_warnings
 from engine.serving.settings import Settings
-from engine.serving.shutdown import CLOSE_S, arm, bounded
+from engine.serving.shutdown import CLOSE_S, bounded
+from engine.serving.signals import Stopping
 from engine.serving.telemetry import open_telemetry
 from engine.serving.telemetry.metrics import reload_samples
 
@@ -273,38 +272,19 @@ async def serve(settings: Settings, selector: OverloadSelector) -> None:
     telemetry = open_telemetry(settings)
     try:
         components = build(settings, telemetry)
-        stopping = _stop_at_signal()
+        stopping = Stopping(settings.shutdown_grace_period_s, telemetry.reopen)
         running = await start_server(components, auth)
         selector.overload_signal = components.batcher.overload_signal
     except BaseException:
         await telemetry.stop()
         raise
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, telemetry.reopen)
     gc.freeze()  # the collector need not scan objects that live as long as the server
     print(_ready_line(running, settings), flush=True)
-    await stopping.wait()
+    await stopping.begun.wait()
     grace_s = settings.shutdown_grace_period_s
     log.info("stopping within %d s; a second signal stops at once", grace_s)
-    last_resort = arm(grace_s)
     await running.stop(grace_s)
-    last_resort.cancel()
-
-
-def _stop_at_signal() -> asyncio.Event:
-    """Return an event that the first SIGINT or SIGTERM sets; the second one kills the process."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        if stopping.is_set():
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        stopping.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
-    return stopping
+    stopping.last_resort.cancel()
 
 
 def _ready_line(running: RunningServer, settings: Settings) -> str:

@@ -22,14 +22,12 @@ JOIN_S = 0.3
 log = logging.getLogger(__name__)
 
 
-def arm(grace_s: float) -> threading.Timer:
-    """End the process RESERVE_S after the grace period, even if the event loop hangs by then.
-
-    Returns the timer, which the caller cancels once the process ends by itself.
-    """
+def last_resort(grace_s: float) -> threading.Timer:
+    """Return a timer that ends the process RESERVE_S after the grace period, even if the event loop
+    hangs by then. The caller starts it at the signal, and cancels it once the process ends by
+    itself."""
     timer = threading.Timer(grace_s + RESERVE_S, _exit, ("the grace period is over", 1))
     timer.daemon = True
-    timer.start()
     return timer
 
 
