@@ -135,6 +135,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         cache,
         build_info,
         lambda: registry.store_state.connected,
+        lambda: registry.from_file,
     )
     return Components(
         settings, manifest, *inference, router, outcomes, decision_ids, changes, telemetry, scraped

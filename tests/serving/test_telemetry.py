@@ -25,6 +25,8 @@ from engine.api.policy import Policy
 from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.catalog import read_catalog
+from engine.registry.stores.base import RevisionId
+from engine.serving.telemetry import revision_hash
 from engine.serving.telemetry.metrics import METRICS
 from modelsat import Client
 from tests.support.otlp_collector import Collector, attributes, collecting
@@ -137,6 +139,9 @@ def test_a_scrape_counts_what_was_asked(observed: Observed) -> None:
     chosen = {a.selected.removeprefix("candidates/") for a in answers}
     assert sum(gained(f'modelsat_selections_total{{candidate="{c}"}}') for c in chosen) == 3
     assert after["modelsat_candidates_revision"] == answers[0].revision
+    identity = RevisionId.parse(answers[0].revision_token)
+    assert after["modelsat_candidates_revision_hash"] == revision_hash(identity)
+    assert after["modelsat_candidates_from_file"] == 0
     assert (after["modelsat_candidates"], after["modelsat_queue_capacity"]) == (len(CATALOG), 256)
     assert (after["modelsat_queue_size"], after["modelsat_store_up"]) == (0, 1)
     for population in ("selected", "eligible"):
@@ -197,6 +202,7 @@ def test_spans_join_the_trace_of_the_caller(observed: Observed) -> None:
     span_attributes = attributes(rpc)
     assert span_attributes["modelsat.decision_id"] == answer.decision_id
     assert span_attributes["modelsat.selected"] == answer.selected
+    assert span_attributes["modelsat.revision_token"] == answer.revision_token
     assert (span_attributes["modelsat.revision"], span_attributes["modelsat.kind"]) == (
         answer.revision,
         "ranked",
@@ -247,6 +253,7 @@ def test_an_audit_line_holds_the_whole_decision(observed: Observed) -> None:
     answer = observed.route(rpb.RouteRequest(text=f"What is {SECRET}?", policy=policy), SAMPLED)
     entry = observed.audited(answer.decision_id)
     assert (entry["selected"], entry["revision"]) == (answer.selected, answer.revision)
+    assert entry["revision_token"] == answer.revision_token
     assert (entry["kind"], entry["trace_id"]) == ("ranked", TRACE)
     assert set(entry["probabilities"]) == set(entry["costs"]) == {c.name for c in CATALOG}
     best = answer.ranking[0]

@@ -291,6 +291,7 @@ class Gateway:
                 "decision_id": decision.id,
                 "kind": decision.kind,
                 "revision": decision.revision,
+                "revision_token": decision.revision_token,
                 "probability": decision.ranking[0].probability,
                 "input_tokens": decision.prompt.input_tokens,
                 "token_count_method": decision.prompt.token_count_method,

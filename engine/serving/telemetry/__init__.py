@@ -6,6 +6,7 @@ Router, batcher and interceptors report to it. Nothing that it does may fail or 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from engine.api.policy import Policy
 from engine.api.request_context import TRACE, trace_of
 from engine.inference.batcher import Batcher
 from engine.inference.cache import ScoreCache
+from engine.registry.stores.base import RevisionId
 from engine.registry.table import Table
 from engine.routing.decision import Decision
 from engine.serving.console.feed import Feed
@@ -183,6 +185,7 @@ def sources(
     cache: ScoreCache,
     build_info: Mapping[str, str],
     store_up: Callable[[], bool] = lambda: True,
+    from_file: Callable[[], bool] = lambda: False,
 ) -> Sources:
     """Return what a scrape reads.
 
@@ -194,6 +197,7 @@ def sources(
         build_info: version, backend and kernel, in this order.
         store_up: whether the candidate store can be reached. Called from another thread at every
             scrape, so it must not wait.
+        from_file: whether the table is that of an earlier run. Called like store_up.
     """
     info = {tuple(build_info.values()): 1.0}
     return Sources(
@@ -203,13 +207,20 @@ def sources(
             "modelsat_queue_size": lambda: {(): batcher.queue_size},
             "modelsat_queue_capacity": lambda: {(): queue_limit},
             "modelsat_candidates_revision": lambda: {(): table().revision},
+            "modelsat_candidates_revision_hash": lambda: {(): revision_hash(table().id)},
             "modelsat_candidates": lambda: {(): len(table().candidates)},
+            "modelsat_candidates_from_file": lambda: {(): from_file()},
             "modelsat_store_up": lambda: {(): store_up()},
             "modelsat_score_cache_hits_total": lambda: {(): cache.hits},
             "modelsat_score_cache_misses_total": lambda: {(): cache.misses},
             "modelsat_score_cache_bytes": lambda: {(): cache.size},
         },
     )
+
+
+def revision_hash(revision: RevisionId) -> int:
+    """Return 48 bits that stand for the identity of a revision; a float64 holds them exactly."""
+    return int.from_bytes(hashlib.sha256(revision.token.encode()).digest()[:6], "big")
 
 
 def _open_tracing(address: str) -> Tracing:

@@ -47,6 +47,7 @@ class AuditRecord:
             "time": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "decision_id": d.id,
             "revision": d.revision,
+            "revision_token": d.revision_token,
             "kind": d.kind,
             "selected": d.selected.name,
             "probabilities": {r.candidate.name: round(r.probability, 6) for r in d.ranking},

@@ -98,7 +98,21 @@ METRICS = (
         "decisions by selected candidate; `other` for those no longer registered",
     ),
     Metric("modelsat_candidates_revision", "gauge", (), "revision of the candidate table"),
+    Metric(
+        "modelsat_candidates_revision_hash",
+        "gauge",
+        (),
+        "48 bits of a hash of the `revision_token`; servers with the same candidates of one store"
+        " export the same number, whatever was restored",
+    ),
     Metric("modelsat_candidates", "gauge", (), "registered candidates"),
+    Metric(
+        "modelsat_candidates_from_file",
+        "gauge",
+        (),
+        "1 while the candidates are those of `--last-table-file`: the store has not answered"
+        " since the start; 0 otherwise",
+    ),
     Metric(
         "modelsat_store_up",
         "gauge",

@@ -129,6 +129,7 @@ class Tracing:
             {
                 "modelsat.decision_id": decision.id,
                 "modelsat.revision": decision.revision,
+                "modelsat.revision_token": decision.revision_token,
                 "modelsat.selected": decision.selected.name,
                 "modelsat.kind": decision.kind,
             }
