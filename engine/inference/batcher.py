@@ -29,7 +29,7 @@ from engine.api.errors import (
     UnavailableError,
     WaitTooLongError,
 )
-from engine.api.request_context import PRINCIPAL
+from engine.api.request_context import PRINCIPAL, REFUSAL
 from engine.bundle.types import Int64Array
 from engine.inference.backend import Backend, ScoringHead
 from engine.inference.request_queue import Batch, PendingRequest, RequestQueue, ScoreResult
@@ -193,8 +193,12 @@ class Batcher:
             OverloadedError: the queue is full.
             WaitTooLongError: the backlog leaves too little of the deadline.
             DeadlineError: the deadline is too short even without a backlog.
+            ModelsatError: what REFUSAL says.
         """
         now = time.monotonic() if now is None else now
+        if (refusal := REFUSAL.get()) is not None:
+            self._refused_at = now
+            raise refusal
         principal = PRINCIPAL.get()
         count, limit = len(self._queue), self._limits.max_queue_size
         backlog = self._backlog_s(now, self._queue.size_before(principal, size))

@@ -3,9 +3,10 @@
 Principals share the server by start-time fair queueing (P. Goyal, H. M. Vin and H. Cheng, SIGCOMM
 1996): a request starts in virtual time when its principal's previous one ends, or now if that is
 later, and the request that starts first goes first. A principal that sends one request at a time
-does not wait for the backlog of another, and one that is alone has the whole server. If the queue
-is full, a newcomer takes the place of the newest request of the principal that holds most of it
-(drop from the longest queue; P. E. McKenney, "Stochastic fairness queueing", INFOCOM 1990).
+does not wait for the backlog of another, and one that is alone has the whole server. A pass that
+runs cannot be interrupted, so a backlog is served in short passes while somebody else is about. If
+the queue is full, a newcomer takes the place of the newest request of the principal that holds most
+of it (drop from the longest queue; P. E. McKenney, "Stochastic fairness queueing", INFOCOM 1990).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ MAX_PADDING_SHARE = 0.2  # of the rows of a shared forward pass
 MAX_BYPASSED = 64
 BACKLOG_RATIO = 4  # requests of one principal to those of another, from which it has a backlog
 SHARED_PASS = 1.5  # size of a pass for a principal without a backlog, relative to its request
+RECENT_S = 10.0  # since its last request, in which a principal's next one is expected
+SHORT_PASS_S = 0.01  # of a pass for a backlog, which another principal can wait for at any time
 TOO_LATE = "The remaining deadline was too short to score the request when its turn came."
 
 
@@ -81,12 +84,12 @@ class Batch:
         """Tokens and candidates of all requests, without padding."""
         return self.num_tokens + len(self.requests) * len(self.row_union)
 
-    def is_full(self, budget: int) -> bool:
+    def is_full(self, budget: float) -> bool:
         """True if no further request fits within `budget` rows, padding included."""
         return bool(self.requests) and self._padded_size(self.max_length, self.row_union) > budget
 
     def try_add(
-        self, request: PendingRequest, budget: int, now: float, seconds_per_row: float
+        self, request: PendingRequest, budget: float, now: float, seconds_per_row: float
     ) -> bool:
         """Add `request` unless the forward pass would then take too much.
 
@@ -136,6 +139,8 @@ class RequestQueue:
     def __init__(self) -> None:
         self._requests: dict[PendingRequest, None] = {}
         self._principals: dict[str, PrincipalQueue] = {}
+        # Principal -> when its last request arrived, and its size; the oldest first.
+        self._recent: dict[str, tuple[float, int]] = {}
         self._now = 0.0  # virtual time: the start of the last request that was forwarded
         self.size = 0
 
@@ -172,6 +177,8 @@ class RequestQueue:
         queue.finish = request.start + request.size
         queue.requests[request] = None
         queue.size += request.size
+        self._recent.pop(request.principal, None)
+        self._recent[request.principal] = (request.arrived, request.size)
         self._requests[request] = None
         self.size += request.size
 
@@ -217,6 +224,23 @@ class RequestQueue:
         backlog = self.count(request.principal) > BACKLOG_RATIO * self.count(due.principal)
         return backlog and batch.size + request.size > SHARED_PASS * due.size
 
+    def _short_budget(self, principal: str, now: float, seconds_per_row: float) -> float:
+        """Return the rows of a pass for a backlog of `principal` that delays no other for long.
+
+        A request may arrive during any pass and waits for its end: of those who asked lately and
+        have no backlog, none should wait longer than it takes to score its own request.
+        """
+        while self._recent and now - next(iter(self._recent.values()))[0] > RECENT_S:
+            del self._recent[next(iter(self._recent))]
+        backlog = self.count(principal)
+        sizes = (
+            size
+            for other, (_, size) in self._recent.items()
+            if other != principal and backlog > BACKLOG_RATIO * max(1, self.count(other))
+        )
+        smallest = min(sizes, default=float("inf"))
+        return max(smallest, SHORT_PASS_S / seconds_per_row) if seconds_per_row else float("inf")
+
     def next_batch(self, budget: int, now: float, seconds_per_row: float) -> Batch:
         """Remove and return the requests of the next forward pass.
 
@@ -225,10 +249,10 @@ class RequestQueue:
         with a long backlog adds little to the pass of one without. No request is
         bypassed by more than MAX_BYPASSED others and those of one more batch.
         """
-        batch = Batch()
+        batch, most = Batch(), float(budget)
         removed, skipped = list[PendingRequest](), list[tuple[PendingRequest, int]]()
         for request in self:
-            if batch.is_full(budget):
+            if batch.is_full(most):
                 break
             if batch.requests and self._delays(request, batch):
                 continue
@@ -237,8 +261,11 @@ class RequestQueue:
             elif now + seconds_per_row * request.size > request.deadline:
                 request.result.set_exception(DeadlineError(TOO_LATE))
                 removed.append(request)
-            elif batch.try_add(request, budget, now, seconds_per_row):
+            elif batch.try_add(request, most, now, seconds_per_row):
                 removed.append(request)
+                if len(batch.requests) == 1:
+                    short = self._short_budget(request.principal, now, seconds_per_row)
+                    most = min(most, short)
             elif request.bypassed >= MAX_BYPASSED:
                 break
             else:

@@ -247,7 +247,8 @@ def _bind(
     routes = None
     if settings.fallback != "overload":  # which answers at once instead
         at_once = min(ROUTES_AT_ONCE, settings.max_queue_size)
-        routes = FairSlots(at_once, WAITING_RATIO * settings.max_queue_size, "calls of Route")
+        waiting = WAITING_RATIO * settings.max_queue_size
+        routes = FairSlots(at_once, waiting, "calls of Route", first_at_once=True)
     listeners, all_arrivals = [], []
     for name, services in addresses:
         credentials = None if certificates is None else certificates.credentials()

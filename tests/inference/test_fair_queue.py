@@ -6,10 +6,11 @@ import asyncio
 from itertools import count
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.inference.request_queue import PendingRequest, RequestQueue
+from engine.inference.request_queue import RECENT_S, PendingRequest, RequestQueue
 from engine.registry.table import make_table
 
 TABLE = make_table(1, [], 8)
@@ -93,5 +94,38 @@ def test_a_full_queue_makes_room_for_those_who_hold_less(
             queue.add(request(principal, size))
             assert len(queue) <= limit
         assert queue.size == sum(each.size for each in queue)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("light_ago_s", "light_waiting", "requests_in_pass"),
+    [
+        (None, 0, 10),  # nobody else: the whole budget
+        (1.0, 0, 2),  # somebody who may ask again during the pass: what two of theirs take
+        (RECENT_S / 2, 0, 2),
+        (RECENT_S + 1, 0, 10),
+        (1.0, 30, 10),  # they have a backlog as well: both gain from full passes
+    ],
+)
+def test_a_backlog_is_served_in_short_passes_while_somebody_else_is_about(
+    light_ago_s: float | None, light_waiting: int, requests_in_pass: int
+) -> None:
+    async def scenario() -> None:
+        queue, now = RequestQueue(), 1000.0
+        if light_ago_s is not None:
+            for n in range(light_waiting + 1):
+                asked = request("light", 40)
+                asked.arrived = now - light_ago_s
+                queue.add(asked)
+                if n == 0:
+                    queue.remove(asked)  # answered
+        for _ in range(40):
+            queue.add(request("heavy", 20))
+        if light_waiting:
+            assert queue.next_batch(200, now, 0.001).requests[0].principal == "light"
+        batch = queue.next_batch(200, now, 0.001)
+        assert batch.requests[0].principal == "heavy"
+        assert len(batch.requests) == requests_in_pass
 
     asyncio.run(scenario())

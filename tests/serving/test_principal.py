@@ -49,9 +49,11 @@ class Turns(FairSlots):
         super().__init__(1, 1, "calls")
         self.principals: list[str] = []
 
-    def slot(self, principal: str) -> AbstractAsyncContextManager[None]:
+    def slot(
+        self, principal: str, left_s: float | None = None
+    ) -> AbstractAsyncContextManager[None]:
         self.principals.append(principal)
-        return super().slot(principal)
+        return super().slot(principal, left_s)
 
 
 @pytest.mark.parametrize("case", ["token", "certificate", "both", "neither"])

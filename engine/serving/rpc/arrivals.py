@@ -19,8 +19,14 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from engine.api.errors import InvalidInputError, ModelsatError, TooManyCallsError, Violation
-from engine.api.request_context import PRINCIPAL
+from engine.api.errors import (
+    InvalidInputError,
+    ModelsatError,
+    TooManyCallsError,
+    Violation,
+    WaitTooLongError,
+)
+from engine.api.request_context import PRINCIPAL, REFUSAL
 from engine.serving.rpc.connections import ConnectionWatch
 from engine.serving.rpc.fair_slots import RETRY_S, FairSlots
 from engine.serving.rpc.half_sent import HalfSentMessages
@@ -141,10 +147,20 @@ class Arrivals(HandlerWrapper):
             if method in READS:
                 await stack.enter_async_context(self.reads.slot(caller))
             elif method == ROUTE and self.routes is not None and PRINCIPAL.get():
-                await stack.enter_async_context(self.routes.slot(PRINCIPAL.get()))
+                await self._take_turn(self.routes, context.time_remaining(), stack)
             return await parsed(raw, parse)
         except ModelsatError as error:
             return await _refused(context, method, error)
+
+    async def _take_turn(
+        self, routes: FairSlots, left_s: float | None, stack: AsyncExitStack
+    ) -> None:
+        """Wait for a turn. A call whose deadline is too near goes on with a REFUSAL instead, since
+        its method may answer without a score. left_s: until the deadline, None without one."""
+        try:
+            await stack.enter_async_context(routes.slot(PRINCIPAL.get(), left_s))
+        except WaitTooLongError as error:
+            REFUSAL.set(error)
 
     async def _open_stream(
         self, messages: Any, context: Any, parse: Parse, method: str, stack: AsyncExitStack
