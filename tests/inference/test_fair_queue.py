@@ -101,7 +101,7 @@ def test_a_full_queue_makes_room_for_those_who_hold_less(
 @pytest.mark.parametrize(
     ("light_ago_s", "light_waiting", "requests_in_pass"),
     [
-        (None, 0, 10),  # nobody else: the whole budget
+        (None, 0, 10),  # no other principal: the whole budget
         (1.0, 0, 2),  # somebody who may ask again during the pass: what two of theirs take
         (RECENT_S / 2, 0, 2),
         (RECENT_S + 1, 0, 10),

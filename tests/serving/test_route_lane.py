@@ -65,7 +65,7 @@ async def test_calls_whose_turn_comes_too_late_are_answered_before_their_deadlin
     assert seen[refused] + seen["DECISION_KIND_RANKED"] > 760, seen  # a busy machine loses a few
 
 
-async def test_who_holds_no_slot_waits_for_nobody() -> None:
+async def test_who_holds_no_slot_is_admitted_at_once() -> None:
     slots, order = FairSlots(2, 8, "calls", first_at_once=True), list[str]()
     release = asyncio.Event()
 
@@ -97,7 +97,7 @@ async def test_a_call_leaves_the_line_before_its_deadline(left_s: float) -> None
     await waits
 
 
-async def test_the_pace_refuses_a_call_long_before_its_deadline() -> None:
+async def test_the_throughput_estimate_refuses_a_call_long_before_its_deadline() -> None:
     """About 50 waiting calls take 10 ms each, so one with 0.3 s left gives up after a quarter."""
     slots, done = FairSlots(1, 64, "calls"), list[int]()
 

@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 from engine.api.errors import TooManyCallsError, WaitTooLongError
 
 RETRY_S = 0.5
-PACE_CALLS = 64  # of which the pace is the mean
-MIN_PACE_CALLS = 8
-PATIENCE_S = 1.0  # at most a quarter of the deadline, before a call is refused for its pace
+MEASURED_CALLS = 64  # whose mean is the throughput estimate
+MIN_MEASURED_CALLS = 8
+PATIENCE_S = 1.0  # at most a quarter of the deadline, before a call is refused as too late
 ANSWER_S = 0.02  # of the deadline, to refuse a call whose turn has not come
 
 
@@ -40,7 +40,7 @@ class FairSlots:
         self._first_at_once = first_at_once
         self._used = 0
         self._used_by: Counter[str] = Counter()  # without principals that hold none
-        self._ended: deque[float] = deque(maxlen=PACE_CALLS)  # of calls, while others waited
+        self._ended: deque[float] = deque(maxlen=MEASURED_CALLS)  # of calls, while others waited
         self._granted_at = 0.0
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -82,14 +82,14 @@ class FairSlots:
             self._release(principal)
 
     def _expected_s(self, principal: str, turn: asyncio.Future[None]) -> float:
-        """Estimate the seconds until a waiting call has had its turn and has ended, from the pace
-        of the last ones; 0 if too few have ended since calls began to wait."""
-        if len(self._ended) < MIN_PACE_CALLS:
+        """Estimate the seconds until a waiting call has had its turn and has ended, from the recent
+        throughput; 0 if too few calls have ended since others began to wait."""
+        if len(self._ended) < MIN_MEASURED_CALLS:
             return 0.0
         place = self._waiting[principal].index(turn) + 1
         ahead = sum(min(len(queue), place) for queue in self._waiting.values())
-        pace_s = (time.monotonic() - self._ended[0]) / len(self._ended)
-        return pace_s * (ahead + self._used)
+        seconds_per_call = (time.monotonic() - self._ended[0]) / len(self._ended)
+        return seconds_per_call * (ahead + self._used)
 
     def _take(self, principal: str) -> None:
         self._used += 1
@@ -118,7 +118,7 @@ class FairSlots:
         timer: asyncio.TimerHandle | None = None
 
         def check() -> None:
-            """Renew the estimate each time half of what was left has passed: the pace changes."""
+            """Renew the estimate each time half of what was left has passed."""
             nonlocal timer
             if turn.done():
                 return
