@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.api.errors import ModelsatError
+from engine.api.limits import ROUTER_MESSAGE_BYTES
 from engine.inference.batcher import Batcher
 from engine.registry.stores.base import StoreState
 from engine.registry.stores.outcomes import OutcomeStore
@@ -244,6 +245,7 @@ def _bind(
     ]
     addresses = services_by_address(components)
     limit = connection_limit(settings.max_connections, raise_descriptor_limit(), len(addresses))
+    longest_string = max(ROUTER_MESSAGE_BYTES, settings.max_text_bytes)
     routes = None
     if settings.fallback != "overload":  # which answers at once instead
         at_once = min(ROUTES_AT_ONCE, settings.max_queue_size)
@@ -253,7 +255,9 @@ def _bind(
     for name, services in addresses:
         credentials = None if certificates is None else certificates.credentials()
         largest = max_message_bytes(settings, services)
-        arrivals = Arrivals(connections, half_sent, largest, access.note_caller, routes)
+        arrivals = Arrivals(
+            connections, half_sent, largest, access.note_caller, routes, longest_string
+        )
         chain = [arrivals, *interceptors]
         listener = bind(settings, name, services, chain, credentials, limit, largest)
         connections.add_port(listener.port, limit)

@@ -17,7 +17,7 @@ from engine.pb import router_service_pb2 as rpb
 from engine.pb import router_service_pb2_grpc as rgrpc
 from engine.serving.rpc import wire
 from tests.reliability.fuzz.grpc import methods
-from tests.reliability.fuzz.messages import make
+from tests.reliability.fuzz.messages import length_delimited, make
 from tools.processes import Server
 
 METHODS = methods()
@@ -98,3 +98,28 @@ def test_words_below_that_are_counted_before_they_are_sorted(
             route(rpb.RouteRequest(text="Hi", policy=policy), timeout=30)
     assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert f"{label} has 1001 words" in failed.value.details().replace(":", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "above", "number", "name"),
+    [
+        (rpb.RouteRequest, (), 1, "text"),
+        (rpb.RouteRequest, (2, 1), 2, "conversation.messages.text_parts"),
+        (rpb.RouteRequest, (4,), 1, "session.id"),
+        (cpb.CreateCandidateRequest, (1, 3), 1, "candidate.aptitude.task_keywords"),
+        (rpb.RecordOutcomeRequest, (), 111, "unknown"),
+    ],
+)
+def test_a_string_that_takes_long_to_parse_is_refused_before(
+    kind: type[Message], above: tuple[int, ...], number: int, name: str
+) -> None:
+    """Kind: messages that hold up everybody. One string cannot be parsed in steps."""
+    for size in (1 << 22, (1 << 22) + 1):
+        raw = length_delimited(number, b"a" * size)
+        for outer in reversed(above):
+            raw = length_delimited(outer, raw)
+        if size > 1 << 22:
+            with pytest.raises(InvalidInputError, match=f"{name}:? is {size} bytes"):
+                in_steps(kind, raw, STEP_BYTES=1 << 16)
+        else:
+            assert in_steps(kind, raw, STEP_BYTES=1 << 16) == kind.FromString(raw)

@@ -26,6 +26,7 @@ from engine.api.errors import (
     Violation,
     WaitTooLongError,
 )
+from engine.api.limits import ROUTER_MESSAGE_BYTES
 from engine.api.request_context import PRINCIPAL, REFUSAL
 from engine.serving.rpc.connections import ConnectionWatch
 from engine.serving.rpc.fair_slots import RETRY_S, FairSlots
@@ -68,7 +69,8 @@ class Arrivals(HandlerWrapper):
 
     max_message_bytes: of the address. half_sent: of the server. note_caller: notes from a call's
     context who it comes from. routes: of known principals, whose calls wait for their turn here:
-    refusing one that is tried again at once costs more. receiving, probes, reads, streams: what
+    refusing one that is tried again at once costs more. max_string_bytes: see parse_in_steps.
+    receiving, probes, reads, streams: what
     waits for a slot. slow, held: calls refused because their message did not arrive in time, or for
     the memory of others.
     """
@@ -80,6 +82,7 @@ class Arrivals(HandlerWrapper):
         max_message_bytes: int,
         note_caller: Callable[[Any], None],
         routes: FairSlots | None = None,
+        max_string_bytes: int = ROUTER_MESSAGE_BYTES,
     ) -> None:
         super().__init__()
         self._connections = connections
@@ -92,6 +95,7 @@ class Arrivals(HandlerWrapper):
         self.reads = FairSlots(READS_AT_ONCE, MAX_READS_WAITING, "calls read the table")
         self.streams = FairSlots(MAX_REQUEST_STREAMS, MAX_REQUEST_STREAMS, "streams of requests")
         self.routes = routes
+        self._max_string_bytes = max_string_bytes
         self._held_bytes = 0
         self.slow = 0
         self.held = 0
@@ -148,7 +152,7 @@ class Arrivals(HandlerWrapper):
                 await stack.enter_async_context(self.reads.slot(caller))
             elif method == ROUTE and self.routes is not None and PRINCIPAL.get():
                 await self._take_turn(self.routes, context.time_remaining(), stack)
-            return await parsed(raw, parse)
+            return await parsed(raw, parse, self._max_string_bytes)
         except ModelsatError as error:
             return await _refused(context, method, error)
 
@@ -192,7 +196,7 @@ class Arrivals(HandlerWrapper):
                     return
                 self._half_sent.arrived(peer, len(raw))
                 try:
-                    request = await parsed(raw, parse)
+                    request = await parsed(raw, parse, self._max_string_bytes)
                 except ModelsatError as error:
                     request = RefusedRequest(error)
                 yield request
@@ -284,16 +288,17 @@ def arrival_samples(
     }
 
 
-async def parsed(raw: bytes, parse: Parse) -> Any:
-    """Parse a message, a large one in steps; raises InvalidInputError if it has too many fields.
+async def parsed(raw: bytes, parse: Parse, max_string_bytes: int) -> Any:
+    """Parse a message, a large one in steps; see parse_in_steps for what it raises.
 
     parse: returns a MalformedRequest for what is no message.
     """
     if len(raw) <= STEP_BYTES or parse is None:
         return raw if parse is None else parse(raw)
     message = type(parse(b""))()
+    await asyncio.sleep(0)  # copying the message out of gRPC has taken up to 15 ms already
     try:
-        await parse_in_steps(message, raw)
+        await parse_in_steps(message, raw, max_string_bytes)
     except (DecodeError, ValueError) as error:
         return MalformedRequest(type(error).__name__)
     return message

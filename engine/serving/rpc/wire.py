@@ -11,9 +11,11 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.api.limits import ROUTER_MESSAGE_BYTES
 
 STEP_BYTES = 64 * 1024  # takes 2 ms at worst
 STEP_FIELDS = 2048  # walked between two steps of the event loop
@@ -23,20 +25,27 @@ LENGTH_DELIMITED = 2
 FIXED_BYTES = {1: 8, 5: 4}  # wire type -> size
 
 
-async def parse_in_steps(message: Message, raw: bytes) -> None:
+async def parse_in_steps(
+    message: Message, raw: bytes, max_string_bytes: int = ROUTER_MESSAGE_BYTES
+) -> None:
     """Parse `raw` into an empty message, with a step of the event loop after each piece.
+
+    max_string_bytes: of one string, which cannot be parsed in steps: checking that 20 MiB are UTF-8
+    takes as long as 50 ms with what follows.
 
     Raises:
         DecodeError: the bytes are no message of this type.
-        InvalidInputError: there are more than MAX_FIELDS fields; it names the last.
+        InvalidInputError: there are more than MAX_FIELDS fields, and it names the last, or a string
+            is too long. An unknown field counts as a string.
     """
-    await _Walk().merge(message, memoryview(raw), "")
+    await _Walk(max_string_bytes).merge(message, memoryview(raw), "")
 
 
 class _Walk:
     """The walk over one message. fields: how many it has visited, at all levels."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_string_bytes: int = ROUTER_MESSAGE_BYTES) -> None:
+        self._max_string_bytes = max_string_bytes
         self.fields = 0
 
     async def merge(self, message: Message, raw: memoryview, path: str) -> None:
@@ -52,6 +61,12 @@ class _Walk:
             if self.fields > MAX_FIELDS:
                 name = path + ("unknown" if field is None else field.name)
                 problem = f"has more than {MAX_FIELDS} entries; send less in one message."
+                raise InvalidInputError(Violation(name, problem))
+            if end - body > self._max_string_bytes and (
+                field is None or field.type == FieldDescriptor.TYPE_STRING
+            ):
+                name = path + ("unknown" if field is None else field.name)
+                problem = f"is {end - body} bytes; at most {self._max_string_bytes} in one string."
                 raise InvalidInputError(Violation(name, problem))
             if self.fields % STEP_FIELDS == 0:
                 await asyncio.sleep(0)
