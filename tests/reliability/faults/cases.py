@@ -54,7 +54,7 @@ def disk_full(folder: Path) -> Case:
         with serving(disk / "s.sqlite") as server, Client(server.address, timeout_s=30) as client:
             client.create_candidate(new("before"))
             filler = disk / "filler"
-            _fill(filler)
+            fill(filler)
             attempts = [try_create(client, f"during-{i}") for i in range(40)]
             codes = {code for code, _ in attempts if code}
             explained = any("disk is full" in message for _, message in attempts)
@@ -300,7 +300,7 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def _fill(filler: Path) -> None:
+def fill(filler: Path) -> None:
     """Write until the file system has no byte left."""
     with filler.open("wb", buffering=0) as file:
         for size in (65536, 4096):
