@@ -36,7 +36,7 @@ from engine.registry.stores.base import (
     StoredTable,
     StoreState,
 )
-from engine.registry.stores.sql import has_lost
+from engine.registry.stores.sql import needs_fence
 from engine.registry.table import CurrentTable, Table, make_table
 
 Merge = Callable[[Candidate | None], Candidate]
@@ -327,7 +327,7 @@ class Registry:
         known = self.table().id
         if known.number and not stored.id.number:
             raise StoreError("The candidate store is empty; restore a backup. Nothing was changed.")
-        if stored.id.epoch == known.epoch and has_lost(known, stored.lineage):
+        if needs_fence(stored.id, known, stored.lineage):
             log.error("the store lost revision %d: restored or failed over", known.number)
             await self._access.run(self._store.fence, known)
             stored = await self._access.run(self._store.newest)

@@ -109,6 +109,40 @@ class Postgres:
         shutil.rmtree(self._data)
         (self._folder / "copy").rename(self._data)
 
+    def archive(self) -> None:
+        """Begin to keep every log file, from the next start on; for base_backup()."""
+        archive = self._folder / "archive"
+        archive.mkdir()
+        archive.chmod(0o777)
+        self._configure(archive_mode="on", archive_command=f"cp %p {archive}/%f")
+
+    def base_backup(self) -> None:
+        """Copy the data of the running server with pg_basebackup, for restore_to()."""
+        command = [str(self._bin / "pg_basebackup"), "-d", self.url(), "-c", "fast", "-X", "none"]
+        command += ["--no-sync", "-D", str(self._folder / "copy")]
+        subprocess.run(command, check=True, capture_output=True, cwd=self._folder, **self._as)
+
+    def restore_to(self, at: str) -> None:
+        """Restore the base backup, replay the archived log up to the time `at`, and start.
+
+        The server must be stopped.
+        """
+        self.restore_data()
+        (self._data / "recovery.signal").touch()
+        self._configure(
+            restore_command=f"cp {self._folder / 'archive'}/%f %p",
+            recovery_target_time=at,
+            recovery_target_action="promote",
+        )
+        self.start()
+        with psycopg.connect(self.url(), autocommit=True) as db:
+            while db.execute("SELECT pg_is_in_recovery()").fetchone() != (False,):
+                time.sleep(0.05)
+
+    def _configure(self, **settings: str) -> None:
+        with (self._data / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
     def run(self, statement: str, database: str = "postgres") -> None:
         """Run one statement outside of a transaction."""
         with psycopg.connect(self.url(database), autocommit=True) as db:

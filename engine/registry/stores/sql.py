@@ -90,11 +90,22 @@ def has_lost(known: RevisionId, lineage: Mapping[int, str]) -> bool:
     return lineage.get(known.number) != known.nonce
 
 
+def needs_fence(newest: RevisionId, known: RevisionId, lineage: Mapping[int, str]) -> bool:
+    """Return whether the store lost `known`, and its numbers may still repeat lost ones.
+
+    A restore of PostgreSQL to a point in time begins a timeline, and thus an epoch, but the
+    numbers go on from the restored revision.
+    """
+    if not newest.number or not has_lost(known, lineage):
+        return False
+    return newest.epoch == known.epoch or newest.number <= known.number
+
+
 def fence(db: Database, known: RevisionId, now_us: int, history_limit: int) -> RevisionId:
     """Begin a new epoch if the store has lost `known`; see Store.fence."""
     lineage = {int(n): str(nonce) for n, nonce in db.run("SELECT number, nonce FROM revision")}
     newest = identity(db)
-    if newest.epoch != known.epoch or not newest.number or not has_lost(known, lineage):
+    if not needs_fence(newest, known, lineage):
         return newest
     new_epoch(db)
     number = max(newest.number, known.number) + 1
