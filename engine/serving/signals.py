@@ -46,7 +46,8 @@ def receive_signals(numbers: Iterable[int], on_signal: Callable[[int], None]) ->
 
     asyncio's own handlers run on the event loop, and Python's on the main thread once it executes
     Python code again. The wakeup socket is written as soon as the signal arrives. It belongs to the
-    process, so nobody may call the loop's add_signal_handler afterwards. Call from the main thread.
+    process, so add_signal_handler of the loop must not be called afterwards. Call this from the
+    main thread.
     """
     receiver, wakeup = socket.socketpair()
     wakeup.setblocking(False)
