@@ -24,7 +24,7 @@ GRACE = ("--shutdown-grace-period-s", str(GRACE_S))
 
 
 def with_new_tasks(number: int) -> Candidate:
-    """Return a candidate whose tasks nobody has encoded before."""
+    """Return a candidate whose tasks were never encoded before."""
     tasks = (TaskResult(f"the task {number}-{i} of many", 0.5) for i in range(TEST_TASKS))
     return replace(CATALOG[0], id=f"new-{number}", aptitude=tuple(tasks))
 
