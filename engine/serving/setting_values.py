@@ -82,6 +82,8 @@ def is_loopback(address: str) -> bool:
 
 
 def _path(name: str, text: str) -> Path:
+    if name == "last_table_file" and not text:
+        return Path()  # turned off: the default is a file, and nothing is less protected without
     if problem := path_problem(text):
         raise ValueError(problem)
     if name in PROTECTIONS and not Path(text).name:

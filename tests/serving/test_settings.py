@@ -12,6 +12,7 @@ import pytest
 from engine.api.errors import BundleError, InvalidInputError, StoreError
 from engine.cli.main import main as cli
 from engine.registry.opening import open_store
+from engine.serving import setting_values
 from engine.serving.rpc.listener import bind
 from engine.serving.settings import Settings, resolve
 
@@ -220,3 +221,9 @@ def test_blanks_around_values_are_no_part_of_them() -> None:
     environ = {"MODELSAT_ADDRESS": " [::1]:0\n", "MODELSAT_AUTH_TOKENS_FILE": "/t.json\r\n"}
     found = resolve({}, environ, NO_FILE).settings
     assert (found.address, found.auth_tokens_file) == ("[::1]:0", Path("/t.json"))
+
+
+def test_an_empty_last_table_file_turns_it_off() -> None:
+    assert setting_values.parse("last_table_file", Path("x"), "") == Path()
+    with pytest.raises(ValueError, match="is empty"):
+        setting_values.parse("outcomes_db", Path("x"), "")
