@@ -21,7 +21,13 @@ from engine.api.candidate import (
     parse_names,
     task_count_violation,
 )
-from engine.api.conversation.conversation import MAX_PARTS, Conversation, ConversationTurn, Role
+from engine.api.conversation.conversation import (
+    MAX_PARTS,
+    Conversation,
+    ConversationTurn,
+    Role,
+    with_ask,
+)
 from engine.api.conversation.harness import human_text
 from engine.api.conversation.reading import ConversationReading, read
 from engine.api.conversation.tokens import NO_TOKENS, TokenCounter
@@ -180,7 +186,7 @@ def conversation_from(message: router_service_pb2.Conversation) -> Conversation:
     before any is read.
 
     Raises:
-        InvalidInputError: a role is invalid, no turn is a user's, or media_tokens is negative.
+        InvalidInputError: a role is invalid, there is no turn, or media_tokens is negative.
     """
     messages, turns = message.messages, []
     count, budget = len(messages), MAX_PARTS
@@ -196,9 +202,11 @@ def conversation_from(message: router_service_pb2.Conversation) -> Conversation:
         turns.append(ConversationTurn(ROLES[turn.role], tuple(newest)))
         budget -= 1 + len(newest)
         first -= 1
-    if not first and not any(turn.role == "user" for turn in turns):
+    if not count:
         raise InvalidInputError(
-            Violation("conversation", "has no user turn; the last one is the text to route by.")
+            Violation(
+                "conversation", "has no messages; the last turn of a user is the text to route by."
+            )
         )
     if message.media_tokens < 0:
         problem = f"is {message.media_tokens}; expected 0 or more."
@@ -206,7 +214,7 @@ def conversation_from(message: router_service_pb2.Conversation) -> Conversation:
     others = message.other_texts
     left_out = max(0, len(others) - MAX_PARTS)
     return Conversation(
-        turns=tuple(reversed(turns)),
+        turns=tuple(turns[::-1] if first else with_ask(turns[::-1])),
         other_texts=tuple(others[left_out:]),
         media_tokens=message.media_tokens,
         uncounted=tuple(word[:100] for word in message.uncounted[:MAX_UNCOUNTED]),

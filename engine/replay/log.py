@@ -295,12 +295,6 @@ def _read(body: Mapping[str, Any]) -> Conversation:
     text = json.dumps(body, ensure_ascii=False, default=str)
     if not is_utf8(text):  # protobuf would quote it
         raise ValueError(undecoded(text) or "the instruction is not valid UTF-8")
-    messages = body.get("messages")
-    if isinstance(messages, list) and not any(
-        isinstance(message, Mapping) and ROLES.get(str(message.get("role"))) == "user"
-        for message in messages
-    ):
-        raise ValueError("the conversation has no user turn")
     conversation = from_body(body)
     ask, _ = find_ask(conversation.turns)
     if ask:

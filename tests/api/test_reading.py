@@ -9,8 +9,10 @@ import pytest
 from engine.api.conversation.conversation import Needs
 from engine.api.conversation.reading import KEEP, read_body
 from engine.api.policy import Session
-from engine.api.proto import reading_from
+from engine.api.proto import ROLE_NUMBERS, reading_from
 from engine.pb import router_service_pb2 as pb
+from engine.replay.formats import COLUMNS
+from engine.replay.log import PastRequest, past_request
 
 ASK = "Prove that there are infinitely many primes congruent to 3 modulo 4."
 
@@ -178,11 +180,27 @@ def test_an_ask_that_quotes_such_tags_stays_whole(text: str) -> None:
     assert read_body(user(text)).ask == text
 
 
-@pytest.mark.parametrize("text", [f"{REMINDER}{ASK}", f"{ASK} {REMINDER}", REMINDER, ASK])
-def test_a_text_without_turns_is_read_as_a_user_turn(text: str) -> None:
-    by_text = reading_from(pb.RouteRequest(text=text), 1000)
-    by_body = read_body(user(text))
+@pytest.mark.parametrize(
+    "texts", [(f"{REMINDER}{ASK}",), (f"{ASK} {REMINDER}",), (REMINDER,), (ASK,)]
+)
+def test_a_text_without_turns_is_read_as_a_user_turn(texts: tuple[str, ...]) -> None:
+    by_text = reading_from(pb.RouteRequest(text="\n".join(texts)), 1000)
+    by_body = read_body(user(*texts))
     assert (by_text.ask, by_text.kind) == (by_body.ask, by_body.kind)
+
+
+@pytest.mark.parametrize(
+    "roles", [("system",), ("system", "assistant"), ("tool",), ("system", "tool"), ("assistant",)]
+)
+def test_turns_without_a_human_have_the_same_ask_at_every_entrance(roles: tuple[str, ...]) -> None:
+    turns = [(role, f"{role} text") for role in roles]
+    by_body = read_body(chat(*turns))
+    messages = [pb.Message(role=ROLE_NUMBERS[r], text_parts=[text]) for r, text in turns]  # type: ignore[index]
+    request = pb.RouteRequest(conversation=pb.Conversation(messages=messages))
+    assert reading_from(request, 1000).ask == by_body.ask
+    logged = past_request({"messages": chat(*turns)["messages"], "model": "a"}, COLUMNS)
+    assert isinstance(logged, PastRequest)
+    assert logged.text == by_body.ask == ("" if "tool" in roles else turns[-1][1])
 
 
 def test_the_text_of_a_harness_counts_as_context() -> None:

@@ -134,7 +134,7 @@ BAD_ROUTES: dict[str, tuple[rpb.RouteRequest, str, str]] = {
     "no user": (
         rpb.RouteRequest(conversation=rpb.Conversation()),
         "INVALID_ARGUMENT",
-        "has no user turn",
+        "has no messages",
     ),
     "no role": (
         rpb.RouteRequest(conversation=rpb.Conversation(messages=[rpb.Message(text_parts=["x"])])),

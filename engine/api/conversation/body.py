@@ -16,6 +16,7 @@ from engine.api.conversation.conversation import (
     Conversation,
     ConversationTurn,
     Needs,
+    with_ask,
 )
 from engine.api.conversation.parts import BASE64, PartReader, list_of
 from engine.api.conversation.providers import (
@@ -67,7 +68,7 @@ def from_body(body: Mapping[str, Any], path: str = "") -> Conversation:
     spoken, unread = _turns(reader, body)
     turns += spoken
     _count_other_fields(reader, body)
-    turns = _asked(turns)
+    turns = with_ask(turns)
     for field, words in STORED.items():
         if follow(body, field):
             reader.uncounted[words] = None
@@ -129,22 +130,6 @@ def _prompts(reader: PartReader, value: list[Any]) -> ConversationTurn:
         else:
             reader.part(each, texts)
     return ConversationTurn("user", tuple(texts))
-
-
-def _asked(turns: list[ConversationTurn]) -> list[ConversationTurn]:
-    """If no turn is a user's, the last one that has text is what the model is asked.
-
-    What a tool answered is never the ask: the human's is then in a stored history.
-    """
-    if any(turn.role == "user" for turn in turns):
-        return turns
-    if any(turn.role == "tool" for turn in turns):
-        return [ConversationTurn("user", ()), *turns]
-    for i in range(len(turns) - 1, -1, -1):
-        if turns[i].text.strip():
-            turns[i] = ConversationTurn("user", turns[i].parts)
-            return turns
-    return [*turns, ConversationTurn("user", ())]
 
 
 def _count_other_fields(reader: PartReader, body: Mapping[str, Any]) -> None:

@@ -87,3 +87,18 @@ class Conversation:
     unread_turns: int = 0
     needs: Needs = NO_NEEDS
     session: str = ""
+
+
+def with_ask(turns: list[ConversationTurn]) -> list[ConversationTurn]:
+    """If no turn is a user's, the last one that has text is what the model is asked.
+
+    What a tool answered is never the ask: the human's is then in a stored history.
+    """
+    if any(turn.role == "user" for turn in turns):
+        return turns
+    if any(turn.role == "tool" for turn in turns):
+        return [ConversationTurn("user", ()), *turns]
+    for i in range(len(turns) - 1, -1, -1):
+        if turns[i].text.strip():
+            return [*turns[:i], ConversationTurn("user", turns[i].parts), *turns[i + 1 :]]
+    return [*turns, ConversationTurn("user", ())]
