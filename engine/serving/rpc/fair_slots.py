@@ -18,6 +18,7 @@ RETRY_S = 0.5
 MEASURED_CALLS = 64  # whose mean is the throughput estimate
 MIN_MEASURED_CALLS = 8
 PATIENCE_S = 1.0  # at most a quarter of the deadline, before a call is refused as too late
+REFUSAL_GAP_S = 0.004  # many at once would hold up the event loop, and with it every other call
 ANSWER_S = 0.02  # of the deadline, to refuse a call whose turn has not come
 
 
@@ -42,6 +43,7 @@ class FairSlots:
         self._used_by: Counter[str] = Counter()  # without principals that hold none
         self._ended: deque[float] = deque(maxlen=MEASURED_CALLS)  # of calls, while others waited
         self._granted_at = 0.0
+        self._refuse_at = 0.0  # the next call whose turn would come too late
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @property
@@ -126,6 +128,15 @@ class FairSlots:
             if rest_s >= max(ANSWER_S, expected_s):
                 timer = loop.call_later(rest_s / 2, check)
                 return
+            due = max(loop.time(), self._refuse_at)
+            delay_s = min(due - loop.time(), max(0.0, rest_s - ANSWER_S))
+            self._refuse_at = due + min(REFUSAL_GAP_S, rest_s / (2 * self.waiting))
+            timer = loop.call_later(delay_s, refuse, expected_s)
+
+        def refuse(expected_s: float) -> None:
+            if turn.done():
+                return
+            rest_s = deadline - loop.time()
             retry_s = max(expected_s - rest_s, RETRY_S)
             turn.set_exception(WaitTooLongError(self.waiting, expected_s, rest_s, retry_s))
             self._leave(principal, turn)
