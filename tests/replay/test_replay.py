@@ -249,7 +249,6 @@ def test_invalid_lines_are_listed_and_limited_without_their_text(tmp_path: Path)
         json.dumps([secret]),
         {"text": " "},
         {"messages": [{"role": "narrator", "content": secret}]},
-        {"messages": [{"role": "assistant", "content": secret}]},
         {"text": [1, secret]},
         {"messages": f'[{{"role": "user", "content": "{secret}"'},
         {"messages": [{"role": "user", "content": "\udfff" + secret}]},
