@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.pb import external_processor_pb2 as pb
@@ -36,6 +37,8 @@ METHOD = f"{NAME}/Process"
 ROUTED, PASSED_THROUGH = "routed", "passed"
 NONE, BUFFERED, DUPLEX = pb.NONE, pb.BUFFERED, pb.FULL_DUPLEX_STREAMED
 BODY_TIMEOUT_S = 60.0
+MAX_HEADERS = 2000  # of one HTTP request; Envoy allows 100 unless configured
+MAX_OVERRIDE_BYTES = 128 * 1024  # of the metadata that is read; 1,000 names are 80,000
 CHUNK_BYTES = 62_000  # Envoy accepts no more at once in FULL_DUPLEX_STREAMED
 OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 EMPTY: Mapping[str, Response] = {
@@ -275,6 +278,9 @@ class ExtProcStream:
 def http_request(message: pb.ProcessingRequest) -> HttpRequest:
     """Read the first message of a stream."""
     headers: dict[str, str] = {}
+    if (count := len(message.request_headers.headers.headers)) > MAX_HEADERS:
+        problem = f"has {count} headers; at most {MAX_HEADERS}."
+        raise InvalidInputError(Violation("request_headers", problem))
     for each in message.request_headers.headers.headers:
         value = each.raw_value.decode("latin-1") or each.value
         key = each.key.lower()
@@ -282,10 +288,12 @@ def http_request(message: pb.ProcessingRequest) -> HttpRequest:
     namespaces = message.metadata_context.filter_metadata
     if NAMESPACE not in namespaces:
         return HttpRequest(headers)
-    values = MessageToDict(namespaces[NAMESPACE])
-    return HttpRequest(
-        headers, {k: v for k, v in values.items() if k in OVERRIDE_FIELDS or k in RENAMED}
-    )
+    given = namespaces[NAMESPACE].fields
+    known = {name: given[name] for name in (*OVERRIDE_FIELDS, *RENAMED) if name in given}
+    if (size := sum(value.ByteSize() for value in known.values())) > MAX_OVERRIDE_BYTES:
+        problem = f"is {size} bytes; at most {MAX_OVERRIDE_BYTES}."
+        raise InvalidInputError(Violation(f"metadata {NAMESPACE}", problem))
+    return HttpRequest(headers, MessageToDict(Struct(fields=known)))
 
 
 def header_options(headers: Mapping[str, str]) -> list[HeaderValueOption]:

@@ -20,6 +20,7 @@ from engine.api.limits import ROUTER_MESSAGE_BYTES
 STEP_BYTES = 64 * 1024  # takes 2 ms at worst
 STEP_FIELDS = 2048  # walked between two steps of the event loop
 MAX_FIELDS = 50_000  # walked of one message; a table of 1,000 candidates has 1,000
+MAX_ENTRY_BYTES = 256 * 1024  # of a map, parsed in one call; takes 5 ms at worst
 MAX_DEPTH = 8
 LENGTH_DELIMITED = 2
 FIXED_BYTES = {1: 8, 5: 4}  # wire type -> size
@@ -68,6 +69,9 @@ class _Walk:
                 name = path + ("unknown" if field is None else field.name)
                 problem = f"is {end - body} bytes; at most {self._max_string_bytes} in one string."
                 raise InvalidInputError(Violation(name, problem))
+            if end - body > MAX_ENTRY_BYTES and field is not None and _is_map(field):
+                problem = f"has an entry of {end - body} bytes; at most {MAX_ENTRY_BYTES}."
+                raise InvalidInputError(Violation(path + field.name, problem))
             if self.fields % STEP_FIELDS == 0:
                 await asyncio.sleep(0)
             nested = end - body > STEP_BYTES and field is not None and _is_message(field)
@@ -125,8 +129,11 @@ def _varint(raw: memoryview, at: int) -> tuple[int, int]:
 
 def _is_message(field: Any) -> bool:
     """Whether the field holds messages; entries of maps cannot be reached one by one."""
-    kind = field.message_type
-    return kind is not None and not kind.GetOptions().map_entry
+    return field.message_type is not None and not _is_map(field)
+
+
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _entry(message: Message, field: Any) -> Message:
