@@ -3,9 +3,9 @@
     python -m tests.reliability.arrivals [--seconds-held 2]
 
 The burst comes from four processes with 1,000 calls each, and none of the calls may be cancelled. A
-new caller is answered in 1 s although 1,000 connections are idle. Messages that
-are sent in part are for tests/serving/test_half_sent.py. The last line of stdout is one JSON object with `targets`, which is also written to
-bench/results/arrivals.json.
+new caller is answered in 1 s although 1,000 connections are idle. Messages that are sent in part
+are for tests/serving/test_half_sent.py. The last line of stdout is one JSON object with `targets`,
+which is also written to bench/results/arrivals.json.
 """
 
 from __future__ import annotations
