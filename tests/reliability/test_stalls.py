@@ -3,6 +3,8 @@
 Every field of every request of the public API is sent to a real server at its largest, and one over
 it, while a task in the server's event loop measures how late it is woken. The cases are made from
 the descriptors, so that new fields are tried too. A process of its own sends them.
+
+It measures time, so it runs by hand, on an idle machine: STALLS=1 pytest tests/reliability/test_stalls.py
 """
 
 from __future__ import annotations
