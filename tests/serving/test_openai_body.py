@@ -67,6 +67,7 @@ def test_only_the_value_of_model_changes(parts: tuple[str, str, str], name: str)
 @given(st.binary(max_size=80) | st.text(max_size=80).map(str.encode) | VALUES.map(json.dumps))
 @example(b'{"a": Infinity}')  # which json.loads takes, and JSON has not
 @example(b'{"a": [NaN, -Infinity]}')
+@example(b'{"model": null, "Model": null}')  # upstreams that ignore capitals take the last
 def test_what_is_accepted_is_what_json_accepts(raw: bytes | str) -> None:
     raw = raw.encode() if isinstance(raw, str) else raw
     try:
@@ -76,7 +77,7 @@ def test_what_is_accepted_is_what_json_accepts(raw: bytes | str) -> None:
     try:
         assert parse(raw).members == expected
     except InvalidInputError:
-        refused = b"NaN" in raw or b"Infinity" in raw or raw.count(b'"model"') > 1
+        refused = b"NaN" in raw or b"Infinity" in raw or raw.lower().count(b'"model"') > 1
         assert refused or not isinstance(expected, dict)
 
 
