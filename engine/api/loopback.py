@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 
 
-def is_loopback(host: str) -> bool:
-    """True for localhost and addresses of the loopback interface, such as 127.0.0.1 and ::1."""
+def is_this_machine(host: str) -> bool:
+    """Return True if a client that dials `host` reaches this machine: localhost, the loopback's
+    addresses, and 0.0.0.0. A server that listens on 0.0.0.0 is open to others, though."""
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from engine.api.errors import ModelsatError
-from engine.api.loopback import is_loopback
+from engine.api.loopback import is_this_machine
 from engine.aptitude.completion import FailedReplyError, read_completion
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.questions import Question
@@ -69,7 +69,7 @@ class Endpoint:
     @property
     def local(self) -> bool:
         """True if the endpoint is on this machine."""
-        return is_loopback(urlsplit(self.base_url).hostname or "")
+        return is_this_machine(urlsplit(self.base_url).hostname or "")
 
     @property
     def way(self) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.loopback import is_loopback
+from engine.api.loopback import is_this_machine
 from engine.api.prices import in_usd_per_million
 from engine.aptitude.llm import Endpoint
 from engine.aptitude.selection import QUESTIONS_PER_TASK
@@ -80,7 +80,7 @@ def endpoint_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> End
 def _url_problems(url: str, key: str) -> list[Violation]:
     try:
         parts = urlsplit(url)
-        is_plain_text = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+        is_plain_text = parts.scheme == "http" and not is_this_machine(parts.hostname or "")
         is_malformed = any(c <= " " or c > "~" for c in url) or parts.port == 0
     except ValueError:
         return [Violation("--base-url", "is not a URL; expected one like https://HOST/v1.")]

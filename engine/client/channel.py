@@ -14,7 +14,7 @@ import grpc
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES
-from engine.api.loopback import is_loopback
+from engine.api.loopback import is_this_machine
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 TOKEN_VARIABLE = "MODELSAT_TOKEN"  # noqa: S105 - the name of the environment variable
@@ -141,7 +141,7 @@ def is_local(address: str) -> bool:
         a if a.count(":") > 1 and "]" not in a else a.rpartition(":")[0] or a
         for a in address.split(",")
     ]
-    return all(is_loopback(host.partition("]")[0]) for host in hosts)
+    return all(is_this_machine(host.partition("]")[0]) for host in hosts)
 
 
 def way_to(address: str) -> str:

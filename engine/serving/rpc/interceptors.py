@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -84,9 +85,9 @@ class HandlerWrapper(grpc.aio.ServerInterceptor):
             self._wrapped[method] = (handler, wrapped)
         return wrapped
 
+    @abstractmethod
     def wrap(self, handler: Any, method: str) -> Any:
         """Return what takes the place of `handler`. method: /package.Service/Method."""
-        raise NotImplementedError
 
 
 class MalformedRequest:
