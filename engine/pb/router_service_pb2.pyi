@@ -25,6 +25,7 @@ class DecisionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_KIND_SESSION_AFFINITY: _ClassVar[DecisionKind]
     DECISION_KIND_DEFAULTED: _ClassVar[DecisionKind]
     DECISION_KIND_FALLBACK: _ClassVar[DecisionKind]
+    DECISION_KIND_EXPLORED: _ClassVar[DecisionKind]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
@@ -35,6 +36,7 @@ DECISION_KIND_RANKED: DecisionKind
 DECISION_KIND_SESSION_AFFINITY: DecisionKind
 DECISION_KIND_DEFAULTED: DecisionKind
 DECISION_KIND_FALLBACK: DecisionKind
+DECISION_KIND_EXPLORED: DecisionKind
 
 class RouteRequest(_message.Message):
     __slots__ = ("text", "conversation", "policy", "session", "dry_run", "min_revision_token")
@@ -81,7 +83,7 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., text_parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("cost_sensitivity", "target_probability", "budget_usd", "allowed_candidates", "denied_candidates", "expected_output_tokens", "ranking_size", "required_modalities", "required_features", "required_tags", "allowed_regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "abstain_below_probability", "max_ood_score", "default_candidate")
+    __slots__ = ("cost_sensitivity", "target_probability", "budget_usd", "allowed_candidates", "denied_candidates", "expected_output_tokens", "ranking_size", "required_modalities", "required_features", "required_tags", "allowed_regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "abstain_below_probability", "max_ood_score", "default_candidate", "confidence")
     COST_SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
     TARGET_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     BUDGET_USD_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +101,7 @@ class Policy(_message.Message):
     ABSTAIN_BELOW_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     MAX_OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     cost_sensitivity: float
     target_probability: float
     budget_usd: float
@@ -116,10 +119,11 @@ class Policy(_message.Message):
     abstain_below_probability: float
     max_ood_score: float
     default_candidate: str
-    def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ...) -> None: ...
+    confidence: float
+    def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "token_count_method", "uncounted", "revision_token")
+    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "token_count_method", "uncounted", "revision_token", "adaptation_id", "propensity")
     SELECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +138,8 @@ class RouteResponse(_message.Message):
     TOKEN_COUNT_METHOD_FIELD_NUMBER: _ClassVar[int]
     UNCOUNTED_FIELD_NUMBER: _ClassVar[int]
     REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ADAPTATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     selected: str
     reason: str
     ranking: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
@@ -148,7 +154,9 @@ class RouteResponse(_message.Message):
     token_count_method: str
     uncounted: _containers.RepeatedScalarFieldContainer[str]
     revision_token: str
-    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ..., token_count_method: _Optional[str] = ..., uncounted: _Optional[_Iterable[str]] = ..., revision_token: _Optional[str] = ...) -> None: ...
+    adaptation_id: str
+    propensity: float
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ..., token_count_method: _Optional[str] = ..., uncounted: _Optional[_Iterable[str]] = ..., revision_token: _Optional[str] = ..., adaptation_id: _Optional[str] = ..., propensity: _Optional[float] = ...) -> None: ...
 
 class BatchRouteRequest(_message.Message):
     __slots__ = ("requests",)
@@ -181,34 +189,90 @@ class RouteError(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class StreamRouteRequest(_message.Message):
-    __slots__ = ("id", "request")
+    __slots__ = ("id", "request", "outcome")
     ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
     id: str
     request: RouteRequest
-    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[RouteRequest, _Mapping]] = ...) -> None: ...
+    outcome: RecordOutcomeRequest
+    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[RouteRequest, _Mapping]] = ..., outcome: _Optional[_Union[RecordOutcomeRequest, _Mapping]] = ...) -> None: ...
 
 class StreamRouteResponse(_message.Message):
-    __slots__ = ("id", "result")
+    __slots__ = ("id", "result", "recorded")
     ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
     id: str
     result: RouteResult
-    def __init__(self, id: _Optional[str] = ..., result: _Optional[_Union[RouteResult, _Mapping]] = ...) -> None: ...
+    recorded: RecordOutcomeResponse
+    def __init__(self, id: _Optional[str] = ..., result: _Optional[_Union[RouteResult, _Mapping]] = ..., recorded: _Optional[_Union[RecordOutcomeResponse, _Mapping]] = ...) -> None: ...
 
 class RecordOutcomeRequest(_message.Message):
-    __slots__ = ("decision_id", "candidate", "score", "text", "category")
+    __slots__ = ("decision_id", "candidate", "score", "text", "category", "usage")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     candidate: str
     score: float
     text: str
     category: str
-    def __init__(self, decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., score: _Optional[float] = ..., text: _Optional[str] = ..., category: _Optional[str] = ...) -> None: ...
+    usage: Usage
+    def __init__(self, decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., score: _Optional[float] = ..., text: _Optional[str] = ..., category: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("input_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "latency", "error")
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_usd: float
+    latency: _duration_pb2.Duration
+    error: str
+    def __init__(self, input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., cost_usd: _Optional[float] = ..., latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class RecordComparisonRequest(_message.Message):
+    __slots__ = ("decision_id", "text", "store_text", "candidates", "category", "grader", "disagreement")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    STORE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    GRADER_FIELD_NUMBER: _ClassVar[int]
+    DISAGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    text: str
+    store_text: bool
+    candidates: _containers.RepeatedCompositeFieldContainer[ComparedCandidate]
+    category: str
+    grader: str
+    disagreement: float
+    def __init__(self, decision_id: _Optional[str] = ..., text: _Optional[str] = ..., store_text: _Optional[bool] = ..., candidates: _Optional[_Iterable[_Union[ComparedCandidate, _Mapping]]] = ..., category: _Optional[str] = ..., grader: _Optional[str] = ..., disagreement: _Optional[float] = ...) -> None: ...
+
+class ComparedCandidate(_message.Message):
+    __slots__ = ("candidate", "score", "usage")
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    candidate: str
+    score: float
+    usage: Usage
+    def __init__(self, candidate: _Optional[str] = ..., score: _Optional[float] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class RecordComparisonResponse(_message.Message):
+    __slots__ = ("recorded",)
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    recorded: int
+    def __init__(self, recorded: _Optional[int] = ...) -> None: ...
 
 class RecordOutcomeResponse(_message.Message):
     __slots__ = ("recorded",)
@@ -217,16 +281,22 @@ class RecordOutcomeResponse(_message.Message):
     def __init__(self, recorded: _Optional[bool] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
-    __slots__ = ("candidate", "probability", "expected_cost_usd", "utility")
+    __slots__ = ("candidate", "probability", "expected_cost_usd", "utility", "base_probability", "standard_error", "similar_outcomes")
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_COST_USD_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
+    BASE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    SIMILAR_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     candidate: str
     probability: float
     expected_cost_usd: float
     utility: float
-    def __init__(self, candidate: _Optional[str] = ..., probability: _Optional[float] = ..., expected_cost_usd: _Optional[float] = ..., utility: _Optional[float] = ...) -> None: ...
+    base_probability: float
+    standard_error: float
+    similar_outcomes: float
+    def __init__(self, candidate: _Optional[str] = ..., probability: _Optional[float] = ..., expected_cost_usd: _Optional[float] = ..., utility: _Optional[float] = ..., base_probability: _Optional[float] = ..., standard_error: _Optional[float] = ..., similar_outcomes: _Optional[float] = ...) -> None: ...
 
 class ExcludedCandidate(_message.Message):
     __slots__ = ("candidate", "reason")
@@ -257,7 +327,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "backend", "scoring_kernel", "prompt_layout", "aptitude_representation", "num_layers", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes", "revision_token", "store_connected", "table_from_file")
+    __slots__ = ("version", "backend", "scoring_kernel", "prompt_layout", "aptitude_representation", "num_layers", "prompt_version", "encoder_id", "revision", "candidates", "max_instruction_tokens", "max_text_bytes", "revision_token", "store_connected", "table_from_file", "adaptation_id", "remembered_instructions")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     SCORING_KERNEL_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +343,8 @@ class GetServerInfoResponse(_message.Message):
     REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     STORE_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     TABLE_FROM_FILE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTATION_ID_FIELD_NUMBER: _ClassVar[int]
+    REMEMBERED_INSTRUCTIONS_FIELD_NUMBER: _ClassVar[int]
     version: str
     backend: str
     scoring_kernel: str
@@ -288,4 +360,6 @@ class GetServerInfoResponse(_message.Message):
     revision_token: str
     store_connected: bool
     table_from_file: bool
-    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., scoring_kernel: _Optional[str] = ..., prompt_layout: _Optional[str] = ..., aptitude_representation: _Optional[str] = ..., num_layers: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., revision_token: _Optional[str] = ..., store_connected: _Optional[bool] = ..., table_from_file: _Optional[bool] = ...) -> None: ...
+    adaptation_id: str
+    remembered_instructions: int
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., scoring_kernel: _Optional[str] = ..., prompt_layout: _Optional[str] = ..., aptitude_representation: _Optional[str] = ..., num_layers: _Optional[int] = ..., prompt_version: _Optional[str] = ..., encoder_id: _Optional[str] = ..., revision: _Optional[int] = ..., candidates: _Optional[int] = ..., max_instruction_tokens: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., revision_token: _Optional[str] = ..., store_connected: _Optional[bool] = ..., table_from_file: _Optional[bool] = ..., adaptation_id: _Optional[str] = ..., remembered_instructions: _Optional[int] = ...) -> None: ...

@@ -55,6 +55,11 @@ class RouterServiceStub:
                 request_serializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeRequest.SerializeToString,
                 response_deserializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeResponse.FromString,
                 _registered_method=True)
+        self.RecordComparison = channel.unary_unary(
+                '/modelsat.v1.RouterService/RecordComparison',
+                request_serializer=modelsat_dot_v1_dot_router__service__pb2.RecordComparisonRequest.SerializeToString,
+                response_deserializer=modelsat_dot_v1_dot_router__service__pb2.RecordComparisonResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/modelsat.v1.RouterService/GetServerInfo',
                 request_serializer=modelsat_dot_v1_dot_router__service__pb2.GetServerInfoRequest.SerializeToString,
@@ -90,8 +95,16 @@ class RouterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecordOutcome(self, request, context):
-        """RecordOutcome stores how well a candidate did, for calibration and training. When it is
-        acknowledged it is on disk.
+        """RecordOutcome stores how well a candidate did, for adaptation, calibration and training. When it
+        is acknowledged it is on disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordComparison(self, request, context):
+        """RecordComparison stores how well several candidates did on one instruction. Comparisons teach
+        more than outcomes of the chosen candidate alone, because the choice does not bias them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,6 +139,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.RecordOutcome,
                     request_deserializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeRequest.FromString,
                     response_serializer=modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeResponse.SerializeToString,
+            ),
+            'RecordComparison': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordComparison,
+                    request_deserializer=modelsat_dot_v1_dot_router__service__pb2.RecordComparisonRequest.FromString,
+                    response_serializer=modelsat_dot_v1_dot_router__service__pb2.RecordComparisonResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -242,6 +260,33 @@ class RouterService:
             '/modelsat.v1.RouterService/RecordOutcome',
             modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeRequest.SerializeToString,
             modelsat_dot_v1_dot_router__service__pb2.RecordOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordComparison(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelsat.v1.RouterService/RecordComparison',
+            modelsat_dot_v1_dot_router__service__pb2.RecordComparisonRequest.SerializeToString,
+            modelsat_dot_v1_dot_router__service__pb2.RecordComparisonResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""Learn from recorded outcomes while serving: docs/explanation/adaptation.md."""
