@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.api.errors import (
@@ -23,9 +23,11 @@ from engine.api.errors import (
     StoreError,
     UnavailableError,
 )
+from engine.registry.stores.outcome_types import RecordedOutcome
 from engine.registry.stores.private_files import create_private, make_private
 from engine.registry.stores.sqlite import check_file_identity, file_identity
 
+__all__ = ["OutcomeStore", "RecordedOutcome", "read_recorded"]
 SCHEMA = 1
 BUSY_S = 5.0  # maximum wait for another process that writes the same file
 MAX_QUEUED = 10_000  # outcomes that wait while others are written
@@ -62,22 +64,6 @@ CREATE TRIGGER outcome_removed AFTER DELETE ON outcome BEGIN
 END;
 COMMIT;
 """
-
-
-@dataclass(frozen=True)
-class RecordedOutcome:
-    """How well a candidate answered the request of a decision.
-
-    candidate: its ID. score: in [0, 1]. text, category: of the request; "" if not recorded.
-    principal: who reports it, "" if callers are not authenticated.
-    """
-
-    decision_id: str
-    candidate: str
-    score: float
-    text: str = ""
-    category: str = ""
-    principal: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +226,15 @@ class OutcomeStore:
             self._db.execute(
                 "INSERT INTO outcome (decision_id, candidate, score, text, category, principal,"
                 " recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*astuple(new), time.time()),
+                (
+                    new.decision_id,
+                    new.candidate,
+                    new.score,
+                    new.text,
+                    new.category,
+                    new.principal,
+                    time.time(),
+                ),
             )
             return True
         if row[0] == new.score:

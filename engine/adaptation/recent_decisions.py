@@ -1,0 +1,121 @@
+"""Remember recent decisions as vectors, so that outcomes can be recorded without their texts.
+
+Shapes: M candidates of a table, E eligible ones, D width.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.bundle.types import Float32Array, Int64Array
+from engine.registry.stores.base import RevisionId
+from engine.registry.stores.outcome_types import ScoredCandidates, ScoredInstruction
+from engine.registry.table import Table
+
+OVERHEAD = 700  # bytes of an entry besides its arrays: objects, ID, dict and links
+MAX_LOG_ODDS = 12.0  # p is a float32, which tells no more apart
+
+
+@dataclass(frozen=True, eq=False)
+class RecentDecision:
+    """A decision of the last minutes.
+
+    principal: who asked. scored: what the weights said. adaptation_id: of what corrected it, "" if
+    nothing did. at: of time.monotonic().
+    """
+
+    principal: str
+    scored: ScoredInstruction
+    adaptation_id: str
+    at: float
+
+
+class RecentDecisions:
+    """Decisions by ID, bounded by bytes and age. For one event loop."""
+
+    def __init__(self, bundle: str, limit: int, max_age_s: float) -> None:
+        """Create an empty memory.
+
+        Args:
+            bundle: identity of the weights, see bundle_id.
+            limit: bytes; 0 remembers nothing. The oldest decisions are forgotten first.
+            max_age_s: seconds after which a decision is forgotten.
+        """
+        self._bundle = bundle
+        self._limit = limit
+        self._max_age_s = max_age_s
+        self._decisions: OrderedDict[str, RecentDecision] = OrderedDict()
+        self._candidates: tuple[RevisionId, ScoredCandidates] | None = None
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._decisions)
+
+    def scored(
+        self,
+        table: Table,
+        rows: Int64Array,
+        p: Float32Array,
+        embedding: Float32Array,
+        selected: str = "",
+        explored: bool = False,
+        propensity: float = 1.0,
+    ) -> ScoredInstruction:
+        """Pack what the weights said of an instruction.
+
+        Args:
+            table: that was scored. rows: (E,) of it. p: (E,) probabilities by the weights alone.
+            embedding: (D,) of the instruction.
+            selected: ID of the chosen candidate. explored, propensity: how it was chosen.
+        """
+        logits = np.full(len(table.candidates), np.nan, dtype=np.float16)
+        logits[rows] = log_odds(p)
+        candidates = self._candidates_of(table)
+        packed = embedding.astype(np.float16)
+        return ScoredInstruction(candidates, packed, logits, selected, explored, propensity)
+
+    def add(
+        self, identifier: str, principal: str, scored: ScoredInstruction, adaptation_id: str = ""
+    ) -> None:
+        """Remember a decision, and forget the oldest ones beyond the bounds."""
+        if not self._limit:
+            return
+        now = time.monotonic()
+        self._decisions[identifier] = RecentDecision(principal, scored, adaptation_id, now)
+        self.size += _size(scored)
+        while self._decisions:
+            oldest = next(iter(self._decisions.values()))
+            if self.size <= self._limit and now - oldest.at <= self._max_age_s:
+                return
+            self._decisions.popitem(last=False)
+            self.size -= _size(oldest.scored)
+
+    def get(self, identifier: str) -> RecentDecision | None:
+        """Return a decision, or None if it is not remembered (any more)."""
+        decision = self._decisions.get(identifier)
+        if decision is None or time.monotonic() - decision.at > self._max_age_s:
+            return None
+        return decision
+
+    def _candidates_of(self, table: Table) -> ScoredCandidates:
+        """Return the candidates of `table`; the same object for the same table, to save memory."""
+        if self._candidates is None or self._candidates[0] != table.id:
+            self._candidates = (table.id, ScoredCandidates.of_table(self._bundle, table))
+        return self._candidates[1]
+
+
+def log_odds(p: Float32Array) -> Float32Array:
+    """Return log(p / (1 - p)), bounded to +-MAX_LOG_ODDS; NaN stays."""
+    wide = np.asarray(p, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        odds = np.log(wide) - np.log1p(-wide)
+    return np.clip(odds, -MAX_LOG_ODDS, MAX_LOG_ODDS).astype(np.float32)
+
+
+def _size(scored: ScoredInstruction) -> int:
+    return scored.nbytes + OVERHEAD + sys.getsizeof(scored.selected)
