@@ -31,7 +31,8 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")
 Dims = tuple[int, ...]
 InputProfile = Mapping[str, tuple[Dims, Dims, Dims]]  # input -> smallest, usual, largest shape
 
-BATCH, LENGTH, ROWS = (1, 1, 32), (LENGTH_STEP, 128, 320), (1, 32, 1024)
+# Rows are candidates and the null one.
+BATCH, LENGTH, ROWS = (1, 1, 32), (LENGTH_STEP, 128, 320), (1, 33, 1024)
 
 
 def backbone_profile(width: int) -> InputProfile:

@@ -286,6 +286,7 @@ class Batcher:
                 started - request.arrived,
                 scores.inference_s,
                 scores.scoring_s,
+                scores.embeddings[i],
             )
             for i, request in enumerate(batch.requests)
         ]

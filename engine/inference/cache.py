@@ -1,4 +1,4 @@
-"""Cache probabilities by everything that they depend on.
+"""Cache probabilities and instruction embeddings by everything that they depend on.
 
 Decisions are not cached. Policies and prices are applied to the probabilities afterwards, so one
 forward pass serves every policy, and a request with another cost sensitivity is a hit too.
@@ -7,15 +7,25 @@ forward pass serves every policy, and a request with another cost sensitivity is
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.stores.base import RevisionId
 from engine.registry.table import Table
 
 CacheKey = tuple[RevisionId, bytes, bytes, str]
-OVERHEAD = 400  # bytes of an entry besides its arrays: objects, dict and links
+OVERHEAD = 600  # bytes of an entry besides its arrays: objects, dict and links
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """p: (K,), read-only. embedding: (D,), in half the bytes that a decision reads."""
+
+    p: Float32Array
+    embedding: NDArray[np.float16]
 
 
 class ScoreCache:
@@ -27,7 +37,7 @@ class ScoreCache:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._entries: OrderedDict[CacheKey, Float32Array] = OrderedDict()
+        self._entries: OrderedDict[CacheKey, _Entry] = OrderedDict()
         self.size = 0
         self.hits = 0
         self.misses = 0
@@ -51,30 +61,33 @@ class ScoreCache:
         request = tokens.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes()
         return table.id, *request, principal
 
-    def get(self, key: CacheKey) -> Float32Array | None:
-        """Return the probabilities (K,), read-only, or None if they are not cached."""
-        p = self._entries.get(key)
-        if p is None:
+    def get(self, key: CacheKey) -> tuple[Float32Array, Float32Array] | None:
+        """Return the probabilities (K,), read-only, and the instruction's embedding (D,), or None
+        if they are not cached."""
+        entry = self._entries.get(key)
+        if entry is None:
             self.misses += 1
             return None
         self.hits += 1
         self._entries.move_to_end(key)
-        return p
+        return entry.p, entry.embedding.astype(np.float32)
 
-    def put(self, key: CacheKey, p: Float32Array) -> None:
-        """Store a copy of `p` and evict the least recently used entries if the limit is exceeded.
+    def put(self, key: CacheKey, p: Float32Array, embedding: Float32Array) -> None:
+        """Store copies of `p` (K,) and `embedding` (D,), rounded by round_embeddings, and evict the
+        least recently used entries if the limit is exceeded.
 
-        Values that are not finite are not stored, because the next forward pass may succeed.
+        Probabilities that are not finite are not stored, because the next forward pass may succeed.
         """
-        if key in self._entries or _entry_size(key, p) > self._limit or not np.isfinite(p).all():
+        entry = _Entry(p.copy(), embedding.astype(np.float16))
+        size = _entry_size(key, entry)
+        if key in self._entries or size > self._limit or not np.isfinite(p).all():
             return
-        entry = p.copy()
-        entry.setflags(write=False)
+        entry.p.setflags(write=False)
         self._entries[key] = entry
-        self.size += _entry_size(key, entry)
+        self.size += size
         while self.size > self._limit:
             self.size -= _entry_size(*self._entries.popitem(last=False))
 
 
-def _entry_size(key: CacheKey, p: Float32Array) -> int:
-    return len(key[1]) + len(key[2]) + p.nbytes + OVERHEAD
+def _entry_size(key: CacheKey, entry: _Entry) -> int:
+    return len(key[1]) + len(key[2]) + entry.p.nbytes + entry.embedding.nbytes + OVERHEAD

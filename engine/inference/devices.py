@@ -23,6 +23,7 @@ GPU_DEVICES = ("tensorrt", "cuda")  # fastest first
 LABELS = {"tensorrt": "TensorRT", "cuda": "CUDA"}
 FALLBACKS = {"tensorrt": "CUDA", "cuda": "the CPU"}
 PLAN_TOLERANCE = 5e-3  # of p; the export allows the fp16 graph as much (export/formats.py)
+EMBEDDING_TOLERANCE = 0.05  # of an instruction's embedding, relative to its length
 PLAN = re.compile(r"backbone\.sm(\d+)\.plan")
 
 
@@ -113,11 +114,20 @@ def _self_test(backend: TensorRTBackend, reference: Backend, width: int, head: S
     table = (0.1 * random.standard_normal((4, width))).astype(np.float32)
     longest = backend.profile.length.max
     tokens = [np.arange(n, dtype=np.int64) % 8 for n in (longest // 2, longest // 3)]
-    expected = reference.probabilities(tokens, table, np.arange(len(table)), head).p
-    runs = [backend.probabilities(tokens, table, np.arange(len(table)), head).p for _ in range(3)]
-    difference = max(float(np.abs(p - expected).max()) for p in runs)
+    expected = reference.probabilities(tokens, table, np.arange(len(table)), head)
+    runs = [backend.probabilities(tokens, table, np.arange(len(table)), head) for _ in range(3)]
+    difference = max(float(np.abs(run.p - expected.p).max()) for run in runs)
     if not difference <= PLAN_TOLERANCE:  # NaN too
         raise BundleError(
             f"p differs by {difference:.2g} from the same graph on the CPU, at most"
             f" {PLAN_TOLERANCE} is allowed; use --device cuda or cpu."
+        )
+    lengths = np.linalg.norm(expected.embeddings, axis=1)
+    errors = [np.linalg.norm(run.embeddings - expected.embeddings, axis=1) for run in runs]
+    difference = float((np.array(errors) / lengths).max())
+    if not difference <= EMBEDDING_TOLERANCE:
+        raise BundleError(
+            f"an instruction's embedding differs by {difference:.2g} of its length from the same"
+            f" graph on the CPU, at most {EMBEDDING_TOLERANCE} is allowed; use --device cuda or"
+            " cpu."
         )

@@ -15,7 +15,7 @@ from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.bundle.types import Float32Array, Int64Array
 from engine.datasets.outcomes import Outcomes
-from engine.inference.backend import ScoringHead
+from engine.inference.backend import ScoringHead, log_odds
 from engine.inference.devices import open_backend
 from engine.registry.onnx_encoder import load_encoder
 
@@ -24,10 +24,19 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class OfflineScores:
-    """p: (N, M) probabilities of N instructions and M candidates. input_tokens: (N,)."""
+    """Probabilities of N instructions and M candidates.
+
+    p: (N, M). input_tokens: (N,). embeddings: (N, D) of the instructions, see BatchScores.
+    """
 
     p: Float32Array
     input_tokens: Int64Array
+    embeddings: Float32Array
+
+    @property
+    def logits(self) -> Float32Array:
+        """(N, M) log-odds."""
+        return log_odds(self.p)
 
 
 def candidates_of(outcomes: Outcomes) -> list[Candidate]:
@@ -59,9 +68,12 @@ def score_outcomes(bundle: Path, outcomes: Outcomes) -> OfflineScores:
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     backend = open_backend(bundle, manifest)
     p = np.empty((len(prompts), len(outcomes.candidates)), dtype=np.float32)
+    instructions = np.empty((len(prompts), manifest.width), dtype=np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
     for start in track(range(0, len(order), BATCH_SIZE), description=f"score {outcomes.name}"):
         rows = order[start : start + BATCH_SIZE]
         tokens = [prompts[i].tokens for i in rows]
-        p[rows] = backend.probabilities(tokens, embeddings, all_rows, head).p
-    return OfflineScores(p, np.array([prompt.input_tokens for prompt in prompts]))
+        scores = backend.probabilities(tokens, embeddings, all_rows, head)
+        p[rows], instructions[rows] = scores.p, scores.embeddings
+    input_tokens = np.array([prompt.input_tokens for prompt in prompts])
+    return OfflineScores(p, input_tokens, instructions)

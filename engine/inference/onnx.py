@@ -14,7 +14,13 @@ from cpp_ext import score
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.manifest import REBUILD_HINT
 from engine.bundle.types import Float32Array, Int64Array
-from engine.inference.backend import BatchScores, Forward, Hidden, ScoringHead
+from engine.inference.backend import (
+    BatchScores,
+    Forward,
+    Hidden,
+    ScoringHead,
+    round_embeddings,
+)
 
 
 class OnnxBackend:
@@ -103,16 +109,20 @@ def score_rows(
 ) -> BatchScores:
     """Implement Backend.probabilities with a forward pass that returns hidden rows.
 
-    forward: tokens and embeddings (K, D) -> rows before the final norm (B, K, D).
+    forward: tokens and embeddings (K, D) -> rows before the final norm (B, K, D), float32 or
+    float16.
     """
     started = time.monotonic()
-    hidden = forward(tokens, embeddings[rows])
+    with_null = np.zeros((len(rows) + 1, embeddings.shape[1]), dtype=np.float32)
+    with_null[1:] = embeddings[rows]
+    hidden = forward(tokens, with_null)
     forwarded = time.monotonic()
-    p = score(
+    p = score(  # of the null candidate too, because a copy without it would take longer
         hidden,
         head.weight,
         eps=head.eps,
         scale=head.calibration.scale,
         offset=head.calibration.offset,
     )
-    return BatchScores(p, forwarded - started, time.monotonic() - forwarded)
+    embeddings = round_embeddings(hidden[:, 0])
+    return BatchScores(p[:, 1:], embeddings, forwarded - started, time.monotonic() - forwarded)

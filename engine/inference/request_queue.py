@@ -35,13 +35,15 @@ TOO_LATE = "The remaining deadline was too short to score the request when its t
 class ScoreResult:
     """The probabilities of one request.
 
-    p: (K,), in the order of the request's candidate rows. The times are in seconds.
+    p: (K,), in the order of the request's candidate rows. The times are in seconds. embedding:
+    (D,) of the instruction, see BatchScores; None if the request was not scored.
     """
 
     p: Float32Array
     queue_s: float
     inference_s: float
     scoring_s: float
+    embedding: Float32Array | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +53,8 @@ class PendingRequest:
     tokens: (L,). rows: (K,) candidate rows of `table` to score, ascending. deadline, arrived: of
     time.monotonic(). size: L + K. principal: who asks, "" if that is unknown. bypassed: how many
     later requests were forwarded before it. start: in virtual time, set by RequestQueue.
+
+    The null candidate is not counted: every request has it.
     """
 
     tokens: Int64Array

@@ -230,11 +230,13 @@ class Router:
         key = self._cache.key(table, tokens, rows, PRINCIPAL.get())
         cached = self._cache.get(key)
         if cached is not None:
-            return ScoreResult(cached, queue_s=0.0, inference_s=0.0, scoring_s=0.0)
+            p, embedding = cached
+            return ScoreResult(p, 0.0, 0.0, 0.0, embedding)
         scored = await self._batcher.submit(
             tokens, table, rows, deadline, admitted_size=request.admitted_size
         )
-        self._cache.put(key, scored.p)
+        if scored.embedding is not None:
+            self._cache.put(key, scored.p, scored.embedding)
         return scored
 
     def _context(

@@ -67,7 +67,7 @@ REQUEST = st.tuples(
 
 @given(st.lists(REQUEST, min_size=1, max_size=25), st.integers(20, 200))
 @settings(max_examples=40, deadline=None)
-def test_every_request_gets_its_own_probabilities(
+def test_every_request_gets_its_own_probabilities_and_embedding(
     requests: list[tuple[int, int, int, set[int]]], budget: int
 ) -> None:
     tables = [table(1, 7), table(2, 7)]
@@ -85,6 +85,8 @@ def test_every_request_gets_its_own_probabilities(
         for (_, first, which, rows), answer in zip(requests, answers, strict=True):
             want = expected(first, tables[which], np.array(sorted(rows)))
             np.testing.assert_allclose(answer.p, want, atol=1e-5)
+            assert answer.embedding is not None
+            np.testing.assert_array_equal(answer.embedding, np.full(WIDTH, first, np.float32))
 
     asyncio.run(scenario())
     assert sum(backend.batches) == len(requests)

@@ -48,7 +48,7 @@ def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
     readout = np.linspace(-1, 1, tiny_llama.WIDTH).astype(np.float32)
     norms = TaskNorms(np.zeros(2, np.float32), {})
     connector = Connector(np.zeros((tiny_llama.WIDTH, 3), np.float32), readout)
-    save_arrays(folder, ScoringArrays(readout, connector, norms, 8))
+    save_arrays(folder, ScoringArrays(readout, connector, norms, 8, np.zeros_like(readout)))
     graphs = {"tensorrt": "backbone.sm89.plan", "cpu": path.name, "cuda": path.name}
     manifest = replace(
         read_manifest(BUNDLE, "bundle"),

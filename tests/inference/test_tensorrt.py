@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from cpp_ext import cuda as kernel
 from engine.api.errors import BundleError, ModelsatError, UnavailableError
 from engine.bundle.manifest import Calibration
-from engine.inference.backend import ScoringHead
+from engine.inference.backend import BatchScores, ScoringHead
+from engine.inference.devices import EMBEDDING_TOLERANCE
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
 from engine.inference.tensorrt.cuda import Cuda, find_cuda
@@ -133,6 +134,12 @@ def table(seed: int, candidates: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def embedding_error(found: BatchScores, expected: BatchScores) -> float:
+    """The largest relative error of an instruction's embedding."""
+    difference = np.linalg.norm(found.embeddings - expected.embeddings, axis=1)
+    return float((difference / np.linalg.norm(expected.embeddings, axis=1)).max())
+
+
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=5),
     candidates=st.integers(1, 30),
@@ -148,10 +155,11 @@ def test_any_shape_matches_the_cpu(
     """Queued, captured (the second time) and from a graph (the third); any rows in any order."""
     of, prompts = table(seed, candidates), tiny_llama.prompts(lengths, seed)
     rows = np.array(data.draw(st.permutations(range(candidates))))[: 1 + seed * 5]
-    expected = exact.probabilities(prompts, of, rows, HEAD).p
+    expected = exact.probabilities(prompts, of, rows, HEAD)
     for _ in range(again):
         found = backend.probabilities(prompts, of, rows, HEAD)
-        np.testing.assert_allclose(found.p, expected, rtol=0, atol=machine.tolerance)
+        np.testing.assert_allclose(found.p, expected.p, rtol=0, atol=machine.tolerance)
+        assert embedding_error(found, expected) < EMBEDDING_TOLERANCE
         assert found.p.shape == (len(lengths), len(rows))
         assert found.scoring_s == 0
 
@@ -169,9 +177,10 @@ def test_limits_of_the_profile_match_the_cpu(
         "too many rows": ([9], table(3, 1200)),
     }[case]
     prompts, rows = tiny_llama.prompts(lengths), np.arange(len(of))
-    found = backend.probabilities(prompts, of, rows, HEAD).p
-    expected = exact.probabilities(prompts, of, rows, HEAD).p
-    np.testing.assert_allclose(found, expected, rtol=0, atol=machine.tolerance)
+    found = backend.probabilities(prompts, of, rows, HEAD)
+    expected = exact.probabilities(prompts, of, rows, HEAD)
+    np.testing.assert_allclose(found.p, expected.p, rtol=0, atol=machine.tolerance)
+    assert embedding_error(found, expected) < EMBEDDING_TOLERANCE
 
 
 def test_oversized_inputs_are_refused_with_their_limits(backend: TensorRTBackend) -> None:

@@ -56,9 +56,9 @@ def cached(member: Registry, cache: ScoreCache, value: float) -> float:
     key = cache.key(member.table(), np.arange(3), np.zeros(1, np.int64))
     known = cache.get(key)
     if known is None:
-        cache.put(key, np.array([value], np.float32))
+        cache.put(key, np.array([value], np.float32), np.zeros(2, np.float32))
         return value
-    return float(known[0])
+    return float(known[0][0])
 
 
 def symlink(store: Path, other: Path) -> Path:

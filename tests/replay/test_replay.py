@@ -85,7 +85,7 @@ class HashBackend:
     ) -> BatchScores:
         seeds = [zlib.crc32(t.tobytes()) for t in tokens]
         p = [np.random.default_rng(s).random(len(embeddings), np.float32)[rows] for s in seeds]
-        return BatchScores(np.stack(p), 0.0, 0.0)
+        return BatchScores(np.stack(p), np.zeros((len(p), 2), np.float32), 0.0, 0.0)
 
     def prefetch_table(self, embeddings: NDArray[np.float32]) -> None:
         pass

@@ -14,7 +14,8 @@ from engine.inference.onnx import score_rows
 
 
 class FakeBackend:
-    """Returns embeddings[r] * first token as row r of a request, and records its batch sizes."""
+    """Returns embeddings[r] * first token as row r of a request, the first token itself as that of
+    the null candidate, and records its batch sizes."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
@@ -31,7 +32,9 @@ class FakeBackend:
         self.batches.append(len(tokens))
         if self.error is not None:
             raise self.error
-        return np.stack([embeddings * np.float32(t[0]) for t in tokens])
+        rows = np.stack([embeddings * np.float32(t[0]) for t in tokens])
+        rows[:, ~embeddings.any(axis=1)] = np.array([t[0] for t in tokens])[:, None, None]
+        return rows
 
     def probabilities(
         self,

@@ -131,6 +131,19 @@ int cudaMemcpyAsync(void* to, const void* from, size_t size, int kind, void* str
   if (kind != 4 || !fake::inside(to, size) || !fake::inside(from, size)) return fake::kInvalid;
   return fake::queue(as<fake::Stream>(stream), [=] { memcpy(to, from, size); });
 }
+int cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                      size_t height, int kind, void* stream) {
+  ENTER("cudaMemcpy2DAsync");
+  if (kind != 4 || !height || width > to_pitch || width > from_pitch ||
+      !fake::inside(to, to_pitch * (height - 1) + width) ||
+      !fake::inside(from, from_pitch * (height - 1) + width))
+    return fake::kInvalid;
+  return fake::queue(as<fake::Stream>(stream), [=] {
+    for (size_t i = 0; i < height; ++i)
+      memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch,
+             width);
+  });
+}
 int cudaMemsetAsync(void* to, int byte, size_t size, void* stream) {
   ENTER("cudaMemsetAsync");
   if (!fake::inside(to, size)) return fake::kInvalid;

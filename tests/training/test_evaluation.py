@@ -200,7 +200,9 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         calibration,
         "score_outcomes",
         lambda _, outcomes: OfflineScores(
-            made_up(len(outcomes.texts))[0], np.arange(1, len(outcomes.texts) + 1)
+            made_up(len(outcomes.texts))[0],
+            np.arange(1, len(outcomes.texts) + 1),
+            np.zeros((len(outcomes.texts), 2), np.float32),
         ),
     )
     return datasets.write(tmp_path / "own")

@@ -20,9 +20,9 @@ import numpy as np
 from cpp_ext import cuda as kernel
 from engine.api.errors import BundleError, ModelsatError, UnavailableError
 from engine.bundle.types import Float32Array, Int64Array
-from engine.inference.backend import BatchScores, ScoringHead
+from engine.inference.backend import BatchScores, ScoringHead, round_embeddings
 from engine.inference.tensorrt.cuda import Cuda, find_cuda
-from engine.inference.tensorrt.memory import Buffers, DeviceTables, Memory
+from engine.inference.tensorrt.memory import NULL_ROW, Buffers, DeviceTables, Memory
 from engine.inference.tensorrt.plan import find_library, load_plan
 from engine.inference.tensorrt.shapes import (
     ForwardShape,
@@ -108,18 +108,23 @@ class TensorRTBackend:
         """See Backend."""
         started = time.monotonic()
         self._set_head(head)
-        p = np.empty((len(tokens), len(rows)), dtype=np.float32)
+        with_null = np.concatenate([[NULL_ROW], rows])
+        p = np.empty((len(tokens), len(with_null)), dtype=np.float32)
+        instructions = np.empty((len(tokens), self._engine.width), dtype=np.float32)
         table = self._tables.acquire(embeddings, self._stream)
         profile = self.profile
         try:
             for batch in chunk_slices(len(tokens), profile.batch.max):
-                for chunk in chunk_slices(len(rows), profile.candidates.max):
-                    p[batch, chunk] = self._forward(tokens[batch], table, rows[chunk])
+                for chunk in chunk_slices(len(with_null), profile.candidates.max):
+                    p[batch, chunk] = self._forward(tokens[batch], table, with_null[chunk])
+                    if chunk.start == 0:
+                        instructions[batch] = self._first_rows(len(tokens[batch]))
         except RuntimeError as error:  # from the kernel's launch
             raise UnavailableError(f"The scoring kernel failed to launch: {error}.") from error
         finally:
             self._tables.release()
-        return BatchScores(p, time.monotonic() - started, 0.0)
+        seconds = time.monotonic() - started
+        return BatchScores(p[:, 1:], round_embeddings(instructions), seconds, 0.0)
 
     def prefetch_table(self, embeddings: Float32Array) -> None:
         """See Backend."""
@@ -174,6 +179,13 @@ class TensorRTBackend:
         self._run(shape)
         p = host.p[: shape.batch * shape.candidates].reshape(shape.batch, shape.candidates)
         return p[: len(tokens), : len(rows)].copy()
+
+    def _first_rows(self, count: int) -> Float32Array:
+        """Return the hidden rows (count, D) of the first candidate in the last forward pass."""
+        rows = self._buffers.embeddings.reshape(-1, self._engine.width)[:count]
+        if rows.dtype == np.uint16:  # bfloat16 is the upper half of a float32
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32)
 
     def _run(self, shape: ForwardShape) -> None:
         """Run everything after the gather and wait for it.
@@ -232,3 +244,12 @@ class TensorRTBackend:
             stream=stream,
         )
         self._cuda.copy(host.p.ctypes.data, host.device_p, 4 * count, stream)
+        row = self._engine.width * self._engine.itemsize
+        self._cuda.copy_rows(
+            host.embeddings.ctypes.data,
+            addresses.hidden,
+            row,
+            stride=shape.candidates * row,
+            count=shape.batch,
+            stream=stream,
+        )

@@ -28,6 +28,7 @@ _CALLS = {
     "cudaMallocHost": (_OUT, _Z),
     "cudaFreeHost": (_P,),
     "cudaMemcpyAsync": (_P, _P, _Z, _I, _P),
+    "cudaMemcpy2DAsync": (_P, _Z, _P, _Z, _Z, _Z, _I, _P),
     "cudaMemsetAsync": (_P, _I, _Z, _P),
     "cudaStreamCreateWithFlags": (_OUT, _U),
     "cudaStreamSynchronize": (_P,),
@@ -99,6 +100,15 @@ class Cuda:
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
         """Queue a copy of `size` bytes in either direction. Host memory must be pinned."""
         self._call("cudaMemcpyAsync", to, source, size, _MEMCPY_DEFAULT, stream)
+
+    def copy_rows(
+        self, to: int, source: int, size: int, *, stride: int, count: int, stream: int
+    ) -> None:
+        """Queue a copy of `count` rows of `size` bytes, which begin every `stride` bytes in the
+        source and are adjacent in the target. Host memory must be pinned."""
+        self._call(
+            "cudaMemcpy2DAsync", to, size, source, stride, size, count, _MEMCPY_DEFAULT, stream
+        )
 
     def fill(self, pointer: int, byte: int, size: int, stream: int) -> None:
         """Queue filling `size` bytes of device memory."""

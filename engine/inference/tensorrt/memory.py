@@ -19,6 +19,9 @@ from engine.inference.tensorrt.cuda import Cuda
 from engine.inference.tensorrt.plan import BackboneEngine, DeviceAddresses
 from engine.inference.tensorrt.shapes import ForwardShape
 
+# NumPy's types of hidden rows by score.h's codes; bfloat16 as its bits.
+HIDDEN_TYPES = (np.float32, np.float16, np.uint16)
+
 
 class Memory:
     """Owns device memory and pinned host memory, and frees it together."""
@@ -63,6 +66,7 @@ class Buffers:
         self.rows = memory.pinned(rows, np.int32)
         self.weight = memory.pinned(width, np.float32)
         self.p = memory.pinned(batch * rows, np.float32)
+        self.embeddings = memory.pinned(batch * width, HIDDEN_TYPES[engine.dtype])
         self.addresses = DeviceAddresses(
             tokens=memory.device(self.tokens.nbytes),
             lengths=memory.device(self.lengths.nbytes),
@@ -96,12 +100,13 @@ class Buffers:
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 4 * MAX_CANDIDATES  # of a table; room for a larger limit on candidates
+NULL_ROW = MAX_ROWS  # after every table: the null candidate's zeros
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A buffer for one table. device: address of (MAX_ROWS, D) float32. staging: pinned, of the
-    same size. uploaded: an event."""
+    """A buffer for one table. device: address of (MAX_ROWS + 1, D) float32, of which NULL_ROW is
+    zero. staging: pinned (MAX_ROWS, D). uploaded: an event."""
 
     device: int
     staging: Float32Array
@@ -121,9 +126,15 @@ class DeviceTables:
         size = MAX_ROWS * width
         # Ordered by use, the most recent one last.
         self._slots = [
-            _Slot(memory.device(4 * size), memory.pinned(size, np.float32), cuda.create_event())
+            _Slot(
+                memory.device(4 * (size + width)),
+                memory.pinned(size, np.float32),
+                cuda.create_event(),
+            )
             for _ in range(2)
         ]
+        for slot in self._slots:  # on the stream of uploads, so before any forward pass reads it
+            cuda.fill(slot.device + 4 * size, 0, 4 * width, self._stream)
         self._in_use: _Slot | None = None
         self._lock = Lock()
 

@@ -39,7 +39,8 @@ class ShapeProfile:
 
 @dataclass(frozen=True)
 class ForwardShape:
-    """The sizes of one forward pass: requests, tokens of each prompt, candidates."""
+    """The sizes of one forward pass: requests, tokens of each prompt, candidates with the null
+    one."""
 
     batch: int
     length: int
@@ -56,7 +57,8 @@ def check_lengths(profile: ShapeProfile, lengths: Sequence[int]) -> None:
 
 
 def pad_shape(profile: ShapeProfile, batch: int, length: int, candidates: int) -> ForwardShape:
-    """Round up requests and candidates to powers of two, tokens to a multiple of LENGTH_STEP.
+    """Round up requests to a power of two, candidates to one more than a power of two, tokens to a
+    multiple of LENGTH_STEP. The one more is the null candidate.
 
     The result is within the profile. The caller splits what the profile cannot hold (chunk_slices)
     or refuses it (check_lengths).
@@ -65,7 +67,7 @@ def pad_shape(profile: ShapeProfile, batch: int, length: int, candidates: int) -
         min(_power_of_two(max(batch, profile.batch.min)), profile.batch.max),
         min(max(-(-length // LENGTH_STEP) * LENGTH_STEP, profile.length.min), profile.length.max),
         min(
-            max(_power_of_two(candidates), MIN_CANDIDATES, profile.candidates.min),
+            max(_power_of_two(max(candidates - 1, MIN_CANDIDATES)) + 1, profile.candidates.min),
             profile.candidates.max,
         ),
     )
