@@ -133,7 +133,11 @@ def _check_parity(manifest: Manifest) -> None:
 def _arrays(checkpoint: Path, backbone: Base, encoder: Base, manifest: Manifest) -> ScoringArrays:
     connector, norms = load_connector(checkpoint / "connector.safetensors")
     limit = int(encoder.config["max_position_embeddings"])
-    return ScoringArrays(_readout(backbone, manifest), connector, norms, limit)
+    known = training_set.load_training_set(checkpoint)
+    mean = None if known is None else known.instruction_mean
+    if mean is None:
+        mean = np.zeros(manifest.width, dtype=np.float32)
+    return ScoringArrays(_readout(backbone, manifest), connector, norms, limit, mean)
 
 
 def _readout(backbone: Base, manifest: Manifest) -> Float32Array:

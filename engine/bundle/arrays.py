@@ -5,6 +5,7 @@ Shapes: T tasks, E encoder width, C representation width, D backbone width.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from engine.bundle.manifest import REBUILD_HINT
 from engine.bundle.types import Float32Array
 
 FILE = "scoring.npz"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,15 @@ class ScoringArrays:
     """The content of scoring.npz.
 
     readout: (D,), the final norm's gain times (w_yes - w_no). encoder_tokens: the encoder's maximum
-    input; longer texts are refused, not truncated.
+    input; longer texts are refused, not truncated. instruction_mean: (D,), what embeddings of
+    instructions are centered on; zeros in a bundle that does not know it.
     """
 
     readout: Float32Array
     connector: Connector
     norms: TaskNorms
     encoder_tokens: int
+    instruction_mean: Float32Array
 
 
 def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
@@ -81,6 +85,7 @@ def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
         tasks=np.array(list(norms.means)),
         task_means=np.array(list(norms.means.values()), dtype=np.float64),
         encoder_tokens=np.int64(arrays.encoder_tokens),
+        instruction_mean=arrays.instruction_mean,
     )
 
 
@@ -94,6 +99,14 @@ def load_arrays(folder: Path) -> ScoringArrays:
             f"{folder / FILE}: connector_weight is {weight.shape}, readout {readout.shape};"
             f" both must have the backbone's width; {REBUILD_HINT}."
         )
+    mean = arrays.get("instruction_mean", np.zeros_like(readout))
+    if mean.shape != readout.shape:
+        raise BundleError(
+            f"{folder / FILE}: instruction_mean is {mean.shape}, expected {readout.shape};"
+            f" {REBUILD_HINT}."
+        )
+    if not mean.any():
+        log.info("%s has no mean embedding, so instructions are not centered on one", folder)
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BundleError(f"{folder / FILE}: {name} has values that are not finite.")
@@ -101,4 +114,4 @@ def load_arrays(folder: Path) -> ScoringArrays:
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
     norms = TaskNorms(arrays["center"], means)
     connector = Connector(weight, arrays["connector_bias"])
-    return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]))
+    return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]), mean)

@@ -1,7 +1,8 @@
 """Statistics of the training instructions that a bundle carries, without their text.
 
 Fingerprints tell evaluation which questions to leave out. Token frequencies give the OOD score of a
-new instruction: near 1, its probabilities are extrapolation.
+new instruction: near 1, its probabilities are extrapolation. The mean embedding is what embeddings
+of instructions are centered on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +25,14 @@ class TrainingSet:
 
     fingerprints: (N,) uint32 of the normalized texts, sorted. surprisal: (V,), -log of each token's
     smoothed share of all training tokens; V is the vocabulary size. quantiles: (QUANTILES,) of the
-    instructions' mean surprisal.
+    instructions' mean surprisal. instruction_mean: (D,), mean embedding of instructions of several
+    kinds by these weights (python -m training.instruction_mean); None if it was not computed.
     """
 
     fingerprints: NDArray[np.uint32]
     surprisal: NDArray[np.float32]
     quantiles: NDArray[np.float32]
+    instruction_mean: NDArray[np.float32] | None = None
 
     def ood_score(self, tokens: NDArray[np.int64]) -> float:
         """Return the out-of-distribution score of a prompt, in [0, 1]: the percentile of its mean
@@ -51,12 +55,14 @@ def describe(
 
 def save_training_set(folder: Path, training_set: TrainingSet) -> None:
     """Write training_set.npz, without pickled objects."""
-    np.savez_compressed(
-        folder / FILE,
-        fingerprints=training_set.fingerprints,
-        surprisal=training_set.surprisal.astype(np.float16),
-        quantiles=training_set.quantiles,
-    )
+    arrays: dict[str, NDArray[Any]] = {
+        "fingerprints": training_set.fingerprints,
+        "surprisal": training_set.surprisal.astype(np.float16),
+        "quantiles": training_set.quantiles,
+    }
+    if training_set.instruction_mean is not None:
+        arrays["instruction_mean"] = training_set.instruction_mean
+    np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]
 
 
 def load_training_set(folder: Path) -> TrainingSet | None:
@@ -65,4 +71,5 @@ def load_training_set(folder: Path) -> TrainingSet | None:
         return None
     with np.load(folder / FILE) as file:
         surprisal = file["surprisal"].astype(np.float32)
-        return TrainingSet(file["fingerprints"], surprisal, file["quantiles"])
+        mean = file.get("instruction_mean")
+        return TrainingSet(file["fingerprints"], surprisal, file["quantiles"], mean)

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.api.errors import BundleError
+from engine.bundle.arrays import FILE, load_arrays
 from engine.bundle.manifest import MANIFEST, manifest_digest, read_manifest
-from tools.processes import BUNDLE
+from engine.bundle.training_set import load_training_set
+from tools.processes import BUNDLE, ROOT
 
 
 @pytest.fixture
@@ -101,3 +104,30 @@ def test_built_bundle_is_complete_and_within_parity_limits(bundle: Path) -> None
     assert max(manifest.parity["onnx"], manifest.parity["encoder"]) < 1e-3
     assert manifest.parity["int8"] < 0.03
     assert {p.name for p in BUNDLE.iterdir()} == {*manifest.files, MANIFEST}
+
+
+def test_a_bundle_centers_instructions_on_the_mean_of_its_weights(bundle: Path) -> None:
+    shipped = load_training_set(ROOT / "pretrained")
+    assert shipped is not None
+    assert shipped.instruction_mean is not None
+    assert shipped.instruction_mean.any()
+    mean = load_arrays(bundle).instruction_mean
+    np.testing.assert_array_equal(mean, shipped.instruction_mean)
+
+
+@pytest.mark.parametrize("width", [None, 575, 1])
+def test_an_older_bundle_has_no_mean_and_a_mean_of_another_width_is_refused(
+    bundle: Path, width: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with np.load(bundle / FILE) as file:
+        arrays = {name: file[name] for name in file.files if name != "instruction_mean"}
+    if width is not None:
+        arrays["instruction_mean"] = np.ones(width, np.float32)
+    np.savez(bundle / FILE, **arrays)
+    if width is None:
+        with caplog.at_level("INFO"):
+            assert not load_arrays(bundle).instruction_mean.any()
+        assert "has no mean embedding" in caplog.text
+    else:
+        with pytest.raises(BundleError, match=rf"instruction_mean is \({width},\), expected"):
+            load_arrays(bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,14 @@ def test_training_set_round_trip_scores_unseen_tokens_as_ood(tmp_path: Path) -> 
     assert known.fingerprints.tolist() == [3, 5, 2**32 - 1]
     assert known.ood_score(np.arange(60, 90)) == 1.0
     assert 0.2 < np.mean([known.ood_score(p) for p in prompts]) < 0.8
+    assert known.instruction_mean is None
+    mean = random.normal(size=7).astype(np.float32)
+    save_training_set(tmp_path, replace(known, instruction_mean=mean))
+    again = load_training_set(tmp_path)
+    assert again is not None
+    assert again.instruction_mean is not None
+    assert again.instruction_mean.tolist() == mean.tolist()
+    assert again.quantiles.tolist() == known.quantiles.tolist()
     assert load_training_set(tmp_path / "nothing") is None
 
 

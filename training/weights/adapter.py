@@ -3,7 +3,7 @@
 adapter_config.json, adapter_model.safetensors   peft's form, half precision
 connector.safetensors    weight (D, C), bias (D,), center (E,), task_means (T,)
 model.json               base models, layers, calibration, config, report
-training_set.npz         fingerprints and token frequencies of the training instructions
+training_set.npz         fingerprints, token frequencies and mean embedding of instructions
 """
 
 from __future__ import annotations

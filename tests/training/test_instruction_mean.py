@@ -1,0 +1,43 @@
+"""Test that the mean embedding is that of all folders, and leaves the rest of its file alone."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.bundle.training_set import FILE, load_training_set
+from engine.datasets.outcomes import read_outcomes
+from engine.inference.offline import score_outcomes
+from tests.support import datasets
+from tools.processes import BUNDLE, ROOT
+from training import instruction_mean
+
+
+def test_mean_is_of_the_embeddings_that_scoring_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [datasets.write(tmp_path / name) for name in ("one", "two")]
+    out = tmp_path / "weights"
+    out.mkdir()
+    shutil.copy(ROOT / "pretrained" / FILE, out)
+    arguments = ["--data", *map(str, folders), "--texts", "4", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["instruction_mean", "--bundle", str(BUNDLE), *arguments])
+    instruction_mean.main()
+    known, before = load_training_set(out), load_training_set(ROOT / "pretrained")
+    assert known is not None
+    assert before is not None
+    np.testing.assert_array_equal(known.fingerprints, before.fingerprints)
+    np.testing.assert_array_equal(known.surprisal, before.surprisal)
+    texts = instruction_mean.sample_texts(folders, 4)
+    assert len(texts) == 8
+    parts = []
+    for folder in folders:
+        outcomes = read_outcomes(folder)
+        rows = [i for i, text in enumerate(outcomes.texts) if text in texts]
+        parts.append(score_outcomes(BUNDLE, outcomes.take(np.array(rows))).embeddings)
+    expected = np.concatenate(parts).mean(axis=0)
+    assert np.linalg.norm(known.instruction_mean - expected) < 0.01 * np.linalg.norm(expected)

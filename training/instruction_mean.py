@@ -1,0 +1,86 @@
+"""Compute the mean embedding of instructions by a bundle, and write it to the bundle's weights.
+
+    python -m training.instruction_mean --bundle artifacts/bundle --data DIR... --out pretrained
+
+Embeddings of instructions are centered on this mean before they are compared. It comes from folders
+of several kinds, because a memory of one kind, centered on its own mean, could not tell that an
+instruction of another kind is far away. Run it after a change of the weights, then `make export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+from tokenizers import Tokenizer
+
+from engine.api.errors import BundleError, ModelsatError
+from engine.bundle.arrays import load_arrays
+from engine.bundle.manifest import read_manifest
+from engine.bundle.prompt import render
+from engine.bundle.training_set import load_training_set, save_training_set
+from engine.bundle.types import Float32Array
+from engine.datasets.outcomes import read_outcomes
+from engine.inference.backend import ScoringHead
+from engine.inference.devices import open_backend
+
+SEED = 0
+NO_CANDIDATES = np.empty(0, dtype=np.int64)
+
+
+def sample_texts(folders: Iterable[Path], count: int) -> list[str]:
+    """Draw at most `count` instructions of each data folder, always the same ones."""
+    texts: list[str] = []
+    for folder in folders:
+        every = read_outcomes(folder).texts
+        order = np.random.default_rng(SEED).permutation(len(every))[:count]
+        texts += [every[i] for i in order]
+    return texts
+
+
+def embed_instructions(bundle: Path, texts: Sequence[str]) -> Float32Array:
+    """Embed instructions as a server with this bundle does: (N, D). Raises BundleError."""
+    manifest, arrays = read_manifest(bundle, "bundle"), load_arrays(bundle)
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    backend = open_backend(bundle, manifest)
+    head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
+    table = np.zeros((1, manifest.width), dtype=np.float32)
+
+    prompts = [render(text, tokenizer).tokens for text in texts]
+    rows = [
+        backend.probabilities([tokens], table, NO_CANDIDATES, head).embeddings
+        for tokens in track(prompts, "embed")
+    ]
+    return np.concatenate(rows)
+
+
+def main() -> None:
+    """Parse the command line, compute the mean and write it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"), help="to embed by")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="data folders")
+    parser.add_argument("--texts", type=int, default=400, help="at most, of each folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("pretrained"), help="folder whose training_set.npz gets it"
+    )
+    arguments = parser.parse_args()
+    known = load_training_set(arguments.out)
+    if known is None:
+        raise BundleError(f"{arguments.out} has no training_set.npz to add the mean to.")
+    embeddings = embed_instructions(arguments.bundle, sample_texts(arguments.data, arguments.texts))
+    mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+    save_training_set(arguments.out, replace(known, instruction_mean=mean))
+    share = np.linalg.norm(mean) ** 2 / (embeddings**2).sum(axis=1).mean()
+    print(f"{len(embeddings)} instructions; the mean is {share:.0%} of their mean square")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ModelsatError as problem:
+        sys.exit(f"error: {problem}")
