@@ -69,6 +69,10 @@ class Adaptation(Protocol):
         Takes under half a millisecond with 10,000 remembered instructions. Thread-safe.
         """
 
+    def mean_probabilities(self, candidates: Sequence[str]) -> Float32Array:
+        """Return the mean corrected probability of each of E candidates over the remembered
+        instructions, (E,)."""
+
     def nearest(self, embedding: Float32Array, count: int) -> list[tuple[int, float]]:
         """Return the rows of the nearest remembered instructions with their cosines, nearest
         first."""

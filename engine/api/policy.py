@@ -12,7 +12,7 @@ from engine.api.limits import is_utf8
 
 MAX_SESSION_CHARS = 128
 Objective = Literal["cost_sensitivity", "target_probability", "budget_usd"]
-DecisionKind = Literal["ranked", "session_affinity", "defaulted", "fallback"]
+DecisionKind = Literal["ranked", "session_affinity", "defaulted", "fallback", "explored"]
 # Fields of Policy that select by Candidate's word lists (candidate.WORD_LISTS), in their order.
 POLICY_WORDS = ("required_modalities", "required_features", "required_tags", "allowed_regions")
 
@@ -24,7 +24,7 @@ class Policy:
     value is that of the objective. allowed_candidates, denied_candidates and default_candidate hold
     candidate IDs. expected_output_tokens: room to leave in the context window. ranking_size: 0
     returns the whole ranking. Prices are in US dollars per million tokens; a price or max_ood_score
-    of None sets no limit.
+    of None sets no limit. confidence: standard errors, None for the server's setting.
     """
 
     objective: Objective = "cost_sensitivity"
@@ -43,6 +43,7 @@ class Policy:
     abstain_below_probability: float = 0.0
     max_ood_score: float | None = None
     default_candidate: str = ""
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

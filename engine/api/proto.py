@@ -41,8 +41,14 @@ OPTIONAL_FIELDS = (  # of a candidate; unset means unknown
     "output_usd_per_million",
     "mean_output_tokens",
 )
-# Fields of a policy. Unset, the first mean no limit; the others are the same unset and 0.
-OPTIONAL_LIMITS = ("max_input_usd_per_million", "max_output_usd_per_million", "max_ood_score")
+# Fields of a policy. The first mean something else unset than at 0: no limit, or the server's
+# setting.
+OPTIONAL_LIMITS = (
+    "max_input_usd_per_million",
+    "max_output_usd_per_million",
+    "max_ood_score",
+    "confidence",
+)
 NUMBER_FIELDS = (
     "expected_output_tokens",
     "ranking_size",

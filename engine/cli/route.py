@@ -30,6 +30,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add("--dry-run", action="store_true", help="decide as usual, but record nothing")
     _add_objective(command.add_argument_group("objective (at most one)"))
+    text = "standard errors by which another candidate must be better than the one that is best on"
+    text += " average (default: that of the server)"
+    command.add_argument("--confidence", type=float, metavar="Z", help=text)
     _add_constraints(command.add_argument_group("constraints"))
     _add_default(command.add_argument_group("default candidate"))
     _add_session(command.add_argument_group("session"))
@@ -130,6 +133,7 @@ def _policy_from(parsed: argparse.Namespace) -> Policy:
         abstain_below_probability=parsed.abstain_below_probability,
         max_ood_score=parsed.max_ood_score,
         default_candidate=parsed.default_candidate.removeprefix(NAME_PREFIX),
+        confidence=parsed.confidence,
     )
 
 
@@ -141,6 +145,10 @@ def as_json(decision: RouteDecision) -> dict[str, Any]:
     return fields | {"timing_ms": {phase: s * 1e3 for phase, s in timing_s.items()}}
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def print_decision(decision: RouteDecision, console: Console) -> None:
     """Print a decision as a table, with a line that explains it and one about the request."""
     from rich.table import Table
@@ -148,7 +156,8 @@ def print_decision(decision: RouteDecision, console: Console) -> None:
     table = Table()
     for heading in ("", "candidate"):
         table.add_column(heading)
-    for heading in ("probability", "expected cost"):
+    learned = decision.adaptation_id != ""
+    for heading in ("probability", *(("before", "error") if learned else ()), "expected cost"):
         table.add_column(heading, justify="right")
     for ranked in decision.ranking:
         cost = ranked.expected_cost_usd
@@ -156,13 +165,16 @@ def print_decision(decision: RouteDecision, console: Console) -> None:
             "->" if ranked.candidate == decision.selected else "",
             ranked.candidate,
             f"{ranked.probability:.3f}",
+            *(map(_number, (ranked.base_probability, ranked.standard_error)) if learned else ()),
             "unknown" if cost is None else f"${cost:.6f}",
         )
     for candidate, reason in decision.excluded.items():
-        table.add_row("", candidate, "excluded", reason, style="dim")
+        blanks = ("", "") if learned else ()
+        table.add_row("", candidate, "excluded", *blanks, reason, style="dim")
     console.print(table)
     console.print(f"-> {decision.reason}")
-    console.print(f"{decision.kind}, decision {decision.decision_id}")
+    adapted = f", adaptation {decision.adaptation_id}" if learned else ""
+    console.print(f"{decision.kind}, decision {decision.decision_id}{adapted}")
     times = ", ".join(f"{phase} {1e3 * s:.2f}" for phase, s in decision.timing_s.items())
     truncated = ", truncated in the middle" if decision.truncated else ""
     warning = ""

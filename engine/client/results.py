@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.message import Message
 
 from engine.api.candidate import NAME_PREFIX, Candidate
 from engine.api.proto import candidate_from
@@ -24,12 +27,20 @@ class RankedCandidate:
         expected_cost_usd: Price of the input and of an answer of mean length, in US dollars; None
             if its prices are unknown.
         utility: What the ranking is sorted by, highest first.
+        base_probability: The probability by the weights alone; None, like the next two, if the
+            server has learned nothing from outcomes yet.
+        standard_error: Of the probability.
+        similar_outcomes: Effective number of remembered outcomes of this candidate on similar
+            instructions.
     """
 
     candidate: str
     probability: float
     expected_cost_usd: float | None
     utility: float
+    base_probability: float | None = None
+    standard_error: float | None = None
+    similar_outcomes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,9 @@ class RouteDecision:
     Attributes:
         selected: ID of the candidate to call.
         kind: "ranked" (first of the ranking), "session_affinity" (the session's candidate),
-            "defaulted" (the default candidate, as the policy's limits say) or "fallback" (ranked
-            by mean aptitude, because there was no time to score).
+            "defaulted" (the default candidate, as the policy's limits say), "fallback" (ranked
+            by mean aptitude, because there was no time to score) or "explored" (drawn from the
+            other candidates, to learn how well it does).
         reason: One sentence that explains the choice.
         ranking: Eligible candidates, the selected one first.
         excluded: Reason for every candidate that a constraint excluded, by ID.
@@ -56,6 +68,10 @@ class RouteDecision:
             "mixed".
         uncounted: What input_tokens leaves out because its size is unknown, such as "stored
             history".
+        adaptation_id: Identity of what the server had learned from outcomes and decided by; "" if
+            the probabilities are those of the weights.
+        propensity: The probability with which the selected candidate was drawn; None if the server
+            does not explore.
     """
 
     selected: str
@@ -72,6 +88,8 @@ class RouteDecision:
     token_count_method: str = ""
     uncounted: tuple[str, ...] = ()
     revision_token: str = ""
+    adaptation_id: str = ""
+    propensity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,9 @@ class ServerInfo:
         store_connected: True if the candidate store answers; if not, changes are refused.
         table_from_file: True if the candidates are those of the last run, because the store has not
             answered since the start.
+        adaptation_id: Identity of what the server has learned from outcomes and decides by; "" if
+            it has not.
+        remembered_instructions: Number of instructions with outcomes that it learned from.
     """
 
     version: str
@@ -113,6 +134,8 @@ class ServerInfo:
     revision_token: str = ""
     store_connected: bool = True
     table_from_file: bool = False
+    adaptation_id: str = ""
+    remembered_instructions: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,8 +188,11 @@ def decision_from(response: router_service_pb2.RouteResponse) -> RouteDecision:
             RankedCandidate(
                 ranked.candidate.removeprefix(NAME_PREFIX),
                 ranked.probability,
-                ranked.expected_cost_usd if ranked.HasField("expected_cost_usd") else None,
+                optional(ranked, "expected_cost_usd"),
                 ranked.utility,
+                optional(ranked, "base_probability"),
+                optional(ranked, "standard_error"),
+                optional(ranked, "similar_outcomes"),
             )
             for ranked in response.ranking
         ),
@@ -176,11 +202,18 @@ def decision_from(response: router_service_pb2.RouteResponse) -> RouteDecision:
         revision_token=response.revision_token,
         input_tokens=response.input_tokens,
         truncated=response.truncated,
-        ood_score=response.ood_score if response.HasField("ood_score") else None,
+        ood_score=optional(response, "ood_score"),
         timing_s={phase: getattr(response.timing, phase).ToNanoseconds() / 1e9 for phase in PHASES},
         token_count_method=response.token_count_method,
         uncounted=tuple(response.uncounted),
+        adaptation_id=response.adaptation_id,
+        propensity=optional(response, "propensity"),
     )
+
+
+def optional(message: Message, field: str) -> Any:
+    """Return the value of an optional field, None if it is not set."""
+    return getattr(message, field) if message.HasField(field) else None
 
 
 def result_from(result: router_service_pb2.RouteResult) -> RouteResult:

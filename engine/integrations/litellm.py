@@ -28,7 +28,9 @@ from engine.client.channel import DEFAULT_SERVER, INSECURE, TOKEN_VARIABLE
 from engine.client.requests import conversation_from_body
 
 ENVIRONMENT = "LITELLM_MODELSAT_"  # MODELSAT_ is the server's
-SETTINGS = "SERVER, ALIAS, FALLBACK, TIMEOUT_MS, COST_SENSITIVITY, TLS_CA, TLS_CERT, TLS_KEY"
+SETTINGS = (
+    "SERVER, ALIAS, FALLBACK, TIMEOUT_MS, COST_SENSITIVITY, CONFIDENCE, TLS_CA, TLS_CERT, TLS_KEY"
+)
 METADATA_KEY = "modelsat"  # of the choice in a request's metadata
 MODEL_HEADER, HEADER_PREFIX = "x-selected-model", "x-modelsat-"
 # LiteLLM's names of chat completions, completions, responses and Anthropic's messages.
@@ -59,6 +61,7 @@ class CallbackOptions:
             looks up in its own configuration.
         timeout_s: Seconds to wait for a choice.
         cost_sensitivity: Objective of the policy, see Policy in the proto.
+        confidence: See Policy in the proto; None for the server's setting.
         credentials: TLS files and token.
     """
 
@@ -67,6 +70,7 @@ class CallbackOptions:
     fallback: str = ""
     timeout_s: float = 0.2
     cost_sensitivity: float = 0.0
+    confidence: float | None = None
     credentials: Credentials = INSECURE
 
 
@@ -125,6 +129,7 @@ def options_from(environ: Mapping[str, str]) -> CallbackOptions:
         fallback=values.pop("fallback", ""),
         timeout_s=number("timeout_ms", 200, 1) / 1000,
         cost_sensitivity=number("cost_sensitivity", 0, 0),
+        confidence=number("confidence", 0, 0) if "confidence" in values else None,
         credentials=Credentials(
             tls_ca=values.pop("tls_ca", None),
             tls_cert=values.pop("tls_cert", None),
@@ -164,7 +169,7 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
     def __init__(self, options: CallbackOptions) -> None:
         super().__init__()
         self._options = options
-        self._policy = Policy(value=options.cost_sensitivity)
+        self._policy = Policy(value=options.cost_sensitivity, confidence=options.confidence)
         self._client: AsyncClient | None = None
         self._failure = ""
 

@@ -5,8 +5,12 @@ Pure functions and the values that they return. Shapes: L prompt tokens, E eligi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from engine.adaptation.adaptation import Adaptation, CorrectedScores
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
 from engine.api.conversation.tokens import TokenCount
 from engine.api.errors import NoEligibleCandidateError
@@ -22,6 +26,7 @@ from engine.bundle.training_set import TrainingSet
 from engine.bundle.types import Float32Array
 from engine.registry.table import Table
 from engine.routing.eligibility import Eligible, drop_non_finite, find_eligible
+from engine.routing.guard import WEIGHTS_STANDARD_ERROR, Evidence
 from engine.routing.ranking import DecisionContext, decide
 
 CHARS_PER_TOKEN = 4.0  # estimates tokens before the text is tokenized
@@ -48,12 +53,20 @@ class PromptInfo:
 
 @dataclass(frozen=True)
 class RankingEntry:
-    """An eligible candidate with its scores. expected_cost_usd is None if no price is known."""
+    """An eligible candidate with its scores. expected_cost_usd is None if no price is known.
+
+    base_probability: by the weights alone. standard_error: of `probability`. similar_outcomes:
+    effective number of the candidate's remembered outcomes on similar instructions. The three are
+    None if no adaptation corrected the probability.
+    """
 
     candidate: Candidate
     probability: float
     expected_cost_usd: float | None
     utility: float
+    base_probability: float | None = None
+    standard_error: float | None = None
+    similar_outcomes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,9 @@ class Decision:
 
     ranking: the eligible candidates, the selected one first. excluded: candidate ID -> reason.
     timing: phase -> seconds. id: 128 random bits in hexadecimal, "" before Router sets it.
+    adaptation_id: of the adaptation that corrected the probabilities, "" if none did. unadapted: ID
+    of the candidate that would be selected without it, "" if none did. propensity: the probability
+    with which the candidate was drawn, None if the server does not explore.
     """
 
     selected: Candidate
@@ -74,6 +90,22 @@ class Decision:
     timing: dict[str, float]
     id: str = ""
     revision_token: str = ""
+    adaptation_id: str = ""
+    unadapted: str = ""
+    propensity: float | None = None
+
+
+@dataclass(frozen=True)
+class Correction:
+    """An adaptation, and the embedding (D,) of the instruction whose probabilities it corrects."""
+
+    adaptation: Adaptation
+    embedding: Float32Array
+
+    def apply(self, p: Float32Array, ids: Sequence[str]) -> CorrectedScores | None:
+        """Correct the probabilities p (E,) of candidates; None if a result is not finite."""
+        corrected = self.adaptation.correct(self.embedding, p, ids)
+        return corrected if np.isfinite(corrected.p).all() else None
 
 
 class TokenizerCounter:
@@ -131,30 +163,67 @@ def build_decision(
     policy: Policy,
     p: Float32Array,
     context: DecisionContext,
+    correction: Correction | None = None,
 ) -> Decision:
     """Rank the eligible candidates by their probabilities p (E,); leaves out timing and ID.
+
+    correction: None ranks by p as it is.
 
     Raises:
         UnavailableError: no probability is finite.
     """
     eligible, p = drop_non_finite(table, eligible, p)
-    candidates, ids = [], []
-    for row in eligible.rows:
-        candidates.append(table.candidates[row])
-        ids.append(table.candidates[row].id)
-    result = decide(ids, p, eligible.costs, policy, context)
-    ranking = []
-    for i in result.order:
-        ranked = RankingEntry(candidates[i], float(p[i]), eligible.costs[i], result.utility[i])
-        ranking.append(ranked)
+    candidates = [table.candidates[row] for row in eligible.rows]
+    ids, costs = [candidate.id for candidate in candidates], eligible.costs
+    is_guarded = policy.confidence or (policy.confidence is None and context.confidence)
+    evidence = None
+    if is_guarded:
+        errors = np.full(len(ids), WEIGHTS_STANDARD_ERROR)
+        evidence = Evidence(table.mean_accuracies[eligible.rows], errors)
+    result = decide(ids, p, costs, policy, context, evidence)
+    corrected, unadapted = None if correction is None else correction.apply(p, ids), ""
+    if corrected is not None and correction is not None:
+        unadapted = ids[result.order[0]]
+        if is_guarded:
+            mean_p = correction.adaptation.mean_probabilities(ids)
+            evidence = Evidence(mean_p, corrected.standard_error)
+        result = decide(ids, corrected.p, costs, policy, context, evidence)
+    ranking = tuple(
+        _entry(i, candidates[i], p, costs[i], result.utility[i], corrected) for i in result.order
+    )
     return Decision(
         selected=ranking[0].candidate,
         reason=result.reason,
-        ranking=tuple(ranking),
+        ranking=ranking,
         excluded=eligible.excluded,
         revision=table.revision,
         prompt=info,
         kind=result.kind,
         timing={},
         revision_token=table.id.token,
+        adaptation_id=correction.adaptation.id if correction and corrected else "",
+        unadapted=unadapted,
+    )
+
+
+def _entry(
+    i: int,
+    candidate: Candidate,
+    p: Float32Array,
+    cost: float | None,
+    utility: float,
+    corrected: CorrectedScores | None,
+) -> RankingEntry:
+    """Return the entry of position i."""
+    base = float(p[i])
+    if corrected is None:
+        return RankingEntry(candidate, base, cost, utility)
+    return RankingEntry(
+        candidate,
+        float(corrected.p[i]),
+        cost,
+        utility,
+        base,
+        float(corrected.standard_error[i]),
+        float(corrected.similar_outcomes[i]),
     )

@@ -65,6 +65,7 @@ def _check_numbers(policy: Policy) -> list[Violation]:
     for field, amount in (
         ("max_input_usd_per_million", policy.max_input_usd_per_million),
         ("max_output_usd_per_million", policy.max_output_usd_per_million),
+        ("confidence", policy.confidence),
         (policy.objective, None if is_share else value),
     ):
         if amount is not None and not (math.isfinite(amount) and amount >= 0):

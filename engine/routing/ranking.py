@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.api.policy import DecisionKind, Policy
 from engine.bundle.types import FloatArray
+from engine.routing.guard import Evidence, first_above_bound
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class DecisionContext:
     switching_margin: utility that another candidate must gain before the session switches to it.
     fallback_reason: why the probabilities are mean accuracies instead of scores of this prompt
     ("the queue is full"); "" if they are scores.
+    confidence: standard errors that the gain over the candidate that is best on average must
+    exceed, unless the policy says otherwise; 0 for no such condition.
     """
 
     ood_score: float | None = None
@@ -33,6 +36,7 @@ class DecisionContext:
     session_candidate: str = ""
     switching_margin: float = 0.0
     fallback_reason: str = ""
+    confidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,23 @@ def decide(
     costs: Sequence[float | None],
     policy: Policy,
     context: DecisionContext,
+    evidence: Evidence | None = None,
 ) -> RankingResult:
     """Rank E >= 1 candidates and select one: the ranking's first unless `context` says otherwise.
 
     A fallback comes first, because without scores nothing else applies. Abstention comes before
     session affinity: a caller who set a confidence limit should see that it was missed, and the
-    session keeps its candidate for the next turn.
+    session keeps its candidate for the next turn. The guard comes before session affinity, so that
+    a session begins with the candidate that it selects; without `evidence` there is no guard.
     """
     ranking = rank(ids, p, costs, policy)
     if context.fallback_reason:
         return _fallback(ids, ranking, context)
     if reason := _abstention_reason(ids, p, policy, context.ood_score):
         return _abstain(ids, ranking, reason, policy.default_candidate or context.default)
+    confidence = context.confidence if policy.confidence is None else policy.confidence
+    if evidence is not None and confidence:
+        ranking = _guard(ids, ranking, costs, policy, evidence, confidence)
     if context.session_candidate in ids:
         return _apply_session_affinity(ids, ranking, context)
     return ranking
@@ -109,6 +118,41 @@ def _abstain(
     cause = f"the default {default} is not eligible" if default else "there is no default"
     reason += f"; {cause}, so selected the first of the ranking, {ids[first]}."
     return _promote(first, ranking, reason, "defaulted")
+
+
+def _guard(
+    ids: Sequence[str],
+    ranking: RankingResult,
+    costs: Sequence[float | None],
+    policy: Policy,
+    evidence: Evidence,
+    confidence: float,
+) -> RankingResult:
+    """Select the first candidate that is better than the one with the best utility on average, by
+    enough standard errors, or that one."""
+    default = rank(ids, evidence.mean_p, costs, policy).order[0]
+    first, utility = ranking.order[0], ranking.utility
+    selected = first_above_bound(ranking.order, utility, default, evidence, confidence)
+    gain = utility[first] - utility[default]
+    needed = confidence * evidence.error_of_difference(first, default)
+    limit = f"{confidence:g} standard error{'s' * (confidence != 1)} ({needed:.3f})"
+    if first == default:
+        reason = f"{ranking.reason[:-1]}, and is the best on average."
+    elif selected == first:
+        reason = (
+            f"{ranking.reason[:-1]}; it gains {gain:.3f} in utility over {ids[default]}, the best"
+            f" on average, more than {limit}."
+        )
+    else:
+        reason = (
+            f"{ids[first]} would gain {gain:.3f} in utility over {ids[default]}, the best on"
+            f" average, not more than {limit}; selected {ids[selected]}"
+        )
+        if selected != default:
+            surer = utility[selected] - utility[default]
+            reason += f", which gains {surer:.3f} with more certainty"
+        reason += "."
+    return _promote(selected, ranking, reason, ranking.kind)
 
 
 def _apply_session_affinity(

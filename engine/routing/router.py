@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from engine.adaptation.adaptation import Adaptation
 from engine.api.candidate import Candidate
 from engine.api.conversation.tokens import NO_TOKENS, TokenCount, TokenCounter
 from engine.api.errors import DeadlineError, OverloadedError, WaitTooLongError
@@ -24,6 +25,7 @@ from engine.registry.registry import Registry
 from engine.registry.table import Table
 from engine.routing.decision import (
     CHARS_PER_TOKEN,
+    Correction,
     Decision,
     PromptInfo,
     TokenizerCounter,
@@ -48,12 +50,13 @@ class RouterConfig:
 
     fallback: when to rank by mean accuracy instead of scores; see Settings. default_candidate: ID
     selected on abstention, "" for none. switching_margin: utility that another candidate must gain
-    before a session switches to it.
+    before a session switches to it. confidence: see Policy.
     """
 
     fallback: FallbackMode = "off"
     default_candidate: str = ""
     switching_margin: float = 0.05
+    confidence: float = 0.0
 
 
 # Called with (decision with its whole ranking, policy, text, whether it is a dry run); must not
@@ -84,7 +87,9 @@ class Router:
         config: RouterConfig = RouterConfig(),
         on_decision: DecisionHook | None = None,
         new_id: Callable[[], str] | None = None,
+        adaptation: Callable[[], Adaptation | None] = lambda: None,
     ) -> None:
+        self._adaptation = adaptation
         self._new_id = new_id or partial(secrets.token_hex, 16)
         self._on_decision = on_decision
         self._training_set = training_set
@@ -145,8 +150,9 @@ class Router:
             scored, fallback_reason = _levels(request, 0.0), "the request has no text to route by"
         scored_at = time.monotonic()
         conditions = self._context(request.info, session, fallback_reason)
+        correction = None if fallback_reason else self._correction(scored)
         decision = build_decision(
-            request.table, request.info, request.eligible, policy, scored.p, conditions
+            request.table, request.info, request.eligible, policy, scored.p, conditions, correction
         )
         if session is not None and not dry_run and decision.kind in ("ranked", "session_affinity"):
             self._sessions.put(session.name, decision.selected.id, PRINCIPAL.get())
@@ -245,13 +251,28 @@ class Router:
         config = self._config
         if session is None:
             return DecisionContext(
-                info.ood_score, config.default_candidate, fallback_reason=fallback_reason
+                info.ood_score,
+                config.default_candidate,
+                fallback_reason=fallback_reason,
+                confidence=config.confidence,
             )
         margin = config.switching_margin if session.margin is None else session.margin
         current = self._sessions.get(session.name, PRINCIPAL.get())
         return DecisionContext(
-            info.ood_score, config.default_candidate, current, margin, fallback_reason
+            info.ood_score,
+            config.default_candidate,
+            current,
+            margin,
+            fallback_reason,
+            config.confidence,
         )
+
+    def _correction(self, scored: ScoreResult) -> Correction | None:
+        """Return the correction by the adaptation that is served now, if there is one."""
+        adaptation = self._adaptation()
+        if adaptation is None or not adaptation.active or scored.embedding is None:
+            return None
+        return Correction(adaptation, scored.embedding)
 
 
 def _levels(request: _PreparedRequest, queue_s: float) -> ScoreResult:

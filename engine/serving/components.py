@@ -119,6 +119,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
             cast(FallbackMode, settings.fallback),
             settings.default_candidate,
             settings.switching_margin,
+            settings.confidence,
         ),
         on_decision=telemetry.decided,
         new_id=decision_ids.new,

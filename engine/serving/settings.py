@@ -146,6 +146,12 @@ class Settings:
     switching_margin: float = _of(
         0.05, "Minimum utility gain before a session switches candidates."
     )
+    confidence: float = _of(
+        0.0,
+        "Standard errors by which a candidate must be better than the one that is best on average"
+        " to be selected in its place; 0 selects the ranking's first.",
+        high=100,
+    )
     session_ttl_s: int = _of(
         1800, "Seconds after its last use at which a session expires.", low=1, high=MILLION
     )

@@ -13,7 +13,8 @@ from engine.serving.settings import OVERRIDE_PREFIX
 NAMESPACE = "modelsat"  # of metadata, both ways
 LISTS = ("allowed_candidates", "denied_candidates")
 OBJECTIVES = ("cost_sensitivity", "target_probability", "budget_usd")
-HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in (*LISTS, *OBJECTIVES, "session")}
+NAMES = (*LISTS, *OBJECTIVES, "confidence", "session")
+HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in NAMES}
 OVERRIDE_FIELDS = tuple(HEADERS.values())
 # Names of version 0.1. They are refused, because ignoring a denied candidate would admit it.
 RENAMED = {
@@ -55,6 +56,8 @@ def policy_and_session(
             fields[name] = parse_names(resource_names, f"policy.{name}")
         elif name in OBJECTIVES:
             fields |= {"objective": name, "value": _number(source, value)}
+        elif name == "confidence":
+            fields[name] = _number(source, value)
         else:
             session = named_session(_session_text(source, value))
     return Policy(**fields), session

@@ -125,6 +125,7 @@ KINDS: dict[DecisionKind, pb.DecisionKind] = {
     "session_affinity": pb.DECISION_KIND_SESSION_AFFINITY,
     "defaulted": pb.DECISION_KIND_DEFAULTED,
     "fallback": pb.DECISION_KIND_FALLBACK,
+    "explored": pb.DECISION_KIND_EXPLORED,
 }
 
 
@@ -142,6 +143,8 @@ def response_from(decision: Decision) -> pb.RouteResponse:
         kind=KINDS[decision.kind],
         token_count_method=decision.prompt.token_count_method,
         uncounted=decision.prompt.uncounted,
+        adaptation_id=decision.adaptation_id,
+        propensity=decision.propensity,
     )
     for ranked in decision.ranking:
         response.ranking.add(
@@ -149,6 +152,9 @@ def response_from(decision: Decision) -> pb.RouteResponse:
             probability=ranked.probability,
             expected_cost_usd=ranked.expected_cost_usd,
             utility=ranked.utility,
+            base_probability=ranked.base_probability,
+            standard_error=ranked.standard_error,
+            similar_outcomes=ranked.similar_outcomes,
         )
     for identifier, reason in decision.excluded.items():
         response.excluded.add(candidate=NAME_PREFIX + identifier, reason=reason)

@@ -241,6 +241,8 @@ def _log_decision(decision: Decision, dry_run: bool) -> None:
             "selected": decision.selected.name,
             "kind": decision.kind,
             "revision": decision.revision,
+            "adaptation": decision.adaptation_id,
+            "unadapted": decision.unadapted,
             "input_tokens": decision.prompt.input_tokens,
             "dry_run": dry_run,
             "total_ms": round(1000 * decision.timing["total"], 3),

@@ -51,6 +51,13 @@ class AuditRecord:
             "kind": d.kind,
             "selected": d.selected.name,
             "probabilities": {r.candidate.name: round(r.probability, 6) for r in d.ranking},
+            "base_probabilities": {
+                r.candidate.name: round(r.base_probability, 6)
+                for r in d.ranking
+                if r.base_probability is not None
+            },
+            "adaptation_id": d.adaptation_id,
+            "propensity": d.propensity,
             "costs": {r.candidate.name: r.expected_cost_usd for r in d.ranking},
             "policy": asdict(self.policy),
             "input_tokens": d.prompt.input_tokens,

@@ -24,7 +24,7 @@ Samples = Mapping[tuple[str, ...], float]  # values of the labels -> value
 Family = CounterMetricFamily | GaugeMetricFamily
 MetricType = Literal["counter", "gauge", "histogram"]
 PHASES = ("tokenize", "queue", "inference", "scoring", "selection", "total")
-KINDS = ("ranked", "session_affinity", "defaulted", "fallback")
+KINDS = ("ranked", "session_affinity", "defaulted", "fallback", "explored")
 OTHER = "other"  # label of candidates that are no longer registered
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -89,7 +89,7 @@ METRICS = (
         "modelsat_decisions_total",
         "counter",
         ("kind",),
-        "decisions by kind: ranked, session_affinity, defaulted, fallback",
+        "decisions by kind: ranked, session_affinity, defaulted, fallback, explored",
     ),
     Metric(
         "modelsat_selections_total",

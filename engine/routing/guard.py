@@ -1,0 +1,60 @@
+"""Leave the candidate that is best on average only on evidence.
+
+Errors of the probabilities make the first of a ranking look better than it is, the more so the more
+candidates there are. So another candidate than the default, which has the highest utility on
+average, is selected only if its gain in utility exceeds `confidence` standard errors of the
+difference. Pure functions. Shapes: E eligible candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.bundle.types import FloatArray
+
+# Of a probability by the weights alone, on instructions of a kind that training did not see.
+WEIGHTS_STANDARD_ERROR = 0.1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How sure the probabilities of one request are.
+
+    mean_p: (E,) probabilities on average over instructions. standard_error: (E,) of those for this
+    instruction, whose errors are taken as independent.
+    """
+
+    mean_p: FloatArray
+    standard_error: FloatArray
+
+    def error_of_difference(self, one: int, other: int) -> float:
+        """Return the standard error of the difference between two candidates' probabilities."""
+        return math.hypot(self.standard_error[one], self.standard_error[other])
+
+
+def first_above_bound(
+    order: Sequence[int],
+    utility: Sequence[float],
+    default: int,
+    evidence: Evidence,
+    confidence: float,
+) -> int:
+    """Return the position of the candidate to select.
+
+    Args:
+        order: (E,) positions, highest utility first.
+        utility: (E,).
+        default: the position that is best on average.
+        evidence: of the same candidates.
+        confidence: in standard errors. 0 selects the first of the order; the higher it is, the
+            later in the order is the selected one, up to the default.
+    """
+    if not confidence:
+        return order[0]
+    for i in order:
+        needed = confidence * evidence.error_of_difference(i, default)
+        if i == default or utility[i] - utility[default] > needed:
+            return i
+    return default

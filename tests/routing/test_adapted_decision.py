@@ -1,0 +1,85 @@
+"""A decision by corrected probabilities says what they were and what it would have been."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine.api.candidate import Candidate, TaskResult
+from engine.api.policy import Policy
+from engine.registry.table import make_table
+from engine.routing.decision import (
+    Correction,
+    Decision,
+    PromptInfo,
+    build_decision,
+    select_eligible,
+)
+from engine.routing.ranking import DecisionContext
+from engine.serving.rpc.router_service import response_from
+from tests.support.fake_adaptation import FakeAdaptation
+
+WIDTH = 4
+TESTED = [Candidate(name, (TaskResult("task", 0.5),)) for name in ("a", "b", "c")]
+TABLE = make_table(3, [(each, np.ones(WIDTH, np.float32)) for each in TESTED], WIDTH)
+INFO = PromptInfo(7, truncated=False, ood_score=None)
+P = np.array([0.6, 0.5, 0.4], dtype=np.float32)
+EMBEDDING = np.ones(WIDTH, dtype=np.float32)
+
+
+def decision(
+    adaptation: FakeAdaptation | None,
+    policy: Policy | None = None,
+    p: NDArray[np.float32] = P,
+) -> Decision:
+    correction = None if adaptation is None else Correction(adaptation, EMBEDDING)
+    policy = policy or Policy()
+    eligible = select_eligible(TABLE, INFO, policy)
+    return build_decision(TABLE, INFO, eligible, policy, p, DecisionContext(), correction)
+
+
+def test_the_ranking_is_by_corrected_probabilities_and_keeps_the_weights_own() -> None:
+    made = decision(FakeAdaptation({"a": -2.0, "c": 1.0}))
+    assert [entry.candidate.id for entry in made.ranking] == ["c", "b", "a"]
+    assert [entry.base_probability for entry in made.ranking] == pytest.approx([0.4, 0.5, 0.6])
+    assert made.ranking[0].probability == pytest.approx(0.6444, abs=1e-4)
+    assert made.ranking[0].standard_error == pytest.approx(0.05)
+    assert (made.adaptation_id, made.unadapted) == ("fake-1", "a")
+    answer = response_from(replace(made, timing={}))
+    assert answer.adaptation_id == "fake-1"
+    assert answer.ranking[2].base_probability == pytest.approx(0.6)
+    assert answer.ranking[2].similar_outcomes == 7
+
+
+def test_without_an_adaptation_nothing_of_the_answer_changes() -> None:
+    made = decision(None)
+    assert (made.adaptation_id, made.unadapted, made.propensity) == ("", "", None)
+    answer = response_from(made)
+    set_fields = {field.name for entry in answer.ranking for field, _ in entry.ListFields()}
+    assert set_fields <= {"candidate", "probability", "utility", "expected_cost_usd"}
+    assert not answer.HasField("propensity")
+
+
+def test_a_candidate_that_is_not_scored_is_neither_corrected_nor_ranked() -> None:
+    holed = np.array([0.6, np.nan, 0.4], dtype=np.float32)
+    made = decision(FakeAdaptation({"b": 5.0, "c": 1.0}), p=holed)
+    assert [entry.candidate.id for entry in made.ranking] == ["c", "a"]
+    assert "b" in made.excluded
+
+
+def test_a_correction_that_is_not_finite_is_not_used() -> None:
+    made = decision(FakeAdaptation({"b": float("nan")}))
+    assert [entry.probability for entry in made.ranking] == pytest.approx([0.6, 0.5, 0.4])
+    assert made.adaptation_id == ""
+
+
+def test_the_default_of_the_guard_is_the_best_of_the_remembered_instructions() -> None:
+    adaptation = FakeAdaptation({"c": 1.0}, standard_error=0.1, means={"b": 0.9})
+    made = decision(adaptation, Policy(confidence=1.1))
+    assert made.selected.id == "b"
+    assert "c would gain 0.144 in utility over b" in made.reason
+    assert decision(adaptation, Policy(confidence=0.5)).selected.id == "c"
+    assert decision(adaptation).selected.id == "c"
