@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import secrets
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from engine.routing.decision import (
     select_eligible,
 )
 from engine.routing.eligibility import Eligible, validate_policy
+from engine.routing.exploration import NO_EXPLORATION, Exploration, explore
 from engine.routing.ranking import DecisionContext
 from engine.routing.sessions import SessionStore
 
@@ -41,6 +43,9 @@ from engine.routing.sessions import SessionStore
 ASSUMED_ELIGIBLE = 32
 # Part of the time left at arrival that is kept to rank without scores and to send the answer.
 DEADLINE_RESERVE_SHARE, DEADLINE_RESERVE_S = 0.1, 0.005
+# A session stays with the candidate of such a decision. That a drawn one is among them keeps a
+# conversation with one candidate.
+STICKY_KINDS = ("ranked", "session_affinity", "explored")
 FallbackMode = Literal["off", "deadline", "overload"]
 
 
@@ -50,13 +55,14 @@ class RouterConfig:
 
     fallback: when to rank by mean accuracy instead of scores; see Settings. default_candidate: ID
     selected on abstention, "" for none. switching_margin: utility that another candidate must gain
-    before a session switches to it. confidence: see Policy.
+    before a session switches to it. confidence: see Policy. exploration: off by default.
     """
 
     fallback: FallbackMode = "off"
     default_candidate: str = ""
     switching_margin: float = 0.05
     confidence: float = 0.0
+    exploration: Exploration = NO_EXPLORATION
 
 
 # Called with (decision with its whole ranking, policy, text, whether it is a dry run); must not
@@ -88,7 +94,9 @@ class Router:
         on_decision: DecisionHook | None = None,
         new_id: Callable[[], str] | None = None,
         adaptation: Callable[[], Adaptation | None] = lambda: None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
+        self._draw = draw
         self._adaptation = adaptation
         self._new_id = new_id or partial(secrets.token_hex, 16)
         self._on_decision = on_decision
@@ -154,7 +162,10 @@ class Router:
         decision = build_decision(
             request.table, request.info, request.eligible, policy, scored.p, conditions, correction
         )
-        if session is not None and not dry_run and decision.kind in ("ranked", "session_affinity"):
+        if self._config.exploration.share:
+            draw = None if dry_run else self._draw()
+            decision = explore(decision, self._config.exploration, draw)
+        if session is not None and not dry_run and decision.kind in STICKY_KINDS:
             self._sessions.put(session.name, decision.selected.id, PRINCIPAL.get())
         ended = time.monotonic()
         timing = {

@@ -37,6 +37,7 @@ from engine.registry.onnx_encoder import load_encoder
 from engine.registry.opening import open_registry
 from engine.registry.registry import Registry
 from engine.registry.stores.outcomes import OutcomeStore
+from engine.routing.exploration import Exploration
 from engine.routing.router import FallbackMode, Router, RouterConfig
 from engine.routing.sessions import SessionStore
 from engine.serving.auth.decision_ids import DecisionIds
@@ -120,6 +121,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
             settings.default_candidate,
             settings.switching_margin,
             settings.confidence,
+            Exploration(settings.exploration_share, settings.exploration_max_loss),
         ),
         on_decision=telemetry.decided,
         new_id=decision_ids.new,

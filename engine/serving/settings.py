@@ -152,6 +152,12 @@ class Settings:
         " to be selected in its place; 0 selects the ranking's first.",
         high=100,
     )
+    exploration_share: float = _of(
+        0.0, "Share of requests for which another candidate is drawn, to learn from it.", high=1
+    )
+    exploration_max_loss: float = _of(
+        0.05, "Utility below the selected candidate's that a drawn one may have at most."
+    )
     session_ttl_s: int = _of(
         1800, "Seconds after its last use at which a session expires.", low=1, high=MILLION
     )
