@@ -14,10 +14,13 @@ from engine.api.candidate import Candidate, TaskResult
 from engine.api.errors import InvalidInputError, ModelsatError
 from engine.api.policy import Policy, Session
 from engine.client import (
+    AdaptationInfo,
     AsyncClient,
     CandidatesChange,
     Client,
     Credentials,
+    DecisionExplanation,
+    ExplainedProbability,
     Instruction,
     ModelsatClientError,
     RankedCandidate,
@@ -25,16 +28,20 @@ from engine.client import (
     RouteDecision,
     RouteResult,
     ServerInfo,
+    SimilarInstruction,
     Turn,
     conversation_from_body,
 )
 
 __all__ = [
+    "AdaptationInfo",
     "AsyncClient",
     "Candidate",
     "CandidatesChange",
     "Client",
     "Credentials",
+    "DecisionExplanation",
+    "ExplainedProbability",
     "Instruction",
     "InvalidInputError",
     "ModelsatClientError",
@@ -46,6 +53,7 @@ __all__ = [
     "RouteResult",
     "ServerInfo",
     "Session",
+    "SimilarInstruction",
     "TaskResult",
     "Turn",
     "conversation_from_body",

@@ -7,6 +7,7 @@ modelsat candidates list
 modelsat store backup --candidates-db artifacts/candidates.sqlite backup.sqlite
 modelsat token --role route --name gateway-1
 modelsat outcomes export --outcomes-db FILE --out DIR
+modelsat adaptation status
 modelsat calibrate --data DIR --min-accuracy-ratio 0.97
 modelsat replay LOG --policy thrifty=cost_sensitivity=0.3 --out DIR
 modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
@@ -31,6 +32,7 @@ COMMANDS = {
     "store": "back up or restore a server's candidate database",
     "token": "create a bearer token and its entry for the server's tokens file",
     "outcomes": "export recorded outcomes as a data folder",
+    "adaptation": "see and steer what a server learned from outcomes",
     "calibrate": "find the cost sensitivity that meets a target on your own outcomes",
     "replay": "route logged requests under other policies and compare cost and quality",
     "aptitude": "run the aptitude test on a live LLM and register it as a candidate",

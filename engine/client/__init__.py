@@ -1,5 +1,11 @@
 """The Python client; `from modelsat import Client` gives its public names."""
 
+from engine.client.adaptation import (
+    AdaptationInfo,
+    DecisionExplanation,
+    ExplainedProbability,
+    SimilarInstruction,
+)
 from engine.client.aio import AsyncClient
 from engine.client.channel import Credentials
 from engine.client.errors import ModelsatClientError
@@ -15,10 +21,13 @@ from engine.client.results import (
 from engine.client.sync import Client
 
 __all__ = [
+    "AdaptationInfo",
     "AsyncClient",
     "CandidatesChange",
     "Client",
     "Credentials",
+    "DecisionExplanation",
+    "ExplainedProbability",
     "Instruction",
     "ModelsatClientError",
     "RankedCandidate",
@@ -26,6 +35,7 @@ __all__ = [
     "RouteDecision",
     "RouteResult",
     "ServerInfo",
+    "SimilarInstruction",
     "Turn",
     "conversation_from_body",
 ]

@@ -19,6 +19,7 @@ import grpc
 from engine.api.candidate import Candidate
 from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_from
+from engine.client.adaptation import AsyncAdaptationCalls
 from engine.client.channel import DEFAULT_SERVER, INSECURE, Credentials, open_aio_channel
 from engine.client.errors import ModelsatClientError, translate_errors
 from engine.client.requests import (
@@ -49,6 +50,7 @@ from engine.client.results import (
     server_info_from,
 )
 from engine.pb import (
+    adaptation_service_pb2_grpc,
     candidate_service_pb2,
     candidate_service_pb2_grpc,
     router_service_pb2,
@@ -58,7 +60,7 @@ from engine.pb import (
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncAdaptationCalls):
     """Client of a modelsat server for asyncio. Create and use it in one event loop.
 
     Use it in an `async with` block or call `close`. Arguments, results and errors are those of
@@ -86,6 +88,7 @@ class AsyncClient:
         self._channel = open_aio_channel(address, credentials, retries=retries)
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
         self._candidates = candidate_service_pb2_grpc.CandidateServiceStub(self._channel)
+        self._adaptations = adaptation_service_pb2_grpc.AdaptationServiceStub(self._channel)
         self._hedge_address = hedge_address
         self._hedge_after_s = hedge_after_s
         # A channel of its own: within one, round robin may pick the same server again.

@@ -23,6 +23,7 @@ TOKEN_VARIABLE = "MODELSAT_TOKEN"  # noqa: S105 - the name of the environment va
 IDEMPOTENT_METHODS = {
     "modelsat.v1.RouterService": ("Route", "BatchRoute", "RecordOutcome", "GetServerInfo"),
     "modelsat.v1.CandidateService": ("GetCandidate", "ListCandidates", "ListRevisions"),
+    "modelsat.v1.AdaptationService": ("GetAdaptation", "ListAdaptations", "ExplainDecision"),
 }
 RETRY_POLICY = {
     "maxAttempts": 4,

@@ -12,6 +12,7 @@ import grpc
 from engine.api.candidate import Candidate
 from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_from
+from engine.client.adaptation import AdaptationCalls
 from engine.client.channel import DEFAULT_SERVER, INSECURE, Credentials, open_channel
 from engine.client.errors import translate_errors
 from engine.client.requests import (
@@ -42,6 +43,7 @@ from engine.client.results import (
     server_info_from,
 )
 from engine.pb import (
+    adaptation_service_pb2_grpc,
     candidate_service_pb2,
     candidate_service_pb2_grpc,
     router_service_pb2,
@@ -49,7 +51,7 @@ from engine.pb import (
 )
 
 
-class Client:
+class Client(AdaptationCalls):
     """Client of a modelsat server. It can be shared by threads.
 
     Use it in a `with` block or call `close`. Every method raises ModelsatClientError if the call
@@ -95,6 +97,7 @@ class Client:
         self._channel = open_channel(address, credentials, retries=retries)
         self._router = router_service_pb2_grpc.RouterServiceStub(self._channel)
         self._candidates = candidate_service_pb2_grpc.CandidateServiceStub(self._channel)
+        self._adaptations = adaptation_service_pb2_grpc.AdaptationServiceStub(self._channel)
         self._hedge_address = hedge_address
         self._hedge_after_s = hedge_after_s
         # A channel of its own: within one, round robin may pick the same server again.

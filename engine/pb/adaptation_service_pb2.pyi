@@ -92,14 +92,16 @@ class ExplainDecisionRequest(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ...) -> None: ...
 
 class ExplainDecisionResponse(_message.Message):
-    __slots__ = ("candidates", "adaptation_id", "neighbors")
+    __slots__ = ("candidates", "adaptation_id", "neighbors", "decided_by")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     ADAPTATION_ID_FIELD_NUMBER: _ClassVar[int]
     NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
     candidates: _containers.RepeatedCompositeFieldContainer[ExplainedCandidate]
     adaptation_id: str
     neighbors: _containers.RepeatedCompositeFieldContainer[RememberedInstruction]
-    def __init__(self, candidates: _Optional[_Iterable[_Union[ExplainedCandidate, _Mapping]]] = ..., adaptation_id: _Optional[str] = ..., neighbors: _Optional[_Iterable[_Union[RememberedInstruction, _Mapping]]] = ...) -> None: ...
+    decided_by: str
+    def __init__(self, candidates: _Optional[_Iterable[_Union[ExplainedCandidate, _Mapping]]] = ..., adaptation_id: _Optional[str] = ..., neighbors: _Optional[_Iterable[_Union[RememberedInstruction, _Mapping]]] = ..., decided_by: _Optional[str] = ...) -> None: ...
 
 class ExplainedCandidate(_message.Message):
     __slots__ = ("candidate", "base_probability", "probability", "standard_error", "offset", "common", "relative")

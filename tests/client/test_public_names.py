@@ -22,7 +22,7 @@ from tools.processes import ROOT, Server
 
 # What `pip install grpcio protobuf googleapis-common-protos` brings.
 DISTRIBUTIONS = ("grpc", "google", "typing_extensions")
-METHODS = [n for n, m in vars(Client).items() if inspect.isfunction(m) and not n.startswith("_")]
+METHODS = [n for n, _ in inspect.getmembers(Client, inspect.isfunction) if not n.startswith("_")]
 
 
 def test_client_needs_grpc_and_protobuf_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An adaptation with a result that tests can compute, instead of a fit."""
+"""An adaptation with a result that tests can compute, instead of a fit, and a source of such."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from engine.adaptation.adaptation import CorrectedScores, FitFigures
+from engine.adaptation.source import FitRecord, Neighbor
+from engine.api.errors import NotFoundError
 
 FIGURES = FitFigures(200, {"comparison": 400}, 0.6, 0.5, 0.01, 1.8e9, 0.2)
 
@@ -43,3 +45,43 @@ class FakeAdaptation:
 
     def nearest(self, embedding: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
         return [(i, 1.0 - i / 10) for i in range(count)]
+
+
+@dataclass
+class FakeSource:
+    """A source whose fits are a list; see AdaptationSource."""
+
+    fits: list[FakeAdaptation] = field(default_factory=list)
+    frozen: bool = False
+
+    def current(self) -> FakeAdaptation | None:
+        return self.fits[-1] if self.fits else None
+
+    def status(self) -> FitRecord | None:
+        return _record(self.fits[-1]) if self.fits else None
+
+    async def history(self, count: int = 20) -> list[FitRecord]:
+        return [_record(fit) for fit in self.fits[::-1][:count]]
+
+    async def freeze(self) -> None:
+        self.frozen = True
+
+    async def unfreeze(self) -> None:
+        self.frozen = False
+
+    async def rollback(self, identifier: str) -> None:
+        known = [fit.id for fit in self.fits]
+        if identifier not in known:
+            raise NotFoundError(f"adaptations/{identifier}")
+        del self.fits[known.index(identifier) + 1 :]
+        self.frozen = True
+
+    async def reset(self) -> None:
+        self.fits.clear()
+
+    async def nearest(self, embedding: NDArray[np.float32], count: int) -> list[Neighbor]:
+        return [Neighbor(0.9, {"a": 0.0, "b": 1.0}, "sql", 1.8e9, "comparison")]
+
+
+def _record(fit: FakeAdaptation) -> FitRecord:
+    return FitRecord(fit.id, fit.active, fit.reason, fit.figures, {"candidate not registered": 3})

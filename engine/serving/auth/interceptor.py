@@ -28,6 +28,7 @@ from engine.serving.telemetry.logs import RateLimitedLogger
 OPEN = "/grpc.health.v1.Health/"
 ANY_ROLE = "/grpc.reflection."
 ROUTER, CANDIDATES = "/modelsat.v1.RouterService/", "/modelsat.v1.CandidateService/"
+ADAPTATION = "/modelsat.v1.AdaptationService/"
 EVERYONE = frozenset(ROLES)
 ADMIN = frozenset({"admin"})
 ROUTING, READING = ADMIN | {"route"}, ADMIN | {"read"}
@@ -38,7 +39,15 @@ NEEDED: Mapping[str, frozenset[str]] = {
     ROUTER + "BatchRoute": ROUTING,
     ROUTER + "StreamRoute": ROUTING,
     ROUTER + "RecordOutcome": ROUTING | {"outcomes"},
+    ROUTER + "RecordComparison": ROUTING | {"outcomes"},
     ROUTER + "GetServerInfo": EVERYONE,
+    ADAPTATION + "GetAdaptation": ROUTING | READING,
+    ADAPTATION + "ListAdaptations": ROUTING | READING,
+    ADAPTATION + "ExplainDecision": ROUTING | READING,
+    ADAPTATION + "FreezeAdaptation": ADMIN,
+    ADAPTATION + "UnfreezeAdaptation": ADMIN,
+    ADAPTATION + "RollbackAdaptation": ADMIN,
+    ADAPTATION + "ResetAdaptation": ADMIN,
     CANDIDATES + "GetCandidate": READING,
     CANDIDATES + "ListCandidates": READING,
     CANDIDATES + "ListRevisions": READING,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2
 
 from engine.api.candidate import (
     ID_PATTERN,
@@ -32,8 +30,7 @@ from engine.pb import candidate_service_pb2 as pb
 from engine.registry.registry import Registry
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
-from engine.serving.rpc.status import code_of
-from engine.serving.telemetry.change_log import ChangeLog, by_caller
+from engine.serving.telemetry.change_log import ChangeLog, audited
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 MAX_REQUEST_IDS = 1024  # remembered
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Message, Message]
 
 Answer = TypeVar("Answer")
-log = logging.getLogger(__name__)
 
 
 def completed(method: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[..., Any]:
@@ -53,7 +49,7 @@ def completed(method: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[..
     says what came of it."""
 
     @wraps(method)
-    async def run(self: CandidateService, request: Message, context: Context) -> Answer:
+    async def run(self: Any, request: Message, context: Context) -> Answer:
         return await asyncio.shield(asyncio.create_task(method(self, request, context)))
 
     return run
@@ -250,23 +246,13 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         token = self._registry.table().id.token
         context.set_trailing_metadata(((REVISION_METADATA, token),))
 
-    @asynccontextmanager
-    async def _audited(self, what: str, target: str, dry_run: bool) -> AsyncIterator[None]:
-        """Log a change by the caller and audit it, also if it fails or is a dry run."""
-        result = code_pb2.OK
-        try:
-            yield
-        except BaseException as error:
-            result = code_of(error) if isinstance(error, Exception) else code_pb2.CANCELLED
-            raise
-        finally:
-            name, revision = code_pb2.Code.Name(result), self._registry.table().revision
-            record = by_caller(what, target, name, revision, dry_run=dry_run)
-            if result == code_pb2.OK and not dry_run:
-                who = f"{record.principal!r} from {record.peer}"
-                log.info("%s %s, revision %d, by %s", what, record.target, revision, who)
-            if self._changes is not None:
-                await asyncio.shield(self._changes.add(record))
+    def _audited(
+        self, action: str, target: str, dry_run: bool
+    ) -> AbstractAsyncContextManager[None]:
+        """See audited."""
+        return audited(
+            self._changes, action, target, lambda: self._registry.table().revision, dry_run
+        )
 
 
 def deadline_of(context: Context) -> float:

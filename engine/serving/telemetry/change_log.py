@@ -13,16 +13,20 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from google.rpc import code_pb2
+
 from engine.api.errors import ModelsatError
 from engine.api.request_context import PEER, PRINCIPAL, ROLE
 from engine.registry.stores.private_files import OWNER_ONLY
+from engine.serving.rpc.status import code_of
 
 START = "0" * 64  # hash before the first line
 RECOVERED = "recovered"  # action of the line after one that a crash cut off
@@ -57,6 +61,30 @@ def by_caller(
     """Return the record of a change by the caller of this task."""
     who = (PRINCIPAL.get(), ROLE.get(), PEER.get())
     return ChangeRecord(action, target[:MAX_TARGET_CHARS], result, revision, dry_run, *who)
+
+
+@asynccontextmanager
+async def audited(
+    changes: ChangeLog | None, action: str, target: str, revision: Callable[[], int], dry_run: bool
+) -> AsyncIterator[None]:
+    """Log a change by the caller of this task and audit it, also if it fails or is a dry run.
+
+    changes: None if changes are not audited. revision: returns the newest one.
+    """
+    result = code_pb2.OK
+    try:
+        yield
+    except BaseException as error:
+        result = code_of(error) if isinstance(error, Exception) else code_pb2.CANCELLED
+        raise
+    finally:
+        name, newest = code_pb2.Code.Name(result), revision()
+        record = by_caller(action, target, name, newest, dry_run=dry_run)
+        if result == code_pb2.OK and not dry_run:
+            who = f"{record.principal!r} from {record.peer}"
+            log.info("%s %s, revision %d, by %s", action, record.target, newest, who)
+        if changes is not None:
+            await asyncio.shield(changes.add(record))
 
 
 class ChangeLog:

@@ -1,0 +1,161 @@
+"""The actions of `modelsat adaptation`, each as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import server_flags
+from engine.cli.server_flags import connect
+from engine.client.adaptation import AdaptationInfo, DecisionExplanation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the actions."""
+    actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    def action(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str
+    ) -> argparse.ArgumentParser:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        added = actions.add_parser(name, help=summary, description=description)
+        added.set_defaults(run=run)
+        added.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        server_flags.add_arguments(added)
+        return added
+
+    action("status", _status, "show what is served now and how much better it is")
+    history = action("history", _history, "list the last fits, newest first")
+    action("freeze", _freeze, "ignore outcomes that are recorded from now on; they are kept")
+    action("unfreeze", _unfreeze, "learn from all outcomes since the last reset again")
+    rollback = action("rollback", _rollback, "return to an earlier fit, and freeze")
+    action("reset", _reset, "ignore every outcome that was recorded before")
+    explain = action("explain", _explain, "say which outcomes changed a recent decision")
+    text = "how many to list (default %(default)s)"
+    history.add_argument("--count", type=int, default=20, metavar="N", help=text)
+    rollback.add_argument("id", help="ID of the fit, as `modelsat adaptation history` shows")
+    explain.add_argument("decision_id", help="ID of the decision, as `modelsat route` shows")
+
+
+def _status(parsed: argparse.Namespace) -> None:
+    with connect(parsed) as client:
+        _show(client.adaptation(), parsed)
+
+
+def _history(parsed: argparse.Namespace) -> None:
+    with connect(parsed) as client:
+        fits = client.adaptation_history(parsed.count)
+    if parsed.json:
+        _print_json([asdict(fit) for fit in fits])
+        return
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("id", "newest outcome (UTC)", "active"):
+        table.add_column(heading, no_wrap=heading == "id")
+    for heading in ("instructions", "log loss before", "after"):
+        table.add_column(heading, justify="right")
+    for fit in fits:
+        figures = (f"{fit.log_loss_before:.4f}", f"{fit.log_loss_after:.4f}")
+        at = "" if fit.as_of is None else f"{fit.as_of:%Y-%m-%d %H:%M:%S}"
+        active = "yes" if fit.active else "no"
+        table.add_row(fit.id, at, active, f"{fit.instructions:,}", *figures)
+    _console().print(table)
+
+
+def _freeze(parsed: argparse.Namespace) -> None:
+    with connect(parsed) as client:
+        _show(client.freeze_adaptation(), parsed)
+
+
+def _unfreeze(parsed: argparse.Namespace) -> None:
+    with connect(parsed) as client:
+        _show(client.unfreeze_adaptation(), parsed)
+
+
+def _rollback(parsed: argparse.Namespace) -> None:
+    with connect(parsed) as client:
+        _show(client.rollback_adaptation(parsed.id), parsed)
+
+
+def _reset(parsed: argparse.Namespace) -> None:
+    with connect(parsed) as client:
+        _show(client.reset_adaptation(), parsed)
+
+
+def _explain(parsed: argparse.Namespace) -> None:
+    with connect(parsed) as client:
+        explanation = client.explain_decision(parsed.decision_id)
+    if parsed.json:
+        _print_json(asdict(explanation))
+    else:
+        print_explanation(explanation, _console())
+
+
+def print_explanation(explanation: DecisionExplanation, console: Console) -> None:
+    """Print the parts of each candidate's probability, and the nearest remembered instructions."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("candidate")
+    for heading in ("before", "probability", "error", "offset", "common", "relative"):
+        table.add_column(heading, justify="right")
+    for each in explanation.candidates:
+        shares = (each.base_probability, each.probability, each.standard_error)
+        parts = (each.offset, each.common, each.relative)
+        cells = [*(f"{share:.3f}" for share in shares), *(f"{part:+.2f}" for part in parts)]
+        table.add_row(each.candidate, *cells)
+    console.print(table)
+    console.print(
+        f"decided by {explanation.decided_by or 'the weights'}; offset, common and relative are"
+        f" parts in log-odds by {explanation.adaptation_id or 'no adaptation'}"
+    )
+    for neighbor in explanation.neighbors:
+        scores = ", ".join(f"{name} {score:g}" for name, score in neighbor.scores.items())
+        category = f" ({neighbor.category})" if neighbor.category else ""
+        at = f"{neighbor.recorded_at:%Y-%m-%d %H:%M}"
+        console.print(f"{neighbor.similarity:.3f} {at}{category} {neighbor.provenance}: {scores}")
+
+
+def _show(adaptation: AdaptationInfo, parsed: argparse.Namespace) -> None:
+    if parsed.json:
+        _print_json(asdict(adaptation))
+        return
+    state = "active" if adaptation.active else "not active"
+    console = _console()
+    console.print(f"{adaptation.id or 'none'}: {state}{', frozen' * adaptation.frozen}")
+    console.print(adaptation.reason)
+    if not adaptation.id:
+        return
+    outcomes = ", ".join(f"{n:,} {name}" for name, n in sorted(adaptation.outcomes.items()))
+    console.print(f"{adaptation.instructions:,} instructions with outcomes: {outcomes}")
+    for reason, count in sorted(adaptation.unused_outcomes.items()):
+        console.print(f"not used: {count:,} ({reason})")
+    console.print(
+        f"log loss of left-out outcomes: {adaptation.log_loss_before:.4f} before,"
+        f" {adaptation.log_loss_after:.4f} after, standard error of the difference"
+        f" {adaptation.log_loss_standard_error:.4f}"
+    )
+    if adaptation.as_of is not None:
+        at = f"{adaptation.as_of:%Y-%m-%d %H:%M:%S}"
+        console.print(f"newest outcome {at} UTC; fitted in {adaptation.fit_seconds:.2f} s")
+
+
+def _print_json(value: Any) -> None:
+    def plain(other: Any) -> str:
+        return other.isoformat() if isinstance(other, datetime) else str(other)
+
+    print(json.dumps(value, ensure_ascii=False, default=plain))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
