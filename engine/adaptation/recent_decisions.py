@@ -114,7 +114,8 @@ def log_odds(p: Float32Array) -> Float32Array:
     wide = np.asarray(p, dtype=np.float64)
     with np.errstate(divide="ignore"):
         odds = np.log(wide) - np.log1p(-wide)
-    return np.clip(odds, -MAX_LOG_ODDS, MAX_LOG_ODDS).astype(np.float32)
+    bounded: Float32Array = np.clip(odds, -MAX_LOG_ODDS, MAX_LOG_ODDS).astype(np.float32)
+    return bounded
 
 
 def _size(scored: ScoredInstruction) -> int:

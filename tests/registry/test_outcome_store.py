@@ -78,7 +78,7 @@ def test_store_matches_a_model_of_its_calls(
 async def test_concurrent_calls_share_a_transaction(tmp_path: Path) -> None:
     store = OutcomeStore(tmp_path / "o.sqlite", 1000)
     commits: list[str] = []
-    store._db.set_trace_callback(lambda s: commits.append(s) if s == "COMMIT" else None)
+    store._database.connection.set_trace_callback(lambda s: commits.append(s) if s == "COMMIT" else None)
     calls = [RecordedOutcome(f"d{i}", "a", 1.0) for i in range(200)]
     assert all(await asyncio.gather(*(store.record(call) for call in calls)))
     assert len(commits) < 5
@@ -96,7 +96,7 @@ async def test_write_failure_fails_only_that_call(
     path = tmp_path / "o.sqlite"
     store = OutcomeStore(path, 10)
     other = sqlite3.connect(path, isolation_level=None)
-    store._db.execute("PRAGMA busy_timeout = 1")
+    store._database.connection.execute("PRAGMA busy_timeout = 1")
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="could not be written"):
         await store.record(RecordedOutcome("d1", "a", 1.0))
@@ -168,7 +168,7 @@ def test_unusable_file_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     foreign = sqlite3.connect(tmp_path / "f.sqlite")
     foreign.execute("CREATE TABLE t (x)")
     foreign.close()
-    with pytest.raises(StoreError, match="schema is 0, this version's is 1"):
+    with pytest.raises(StoreError, match="schema is 0, this version's is 2"):
         OutcomeStore(tmp_path / "f.sqlite", 10)
     with pytest.raises(StoreError, match="does not exist"):
         list(read_recorded(tmp_path / "nowhere.sqlite"))

@@ -1,0 +1,169 @@
+"""Read what changed in a store of outcomes since a position, for those who keep them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.registry.stores.outcome_sql import candidate_ids, read_state, unpack
+from engine.registry.stores.outcome_types import ScoredCandidates
+from engine.registry.stores.sql import Database, Row
+
+BATCH_ROWS = 2000  # as rows in memory at once
+
+
+@dataclass(frozen=True)
+class StorePosition:
+    """How far a reader has read. number: of the last report or change. deletions: seen so far."""
+
+    number: int = 0
+    deletions: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class OutcomeChanges:
+    """A step of reading.
+
+    restart: the reader must forget everything first, because the store was restored or replaced.
+    floor, ceiling: reports outside of (floor, ceiling] are not used; a negative ceiling is none.
+    candidates: code -> ID. lists: number -> content of the lists that instructions name.
+    instructions: rows (number, key, principal, candidates, embedding, logits, selected, explored,
+    propensity, recorded_at), vectors None if they are not known (any more). reports: rows (number,
+    instruction, outcomes, compared, details). remaining: numbers of all reports if some were
+    deleted, else None.
+    """
+
+    position: StorePosition
+    restart: bool
+    floor: int
+    ceiling: int
+    candidates: Mapping[int, str]
+    lists: Mapping[int, ScoredCandidates]
+    instructions: Sequence[Row]
+    reports: Sequence[Row]
+    remaining: frozenset[int] | None
+    more: bool
+
+
+def read_changes(db: Database, since: StorePosition, known_lists: Sequence[int]) -> OutcomeChanges:
+    """Read up to BATCH_ROWS changes of each kind that came after `since`; `more` says if there are
+    others. known_lists: numbers of candidate lists that the reader has."""
+    state = read_state(db)
+    restart = state["position"] < since.number or state["deletions"] < since.deletions
+    if restart:
+        since, known_lists = StorePosition(), ()
+    instructions = db.run(
+        "SELECT version, number, key, principal, candidates, embedding, logits, selected, explored,"
+        " propensity, recorded_at FROM memory_instruction WHERE version > ? ORDER BY version"
+        " LIMIT ?",
+        (since.number, BATCH_ROWS),
+    )
+    until = int(instructions[-1][0]) if len(instructions) == BATCH_ROWS else state["position"]
+    reports = db.run(
+        "SELECT number, instruction, outcomes, compared, details FROM memory_report"
+        " WHERE number > ? AND number <= ? ORDER BY number LIMIT ?",
+        (since.number, until, BATCH_ROWS),
+    )
+    if len(reports) == BATCH_ROWS:
+        until = int(reports[-1][0])
+        instructions = [row for row in instructions if row[0] <= until]
+    more = until < state["position"]
+    remaining = None
+    if not more and state["deletions"] != since.deletions:
+        remaining = frozenset(int(row[0]) for row in db.run("SELECT number FROM memory_report"))
+    named = {row[4] for row in instructions if row[4] is not None} - set(known_lists)
+    lists = {
+        int(number): ScoredCandidates.parse(
+            db.run("SELECT content FROM memory_candidate_list WHERE number = ?", (number,))[0][0]
+        )
+        for number in sorted(named)
+    }
+    deletions = since.deletions if more else state["deletions"]
+    return OutcomeChanges(
+        StorePosition(until, deletions),
+        restart,
+        state["floor"],
+        state["ceiling"],
+        candidate_ids(db),
+        lists,
+        [row[1:] for row in instructions],
+        reports,
+        remaining,
+        more,
+    )
+
+
+@dataclass(frozen=True)
+class WaitingInstruction:
+    """An instruction whose vectors are missing. text: "" if it was not stored."""
+
+    key: str
+    text: str
+    recorded_at: float
+
+
+def read_waiting(db: Database, limit: int) -> list[WaitingInstruction]:
+    """Return instructions that wait for their vectors, the newest first."""
+    rows = db.run(
+        "SELECT key, text, recorded_at FROM memory_instruction WHERE open = 1"
+        " ORDER BY number DESC LIMIT ?",
+        (limit,),
+    )
+    return [WaitingInstruction(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class InstructionOutcomes:
+    """What is recorded of an instruction. scores: candidate ID -> score."""
+
+    scores: Mapping[str, float]
+    category: str
+    recorded_at: float
+
+
+def read_instructions(db: Database, numbers: Sequence[int]) -> dict[int, InstructionOutcomes]:
+    """Return number -> what is recorded, without instructions that were deleted."""
+    found, ids = {}, candidate_ids(db)
+    for number in numbers:
+        rows = db.run(
+            "SELECT outcomes, category, recorded_at FROM memory_report WHERE instruction = ?"
+            " ORDER BY number",
+            (number,),
+        )
+        if rows:
+            scores = {
+                ids[int(code)]: float(score) for row in rows for code, score in unpack(row[0])
+            }
+            category = next((str(row[1]) for row in rows if row[1]), "")
+            found[number] = InstructionOutcomes(scores, category, float(rows[0][2]))
+    return found
+
+
+@dataclass(frozen=True)
+class StoredFit:
+    """A fit that a server listed. It used the reports in (floor, position]. content: as JSON."""
+
+    id: str
+    floor: int
+    position: int
+    created_at: float
+    content: str
+
+
+def read_fits(db: Database, count: int) -> list[StoredFit]:
+    """Return the last fits, newest first."""
+    rows = db.run(
+        "SELECT id, floor, position, created_at, content FROM memory_fit"
+        " ORDER BY created_at DESC, id LIMIT ?",
+        (count,),
+    )
+    return [StoredFit(*row) for row in rows]
+
+
+def read_fit(db: Database, identifier: str) -> StoredFit | None:
+    """Return a fit by its ID, or None if it is not listed."""
+    rows = db.run(
+        "SELECT id, floor, position, created_at, content FROM memory_fit WHERE id = ?",
+        (identifier,),
+    )
+    return StoredFit(*rows[0]) if rows else None

@@ -1,0 +1,329 @@
+"""Where outcomes are stored: one SQLite file, or the schema `modelsat` of a PostgreSQL database."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from engine.api.errors import StoreError
+from engine.registry.stores import outcome_sql
+from engine.registry.stores.base import POSTGRES_DRIVER_HINT, is_postgres, without_password
+from engine.registry.stores.location import location_problem
+from engine.registry.stores.outcome_sql import OutcomeLimits, OutcomeWriter
+from engine.registry.stores.outcome_types import RecordedOutcome
+from engine.registry.stores.private_files import create_private, make_private
+from engine.registry.stores.sql import Database, Row
+from engine.registry.stores.sqlite import SqliteDatabase, check_file_identity, file_identity
+
+if TYPE_CHECKING:
+    from engine.registry.stores.postgres_connection import PostgresConnection
+
+SCHEMA = 2
+OLD_SCHEMA = 1  # one table of outcomes, of version 0.1 and 0.2; converted when it is opened
+BUSY_S = 5.0  # maximum wait for another process that writes the same file
+WRITE_LOCK = 0x6D6F64656D6F  # advisory; writers of outcomes take turns, so numbers are in order
+STATEMENT_S = 15.0
+SQLITE_TYPES = {"int": "INTEGER", "real": "REAL", "blob": "BLOB", "end": " STRICT"}
+POSTGRES_TYPES = {"int": "BIGINT", "real": "DOUBLE PRECISION", "blob": "BYTEA", "end": ""}
+_REMOVED_HINT = "nothing was recorded. Put it back, or restart the server to start a new file"
+log = logging.getLogger(__name__)
+
+
+class OutcomeDatabase(Protocol):
+    """An open store of outcomes. write() and read() may be used by one thread each."""
+
+    shared: bool  # whether other servers record into it
+
+    def write(self) -> AbstractContextManager[Database]:
+        """Open a transaction that excludes other writers; it is on disk when the block ends.
+
+        Raises StoreError.
+        """
+
+    def read(self) -> AbstractContextManager[Database]:
+        """Open a transaction that sees one state. Raises StoreError."""
+
+    def close(self) -> None:
+        """Close every connection."""
+
+
+def open_outcomes(location: str | Path) -> OutcomeDatabase:
+    """Open an SQLite file or a postgresql:// URL; create the file for its owner alone.
+
+    Raises StoreError: the file is unusable; it is left as it is.
+    """
+    text = str(location)
+    if problem := location_problem(text):
+        raise StoreError(f"--outcomes-db {problem}")
+    if not is_postgres(text):
+        return SqliteOutcomes(Path(text))
+    try:
+        return PostgresOutcomes(text)
+    except ImportError as error:
+        raise StoreError(POSTGRES_DRIVER_HINT) from error
+
+
+class SqliteOutcomes:
+    """An OutcomeDatabase in an SQLite file. Other processes may read and write it too."""
+
+    shared = False
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, and create or convert it if necessary; raises StoreError."""
+        self._path = path
+        with translated(path, "opened"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            create_private(path)
+            self.connection = self._connect()
+        try:
+            self._prepare()
+        except BaseException:
+            self.connection.close()
+            raise
+        self._reader: sqlite3.Connection | None = None
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            self._path, timeout=BUSY_S, check_same_thread=False, isolation_level=None
+        )
+
+    def _prepare(self) -> None:
+        with translated(self._path, "opened"):
+            if _is_new(self.connection):
+                with _transaction(self.connection):
+                    _create(self.connection)
+            schema = check_schema(self.connection, self._path)
+            make_private(self._path)
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
+            if schema == OLD_SCHEMA:
+                with _transaction(self.connection):
+                    convert(self.connection)
+            # Creates a new file's log.
+            self.connection.execute("SELECT 1 FROM memory_state LIMIT 1").fetchone()
+            self._file_identity = file_identity(self._path)
+
+    @contextmanager
+    def write(self) -> Iterator[Database]:
+        """See OutcomeDatabase."""
+        with translated(self._path, "written"), _transaction(self.connection):
+            yield SqliteDatabase(self.connection)
+            check_file_identity(self._file_identity, _REMOVED_HINT)
+
+    @contextmanager
+    def read(self) -> Iterator[Database]:
+        """See OutcomeDatabase."""
+        with translated(self._path, "read"):
+            if self._reader is None:
+                self._reader = self._connect()
+            with _transaction(self._reader, "BEGIN"):
+                yield SqliteDatabase(self._reader)
+
+    def close(self) -> None:
+        """See OutcomeDatabase."""
+        if self._reader is not None:
+            self._reader.close()
+        self.connection.close()
+
+
+class PostgresOutcomes:
+    """An OutcomeDatabase in PostgreSQL, which any number of servers share.
+
+    It opens without the database, whose failures are those of each operation.
+    """
+
+    shared = True
+
+    def __init__(self, url: str) -> None:
+        """Parse `url`, and try to create the tables; raises StoreError if it is invalid."""
+        from engine.registry.stores.postgres_connection import parameters
+        from engine.registry.stores.time_limit import Breaker
+
+        self._name = without_password(url)
+        self._parameters = parameters(url)
+        self._open: dict[str, PostgresConnection] = {}
+        self._breakers = {"write": Breaker(), "read": Breaker()}
+        self._prepared = threading.Event()
+        try:
+            with self.write():
+                pass
+        except StoreError as error:
+            if not error.unreachable:
+                raise
+            log.error("starting without the outcomes: %s", error)
+
+    @contextmanager
+    def write(self) -> Iterator[Database]:
+        """See OutcomeDatabase."""
+        with self._transaction("write") as db:
+            db.run("SELECT pg_advisory_xact_lock(?)", (WRITE_LOCK,))
+            yield db
+
+    @contextmanager
+    def read(self) -> Iterator[Database]:
+        """See OutcomeDatabase."""
+        with self._transaction("read") as db:
+            yield db
+
+    def close(self) -> None:
+        """See OutcomeDatabase."""
+        for breaker in self._breakers.values():
+            breaker.trip()
+        for connection in self._open.values():
+            connection.close()
+
+    @contextmanager
+    def _transaction(self, kind: str) -> Iterator[Database]:
+        from engine.registry.stores.postgres import translated as postgres_translated
+        from engine.registry.stores.postgres_connection import PostgresDatabase
+
+        participle = "written" if kind == "write" else "read"
+        hint = "nothing was recorded" if kind == "write" else "try again later"
+        with postgres_translated(self._parameters, self._name, participle, hint):
+            connection = self._alive(kind)
+            with self._breakers[kind].limit(connection, STATEMENT_S), connection.transaction():
+                if kind == "read":
+                    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                yield PostgresDatabase(connection)
+
+    def _alive(self, kind: str) -> PostgresConnection:
+        """Return the open connection, or a new one if it broke since it was used."""
+        import psycopg
+
+        from engine.registry.stores.postgres_connection import PING_S, connect
+
+        connection = self._open.get(kind)
+        if connection is not None:
+            with suppress(psycopg.Error):
+                with self._breakers[kind].limit(connection, PING_S):
+                    connection.execute("SELECT 1")
+                return connection
+            connection.close()
+        connection = self._open[kind] = connect(self._parameters)
+        if not self._prepared.is_set():
+            with self._breakers[kind].limit(connection, STATEMENT_S), connection.transaction():
+                _set_up(connection)
+            self._prepared.set()
+        return connection
+
+
+def _set_up(connection: PostgresConnection) -> None:
+    """Create the tables unless they exist; safe for servers that start together."""
+    from engine.registry.stores.postgres import SETUP_LOCK
+    from engine.registry.stores.postgres_connection import PostgresDatabase
+
+    db = PostgresDatabase(connection)
+    db.run("SELECT pg_advisory_xact_lock(?)", (SETUP_LOCK,))
+    if not db.run("SELECT 1 FROM pg_namespace WHERE nspname = 'modelsat'"):
+        db.run("CREATE SCHEMA modelsat")
+    if db.run("SELECT to_regclass('modelsat.memory_state')")[0][0] is None:
+        outcome_sql.create_tables(db, POSTGRES_TYPES)
+
+
+def read_recorded(location: str | Path) -> Iterator[RecordedOutcome]:
+    """Yield all outcomes of a store, oldest first; servers may write to it at the same time.
+
+    Raises StoreError if it is not a store of outcomes.
+    """
+    if is_postgres(str(location)):
+        database = open_outcomes(location)
+        try:
+            with database.read() as db:
+                yield from outcome_sql.read_outcomes(db)
+        finally:
+            database.close()
+        return
+    path = Path(location)
+    with translated(path, "read"):
+        connection = _open_to_read(path)
+        try:
+            if check_schema(connection, path) == OLD_SCHEMA:
+                for old in connection.execute(_old_query(connection)):
+                    yield _old_outcome(old)
+            else:
+                yield from outcome_sql.read_outcomes(SqliteDatabase(connection))
+        finally:
+            connection.close()
+
+
+def convert(connection: sqlite3.Connection) -> None:
+    """Convert a file of OLD_SCHEMA in the open transaction."""
+    rows = connection.execute(_old_query(connection)).fetchall()
+    outcome_sql.create_tables(SqliteDatabase(connection), SQLITE_TYPES)
+    writer = OutcomeWriter(SqliteDatabase(connection), OutcomeLimits(max(1, len(rows))))
+    for row in rows:
+        writer.insert_old(_old_outcome(row), row[-1])
+    writer.finish()
+    connection.execute("DROP TABLE outcome")
+    connection.execute("DROP TABLE IF EXISTS share")
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _old_query(connection: sqlite3.Connection) -> str:
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(outcome)")]
+    principal = "principal" if "principal" in columns else "''"  # version 0.2 has none
+    return (
+        f"SELECT decision_id, candidate, score, text, category, {principal}, recorded_at"  # noqa: S608
+        " FROM outcome ORDER BY number"
+    )
+
+
+def _old_outcome(row: Row) -> RecordedOutcome:
+    return RecordedOutcome(*row[:6])
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    outcome_sql.create_tables(SqliteDatabase(connection), SQLITE_TYPES)
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise StoreError(
+            f"{path} does not exist; it is the file of `modelsat serve --outcomes-db`."
+        )
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+
+
+def check_schema(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the schema of a file; raises StoreError if another version wrote it."""
+    schema: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if schema not in (OLD_SCHEMA, SCHEMA):
+        raise StoreError(
+            f"{path}: schema is {schema}, this version's is {SCHEMA}; set --outcomes-db to another"
+            " path."
+        )
+    return schema
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    connection.execute(begin)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself rolls back if the disk is full
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def translated(path: Path, participle: str) -> Iterator[None]:
+    """Raise StoreError for failures. participle: what could not be done to the file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(
+            f"{path} could not be {participle} ({type(error).__name__}: {error}); free disk space,"
+            " fix its permissions, or set --outcomes-db to another path."
+        ) from error

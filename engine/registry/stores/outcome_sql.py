@@ -1,0 +1,455 @@
+"""The SQL of outcomes that SQLite and PostgreSQL share: instructions, reports on them, and fits.
+
+A report is what one call recorded: outcomes of one instruction. Reports and changes of instructions
+are numbered in the order of their commits, by one counter (`position`), so that a reader who knows
+one position finds all that came later. `?` stands for a value.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api.errors import AlreadyExistsError, DecisionNotFoundError, ModelsatError
+from engine.registry.stores.outcome_types import (
+    CallUsage,
+    OutcomeReport,
+    RecordedOutcome,
+    ScoredInstruction,
+)
+from engine.registry.stores.sql import Database, Row
+
+TABLES = (
+    "CREATE TABLE memory_state (key TEXT PRIMARY KEY, value {int} NOT NULL){end}",
+    "CREATE TABLE memory_candidate (code {int} PRIMARY KEY, id TEXT NOT NULL UNIQUE){end}",
+    "CREATE TABLE memory_candidate_list (number {int} PRIMARY KEY, content TEXT NOT NULL UNIQUE)"
+    "{end}",
+    "CREATE TABLE memory_instruction (number {int} PRIMARY KEY, key TEXT NOT NULL UNIQUE,"
+    " principal TEXT NOT NULL, text TEXT NOT NULL, candidates {int}, embedding {blob},"
+    " logits {blob}, selected TEXT NOT NULL, explored {int} NOT NULL, propensity {real} NOT NULL,"
+    " open {int} NOT NULL, version {int} NOT NULL, recorded_at {real} NOT NULL){end}",
+    "CREATE INDEX memory_instruction_version ON memory_instruction (version)",
+    "CREATE INDEX memory_instruction_open ON memory_instruction (number) WHERE open = 1",
+    "CREATE TABLE memory_report (number {int} PRIMARY KEY, instruction {int} NOT NULL,"
+    " principal TEXT NOT NULL, outcomes {blob} NOT NULL, count {int} NOT NULL,"
+    " compared {int} NOT NULL, with_text {int} NOT NULL, category TEXT NOT NULL,"
+    " details TEXT NOT NULL, recorded_at {real} NOT NULL){end}",
+    "CREATE INDEX memory_report_instruction ON memory_report (instruction)",
+    "CREATE INDEX memory_report_principal ON memory_report (principal, number)",
+    "CREATE INDEX memory_report_age ON memory_report (recorded_at)",
+    "CREATE TABLE memory_share (principal TEXT PRIMARY KEY, outcomes {int} NOT NULL,"
+    " instructions {int} NOT NULL, bytes {int} NOT NULL){end}",
+    "CREATE TABLE memory_fit (id TEXT PRIMARY KEY, floor {int} NOT NULL, position {int} NOT NULL,"
+    " created_at {real} NOT NULL, content TEXT NOT NULL){end}",
+)
+# deletions: counts deletions of rows. floor, ceiling: reports outside of (floor, ceiling] are not
+# used; a negative ceiling is none.
+STATE = {"position": 0, "deletions": 0, "floor": 0, "ceiling": -1}
+MAX_FITS = 200
+DAY_S = 86_400.0
+ROW_BYTES = 200  # of an instruction and its report besides the vectors
+
+
+@dataclass(frozen=True)
+class OutcomeLimits:
+    """Bounds of a store. Beyond them, the oldest of the principal who has most go first.
+
+    outcomes: recorded ones. max_age_days: age at which they are deleted; 0 keeps them.
+    instructions, memory_bytes: of those whose vectors are remembered for adaptation.
+    """
+
+    outcomes: int
+    max_age_days: float = 0.0
+    instructions: int = 20_000
+    memory_bytes: int = 64 << 20
+
+
+class OutcomeWriter:
+    """Writes outcomes in one transaction, which the caller has opened and which excludes others.
+
+    Call finish() at the end.
+    """
+
+    def __init__(self, db: Database, limits: OutcomeLimits) -> None:
+        self._db = db
+        self._limits = limits
+        self._state = read_state(db)
+        self._position = self._state["position"]
+        self._deletions = 0
+        self._codes: dict[str, int] = {}
+
+    def record(self, report: OutcomeReport, only_known: bool) -> int | ModelsatError:
+        """Record what is new of a report.
+
+        only_known: answer for what this principal has recorded already, and record nothing new.
+
+        Returns:
+            The number of outcomes that were recorded, or the error to raise: AlreadyExistsError if
+            another score is known, DecisionNotFoundError as only_known says.
+        """
+        number = self._find(report.key)
+        known = {} if number is None else self._known(number)
+        first, new = report.outcomes[0], []
+        for outcome in report.outcomes:
+            score, principal = known.get(outcome.candidate, (None, ""))
+            if only_known and (score is None or principal != outcome.principal):
+                return DecisionNotFoundError(outcome.decision_id)
+            if score is None:
+                new.append(outcome)
+            elif score != outcome.score:
+                return _conflict(outcome, score)
+        if not new:
+            return 0
+        now = time.time()
+        if number is None:
+            number = self._add_instruction(first, now)
+        elif first.text:
+            self._db.run(
+                "UPDATE memory_instruction SET text = ? WHERE number = ? AND text = ''",
+                (first.text, number),
+            )
+        self._add_report(number, new, now)
+        if report.scored is not None:
+            self._fill(number, report.scored)
+        return len(new)
+
+    def fill(self, key: str, scored: ScoredInstruction) -> bool:
+        """Add the vectors of an instruction that waits for them; False if none of that key does."""
+        rows = self._db.run(
+            "SELECT number FROM memory_instruction WHERE key = ? AND open = 1", (key,)
+        )
+        return bool(rows) and self._fill(rows[0][0], scored)
+
+    def give_up(self, before: float) -> None:
+        """Wait no longer for the vectors of instructions recorded before that time."""
+        self._db.run(
+            "UPDATE memory_instruction SET open = 0 WHERE open = 1 AND recorded_at < ?", (before,)
+        )
+
+    @property
+    def position(self) -> int:
+        """Number of the last report or change so far."""
+        return self._position
+
+    def set_state(self, values: Mapping[str, int]) -> None:
+        """Set floor or ceiling."""
+        for key, value in values.items():
+            self._db.run("UPDATE memory_state SET value = ? WHERE key = ?", (value, key))
+
+    def add_fit(self, identifier: str, floor: int, position: int, content: str) -> None:
+        """List a fit, unless it is listed; only the last MAX_FITS are kept."""
+        self._db.run(
+            "INSERT INTO memory_fit VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            (identifier, floor, position, time.time(), content),
+        )
+        self._db.run(
+            "DELETE FROM memory_fit WHERE id NOT IN"
+            " (SELECT id FROM memory_fit ORDER BY created_at DESC, id LIMIT ?)",
+            (MAX_FITS,),
+        )
+
+    def insert_old(self, outcome: RecordedOutcome, recorded_at: float) -> None:
+        """Record an outcome of an earlier version, which is known to be new."""
+        number = self._find(outcome.decision_id)
+        if number is None:
+            number = self._add_instruction(outcome, recorded_at, waits=False)
+        elif outcome.text:
+            self._db.run(
+                "UPDATE memory_instruction SET text = ? WHERE number = ? AND text = ''",
+                (outcome.text, number),
+            )
+        self._add_report(number, [outcome], recorded_at)
+
+    def finish(self) -> None:
+        """Keep the bounds, and write the counters."""
+        self._delete_old()
+        self._forget()
+        self.set_state(
+            {
+                "position": self._position,
+                "deletions": self._state["deletions"] + self._deletions,
+            }
+        )
+
+    def _next(self) -> int:
+        self._position += 1
+        return self._position
+
+    def _find(self, key: str) -> int | None:
+        rows = self._db.run("SELECT number FROM memory_instruction WHERE key = ?", (key,))
+        return int(rows[0][0]) if rows else None
+
+    def _known(self, number: int) -> dict[str, tuple[float, str]]:
+        """Return candidate ID -> (score, principal) of what is recorded for an instruction."""
+        rows = self._db.run(
+            "SELECT principal, outcomes FROM memory_report WHERE instruction = ?", (number,)
+        )
+        ids = candidate_ids(self._db) if rows else {}
+        return {
+            ids[int(code)]: (float(score), str(principal))
+            for principal, blob in rows
+            for code, score in unpack(blob)
+        }
+
+    def _add_instruction(self, first: RecordedOutcome, now: float, waits: bool = True) -> int:
+        number = self._next()
+        self._db.run(
+            "INSERT INTO memory_instruction VALUES"
+            " (?, ?, ?, ?, NULL, NULL, NULL, '', 0, 1.0, ?, ?, ?)",
+            (number, first.decision_id, first.principal, first.text, int(waits), number, now),
+        )
+        return number
+
+    def _add_report(self, number: int, new: Sequence[RecordedOutcome], now: float) -> None:
+        first = new[0]
+        blob = pack([(self._code(o.candidate), o.score) for o in new])
+        self._db.run(
+            "INSERT INTO memory_report VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._next(),
+                number,
+                first.principal,
+                blob,
+                len(new),
+                int(first.compared),
+                int(bool(first.text)),
+                first.category,
+                _details(new),
+                now,
+            ),
+        )
+        self._add_share(first.principal, outcomes=len(new))
+
+    def _fill(self, number: int, scored: ScoredInstruction) -> bool:
+        ((principal, is_open),) = self._db.run(
+            "SELECT principal, open FROM memory_instruction WHERE number = ?", (number,)
+        )
+        if not is_open:
+            return False
+        embedding, logits = (
+            np.ascontiguousarray(vector, dtype="<f2").tobytes()
+            for vector in (scored.embedding, scored.logits)
+        )
+        self._db.run(
+            "UPDATE memory_instruction SET candidates = ?, embedding = ?, logits = ?, selected = ?,"
+            " explored = ?, propensity = ?, open = 0, version = ? WHERE number = ?",
+            (
+                self._candidate_list(scored.candidates.content),
+                embedding,
+                logits,
+                scored.selected,
+                int(scored.explored),
+                scored.propensity,
+                self._next(),
+                number,
+            ),
+        )
+        size = len(embedding) + len(logits) + ROW_BYTES
+        self._add_share(principal, instructions=1, size=size)
+        return True
+
+    def _code(self, candidate: str) -> int:
+        if candidate not in self._codes:
+            self._codes[candidate] = self._number_of("memory_candidate", "code", "id", candidate)
+        return self._codes[candidate]
+
+    def _candidate_list(self, content: str) -> int:
+        return self._number_of("memory_candidate_list", "number", "content", content)
+
+    def _number_of(self, table: str, number: str, column: str, value: str) -> int:
+        """Return the number that stands for `value`, and give it one the first time."""
+        find = f"SELECT {number} FROM {table} WHERE {column} = ?"  # noqa: S608
+        if rows := self._db.run(find, (value,)):
+            return int(rows[0][0])
+        newest = self._db.run(f"SELECT COALESCE(MAX({number}), 0) FROM {table}")  # noqa: S608
+        assigned = int(newest[0][0]) + 1
+        self._db.run(f"INSERT INTO {table} VALUES (?, ?)", (assigned, value))  # noqa: S608
+        return assigned
+
+    def _add_share(
+        self, principal: str, outcomes: int = 0, instructions: int = 0, size: int = 0
+    ) -> None:
+        self._db.run(
+            "INSERT INTO memory_share VALUES (?, ?, ?, ?) ON CONFLICT (principal) DO UPDATE SET"
+            " outcomes = memory_share.outcomes + excluded.outcomes,"
+            " instructions = memory_share.instructions + excluded.instructions,"
+            " bytes = memory_share.bytes + excluded.bytes",
+            (principal, outcomes, instructions, size),
+        )
+
+    def _delete_old(self) -> None:
+        """Delete what is too old; then, down to the limit, the oldest of the principal who has
+        most, so that no outcomes displace newer ones of another."""
+        if self._limits.max_age_days:
+            before = time.time() - self._limits.max_age_days * DAY_S
+            self._delete("recorded_at < ?", (before,), None)
+        while (excess := self._total("outcomes") - self._limits.outcomes) > 0:
+            principal, count = self._largest("outcomes", excess)
+            self._delete("principal = ?", (principal,), count)
+
+    def _delete(self, condition: str, values: Sequence[Any], outcomes: int | None) -> None:
+        """Delete reports, oldest first, until `outcomes` are gone (None: all of them)."""
+        limit = "" if outcomes is None else f" LIMIT {outcomes:d}"
+        rows = self._db.run(
+            "SELECT number, instruction, principal, count FROM memory_report"  # noqa: S608
+            f" WHERE {condition} ORDER BY number{limit}",
+            values,
+        )
+        deleted = []
+        for number, instruction, principal, count in rows:
+            if outcomes is not None:
+                if outcomes <= 0:
+                    break
+                outcomes -= count
+            deleted.append((number, instruction))
+            self._add_share(principal, outcomes=-count)
+        if not deleted:
+            return
+        self._deletions += 1
+        self._db.run_many("DELETE FROM memory_report WHERE number = ?", [(n,) for n, _ in deleted])
+        for number in sorted({instruction for _, instruction in deleted}):
+            if self._db.run("SELECT 1 FROM memory_report WHERE instruction = ? LIMIT 1", (number,)):
+                continue
+            ((principal, size),) = self._db.run(
+                "SELECT principal, COALESCE(LENGTH(embedding) + LENGTH(logits), 0)"
+                " FROM memory_instruction WHERE number = ?",
+                (number,),
+            )
+            self._db.run("DELETE FROM memory_instruction WHERE number = ?", (number,))
+            if size:
+                self._add_share(principal, instructions=-1, size=-(size + ROW_BYTES))
+        self._db.run("DELETE FROM memory_share WHERE outcomes <= 0 AND instructions <= 0")
+
+    def _forget(self) -> None:
+        """Forget vectors beyond the bounds; the outcomes stay, to be exported."""
+        while True:
+            count, size = self._total("instructions"), self._total("bytes")
+            excess = max(
+                count - self._limits.instructions,
+                -(-count * (size - self._limits.memory_bytes) // size) if size else 0,
+            )
+            if excess <= 0 or not count:
+                return
+            principal, most = self._largest("instructions", excess)
+            rows = self._db.run(
+                "SELECT number, LENGTH(embedding) + LENGTH(logits) FROM memory_instruction"
+                " WHERE principal = ? AND embedding IS NOT NULL ORDER BY number LIMIT ?",
+                (principal, most),
+            )
+            self._db.run_many(
+                "UPDATE memory_instruction SET embedding = NULL, logits = NULL, version = ?"
+                " WHERE number = ?",
+                [(self._next(), number) for number, _ in rows],
+            )
+            forgotten = sum(row[1] + ROW_BYTES for row in rows)
+            self._add_share(principal, instructions=-len(rows), size=-forgotten)
+            if not rows:  # the counts are wrong; never loop on them
+                return
+
+    def _total(self, column: str) -> int:
+        rows = self._db.run(f"SELECT COALESCE(SUM({column}), 0) FROM memory_share")  # noqa: S608
+        return int(rows[0][0])
+
+    def _largest(self, column: str, excess: int) -> tuple[str, int]:
+        """Return the principal who has most, and how many of its to remove at once."""
+        (principal, most), *others = self._db.run(
+            f"SELECT principal, {column} FROM memory_share"  # noqa: S608
+            f" ORDER BY {column} DESC, principal LIMIT 2"
+        )
+        second = others[0][1] if others else 0
+        return str(principal), min(excess, max(1, most - second))
+
+
+def create_tables(db: Database, types: Mapping[str, str]) -> None:
+    """Create the tables of an empty store. types: names of its column types, see TABLES."""
+    for statement in TABLES:
+        db.run(statement.format(**types))
+    db.run_many("INSERT INTO memory_state VALUES (?, ?)", STATE.items())
+
+
+def read_state(db: Database) -> dict[str, int]:
+    """Return the counters; see STATE."""
+    return {str(key): int(value) for key, value in db.run("SELECT key, value FROM memory_state")}
+
+
+def candidate_ids(db: Database) -> dict[int, str]:
+    """Return code -> candidate ID."""
+    return {int(code): str(name) for code, name in db.run("SELECT code, id FROM memory_candidate")}
+
+
+def read_outcomes(db: Database, batch: int = 1000) -> Iterable[RecordedOutcome]:
+    """Yield all outcomes in the order in which they were recorded."""
+    last, ids = 0, candidate_ids(db)
+    while rows := db.run(
+        "SELECT r.number, i.key, i.text, r.principal, r.outcomes, r.compared, r.with_text,"
+        " r.category, r.details FROM memory_report r JOIN memory_instruction i"
+        " ON i.number = r.instruction WHERE r.number > ? ORDER BY r.number LIMIT ?",
+        (last, batch),
+    ):
+        for row in rows:
+            yield from _outcomes_of(row, ids)
+        last = rows[-1][0]
+
+
+def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
+    _, key, text, principal, blob, compared, with_text, category, details = row
+    content = json.loads(details) if details else {}
+    common = RecordedOutcome(
+        key,
+        "",
+        0.0,
+        text if with_text else "",
+        category,
+        principal,
+        compared=bool(compared),
+        grader=content.get("grader", ""),
+        disagreement=content.get("disagreement"),
+    )
+    usage = content.get("usage", {})
+    for code, score in unpack(blob):
+        name = ids[int(code)]
+        used = CallUsage(**usage[name]) if name in usage else None
+        yield replace(common, candidate=name, score=float(score), usage=used)
+
+
+def _details(outcomes: Sequence[RecordedOutcome]) -> str:
+    """Return what few reports have as JSON, "" for nothing."""
+    usage = {
+        o.candidate: {k: v for k, v in asdict(o.usage).items() if v not in (None, "")}
+        for o in outcomes
+        if o.usage is not None
+    }
+    first = outcomes[0]
+    content = {"usage": usage, "grader": first.grader, "disagreement": first.disagreement}
+    content = {key: value for key, value in content.items() if value not in ({}, "", None)}
+    return json.dumps(content, separators=(",", ":")) if content else ""
+
+
+def _conflict(outcome: RecordedOutcome, score: float) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"decisions/{outcome.decision_id}/outcomes/{outcome.candidate}",
+        f"has score {score}, the request says {outcome.score}; the first one is kept.",
+        "modelsat.v1.Outcome",
+    )
+
+
+def pack(outcomes: Sequence[tuple[int, float]]) -> bytes:
+    """Encode (code, score) pairs: the bytes of a score, then the pairs, little-endian."""
+    exact = all(float(np.float32(score)) == score for _, score in outcomes)
+    size = 4 if exact else 8
+    return bytes([size]) + np.array(list(outcomes), dtype=_pair(size)).tobytes()
+
+
+def unpack(blob: bytes) -> NDArray[np.void]:
+    """Decode `pack`: an array of (code, score) pairs."""
+    return np.frombuffer(blob, dtype=_pair(blob[0]), offset=1)
+
+
+def _pair(size: int) -> np.dtype[np.void]:
+    return np.dtype([("code", "<u2"), ("score", f"<f{size}")])
