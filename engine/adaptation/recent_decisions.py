@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.bundle.types import Float32Array, Int64Array
+from engine.inference.backend import log_odds
 from engine.registry.stores.base import RevisionId
 from engine.registry.stores.outcome_types import ScoredCandidates, ScoredInstruction
 from engine.registry.table import Table
 
 OVERHEAD = 700  # bytes of an entry besides its arrays: objects, ID, dict and links
-MAX_LOG_ODDS = 12.0  # p is a float32, which tells no more apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +107,6 @@ class RecentDecisions:
         if self._candidates is None or self._candidates[0] != table.id:
             self._candidates = (table.id, ScoredCandidates.of_table(self._bundle, table))
         return self._candidates[1]
-
-
-def log_odds(p: Float32Array) -> Float32Array:
-    """Return log(p / (1 - p)), bounded to +-MAX_LOG_ODDS; NaN stays."""
-    wide = np.asarray(p, dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        odds = np.log(wide) - np.log1p(-wide)
-    bounded: Float32Array = np.clip(odds, -MAX_LOG_ODDS, MAX_LOG_ODDS).astype(np.float32)
-    return bounded
 
 
 def _size(scored: ScoredInstruction) -> int:

@@ -78,7 +78,9 @@ def test_store_matches_a_model_of_its_calls(
 async def test_concurrent_calls_share_a_transaction(tmp_path: Path) -> None:
     store = OutcomeStore(tmp_path / "o.sqlite", 1000)
     commits: list[str] = []
-    store._database.connection.set_trace_callback(lambda s: commits.append(s) if s == "COMMIT" else None)
+    store._database.connection.set_trace_callback(
+        lambda s: commits.append(s) if s == "COMMIT" else None
+    )
     calls = [RecordedOutcome(f"d{i}", "a", 1.0) for i in range(200)]
     assert all(await asyncio.gather(*(store.record(call) for call in calls)))
     assert len(commits) < 5

@@ -1,0 +1,275 @@
+"""Refit the adaptation as outcomes arrive, off the event loop, for all replicas of a store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.adaptation.adaptation import Adaptation, FitFigures
+from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
+from engine.adaptation.remembered import FitScope, RememberedOutcomes
+from engine.adaptation.source import FitRecord, Neighbor
+from engine.api.errors import ModelsatError, NotFoundError
+from engine.bundle.types import Float32Array, Int64Array
+from engine.registry.outcome_changes import (
+    StoredFit,
+    StorePosition,
+    read_changes,
+    read_fit,
+    read_fits,
+    read_instructions,
+)
+from engine.registry.stores.outcome_sql import OutcomeWriter
+from engine.registry.stores.outcome_types import fingerprint_of
+from engine.registry.stores.outcomes import OutcomeStore
+from engine.registry.table import Table
+
+POLL_S = 2.0  # what other replicas recorded is noticed after this time
+REST_RATIO = 3.0  # time without fitting, relative to the last fit's, so that it takes no whole core
+ADAPTATION_PREFIX = "adaptations/"
+Fit = Callable[[OutcomeMatrix, Float32Array], Adaptation]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedFit:
+    """A fit, and what it was made from. It keeps no matrix, which may be large.
+
+    adaptation: None if there are no outcomes. matrix_id: see OutcomeMatrix.id. instructions: (N,)
+    numbers in the store. provenance: (N,) positions in PROVENANCES. unused: see MemoryView. scope,
+    position: what was fitted, as of when.
+    """
+
+    adaptation: Adaptation | None
+    matrix_id: str
+    instructions: Int64Array
+    provenance: NDArray[np.int8]
+    unused: Mapping[str, int]
+    scope: FitScope
+    position: StorePosition
+
+
+class AdaptationRefresher:
+    """See AdaptationSource. Fits run in a thread of their own."""
+
+    def __init__(
+        self,
+        store: OutcomeStore,
+        table: Callable[[], Table],
+        bundle: str,
+        mean: Float32Array,
+        fit: Fit,
+    ) -> None:
+        """Create a refresher; start() reads the store.
+
+        Args:
+            store: of the outcomes.
+            table: returns the candidates that are registered now.
+            bundle: identity of the weights, see bundle_id.
+            mean: (D,), what embeddings are centered on.
+            fit: makes an adaptation; called in the thread.
+        """
+        self._store = store
+        self._table = table
+        self._bundle = bundle
+        self._mean = mean
+        self._fit = fit
+        self._memory = RememberedOutcomes()
+        self._published: PublishedFit | None = None
+        self._fingerprints: tuple[Table, Mapping[str, str]] | None = None
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adaptation")
+        self._task: asyncio.Task[None] | None = None
+        self._failed = False
+        self._seconds = 0.0
+        store.on_recorded.append(self._wake.set)
+
+    def current(self) -> Adaptation | None:
+        """See AdaptationSource."""
+        return None if self._published is None else self._published.adaptation
+
+    @property
+    def frozen(self) -> bool:
+        """See AdaptationSource."""
+        return self._memory.ceiling >= 0
+
+    def status(self) -> FitRecord | None:
+        """See AdaptationSource."""
+        published = self._published
+        if published is None or published.adaptation is None:
+            return None
+        return _record(published.adaptation, published.unused, self.frozen)
+
+    async def start(self) -> None:
+        """Read the store, fit, and go on in the background.
+
+        A store that cannot be read delays the first fit, not the start.
+        """
+        await self._refresh_or_log()
+        self._task = asyncio.create_task(self._run(), name="adaptation")
+
+    async def stop(self) -> None:
+        """End the background task; a fit that runs is left to end by itself."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def refresh(self) -> None:
+        """Read what changed, and fit if that makes a difference. Raises StoreError."""
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            while True:
+                since, lists = self._memory.position, self._memory.lists
+                changes = await self._store.read(
+                    lambda db, since=since, lists=lists: read_changes(db, since, lists)  # type: ignore[misc]
+                )
+                await loop.run_in_executor(self._thread, self._memory.apply, changes)
+                if not changes.more:
+                    break
+            scope = FitScope(
+                self._bundle, self._candidates(), self._memory.floor, self._memory.ceiling
+            )
+            started = time.monotonic()
+            published = await loop.run_in_executor(self._thread, self._fitted, scope)
+            self._seconds = time.monotonic() - started
+            if published is None:
+                return
+            served, self._published = self.current(), published
+            if published.adaptation is not None and published.adaptation is not served:
+                await self._list(published.adaptation, published)
+
+    async def history(self, count: int = 20) -> Sequence[FitRecord]:
+        """See AdaptationSource."""
+        stored = await self._store.read(lambda db: read_fits(db, count))
+        return [_parsed(fit) for fit in stored]
+
+    async def freeze(self) -> None:
+        """See AdaptationSource."""
+        await self._steer(lambda writer: {"ceiling": writer.position})
+
+    async def unfreeze(self) -> None:
+        """See AdaptationSource."""
+        await self._steer(lambda _: {"ceiling": -1})
+
+    async def reset(self) -> None:
+        """See AdaptationSource. It unfreezes."""
+        await self._steer(lambda writer: {"floor": writer.position, "ceiling": -1})
+
+    async def rollback(self, identifier: str) -> None:
+        """See AdaptationSource."""
+        fit = await self._store.read(lambda db: read_fit(db, identifier))
+        if fit is None:
+            raise NotFoundError(ADAPTATION_PREFIX + identifier)
+        await self._steer(lambda _: {"floor": fit.floor, "ceiling": fit.position})
+
+    async def nearest(self, embedding: Float32Array, count: int) -> Sequence[Neighbor]:
+        """See AdaptationSource."""
+        published = self._published
+        if published is None or published.adaptation is None:
+            return []
+        found = published.adaptation.nearest(embedding, count)
+        numbers = [int(published.instructions[row]) for row, _ in found]
+        stored = await self._store.read(lambda db: read_instructions(db, numbers))
+        return [
+            Neighbor(
+                similarity,
+                stored[number].scores,
+                stored[number].category,
+                stored[number].recorded_at,
+                PROVENANCES[published.provenance[row]],
+            )
+            for (row, similarity), number in zip(found, numbers, strict=True)
+            if number in stored
+        ]
+
+    async def _run(self) -> None:
+        while True:
+            # Whoever shares the store does not wake this server, nor does a change of candidates.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._refresh_or_log()
+            await asyncio.sleep(max(POLL_S, REST_RATIO * self._seconds))
+
+    async def _refresh_or_log(self) -> None:
+        """Refresh, and log the first failure since a success."""
+        try:
+            await self.refresh()
+        except Exception as error:
+            if not self._failed:
+                known = isinstance(error, ModelsatError)
+                log.error("the adaptation stays as it is: %s", error, exc_info=not known)
+            self._failed = True
+        else:
+            if self._failed:
+                log.info("the adaptation follows the outcomes again")
+            self._failed = False
+
+    async def _steer(self, change: Callable[[OutcomeWriter], Mapping[str, int]]) -> None:
+        await self._store.write(lambda writer: writer.set_state(change(writer)))
+        await self.refresh()
+
+    def _candidates(self) -> Mapping[str, str]:
+        """Return registered ID -> fingerprint; the same object for the same table."""
+        table = self._table()
+        if self._fingerprints is None or self._fingerprints[0] is not table:
+            rows = zip(table.candidates, table.embeddings, strict=True)
+            self._fingerprints = (table, {c.id: fingerprint_of(row) for c, row in rows})
+        return self._fingerprints[1]
+
+    def _fitted(self, scope: FitScope) -> PublishedFit | None:
+        """Fit, in the thread; None if nothing changed since the last fit."""
+        last, position = self._published, self._memory.position
+        if last is not None and (last.scope, last.position) == (scope, position):
+            return None
+        view = self._memory.view(scope)
+        matrix, adaptation = view.matrix, None
+        if last is not None and matrix.id == last.matrix_id:
+            adaptation = last.adaptation
+        elif len(matrix):
+            adaptation = self._fit(matrix, self._mean)
+        provenance = matrix.provenance.max(axis=1, initial=0)
+        return PublishedFit(
+            adaptation, matrix.id, view.instructions, provenance, view.unused, scope, position
+        )
+
+    async def _list(self, fit: Adaptation, published: PublishedFit) -> None:
+        """List a new fit in the store, for all replicas. A failure costs its place in the list."""
+        scope, figures = published.scope, asdict(fit.figures)
+        content = {"active": fit.active, "reason": fit.reason, "figures": figures}
+        text = json.dumps({**content, "unused": published.unused}, default=dict)
+        position = published.position.number if scope.ceiling < 0 else scope.ceiling
+        try:
+            await self._store.write(
+                lambda writer: writer.add_fit(fit.id, scope.floor, position, text)
+            )
+        except ModelsatError as error:
+            log.warning("adaptation %s is not listed: %s", fit.id, error)
+
+
+def _record(fit: Adaptation, unused: Mapping[str, int], frozen: bool) -> FitRecord:
+    return FitRecord(fit.id, fit.active, fit.reason, fit.figures, unused, frozen=frozen)
+
+
+def _parsed(fit: StoredFit) -> FitRecord:
+    content = json.loads(fit.content)
+    return FitRecord(
+        fit.id,
+        content["active"],
+        content["reason"],
+        FitFigures(**content["figures"]),
+        content["unused"],
+        fit.created_at,
+    )

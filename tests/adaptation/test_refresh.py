@@ -1,0 +1,293 @@
+"""Refits follow the store: what is recorded, deleted, frozen, rolled back and reset."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
+from engine.adaptation.recent_decisions import RecentDecisions
+from engine.adaptation.refresh import AdaptationRefresher
+from engine.adaptation.remembered import (
+    CHANGED,
+    NOT_REGISTERED,
+    NOT_REMEMBERED,
+    NOT_SCORED,
+    OTHER_WEIGHTS,
+)
+from engine.api.errors import NotFoundError
+from engine.registry.stores.outcome_sql import OutcomeLimits
+from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome, ScoredInstruction
+from engine.registry.stores.outcomes import OutcomeStore
+from engine.registry.table import Table, make_table
+from tests.support.fake_adaptation import FakeAdaptation
+from tests.support.stores import candidate
+
+WIDTH, BUNDLE = 8, "weights-1"
+MEAN = np.zeros(WIDTH, dtype=np.float32)
+
+
+def table(*names: str, level: float = 0.5, revision: int = 1) -> Table:
+    """A table whose embeddings depend on the names and on `level`."""
+    entries = [
+        (candidate(n, level), np.full(WIDTH, level + len(n), dtype=np.float32)) for n in names
+    ]
+    return make_table(revision, entries, WIDTH)
+
+
+def embedding(seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=WIDTH).astype(np.float32)
+
+
+class Fitted:
+    """Fits that only remember the matrix, under its ID."""
+
+    def __init__(self) -> None:
+        self.matrices: dict[str, OutcomeMatrix] = {}
+
+    def __call__(self, matrix: OutcomeMatrix, mean: NDArray[np.float32]) -> FakeAdaptation:
+        self.matrices[matrix.id] = matrix
+        return FakeAdaptation(id=matrix.id)
+
+
+class Replica:
+    """A store, a memory of decisions and a refresher, as a server has them."""
+
+    def __init__(self, location: str | Path, limits: OutcomeLimits = OutcomeLimits(1000)) -> None:
+        self.store = OutcomeStore(location, limits)
+        self.table = table("a", "bb", "ccc")
+        self.recent = RecentDecisions(BUNDLE, 1 << 20, 3600)
+        self.fits = Fitted()
+        self.source = AdaptationRefresher(self.store, lambda: self.table, BUNDLE, MEAN, self.fits)
+
+    def scored(
+        self, seed: int, selected: str = "a", explored: bool = False, propensity: float = 1.0
+    ) -> ScoredInstruction:
+        p = np.linspace(0.2, 0.8, len(self.table.candidates)).astype(np.float32)
+        rows = np.arange(len(p))
+        return self.recent.scored(
+            self.table, rows, p, embedding(seed), selected, explored, propensity
+        )
+
+    async def record(
+        self,
+        seed: int,
+        scores: dict[str, float],
+        scored: ScoredInstruction | None = None,
+        principal: str = "",
+        compared: bool = False,
+    ) -> int:
+        """Record outcomes of instruction number `seed`, in one report."""
+        outcomes = [
+            RecordedOutcome(f"{seed:032x}", name, score, principal=principal, compared=compared)
+            for name, score in scores.items()
+        ]
+        return await self.store.record_report(OutcomeReport(outcomes, scored or self.scored(seed)))
+
+    async def matrix(self) -> OutcomeMatrix:
+        """Refit and return what was fitted."""
+        await self.source.refresh()
+        current = self.source.current()
+        assert current is not None
+        return self.fits.matrices[current.id]
+
+    async def close(self) -> None:
+        await self.source.stop()
+        await self.store.close()
+
+
+@pytest.fixture
+async def replica(tmp_path: Path) -> AsyncIterator[Replica]:
+    made = Replica(tmp_path / "o.sqlite")
+    yield made
+    await made.close()
+
+
+def provenances(matrix: OutcomeMatrix, row: int) -> list[str]:
+    return [PROVENANCES[k] if k >= 0 else "" for k in matrix.provenance[row]]
+
+
+async def test_without_outcomes_there_is_no_adaptation(replica: Replica) -> None:
+    await replica.source.refresh()
+    assert replica.source.current() is None
+    assert replica.source.status() is None
+
+
+async def test_the_matrix_holds_what_was_recorded(replica: Replica) -> None:
+    await replica.record(1, {"a": 1.0})
+    await replica.record(2, {"a": 0.25, "bb": 0.1}, compared=True)
+    matrix = await replica.matrix()
+    assert matrix.candidates == ("a", "bb", "ccc")
+    expected = np.array([embedding(1), embedding(2)])
+    np.testing.assert_allclose(matrix.embeddings, expected, rtol=1e-3)
+    np.testing.assert_allclose(matrix.logits, [[-1.386, 0, 1.386]] * 2, atol=1e-2)
+    nan = np.nan
+    np.testing.assert_allclose(matrix.scores, [[1, nan, nan], [0.25, 0.1, nan]])
+    assert provenances(matrix, 0) == ["chosen", "", ""]
+    assert provenances(matrix, 1) == ["comparison", "comparison", ""]
+    assert np.all(np.diff(matrix.recorded_at) >= 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "scores", "expected"),
+    [
+        ({"selected": "a"}, [{"a": 1.0}], ("chosen", 1.0)),
+        ({"selected": "a", "propensity": 0.95}, [{"a": 1.0}], ("chosen", 0.95)),
+        ({"selected": "a", "explored": True, "propensity": 0.02}, [{"a": 0.0}], ("explored", 0.02)),
+        ({"selected": ""}, [{"a": 1.0}], ("chosen", 1.0)),
+        ({"selected": "bb"}, [{"a": 1.0}], ("comparison", 1.0)),
+        ({"selected": "a", "propensity": 0.95}, [{"a": 1.0}, {"bb": 0.0}], ("comparison", 1.0)),
+    ],
+)
+async def test_provenance_says_how_an_outcome_came_about(
+    replica: Replica, how: dict[str, object], scores: Sequence[dict[str, float]], expected: object
+) -> None:
+    for each in scores:
+        await replica.record(1, each, replica.scored(1, **how))  # type: ignore[arg-type]
+    matrix = await replica.matrix()
+    assert (provenances(matrix, 0)[0], round(float(matrix.propensity[0, 0]), 4)) == expected
+
+
+async def test_outcomes_that_cannot_be_used_are_counted_by_reason(replica: Replica) -> None:
+    await replica.record(1, {"a": 1.0, "bb": 1.0, "ccc": 0.0})
+    await replica.store.record(RecordedOutcome("f" * 32, "a", 1.0))  # no vectors
+    elsewhere = RecentDecisions("weights-2", 1 << 20, 3600)
+    rows, p = np.arange(3), np.full(3, 0.5, dtype=np.float32)
+    other = elsewhere.scored(replica.table, rows, p, embedding(2))
+    await replica.record(2, {"a": 1.0}, other)
+    partly = replica.recent.scored(replica.table, rows[:1], p[:1], embedding(3))
+    await replica.record(3, {"a": 1.0, "bb": 1.0}, partly)
+    await replica.matrix()
+    status = replica.source.status()
+    assert status is not None
+    assert status.unused == {NOT_REMEMBERED: 1, OTHER_WEIGHTS: 1, NOT_SCORED: 1}
+    changed, kept = table("bb", level=0.7).embeddings[0], table("a", "dddd")
+    entries = [*zip(kept.candidates, kept.embeddings, strict=True), (candidate("bb"), changed)]
+    replica.table = make_table(2, entries, WIDTH)
+    matrix = await replica.matrix()
+    assert matrix.candidates == ("a", "bb", "dddd")
+    np.testing.assert_array_equal(np.isnan(matrix.logits), [[False, True, True]] * 2)
+    status = replica.source.status()
+    assert status is not None
+    expected = {NOT_REMEMBERED: 1, OTHER_WEIGHTS: 1, NOT_REGISTERED: 1, CHANGED: 2}
+    assert status.unused == expected
+
+
+async def test_an_unscored_candidate_that_returns_is_used_again(replica: Replica) -> None:
+    await replica.record(1, {"a": 1.0, "bb": 0.0})
+    before, known = (await replica.matrix()).id, replica.table
+    replica.table = table("a", "ccc", revision=2)
+    assert (await replica.matrix()).id != before
+    replica.table = known
+    assert (await replica.matrix()).id == before
+
+
+async def test_a_restart_serves_the_same_fit(tmp_path: Path) -> None:
+    first = Replica(tmp_path / "o.sqlite")
+    for seed in range(30):
+        await first.record(seed, {"a": seed % 2, "bb": 1.0})
+    before = await first.matrix()
+    await first.close()
+    second = Replica(tmp_path / "o.sqlite")
+    assert (await second.matrix()).id == before.id
+    assert [fit.id for fit in await second.source.history()] == [before.id]
+    await second.close()
+
+
+async def test_steps_of_reading_make_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, at_once = Replica(tmp_path / "o.sqlite"), Replica(tmp_path / "o.sqlite")
+    monkeypatch.setattr("engine.registry.outcome_changes.BATCH_ROWS", 3)
+    in_steps = Replica(tmp_path / "o.sqlite")
+    for seed in range(20):
+        await writer.record(seed, {"a": seed % 2})
+        await writer.record(seed // 2, {"bb": 1.0})
+        if seed % 3 == 0:
+            await in_steps.matrix()
+    monkeypatch.setattr("engine.registry.outcome_changes.BATCH_ROWS", 1000)
+    assert (await in_steps.matrix()).id == (await at_once.matrix()).id
+    for each in (writer, at_once, in_steps):
+        await each.close()
+
+
+async def test_what_the_bounds_delete_leaves_every_fit(tmp_path: Path) -> None:
+    writer = Replica(tmp_path / "o.sqlite", OutcomeLimits(10))
+    reader = Replica(tmp_path / "o.sqlite")
+    for seed in range(10):
+        await writer.record(seed, {"a": 1.0})
+    assert len(await reader.matrix()) == 10
+    for seed in range(10, 14):
+        await writer.record(seed, {"a": 1.0})
+    matrix = await reader.matrix()
+    expected = np.array([embedding(seed) for seed in range(4, 14)])
+    np.testing.assert_allclose(matrix.embeddings, expected, rtol=1e-3)
+    fresh = Replica(tmp_path / "o.sqlite")
+    assert (await fresh.matrix()).id == matrix.id
+    for each in (writer, reader, fresh):
+        await each.close()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [OutcomeLimits(1000, instructions=5), OutcomeLimits(1000, memory_bytes=5 * (16 + 6 + 200))],
+)
+async def test_vectors_beyond_the_bounds_are_forgotten_and_the_outcomes_kept(
+    tmp_path: Path, limits: OutcomeLimits
+) -> None:
+    writer, reader = Replica(tmp_path / "o.sqlite", limits), Replica(tmp_path / "o.sqlite")
+    await writer.record(99, {"a": 1.0}, principal="quiet")
+    assert len(await reader.matrix()) == 1
+    for seed in range(8):
+        await writer.record(seed, {"a": 1.0}, principal="noisy")
+    matrix = await reader.matrix()
+    assert matrix.principals == ("quiet", *["noisy"] * 4)
+    status = reader.source.status()
+    assert status is not None
+    assert status.unused == {NOT_REMEMBERED: 4}
+    for each in (writer, reader):
+        await each.close()
+
+
+async def test_freeze_reset_and_rollback(replica: Replica) -> None:
+    await replica.record(1, {"a": 1.0})
+    first = (await replica.matrix()).id
+    await replica.source.freeze()
+    await replica.record(2, {"a": 0.0})
+    assert (await replica.matrix()).id == first
+    assert replica.source.frozen
+    await replica.source.unfreeze()
+    second = replica.source.current()
+    assert second is not None
+    assert second.id not in ("", first)
+    await replica.source.rollback(first)
+    status = replica.source.status()
+    assert status is not None
+    assert (status.id, status.frozen) == (first, True)
+    await replica.source.reset()
+    assert replica.source.current() is None
+    assert not replica.source.frozen
+    await replica.record(3, {"a": 0.0})
+    assert len(await replica.matrix()) == 1
+    await replica.source.rollback(second.id)
+    current = replica.source.current()
+    assert current is not None
+    assert current.id == second.id
+    listed = [fit.id for fit in await replica.source.history()]
+    assert len(listed) == len(set(listed)) == 3
+    with pytest.raises(NotFoundError):
+        await replica.source.rollback("0123")
+
+
+async def test_neighbors_are_described_from_the_store(replica: Replica) -> None:
+    outcome = RecordedOutcome(f"{1:032x}", "a", 1.0, "text", "maths")
+    await replica.store.record_report(OutcomeReport([outcome], replica.scored(1)))
+    await replica.record(2, {"a": 0.0, "ccc": 1.0})
+    await replica.matrix()
+    first, second = await replica.source.nearest(embedding(1), 2)
+    assert (first.scores, first.category, first.provenance) == ({"a": 1.0}, "maths", "chosen")
+    assert (second.scores, second.provenance) == ({"a": 0.0, "ccc": 1.0}, "comparison")
