@@ -195,7 +195,7 @@ class AdaptationRefresher:
 
     async def _run(self) -> None:
         while True:
-            # Whoever shares the store does not wake this server, nor does a change of candidates.
+            # Other servers of the store do not wake this one, nor does a change of candidates.
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()

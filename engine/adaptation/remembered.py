@@ -261,10 +261,10 @@ def _matrix(
     """
     codes = {name: code for code, name in ids.items()}
     selected = np.array([codes.get(group.selected[p], -1) for p in places.tolist()])
-    nobody = np.array([not group.selected[p] for p in places.tolist()])
+    unrouted = np.array([not group.selected[p] for p in places.tolist()])
     explored = np.array([group.explored[p] for p in places.tolist()], dtype=bool)
     drawn = np.array([group.propensity[p] for p in places.tolist()], dtype=np.float32)
-    other = ~nobody[at] & (selected[at] != outcomes["code"])
+    other = ~unrouted[at] & (selected[at] != outcomes["code"])
     compared = several.copy()
     np.logical_or.at(compared, at, outcomes["compared"] | other)
     kind = np.where(explored, EXPLORED, CHOSEN)

@@ -28,6 +28,7 @@ from tests.support.fake_adaptation import FakeAdaptation
 from tests.support.stores import candidate
 
 WIDTH, BUNDLE = 8, "weights-1"
+LIMITS = OutcomeLimits(1000)
 MEAN = np.zeros(WIDTH, dtype=np.float32)
 
 
@@ -57,7 +58,7 @@ class Fitted:
 class Replica:
     """A store, a memory of decisions and a refresher, as a server has them."""
 
-    def __init__(self, location: str | Path, limits: OutcomeLimits = OutcomeLimits(1000)) -> None:
+    def __init__(self, location: str | Path, limits: OutcomeLimits = LIMITS) -> None:
         self.store = OutcomeStore(location, limits)
         self.table = table("a", "bb", "ccc")
         self.recent = RecentDecisions(BUNDLE, 1 << 20, 3600)
