@@ -52,8 +52,8 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     text = (
         "where the log keeps FIELD, as in text=body.prompt (repeatable); FIELD is body, messages,"
-        " text, candidate, cost, outcome, time, decision, session, input_tokens, output_tokens or"
-        " latency"
+        " text, candidate, cost, outcome, time, propensity, decision, session, input_tokens,"
+        " output_tokens or latency"
     )
     add("--map-column", action="append", default=[], metavar="FIELD=COLUMN", help=text)
     text = (

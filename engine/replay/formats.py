@@ -21,6 +21,7 @@ COLUMNS: Columns = {
     "cost": ("cost_usd", "cost", "spend"),
     "outcome": ("outcome", "score"),
     "time": ("time", "timestamp", "created", "startTime"),
+    "propensity": ("propensity",),
     "decision": ("decision_id",),
     "body": ("body", "request_body", "request", "proxy_server_request"),
     "session": ("session_id", "session"),

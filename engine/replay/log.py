@@ -76,7 +76,8 @@ class PastRequest:
     conversation: what was asked. candidate: its name in the log, empty if there is none.
     cost: US dollars. outcome: in [0, 1]. time: epoch seconds. NaN means not logged. other_names:
     what the log also calls the candidate. input_tokens, output_tokens, latency_s, session: as
-    logged, NaN or empty if not. dropped: columns whose values could not be read.
+    logged, NaN or empty if not. dropped: columns whose values could not be read. propensity: with
+    which the candidate was chosen, in (0, 1].
     """
 
     conversation: Conversation
@@ -90,6 +91,7 @@ class PastRequest:
     latency_s: float = math.nan
     session: str = ""
     dropped: tuple[str, ...] = ()
+    propensity: float = math.nan
 
     @property
     def text(self) -> str:
@@ -159,6 +161,7 @@ def past_request(
     if math.isnan(outcome) and outcome_of is not None:
         _, decision = first(record, columns["decision"])
         outcome = outcome_of(str(decision), names[0] if names else "")
+    propensity = optional("propensity", _propensity)
     return PastRequest(
         conversation,
         names[0] if names else "",
@@ -171,6 +174,7 @@ def past_request(
         optional("latency", _amount),
         str(first(record, columns["session"])[1] or "")[:200],
         tuple(dropped),
+        propensity,
     )
 
 
@@ -322,6 +326,13 @@ def _amount(value: Any) -> float:
     found = number(decode(value))
     if found < 0 or found == math.inf:
         raise CellError("is not an amount")
+    return found
+
+
+def _propensity(value: Any) -> float:
+    found = number(decode(value))
+    if found <= 0 or found > 1:
+        raise CellError("is not a probability above 0")
     return found
 
 

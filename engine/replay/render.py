@@ -20,6 +20,7 @@ HEADINGS = (
     "cost relative to logged",
 )
 MAX_LISTED = 8  # candidates of a selection, unknown names
+FULL_COVERAGE = 0.9  # of a policy's choices by the log; above it the rest changes little
 NOTES = """\
 Quality is the mean calibrated probability of the selected candidates: an **estimate**, also for the
 log. Costs are estimates too: list prices times input tokens and mean output. Only the observed
@@ -28,7 +29,8 @@ selections are unknown. If a policy selects the logged candidate, estimate and o
 compared, but those requests are not a fair sample of the others. Brackets are 95 % intervals of a
 bootstrap over requests; they cover the spread of the requests, not the error of the estimate
 itself. Values over different requests do not compare; those relative to the log cover the same
-requests."""
+requests. Off-policy estimates need a log of a server that explores; they are measured on the
+choices that the log shares with the policy, weighted by the reciprocal of their propensity."""
 
 
 def rows(report: Report) -> Iterator[tuple[str, ...]]:
@@ -107,10 +109,26 @@ def _about_policy(name: str, part: Mapping[str, Any]) -> Iterator[str]:
             f" outcome): observed {_estimate(same['observed_quality'])}, estimated"
             f" {_estimate(same['estimated_quality'])}."
         )
+    if (off_policy := part["off_policy"]) is not None:
+        yield from _about_off_policy(name, off_policy)
     if part["no_eligible_candidate"]:
         yield f"{name}: {part['no_eligible_candidate']} requests had no eligible candidate."
     if others := {k: n for k, n in part["kinds"].items() if k != "ranked"}:
         yield f"{name}: {', '.join(f'{k} {n}' for k, n in others.items())}."
+
+
+def _about_off_policy(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    robust, weighted = found["doubly_robust"], found["inverse_propensity"]
+    yield (
+        f"{name}: quality by the logged outcomes and propensities ({robust['rows']} requests):"
+        f" {_estimate(robust)} doubly robust, {_estimate(weighted)} by inverse propensity, worth"
+        f" {found['effective_outcomes']:.0f} outcomes."
+    )
+    if found["coverage"] < FULL_COVERAGE:
+        yield (
+            f"{name}: the log can hold {found['coverage']:.0%} of its choices. For the others the"
+            " doubly robust estimate is the model's, and inverse propensity leaves them out."
+        )
 
 
 def markdown(report: Report, plots: Sequence[str]) -> str:

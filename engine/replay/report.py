@@ -19,9 +19,11 @@ from engine.bundle.types import FloatArray
 from engine.registry.table import Table
 from engine.replay.scoring import KINDS, NO_CANDIDATE, ResultArrays, Scores
 from engine.routing import tradeoff
+from engine.routing.off_policy import Estimate, LoggedOutcomes, estimate
 
 BINS = 10  # of the reliability table
 PERIODS = 40  # of the plot over time
+Z_95 = 1.96  # standard errors of a 95 % interval
 
 
 def report(arrays: ResultArrays, policies: Mapping[str, Policy], table: Table) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def _logged(arrays: ResultArrays, names: list[str], draws: Resampling) -> dict[s
         "observed_quality": draws.mean(arrays.outcome),
         "estimate_minus_observed": draws.mean(p_measured - arrays.outcome),
         "brier": draws.mean((arrays.logged_p - arrays.outcome) ** 2),
+        "with_propensity": int((~np.isnan(arrays.propensity)).sum()),
     }
 
 
@@ -90,7 +93,36 @@ def _policy(arrays: ResultArrays, j: int, names: list[str], draws: Resampling) -
             "estimated_quality": draws.mean(p_measured * same),
             "estimate_minus_observed": draws.mean((p - arrays.outcome) * same),
         },
+        "off_policy": _off_policy(arrays, choice, p),
     }
+
+
+def _off_policy(
+    arrays: ResultArrays, choice: NDArray[np.int16], p: FloatArray
+) -> dict[str, Any] | None:
+    """Estimate the outcomes of a policy's choices from those of the log; None without a row that
+    has outcome, propensity and candidates that the table knows."""
+    known = ~(np.isnan(arrays.outcome) | np.isnan(arrays.propensity) | np.isnan(arrays.logged_p))
+    known &= choice != NO_CANDIDATE
+    if not known.any():
+        return None
+    logged = LoggedOutcomes(arrays.outcome[known], arrays.propensity[known], arrays.logged_p[known])
+    found = estimate(logged, choice[known] == arrays.logged[known], p[known])
+    return {
+        "inverse_propensity": _interval(found.inverse_propensity, found.rows),
+        "doubly_robust": _interval(found.doubly_robust, found.rows),
+        "effective_outcomes": found.effective_outcomes,
+        "coverage": found.coverage,
+    }
+
+
+def _interval(found: Estimate, rows: int) -> dict[str, Any]:
+    """Describe an estimate as Resampling.ratio does, with its standard error."""
+    if np.isnan(found.value):
+        return {"value": None, "low": None, "high": None, "rows": rows, "standard_error": None}
+    low, high = (found.value + z * found.standard_error for z in (-Z_95, Z_95))
+    error = found.standard_error
+    return {"value": found.value, "low": low, "high": high, "rows": rows, "standard_error": error}
 
 
 def _selection_share(rows: NDArray[np.integer], names: list[str]) -> dict[str, int]:

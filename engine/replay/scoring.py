@@ -264,7 +264,7 @@ class ResultArrays:
 
     logged: table row of the logged candidate, NO_CANDIDATE if the log names none or the table does
     not have it. logged_p: its probability. estimated_cost: its expected cost in US dollars.
-    logged_cost, outcome, time: see PastRequest. decisions: (N, P).
+    logged_cost, outcome, time, propensity: see PastRequest. decisions: (N, P).
     """
 
     logged: NDArray[np.int16]
@@ -273,6 +273,7 @@ class ResultArrays:
     logged_cost: FloatArray
     outcome: FloatArray
     time: FloatArray
+    propensity: FloatArray
     input_tokens: NDArray[np.int64]
     decisions: Decisions
 
@@ -346,6 +347,7 @@ def result_arrays(
         np.array([r.cost for r in requests]),
         np.array([r.outcome for r in requests]),
         np.array([r.time for r in requests]),
+        np.array([r.propensity for r in requests]),
         scores.input_tokens,
         decisions,
     )

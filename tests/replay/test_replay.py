@@ -463,3 +463,85 @@ def test_missing_inputs_are_reported_before_scoring(
         monkeypatch.setitem(sys.modules, package, None)
         assert cli([arguments[0], *more, *arguments[1:]]) == 1
         assert extra in capsys.readouterr().err
+
+
+# --- off-policy estimates --------------------------------------------------------------------
+
+
+def explored_records(count: int, share: float = 0.4) -> list[Record]:
+    """The log of a server that takes the first of three candidates, or with `share` another one;
+    the second of them is the best by its outcomes."""
+    draw = random.Random(count)
+    right = dict(zip([c.id for c in CATALOG[:3]], (0.3, 0.9, 0.1), strict=True))
+    first, *others = right
+    records: list[Record] = []
+    for i in range(count):
+        explored = draw.random() < share
+        used = draw.choice(others) if explored else first
+        records.append(
+            {
+                "text": f"{i} {draw.choice(INSTRUCTIONS)}",
+                "model": used,
+                "outcome": float(draw.random() < right[used]),
+                "propensity": share / 2 if explored else 1 - share,
+            }
+        )
+    return records
+
+
+def test_outcomes_with_propensities_tell_what_another_policy_would_have_given(
+    tmp_path: Path,
+) -> None:
+    log = write_jsonl(tmp_path / "log.jsonl", explored_records(3000))
+    policies = {name: Policy(allowed_candidates=(name,)) for name in (c.id for c in CATALOG[:4])}
+    scorer = Scorer(
+        TABLE,
+        list(policies.values()),
+        Tokenizer.from_file(str(BUNDLE / "tokenizer.json")),
+        HashBackend(),
+        ScoringHead(np.zeros(2, np.float32), 1e-5, Calibration(1.0, 0.0)),
+    )
+    found = replay(
+        LogSource([log], COLUMNS),
+        ReplayJob(BUNDLE, "made-up", TABLE, policies),
+        candidate_names(TABLE, []),
+        tmp_path / "out",
+        lambda tasks: map(scorer.process, tasks),
+        lambda *_: None,
+    )
+    assert found["logged"]["with_propensity"] == 3000
+    values = [found["policies"][c.id]["off_policy"] for c in CATALOG[:4]]
+    for part, truth in zip(values, (0.3, 0.9, 0.1), strict=False):
+        for name in ("inverse_propensity", "doubly_robust"):
+            assert part[name]["value"] == pytest.approx(truth, abs=4 * part[name]["standard_error"])
+            assert part[name]["low"] < part[name]["value"] < part[name]["high"]
+            assert 0 < part[name]["standard_error"] < 0.05
+        assert part["coverage"] == pytest.approx(1, abs=0.15)
+    never = values[3]
+    assert (never["coverage"], never["inverse_propensity"]["value"]) == (0, None)
+    said = "\n".join(render.summary_lines(found))
+    assert f"{CATALOG[3].id}: the log can hold 0% of its choices" in said
+    assert (
+        f"{CATALOG[1].id}: quality by the logged outcomes and propensities (3000 requests)" in said
+    )
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.5, "often", math.inf])
+def test_a_propensity_that_is_none_is_dropped_and_the_request_kept(value: Any) -> None:
+    record = {"text": "Hi", "model": "yi-6b-chat", "outcome": 1, "propensity": value}
+    found = past_request(record, COLUMNS)
+    assert isinstance(found, PastRequest)
+    assert math.isnan(found.propensity)
+    assert found.dropped == ("propensity",)
+    assert found.outcome == 1
+
+
+def test_the_audit_log_of_an_exploring_server_carries_the_propensity() -> None:
+    record = {"decision_id": "d", "selected": "candidates/yi-6b-chat", "probabilities": {}}
+    found = past_request({**record, "text": "Hi", "propensity": 0.025}, COLUMNS)
+    assert isinstance(found, PastRequest)
+    assert (found.candidate, found.propensity) == ("yi-6b-chat", 0.025)
+    silent = past_request({**record, "text": "Hi", "propensity": None}, COLUMNS)
+    assert isinstance(silent, PastRequest)
+    assert math.isnan(silent.propensity)
+    assert silent.dropped == ()
