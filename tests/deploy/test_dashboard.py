@@ -15,7 +15,14 @@ from engine.serving.telemetry.metrics import BY_NAME
 from tools.processes import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "modelsat.json"
-ROWS = ("Traffic and errors", "Latency by phase", "Queue and batches", "Choices", "Input drift")
+ROWS = (
+    "Traffic and errors",
+    "Latency by phase",
+    "Queue and batches",
+    "Choices",
+    "Input drift",
+    "Adaptation",
+)
 NAME = re.compile(r"\b(?:modelsat|process)_\w+")
 SUFFIX = re.compile(r"_(?:bucket|sum|count)$")
 

@@ -36,6 +36,8 @@ QUIET = {
     "Audit records",
     "Failed reloads",
     "Age of secrets",
+    "Outcomes learned from",
+    "Age of the newest outcome",
 }  # panels without a series on a healthy server
 Query = Callable[[str], list[Any]]
 

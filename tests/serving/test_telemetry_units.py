@@ -32,8 +32,10 @@ from engine.routing.decision import Decision, PromptInfo, RankingEntry
 from engine.serving.rpc.interceptors import TelemetryInterceptor
 from engine.serving.settings import Settings
 from engine.serving.telemetry import Telemetry, logs, open_telemetry
+from engine.serving.telemetry.adaptation_samples import adaptation_samples
 from engine.serving.telemetry.audit import AuditLog
-from engine.serving.telemetry.metrics import Metrics, Sources
+from engine.serving.telemetry.metrics import Metrics, Sources, hash_48
+from tests.support.fake_adaptation import FakeAdaptation, FakeSource
 
 TIMING = dict.fromkeys(("tokenize", "queue", "inference", "scoring", "selection", "total"), 0.001)
 
@@ -160,6 +162,38 @@ def test_labels_are_those_registered_now_and_other(steps: list[tuple[str, set[st
     assert series <= now | {"other"}
     total = metrics.registry.get_sample_value("modelsat_decisions_total", {"kind": "ranked"})
     assert total == len(steps)
+
+
+def test_decisions_that_the_adaptation_changed_are_counted() -> None:
+    metrics = Metrics()
+    for adaptation, unadapted in (("", ""), ("fit-1", "a"), ("fit-1", "z"), ("fit-2", "z")):
+        metrics.decided(replace(decision(), adaptation_id=adaptation, unadapted=unadapted))
+    value = metrics.registry.get_sample_value
+    assert value("modelsat_adapted_decisions_total", {"selection": "changed"}) == 2
+    assert value("modelsat_adapted_decisions_total", {"selection": "same"}) == 1
+
+
+def test_what_was_learned_is_exported_by_provenance_and_reason() -> None:
+    source = FakeSource([FakeAdaptation(id="fit-1")], frozen=True)
+    metrics = Metrics()
+    metrics.watch(Sources(tuple, adaptation_samples(source)))
+    value = metrics.registry.get_sample_value
+
+    def learned(name: str, **labels: str) -> float | None:
+        return value(f"modelsat_adaptation_{name}", labels)
+
+    assert (learned("active"), learned("frozen"), learned("instructions")) == (1, 1, 200)
+    assert learned("outcomes", provenance="comparison") == 400
+    assert learned("outcomes", provenance="chosen") == 0
+    assert learned("unused_outcomes", reason="candidate not registered") == 3
+    losses = [learned("log_loss", probabilities=at) for at in ("before", "after")]
+    assert losses == [0.6, 0.5]
+    assert learned("newest_outcome_timestamp_seconds") == 1.8e9
+    assert learned("hash") == hash_48("fit-1")
+    source.fits.clear()
+    assert (learned("active"), learned("hash"), learned("instructions")) == (0, 0, 0)
+    metrics.watch(Sources(tuple, adaptation_samples(None)))
+    assert (learned("active"), learned("frozen")) == (0, 0)
 
 
 def test_probabilities_of_a_fallback_are_not_observed() -> None:

@@ -6,7 +6,6 @@ Router, batcher and interceptors report to it. Nothing that it does may fail or 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from google.rpc import code_pb2
 
 from engine import __version__
+from engine.adaptation.source import AdaptationSource
 from engine.api.errors import ModelsatError
 from engine.api.policy import Policy
 from engine.api.request_context import TRACE, trace_of
@@ -29,8 +29,9 @@ from engine.serving.console.feed import Feed
 from engine.serving.console.http_server import HttpServer
 from engine.serving.rpc.status import code_of
 from engine.serving.settings import Settings
+from engine.serving.telemetry.adaptation_samples import adaptation_samples
 from engine.serving.telemetry.audit import AuditLog
-from engine.serving.telemetry.metrics import Metrics, Sources, metrics_server
+from engine.serving.telemetry.metrics import Metrics, Sources, hash_48, metrics_server
 
 if TYPE_CHECKING:
     from engine.serving.telemetry.tracing import Rpc, Tracing
@@ -186,6 +187,7 @@ def sources(
     build_info: Mapping[str, str],
     store_up: Callable[[], bool] = lambda: True,
     from_file: Callable[[], bool] = lambda: False,
+    adaptation: AdaptationSource | None = None,
 ) -> Sources:
     """Return what a scrape reads.
 
@@ -198,6 +200,7 @@ def sources(
         store_up: whether the candidate store can be reached. Called from another thread at every
             scrape, so it must not wait.
         from_file: whether the table is that of an earlier run. Called like store_up.
+        adaptation: what was learned from outcomes; None if the server does not learn.
     """
     info = {tuple(build_info.values()): 1.0}
     return Sources(
@@ -214,13 +217,14 @@ def sources(
             "modelsat_score_cache_hits_total": lambda: {(): cache.hits},
             "modelsat_score_cache_misses_total": lambda: {(): cache.misses},
             "modelsat_score_cache_bytes": lambda: {(): cache.size},
+            **adaptation_samples(adaptation),
         },
     )
 
 
 def revision_hash(revision: RevisionId) -> int:
-    """Return 48 bits that stand for the identity of a revision; a float64 holds them exactly."""
-    return int.from_bytes(hashlib.sha256(revision.token.encode()).digest()[:6], "big")
+    """Return 48 bits that stand for the identity of a revision."""
+    return hash_48(revision.token)
 
 
 def _open_tracing(address: str) -> Tracing:

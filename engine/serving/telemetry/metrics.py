@@ -6,6 +6,7 @@ console's: prometheus_client's own bounds neither connections nor the time a req
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,6 +98,64 @@ METRICS = (
         ("candidate",),
         "decisions by selected candidate; `other` for those no longer registered",
     ),
+    Metric(
+        "modelsat_adapted_decisions_total",
+        "counter",
+        ("selection",),
+        "decisions by probabilities that the adaptation corrected: another candidate was selected"
+        " than without it (`changed`), or not (`same`)",
+    ),
+    Metric(
+        "modelsat_adaptation_active",
+        "gauge",
+        (),
+        "1 if the adaptation corrects probabilities, 0 if not",
+    ),
+    Metric(
+        "modelsat_adaptation_frozen",
+        "gauge",
+        (),
+        "1 if outcomes that are recorded from now on are ignored, 0 if not",
+    ),
+    Metric(
+        "modelsat_adaptation_hash",
+        "gauge",
+        (),
+        "48 bits of a hash of the adaptation's ID; servers with the same outcomes export the same"
+        " number, 0 for none",
+    ),
+    Metric(
+        "modelsat_adaptation_instructions",
+        "gauge",
+        (),
+        "instructions with outcomes that the adaptation was fitted to",
+    ),
+    Metric(
+        "modelsat_adaptation_outcomes",
+        "gauge",
+        ("provenance",),
+        "outcomes that the adaptation was fitted to: `comparison`, `explored` or `chosen`",
+    ),
+    Metric(
+        "modelsat_adaptation_unused_outcomes",
+        "gauge",
+        ("reason",),
+        "recorded outcomes that the adaptation does not use",
+    ),
+    Metric(
+        "modelsat_adaptation_log_loss",
+        "gauge",
+        ("probabilities",),
+        "mean log loss of outcomes that were left out of the fit, by the weights alone (`before`)"
+        " and corrected (`after`)",
+    ),
+    Metric(
+        "modelsat_adaptation_newest_outcome_timestamp_seconds",
+        "gauge",
+        (),
+        "Unix time at which the newest outcome of the adaptation was recorded, in seconds",
+    ),
+    Metric("modelsat_adaptation_fit_seconds", "gauge", (), "time that the fit took"),
     Metric("modelsat_candidates_revision", "gauge", (), "revision of the candidate table"),
     Metric(
         "modelsat_candidates_revision_hash",
@@ -213,6 +272,8 @@ class Metrics(Collector):
         self._batch_rows = self._histogram("modelsat_batch_rows", ROWS)
         decisions = self._counter("modelsat_decisions_total")
         self._decisions = {kind: decisions.labels(kind) for kind in KINDS}
+        adapted = self._counter("modelsat_adapted_decisions_total")
+        self._adapted = {changed: adapted.labels(changed) for changed in ("changed", "same")}
         self._selections = self._counter("modelsat_selections_total")
         self._selected: set[str] = set()
         self._revision = ""
@@ -251,6 +312,8 @@ class Metrics(Collector):
         label = selected if selected in self._sources.candidates() else OTHER
         self._selected.add(label)
         self._selections.labels(label).inc()
+        if decision.adaptation_id:
+            self._adapted["same" if selected == decision.unadapted else "changed"].inc()
         if decision.prompt.ood_score is not None:
             self._ood_score.observe(decision.prompt.ood_score)
         if decision.kind != "fallback":  # its probabilities are mean accuracies
@@ -284,6 +347,11 @@ class Metrics(Collector):
         return Histogram(
             name, metric.meaning, metric.labels, registry=self.registry, buckets=buckets
         )
+
+
+def hash_48(text: str) -> int:
+    """Return 48 bits of a hash of `text`; a float64 holds them exactly."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 def reload_samples(
