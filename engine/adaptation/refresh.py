@@ -18,7 +18,7 @@ from engine.adaptation.adaptation import Adaptation, FitFigures
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.adaptation.remembered import FitScope, RememberedOutcomes
 from engine.adaptation.source import FitRecord, Neighbor
-from engine.api.errors import ModelsatError, NotFoundError
+from engine.api.errors import AdaptationNotFoundError, ModelsatError
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.outcome_changes import (
     StoredFit,
@@ -35,7 +35,6 @@ from engine.registry.table import Table
 
 POLL_S = 2.0  # what other replicas recorded is noticed after this time
 REST_RATIO = 3.0  # time without fitting, relative to the last fit's, so that it takes no whole core
-ADAPTATION_PREFIX = "adaptations/"
 Fit = Callable[[OutcomeMatrix, Float32Array], Adaptation]
 log = logging.getLogger(__name__)
 
@@ -170,7 +169,7 @@ class AdaptationRefresher:
         """See AdaptationSource."""
         fit = await self._store.read(lambda db: read_fit(db, identifier))
         if fit is None:
-            raise NotFoundError(ADAPTATION_PREFIX + identifier)
+            raise AdaptationNotFoundError(identifier)
         await self._steer(lambda _: {"floor": fit.floor, "ceiling": fit.position})
 
     async def nearest(self, embedding: Float32Array, count: int) -> Sequence[Neighbor]:

@@ -70,7 +70,7 @@ class AdaptationSource(Protocol):
         """Use all outcomes since the last reset again. Raises StoreError."""
 
     async def rollback(self, identifier: str) -> None:
-        """Return to an earlier fit, and freeze. Raises NotFoundError, StoreError."""
+        """Return to an earlier fit, and freeze. Raises AdaptationNotFoundError, StoreError."""
 
     async def reset(self) -> None:
         """Ignore every outcome that was recorded before. Raises StoreError."""

@@ -74,6 +74,17 @@ class RevisionNotFoundError(ModelsatError):
         self.name = f"revisions/{number}"
 
 
+class AdaptationNotFoundError(ModelsatError):
+    """No adaptation of that ID is listed (any more); `name` is `adaptations/{id}`."""
+
+    def __init__(self, identifier: str) -> None:
+        super().__init__(
+            f"Adaptation {identifier} is not listed; `modelsat adaptation history` shows those"
+            " that are."
+        )
+        self.name = f"adaptations/{identifier}"
+
+
 class DecisionNotFoundError(ModelsatError):
     """The caller has asked for no such decision; `name` is `decisions/{id}`."""
 

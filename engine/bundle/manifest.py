@@ -88,6 +88,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     temporary.replace(folder / MANIFEST)
 
 
+def weights_id(manifest: Manifest) -> str:
+    """Identify what embeddings and log-odds of instructions depend on: the backbone's weights,
+    the prompt and the calibration. The formats of one export share it."""
+    graph = manifest.graphs.get("cpu-fp32") or manifest.graphs.get("cpu", "")
+    content = {
+        "backbone": manifest.files.get(graph, ""),
+        "prompt": manifest.prompt_version,
+        "calibration": asdict(manifest.calibration),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def manifest_digest(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of everything in a manifest except `seal`, where it is stored: so changes
     to the manifest itself are detected as well."""

@@ -167,3 +167,9 @@ def read_fit(db: Database, identifier: str) -> StoredFit | None:
         (identifier,),
     )
     return StoredFit(*rows[0]) if rows else None
+
+
+def is_remembered(db: Database, key: str) -> bool:
+    """Whether an instruction of that key is recorded, and does not wait for its vectors."""
+    rows = db.run("SELECT open FROM memory_instruction WHERE key = ?", (key,))
+    return bool(rows) and not rows[0][0]

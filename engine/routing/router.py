@@ -13,6 +13,7 @@ from functools import partial
 from typing import Literal
 
 from engine.adaptation.adaptation import Adaptation
+from engine.adaptation.recent_decisions import RecentDecisions
 from engine.api.candidate import Candidate
 from engine.api.conversation.tokens import NO_TOKENS, TokenCount, TokenCounter
 from engine.api.errors import DeadlineError, OverloadedError, WaitTooLongError
@@ -95,7 +96,9 @@ class Router:
         new_id: Callable[[], str] | None = None,
         adaptation: Callable[[], Adaptation | None] = lambda: None,
         draw: Callable[[], float] = random.random,
+        recent: RecentDecisions | None = None,
     ) -> None:
+        self._recent = recent
         self._draw = draw
         self._adaptation = adaptation
         self._new_id = new_id or partial(secrets.token_hex, 16)
@@ -177,6 +180,8 @@ class Router:
             "total": ended - started,
         }
         decision = replace(decision, timing=timing, id=decision_id)
+        if not (dry_run or fallback_reason):
+            self._remember(request, scored, decision)
         if self._on_decision is not None:
             self._on_decision(decision, policy, text, dry_run)
         if not policy.ranking_size:
@@ -255,6 +260,22 @@ class Router:
         if scored.embedding is not None:
             self._cache.put(key, scored.p, scored.embedding)
         return scored
+
+    def _remember(self, request: _PreparedRequest, scored: ScoreResult, decision: Decision) -> None:
+        """Keep what an outcome of the decision needs to be learned from."""
+        if self._recent is None or scored.embedding is None:
+            return
+        propensity = 1.0 if decision.propensity is None else decision.propensity
+        instruction = self._recent.scored(
+            request.table,
+            request.eligible.rows,
+            scored.p,
+            scored.embedding,
+            decision.selected.id,
+            decision.kind == "explored",
+            propensity,
+        )
+        self._recent.add(decision.id, PRINCIPAL.get(), instruction, decision.adaptation_id)
 
     def _context(
         self, info: PromptInfo, session: Session | None, fallback_reason: str

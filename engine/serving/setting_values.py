@@ -20,7 +20,7 @@ ENVIRONMENT = "MODELSAT_"
 NOT_SETTINGS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL", "REQUIRE_TOOLS")
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 PROTECTIONS = ("auth_tokens_file", "tls_certificate", "tls_key", "tls_client_ca")
-STORE = "candidates_db"
+STORES = ("candidates_db", "outcomes_db")
 ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[^\s/@:\[\]]+):([0-9]{1,5})")
 
 
@@ -53,14 +53,14 @@ def parse(name: str, default: Any, raw: Any) -> Any:
         raise ValueError("expected text in quotes.")
     if isinstance(default, Path):
         return _path(name, text)
-    if name == STORE and (problem := location_problem(text)):
+    if name in STORES and (problem := location_problem(text)):
         raise ValueError(problem)
     return text
 
 
 def quotable(name: str, raw: Any) -> bool:
     """Whether a message may quote a value: not where it may hold a password."""
-    return name != STORE and not any(sign in str(raw) for sign in ("@", "://", "password"))
+    return name not in STORES and not any(sign in str(raw) for sign in ("@", "://", "password"))
 
 
 def address_problem(text: str) -> str:

@@ -19,7 +19,14 @@ from engine.api.limits import MAX_MESSAGE_BYTES, MIB
 from engine.api.text_files import read_utf8
 from engine.bundle.manifest import Device
 from engine.registry.stores.base import without_password
-from engine.serving.setting_values import address_problem, is_loopback, parse, quotable, variables
+from engine.serving.setting_values import (
+    STORES,
+    address_problem,
+    is_loopback,
+    parse,
+    quotable,
+    variables,
+)
 
 MILLION = 1_000_000
 EXTPROC_MAX_BODY_BYTES = 10 * MIB  # of one HTTP request
@@ -95,7 +102,9 @@ class Settings:
     last_table_file: Path = _of(
         LAST_TABLE, "File of the last table, for a start while PostgreSQL is away; empty for none."
     )
-    outcomes_db: Path = _of(OUTCOMES, "SQLite file for recorded outcomes.")
+    outcomes_db: str = _of(
+        str(OUTCOMES), "Store of recorded outcomes: an SQLite file or a postgresql:// URL."
+    )
     device: str = _of(
         "auto",
         "Inference device (auto tries tensorrt, cuda, cpu).",
@@ -133,6 +142,26 @@ class Settings:
     )
     max_outcome_age_days: int = _of(
         365, "Days after which recorded outcomes are deleted; 0 keeps them.", high=36_500
+    )
+    memory_instructions: int = _of(
+        20_000,
+        "Instructions whose outcomes correct probabilities; then the oldest are forgotten of the"
+        " caller who has most.",
+        low=1,
+        high=MILLION,
+    )
+    memory_mib: int = _of(
+        64,
+        "Limit on the embeddings and log-odds of those, in MiB; 0 turns adaptation off.",
+        high=MILLION,
+    )
+    decisions_mib: int = _of(
+        64,
+        "Memory for recent decisions, in MiB, so that outcomes need no text; 0 keeps none.",
+        high=MILLION,
+    )
+    decisions_max_age_minutes: int = _of(
+        120, "Minutes for which a decision is remembered.", low=1, high=MILLION
     )
     fallback: str = _of(
         "off",
@@ -238,7 +267,7 @@ class ResolvedSettings:
         """Return a line for each setting that is not a default. Tokens and keys are in files, so
         no line shows one."""
         values = vars(self.settings) | {
-            "candidates_db": without_password(self.settings.candidates_db)
+            name: without_password(getattr(self.settings, name)) for name in STORES
         }
         return "\n".join(
             f"  {name} = {values[name]} ({source})"

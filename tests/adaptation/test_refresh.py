@@ -19,7 +19,7 @@ from engine.adaptation.remembered import (
     NOT_SCORED,
     OTHER_WEIGHTS,
 )
-from engine.api.errors import NotFoundError
+from engine.api.errors import AdaptationNotFoundError
 from engine.registry.stores.outcome_sql import OutcomeLimits
 from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome, ScoredInstruction
 from engine.registry.stores.outcomes import OutcomeStore
@@ -280,7 +280,7 @@ async def test_freeze_reset_and_rollback(replica: Replica) -> None:
     assert current.id == second.id
     listed = [fit.id for fit in await replica.source.history()]
     assert len(listed) == len(set(listed)) == 3
-    with pytest.raises(NotFoundError):
+    with pytest.raises(AdaptationNotFoundError):
         await replica.source.rollback("0123")
 
 

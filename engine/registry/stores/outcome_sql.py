@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.api.errors import AlreadyExistsError, DecisionNotFoundError, ModelsatError
+from engine.api.usage import Usage
 from engine.registry.stores.outcome_types import (
-    CallUsage,
     OutcomeReport,
     RecordedOutcome,
     ScoredInstruction,
@@ -414,7 +414,7 @@ def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
     usage = content.get("usage", {})
     for code, score in unpack(blob):
         name = ids[int(code)]
-        used = CallUsage(**usage[name]) if name in usage else None
+        used = Usage(**usage[name]) if name in usage else None
         yield replace(common, candidate=name, score=float(score), usage=used)
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.api.usage import Usage
 from engine.bundle.types import Float32Array
 from engine.registry.table import Table
 
@@ -82,22 +83,6 @@ class ScoredInstruction:
 
 
 @dataclass(frozen=True)
-class CallUsage:
-    """What a call of a candidate used; None is unknown.
-
-    The tokens are those that it read and wrote; reasoning_tokens is part of output_tokens.
-    latency_s: until the last token. error: of the upstream, "" if it answered.
-    """
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    cost_usd: float | None = None
-    latency_s: float | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
 class RecordedOutcome:
     """How well a candidate answered the request of a decision.
 
@@ -113,7 +98,7 @@ class RecordedOutcome:
     text: str = ""
     category: str = ""
     principal: str = ""
-    usage: CallUsage | None = None
+    usage: Usage | None = None
     compared: bool = False
     grader: str = ""
     disagreement: float | None = None

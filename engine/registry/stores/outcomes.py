@@ -124,9 +124,25 @@ class OutcomeStore:
         """Delete what is too old, if nothing was recorded for a while."""
         await self.write(lambda _: None)
 
-    async def fill(self, scored: Mapping[str, ScoredInstruction]) -> int:
-        """Add the vectors of instructions that wait for them, by key; return how many did."""
-        return await self.write(lambda w: sum([w.fill(k, s) for k, s in scored.items()]))
+    async def fill(
+        self, scored: Mapping[str, ScoredInstruction], give_up_before: float = 0.0
+    ) -> int:
+        """Add the vectors of instructions that wait for them, by key; return how many did.
+
+        Those that were recorded before `give_up_before` wait no longer.
+        """
+
+        def run(writer: OutcomeWriter) -> int:
+            count = sum([writer.fill(key, each) for key, each in scored.items()])
+            writer.give_up(give_up_before)
+            return count
+
+        return await self.write(run)
+
+    def notify(self) -> None:
+        """Call on_recorded."""
+        for hook in self.on_recorded:
+            hook()
 
     async def write(self, operation: Callable[[OutcomeWriter], T]) -> T:
         """Run `operation` in a transaction, in the thread that writes. Raises StoreError."""
@@ -184,8 +200,7 @@ class OutcomeStore:
                     queued.result.set_result(result)
                 else:
                     queued.result.set_exception(result)
-            for hook in self.on_recorded:
-                hook()
+            self.notify()
         self._writing = None
 
     def _write(self, reports: Sequence[tuple[OutcomeReport, bool]]) -> list[int | ModelsatError]:

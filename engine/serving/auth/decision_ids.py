@@ -37,6 +37,12 @@ class DecisionIds:
         mark = self._made_for(identifier[:NONCE], principal)
         return self.is_ours(identifier) & hmac.compare_digest(mark, identifier[NONCE + MARK :])
 
+    def of_text(self, text: str, principal: str) -> str:
+        """Return what stands for a decision ID where `principal` reports on a text that was not
+        routed here: the same for the same text, and a secret to everyone without the key."""
+        content = "\0".join((principal, text)).encode("utf-8", "surrogatepass")
+        return hmac.digest(self._key, b"text\0" + content, "sha256").hex()[: 2 * NONCE]
+
     def _made_here(self, nonce: str) -> str:
         return hmac.digest(self._key, b"decision\0" + nonce.encode(), "sha256").hex()[:MARK]
 

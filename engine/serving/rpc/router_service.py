@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,27 +13,24 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from engine.api.candidate import NAME_PREFIX, parse_name
+from engine.api.candidate import NAME_PREFIX
 from engine.api.conversation.reading import ConversationReading
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS
 from engine.api.policy import DecisionKind
-from engine.api.proto import check_text, policy_from, reading_from, session_from
-from engine.api.request_context import PRINCIPAL
+from engine.api.proto import policy_from, reading_from, session_from
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
-from engine.registry.stores.outcomes import RecordedOutcome
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
+from engine.serving.rpc.outcome_requests import comparison_from, outcome_from
 from engine.serving.rpc.status import failure_status, reason_of
 
 INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # larger conversations are read in a thread
 _READERS = ThreadPoolExecutor(1, "conversations")
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
 MAX_STREAM_ID_CHARS = 64
-MAX_CATEGORY_CHARS = 200
-DECISION_ID = re.compile(r"[0-9a-f]{32}")
 Info = Callable[[], pb.GetServerInfoResponse]
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Message, Message]
@@ -87,6 +83,8 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
                     "id", f"is {len(each.id)} characters; at most {MAX_STREAM_ID_CHARS}."
                 )
                 result = _error(InvalidInputError(wrong), "StreamRoute")
+            elif each.HasField("outcome"):
+                return await self._streamed_outcome(each, deadline)
             else:
                 result = await self._result(each.request, deadline, "StreamRoute")
             return pb.StreamRouteResponse(id=each.id[:MAX_STREAM_ID_CHARS], result=result)
@@ -99,14 +97,41 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         self, request: pb.RecordOutcomeRequest, context: Context
     ) -> pb.RecordOutcomeResponse:
         """Record an outcome; see OutcomeGate."""
-        outcome = _recorded(request, self._max_text_bytes)
-        return pb.RecordOutcomeResponse(recorded=await self._outcomes.record(outcome))
+        return await self._record(request, _deadline(context))
+
+    async def RecordComparison(
+        self, request: pb.RecordComparisonRequest, context: Context
+    ) -> pb.RecordComparisonResponse:
+        """Record the outcomes of several candidates; see OutcomeGate."""
+        outcomes = comparison_from(request, self._max_text_bytes)
+        recorded = await self._outcomes.record(outcomes, request.text, _deadline(context))
+        return pb.RecordComparisonResponse(recorded=recorded)
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         """Describe the server."""
         return self._info()
+
+    async def _record(
+        self, request: pb.RecordOutcomeRequest, deadline: float
+    ) -> pb.RecordOutcomeResponse:
+        outcome = outcome_from(request, self._max_text_bytes)
+        recorded = await self._outcomes.record([outcome], request.text, deadline)
+        return pb.RecordOutcomeResponse(recorded=bool(recorded))
+
+    async def _streamed_outcome(
+        self, each: pb.StreamRouteRequest, deadline: float
+    ) -> pb.StreamRouteResponse:
+        """Record the outcome of a stream's message, and return the answer or the error."""
+        try:
+            if each.HasField("request"):
+                problem = "must not be set together with request; send two messages."
+                raise InvalidInputError(Violation("outcome", problem))
+            recorded = await self._record(each.outcome, deadline)
+            return pb.StreamRouteResponse(id=each.id, recorded=recorded)
+        except Exception as error:  # noqa: BLE001 - no request may end the server
+            return pb.StreamRouteResponse(id=each.id, result=_error(error, "StreamRoute"))
 
     async def _result(
         self, request: pb.RouteRequest, deadline: float, method: str
@@ -204,40 +229,6 @@ def _deadline(context: Context) -> float:
     """Return the call's deadline as of time.monotonic()."""
     left = context.time_remaining()
     return float("inf") if left is None else time.monotonic() + left
-
-
-def _recorded(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> RecordedOutcome:
-    """Check the request; raises one InvalidInputError that lists every violation."""
-    violations: list[Violation] = []
-    identifier = ""
-    if not DECISION_ID.fullmatch(request.decision_id):
-        value = request.decision_id[:80]
-        violations.append(
-            Violation("decision_id", f"is {value!r}; expected decision_id of a RouteResponse.")
-        )
-    try:
-        identifier = parse_name(request.candidate, "candidate")
-        if request.text:
-            check_text(request.text, max_text_bytes)
-    except InvalidInputError as error:
-        violations += error.violations
-    if not 0 <= request.score <= 1:  # true for NaN too
-        violations.append(Violation("score", f"is {request.score}; expected a number in [0, 1]."))
-    if len(request.category) > MAX_CATEGORY_CHARS:
-        size = len(request.category)
-        violations.append(
-            Violation("category", f"is {size} characters, the limit is {MAX_CATEGORY_CHARS}.")
-        )
-    if violations:
-        raise InvalidInputError(*violations)
-    return RecordedOutcome(
-        request.decision_id,
-        identifier,
-        request.score,
-        request.text,
-        request.category,
-        PRINCIPAL.get(),
-    )
 
 
 RequestT = TypeVar("RequestT")
