@@ -4,6 +4,7 @@
     |-- InvalidInputError         a value of the request is invalid          INVALID_ARGUMENT
     |-- NotFoundError             no such candidate                          NOT_FOUND
     |-- RevisionNotFoundError     no such revision in the store              NOT_FOUND
+    |-- AdaptationNotFoundError   no such adaptation in the store            NOT_FOUND
     |-- DecisionNotFoundError     no such decision of this caller            NOT_FOUND
     |-- RevisionLostError         a demanded revision is not in the store    FAILED_PRECONDITION
     |-- AlreadyExistsError        the name is taken                          ALREADY_EXISTS

@@ -36,7 +36,6 @@ from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.opening import open_registry
 from engine.registry.registry import Registry
-from engine.registry.stores.outcomes import OutcomeStore
 from engine.routing.exploration import Exploration
 from engine.routing.router import FallbackMode, Router, RouterConfig
 from engine.routing.sessions import SessionStore
@@ -45,6 +44,7 @@ from engine.serving.auth.outcome_gate import OutcomeGate
 from engine.serving.extproc.gateway import Gateway, options_from
 from engine.serving.extproc.service import NAME as EXTPROC
 from engine.serving.extproc.service import ExternalProcessor
+from engine.serving.memory import OutcomeMemory, build_memory
 from engine.serving.rpc.candidate_service import CandidateService
 from engine.serving.rpc.listener import Service
 from engine.serving.rpc.router_service import RouterService
@@ -72,7 +72,7 @@ class Components:
     registry: Registry
     batcher: Batcher
     router: Router
-    outcomes: OutcomeStore
+    memory: OutcomeMemory
     decision_ids: DecisionIds
     changes: ChangeLog | None
     telemetry: Telemetry
@@ -104,9 +104,8 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, head, _batch_limits(settings), telemetry.forwarded)
     cache = ScoreCache(settings.score_cache_mb << 20)
-    outcomes = OutcomeStore(
-        settings.outcomes_db, settings.max_recorded_outcomes, settings.max_outcome_age_days
-    )
+    mean = arrays.instruction_mean
+    memory = build_memory(settings, manifest, mean, registry, batcher, tokenizer)
     changes = ChangeLog(settings.changes_log) if settings.changes_log.name else None
     decision_ids = DecisionIds(registry.decision_key)
     router = Router(
@@ -125,6 +124,8 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         ),
         on_decision=telemetry.decided,
         new_id=decision_ids.new,
+        adaptation=memory.refresher.current,
+        recent=memory.recent,
     )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
@@ -141,7 +142,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         lambda: registry.from_file,
     )
     return Components(
-        settings, manifest, *inference, router, outcomes, decision_ids, changes, telemetry, scraped
+        settings, manifest, *inference, router, memory, decision_ids, changes, telemetry, scraped
     )
 
 
@@ -178,7 +179,13 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
         components.router,
         lambda: server_info(components),
         settings.max_text_bytes,
-        OutcomeGate(components.outcomes, components.decision_ids, components.registry.table),
+        OutcomeGate(
+            components.memory.store,
+            components.decision_ids,
+            components.registry.table,
+            components.memory.recent,
+            components.memory.scorer,
+        ),
     )
     candidate_service = CandidateService(components.registry, components.changes)
 

@@ -95,7 +95,7 @@ class RunningServer:
         registry_s = deadline - CLOSE_S / 2 - time.monotonic()
         await asyncio.gather(
             bounded("inference", components.batcher.stop(), deadline),
-            bounded("the outcomes", components.outcomes.close(), deadline),
+            bounded("the outcomes", components.memory.close(), deadline),
             bounded("the candidate store", components.registry.close(registry_s), deadline),
             bounded("the audit of changes", components.close_changes(), deadline),
             bounded("telemetry", components.telemetry.stop(), deadline),
@@ -124,7 +124,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
         listeners, arrivals = _bind(components, auth, access, drain, connections, half_sent)
         console = open_console(components, auth.tokens, auth.certificates)
     except ModelsatError:
-        await components.outcomes.close()
+        await components.memory.close()
         await components.registry.close()
         raise
     reloads = reload_samples(auth.files())
@@ -132,6 +132,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     sampled = {**components.sources.sampled, **reloads, **refused}
     components.telemetry.start(replace(components.sources, sampled=sampled))
     components.batcher.start()
+    filling = await components.memory.start()
     connections.start()
     for listener in listeners:
         await listener.start()
@@ -142,11 +143,12 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     on_state(components.registry.store_state)
     components.registry.follow()
     ports = [listener.port for listener in listeners]
-    watches = (
+    watches: tuple[asyncio.Task[None], ...] = (
         asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls"),
         asyncio.create_task(watch_files(auth, access), name="files"),
-        asyncio.create_task(prune_outcomes(components.outcomes), name="prune"),
+        asyncio.create_task(prune_outcomes(components.memory.store), name="prune"),
         asyncio.create_task(watch_half_sent(half_sent, ports), name="half-sent"),
+        *([] if filling is None else [filling]),
     )
     return RunningServer(listeners, components, drain, connections, watches, console)
 

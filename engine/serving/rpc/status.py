@@ -14,6 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import (
+    AdaptationNotFoundError,
     AlreadyExistsError,
     ConflictError,
     DeadlineError,
@@ -40,6 +41,7 @@ _INTERNAL = (code_pb2.INTERNAL, "INTERNAL")
 CODES: dict[type[Exception], tuple[int, str]] = {
     InvalidInputError: (code_pb2.INVALID_ARGUMENT, "INVALID_INPUT"),
     NotFoundError: (code_pb2.NOT_FOUND, "NOT_FOUND"),
+    AdaptationNotFoundError: (code_pb2.NOT_FOUND, "ADAPTATION_NOT_FOUND"),
     RevisionNotFoundError: (code_pb2.NOT_FOUND, "REVISION_NOT_FOUND"),
     DecisionNotFoundError: (code_pb2.NOT_FOUND, "DECISION_NOT_FOUND"),
     RevisionLostError: (code_pb2.FAILED_PRECONDITION, "REVISION_LOST"),
@@ -137,9 +139,8 @@ def _details(error: ModelsatError) -> list[Message]:
     if isinstance(error, NotFoundError | AlreadyExistsError | EtagMismatchError):
         kind = getattr(error, "resource_type", "modelsat.v1.Candidate")
         return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=error.name)]
-    if isinstance(error, RevisionNotFoundError | DecisionNotFoundError):
-        is_revision = isinstance(error, RevisionNotFoundError)
-        kind = "modelsat.v1." + ("Revision" if is_revision else "Decision")
+    if isinstance(error, RevisionNotFoundError | DecisionNotFoundError | AdaptationNotFoundError):
+        kind = "modelsat.v1." + type(error).__name__.removesuffix("NotFoundError")
         return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=error.name)]
     if isinstance(error, NoEligibleCandidateError):
         failure = error_details_pb2.PreconditionFailure()

@@ -1,0 +1,84 @@
+"""Build what learns from outcomes: the store, recent decisions, scoring of texts, and refits."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+from engine.adaptation.filling import VectorFiller
+from engine.adaptation.recent_decisions import RecentDecisions
+from engine.adaptation.refresh import AdaptationRefresher, Fit
+from engine.adaptation.text_scorer import TextScorer
+from engine.bundle.manifest import Manifest, weights_id
+from engine.bundle.prompt import Tokenizer
+from engine.bundle.types import Float32Array
+from engine.inference.batcher import Batcher
+from engine.registry.registry import Registry
+from engine.registry.stores.outcomes import OutcomeLimits, OutcomeStore
+from engine.serving.settings import Settings
+
+MIB, MINUTE_S = 1 << 20, 60.0
+
+
+@dataclass(frozen=True)
+class OutcomeMemory:
+    """What learns from outcomes. refresher: not started if adaptation is turned off."""
+
+    store: OutcomeStore
+    recent: RecentDecisions
+    scorer: TextScorer
+    refresher: AdaptationRefresher
+    filler: VectorFiller
+    enabled: bool
+
+    async def start(self) -> asyncio.Task[None] | None:
+        """Make the first fit, and go on in the background; return the task that fills in vectors.
+
+        Call it inside the event loop that serves, after the batcher has started.
+        """
+        if not self.enabled:
+            return None
+        await self.refresher.start()
+        return asyncio.create_task(self.filler.run(), name="filling")
+
+    async def close(self) -> None:
+        """End the refits, and close the store."""
+        await self.refresher.stop()
+        await self.store.close()
+
+
+def build_memory(
+    settings: Settings,
+    manifest: Manifest,
+    mean: Float32Array,
+    registry: Registry,
+    batcher: Batcher,
+    tokenizer: Tokenizer,
+) -> OutcomeMemory:
+    """Open the store of outcomes, and build what uses it.
+
+    mean: (D,), what embeddings of instructions are centered on. Raises StoreError.
+    """
+    limits = OutcomeLimits(
+        settings.max_recorded_outcomes,
+        settings.max_outcome_age_days,
+        settings.memory_instructions,
+        settings.memory_mib * MIB,
+    )
+    weights = weights_id(manifest)
+    store = OutcomeStore(settings.outcomes_db, limits)
+    max_age_s = settings.decisions_max_age_minutes * MINUTE_S
+    recent = RecentDecisions(weights, settings.decisions_mib * MIB, max_age_s)
+    scorer = TextScorer(batcher, tokenizer, registry, recent)
+    try:
+        fit, enabled = (
+            cast(Fit, import_module("engine.adaptation.fit").fit),
+            settings.memory_mib > 0,
+        )
+    except ModuleNotFoundError:  # until it is there
+        fit, enabled = cast(Fit, None), False
+    refresher = AdaptationRefresher(store, registry.table, weights, mean, fit)
+    filler = VectorFiller(store, recent, scorer)
+    return OutcomeMemory(store, recent, scorer, refresher, filler, enabled)
