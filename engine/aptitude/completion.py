@@ -50,12 +50,16 @@ class FailedReplyError(Exception):
 
 @dataclass(frozen=True)
 class Completion:
-    """A reply. The token counts are None if the endpoint did not report them."""
+    """A reply. The token counts are None if the endpoint did not report them.
+
+    answer_tokens includes reasoning_tokens.
+    """
 
     text: str
     cut: bool
     prompt_tokens: int | None
     answer_tokens: int | None
+    reasoning_tokens: int | None = None
 
 
 def read_completion(body: Any) -> Completion:
@@ -84,7 +88,16 @@ def read_completion(body: Any) -> Completion:
         or _count(usage, "promptTokenCount", "prompt_eval_count"),
         answer_tokens=_count(usage, "completion_tokens", "output_tokens", "outputTokens")
         or _count(usage, "candidatesTokenCount", "eval_count"),
+        reasoning_tokens=_reasoning_tokens(usage),
     )
+
+
+def _reasoning_tokens(usage: Mapping[str, Any]) -> int | None:
+    for name in ("completion_tokens_details", "output_tokens_details"):
+        details = usage.get(name)
+        if isinstance(details, dict) and (count := _count(details, "reasoning_tokens")) is not None:
+            return count
+    return _count(usage, "reasoning_tokens", "thoughtsTokenCount")
 
 
 def _require_no_error(body: Mapping[str, Any]) -> None:

@@ -30,7 +30,9 @@ class Reply:
 
     question: key of the question. text: what the model wrote; empty if a content filter refused.
     counted: True if the endpoint reported the token counts, False if they are estimates.
-    cut: True if the reply ended at the token limit.
+    cut: True if the reply ended at the token limit. reasoning_tokens: those of answer_tokens that
+    were reasoning, None if the endpoint did not say. latency_s: until the last token. error: why
+    the endpoint refused this request; there is no reply then.
     """
 
     question: str
@@ -39,6 +41,9 @@ class Reply:
     answer_tokens: int
     counted: bool
     cut: bool
+    reasoning_tokens: int | None = None
+    latency_s: float | None = None
+    error: str = ""
 
 
 class Journal:

@@ -14,7 +14,7 @@ import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,6 +41,32 @@ LETTER_ONLY = "Reply with the letter of the right option and nothing else."
 
 class ExaminationError(ModelsatError):
     """The endpoint cannot be examined. The replies so far are in the journal."""
+
+
+class RefusedRequestError(ExaminationError):
+    """The endpoint refused one request. status: of HTTP."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """What a model is asked.
+
+    key: names the reply in the journal. messages: as in a request's body. extra_body: fields that
+    are merged into this request's body.
+    """
+
+    key: str
+    messages: tuple[Mapping[str, str], ...]
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Estimated tokens of the messages."""
+        return estimated_tokens("".join(message["content"] for message in self.messages))
 
 
 @dataclass(frozen=True)
@@ -86,6 +112,12 @@ class Endpoint:
 def prompt_of(question: Question, *, answer_only: bool) -> str:
     """Render the prompt that the model reads."""
     return f"{question.text}\n\n{LETTER_ONLY if answer_only else STEP_BY_STEP}"
+
+
+def chat_prompt(question: Question, *, answer_only: bool) -> ChatPrompt:
+    """Ask `question` in a conversation of its own."""
+    text = prompt_of(question, answer_only=answer_only)
+    return ChatPrompt(question.key, ({"role": "user", "content": text},))
 
 
 def estimated_tokens(text: str) -> int:
@@ -166,16 +198,17 @@ class LLM:
     ) -> None:
         await self._client.aclose()
 
-    async def ask(self, question: Question) -> Reply:
-        """Ask `question` until it is answered.
+    async def ask(self, prompt: ChatPrompt) -> Reply:
+        """Ask until there is an answer.
 
         Raises:
-            ExaminationError: another attempt would not help, or none is left.
+            ExaminationError: another attempt would not help, or none is left; RefusedRequestError if
+                the endpoint answered with a status that says so.
             CancelledError: `stop` was called.
         """
         reason = ""
         for attempt in range(self._endpoint.max_attempts):
-            result = await self._attempt(question, attempt)
+            result = await self._attempt(prompt, attempt)
             if isinstance(result, Reply):
                 return result
             reason = result
@@ -204,12 +237,12 @@ class LLM:
         finally:
             self._waiting.discard(task)
 
-    async def _attempt(self, question: Question, attempt: int) -> Reply | str:
+    async def _attempt(self, prompt: ChatPrompt, attempt: int) -> Reply | str:
         """Ask once; returns the reply, or the reason of a failure that may not happen again."""
-        prompt = prompt_of(question, answer_only=self._endpoint.answer_only)
         mean_answer = self._answer_tokens / self._answered if self._answered else 0.0
-        expected = estimated_tokens(prompt) + mean_answer
+        expected = prompt.tokens + mean_answer
         await self._wait_turn(attempt, expected)
+        started = time.monotonic()
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 url = f"{self._endpoint.base_url}/chat/completions"
@@ -225,25 +258,27 @@ class LLM:
             self._honor_retry_after(response)
             return f"HTTP {response.status_code}"
         try:
-            reply = self._read(question, prompt, response.status_code, content)
+            reply = self._read(prompt, response.status_code, content)
         except FailedReplyError as error:
             if not error.filtered or attempt + 1 < self._endpoint.max_attempts:
                 return self._masked(str(error))
             # A filter that stays is the model's answer to this question: it declines.
-            reply = Reply(question.key, "", estimated_tokens(prompt), 0, False, False)
+            reply = Reply(prompt.key, "", prompt.tokens, 0, False, False)
+        reply = replace(reply, latency_s=round(time.monotonic() - started, 3))
         self._answered += 1
         self._answer_tokens += reply.answer_tokens
         self._token_limit.adjust(reply.prompt_tokens + reply.answer_tokens - expected)
         return reply
 
-    def _body(self, prompt: str) -> dict[str, Any]:
+    def _body(self, prompt: ChatPrompt) -> dict[str, Any]:
         body = {
             "model": self._endpoint.model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": list(prompt.messages),
             "max_tokens": self._endpoint.max_tokens,
             "temperature": 0,
         }
-        return {k: v for k, v in {**body, **self._endpoint.extra_body}.items() if v is not None}
+        merged = {**body, **prompt.extra_body, **self._endpoint.extra_body}
+        return {k: v for k, v in merged.items() if v is not None}
 
     def _honor_retry_after(self, response: httpx2.Response) -> None:
         """Honor Retry-After: pause all requests until then."""
@@ -263,17 +298,18 @@ class LLM:
         line = " ".join(text.replace(self._endpoint.key or "\0", "[key]").split())
         return "".join(c if c.isprintable() else "?" for c in line)[:300]
 
-    def _read(self, question: Question, prompt: str, status: int, content: bytes) -> Reply:
+    def _read(self, prompt: ChatPrompt, status: int, content: bytes) -> Reply:
         if status != 200:
             message = content.decode(errors="replace")
             filtered = any(code in message for code in CONTENT_FILTER_CODES)
             if status == 400 and filtered:
-                return Reply(question.key, "", estimated_tokens(prompt), 0, False, False)
-            raise ExaminationError(
+                return Reply(prompt.key, "", prompt.tokens, 0, False, False)
+            raise RefusedRequestError(
                 f"{self._endpoint.base_url} refused with HTTP {status}:"
-                f" {self._masked(message)}{ADVICE.get(status, '')} (tried {self._endpoint.way})"
+                f" {self._masked(message)}{ADVICE.get(status, '')} (tried {self._endpoint.way})",
+                status,
             )
-        return reply_from(question, prompt, content)
+        return reply_from(prompt, content)
 
 
 class _ResponseTooLargeError(Exception):
@@ -300,7 +336,7 @@ async def _content(response: httpx2.Response) -> bytes:
     return bytes(content)
 
 
-def reply_from(question: Question, prompt: str, content: bytes) -> Reply:
+def reply_from(prompt: ChatPrompt, content: bytes) -> Reply:
     """Read the reply from the body of a response with status 200.
 
     Raises:
@@ -317,14 +353,15 @@ def reply_from(question: Question, prompt: str, content: bytes) -> Reply:
         raise FailedReplyError(f"{form} in place of a chat completion: {beginning}") from error
     prompt_tokens, answer_tokens = completion.prompt_tokens, completion.answer_tokens
     return Reply(
-        question=question.key,
+        question=prompt.key,
         text=completion.text,
-        prompt_tokens=estimated_tokens(prompt) if prompt_tokens is None else prompt_tokens,
+        prompt_tokens=prompt.tokens if prompt_tokens is None else prompt_tokens,
         answer_tokens=(
             estimated_tokens(completion.text) if answer_tokens is None else answer_tokens
         ),
         counted=answer_tokens is not None,
         cut=completion.cut,
+        reasoning_tokens=completion.reasoning_tokens,
     )
 
 
@@ -374,7 +411,7 @@ async def run(
         async def ask_remaining() -> None:
             try:
                 for question in remaining:
-                    reply = await llm.ask(question)
+                    reply = await llm.ask(chat_prompt(question, answer_only=endpoint.answer_only))
                     journal.add(reply)
                     on_reply(reply)
             except ModelsatError as error:

@@ -53,7 +53,7 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
     text = (
         "where the log keeps FIELD, as in text=body.prompt (repeatable); FIELD is body, messages,"
         " text, candidate, cost, outcome, time, propensity, decision, session, input_tokens,"
-        " output_tokens or latency"
+        " output_tokens, latency, reference or category"
     )
     add("--map-column", action="append", default=[], metavar="FIELD=COLUMN", help=text)
     text = (

@@ -28,6 +28,8 @@ COLUMNS: Columns = {
     "input_tokens": ("input_tokens", "prompt_tokens"),
     "output_tokens": ("output_tokens", "completion_tokens"),
     "latency": ("latency_s", "latency_ms", "duration_ms"),
+    "reference": ("reference", "expected_output", "expectedOutput", "expected", "ground_truth"),
+    "category": ("category",),
 }
 
 

@@ -77,7 +77,9 @@ class PastRequest:
     cost: US dollars. outcome: in [0, 1]. time: epoch seconds. NaN means not logged. other_names:
     what the log also calls the candidate. input_tokens, output_tokens, latency_s, session: as
     logged, NaN or empty if not. dropped: columns whose values could not be read. propensity: with
-    which the candidate was chosen, in (0, 1].
+    which the candidate was chosen, in (0, 1]. reference: the right answer, or what else a grader
+    compares answers with; None if there is none. category: the log's own kind of request.
+    response_format: of the request's body, as in chat completions.
     """
 
     conversation: Conversation
@@ -92,6 +94,9 @@ class PastRequest:
     session: str = ""
     dropped: tuple[str, ...] = ()
     propensity: float = math.nan
+    reference: Any = None
+    category: str = ""
+    response_format: Mapping[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -162,6 +167,7 @@ def past_request(
         _, decision = first(record, columns["decision"])
         outcome = outcome_of(str(decision), names[0] if names else "")
     propensity = optional("propensity", _propensity)
+    reference, response_format = first(record, columns["reference"])[1], body.get("response_format")
     return PastRequest(
         conversation,
         names[0] if names else "",
@@ -175,6 +181,9 @@ def past_request(
         str(first(record, columns["session"])[1] or "")[:200],
         tuple(dropped),
         propensity,
+        reference,
+        str(first(record, columns["category"])[1] or "")[:200],
+        response_format if isinstance(response_format, Mapping) else None,
     )
 
 

@@ -116,7 +116,7 @@ def replay(
         finished += len(chunk.requests)
         progress(finished, chunk.position)
     if not parts:
-        raise _empty_log(log, invalid)
+        raise empty_log_error(log, invalid)
     arrays = concat(parts)
     return {
         **report(arrays, job.policies, job.table),
@@ -154,7 +154,7 @@ def _chunks(log: LogSource, invalid: LogNotes) -> Iterator[Chunk]:
     number = first = 0
     requests: list[PastRequest] = []
     position = 0.0
-    for request, position in _requests(log, invalid):
+    for request, position in read_requests(log, invalid):
         requests.append(request)
         if len(requests) == log.chunk:
             yield Chunk(number, first, requests, position)
@@ -163,7 +163,12 @@ def _chunks(log: LogSource, invalid: LogNotes) -> Iterator[Chunk]:
         yield Chunk(number, first, requests, position)
 
 
-def _requests(log: LogSource, invalid: LogNotes) -> Iterator[tuple[PastRequest, float]]:
+def read_requests(log: LogSource, invalid: LogNotes) -> Iterator[tuple[PastRequest, float]]:
+    """Yield every request of the log with the share of the log that was read so far.
+
+    Raises:
+        InvalidInputError: a file cannot be read, or has more than log.max_invalid_rows invalid rows.
+    """
     needed = top_level(log.columns)
     reader = FormatReader(log.form)
     invalid.formats = reader.counts
@@ -208,7 +213,8 @@ def _skip(log: LogSource, invalid: LogNotes, line: dict[str, Any]) -> None:
         )
 
 
-def _empty_log(log: LogSource, invalid: LogNotes) -> InvalidInputError:
+def empty_log_error(log: LogSource, invalid: LogNotes) -> InvalidInputError:
+    """Say why no request was read."""
     files = ", ".join(map(str, log.files[:3]))
     lines = f"{invalid.count} lines are invalid, the first: {_first(invalid)}"
     if invalid.count:
