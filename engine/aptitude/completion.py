@@ -97,7 +97,7 @@ def _reasoning_tokens(usage: Mapping[str, Any]) -> int | None:
         details = usage.get(name)
         if isinstance(details, dict) and (count := _count(details, "reasoning_tokens")) is not None:
             return count
-    return _count(usage, "reasoning_tokens", "thoughtsTokenCount")
+    return _count(usage, "reasoning_tokens")
 
 
 def _require_no_error(body: Mapping[str, Any]) -> None:

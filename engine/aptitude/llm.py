@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from engine.api.errors import ModelsatError
+from engine.api.errors import ModelsatError, Violation
 from engine.api.loopback import is_this_machine
 from engine.aptitude.completion import FailedReplyError, read_completion
 from engine.aptitude.journal import Journal, Reply
@@ -107,6 +107,24 @@ class Endpoint:
         return (
             f"through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]} of the environment"
         )
+
+
+def url_problems(field: str, url: str, key: str) -> list[Violation]:
+    """List what is wrong with a base URL that `field` holds, and with sending `key` to it."""
+    try:
+        parts = urlsplit(url)
+        is_plain_text = parts.scheme == "http" and not is_this_machine(parts.hostname or "")
+        is_malformed = any(c <= " " or c > "~" for c in url) or parts.port == 0
+    except ValueError:
+        return [Violation(field, "is not a URL; expected one like https://HOST/v1.")]
+    extras = parts.username or parts.password or parts.query or parts.fragment
+    if parts.scheme not in {"http", "https"} or not parts.hostname or extras or is_malformed:
+        text = "is not a base URL; expected https://HOST/v1, without user, query or fragment."
+        return [Violation(field, text)]
+    if key and is_plain_text:
+        text = "is http, which would send the key unencrypted; use https, or no key."
+        return [Violation(field, text)]
+    return []
 
 
 def prompt_of(question: Question, *, answer_only: bool) -> str:
@@ -202,8 +220,8 @@ class LLM:
         """Ask until there is an answer.
 
         Raises:
-            ExaminationError: another attempt would not help, or none is left; RefusedRequestError if
-                the endpoint answered with a status that says so.
+            ExaminationError: another attempt would not help, or none is left. It is a
+                RefusedRequestError if the endpoint refused the request.
             CancelledError: `stop` was called.
         """
         reason = ""

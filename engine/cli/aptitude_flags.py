@@ -9,13 +9,11 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.loopback import is_this_machine
 from engine.api.prices import in_usd_per_million
-from engine.aptitude.llm import Endpoint
+from engine.aptitude.llm import Endpoint, url_problems
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.cli import server_flags
 
@@ -48,7 +46,7 @@ def endpoint_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> End
         for name, minimum in MINIMA.items()
         if (value := getattr(parsed, name)) is not None and not value >= minimum
     ]
-    problems += _url_problems(parsed.base_url, key)
+    problems += url_problems("--base-url", parsed.base_url, key)
     try:
         body = json.loads(parsed.extra_body)
     except ValueError:
@@ -75,23 +73,6 @@ def endpoint_from(parsed: argparse.Namespace, environ: Mapping[str, str]) -> End
         requests_per_minute=parsed.requests_per_minute,
         tokens_per_minute=parsed.tokens_per_minute,
     )
-
-
-def _url_problems(url: str, key: str) -> list[Violation]:
-    try:
-        parts = urlsplit(url)
-        is_plain_text = parts.scheme == "http" and not is_this_machine(parts.hostname or "")
-        is_malformed = any(c <= " " or c > "~" for c in url) or parts.port == 0
-    except ValueError:
-        return [Violation("--base-url", "is not a URL; expected one like https://HOST/v1.")]
-    extras = parts.username or parts.password or parts.query or parts.fragment
-    if parts.scheme not in {"http", "https"} or not parts.hostname or extras or is_malformed:
-        text = "is not a base URL; expected https://HOST/v1, without user, query or fragment."
-        return [Violation("--base-url", text)]
-    if key and is_plain_text:
-        text = "is http, which would send the key unencrypted; use https, or no key."
-        return [Violation("--base-url", text)]
-    return []
 
 
 def candidate_from(parsed: argparse.Namespace) -> Candidate:

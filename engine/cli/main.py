@@ -11,6 +11,7 @@ modelsat adaptation status
 modelsat calibrate --data DIR --min-accuracy-ratio 0.97
 modelsat replay LOG --policy thrifty=cost_sensitivity=0.3 --out DIR
 modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
+modelsat compare run --log LOG --candidates A,B,C --grader numeric --endpoints FILE
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ COMMANDS = {
     "calibrate": "find the cost sensitivity that meets a target on your own outcomes",
     "replay": "route logged requests under other policies and compare cost and quality",
     "aptitude": "run the aptitude test on a live LLM and register it as a candidate",
+    "compare": "ask several LLMs the same past requests and record how well each did",
 }
-EXTRAS = {"aptitude": "cpu,aptitude", "replay": "cpu,replay"}  # of the other commands: cpu
+EXTRAS = {
+    "aptitude": "cpu,aptitude",
+    "compare": "cpu,aptitude",
+    "replay": "cpu,replay",
+}  # of the other commands: cpu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -167,7 +167,7 @@ def read_requests(log: LogSource, invalid: LogNotes) -> Iterator[tuple[PastReque
     """Yield every request of the log with the share of the log that was read so far.
 
     Raises:
-        InvalidInputError: a file cannot be read, or has more than log.max_invalid_rows invalid rows.
+        InvalidInputError: a file cannot be read, or too many rows are invalid.
     """
     needed = top_level(log.columns)
     reader = FormatReader(log.form)

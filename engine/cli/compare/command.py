@@ -1,0 +1,216 @@
+"""Run `modelsat compare run`: read, draw, show the cost, ask and grade, report, record."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from engine.api.candidate import Candidate
+from engine.api.errors import InvalidInputError, Violation
+from engine.api.policy import Policy
+from engine.aptitude.journal import Journal
+from engine.bundle.types import FloatArray
+from engine.cli.compare import flags
+from engine.cli.server_flags import connect, credentials_from
+from engine.client.results import RouteDecision
+from engine.compare.asking import journal_key
+from engine.compare.costs import expected_costs, prompt_for, require_prices
+from engine.compare.endpoints import PricedEndpoint
+from engine.compare.graders.grading import Comparison
+from engine.compare.recording import record_comparisons, recorder
+from engine.compare.render import print_expected, print_report
+from engine.compare.report import SampleNotes, report
+from engine.compare.run import JOURNAL, ComparePlan, CompareRun, run_comparisons
+from engine.compare.sampling.drawing import TFIDF, DrawnSample, Novelty, draw_sample, novelty_of
+from engine.compare.sampling.instructions import InstructionPool, read_pool
+from engine.datasets.rows import TextFormat
+from engine.replay.formats import log_format
+from engine.replay.log import columns_with, expand
+from engine.replay.run import LogSource
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the actions of `modelsat compare`."""
+    actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
+    summary = "ask several LLMs the same past requests, grade them, and record the outcomes"
+    command = actions.add_parser("run", help=summary, description=f"A{summary[1:]}.")
+    command.usage = "modelsat compare run --log FILE --candidates A,B --grader NAME [options]"
+    flags.add_arguments(command)
+    command.set_defaults(run=_run)
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    flags.check_values(parsed)
+    names, judge_names = flags.listed(parsed.candidates), flags.listed(parsed.judge)
+    registered = {} if parsed.dry_run else _registered(names, parsed)
+    endpoints = flags.endpoints_from([*names, *judge_names], parsed, os.environ)
+    candidates = [
+        _priced(endpoint, registered.get(endpoint.name), parsed.expected_output_tokens)
+        for endpoint in endpoints[: len(names)]
+    ]
+    judges = flags.judges_from(parsed, endpoints[len(names) :])
+    hidden = frozenset(name for name in os.environ if _holds_key(name, endpoints))
+    graders = flags.graders_from(parsed, hidden)
+    plan = ComparePlan((), candidates, graders, judges, parsed.budget_usd)
+    if parsed.budget_usd is not None:
+        judging = [judge.endpoint for judge in judges]
+        require_prices([*candidates, *judging], "--budget-usd")
+    pool = _pool(parsed)
+    sample = _sample(pool, names, parsed)
+    plan = replace(plan, instructions=sample.instructions)
+    with Journal(parsed.out.with_suffix(".journal.jsonl"), JOURNAL) as journal:
+        if not _confirmed(plan, journal, parsed):
+            return
+        run = _compare(plan, journal)
+    notes = SampleNotes(
+        pool.requests,
+        len(pool.instructions),
+        TFIDF if parsed.bundle is None else f"embeddings of {parsed.bundle}",
+        parsed.seed,
+        pool.repeated,
+        pool.left_out,
+    )
+    document = report(plan, run, sample.regions(parsed.regions, parsed.seed), notes)
+    if not parsed.dry_run:
+        document["recorded"] = _record(plan, run, parsed)
+    _finish(document, parsed)
+
+
+def _registered(names: Sequence[str], parsed: argparse.Namespace) -> dict[str, Candidate]:
+    """Return the candidates that the server has; raises InvalidInputError if one is missing."""
+    with connect(parsed) as client:
+        known = {candidate.id: candidate for candidate in client.list_candidates()}
+    if missing := [name for name in names if name not in known]:
+        problem = (
+            f"names {', '.join(missing)}, which {parsed.server} does not have;"
+            " register them, or add --dry-run to compare without recording."
+        )
+        raise InvalidInputError(Violation("--candidates", problem))
+    return known
+
+
+def _priced(
+    endpoint: PricedEndpoint, candidate: Candidate | None, expected: float | None
+) -> PricedEndpoint:
+    """Take what the endpoint does not say from the registered candidate."""
+    prices = (endpoint.input_usd_per_million, endpoint.output_usd_per_million)
+    if candidate is not None and prices == (None, None):
+        prices = (candidate.input_usd_per_million, candidate.output_usd_per_million)
+    length = None if candidate is None else candidate.mean_output_tokens
+    return replace(
+        endpoint,
+        input_usd_per_million=prices[0],
+        output_usd_per_million=prices[1],
+        mean_output_tokens=length if expected is None else expected,
+    )
+
+
+def _holds_key(name: str, endpoints: Sequence[PricedEndpoint]) -> bool:
+    value = os.environ[name].strip()
+    return bool(value) and any(value == endpoint.endpoint.key for endpoint in endpoints)
+
+
+def _pool(parsed: argparse.Namespace) -> InstructionPool:
+    columns = columns_with(parsed.map_column)
+    form = log_format(parsed.format) if parsed.format else None
+    text = TextFormat(parsed.encoding)
+    log = LogSource(expand(parsed.log), columns, form=form, text=text)
+    references = LogSource(expand(parsed.references), columns, text=text)
+    return read_pool(log, references if references.files else None, parsed.seed)
+
+
+def _sample(pool: InstructionPool, names: Sequence[str], parsed: argparse.Namespace) -> DrawnSample:
+    file = parsed.out.with_suffix(".sample.json")
+    vectors = None
+    if parsed.bundle is not None:
+        from engine.compare.sampling.embedding import embed
+
+        vectors = embed(parsed.bundle, [i.text for i in pool.instructions])
+    novelty = None if parsed.dry_run else _novelty(names, parsed)
+    return draw_sample(pool.instructions, parsed.sample, parsed.seed, file, vectors, novelty)
+
+
+def _novelty(names: Sequence[str], parsed: argparse.Namespace) -> Novelty:
+    """Ask the server what it remembers of similar instructions."""
+
+    def novelty(texts: Sequence[str]) -> FloatArray | None:
+        policy = Policy(allowed_candidates=tuple(names))
+        with connect(parsed) as client:
+            results = client.route_many(texts, policy, dry_run=True)
+        return novelty_of([_remembered(r) for r in results if isinstance(r, RouteDecision)])
+
+    return novelty
+
+
+def _remembered(decision: RouteDecision) -> float | None:
+    numbers = [entry.similar_outcomes for entry in decision.ranking]
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _confirmed(plan: ComparePlan, journal: Journal, parsed: argparse.Namespace) -> bool:
+    """Show the expected cost, and ask whether to start; False if only the estimate is wanted."""
+    from rich.console import Console
+
+    keys = {
+        c.name: {
+            i.key for i in plan.instructions if journal_key(c, prompt_for(i)) in journal.replies
+        }
+        for c in plan.candidates
+    }
+    costs = expected_costs(plan.instructions, plan.candidates, plan.judges, keys)
+    if answered := sum(map(len, keys.values())):
+        print(f"{answered} answers are already in the journal.")
+    print_expected(costs, Console(highlight=False, markup=False))
+    if parsed.estimate:
+        return False
+    if parsed.yes or not any(cost.requests for cost in costs):
+        return True
+    if not sys.stdin.isatty():
+        problem = "is needed without a terminal to confirm on; --estimate only estimates."
+        raise InvalidInputError(Violation("--yes", problem))
+    if input("Start? [y/N] ").strip().lower() not in {"y", "yes"}:
+        raise KeyboardInterrupt
+    return True
+
+
+def _compare(plan: ComparePlan, journal: Journal) -> CompareRun:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(plan.instructions))
+
+        def on_finished(_: Comparison) -> None:
+            progress.advance(bar)
+
+        try:
+            return asyncio.run(run_comparisons(plan, journal, on_finished))
+        except KeyboardInterrupt:
+            progress.console.print("stopped; run the same command again to resume")
+            raise
+
+
+def _record(plan: ComparePlan, run: CompareRun, parsed: argparse.Namespace) -> dict[str, int]:
+    candidates = {candidate.name: candidate for candidate in plan.candidates}
+    grader = ", ".join(plan.grader_names)
+    with recorder(parsed.server, credentials_from(parsed, os.environ)) as record:
+        return record_comparisons(
+            record, run.comparisons, candidates, grader, store_text=parsed.store_text
+        )
+
+
+def _finish(document: dict[str, object], parsed: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    unfinished = parsed.out.with_name(parsed.out.name + ".tmp")
+    unfinished.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    unfinished.replace(parsed.out)
+    print_report(document, Console(highlight=False, markup=False))
+    print(f"wrote {parsed.out}")

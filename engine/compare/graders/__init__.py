@@ -1,0 +1,1 @@
+"""Grade replies: by a reference, by a judge, by a program."""

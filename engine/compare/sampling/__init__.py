@@ -1,0 +1,1 @@
+"""Draw the instructions of a comparison from logs of past requests."""
