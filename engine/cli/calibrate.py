@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.datasets.flags import add_data
-from engine.routing.calibration import CalibrationTarget, Recommendation, as_dict, calibrate, shares
+from engine.routing.calibration import (
+    ESTIMATORS,
+    CalibrationTarget,
+    Recommendation,
+    as_dict,
+    calibrate,
+    shares,
+)
 from engine.serving.settings import BUNDLE
 
 if TYPE_CHECKING:
@@ -24,6 +31,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help=text)
     text = "JSON file of candidates with prices (default: the bundle's catalog)"
     add("--catalog", type=Path, metavar="FILE", help=text)
+    text = (
+        "how to find accuracies: measured on instructions with the outcomes of all candidates, or"
+        " estimated from the outcomes of a server that explores (default %(default)s)"
+    )
+    add("--estimator", choices=ESTIMATORS, default="measured", help=text)
     add("--json", action="store_true", help="print one JSON object instead of a table")
     target = command.add_argument_group("target (exactly one)")
     target = target.add_mutually_exclusive_group(required=True)
@@ -37,7 +49,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     target = CalibrationTarget(parsed.min_accuracy_ratio, parsed.max_cost_ratio)
     catalog = parsed.catalog or parsed.bundle / "zoo.json"
-    recommendation = calibrate(parsed.bundle, parsed.data, catalog, target)
+    recommendation = calibrate(parsed.bundle, parsed.data, catalog, target, parsed.estimator)
     if parsed.json:
         print(json.dumps(as_dict(recommendation), ensure_ascii=False))
     else:
@@ -51,7 +63,10 @@ def print_recommendation(recommendation: Recommendation, console: Console) -> No
     from rich.table import Table
 
     table = Table()
-    headings = ("", "cost sensitivity", "accuracy", "of the best", "cost / 1,000", "of its cost")
+    headings = ["", "cost sensitivity", "accuracy", "of the best", "cost / 1,000", "of its cost"]
+    is_estimate = recommendation.points[0].standard_error is not None
+    if is_estimate:
+        headings += ["standard error", "worth outcomes"]
     for heading in headings:
         table.add_column(heading, justify="right")
     previous = None
@@ -65,7 +80,10 @@ def print_recommendation(recommendation: Recommendation, console: Console) -> No
             "-" if share is None else f"{share:.1%}" for share in shares(point, recommendation)
         )
         cells = [f"{point.sensitivity:.3g}", f"{point.accuracy:.4f}", accuracy]
-        table.add_row(mark, *cells, f"${1e3 * point.cost:.4f}", cost)
+        cells += [f"${1e3 * point.cost:.4f}", cost]
+        if is_estimate:
+            cells += [f"{point.standard_error:.4f}", f"{point.effective_outcomes:.0f}"]
+        table.add_row(mark, *cells)
     console.print(table)
     console.print(
         f"best single candidate: {recommendation.best}, accuracy {recommendation.accuracy:.4f},"

@@ -24,6 +24,7 @@ MAX_REPORTED = 20  # unreadable lines
 PARSE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
 NAMES_FORMAT = "a JSON list of objects with a name"
 SCORES_FORMAT = "a matrix of numbers under the key scores"
+PROPENSITIES_FORMAT = "a matrix of numbers above 0 under the key propensities"
 APTITUDE_FORMAT = "a JSON object of tasks, items (task -> IDs) and scores (candidate -> numbers)"
 Content = TypeVar("Content")
 
@@ -34,7 +35,8 @@ class DataFolder:
 
     records: N lines of the instructions file. candidates: M names. scores: (M, N) in [0, 1], NaN =
     not measured. aptitude: the content of aptitude.json; None if there is none. dropped: candidate
-    -> why it is left out of all of these.
+    -> why it is left out of all of these. propensities: (M, N), see Outcomes; None if there are
+    none.
     """
 
     records: list[dict[str, Any]]
@@ -42,6 +44,7 @@ class DataFolder:
     scores: Float32Array
     aptitude: Mapping[str, Any] | None
     dropped: Mapping[str, str] = field(default_factory=dict)
+    propensities: Float32Array | None = None
 
 
 def read_folder(folder: Path) -> DataFolder:
@@ -53,6 +56,7 @@ def read_folder(folder: Path) -> DataFolder:
     records, problems = _read_records(folder)
     names = _parse(folder / "candidates.json", _read_names, NAMES_FORMAT, problems)
     scores = _parse(folder / "scores.npz", _read_scores, SCORES_FORMAT, problems)
+    propensities = _parse(folder / "scores.npz", _read_propensities, PROPENSITIES_FORMAT, problems)
     path = folder / "aptitude.json"
     aptitude = None
     if path.is_file():
@@ -60,6 +64,10 @@ def read_folder(folder: Path) -> DataFolder:
     problems += _instruction_problems(records)
     if scores is not None and names is not None:
         problems += _score_problems(scores, names, len(records))
+    if propensities is not None and scores is not None and propensities.shape != scores.shape:
+        problems.append(
+            f"scores.npz: propensities is {propensities.shape}, expected {scores.shape}, as scores."
+        )
     if aptitude is not None and names is not None:
         problems += _aptitude_problems(aptitude, names)
     if problems or names is None or scores is None:
@@ -70,7 +78,10 @@ def read_folder(folder: Path) -> DataFolder:
         raise InvalidInputError(Violation(str(folder), f"no candidate can be used: {reasons}."))
     kept = [i for i, name in enumerate(names) if name not in dropped]
     names = [names[i] for i in kept]
-    return DataFolder(records, names, scores[kept] if dropped else scores, aptitude, dropped)
+    if dropped:
+        scores = scores[kept]
+        propensities = None if propensities is None else propensities[kept]
+    return DataFolder(records, names, scores, aptitude, dropped, propensities)
 
 
 def _without_data(
@@ -112,6 +123,17 @@ def _read_scores(path: Path) -> Float32Array:
     if scores.ndim != 2:
         raise ValueError(f"scores has {scores.ndim} dimensions")
     return scores
+
+
+def _read_propensities(path: Path) -> Float32Array | None:
+    """Read the optional propensities; None without them, or if _read_scores says what is wrong."""
+    with np.load(path) as arrays:
+        if "propensities" not in arrays:
+            return None
+        propensities: Float32Array = arrays["propensities"].astype(np.float32)
+    if (propensities <= 0).any() or np.isinf(propensities).any():
+        raise ValueError("a propensity is 0, negative or infinite")
+    return propensities
 
 
 def _read_aptitude(path: Path) -> Mapping[str, Any]:

@@ -39,7 +39,11 @@ class Outcomes:
     texts: N instructions. scores: (M, N) in [0, 1], NaN = not measured. benchmarks, subjects: N
     names; a subject is the subtask if the data name one, else the benchmark. test: the candidates'
     aptitude test, whose items are not among the N instructions. dropped: candidate of the folder ->
-    why it is not among the M.
+    why it is not among the M. propensities: (M, N) probabilities with which a server that explores
+    chose the candidates, NaN where it did not choose; None if the folder has none. Of an
+    instruction that was routed several times, the number of times divided by the sum of the
+    reciprocals of those in which the candidate was chosen, so that 1 / propensity is the weight of
+    the mean score.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Outcomes:
     scores: Float32Array
     test: AptitudeTest
     dropped: Mapping[str, str] = field(default_factory=dict)
+    propensities: Float32Array | None = None
 
     def take(self, rows: Int64Array) -> Outcomes:
         """Return the outcomes on some of the instructions. rows: their numbers."""
@@ -59,6 +64,7 @@ class Outcomes:
             benchmarks=[self.benchmarks[i] for i in rows],
             subjects=[self.subjects[i] for i in rows],
             scores=self.scores[:, rows],
+            propensities=None if self.propensities is None else self.propensities[:, rows],
         )
 
     def take_candidates(self, candidates: Int64Array) -> Outcomes:
@@ -67,6 +73,7 @@ class Outcomes:
             self,
             candidates=[self.candidates[i] for i in candidates],
             scores=self.scores[candidates],
+            propensities=None if self.propensities is None else self.propensities[candidates],
             test=self.test.take_candidates(candidates),
         )
 
@@ -108,8 +115,9 @@ def read_outcomes(folder: Path) -> Outcomes:
         raise InvalidInputError(Violation(str(folder), problem))
     rows = _usable_rows(texts, scores, {i for group in items.values() for i in group})
     benchmarks = [str(r["benchmark"]) for r in records]
+    propensities = None if data.propensities is None else data.propensities[:, kept]
     everything = Outcomes(
-        folder.name, texts, benchmarks, subjects, names, scores, test, data.dropped
+        folder.name, texts, benchmarks, subjects, names, scores, test, data.dropped, propensities
     )
     for name, reason in data.dropped.items():
         logger.warning("%s: leaving out %s: %s", folder.name, name, reason)

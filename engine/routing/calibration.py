@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,9 +15,15 @@ from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of, read_catalog
 from engine.routing import tradeoff
+from engine.routing.off_policy import LoggedOutcomes, OffPolicyEstimates, estimate
 from engine.routing.tradeoff import OperatingPoint
 
 ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
+MIN_EFFECTIVE_OUTCOMES = 30  # that an off-policy estimate must be worth to be recommended
+# How accuracies are found: "measured" on instructions with the outcomes of all candidates, or
+# estimated from the single outcomes of a server that explores, see off_policy.
+Estimator = Literal["measured", "inverse-propensity", "doubly-robust"]
+ESTIMATORS: tuple[Estimator, ...] = ("measured", "inverse-propensity", "doubly-robust")
 
 
 @dataclass(frozen=True)
@@ -67,20 +73,108 @@ def recommend(
         target: to meet.
     """
     accuracy, cost = tradeoff.single_candidate_baselines(outcomes, costs)
+    return _recommend(accuracy, cost, tradeoff.curve(p, outcomes, costs), names, target)
+
+
+def recommend_from_log(
+    p: FloatArray,
+    outcomes: FloatArray,
+    propensities: FloatArray,
+    costs: FloatArray,
+    names: list[str],
+    target: CalibrationTarget,
+    estimator: Estimator,
+) -> Recommendation:
+    """Recommend as `recommend` does, from the outcomes of a server that explores.
+
+    What fewer than MIN_EFFECTIVE_OUTCOMES tell is neither the best candidate nor recommended.
+
+    Args:
+        p: (B, M) success probabilities.
+        outcomes: (B, M), NaN where none is known.
+        propensities: (B, M), NaN where none is known; see Outcomes.
+        costs: (B, M) in US dollars, all known.
+        names: (M,) of the candidates.
+        target: to meet.
+        estimator: not "measured".
+
+    Raises:
+        InvalidInputError: no candidate has enough outcomes.
+    """
+
+    def point(selected: Int64Array, sensitivity: float) -> OperatingPoint:
+        found = estimate_choices(p, outcomes, propensities, selected)
+        is_robust = estimator == "doubly-robust"
+        accuracy = found.doubly_robust if is_robust else found.inverse_propensity
+        shares = np.bincount(selected, minlength=len(names)) / len(selected)
+        cost = float(costs[np.arange(len(selected)), selected].mean())
+        effective = found.effective_outcomes
+        error = accuracy.standard_error
+        return OperatingPoint(sensitivity, accuracy.value, cost, shares, error, effective)
+
+    alone = [point(np.full(len(p), m), 0.0) for m in range(len(names))]
+    if not any(map(_is_known, alone)):
+        most = max(x.effective_outcomes or 0.0 for x in alone)
+        raise InvalidInputError(
+            Violation(
+                "outcomes with propensities",
+                f"tell of no candidate more than {most:.0f} outcomes would, and"
+                f" {MIN_EFFECTIVE_OUTCOMES} are needed; let the server explore longer"
+                " (--exploration-share), or record comparisons.",
+            )
+        )
+    accuracy = np.array([x.accuracy if _is_known(x) else -np.inf for x in alone])
+    points = [point(tradeoff.select(p, costs, s), s) for s in tradeoff.SENSITIVITIES]
+    return _recommend(accuracy, costs.mean(axis=0), points, names, target)
+
+
+def estimate_choices(
+    p: FloatArray, outcomes: FloatArray, propensities: FloatArray, selected: Int64Array
+) -> OffPolicyEstimates:
+    """Estimate what (B,) selected columns would have given; arrays as in recommend_from_log."""
+    rows = np.arange(len(selected))
+    outcome, propensity = outcomes[rows, selected], propensities[rows, selected]
+    predicted = p[rows, selected].astype(np.float64)
+    same = ~(np.isnan(outcome) | np.isnan(propensity))
+    logged = LoggedOutcomes(
+        np.where(same, outcome, 0.0), np.where(same, propensity, 1.0), predicted
+    )
+    return estimate(logged, same, predicted)
+
+
+def _is_known(point: OperatingPoint) -> bool:
+    effective = point.effective_outcomes
+    return effective is None or effective >= MIN_EFFECTIVE_OUTCOMES
+
+
+def _recommend(
+    accuracy: FloatArray,
+    cost: FloatArray,
+    points: list[OperatingPoint],
+    names: list[str],
+    target: CalibrationTarget,
+) -> Recommendation:
+    """accuracy, cost: (M,) of each candidate alone."""
     best = int(accuracy.argmax())
-    points = tradeoff.curve(p, outcomes, costs)
+    known = [x for x in points if _is_known(x)]
     if target.min_accuracy_ratio is not None:
-        point = tradeoff.cheapest_at(points, target.min_accuracy_ratio * float(accuracy[best]))
+        point = tradeoff.cheapest_at(known, target.min_accuracy_ratio * float(accuracy[best]))
     else:
         limit = (target.max_cost_ratio or 0.0) * float(cost[best]) * ROUNDING
-        affordable = [x for x in points if x.cost <= limit]
+        affordable = [x for x in known if x.cost <= limit]
         point = max(affordable, key=lambda x: (x.accuracy, -x.cost)) if affordable else None
     return Recommendation(
         names, names[best], float(accuracy[best]), float(cost[best]), points, point
     )
 
 
-def calibrate(bundle: Path, data: Path, catalog: Path, target: CalibrationTarget) -> Recommendation:
+def calibrate(
+    bundle: Path,
+    data: Path,
+    catalog: Path,
+    target: CalibrationTarget,
+    estimator: Estimator = "measured",
+) -> Recommendation:
     """Score a data folder with a bundle, and recommend by its outcomes.
 
     Args:
@@ -88,10 +182,11 @@ def calibrate(bundle: Path, data: Path, catalog: Path, target: CalibrationTarget
         data: folder of recorded outcomes.
         catalog: JSON file of candidates with prices.
         target: to meet.
+        estimator: how accuracies are found.
 
     Raises:
-        InvalidInputError: fewer than two candidates have prices and outcomes of the same
-            instructions.
+        InvalidInputError: fewer than two candidates have prices and, if accuracies are measured,
+            outcomes of the same instructions; or the folder has too few propensities to estimate.
     """
     outcomes = read_outcomes(data)
     scored = score_outcomes(bundle, outcomes)
@@ -99,15 +194,40 @@ def calibrate(bundle: Path, data: Path, catalog: Path, target: CalibrationTarget
     priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
     if len(priced) < 2:
         raise InvalidInputError(_too_few_prices(outcomes, catalog, len(priced)))
-    subset = tradeoff.largest_complete_subset(outcomes.scores[priced].T)
-    if len(subset.candidates) < 2:
-        raise InvalidInputError(_too_few_common(data, outcomes.scores[priced]))
-    part = np.ix_(subset.rows, priced[subset.candidates])
-    names = [outcomes.candidates[i] for i in priced[subset.candidates]]
-    recommendation = recommend(scored.p[part], outcomes.scores.T[part], costs[part], names, target)
+    if estimator == "measured":
+        subset = tradeoff.largest_complete_subset(outcomes.scores[priced].T)
+        if len(subset.candidates) < 2:
+            raise InvalidInputError(_too_few_common(data, outcomes.scores[priced]))
+        rows, columns = subset.rows, priced[subset.candidates]
+    else:
+        rows, columns = _logged_rows(data, outcomes), priced
+    part = np.ix_(rows, columns)
+    names = [outcomes.candidates[i] for i in columns]
+    p, scores = scored.p[part], outcomes.scores.T[part]
+    if estimator == "measured" or outcomes.propensities is None:
+        recommendation = recommend(p, scores, costs[part], names, target)
+    else:
+        propensities = outcomes.propensities.T[part]
+        recommendation = recommend_from_log(
+            p, scores, propensities, costs[part], names, target, estimator
+        )
     max_cost = float(costs[part].mean(axis=0).max())
-    most_expensive = _more_expensive(catalog, scored.input_tokens[subset.rows], max_cost)
+    most_expensive = _more_expensive(catalog, scored.input_tokens[rows], max_cost)
     return replace(recommendation, unevaluated_most_expensive=most_expensive)
+
+
+def _logged_rows(data: Path, outcomes: Outcomes) -> Int64Array:
+    """Return the instructions that a server routed while it explored."""
+    if outcomes.propensities is None:
+        raise InvalidInputError(
+            Violation(
+                str(data),
+                "has no propensities; `modelsat outcomes export` writes them if the server explored"
+                " (--exploration-share).",
+            )
+        )
+    is_logged = ~np.isnan(outcomes.propensities) & ~np.isnan(outcomes.scores)
+    return np.flatnonzero(is_logged.any(axis=0))
 
 
 def _more_expensive(catalog: Path, input_tokens: Int64Array, max_cost: float) -> str | None:
@@ -156,9 +276,11 @@ def as_dict(recommendation: Recommendation) -> dict[str, Any]:
     def point_dict(x: OperatingPoint) -> dict[str, Any]:
         accuracy_ratio, cost_ratio = shares(x, recommendation)
         pairs = zip(recommendation.candidates, x.shares, strict=True)
+        off_policy = {"standard_error": x.standard_error, "outcomes": x.effective_outcomes}
         return {
             "cost_sensitivity": x.sensitivity,
             "accuracy": x.accuracy,
+            **({} if x.standard_error is None else off_policy),
             "cost_usd": x.cost,
             "accuracy_ratio": accuracy_ratio,
             "cost_ratio": cost_ratio,

@@ -20,13 +20,17 @@ SENSITIVITIES = (0.0, *np.geomspace(0.003, 30.0, 60).tolist())
 class OperatingPoint:
     """Mean outcome and mean cost of the selected candidates at one cost sensitivity.
 
-    shares: (M,) how often each candidate is selected.
+    shares: (M,) how often each candidate is selected. standard_error: of accuracy; None if every
+    outcome was measured. effective_outcomes: that accuracy is worth, see off_policy; None if every
+    outcome was measured.
     """
 
     sensitivity: float
     accuracy: float
     cost: float
     shares: Float64Array
+    standard_error: float | None = None
+    effective_outcomes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,18 @@ def operating_point(
     p: FloatArray, outcomes: FloatArray, costs: FloatArray, sensitivity: float
 ) -> OperatingPoint:
     """Select by cost-adjusted utility, as ranking.rank does, and measure the result."""
-    selected = _cheapest_best(cost_adjusted_utility(p, costs, sensitivity), costs)
+    selected = select(p, costs, sensitivity)
     rows = np.arange(len(p))
     shares = np.bincount(selected, minlength=p.shape[1]) / max(1, len(p))
     # float64: in float32 the mean depends on the order of the outcomes.
     accuracy = outcomes[rows, selected].mean(dtype=np.float64)
     cost = costs[rows, selected].mean()
     return OperatingPoint(sensitivity, float(accuracy), float(cost), shares)
+
+
+def select(p: FloatArray, costs: FloatArray, sensitivity: float) -> Int64Array:
+    """Return (B,) columns that ranking.rank selects at a cost sensitivity."""
+    return _cheapest_best(cost_adjusted_utility(p, costs, sensitivity), costs)
 
 
 def _cheapest_best(utility: FloatArray, costs: FloatArray) -> Int64Array:
