@@ -9,6 +9,7 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -101,6 +102,10 @@ class RecentDecisions:
         if decision is None or time.monotonic() - decision.at > self._max_age_s:
             return None
         return decision
+
+    def latest(self, count: int) -> list[RecentDecision]:
+        """Return the last `count` decisions, newest first."""
+        return list(islice(reversed(self._decisions.values()), count))
 
     def _candidates_of(self, table: Table) -> ScoredCandidates:
         """Return the candidates of `table`; the same object for the same table, to save memory."""

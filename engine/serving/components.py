@@ -26,6 +26,8 @@ from engine.inference.batcher import Batcher, BatchLimits
 from engine.inference.cache import ScoreCache
 from engine.inference.devices import open_backend
 from engine.pb import (
+    adaptation_service_pb2,
+    adaptation_service_pb2_grpc,
     candidate_service_pb2,
     candidate_service_pb2_grpc,
     external_processor_pb2_grpc,
@@ -45,6 +47,7 @@ from engine.serving.extproc.gateway import Gateway, options_from
 from engine.serving.extproc.service import NAME as EXTPROC
 from engine.serving.extproc.service import ExternalProcessor
 from engine.serving.memory import OutcomeMemory, build_memory
+from engine.serving.rpc.adaptation_service import AdaptationService
 from engine.serving.rpc.candidate_service import CandidateService
 from engine.serving.rpc.listener import Service
 from engine.serving.rpc.router_service import RouterService
@@ -54,6 +57,7 @@ from engine.serving.telemetry.change_log import ChangeLog
 from engine.serving.telemetry.metrics import Sources
 
 ROUTER = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+ADAPTATION = adaptation_service_pb2.DESCRIPTOR.services_by_name["AdaptationService"].full_name
 CANDIDATES = candidate_service_pb2.DESCRIPTOR.services_by_name["CandidateService"].full_name
 WARM_UP = "Hi"
 log = logging.getLogger(__name__)
@@ -140,6 +144,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         build_info,
         lambda: registry.store_state.connected,
         lambda: registry.from_file,
+        memory.refresher,
     )
     return Components(
         settings, manifest, *inference, router, memory, decision_ids, changes, telemetry, scraped
@@ -188,6 +193,12 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
         ),
     )
     candidate_service = CandidateService(components.registry, components.changes)
+    adaptation_service = AdaptationService(
+        components.memory.refresher,
+        components.memory.recent,
+        components.changes,
+        lambda: components.registry.table().revision,
+    )
 
     def add_router(server: grpc.aio.Server) -> None:
         router_service_pb2_grpc.add_RouterServiceServicer_to_server(router_service, server)
@@ -195,17 +206,24 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
     def add_candidates(server: grpc.aio.Server) -> None:
         candidate_service_pb2_grpc.add_CandidateServiceServicer_to_server(candidate_service, server)
 
+    def add_adaptation(server: grpc.aio.Server) -> None:
+        adaptation_service_pb2_grpc.add_AdaptationServiceServicer_to_server(
+            adaptation_service, server
+        )
+
     router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
+    adaptation = Service(ADAPTATION, add_adaptation)
     extproc = [("extproc_address", [_extproc(components)])] if settings.extproc_address else []
     if not settings.admin_address:
-        return [("address", [router, candidates]), *extproc]
-    return [("address", [router]), ("admin_address", [candidates]), *extproc]
+        return [("address", [router, candidates, adaptation]), *extproc]
+    return [("address", [router]), ("admin_address", [candidates, adaptation]), *extproc]
 
 
 def max_message_bytes(settings: Settings, services: Sequence[Service]) -> int:
     """Return the limit on one message of an address: that of its service with the largest."""
     sizes = {
         CANDIDATES: MAX_MESSAGE_BYTES,
+        ADAPTATION: ROUTER_MESSAGE_BYTES,
         EXTPROC: EXTPROC_MAX_BODY_BYTES + MIB,
         ROUTER: max(ROUTER_MESSAGE_BYTES, settings.max_text_bytes + MIB),
     }
@@ -222,6 +240,7 @@ def _extproc(components: Components) -> Service:
 def server_info(components: Components) -> router_service_pb2.GetServerInfoResponse:
     """Describe the server, its bundle and its table."""
     manifest, table = components.manifest, components.registry.table()
+    learned = components.memory.refresher.status()
     return router_service_pb2.GetServerInfoResponse(
         version=__version__,
         backend=components.backend.describe(),
@@ -238,4 +257,6 @@ def server_info(components: Components) -> router_service_pb2.GetServerInfoRespo
         candidates=len(table.candidates),
         max_instruction_tokens=MAX_INSTRUCTION_TOKENS,
         max_text_bytes=components.settings.max_text_bytes,
+        adaptation_id=learned.id if learned is not None and learned.active else "",
+        remembered_instructions=0 if learned is None else learned.figures.instructions,
     )

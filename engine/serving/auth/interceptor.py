@@ -40,7 +40,6 @@ NEEDED: Mapping[str, frozenset[str]] = {
     ROUTER + "StreamRoute": ROUTING,
     ROUTER + "RecordOutcome": ROUTING | {"outcomes"},
     ROUTER + "RecordComparison": ROUTING | {"outcomes"},
-    ROUTER + "RecordComparison": ROUTING | {"outcomes"},
     ROUTER + "GetServerInfo": EVERYONE,
     ADAPTATION + "GetAdaptation": ROUTING | READING,
     ADAPTATION + "ListAdaptations": ROUTING | READING,

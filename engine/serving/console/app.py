@@ -40,6 +40,14 @@ from engine.serving.auth.tokens import TokenFile
 from engine.serving.components import Components, server_info
 from engine.serving.console.feed import Feed
 from engine.serving.console.http_server import PLAIN, HttpLimits, HttpServer, Request, Response
+from engine.serving.console.learning import (
+    MAX_DECISIONS,
+    Region,
+    curve_view,
+    region_view,
+    regions,
+)
+from engine.serving.rpc.adaptation_service import served
 from engine.serving.rpc.router_service import route
 from engine.serving.rpc.status import HTTP_STATUS, failure_status
 
@@ -64,6 +72,7 @@ HEADERS = {
 }
 MAX_STREAMS = 16
 MAX_REVISIONS = 100
+MAX_FITS, NEIGHBORS = 100, 5  # of the learning curve; of the middle of a region
 ROUTE_S, LOOP_S = 10.0, 15.0  # for a dry run; for anything of the event loop
 NAME = "the web console"
 Result = TypeVar("Result")
@@ -92,6 +101,7 @@ class Console:
             "GET /api/info": lambda _: _json(self._info()),
             "GET /api/candidates": lambda _: _json(candidates_view(components.registry.table())),
             "GET /api/revisions": lambda _: _json(self._revisions()),
+            "GET /api/adaptation": lambda _: _json(self._on_loop(self._learned())),
             "GET /api/decisions": self._decisions,
             "POST /api/route": self._route,
         }
@@ -181,6 +191,23 @@ class Console:
         return revisions_view(
             self._on_loop(self._components.registry.revisions(None, MAX_REVISIONS))
         )
+
+    async def _learned(self) -> dict[str, Any]:
+        components = self._components
+        source = components.memory.refresher
+        adaptation = source.current()
+        found: list[Region] = []
+        if adaptation is not None:
+            decisions = components.memory.recent.latest(MAX_DECISIONS)
+            found = await asyncio.to_thread(regions, decisions, adaptation)
+        return {
+            "served": message_view(served(source)),
+            "curve": curve_view(await source.history(MAX_FITS)),
+            "regions": [
+                region_view(region, await source.nearest(region.center, NEIGHBORS))
+                for region in found
+            ],
+        }
 
     def _route(self, request: Request) -> Response:
         # What a form of another site can send is no JSON; what is JSON, a browser asks about first.

@@ -23,7 +23,8 @@ HEARTBEAT_S = 5.0  # detects readers that have disconnected
 @dataclass(frozen=True)
 class LiveDecision:
     """number: 1, 2, ... since the start. time: Unix time in seconds. total_ms: time in the server.
-    text: None if not shown. Costs are in US dollars, None if unknown."""
+    text: None if not shown. Costs are in US dollars, None if unknown. base_probability: None if the
+    probability was not corrected; unadapted: see Decision."""
 
     number: int
     time: float
@@ -39,6 +40,8 @@ class LiveDecision:
     ood_score: float | None
     total_ms: float
     text: str | None
+    base_probability: float | None
+    unadapted: str
 
 
 class Feed:
@@ -68,6 +71,8 @@ class Feed:
             ood_score=decision.prompt.ood_score,
             total_ms=1000 * decision.timing["total"],
             text=text[:MAX_TEXT_CHARS] if self._with_text else None,
+            base_probability=first.base_probability,
+            unadapted=decision.unadapted,
         )
         self._ring[self._count % SIZE] = live
         self._count += 1  # only once the entry is stored

@@ -50,21 +50,26 @@ function draw({ decision, curve: steps }) {
 }
 
 function ranking(decision) {
+  const learned = decision.ranking.some((r) => known(r.base_probability));
   const rows = decision.ranking.map((r) => {
     const selected = r.candidate === decision.selected;
     return h("tr", { class: selected ? "selected" : null },
       h("th", { scope: "row" }, bare(r.candidate), selected ? h("span", { class: "badge" }, "selected") : null),
       h("td", { class: "bar" }, bar(r.probability), h("span", {}, number(r.probability))),
+      learned ? h("td", { class: "figure wide" }, before(r)) : null,
       h("td", { class: "figure" }, usd(r.expected_cost_usd)),
       h("td", { class: "figure wide" }, number(r.utility)));
   });
   const excluded = decision.excluded.map((e) =>
     h("tr", { class: "excluded" },
       h("th", { scope: "row" }, bare(e.candidate)),
-      h("td", { colspan: "3" }, `excluded: ${e.reason}`)));
-  const headings = [["Candidate"], ["Probability"], ["Expected cost", "figure"], ["Utility", "figure wide"]];
+      h("td", { colspan: learned ? "4" : "3" }, `excluded: ${e.reason}`)));
+  const headings = [["Candidate"], ["Probability"], ...(learned ? [["Before, ± error", "figure wide"]] : []), ["Expected cost", "figure"], ["Utility", "figure wide"]];
   return table(headings, [...rows, ...excluded], "Candidates, best first");
 }
+
+const before = (r) =>
+  known(r.base_probability) ? `${number(r.base_probability)} ± ${number(r.standard_error)}` : "";
 
 const bar = (share) =>
   svg("svg", { class: "meter", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },

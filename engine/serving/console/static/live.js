@@ -15,6 +15,13 @@ function take(event, data) {
   } else if (event === "alive") draw();
 }
 
+/** Say what the weights alone predicted, and which candidate they would have selected. */
+function before(d) {
+  if (d.base_probability === null) return null;
+  const other = d.unadapted && d.unadapted !== d.selected ? `, else ${d.unadapted}` : "";
+  return h("span", { class: "also" }, `before ${number(d.base_probability)}${other}`);
+}
+
 function draw() {
   if (paused) return;
   $("live-state").textContent = "connected";
@@ -25,7 +32,7 @@ function draw() {
     h("tr", {},
       h("td", { class: "time" }, clock(d.time)),
       h("th", { scope: "row" }, d.selected, d.kind === "ranked" ? null : h("span", { class: "badge" }, d.kind.replace("_", " "))),
-      h("td", { class: "figure" }, number(d.probability)),
+      h("td", { class: "figure" }, number(d.probability), before(d)),
       h("td", { class: "figure wide" }, usd(d.expected_cost_usd)),
       h("td", { class: "figure wide" }, String(d.input_tokens)),
       h("td", { class: "figure" }, ms(d.total_ms)),

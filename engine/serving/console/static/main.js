@@ -4,11 +4,12 @@ import { get } from "./api.js";
 import * as ask from "./ask.js";
 import * as candidates from "./candidates.js";
 import { $, show } from "./dom.js";
+import * as learning from "./learning.js";
 import * as live from "./live.js";
 import * as revisions from "./revisions.js";
 
-const REFRESH_MS = 5000;
-let shownRevision = 0;
+const REFRESH_MS = 5000, LEARNING_MS = 30000;
+let shownRevision = 0, shownLearning = -Infinity;
 
 function showInfo(info) {
   const store = info.store_connected ? "" : " · candidate store disconnected";
@@ -24,6 +25,10 @@ async function refresh() {
     await candidates.refresh();
     await revisions.refresh(Number(info.revision));
     shownRevision = Number(info.revision);
+  }
+  if (performance.now() - shownLearning > LEARNING_MS) {
+    shownLearning = performance.now();
+    await learning.refresh();
   }
   return info;
 }
