@@ -66,7 +66,7 @@ def print_recommendation(recommendation: Recommendation, console: Console) -> No
     headings = ["", "cost sensitivity", "accuracy", "of the best", "cost / 1,000", "of its cost"]
     is_estimate = recommendation.points[0].standard_error is not None
     if is_estimate:
-        headings += ["standard error", "worth outcomes"]
+        headings += ["standard error", "worth outcomes", "covered"]
     for heading in headings:
         table.add_column(heading, justify="right")
     previous = None
@@ -82,7 +82,8 @@ def print_recommendation(recommendation: Recommendation, console: Console) -> No
         cells = [f"{point.sensitivity:.3g}", f"{point.accuracy:.4f}", accuracy]
         cells += [f"${1e3 * point.cost:.4f}", cost]
         if is_estimate:
-            cells += [f"{point.standard_error:.4f}", f"{point.effective_outcomes:.0f}"]
+            error, worth = f"{point.standard_error:.4f}", f"{point.effective_outcomes:.0f}"
+            cells += [error, worth, f"{point.coverage:.0%}"]
         table.add_row(mark, *cells)
     console.print(table)
     console.print(

@@ -147,11 +147,18 @@ def _check_counts(parsed: argparse.Namespace) -> None:
 
 
 def recorded(file: Path) -> OutcomeLookup:
-    """Read the outcomes that a server recorded, by decision ID and candidate; raises StoreError."""
-    scores = {(r.decision_id, r.candidate): r.score for r in read_recorded(file)}
+    """Read outcomes and propensities that a server recorded, by decision ID and candidate.
 
-    def outcome_of(decision: str, candidate: str) -> float:
-        return scores.get((decision, candidate.removeprefix(NAME_PREFIX)), math.nan)
+    Raises StoreError.
+    """
+    unknown = (math.nan, math.nan)
+    known = {
+        (r.decision_id, r.candidate): (r.score, r.propensity or math.nan)
+        for r in read_recorded(file)
+    }
+
+    def outcome_of(decision: str, candidate: str) -> tuple[float, float]:
+        return known.get((decision, candidate.removeprefix(NAME_PREFIX)), unknown)
 
     return outcome_of
 

@@ -27,12 +27,21 @@ class RecordedInstruction:
     """A text and what was recorded for it.
 
     id: of the first decision on this text. scores: candidate ID -> scores, one per decision.
+    decisions: on the text, whose propensity is known. weights: candidate ID -> sum of the
+    reciprocal propensities with which it was chosen.
     """
 
     id: str
     text: str
     category: str
     scores: dict[str, list[float]] = field(default_factory=dict)
+    decisions: int = 0
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def propensity(self, candidate: str) -> float:
+        """Return the propensity of a candidate as a data folder holds it; NaN if it has none."""
+        weight = self.weights.get(candidate)
+        return self.decisions / weight if weight else math.nan
 
     def mean(self, candidate: str) -> float:
         """Return the mean score of a candidate; NaN if it has none."""
@@ -79,6 +88,10 @@ def group_by_text(
         )
         instruction.category = instruction.category or outcome.category
         instruction.scores.setdefault(outcome.candidate, []).append(outcome.score)
+        if outcome.propensity:
+            weight = instruction.weights.get(outcome.candidate, 0.0)
+            instruction.weights[outcome.candidate] = weight + 1 / outcome.propensity
+            instruction.decisions += 1
     return list(by_text.values()), without_text
 
 
@@ -119,7 +132,8 @@ def export_outcomes(file: Path, out: Path, bundle: Path | None = None) -> Export
 
 
 def _write(instructions: Sequence[RecordedInstruction], names: Sequence[str], out: Path) -> None:
-    """Write everything but aptitude.json. scores.npz holds (M, N) means, NaN = not measured."""
+    """Write everything but aptitude.json. scores.npz holds (M, N) means, NaN = not measured, and
+    propensities if the server explored: if some choice was not certain."""
     with gzip.open(out / "instructions.jsonl.gz", "wt", encoding="utf-8") as file:
         for each in instructions:
             line = {"id": each.id, "benchmark": BENCHMARK, "text": each.text}
@@ -128,8 +142,12 @@ def _write(instructions: Sequence[RecordedInstruction], names: Sequence[str], ou
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     listed = json.dumps([{"name": name} for name in names], indent=1)
     (out / "candidates.json").write_text(listed, encoding="utf-8")
-    scores = [[each.mean(name) for each in instructions] for name in names]
-    np.savez_compressed(out / "scores.npz", scores=np.array(scores, dtype=np.float32))
+    arrays = {"scores": [[each.mean(name) for each in instructions] for name in names]}
+    if any(sum(each.weights.values()) > each.decisions for each in instructions):
+        propensities = [[each.propensity(name) for each in instructions] for name in names]
+        arrays["propensities"] = propensities
+    matrices = {key: np.array(rows, dtype=np.float32) for key, rows in arrays.items()}
+    np.savez_compressed(out / "scores.npz", **matrices)  # type: ignore[arg-type]
 
 
 def aptitude_content(candidates: Sequence[Candidate]) -> dict[str, Any]:

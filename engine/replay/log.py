@@ -131,13 +131,13 @@ INSTRUCTION = ("body", "messages", "text")
 def past_request(
     record: Mapping[str, Any],
     columns: Columns,
-    outcome_of: Callable[[str, str], float] | None = None,
+    outcome_of: Callable[[str, str], tuple[float, float]] | None = None,
     form: LogFormat | None = None,
 ) -> PastRequest | str:
     """Read the request of a record, or say what is wrong in a sentence that never quotes its text.
 
-    outcome_of: (decision id, candidate) -> outcome or NaN, for a record without an outcome. form:
-    None detects it.
+    outcome_of: (decision id, candidate) -> (outcome, propensity), NaN if unknown, for a record
+    without them. form: None detects it.
     """
     form = form or detect(record)
     columns = columns_of(form, columns)
@@ -163,10 +163,12 @@ def past_request(
 
     names = _names(record, columns["candidate"]) or _names(body, ("model",))
     outcome = optional("outcome", _outcome)
-    if math.isnan(outcome) and outcome_of is not None:
-        _, decision = first(record, columns["decision"])
-        outcome = outcome_of(str(decision), names[0] if names else "")
     propensity = optional("propensity", _propensity)
+    if outcome_of is not None and (math.isnan(outcome) or math.isnan(propensity)):
+        _, decision = first(record, columns["decision"])
+        known, drawn = outcome_of(str(decision), names[0] if names else "")
+        outcome = known if math.isnan(outcome) else outcome
+        propensity = drawn if math.isnan(propensity) else propensity
     reference, response_format = first(record, columns["reference"])[1], body.get("response_format")
     return PastRequest(
         conversation,

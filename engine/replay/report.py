@@ -101,10 +101,11 @@ def _off_policy(
     arrays: ResultArrays, choice: NDArray[np.int16], p: FloatArray
 ) -> dict[str, Any] | None:
     """Estimate the outcomes of a policy's choices from those of the log; None without a row that
-    has outcome, propensity and candidates that the table knows."""
+    has outcome, propensity and candidates that the table knows, or if no choice was left to chance:
+    the outcomes on which log and policy agree are then no fair sample."""
     known = ~(np.isnan(arrays.outcome) | np.isnan(arrays.propensity) | np.isnan(arrays.logged_p))
     known &= choice != NO_CANDIDATE
-    if not known.any():
+    if not (arrays.propensity[known] < 1).any():
         return None
     logged = LoggedOutcomes(arrays.outcome[known], arrays.propensity[known], arrays.logged_p[known])
     found = estimate(logged, choice[known] == arrays.logged[known], p[known])

@@ -33,7 +33,8 @@ from engine.replay.scoring import (
 from engine.replay.workers import Execute
 
 MAX_LISTED_ROWS = 20
-OutcomeLookup = Callable[[str, str], float]  # (decision id, logged candidate) -> outcome or NaN
+# (decision id, logged candidate) -> (outcome, propensity), NaN if unknown
+OutcomeLookup = Callable[[str, str], tuple[float, float]]
 Progress = Callable[[int, float], None]  # requests done, share of the log read
 
 

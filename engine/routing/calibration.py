@@ -19,7 +19,8 @@ from engine.routing.off_policy import LoggedOutcomes, OffPolicyEstimates, estima
 from engine.routing.tradeoff import OperatingPoint
 
 ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
-MIN_EFFECTIVE_OUTCOMES = 30  # that an off-policy estimate must be worth to be recommended
+# What an off-policy estimate must be worth, and must cover, to be recommended.
+MIN_EFFECTIVE_OUTCOMES, MIN_COVERAGE = 30, 0.5
 # How accuracies are found: "measured" on instructions with the outcomes of all candidates, or
 # estimated from the single outcomes of a server that explores, see off_policy.
 Estimator = Literal["measured", "inverse-propensity", "doubly-robust"]
@@ -87,7 +88,8 @@ def recommend_from_log(
 ) -> Recommendation:
     """Recommend as `recommend` does, from the outcomes of a server that explores.
 
-    What fewer than MIN_EFFECTIVE_OUTCOMES tell is neither the best candidate nor recommended.
+    What is worth fewer than MIN_EFFECTIVE_OUTCOMES, or covered by less than MIN_COVERAGE, is not
+    the best candidate, and not recommended.
 
     Args:
         p: (B, M) success probabilities.
@@ -108,19 +110,26 @@ def recommend_from_log(
         accuracy = found.doubly_robust if is_robust else found.inverse_propensity
         shares = np.bincount(selected, minlength=len(names)) / len(selected)
         cost = float(costs[np.arange(len(selected)), selected].mean())
-        effective = found.effective_outcomes
-        error = accuracy.standard_error
-        return OperatingPoint(sensitivity, accuracy.value, cost, shares, error, effective)
+        return OperatingPoint(
+            sensitivity,
+            accuracy.value,
+            cost,
+            shares,
+            accuracy.standard_error,
+            found.effective_outcomes,
+            found.coverage,
+        )
 
     alone = [point(np.full(len(p), m), 0.0) for m in range(len(names))]
     if not any(map(_is_known, alone)):
-        most = max(x.effective_outcomes or 0.0 for x in alone)
+        most = max(alone, key=lambda x: x.effective_outcomes or 0.0)
         raise InvalidInputError(
             Violation(
                 "outcomes with propensities",
-                f"tell of no candidate more than {most:.0f} outcomes would, and"
-                f" {MIN_EFFECTIVE_OUTCOMES} are needed; let the server explore longer"
-                " (--exploration-share), or record comparisons.",
+                f"are worth at most {most.effective_outcomes:.0f} outcomes of one candidate, which"
+                f" could be drawn for {most.coverage:.0%} of the requests; at least"
+                f" {MIN_EFFECTIVE_OUTCOMES} and {MIN_COVERAGE:.0%} are needed. Explore longer, or"
+                " with a larger --exploration-max-loss, or record comparisons.",
             )
         )
     accuracy = np.array([x.accuracy if _is_known(x) else -np.inf for x in alone])
@@ -143,8 +152,10 @@ def estimate_choices(
 
 
 def _is_known(point: OperatingPoint) -> bool:
-    effective = point.effective_outcomes
-    return effective is None or effective >= MIN_EFFECTIVE_OUTCOMES
+    if point.effective_outcomes is None or point.coverage is None:
+        return True
+    enough = point.effective_outcomes >= MIN_EFFECTIVE_OUTCOMES
+    return enough and point.coverage >= MIN_COVERAGE
 
 
 def _recommend(
@@ -276,7 +287,11 @@ def as_dict(recommendation: Recommendation) -> dict[str, Any]:
     def point_dict(x: OperatingPoint) -> dict[str, Any]:
         accuracy_ratio, cost_ratio = shares(x, recommendation)
         pairs = zip(recommendation.candidates, x.shares, strict=True)
-        off_policy = {"standard_error": x.standard_error, "outcomes": x.effective_outcomes}
+        off_policy = {
+            "standard_error": x.standard_error,
+            "effective_outcomes": x.effective_outcomes,
+            "coverage": x.coverage,
+        }
         return {
             "cost_sensitivity": x.sensitivity,
             "accuracy": x.accuracy,

@@ -21,7 +21,7 @@ class OperatingPoint:
     """Mean outcome and mean cost of the selected candidates at one cost sensitivity.
 
     shares: (M,) how often each candidate is selected. standard_error: of accuracy; None if every
-    outcome was measured. effective_outcomes: that accuracy is worth, see off_policy; None if every
+    outcome was measured. effective_outcomes, coverage: see OffPolicyEstimates; None if every
     outcome was measured.
     """
 
@@ -31,6 +31,7 @@ class OperatingPoint:
     shares: Float64Array
     standard_error: float | None = None
     effective_outcomes: float | None = None
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,16 @@ from engine.api.errors import (
     UnavailableError,
 )
 from engine.cli.main import main as cli
+from engine.datasets.folder import read_folder
 from engine.datasets.outcomes import read_outcomes
 from engine.registry.catalog import read_catalog
 from engine.registry.outcome_export import export_outcomes, group_by_text
 from engine.registry.stores import outcomes as outcome_store
+from engine.registry.stores.outcome_types import (
+    OutcomeReport,
+    ScoredCandidates,
+    ScoredInstruction,
+)
 from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome, read_recorded
 from tests.training.test_importers import MODELS, PROMPTS, check, score
 from tools.processes import BUNDLE
@@ -190,6 +196,56 @@ def test_outcomes_are_grouped_by_text_and_averaged() -> None:
     assert (only.mean("a"), only.mean("b")) == (0.5, 0.0)
     assert np.isnan(only.mean("c"))
     assert without == 1
+
+
+def test_a_text_that_was_routed_several_times_has_one_propensity() -> None:
+    """The number of decisions over the sum of reciprocals, so that its reciprocal is a weight."""
+    found, _ = group_by_text(
+        [
+            RecordedOutcome("d1", "a", 1.0, "one", propensity=0.8),
+            RecordedOutcome("d1", "b", 0.0, "one"),  # a comparison, which chose nothing
+            RecordedOutcome("d2", "a", 0.0, "one", propensity=0.8),
+            RecordedOutcome("d3", "b", 1.0, "one", propensity=0.1),
+            RecordedOutcome("d4", "a", 1.0, "two", propensity=0.8),
+        ]
+    )
+    one, two = found
+    assert one.propensity("a") == pytest.approx(3 / (2 / 0.8))
+    assert one.propensity("b") == pytest.approx(3 * 0.1)
+    assert np.isnan(one.propensity("c"))
+    assert (two.propensity("a"), two.mean("a")) == (pytest.approx(0.8), 1.0)
+
+
+@pytest.mark.parametrize(("share", "explored"), [(0.3, True), (0.0, False)])
+async def test_export_holds_propensities_if_the_server_explored(
+    tmp_path: Path, share: float, explored: bool
+) -> None:
+    """Through the store, as decisions are remembered and recorded by their IDs."""
+    store = OutcomeStore(tmp_path / "o.sqlite", 1000)
+    candidates = ScoredCandidates("weights", MODELS, ("x", "y", "z"))
+    vectors = np.zeros(4, np.float16), np.zeros(3, np.float16)
+    for i, prompt in enumerate(PROMPTS):
+        drawn = explored and i % 4 == 0
+        name = MODELS[1 if drawn else 0]
+        propensity = share / 2 if drawn else 1 - share
+        scored = ScoredInstruction(candidates, *vectors, name, drawn, propensity)
+        outcomes = [
+            RecordedOutcome(f"d{i:03}", model, score(model, i), prompt)
+            for model in (MODELS if i % 10 == 0 else (name,))
+        ]
+        await store.record_report(OutcomeReport(outcomes, scored))
+    await store.close()
+    export_outcomes(tmp_path / "o.sqlite", tmp_path / "out")
+    found = read_folder(tmp_path / "out").propensities
+    if not explored:
+        assert found is None
+        return
+    assert found is not None
+    (first, second, third) = found[[sorted(MODELS).index(name) for name in MODELS]]
+    drawn = np.arange(len(PROMPTS)) % 4 == 0
+    np.testing.assert_allclose(first, np.where(drawn, np.nan, 0.7), rtol=1e-6)
+    np.testing.assert_allclose(second, np.where(drawn, 0.15, np.nan), rtol=1e-6)
+    assert np.isnan(third).all()
 
 
 async def recorded(path: Path, names: tuple[str, ...] = MODELS) -> Path:

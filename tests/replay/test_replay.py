@@ -545,3 +545,30 @@ def test_the_audit_log_of_an_exploring_server_carries_the_propensity() -> None:
     assert isinstance(silent, PastRequest)
     assert math.isnan(silent.propensity)
     assert silent.dropped == ()
+
+
+def test_recorded_propensities_are_joined_by_decision_id_and_candidate() -> None:
+    """Of another candidate than the one that was chosen, nothing is known."""
+    known = {("d", "yi-6b-chat"): (1.0, 0.05)}
+
+    def outcome_of(decision: str, candidate: str) -> tuple[float, float]:
+        return known.get((decision, candidate), (math.nan, math.nan))
+
+    base = {"text": "Hi", "decision_id": "d"}
+    joined = past_request({**base, "model": "yi-6b-chat"}, COLUMNS, outcome_of)
+    assert isinstance(joined, PastRequest)
+    assert (joined.outcome, joined.propensity) == (1.0, 0.05)
+    own = past_request({**base, "model": "yi-6b-chat", "outcome": 0.0}, COLUMNS, outcome_of)
+    assert isinstance(own, PastRequest)
+    assert (own.outcome, own.propensity) == (0.0, 0.05)
+    other = past_request({**base, "model": "another"}, COLUMNS, outcome_of)
+    assert isinstance(other, PastRequest)
+    assert math.isnan(other.propensity)
+
+
+def test_a_log_in_which_nothing_was_drawn_has_no_off_policy_estimate(tmp_path: Path) -> None:
+    """Where log and policy agree is no fair sample then."""
+    records = [{**r, "propensity": 1.0} for r in some_records(20)]
+    found = quick([write_jsonl(tmp_path / "log.jsonl", records)], tmp_path / "out", 8)
+    assert found["logged"]["with_propensity"] == 20
+    assert {part["off_policy"] for part in found["policies"].values()} == {None}

@@ -102,7 +102,7 @@ def test_a_candidate_that_was_hardly_drawn_is_neither_best_nor_recommended() -> 
     )
     assert found.best == "d"
     assert found.point is None or (found.point.effective_outcomes or 0) >= 30
-    with pytest.raises(InvalidInputError, match="more than 10 outcomes would, and 30 are needed"):
+    with pytest.raises(InvalidInputError, match=r"at most 10 outcomes of one .* 30 and 50%"):
         calibration.recommend_from_log(
             p[290:], logged[290:], propensities[290:], costs[290:], NAMES, TARGET, "doubly-robust"
         )
@@ -143,6 +143,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
     )
     monkeypatch.setattr(calibration, "MIN_EFFECTIVE_OUTCOMES", 10)
+    monkeypatch.setattr(calibration, "MIN_COVERAGE", 0.3)
     return path
 
 
@@ -157,11 +158,13 @@ def test_calibrate_prints_standard_errors_of_estimates(
     assert found["best_single"]["candidate"] in ("c2", "c3")
     for point in found["curve"]:
         assert point["standard_error"] > 0
-        assert 1 <= point["outcomes"] <= datasets.INSTRUCTIONS
+        assert 1 <= point["effective_outcomes"] <= datasets.INSTRUCTIONS
+        assert point["coverage"] == pytest.approx(1, abs=0.5)
     modelsat(arguments)
     said = capsys.readouterr().out
     assert "standard error" in said
     assert "worth outcomes" in said
+    assert "covered" in said
 
 
 def test_a_folder_without_propensities_names_the_setting_that_gives_them(folder: Path) -> None:

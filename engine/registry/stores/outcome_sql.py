@@ -388,7 +388,8 @@ def read_outcomes(db: Database, batch: int = 1000) -> Iterable[RecordedOutcome]:
     last, ids = 0, candidate_ids(db)
     while rows := db.run(
         "SELECT r.number, i.key, i.text, r.principal, r.outcomes, r.compared, r.with_text,"
-        " r.category, r.details FROM memory_report r JOIN memory_instruction i"
+        " r.category, r.details, i.selected, i.propensity"
+        " FROM memory_report r JOIN memory_instruction i"
         " ON i.number = r.instruction WHERE r.number > ? ORDER BY r.number LIMIT ?",
         (last, batch),
     ):
@@ -398,7 +399,8 @@ def read_outcomes(db: Database, batch: int = 1000) -> Iterable[RecordedOutcome]:
 
 
 def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
-    _, key, text, principal, blob, compared, with_text, category, details = row
+    _, key, text, principal, blob, compared, with_text, category, details, *choice = row
+    selected, propensity = choice
     content = json.loads(details) if details else {}
     common = RecordedOutcome(
         key,
@@ -415,7 +417,8 @@ def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
     for code, score in unpack(blob):
         name = ids[int(code)]
         used = Usage(**usage[name]) if name in usage else None
-        yield replace(common, candidate=name, score=float(score), usage=used)
+        drawn = float(propensity) if name == selected else None
+        yield replace(common, candidate=name, score=float(score), usage=used, propensity=drawn)
 
 
 def _details(outcomes: Sequence[RecordedOutcome]) -> str:

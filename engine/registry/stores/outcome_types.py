@@ -90,6 +90,8 @@ class RecordedOutcome:
     candidate: its ID. score: in [0, 1]. text, category: of the request; "" if not recorded.
     principal: who reports it, "" if callers are not authenticated. usage: of its call. compared:
     whether it was reported as part of a comparison. grader, disagreement: of that comparison.
+    propensity: the probability with which the candidate was chosen, None if it was not, or if the
+    decision was not remembered; the store reads it from the instruction.
     """
 
     decision_id: str
@@ -102,6 +104,7 @@ class RecordedOutcome:
     compared: bool = False
     grader: str = ""
     disagreement: float | None = None
+    propensity: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
