@@ -13,6 +13,7 @@ is a ModelsatError. The package needs gRPC and protobuf, and loads nothing of th
 from engine.api.candidate import Candidate, TaskResult
 from engine.api.errors import InvalidInputError, ModelsatError
 from engine.api.policy import Policy, Session
+from engine.api.usage import Usage
 from engine.client import (
     AdaptationInfo,
     AsyncClient,
@@ -56,5 +57,6 @@ __all__ = [
     "SimilarInstruction",
     "TaskResult",
     "Turn",
+    "Usage",
     "conversation_from_body",
 ]

@@ -32,7 +32,7 @@ COMMANDS = {
     "candidates": "list and change the candidates of a server",
     "store": "back up or restore a server's candidate database",
     "token": "create a bearer token and its entry for the server's tokens file",
-    "outcomes": "export recorded outcomes as a data folder",
+    "outcomes": "export recorded outcomes as a data folder, or import one",
     "adaptation": "see and steer what a server learned from outcomes",
     "calibrate": "find the cost sensitivity that meets a target on your own outcomes",
     "replay": "route logged requests under other policies and compare cost and quality",

@@ -9,6 +9,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
     Sequence,
 )
 from types import TracebackType
@@ -19,13 +20,16 @@ import grpc
 from engine.api.candidate import Candidate
 from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_from
+from engine.api.usage import Usage
 from engine.client.adaptation import AsyncAdaptationCalls
 from engine.client.channel import DEFAULT_SERVER, INSECURE, Credentials, open_aio_channel
 from engine.client.errors import ModelsatClientError, translate_errors
 from engine.client.requests import (
     DEFAULT_POLICY,
+    NO_USAGE,
     Instruction,
     batches,
+    comparison_request,
     create_request,
     delete_request,
     outcome_request,
@@ -192,15 +196,46 @@ class AsyncClient(AsyncAdaptationCalls):
             raise errors[0]
 
     async def record_outcome(
-        self, decision_id: str, candidate: str, score: float, *, text: str = "", category: str = ""
+        self,
+        decision_id: str,
+        candidate: str,
+        score: float,
+        *,
+        text: str = "",
+        category: str = "",
+        usage: Usage | None = None,
+        store_text: bool = True,
     ) -> bool:
         """Record how well a candidate answered; see `Client.record_outcome`.
 
         Example:
             await client.record_outcome(decision.decision_id, decision.selected, 1.0)
         """
-        request = outcome_request(decision_id, candidate, score, text, category)
+        request = outcome_request(decision_id, candidate, score, text, category, usage, store_text)
         return bool((await self._call(self._router.RecordOutcome, request)).recorded)
+
+    async def record_comparison(
+        self,
+        scores: Mapping[str, float],
+        *,
+        decision_id: str = "",
+        text: str = "",
+        store_text: bool = False,
+        category: str = "",
+        grader: str = "",
+        disagreement: float | None = None,
+        usage: Mapping[str, Usage] = NO_USAGE,
+    ) -> int:
+        """Record how well several candidates answered; see `Client.record_comparison`.
+
+        Example:
+            scores = {ranked.candidate: 1.0 for ranked in decision.ranking[:2]}
+            await client.record_comparison(scores, decision_id=decision.decision_id)
+        """
+        request = comparison_request(
+            scores, decision_id, text, store_text, category, grader, disagreement, usage
+        )
+        return int((await self._call(self._router.RecordComparison, request)).recorded)
 
     async def server_info(self) -> ServerInfo:
         """Return version, backend and limits of the server.

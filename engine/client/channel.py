@@ -21,7 +21,13 @@ TOKEN_VARIABLE = "MODELSAT_TOKEN"  # noqa: S105 - the name of the environment va
 # Only methods that can be sent twice. A change of candidates cannot: the server may have made it
 # although its answer was lost, so the caller decides.
 IDEMPOTENT_METHODS = {
-    "modelsat.v1.RouterService": ("Route", "BatchRoute", "RecordOutcome", "GetServerInfo"),
+    "modelsat.v1.RouterService": (
+        "Route",
+        "BatchRoute",
+        "RecordOutcome",
+        "RecordComparison",
+        "GetServerInfo",
+    ),
     "modelsat.v1.CandidateService": ("GetCandidate", "ListCandidates", "ListRevisions"),
     "modelsat.v1.AdaptationService": ("GetAdaptation", "ListAdaptations", "ExplainDecision"),
 }

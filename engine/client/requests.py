@@ -14,10 +14,12 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES, ROUTER_MESSAGE_BYTES
 from engine.api.policy import Policy, Session, session_name
 from engine.api.proto import candidate_to, check_text, conversation_to, policy_to
+from engine.api.usage import Usage
 from engine.client.errors import translate_value_errors
 from engine.pb import candidate_pb2, candidate_service_pb2, router_service_pb2
 
 DEFAULT_POLICY = Policy()
+NO_USAGE: Mapping[str, Usage] = {}
 MAX_BATCH_BYTES = ROUTER_MESSAGE_BYTES // 2  # unless a single request is larger
 REVISION_METADATA = "modelsat-revision-token"
 FRAMING_BYTES = 6  # at most, that a batch adds to each request
@@ -139,7 +141,13 @@ def token_in(metadata: Any) -> str:
 
 @translate_value_errors()
 def outcome_request(
-    decision_id: str, candidate: str, score: float, text: str, category: str
+    decision_id: str,
+    candidate: str,
+    score: float,
+    text: str,
+    category: str,
+    usage: Usage | None = None,
+    store_text: bool = True,
 ) -> router_service_pb2.RecordOutcomeRequest:
     """Build a request; `candidate` is an ID or resource name."""
     return router_service_pb2.RecordOutcomeRequest(
@@ -148,7 +156,53 @@ def outcome_request(
         score=score,
         text=text,
         category=category,
+        usage=None if usage is None else usage_message(usage),
+        store_text=None if store_text else False,
     )
+
+
+@translate_value_errors()
+def comparison_request(
+    scores: Mapping[str, float],
+    decision_id: str,
+    text: str,
+    store_text: bool,
+    category: str,
+    grader: str,
+    disagreement: float | None,
+    usage: Mapping[str, Usage],
+) -> router_service_pb2.RecordComparisonRequest:
+    """Build a request; candidates are IDs or resource names."""
+    request = router_service_pb2.RecordComparisonRequest(
+        decision_id=decision_id,
+        text=text,
+        store_text=store_text,
+        category=category,
+        grader=grader,
+        disagreement=disagreement,
+    )
+    for candidate, score in scores.items():
+        used = usage.get(candidate)
+        request.candidates.add(
+            candidate=resource_name(candidate),
+            score=score,
+            usage=None if used is None else usage_message(used),
+        )
+    return request
+
+
+def usage_message(usage: Usage) -> router_service_pb2.Usage:
+    """Convert what a call used."""
+    message = router_service_pb2.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cost_usd=usage.cost_usd,
+        error=usage.error,
+    )
+    if usage.latency_s is not None:
+        message.latency.FromNanoseconds(round(usage.latency_s * 1e9))
+    return message
 
 
 def create_request(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,13 +12,16 @@ import grpc
 from engine.api.candidate import Candidate
 from engine.api.policy import Policy, Session
 from engine.api.proto import candidate_from
+from engine.api.usage import Usage
 from engine.client.adaptation import AdaptationCalls
 from engine.client.channel import DEFAULT_SERVER, INSECURE, Credentials, open_channel
 from engine.client.errors import translate_errors
 from engine.client.requests import (
     DEFAULT_POLICY,
+    NO_USAGE,
     Instruction,
     batches,
+    comparison_request,
     create_request,
     delete_request,
     outcome_request,
@@ -211,16 +214,27 @@ class Client(AdaptationCalls):
             raise errors[0]
 
     def record_outcome(
-        self, decision_id: str, candidate: str, score: float, *, text: str = "", category: str = ""
+        self,
+        decision_id: str,
+        candidate: str,
+        score: float,
+        *,
+        text: str = "",
+        category: str = "",
+        usage: Usage | None = None,
+        store_text: bool = True,
     ) -> bool:
-        """Record how well a candidate answered, to calibrate and to train with.
+        """Record how well a candidate answered, so that the server learns from it.
 
         Args:
-            decision_id: Names the decision, see `RouteDecision.decision_id`.
+            decision_id: Names the decision, see `RouteDecision.decision_id`; "" if `text` was not
+                routed by this server.
             candidate: ID of the candidate that answered; it need not be the selected one.
             score: Quality of the answer in [0, 1]; 1 is right.
-            text: The instruction, if it may be stored; without it the outcome cannot train.
+            text: The instruction; without a stored one the outcome cannot train.
             category: Your own label for this kind of instruction, at most 200 characters.
+            usage: What the call of the candidate used.
+            store_text: Whether the text may be stored; if not, the server only scores it.
 
         Returns:
             False if the same outcome was recorded before.
@@ -228,8 +242,46 @@ class Client(AdaptationCalls):
         Example:
             client.record_outcome(decision.decision_id, decision.selected, 1.0)
         """
-        request = outcome_request(decision_id, candidate, score, text, category)
+        request = outcome_request(decision_id, candidate, score, text, category, usage, store_text)
         return bool(self._call(self._router.RecordOutcome, request).recorded)
+
+    def record_comparison(
+        self,
+        scores: Mapping[str, float],
+        *,
+        decision_id: str = "",
+        text: str = "",
+        store_text: bool = False,
+        category: str = "",
+        grader: str = "",
+        disagreement: float | None = None,
+        usage: Mapping[str, Usage] = NO_USAGE,
+    ) -> int:
+        """Record how well several candidates answered the same instruction.
+
+        The server learns more from it than from outcomes of the selected candidate alone.
+
+        Args:
+            scores: Candidate ID -> quality of its answer in [0, 1]; at least two.
+            decision_id: A decision on the instruction. Exactly one of it and `text` is given.
+            text: The instruction; the server scores it.
+            store_text: Whether the text may be stored, to train with.
+            category: Your own label for this kind of instruction, at most 200 characters.
+            grader: Who graded, such as "numeric"; at most 200 characters.
+            disagreement: How far graders disagree, in [0, 1]; None if one graded.
+            usage: Candidate ID -> what its call used.
+
+        Returns:
+            The number of outcomes that were not recorded before.
+
+        Example:
+            scores = {ranked.candidate: 1.0 for ranked in decision.ranking[:2]}
+            client.record_comparison(scores, decision_id=decision.decision_id)
+        """
+        request = comparison_request(
+            scores, decision_id, text, store_text, category, grader, disagreement, usage
+        )
+        return int(self._call(self._router.RecordComparison, request).recorded)
 
     def server_info(self) -> ServerInfo:
         """Return version, backend and limits of the server.

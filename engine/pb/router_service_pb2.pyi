@@ -209,20 +209,22 @@ class StreamRouteResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., result: _Optional[_Union[RouteResult, _Mapping]] = ..., recorded: _Optional[_Union[RecordOutcomeResponse, _Mapping]] = ...) -> None: ...
 
 class RecordOutcomeRequest(_message.Message):
-    __slots__ = ("decision_id", "candidate", "score", "text", "category", "usage")
+    __slots__ = ("decision_id", "candidate", "score", "text", "category", "usage", "store_text")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    STORE_TEXT_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     candidate: str
     score: float
     text: str
     category: str
     usage: Usage
-    def __init__(self, decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., score: _Optional[float] = ..., text: _Optional[str] = ..., category: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+    store_text: bool
+    def __init__(self, decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., score: _Optional[float] = ..., text: _Optional[str] = ..., category: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., store_text: _Optional[bool] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("input_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "latency", "error")

@@ -95,8 +95,8 @@ def group_by_text(
     return list(by_text.values()), without_text
 
 
-def export_outcomes(file: Path, out: Path, bundle: Path | None = None) -> ExportSummary:
-    """Export the outcomes of an SQLite file to the data folder `out`.
+def export_outcomes(file: str | Path, out: Path, bundle: Path | None = None) -> ExportSummary:
+    """Export the outcomes of a store to the data folder `out`.
 
     With `bundle`, the aptitude results of its catalog are written as well, and candidates that are
     not in the catalog are left out.

@@ -24,6 +24,7 @@ from engine.serving.auth.decision_ids import DecisionIds
 
 FOR_EVERYBODY = frozenset({"admin", "outcomes"})
 RATE_PER_S, BURST = 500.0, 5000.0  # outcomes of one principal
+COMPARED_PER_CALL = 10  # candidates of a comparison that count as one outcome
 MAX_PRINCIPALS = 1000  # whose rates are remembered; the least recent one begins again
 
 
@@ -77,7 +78,7 @@ class OutcomeGate:
             OverloadedError: the caller records too much at once, or the text cannot be scored now.
         """
         first = outcomes[0]
-        self._rates.take(first.principal, len(outcomes))
+        self._rates.take(first.principal, -(-len(outcomes) // COMPARED_PER_CALL))
         if not first.decision_id:
             return await self._record_text(outcomes, text, deadline)
         identifier, principal = first.decision_id, first.principal

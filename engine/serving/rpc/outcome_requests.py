@@ -37,7 +37,7 @@ def outcome_from(request: pb.RecordOutcomeRequest, max_text_bytes: int) -> Recor
         request.decision_id,
         identifier,
         request.score,
-        request.text,
+        request.text if request.store_text or not request.HasField("store_text") else "",
         request.category,
         PRINCIPAL.get(),
         usage,
