@@ -14,7 +14,9 @@ Document = Mapping[str, Any]
 MIN_GRADED = 5  # of a candidate in a region, below which the region says little
 
 
-def print_expected(costs: Sequence[ExpectedCost], console: Console) -> None:
+def print_expected(
+    costs: Sequence[ExpectedCost], budget_usd: float | None, console: Console
+) -> None:
     """Print what each endpoint will be asked, and the total."""
     from rich.table import Table
 
@@ -32,6 +34,10 @@ def print_expected(costs: Sequence[ExpectedCost], console: Console) -> None:
         f"Expected: {sum(c.requests for c in costs):,} requests, about ${total:.4f}"
         + (f", without {', '.join(unpriced)}, whose prices are unknown." if unpriced else ".")
     )
+    if budget_usd is not None and total > budget_usd:
+        console.print(
+            f"That is more than the budget of ${budget_usd:g}; the run will stop when it is spent."
+        )
 
 
 def print_report(report: Document, console: Console) -> None:
@@ -70,7 +76,7 @@ def _print_regions(report: Document, names: Sequence[str], console: Console) -> 
         scores = {n: region["candidates"][n]["score"] for n in names}
         top = max((s for s in scores.values() if s is not None), default=None)
         cells = [
-            f"{_score(region['candidates'][n])}{' *' if scores[n] == top is not None else ''}"
+            f"{_score(region['candidates'][n])}{'*' if scores[n] == top is not None else ' '}"
             for n in names
         ]
         table.add_row(region["name"], str(region["instructions"]), *cells)
@@ -83,8 +89,8 @@ def summary_lines(report: Document) -> Iterator[str]:
     yield (
         f"{report['compared']} instructions, drawn from {sample['pool']} different ones of"
         f" {sample['requests']} requests; distances by {sample['vectors']}. Graded by"
-        f" {', '.join(report['graders'])}. Brackets are 95 % intervals"
-        + (", * is the best of a region." if len(report["regions"]) > 1 else ".")
+        f" {', '.join(report['graders'])}. ± is half of a 95 % interval"
+        + ("; * is the best of a region." if len(report["regions"]) > 1 else ".")
     )
     for reason, count in sample["left_out"].items():
         yield f"{count} requests {reason}, so they are left out."
@@ -113,7 +119,7 @@ def _score(entry: Mapping[str, Any]) -> str:
     if entry["score"] is None:
         return "none graded"
     low, high = entry["interval"]
-    return f"{entry['score']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{entry['score']:.2f} ±{(high - low) / 2:.2f}"
 
 
 def _behind(entry: Mapping[str, Any]) -> str:
@@ -121,7 +127,7 @@ def _behind(entry: Mapping[str, Any]) -> str:
     if not difference:
         return ""
     low, high = difference["interval"]
-    return f"{difference['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{difference['difference']:+.2f} ±{(high - low) / 2:.2f}"
 
 
 def _per_thousand(usd: float | None, replies: int) -> str:

@@ -21,7 +21,7 @@ from engine.compare.costs import Budget
 from engine.compare.report import wilson
 from examples.fake_llm import FakeLLM, listening, write_questions
 from tests.support.fake_chat import FakeChat, chat_endpoint
-from tools.processes import ROOT
+from tools.processes import ROOT, serving
 
 TASKS = ("astronomy", "anatomy", "world_religions")
 SKILL = {  # region -> candidate -> probability of a right answer
@@ -129,10 +129,10 @@ def test_a_killed_run_resumes_and_asks_nothing_twice(questions: Path, tmp_path: 
         assert f"{kept} answers are already in the journal" in printed
         assert after - before == 180 - kept
         again = run(questions, tmp_path, *MARKS, "--sample", "60")
-        regraded = run(questions, tmp_path, *MARKS, "--sample", "60", "--grader", "contains")
+        graded_again = run(questions, tmp_path, *MARKS, "--sample", "60", "--grader", "contains")
         assert sum(llm.asked.total() for llm in llms.values()) == after
     assert "180 answers are already in the journal" in again
-    assert "choice, contains" in regraded
+    assert "choice, contains" in graded_again
     assert report(tmp_path)["compared"] == 60
 
 
@@ -333,3 +333,35 @@ def test_cost_is_shown_and_confirmation_needed_before_anything_is_asked(
         assert not any(llm.requests for llm in llms.values())
     assert "Expected: 60 requests, about $0.4" in estimate
     assert "--yes: is needed without a terminal" in refused
+
+
+def test_comparisons_are_recorded_once_with_prices_of_the_server(
+    questions: Path, tmp_path: Path
+) -> None:
+    known, names = read_file(questions), ("command-r-v01", "deepseek-coder-v2")
+    more = ("--map-column", "reference=answer", "--yes", "--sample", "20", "--candidates")
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(tmp_path / "candidates.sqlite"))
+        llms = [FakeLLM(known, {}, seed=i) for i in range(len(names))]
+        urls = {
+            f'"{n}"': stack.enter_context(listening(m)) for n, m in zip(names, llms, strict=True)
+        }
+        tables = [f'[{name}]\nbase_url = "{url}"' for name, url in urls.items()]
+        (tmp_path / "endpoints.toml").write_text("\n".join(tables))
+        to = ("--server", server.address, *more)
+        printed = run(questions, tmp_path, "--grader", "choice", *to, ",".join(names))
+        assert "recorded 40 outcomes" in printed
+        found = report(tmp_path)
+        assert found["recorded"] == {"outcomes": 40, "conflicts": 0}
+        entry = found["candidates"]["command-r-v01"]
+        usd = (entry["input_tokens"] * 0.5 + entry["output_tokens"] * 1.5) / 1e6
+        assert entry["cost_usd"] == pytest.approx(usd, abs=1e-6)
+        run(questions, tmp_path, "--grader", "choice", *to, ",".join(names))
+        assert report(tmp_path)["recorded"] == {"outcomes": 0, "conflicts": 0}
+        all_right = ("--grader", "regex", "--pattern", ".")
+        printed = run(questions, tmp_path, *all_right, *to, ",".join(names))
+        assert report(tmp_path)["recorded"]["conflicts"] > 10
+        assert "instructions have other scores there already" in printed
+        unknown = run(questions, tmp_path, "--grader", "choice", *to, "command-r-v01,eve", status=1)
+        assert "--candidates: names eve, which" in unknown
+        assert all(max(llm.asked.values()) == 1 for llm in llms)

@@ -9,6 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
 
 from engine.api.candidate import Candidate
 from engine.api.errors import InvalidInputError, Violation
@@ -17,7 +20,7 @@ from engine.aptitude.journal import Journal
 from engine.bundle.types import FloatArray
 from engine.cli.compare import flags
 from engine.cli.server_flags import connect, credentials_from
-from engine.client.results import RouteDecision
+from engine.client.results import RouteDecision, RouteResult
 from engine.compare.asking import journal_key
 from engine.compare.costs import expected_costs, prompt_for, require_prices
 from engine.compare.endpoints import PricedEndpoint
@@ -76,9 +79,12 @@ def _run(parsed: argparse.Namespace) -> None:
         pool.left_out,
     )
     document = report(plan, run, sample.regions(parsed.regions, parsed.seed), notes)
+    print_report(document, Console(highlight=False, markup=False))
     if not parsed.dry_run:
+        _write(document, parsed.out)  # recording may fail, and the same command repeats it
         document["recorded"] = _record(plan, run, parsed)
-    _finish(document, parsed)
+    _write(document, parsed.out)
+    print(f"wrote {parsed.out}")
 
 
 def _registered(names: Sequence[str], parsed: argparse.Namespace) -> dict[str, Candidate]:
@@ -142,21 +148,23 @@ def _novelty(names: Sequence[str], parsed: argparse.Namespace) -> Novelty:
         policy = Policy(allowed_candidates=tuple(names))
         with connect(parsed) as client:
             results = client.route_many(texts, policy, dry_run=True)
-        return novelty_of([_remembered(r) for r in results if isinstance(r, RouteDecision)])
+        return novelty_of([_remembered(result) for result in results])
 
     return novelty
 
 
-def _remembered(decision: RouteDecision) -> float | None:
-    numbers = [entry.similar_outcomes for entry in decision.ranking]
+def _remembered(result: RouteResult) -> float | None:
+    """Mean number of outcomes that the server remembers of similar instructions; 0 if it cannot
+    route this one, None if it does not say."""
+    if not isinstance(result, RouteDecision):
+        return 0.0
+    numbers = [entry.similar_outcomes for entry in result.ranking]
     known = [number for number in numbers if number is not None]
     return sum(known) / len(known) if known else None
 
 
 def _confirmed(plan: ComparePlan, journal: Journal, parsed: argparse.Namespace) -> bool:
     """Show the expected cost, and ask whether to start; False if only the estimate is wanted."""
-    from rich.console import Console
-
     keys = {
         c.name: {
             i.key for i in plan.instructions if journal_key(c, prompt_for(i)) in journal.replies
@@ -166,7 +174,7 @@ def _confirmed(plan: ComparePlan, journal: Journal, parsed: argparse.Namespace) 
     costs = expected_costs(plan.instructions, plan.candidates, plan.judges, keys)
     if answered := sum(map(len, keys.values())):
         print(f"{answered} answers are already in the journal.")
-    print_expected(costs, Console(highlight=False, markup=False))
+    print_expected(costs, plan.budget_usd, Console(highlight=False, markup=False))
     if parsed.estimate:
         return False
     if parsed.yes or not any(cost.requests for cost in costs):
@@ -180,7 +188,6 @@ def _confirmed(plan: ComparePlan, journal: Journal, parsed: argparse.Namespace) 
 
 
 def _compare(plan: ComparePlan, journal: Journal) -> CompareRun:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -201,16 +208,19 @@ def _record(plan: ComparePlan, run: CompareRun, parsed: argparse.Namespace) -> d
     candidates = {candidate.name: candidate for candidate in plan.candidates}
     grader = ", ".join(plan.grader_names)
     with recorder(parsed.server, credentials_from(parsed, os.environ)) as record:
-        return record_comparisons(
+        counts = record_comparisons(
             record, run.comparisons, candidates, grader, store_text=parsed.store_text
         )
+    print(f"recorded {counts['outcomes']} outcomes at {parsed.server}")
+    if counts["conflicts"]:
+        print(
+            f"{counts['conflicts']} instructions have other scores there already, which stay; an"
+            " earlier comparison was graded in another way."
+        )
+    return counts
 
 
-def _finish(document: dict[str, object], parsed: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    unfinished = parsed.out.with_name(parsed.out.name + ".tmp")
+def _write(document: dict[str, object], out: Path) -> None:
+    unfinished = out.with_name(out.name + ".tmp")
     unfinished.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    unfinished.replace(parsed.out)
-    print_report(document, Console(highlight=False, markup=False))
-    print(f"wrote {parsed.out}")
+    unfinished.replace(out)
