@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -299,12 +299,14 @@ def training_set(run: TrainState) -> TrainingSet:
     ]
     fitted = [(dataset, int(row)) for dataset in run.datasets for row in dataset.validation]
     before = run.init.training_set if run.init else None
-    return describe(
+    known = describe(
         [fingerprint(dataset.outcomes.texts[row]) for dataset, row in trained + fitted]
         + ([] if before is None else before.fingerprints.tolist()),
         [dataset.tokens[row] for dataset, row in trained],
         run.model.backbone.get_input_embeddings().weight.shape[0],
     )
+    # That of the weights before is near enough until training.instruction_mean computes it again.
+    return replace(known, instruction_mean=None if before is None else before.instruction_mean)
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ class ModelSat(nn.Module):  # type: ignore[misc]  # torch is not followed
             lengths: (B,) prompt lengths in tokens.
             capabilities: (M, C) capability representations, as the connector reads them.
 
-        Rerotation:
+        Returns:
             (B, M) margins, logit('Yes') - logit('No').
         """
         return self.margins(tokens, lengths, self.connector(capabilities))
