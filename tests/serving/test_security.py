@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from engine.api.errors import InvalidInputError
 from engine.cli.main import main as cli
 from engine.client.channel import Credentials, open_channel
+from engine.pb import adaptation_service_pb2 as apb
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import external_processor_pb2 as epb
 from engine.pb import router_service_pb2 as rpb
@@ -159,16 +160,17 @@ def test_each_address_serves_its_own(secured: Secured) -> None:
     admin, router = secured.with_role("admin"), secured.server.address
     assert code_of(secured.admin, admin, ROUTER + "GetServerInfo")[0] == "UNIMPLEMENTED"
     assert code_of(router, admin, CANDIDATES + "ListCandidates")[0] == "UNIMPLEMENTED"
-    for address, own in ((router, "RouterService"), (secured.admin, "CandidateService")):
+    administration = ("CandidateService", "AdaptationService")
+    for address, own in ((router, ("RouterService",)), (secured.admin, administration)):
         with open_channel(address, secured.access) as channel:  # health needs no token
             health = health_pb2_grpc.HealthStub(channel)
-            for name in ("", "readiness", "liveness", f"modelsat.v1.{own}"):
+            for name in ("", "readiness", "liveness", *(f"modelsat.v1.{each}" for each in own)):
                 request = health_pb2.HealthCheckRequest(service=name)
                 assert health.Check(request, timeout=LONG).status == SERVING
         role = secured.with_role("read")
         with open_channel(address, role) as channel:
             listed = {name for name in reflected(channel, role) if name.startswith("modelsat.")}
-            assert listed == {f"modelsat.v1.{own}"}
+            assert listed == {f"modelsat.v1.{each}" for each in own}
         with (
             open_channel(address, secured.access) as channel,
             pytest.raises(grpc.RpcError, match="call has no token"),
@@ -368,6 +370,7 @@ def test_every_method_has_its_roles() -> None:
     services = (
         rpb.DESCRIPTOR.services_by_name["RouterService"],
         cpb.DESCRIPTOR.services_by_name["CandidateService"],
+        apb.DESCRIPTOR.services_by_name["AdaptationService"],
         epb.DESCRIPTOR.services_by_name["ExternalProcessor"],
     )
     methods = {f"/{s.full_name}/{m.name}" for s in services for m in s.methods}

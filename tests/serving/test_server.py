@@ -386,7 +386,10 @@ def test_the_command_line_prints_a_decision(
     assert cli(["route", QUESTION, "--server", shared_server.address, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["selected"] == shown["ranking"][0]["candidate"]
-    assert set(shown["ranking"][0]) == {"candidate", "probability", "expected_cost_usd", "utility"}
+    learned = {"base_probability", "standard_error", "similar_outcomes"}
+    always = {"candidate", "probability", "expected_cost_usd", "utility"}
+    assert set(shown["ranking"][0]) == always | learned
+    assert {shown["ranking"][0][name] for name in learned} == {None}, "no outcome was recorded"
     assert len(shown["ranking"]) == len(CATALOG)
     assert {"tokenize", "queue", "inference", "scoring", "selection", "total"} == set(
         shown["timing_ms"]
