@@ -1,0 +1,133 @@
+"""Correct probabilities by a fit. See Adaptation.
+
+Shapes: E eligible candidates, M fitted ones, N remembered instructions, D width, P axes, R
+landmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.adaptation.adaptation import CorrectedScores, FitFigures
+from engine.adaptation.regression import sigmoid
+from engine.adaptation.space import InstructionSpace, KernelFeatures
+from engine.bundle.types import Float32Array, Float64Array
+
+MAX_LOGIT = 9.2  # of p = 1e-4 and 1 - 1e-4
+# How far below the logits of known outcomes the common part reaches, as the width of a normal
+# curve. Outcomes of strong candidates alone say little about weak ones.
+REACH = 1.5
+RELATIVE_VARIANCE = 0.5  # of a candidate's logit on one kind of instruction, before evidence
+CHUNK = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class CommonPart:
+    """The part that all candidates share: reach(z) * (level + weight * features @ coefficients).
+
+    lowest: logit from which down the reach falls. coefficients: (R,).
+    """
+
+    lowest: float
+    level: float
+    weight: float
+    coefficients: Float64Array
+
+    def reach(self, z: Float64Array) -> Float64Array:
+        """Return how far the common part applies to logits z, in [0, 1]."""
+        below = np.maximum(self.lowest - z, 0)
+        return np.asarray(np.exp(-(below**2) / (2 * REACH**2)))
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateParts:
+    """What was learned of each of M candidates.
+
+    offsets: (M,) log-odds. coefficients: (R, M) of the relative part. information: (R, M) Fisher
+    information of the outcomes nearest to each landmark. outcomes: (R, M) their number. means: (M,)
+    mean corrected probability over the remembered instructions.
+    """
+
+    columns: Mapping[str, int]
+    offsets: Float64Array
+    coefficients: Float64Array
+    information: Float32Array
+    outcomes: Float32Array
+    means: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
+class FittedAdaptation:
+    """See Adaptation. Its size does not grow with N but for `vectors`, which only nearest() reads.
+
+    slope: of the weights' log-odds. offset_precision: of the prior of offsets. vectors: (N, P).
+    """
+
+    id: str
+    active: bool
+    reason: str
+    figures: FitFigures
+    space: InstructionSpace
+    center: Float32Array
+    features: KernelFeatures
+    slope: float
+    common: CommonPart
+    parts: CandidateParts
+    offset_precision: float
+    vectors: NDArray[np.float16]
+
+    def correct(
+        self, embedding: Float32Array, p: Float32Array, candidates: Sequence[str]
+    ) -> CorrectedScores:
+        """See Adaptation. A candidate without outcomes gets the common part alone."""
+        vector = self.space.unit_vectors(embedding.astype(np.float32), self.center)
+        similarities = self.features.similarities(vector)
+        features = similarities @ self.features.mix
+        z = logits_of(p)
+        column = np.array([self.parts.columns.get(c, -1) for c in candidates], dtype=np.int64)
+        known = column >= 0
+        at = np.where(known, column, 0)
+        reach = self.common.reach(z)
+        near = float(features @ self.common.coefficients)
+        common = reach * (self.common.level + self.common.weight * near)
+        if self.parts.columns:
+            offset = np.where(known, self.parts.offsets[at], 0.0)
+            relative = np.where(known, features @ self.parts.coefficients[:, at], 0.0)
+            information = np.where(known, similarities @ self.parts.information[:, at], 0.0)
+            total = np.where(known, self.parts.information.sum(axis=0)[at], 0.0)
+            similar = np.where(known, similarities @ self.parts.outcomes[:, at], 0.0)
+        else:
+            offset = relative = information = total = similar = np.zeros(len(p))
+        corrected = sigmoid(self.slope * z + common + offset + relative)
+        variance = 1 / (self.offset_precision + total) + 1 / (1 / RELATIVE_VARIANCE + information)
+        error = corrected * (1 - corrected) * np.sqrt(variance)
+        # The slope's change counts as common, because it tells no candidate from another.
+        common = common + (self.slope - 1) * z
+        found = (corrected, error, similar, offset, common, relative)
+        return CorrectedScores(*(np.asarray(x, dtype=np.float32) for x in found))
+
+    def mean_probabilities(self, candidates: Sequence[str]) -> Float32Array:
+        """See Adaptation. NaN for a candidate without outcomes."""
+        columns = self.parts.columns
+        means = [self.parts.means[columns[c]] if c in columns else np.nan for c in candidates]
+        return np.array(means, dtype=np.float32)
+
+    def nearest(self, embedding: Float32Array, count: int) -> list[tuple[int, float]]:
+        """See Adaptation."""
+        vector = self.space.unit_vectors(embedding.astype(np.float32), self.center)
+        starts = range(0, len(self.vectors), CHUNK)
+        parts = [self.vectors[i : i + CHUNK].astype(np.float32) @ vector for i in starts]
+        cosines = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        order = np.argsort(-cosines, kind="stable")[:count]
+        return [(int(i), float(cosines[i])) for i in order]
+
+
+def logits_of(p: Float32Array) -> Float64Array:
+    """Return the log-odds of probabilities, at most MAX_LOGIT in size."""
+    p64 = np.asarray(p, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(p64) - np.log1p(-p64), -MAX_LOGIT, MAX_LOGIT)

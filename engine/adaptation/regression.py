@@ -1,0 +1,108 @@
+"""Penalized regressions over outcomes in coordinate form: K outcomes, each of one instruction and
+one candidate. Shapes: N instructions, M candidates, R features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.bundle.types import Float32Array, Float64Array, Int64Array
+
+NEWTON_STEPS = 6
+MAX_LEVERAGE = 0.999
+
+
+def sigmoid(z: Float64Array) -> Float64Array:
+    """Return 1 / (1 + exp(-z)), exact for large |z|."""
+    return np.asarray(0.5 * (1 + np.tanh(z / 2)))
+
+
+def log_loss(y: Float64Array, p: Float64Array) -> Float64Array:
+    """Return the log loss of each outcome; y in [0, 1] may be a share."""
+    p = np.clip(p, 1e-6, 1 - 1e-6)
+    return np.asarray(-(y * np.log(p) + (1 - y) * np.log(1 - p)))
+
+
+@dataclass(frozen=True, eq=False)
+class LogisticWeights:
+    """common: (C,) and relative: (F,) feature weights. offsets: (M,)."""
+
+    common: Float64Array
+    relative: Float64Array
+    offsets: Float64Array
+
+    def logits(self, common: Float64Array, relative: Float64Array, m: Int64Array) -> Float64Array:
+        """Return the logits of K outcomes of candidates m from features (C, K) and (F, K)."""
+        return np.asarray(self.common @ common + self.relative @ relative + self.offsets[m])
+
+
+def fit_logistic(
+    y: Float64Array,
+    m: Int64Array,
+    weights: Float64Array,
+    common: Float64Array,
+    relative: Float64Array,
+    prior: LogisticWeights,
+    precision: tuple[Float64Array, Float64Array, float],
+) -> LogisticWeights:
+    """Fit a logistic regression with normal priors by Newton steps on two blocks in turn.
+
+    Weights of common features learn from every outcome. Weights of relative features and the
+    candidates' offsets, which decide between candidates, learn from outcomes by their weights.
+
+    Args:
+        y: (K,) scores in [0, 1].
+        m: (K,) candidates.
+        weights: (K,) in [0, 1].
+        common: (C, K) features.
+        relative: (F, K) features.
+        prior: the means, where the fit begins.
+        precision: of common weights (C,), of relative weights (F,), and of offsets.
+    """
+    fitted, count = prior, len(prior.offsets)
+    for _ in range(NEWTON_STEPS):
+        q = sigmoid(fitted.logits(common, relative, m))
+        gradient = common @ (q - y) + precision[0] * (fitted.common - prior.common)
+        hessian = (common * (q * (1 - q))) @ common.T + np.diag(precision[0])
+        step = np.linalg.solve(hessian, gradient)
+        fitted = LogisticWeights(fitted.common - step, fitted.relative, fitted.offsets)
+        q = sigmoid(fitted.logits(common, relative, m))
+        slope, curve = weights * (q - y), weights * q * (1 - q)
+        first = relative @ slope + precision[1] * (fitted.relative - prior.relative)
+        second = np.bincount(m, slope, count) + precision[2] * (fitted.offsets - prior.offsets)
+        own = np.bincount(m, curve, count) + precision[2]
+        cross = np.stack([np.bincount(m, curve * each, count) for each in relative])
+        # The offsets' block is diagonal, so its Schur complement is cheap.
+        hessian = (relative * curve) @ relative.T + np.diag(precision[1]) - (cross / own) @ cross.T
+        step = np.linalg.solve(hessian, first - (cross / own) @ second)
+        offsets = fitted.offsets - (second - cross.T @ step) / own
+        fitted = LogisticWeights(fitted.common, fitted.relative - step, offsets)
+    return fitted
+
+
+def fit_ridge(
+    features: Float32Array, weights: Float64Array, targets: Float64Array, variance: float
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Fit weighted ridge regressions that share features and weights.
+
+    Args:
+        features: (N, R).
+        weights: (N,) precisions of the targets.
+        targets: (N, T).
+        variance: of the coefficients' prior.
+
+    Returns:
+        Coefficients (R, T); predictions (N, T); and predictions of each target by a fit without its
+        row (N, T), from the hat matrix's diagonal (Golub, Heath and Wahba, 1979).
+    """
+    weighted = features * weights[:, None].astype(np.float32)
+    gram = (features.T @ weighted).astype(np.float64)
+    gram[np.diag_indices_from(gram)] += 1 / variance
+    inverse = np.linalg.inv(gram)
+    coefficients = inverse @ (weighted.T @ targets.astype(np.float32)).astype(np.float64)
+    predicted = features.astype(np.float64) @ coefficients
+    spread = (features @ inverse.astype(np.float32)) * weighted
+    leverage = np.clip(spread.sum(axis=1, dtype=np.float64), 0, MAX_LEVERAGE)[:, None]
+    return coefficients, predicted, (predicted - leverage * targets) / (1 - leverage)
