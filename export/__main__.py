@@ -18,6 +18,7 @@ from engine import __version__
 from engine.api.errors import BundleError, ModelsatError
 from engine.bundle import training_set
 from engine.bundle.arrays import ScoringArrays, save_arrays
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import (
     Manifest,
     commit_dir,
@@ -134,10 +135,10 @@ def _arrays(checkpoint: Path, backbone: Base, encoder: Base, manifest: Manifest)
     connector, norms = load_connector(checkpoint / "connector.safetensors")
     limit = int(encoder.config["max_position_embeddings"])
     known = training_set.load_training_set(checkpoint)
-    mean = None if known is None else known.instruction_mean
-    if mean is None:
-        mean = np.zeros(manifest.width, dtype=np.float32)
-    return ScoringArrays(_readout(backbone, manifest), connector, norms, limit, mean)
+    space = None if known is None else known.instruction_space
+    if space is None:
+        space = InstructionSpace.unknown(manifest.width)
+    return ScoringArrays(_readout(backbone, manifest), connector, norms, limit, space)
 
 
 def _readout(backbone: Base, manifest: Manifest) -> Float32Array:

@@ -27,6 +27,7 @@ from engine.adaptation.fitted import (
     CommonPart,
     FittedAdaptation,
 )
+from engine.adaptation.kernel import KernelFeatures, choose_landmarks
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.adaptation.regression import (
     LogisticWeights,
@@ -35,7 +36,7 @@ from engine.adaptation.regression import (
     log_loss,
     sigmoid,
 )
-from engine.adaptation.space import InstructionSpace, KernelFeatures, choose_landmarks
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
 METHOD = "1"  # part of an adaptation's ID; change it with anything that changes its figures
@@ -52,6 +53,7 @@ LOWEST_QUANTILE = 0.1
 # Outcomes of choices alone do not say how the other candidates would have done.
 GUARD, GUARD_OF_CHOSEN, MIN_UNBIASED = 1.0, 2.0, 30
 MIN_INSTRUCTIONS = 10
+CONTRADICTION, MIN_CONTRADICTIONS = 3.0, 20  # standard errors, and outcomes of a principal
 NEWER_SHARE, MIN_NEWER = 0.3, 12  # instructions that the older ones must predict better, too
 
 
@@ -99,15 +101,21 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
     the interpreter's lock.
     """
     started = time.monotonic()
-    outcomes = _coordinates(matrix)
+    # Left out one by one, copies of an instruction would vouch for each other.
+    distinct, row = _distinct(matrix.embeddings)
+    outcomes = _coordinates(matrix, row)
     center = space.center_of(matrix.embeddings)
-    vectors = space.unit_vectors(matrix.embeddings, center)
+    everything = space.unit_vectors(matrix.embeddings, center)
+    vectors = everything[distinct]
     kernel = KernelFeatures.of(vectors[choose_landmarks(vectors, MAX_LANDMARKS)])
     similarities = kernel.similarities(vectors)
     features = similarities @ kernel.mix
     model = _fit_model(outcomes, features)
+    if contradicting := _contradicting(matrix.principals, row, outcomes, model):
+        outcomes = outcomes.of(np.setdiff1d(np.arange(len(distinct)), contradicting))
+        model = _fit_model(outcomes, features)
     loss = _compare(outcomes, model.left_out)
-    active, reason = _judge(outcomes, features, loss, len(matrix))
+    active, reason = _judge(outcomes, features, loss, len(distinct))
     figures = FitFigures(
         instructions=len(matrix),
         outcomes={name: int((matrix.provenance == i).sum()) for i, name in enumerate(PROVENANCES)},
@@ -127,18 +135,31 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
         features=kernel,
         slope=model.slope,
         common=model.common,
-        parts=_candidate_parts(matrix, outcomes, model, similarities, features),
+        parts=_candidate_parts(matrix, row, outcomes, model, similarities, features),
         offset_precision=OFFSET_PRECISION,
-        vectors=vectors.astype(np.float16),
+        vectors=everything.astype(np.float16),
     )
 
 
-def _coordinates(matrix: OutcomeMatrix) -> _Outcomes:
+def _distinct(embeddings: Float32Array) -> tuple[Int64Array, Int64Array]:
+    """Return the rows of instructions that differ, in order, and of each row (N,) its place among
+    them."""
+    seen: dict[bytes, int] = {}
+    row = np.array([seen.setdefault(each.tobytes(), len(seen)) for each in embeddings])
+    return np.unique(row, return_index=True)[1], row
+
+
+def _coordinates(matrix: OutcomeMatrix, row: Int64Array) -> _Outcomes:
+    """Return the known outcomes, several of one candidate on one instruction as their mean."""
     n, m = np.nonzero(~np.isnan(matrix.scores) & ~np.isnan(matrix.logits))
     chosen = matrix.provenance[n, m] == PROVENANCES.index("chosen")
     z = np.clip(matrix.logits[n, m].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
     y = matrix.scores[n, m].astype(np.float64)
-    return _Outcomes(n, m, z, y, np.where(chosen, CHOSEN_WEIGHT, 1.0), len(matrix.candidates))
+    weight = np.where(chosen, CHOSEN_WEIGHT, 1.0)
+    count = len(matrix.candidates)
+    keys, at = np.unique(row[n] * count + m, return_inverse=True)
+    z, y, weight = (np.bincount(at, x) / np.bincount(at) for x in (z, y, weight))
+    return _Outcomes(keys // count, keys % count, z, y, weight, count)
 
 
 def _fit_model(outcomes: _Outcomes, features: Float32Array) -> _Model:
@@ -229,8 +250,34 @@ def _fit_relative(
     return coefficients, predicted
 
 
+def _contradicting(
+    principals: tuple[str, ...], row: Int64Array, outcomes: _Outcomes, model: _Model
+) -> list[int]:
+    """Return the instructions of principals whose outcomes contradict those of the others.
+
+    On them the correction is clearly worse than the weights alone, although it helps elsewhere. So
+    a caller who reports the opposite of the truth does not teach the others.
+    """
+    owner = np.empty(int(row.max()) + 1, dtype=np.int64)
+    names, of = np.unique(np.array(principals), return_inverse=True)
+    owner[row] = of
+    if len(names) < 2:
+        return []
+    harm = log_loss(outcomes.y, sigmoid(model.left_out)) - log_loss(outcomes.y, sigmoid(outcomes.z))
+    found: list[int] = []
+    for principal in range(len(names)):
+        mine = owner[outcomes.n] == principal
+        if mine.sum() < MIN_CONTRADICTIONS or 2 * mine.sum() > len(mine):
+            continue
+        error = harm[mine].std() / np.sqrt(mine.sum())
+        if harm[mine].mean() > CONTRADICTION * error and harm[~mine].mean() < 0:
+            found += np.flatnonzero(owner == principal).tolist()
+    return found
+
+
 def _candidate_parts(
     matrix: OutcomeMatrix,
+    row: Int64Array,
     outcomes: _Outcomes,
     model: _Model,
     similarities: Float32Array,
@@ -248,7 +295,8 @@ def _candidate_parts(
     z = np.clip(matrix.logits[n, m].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
     near = model.common.level + model.common.weight * (features @ model.common.coefficients)
     relative = features @ model.relative.astype(np.float32)
-    logits = model.slope * z + model.common.reach(z) * near[n] + model.offsets[m] + relative[n, m]
+    at = row[n]
+    logits = model.slope * z + model.common.reach(z) * near[at] + model.offsets[m] + relative[at, m]
     scored = np.bincount(m, minlength=outcomes.candidates)
     means = np.bincount(m, sigmoid(logits), outcomes.candidates) / np.maximum(scored, 1)
     return CandidateParts(

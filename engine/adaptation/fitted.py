@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.adaptation.adaptation import CorrectedScores, FitFigures
+from engine.adaptation.kernel import KernelFeatures
 from engine.adaptation.regression import sigmoid
-from engine.adaptation.space import InstructionSpace, KernelFeatures
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array
 
 MAX_LOGIT = 9.2  # of p = 1e-4 and 1 - 1e-4

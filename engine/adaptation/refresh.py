@@ -19,6 +19,7 @@ from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.adaptation.remembered import FitScope, RememberedOutcomes
 from engine.adaptation.source import FitRecord, Neighbor
 from engine.api.errors import AdaptationNotFoundError, ModelsatError
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.outcome_changes import (
     StoredFit,
@@ -35,7 +36,7 @@ from engine.registry.table import Table
 
 POLL_S = 2.0  # what other replicas recorded is noticed after this time
 REST_RATIO = 3.0  # time without fitting, relative to the last fit's, so that it takes no whole core
-Fit = Callable[[OutcomeMatrix, Float32Array], Adaptation]
+Fit = Callable[[OutcomeMatrix, InstructionSpace], Adaptation]
 log = logging.getLogger(__name__)
 
 
@@ -65,7 +66,7 @@ class AdaptationRefresher:
         store: OutcomeStore,
         table: Callable[[], Table],
         bundle: str,
-        mean: Float32Array,
+        space: InstructionSpace,
         fit: Fit,
     ) -> None:
         """Create a refresher; start() reads the store.
@@ -74,13 +75,13 @@ class AdaptationRefresher:
             store: of the outcomes.
             table: returns the candidates that are registered now.
             bundle: identity of the weights, see bundle_id.
-            mean: (D,), what embeddings are centered on.
+            space: how embeddings are compared.
             fit: makes an adaptation; called in the thread.
         """
         self._store = store
         self._table = table
         self._bundle = bundle
-        self._mean = mean
+        self._space = space
         self._fit = fit
         self._memory = RememberedOutcomes()
         self._published: PublishedFit | None = None
@@ -238,7 +239,7 @@ class AdaptationRefresher:
         if last is not None and matrix.id == last.matrix_id:
             adaptation = last.adaptation
         elif len(matrix):
-            adaptation = self._fit(matrix, self._mean)
+            adaptation = self._fit(matrix, self._space)
         provenance = matrix.provenance.max(axis=1, initial=0)
         return PublishedFit(
             adaptation, matrix.id, view.instructions, provenance, view.unused, scope, position

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.api.errors import BundleError
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import REBUILD_HINT
 from engine.bundle.types import Float32Array
 
@@ -62,15 +64,15 @@ class ScoringArrays:
     """The content of scoring.npz.
 
     readout: (D,), the final norm's gain times (w_yes - w_no). encoder_tokens: the encoder's maximum
-    input; longer texts are refused, not truncated. instruction_mean: (D,), what embeddings of
-    instructions are centered on; zeros in a bundle that does not know it.
+    input; longer texts are refused, not truncated. instruction_space: how embeddings of
+    instructions are compared; neutral in a bundle that does not know it.
     """
 
     readout: Float32Array
     connector: Connector
     norms: TaskNorms
     encoder_tokens: int
-    instruction_mean: Float32Array
+    instruction_space: InstructionSpace
 
 
 def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
@@ -85,7 +87,8 @@ def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
         tasks=np.array(list(norms.means)),
         task_means=np.array(list(norms.means.values()), dtype=np.float64),
         encoder_tokens=np.int64(arrays.encoder_tokens),
-        instruction_mean=arrays.instruction_mean,
+        instruction_mean=arrays.instruction_space.mean,
+        instruction_axes=arrays.instruction_space.axes.astype(np.float16),
     )
 
 
@@ -99,14 +102,7 @@ def load_arrays(folder: Path) -> ScoringArrays:
             f"{folder / FILE}: connector_weight is {weight.shape}, readout {readout.shape};"
             f" both must have the backbone's width; {REBUILD_HINT}."
         )
-    mean = arrays.get("instruction_mean", np.zeros_like(readout))
-    if mean.shape != readout.shape:
-        raise BundleError(
-            f"{folder / FILE}: instruction_mean is {mean.shape}, expected {readout.shape};"
-            f" {REBUILD_HINT}."
-        )
-    if not mean.any():
-        log.info("%s has no mean embedding, so instructions are not centered on one", folder)
+    space = _instruction_space(folder, arrays, len(readout))
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BundleError(f"{folder / FILE}: {name} has values that are not finite.")
@@ -114,4 +110,20 @@ def load_arrays(folder: Path) -> ScoringArrays:
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
     norms = TaskNorms(arrays["center"], means)
     connector = Connector(weight, arrays["connector_bias"])
-    return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]), mean)
+    return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]), space)
+
+
+def _instruction_space(
+    folder: Path, arrays: Mapping[str, NDArray[Any]], width: int
+) -> InstructionSpace:
+    neutral = InstructionSpace.unknown(width)
+    mean = arrays.get("instruction_mean", neutral.mean)
+    axes = arrays.get("instruction_axes", neutral.axes)
+    for name, array in (("instruction_mean", mean), ("instruction_axes", axes)):
+        if array.shape[0] != width:
+            raise BundleError(
+                f"{folder / FILE}: {name} is {array.shape}, expected {width} rows; {REBUILD_HINT}."
+            )
+    if not mean.any():
+        log.info("%s has no mean embedding, so instructions are not centered on one", folder)
+    return InstructionSpace(mean, axes.astype(np.float32))

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.bundle.instruction_space import InstructionSpace
+
 FILE = "training_set.npz"
 QUANTILES = 101
 
@@ -25,14 +27,14 @@ class TrainingSet:
 
     fingerprints: (N,) uint32 of the normalized texts, sorted. surprisal: (V,), -log of each token's
     smoothed share of all training tokens; V is the vocabulary size. quantiles: (QUANTILES,) of the
-    instructions' mean surprisal. instruction_mean: (D,), mean embedding of instructions of several
-    kinds by these weights (python -m training.instruction_mean); None if it was not computed.
+    instructions' mean surprisal. instruction_space: how embeddings by these weights are compared
+    (python -m training.instruction_space); None if it was not computed.
     """
 
     fingerprints: NDArray[np.uint32]
     surprisal: NDArray[np.float32]
     quantiles: NDArray[np.float32]
-    instruction_mean: NDArray[np.float32] | None = None
+    instruction_space: InstructionSpace | None = None
 
     def ood_score(self, tokens: NDArray[np.int64]) -> float:
         """Return the out-of-distribution score of a prompt, in [0, 1]: the percentile of its mean
@@ -60,8 +62,9 @@ def save_training_set(folder: Path, training_set: TrainingSet) -> None:
         "surprisal": training_set.surprisal.astype(np.float16),
         "quantiles": training_set.quantiles,
     }
-    if training_set.instruction_mean is not None:
-        arrays["instruction_mean"] = training_set.instruction_mean
+    if (space := training_set.instruction_space) is not None:
+        arrays["instruction_mean"] = space.mean
+        arrays["instruction_axes"] = space.axes.astype(np.float16)
     np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]
 
 
@@ -71,5 +74,8 @@ def load_training_set(folder: Path) -> TrainingSet | None:
         return None
     with np.load(folder / FILE) as file:
         surprisal = file["surprisal"].astype(np.float32)
-        mean = file.get("instruction_mean")
-        return TrainingSet(file["fingerprints"], surprisal, file["quantiles"], mean)
+        space = None
+        if "instruction_axes" in file:
+            axes = file["instruction_axes"].astype(np.float32)
+            space = InstructionSpace(file["instruction_mean"], axes)
+        return TrainingSet(file["fingerprints"], surprisal, file["quantiles"], space)

@@ -108,8 +108,8 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
     batcher = Batcher(backend, head, _batch_limits(settings), telemetry.forwarded)
     cache = ScoreCache(settings.score_cache_mb << 20)
-    mean = arrays.instruction_mean
-    memory = build_memory(settings, manifest, mean, registry, batcher, tokenizer)
+    space = arrays.instruction_space
+    memory = build_memory(settings, manifest, space, registry, batcher, tokenizer)
     changes = ChangeLog(settings.changes_log) if settings.changes_log.name else None
     decision_ids = DecisionIds(registry.decision_key)
     router = Router(

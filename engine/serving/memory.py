@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from importlib import import_module
-from typing import cast
 
 from engine.adaptation.filling import VectorFiller
+from engine.adaptation.fit import fit
 from engine.adaptation.recent_decisions import RecentDecisions
-from engine.adaptation.refresh import AdaptationRefresher, Fit
+from engine.adaptation.refresh import AdaptationRefresher
 from engine.adaptation.text_scorer import TextScorer
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import Manifest, weights_id
 from engine.bundle.prompt import Tokenizer
-from engine.bundle.types import Float32Array
 from engine.inference.batcher import Batcher
 from engine.registry.registry import Registry
 from engine.registry.stores.outcomes import OutcomeLimits, OutcomeStore
@@ -52,14 +51,14 @@ class OutcomeMemory:
 def build_memory(
     settings: Settings,
     manifest: Manifest,
-    mean: Float32Array,
+    space: InstructionSpace,
     registry: Registry,
     batcher: Batcher,
     tokenizer: Tokenizer,
 ) -> OutcomeMemory:
     """Open the store of outcomes, and build what uses it.
 
-    mean: (D,), what embeddings of instructions are centered on. Raises StoreError.
+    space: how embeddings of instructions are compared. Raises StoreError.
     """
     limits = OutcomeLimits(
         settings.max_recorded_outcomes,
@@ -72,13 +71,6 @@ def build_memory(
     max_age_s = settings.decisions_max_age_minutes * MINUTE_S
     recent = RecentDecisions(weights, settings.decisions_mib * MIB, max_age_s)
     scorer = TextScorer(batcher, tokenizer, registry, recent)
-    try:
-        fit, enabled = (
-            cast(Fit, import_module("engine.adaptation.fit").fit),
-            settings.memory_mib > 0,
-        )
-    except ModuleNotFoundError:  # until it is there
-        fit, enabled = cast(Fit, None), False
-    refresher = AdaptationRefresher(store, registry.table, weights, mean, fit)
+    refresher = AdaptationRefresher(store, registry.table, weights, space, fit)
     filler = VectorFiller(store, recent, scorer)
-    return OutcomeMemory(store, recent, scorer, refresher, filler, enabled)
+    return OutcomeMemory(store, recent, scorer, refresher, filler, settings.memory_mib > 0)

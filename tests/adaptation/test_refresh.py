@@ -20,6 +20,7 @@ from engine.adaptation.remembered import (
     OTHER_WEIGHTS,
 )
 from engine.api.errors import AdaptationNotFoundError
+from engine.bundle.instruction_space import InstructionSpace
 from engine.registry.stores.outcome_sql import OutcomeLimits
 from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome, ScoredInstruction
 from engine.registry.stores.outcomes import OutcomeStore
@@ -29,7 +30,7 @@ from tests.support.stores import candidate
 
 WIDTH, BUNDLE = 8, "weights-1"
 LIMITS = OutcomeLimits(1000)
-MEAN = np.zeros(WIDTH, dtype=np.float32)
+MEAN = InstructionSpace.unknown(WIDTH)
 
 
 def table(*names: str, level: float = 0.5, revision: int = 1) -> Table:
@@ -50,7 +51,7 @@ class Fitted:
     def __init__(self) -> None:
         self.matrices: dict[str, OutcomeMatrix] = {}
 
-    def __call__(self, matrix: OutcomeMatrix, mean: NDArray[np.float32]) -> FakeAdaptation:
+    def __call__(self, matrix: OutcomeMatrix, space: InstructionSpace) -> FakeAdaptation:
         self.matrices[matrix.id] = matrix
         return FakeAdaptation(id=matrix.id)
 

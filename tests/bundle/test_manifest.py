@@ -106,27 +106,29 @@ def test_built_bundle_is_complete_and_within_parity_limits(bundle: Path) -> None
     assert {p.name for p in BUNDLE.iterdir()} == {*manifest.files, MANIFEST}
 
 
-def test_a_bundle_centers_instructions_on_the_mean_of_its_weights(bundle: Path) -> None:
+def test_a_bundle_compares_instructions_as_its_weights_say(bundle: Path) -> None:
     shipped = load_training_set(ROOT / "pretrained")
     assert shipped is not None
-    assert shipped.instruction_mean is not None
-    assert shipped.instruction_mean.any()
-    mean = load_arrays(bundle).instruction_mean
-    np.testing.assert_array_equal(mean, shipped.instruction_mean)
+    assert shipped.instruction_space is not None
+    assert shipped.instruction_space.mean.any()
+    space = load_arrays(bundle).instruction_space
+    np.testing.assert_array_equal(space.mean, shipped.instruction_space.mean)
+    np.testing.assert_array_equal(space.axes, shipped.instruction_space.axes)
 
 
 @pytest.mark.parametrize("width", [None, 575, 1])
-def test_an_older_bundle_has_no_mean_and_a_mean_of_another_width_is_refused(
+def test_an_older_bundle_has_a_neutral_space_and_one_of_another_width_is_refused(
     bundle: Path, width: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with np.load(bundle / FILE) as file:
-        arrays = {name: file[name] for name in file.files if name != "instruction_mean"}
+        arrays = {name: file[name] for name in file.files if not name.startswith("instruction_")}
     if width is not None:
         arrays["instruction_mean"] = np.ones(width, np.float32)
     np.savez(bundle / FILE, **arrays)
     if width is None:
         with caplog.at_level("INFO"):
-            assert not load_arrays(bundle).instruction_mean.any()
+            space = load_arrays(bundle).instruction_space
+        assert (space.mean.any(), space.axes.shape[1]) == (False, 0)
         assert "has no mean embedding" in caplog.text
     else:
         with pytest.raises(BundleError, match=rf"instruction_mean is \({width},\), expected"):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.api.errors import InvalidInputError
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.training_set import describe, load_training_set, save_training_set
 from engine.datasets.aptitude_test import MIN_ANSWERS, derive_items
 from engine.datasets.outcomes import (
@@ -155,13 +156,14 @@ def test_training_set_round_trip_scores_unseen_tokens_as_ood(tmp_path: Path) -> 
     assert known.fingerprints.tolist() == [3, 5, 2**32 - 1]
     assert known.ood_score(np.arange(60, 90)) == 1.0
     assert 0.2 < np.mean([known.ood_score(p) for p in prompts]) < 0.8
-    assert known.instruction_mean is None
-    mean = random.normal(size=7).astype(np.float32)
-    save_training_set(tmp_path, replace(known, instruction_mean=mean))
+    assert known.instruction_space is None
+    mean, axes = random.normal(size=7).astype(np.float32), np.eye(7, 3, dtype=np.float32)
+    save_training_set(tmp_path, replace(known, instruction_space=InstructionSpace(mean, axes)))
     again = load_training_set(tmp_path)
     assert again is not None
-    assert again.instruction_mean is not None
-    assert again.instruction_mean.tolist() == mean.tolist()
+    assert again.instruction_space is not None
+    assert again.instruction_space.mean.tolist() == mean.tolist()
+    assert again.instruction_space.axes.tolist() == axes.tolist()
     assert again.quantiles.tolist() == known.quantiles.tolist()
     assert load_training_set(tmp_path / "nothing") is None
 

@@ -75,7 +75,7 @@ def test_log_odds_invert_the_logistic_function_within_bounds() -> None:
 
 
 def unit(embeddings: Float32Array) -> Float32Array:
-    centered = embeddings - ARRAYS.instruction_mean
+    centered = embeddings - ARRAYS.instruction_space.mean
     return centered / np.linalg.norm(centered, axis=1, keepdims=True)
 
 

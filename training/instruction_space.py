@@ -1,10 +1,12 @@
-"""Compute the mean embedding of instructions by a bundle, and write it to the bundle's weights.
+"""Compute how embeddings of instructions are compared, and write it to the weights.
 
-    python -m training.instruction_mean --bundle artifacts/bundle --data DIR... --out pretrained
+    python -m training.instruction_space --bundle artifacts/bundle --data DIR... --out pretrained
 
-Embeddings of instructions are centered on this mean before they are compared. It comes from folders
-of several kinds, because a memory of one kind, centered on its own mean, could not tell that an
-instruction of another kind is far away. Run it after a change of the weights, then `make export`.
+The mean and the axes come from folders of several kinds, because a memory of one kind, centered on
+its own mean, could not tell that an instruction of another kind is far away. The axes are the first
+principal ones, half whitened: on six unseen folders that raised the mean AUC after comparisons by
+.004 over plain cosines (whole whitening by .003). Run it after a change of the weights, then `make
+export`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from tokenizers import Tokenizer
 
 from engine.api.errors import BundleError, ModelsatError
 from engine.bundle.arrays import load_arrays
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.bundle.training_set import load_training_set, save_training_set
@@ -30,6 +33,8 @@ from engine.inference.backend import ScoringHead
 from engine.inference.devices import open_backend
 
 SEED = 0
+AXES = 128
+FLOOR = 0.1  # of the mean variance, added to every axis so that small ones are not blown up
 NO_CANDIDATES = np.empty(0, dtype=np.int64)
 
 
@@ -59,8 +64,18 @@ def embed_instructions(bundle: Path, texts: Sequence[str]) -> Float32Array:
     return np.concatenate(rows)
 
 
+def describe_space(embeddings: Float32Array, axes: int = AXES) -> InstructionSpace:
+    """Compute mean and half-whitened principal axes of embeddings (N, D)."""
+    mean = embeddings.mean(axis=0, dtype=np.float64)
+    values, vectors = np.linalg.eigh(np.cov((embeddings - mean).T))
+    values, vectors = values[::-1][:axes], vectors[:, ::-1][:, :axes]
+    scale = (values + FLOOR * values.mean()) ** -0.25
+    # The sign of an eigenvector is arbitrary; cosines do not depend on it.
+    return InstructionSpace(mean.astype(np.float32), (vectors * scale).astype(np.float32))
+
+
 def main() -> None:
-    """Parse the command line, compute the mean and write it."""
+    """Parse the command line, compute the space and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"), help="to embed by")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="data folders")
@@ -71,12 +86,11 @@ def main() -> None:
     arguments = parser.parse_args()
     known = load_training_set(arguments.out)
     if known is None:
-        raise BundleError(f"{arguments.out} has no training_set.npz to add the mean to.")
+        raise BundleError(f"{arguments.out} has no training_set.npz to add it to.")
     embeddings = embed_instructions(arguments.bundle, sample_texts(arguments.data, arguments.texts))
-    mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
-    save_training_set(arguments.out, replace(known, instruction_mean=mean))
-    share = np.linalg.norm(mean) ** 2 / (embeddings**2).sum(axis=1).mean()
-    print(f"{len(embeddings)} instructions; the mean is {share:.0%} of their mean square")
+    space = describe_space(embeddings)
+    save_training_set(arguments.out, replace(known, instruction_space=space))
+    print(f"{len(embeddings)} instructions, {space.axes.shape[1]} axes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Compare instructions: from embeddings to unit vectors and kernel features.
+"""Choose landmarks among instructions, and turn similarities to them into kernel features.
 
-Shapes: N instructions, D width of an embedding, P axes, R landmarks.
+Shapes: N instructions, P axes, R landmarks.
 """
 
 from __future__ import annotations
@@ -11,33 +11,8 @@ import numpy as np
 
 from engine.bundle.types import Float32Array, Int64Array
 
-# Weight of the shipped mean beside the memory's own, in instructions. Each alone is worse: memories
-# of one kind cannot see that another kind is far, and kinds that training did not see are crowded.
-PRIOR_INSTRUCTIONS = 100.0
 KERNEL_WIDTH = 0.3  # exp((cosine - 1) / width); .2 and .45 lose .001 of AUC each
 JITTER = 1e-4
-
-
-@dataclass(frozen=True, eq=False)
-class InstructionSpace:
-    """The shipped part: mean (D,) of embeddings, and axes (D, P) that a centered one is projected
-    on, half whitened. Axes of shape (D, 0) leave out the projection."""
-
-    mean: Float32Array
-    axes: Float32Array
-
-    def center_of(self, embeddings: Float32Array) -> Float32Array:
-        """Return what a memory with these embeddings (N, D) is centered on, (D,)."""
-        total = embeddings.sum(axis=0, dtype=np.float64) + PRIOR_INSTRUCTIONS * self.mean
-        return np.asarray(total / (len(embeddings) + PRIOR_INSTRUCTIONS), dtype=np.float32)
-
-    def unit_vectors(self, embeddings: Float32Array, center: Float32Array) -> Float32Array:
-        """Project embeddings (..., D) to unit vectors (..., P)."""
-        vectors = embeddings - center
-        if self.axes.shape[1]:
-            vectors = vectors @ self.axes
-        norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def choose_landmarks(vectors: Float32Array, count: int) -> Int64Array:
