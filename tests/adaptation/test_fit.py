@@ -97,7 +97,7 @@ def test_comparisons_teach_who_is_strong_at_what(seed: int) -> None:
 def test_where_the_weights_are_right_little_changes(seed: int) -> None:
     world = World.of(seed, strength=0.0)
     fitted, new = fit(world.draw(100, seed), SPACE), world.draw(300, seed + 1)
-    assert loss(corrected(fitted, new), new) < loss(weights_alone(new), new) + 0.015
+    assert loss(corrected(fitted, new), new) < loss(weights_alone(new), new) + 0.03
 
 
 @settings(max_examples=15, deadline=None)
