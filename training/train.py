@@ -305,8 +305,8 @@ def training_set(run: TrainState) -> TrainingSet:
         [dataset.tokens[row] for dataset, row in trained],
         run.model.backbone.get_input_embeddings().weight.shape[0],
     )
-    # That of the weights before is near enough until training.instruction_mean computes it again.
-    return replace(known, instruction_mean=None if before is None else before.instruction_mean)
+    # That of the weights before is near enough until training.instruction_space computes it again.
+    return replace(known, instruction_space=None if before is None else before.instruction_space)
 
 
 def main() -> None:

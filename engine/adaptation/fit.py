@@ -72,8 +72,14 @@ class _Outcomes:
     def of(self, rows: Int64Array) -> _Outcomes:
         """Keep the outcomes of these instructions."""
         kept = np.isin(self.n, rows)
-        arrays = (self.n, self.m, self.z, self.y, self.weight)
-        return _Outcomes(*(a[kept] for a in arrays), self.candidates)
+        return _Outcomes(
+            self.n[kept],
+            self.m[kept],
+            self.z[kept],
+            self.y[kept],
+            self.weight[kept],
+            self.candidates,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +189,7 @@ def _fit_model(outcomes: _Outcomes, features: Float32Array) -> _Model:
     residual = (y - q) / information  # the working residual of a Newton step
 
     def by_row(values: Float64Array) -> Float64Array:
-        return np.bincount(n, values, rows)
+        return np.asarray(np.bincount(n, values, rows), dtype=np.float64)
 
     shared = by_row(information * reach**2)
     mean = by_row(information * reach * residual) / np.maximum(shared, 1e-9)

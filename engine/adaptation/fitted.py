@@ -131,4 +131,4 @@ def logits_of(p: Float32Array) -> Float64Array:
     """Return the log-odds of probabilities, at most MAX_LOGIT in size."""
     p64 = np.asarray(p, dtype=np.float64)
     with np.errstate(divide="ignore"):
-        return np.clip(np.log(p64) - np.log1p(-p64), -MAX_LOGIT, MAX_LOGIT)
+        return np.asarray(np.clip(np.log(p64) - np.log1p(-p64), -MAX_LOGIT, MAX_LOGIT))

@@ -104,5 +104,6 @@ def fit_ridge(
     coefficients = inverse @ (weighted.T @ targets.astype(np.float32)).astype(np.float64)
     predicted = features.astype(np.float64) @ coefficients
     spread = (features @ inverse.astype(np.float32)) * weighted
-    leverage = np.clip(spread.sum(axis=1, dtype=np.float64), 0, MAX_LEVERAGE)[:, None]
-    return coefficients, predicted, (predicted - leverage * targets) / (1 - leverage)
+    leverage: Float64Array = np.clip(spread.sum(axis=1, dtype=np.float64), 0, MAX_LEVERAGE)
+    left_out = (predicted - leverage[:, None] * targets) / (1 - leverage[:, None])
+    return np.asarray(coefficients), np.asarray(predicted), np.asarray(left_out)

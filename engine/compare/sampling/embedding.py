@@ -39,4 +39,4 @@ def embed(bundle: Path, texts: Sequence[str]) -> Float32Array:
         rows = order[start : start + BATCH_SIZE]
         scores = backend.probabilities([prompts[i] for i in rows], candidate, row, head)
         embeddings[rows] = scores.embeddings
-    return unit(embeddings - arrays.instruction_mean)
+    return unit(embeddings - arrays.instruction_space.mean)
