@@ -82,7 +82,7 @@ def estimate(logged: LoggedOutcomes, same: NDArray[np.bool_], p: FloatArray) -> 
         _doubly_robust(logged, clipped, p),
         len(logged),
         float(clipped.sum()) ** 2 / squares if squares else 0.0,
-        float(weights.mean()) if len(logged) else math.nan,
+        min(1.0, float(weights.mean())) if len(logged) else math.nan,
     )
 
 

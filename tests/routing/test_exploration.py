@@ -6,9 +6,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,12 +19,18 @@ from hypothesis import strategies as st
 from engine.api.candidate import Candidate, TaskResult
 from engine.api.policy import DecisionKind, Policy, Session
 from engine.inference.batcher import ScoreResult
+from engine.pb import router_service_pb2, router_service_pb2_grpc
 from engine.registry.table import make_table
 from engine.routing.decision import Decision, PromptInfo, RankingEntry
 from engine.routing.exploration import Exploration, explore
 from engine.routing.router import Router, RouterConfig
 from engine.routing.sessions import SessionStore
+from engine.serving.components import build
 from engine.serving.rpc.router_service import response_from
+from engine.serving.server import AuthConfig, start_server
+from engine.serving.settings import Settings
+from engine.serving.telemetry import Telemetry
+from tools.processes import BUNDLE
 
 INFO = PromptInfo(7, truncated=False, ood_score=None)
 
@@ -171,3 +179,26 @@ async def test_a_session_stays_with_the_candidate_that_was_drawn_for_its_first_r
     assert {(d.selected.id, d.kind, d.propensity) for d in again} == {
         ("b", "session_affinity", 1.0)
     }
+
+
+async def test_a_server_with_the_settings_explores(tmp_path: Path) -> None:
+    settings = Settings(
+        bundle=BUNDLE,
+        address="127.0.0.1:0",
+        candidates_db=str(tmp_path / "c.sqlite"),
+        last_table_file=Path(),
+        outcomes_db=str(tmp_path / "o.sqlite"),
+        exploration_share=1.0,
+        exploration_max_loss=0.9,
+    )
+    running = await start_server(build(settings, Telemetry()), AuthConfig(None, None))
+    async with grpc.aio.insecure_channel(running.listeners[0].address) as channel:
+        stub = router_service_pb2_grpc.RouterServiceStub(channel)
+        answer = await stub.Route(router_service_pb2.RouteRequest(text="What is 2 + 2?"))
+        dry = await stub.Route(router_service_pb2.RouteRequest(text="Hi", dry_run=True))
+    await running.stop(1)
+    assert answer.kind == router_service_pb2.DECISION_KIND_EXPLORED
+    assert answer.propensity == pytest.approx(1 / (len(answer.ranking) - 1))
+    assert answer.ranking[0].candidate == answer.selected
+    assert "within 0.9 of the utility" in answer.reason
+    assert (dry.kind, dry.propensity) == (router_service_pb2.DECISION_KIND_RANKED, 1.0)
