@@ -103,7 +103,7 @@ def worst_verdicts_usd(
 
 def worst_reply_usd(endpoint: PricedEndpoint, input_tokens: int) -> float:
     """Return what a reply costs at most; 0 if a price is unknown."""
-    return endpoint.cost_usd(input_tokens, endpoint.endpoint.max_tokens) or 0.0
+    return endpoint.cost_usd(input_tokens, endpoint.max_output_tokens) or 0.0
 
 
 class Budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -27,6 +28,7 @@ NUMBERS = {  # field -> smallest value
     "output_usd_per_million": 0,
 }
 INTEGERS = {"max_tokens", "max_attempts", "concurrency"}
+OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 FIELDS = ("base_url", "model", "api_key_env", "extra_body", *NUMBERS)
 
 
@@ -40,6 +42,13 @@ class PricedEndpoint:
     input_usd_per_million: float | None = None
     output_usd_per_million: float | None = None
     mean_output_tokens: float | None = None
+
+    @property
+    def max_output_tokens(self) -> int:
+        """Limit on the tokens of a reply, whichever field of the request sets it."""
+        body = self.endpoint.extra_body
+        limits = [n for f in OUTPUT_LIMITS if isinstance(n := body.get(f), int) and n > 0]
+        return max(limits, default=self.endpoint.max_tokens)
 
     def cost_usd(self, input_tokens: float, output_tokens: float) -> float | None:
         """Return the price of so many tokens; None if a price is unknown."""
@@ -128,7 +137,7 @@ def _problems(values: Mapping[str, Any], where: str, environ: Mapping[str, str])
     for name in ("input_usd_per_million", "output_usd_per_million"):
         if found := price_problem(values.get(name), f"{where}.{name}", "."):
             problems.append(found)
-    body = values.get("extra_body", {})
+    body = _body(values)
     if not isinstance(body, Mapping) or {"messages", "model", "stream"} & set(body):
         problem = "is not an object of fields other than model, messages and stream."
         problems.append(Violation(f"{where}.extra_body", problem))
@@ -139,18 +148,33 @@ def _problems(values: Mapping[str, Any], where: str, environ: Mapping[str, str])
     return problems + url_problems(f"{where}.base_url", str(values["base_url"]), key)
 
 
+def _body(values: Mapping[str, Any]) -> Any:
+    """Return extra_body, which may be JSON as text: TOML has no null."""
+    body = values.get("extra_body", {})
+    try:
+        return json.loads(body) if isinstance(body, str) else body
+    except (ValueError, RecursionError):
+        return None
+
+
 def _key(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     return environ.get(str(values.get("api_key_env", KEY_VARIABLE)), "").strip()
 
 
 def _endpoint(name: str, values: Mapping[str, Any], environ: Mapping[str, str]) -> PricedEndpoint:
-    known = {field.name for field in fields(Endpoint)} - {"key", "base_url", "answer_only"}
+    known = {field.name for field in fields(Endpoint)} - {
+        "key",
+        "base_url",
+        "answer_only",
+        "extra_body",
+    }
     return PricedEndpoint(
         name,
         Endpoint(
             base_url=values["base_url"].rstrip("/"),
             key=_key(values, environ),
             **{field: value for field, value in values.items() if field in known},
+            extra_body=_body(values),
         ),
         values.get("input_usd_per_million"),
         values.get("output_usd_per_million"),

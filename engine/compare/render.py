@@ -92,6 +92,8 @@ def summary_lines(report: Document) -> Iterator[str]:
         f" {', '.join(report['graders'])}. ± is half of a 95 % interval"
         + ("; * is the best of a region." if len(report["regions"]) > 1 else ".")
     )
+    if sample["invalid_rows"]:
+        yield f"{sample['invalid_rows']} rows of the log could not be read."
     for reason, count in sample["left_out"].items():
         yield f"{count} requests {reason}, so they are left out."
     if report["disagreement"] is not None:
@@ -102,7 +104,10 @@ def summary_lines(report: Document) -> Iterator[str]:
     for name in sorted(set(report["judges"]) & set(report["candidates"])):
         yield f"{name} judges its own answers; models tend to prefer theirs."
     if report["over_budget"]:
-        yield f"The budget left out {report['over_budget']} instructions."
+        yield (
+            f"The budget left out {report['over_budget']} instructions: replies that end at"
+            " max_tokens could exceed it. A lower max_tokens lets more of them fit."
+        )
     for name, entry in report["judges"].items():
         cost = "" if entry["cost_usd"] is None else f", ${entry['cost_usd']:.4f}"
         yield f"Judge {name}: {entry['replies']} verdicts{cost}."

@@ -29,8 +29,8 @@ class SampleNotes:
     """How the instructions were drawn.
 
     requests: in the log. left_out: reason -> requests that cannot be compared. repeated: requests
-    that were met before. pool: different instructions that were drawn from. vectors: what measured
-    their distance.
+    that were met before. invalid_rows: of the log, that could not be read. pool: different
+    instructions that were drawn from. vectors: what measured their distance.
     """
 
     requests: int
@@ -38,6 +38,7 @@ class SampleNotes:
     vectors: str
     seed: int
     repeated: int = 0
+    invalid_rows: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -70,6 +71,7 @@ def report(plan: ComparePlan, run: CompareRun, regions: Regions, notes: SampleNo
             "requests": notes.requests,
             "left_out": dict(notes.left_out),
             "repeated": notes.repeated,
+            "invalid_rows": notes.invalid_rows,
             "pool": notes.pool,
             "drawn": len(plan.instructions),
             "vectors": notes.vectors,

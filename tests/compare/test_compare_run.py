@@ -251,13 +251,15 @@ def test_a_request_that_one_model_refuses_is_left_out_and_a_broken_endpoint_ends
         return 400 if body["messages"][0]["content"].endswith("3") else "fine"
 
     more = ("--grader", "regex", "--pattern", "fine", "--dry-run", "--yes")
+    body = '{"temperature": null, "max_tokens": null, "max_completion_tokens": 9}'
     with ExitStack() as stack:
         good = stack.enter_context(chat_endpoint(answer, **DETAILS))
-        write_endpoints(tmp_path, dict.fromkeys(NAMES, good.url))
+        write_endpoints(tmp_path, dict.fromkeys(NAMES, good.url), f"extra_body = '{body}'\n")
         run(log, tmp_path, *more)
         entry = report(tmp_path)["candidates"]["ada"]
         assert (entry["graded"], entry["not_graded"]) == (5, {"HTTP 400": 1})
         assert entry["reasoning_tokens"] == 35
+        assert good.bodies[0].keys() == {"model", "messages", "max_completion_tokens"}
         bad = stack.enter_context(chat_endpoint(lambda _: 400))
         write_endpoints(
             tmp_path, {"ada": good.url, "bob": good.url, "cyd": bad.url}, "concurrency = 1\n"
@@ -282,6 +284,7 @@ def test_a_request_that_one_model_refuses_is_left_out_and_a_broken_endpoint_ends
         (("--out", "x.txt"), "expected a .json file"),
         (("--baseline", "eve"), "--baseline: is eve, which is no candidate"),
         (("--log", "none.jsonl"), "none.jsonl: matches no file"),
+        ((), "choice finds no reference in 6 instructions; name the log's column"),
     ],
 )
 def test_wrong_flags_are_named_in_one_line(
@@ -300,6 +303,7 @@ def test_wrong_flags_are_named_in_one_line(
         ('[ada]\nbase_url = "http://far.example/v1"', "is http, which would send the key"),
         ('[ada]\nbase_url = "ftp://x"', "[ada].base_url: is not a base URL"),
         ("[ada]\nconcurrency = 0.5", "[ada].concurrency: is 0.5"),
+        ("[ada]\nextra_body = '[1]'", "[ada].extra_body: is not an object"),
         ("[ada]\nurl = 1", "has the unknown field 'url'"),
         ("[ada.1]\nmodel = 'x'", 'quote names with dots: ["ada.1"]'),
         ("model = 'x'", "outside of a table"),

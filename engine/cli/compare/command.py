@@ -24,7 +24,7 @@ from engine.client.results import RouteDecision, RouteResult
 from engine.compare.asking import journal_key
 from engine.compare.costs import expected_costs, prompt_for, require_prices
 from engine.compare.endpoints import PricedEndpoint
-from engine.compare.graders.grading import Comparison
+from engine.compare.graders.grading import AnswerGrader, Comparison, Grader
 from engine.compare.recording import record_comparisons, recorder
 from engine.compare.render import print_expected, print_report
 from engine.compare.report import SampleNotes, report
@@ -64,6 +64,8 @@ def _run(parsed: argparse.Namespace) -> None:
         judging = [judge.endpoint for judge in judges]
         require_prices([*candidates, *judging], "--budget-usd")
     pool = _pool(parsed)
+    if not judges and "program" not in parsed.grader:
+        _require_references(pool, graders)
     sample = _sample(pool, names, parsed)
     plan = replace(plan, instructions=sample.instructions)
     with Journal(parsed.out.with_suffix(".journal.jsonl"), JOURNAL) as journal:
@@ -76,6 +78,7 @@ def _run(parsed: argparse.Namespace) -> None:
         TFIDF if parsed.bundle is None else f"embeddings of {parsed.bundle}",
         parsed.seed,
         pool.repeated,
+        pool.invalid_rows,
         pool.left_out,
     )
     document = report(plan, run, sample.regions(parsed.regions, parsed.seed), notes)
@@ -125,9 +128,27 @@ def _pool(parsed: argparse.Namespace) -> InstructionPool:
     columns = columns_with(parsed.map_column)
     form = log_format(parsed.format) if parsed.format else None
     text = TextFormat(parsed.encoding)
-    log = LogSource(expand(parsed.log), columns, form=form, text=text)
+    limit = parsed.max_invalid_rows
+    log = LogSource(expand(parsed.log), columns, None, limit, form=form, text=text)
     references = LogSource(expand(parsed.references), columns, text=text)
     return read_pool(log, references if references.files else None, parsed.seed)
+
+
+def _require_references(pool: InstructionPool, graders: Sequence[Grader]) -> None:
+    """Leave out what no grader can grade, before it is paid for.
+
+    Raises:
+        InvalidInputError: that would be everything.
+    """
+    checks = [grader for grader in graders if isinstance(grader, AnswerGrader)]
+    before = len(pool.instructions)
+    pool.keep(lambda i: any(c.can_grade(i) for c in checks), "have no reference for the grader")
+    if not pool.instructions:
+        problem = (
+            f"{', '.join(c.name for c in checks)} finds no reference in {before} instructions;"
+            " name the log's column, as in --map-column reference=answer, or give --references."
+        )
+        raise InvalidInputError(Violation("--grader", problem))
 
 
 def _sample(pool: InstructionPool, names: Sequence[str], parsed: argparse.Namespace) -> DrawnSample:

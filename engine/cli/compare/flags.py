@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.text_files import read_utf8
 from engine.cli import server_flags
@@ -22,6 +23,10 @@ from engine.compare.graders.program import ProgramGrader
 
 JUDGES = ("judge", "pairwise")
 GRADERS = (*ANSWER_GRADERS, *JUDGES, "program")
+SMALLEST = (
+    *(("sample", 1), ("regions", 1), ("tolerance", 0), ("budget_usd", 0)),
+    *(("max_invalid_rows", 0), ("expected_output_tokens", 0)),
+)
 SHARED = ("base_url", "api_key_env", "max_tokens", "concurrency", "timeout_s")
 
 
@@ -60,6 +65,8 @@ def _add_instructions(group: argparse._ArgumentGroup) -> None:
     add("--map-column", action="append", default=[], metavar="FIELD=COLUMN", help=text)
     add("--format", default="", metavar="NAME", help="program that wrote the log; see replay")
     add("--encoding", default="", metavar="NAME", help="encoding of text files; see replay")
+    text = "skip at most this many unreadable rows, then fail (default %(default)s)"
+    add("--max-invalid-rows", type=int, default=1000, metavar="N", help=text)
     text = "bundle whose embeddings spread the draw (default: TF-IDF vectors, which need none)"
     add("--bundle", type=Path, metavar="DIR", help=text)
     text = "regions of the report (default: the log's categories, else a number by the sample)"
@@ -130,7 +137,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 def listed(names: str) -> list[str]:
     """Split a list of names at commas; each name once."""
-    return list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    bare = (name.strip().removeprefix(NAME_PREFIX) for name in names.split(","))
+    return list(dict.fromkeys(name for name in bare if name))
 
 
 def check_values(parsed: argparse.Namespace) -> None:
@@ -139,7 +147,7 @@ def check_values(parsed: argparse.Namespace) -> None:
     names = listed(parsed.candidates)
     if len(names) < 2:
         problems.append(Violation("--candidates", "names fewer than two; there is no comparison."))
-    for name, minimum in (("sample", 1), ("regions", 1), ("tolerance", 0), ("budget_usd", 0)):
+    for name, minimum in SMALLEST:
         value = getattr(parsed, name)
         if value is not None and not value >= minimum:
             flag = f"--{name.replace('_', '-')}"

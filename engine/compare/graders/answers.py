@@ -182,25 +182,25 @@ def is_number(instruction: LoggedInstruction, reply: str, tolerance: float = TOL
     It is the first number of the stated answer, else the last one of the reply. "1,234" is taken
     both ways, and 50% is .5 as well as 50.
     """
-    wanted = [value for text in _texts(instruction) for value in numbers_in(text)[:1]]
+    wanted = [right for text in _texts(instruction) for right in _answer_readings(text)]
     if not wanted:
         raise NoReferenceError("no number as the reference")
-    answer = numbers_in(final_answer(reply).rpartition("=")[2])
-    found = answer[0] if len(answer) == 1 or _states(reply) else numbers_in(reply)[-1:]
-    values = found if isinstance(found, tuple) else (found[0] if found else ())
     return any(
         math.isclose(value, right, rel_tol=tolerance, abs_tol=1e-12)
-        for value in values
-        for reading in wanted
-        for right in reading
+        for value in _answer_readings(reply)
+        for right in wanted
     )
 
 
-def _states(reply: str) -> bool:
-    """True if the final answer stands in a statement, and is not merely the last line."""
-    answer = final_answer(reply)
-    last = next(reversed(list(lines_of(plain(reply)))), "")
-    return bool(numbers_in(answer)) and answer != last
+def _answer_readings(text: str) -> tuple[float, ...]:
+    """Read the number that a reply, or a worked solution, answers with; () if there is none."""
+    answer = final_answer(text)
+    in_answer = numbers_in(answer.rpartition("=")[2])
+    is_stated = answer != next(reversed(list(lines_of(plain(text)))), "")
+    if in_answer and (is_stated or len(in_answer) == 1):
+        return in_answer[0]
+    in_text = numbers_in(text)
+    return in_text[-1] if in_text else ()
 
 
 def numbers_in(text: str) -> list[tuple[float, ...]]:

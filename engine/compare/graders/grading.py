@@ -54,6 +54,14 @@ class AnswerGrader:
             return Grades({}, dict.fromkeys(replies, f"{self.name}: {error}"))
         return Grades(scores)
 
+    def can_grade(self, instruction: LoggedInstruction) -> bool:
+        """True if the instruction has what replies are compared with."""
+        try:
+            self.check(instruction, "")
+        except (NoReferenceError, InvalidInputError):
+            return False
+        return True
+
 
 @dataclass(frozen=True)
 class ComparedReply:

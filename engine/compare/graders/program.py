@@ -85,6 +85,7 @@ class ProgramGrader:
                 await process.wait()
         if process.returncode:
             last = errors.decode(errors="replace").strip().rpartition("\n")[2][:200]
+            last = "".join(c if c.isprintable() else "?" for c in last)
             raise ProgramError(f"ended with status {process.returncode} ({last})")
         return output.decode(errors="replace")
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,13 +56,21 @@ class InstructionPool:
     """The different instructions of a log.
 
     left_out: reason -> requests that cannot be compared. repeated: requests that were met before.
-    requests: all that the log holds.
+    requests: all that the log holds. invalid_rows: rows of the log that could not be read.
     """
 
     instructions: list[LoggedInstruction]
     left_out: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
     requests: int = 0
+    invalid_rows: int = 0
+
+    def keep(self, suitable: Callable[[LoggedInstruction], bool], reason: str) -> None:
+        """Leave out the instructions that are not suitable, and count them under `reason`."""
+        kept = [instruction for instruction in self.instructions if suitable(instruction)]
+        if left_out := len(self.instructions) - len(kept):
+            self.left_out[reason] += left_out
+        self.instructions = kept
 
 
 def read_pool(
@@ -96,6 +104,7 @@ def read_pool(
             pool.instructions.append(instruction)
         elif (place := draw.randrange(len(met))) < size:
             pool.instructions[place] = instruction
+    pool.invalid_rows = notes.count
     if not pool.requests:
         raise empty_log_error(log, notes)
     if not pool.instructions:
@@ -119,7 +128,7 @@ def instruction_of(request: PastRequest) -> LoggedInstruction:
         text=ask,
         messages=tuple({"role": t.role, "content": t.text} for t in turns if t.text.strip()),
         references=references_of(request.reference),
-        category=request.category,
+        category="".join(c if c.isprintable() else " " for c in request.category).strip(),
         response_format=request.response_format,
     )
 
