@@ -32,10 +32,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     text = "JSON file of candidates with prices (default: the bundle's catalog)"
     add("--catalog", type=Path, metavar="FILE", help=text)
     text = (
-        "how to find accuracies: measured on instructions with the outcomes of all candidates, or"
-        " estimated from the outcomes of a server that explores (default %(default)s)"
+        "how to find accuracies: measured (default), on instructions with the outcomes of all"
+        " candidates; inverse-propensity or doubly-robust, from those of a server that explores"
     )
-    add("--estimator", choices=ESTIMATORS, default="measured", help=text)
+    add("--estimator", choices=ESTIMATORS, default="measured", metavar="METHOD", help=text)
     add("--json", action="store_true", help="print one JSON object instead of a table")
     target = command.add_argument_group("target (exactly one)")
     target = target.add_mutually_exclusive_group(required=True)
