@@ -19,13 +19,13 @@ from engine.api.policy import Policy
 from engine.aptitude.journal import Journal
 from engine.bundle.types import FloatArray
 from engine.cli.compare import flags
-from engine.cli.server_flags import connect, credentials_from
+from engine.cli.server_flags import connect
 from engine.client.results import RouteDecision, RouteResult
 from engine.compare.asking import journal_key
 from engine.compare.costs import expected_costs, prompt_for, require_prices
 from engine.compare.endpoints import PricedEndpoint
 from engine.compare.graders.grading import AnswerGrader, Comparison, Grader
-from engine.compare.recording import record_comparisons, recorder
+from engine.compare.recording import record_comparisons
 from engine.compare.render import print_expected, print_report
 from engine.compare.report import SampleNotes, report
 from engine.compare.run import JOURNAL, ComparePlan, CompareRun, run_comparisons
@@ -228,9 +228,9 @@ def _compare(plan: ComparePlan, journal: Journal) -> CompareRun:
 def _record(plan: ComparePlan, run: CompareRun, parsed: argparse.Namespace) -> dict[str, int]:
     candidates = {candidate.name: candidate for candidate in plan.candidates}
     grader = ", ".join(plan.grader_names)
-    with recorder(parsed.server, credentials_from(parsed, os.environ)) as record:
+    with connect(parsed) as client:
         counts = record_comparisons(
-            record, run.comparisons, candidates, grader, store_text=parsed.store_text
+            client, run.comparisons, candidates, grader, store_text=parsed.store_text
         )
     print(f"recorded {counts['outcomes']} outcomes at {parsed.server}")
     if counts["conflicts"]:
