@@ -28,7 +28,7 @@ NOT_REGISTERED = "candidate not registered"
 CHANGED = "candidate has other aptitude results now"
 NOT_SCORED = "candidate was not eligible"
 _OUTCOME = np.dtype(
-    [("report", "i8"), ("instruction", "i8"), ("code", "u2"), ("compared", "?"), ("score", "f4")]
+    [("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("compared", "?"), ("score", "f4")]
 )
 
 
@@ -66,14 +66,15 @@ class _Group:
     """Instructions that were scored for the same candidates, in order of arrival.
 
     embeddings: n of (D,) float16. logits: n of (M,) float16. rows: number in the store -> position;
-    positions that no number has are of instructions that were forgotten.
+    positions that no number has are of instructions that were forgotten. selected: codes, 0 for
+    none.
     """
 
     candidates: ScoredCandidates
     embeddings: NDArray[np.float16]
     logits: NDArray[np.float16]
     principals: list[str] = field(default_factory=list)
-    selected: list[str] = field(default_factory=list)
+    selected: list[int] = field(default_factory=list)
     explored: list[bool] = field(default_factory=list)
     propensity: list[float] = field(default_factory=list)
     recorded_at: list[float] = field(default_factory=list)
@@ -90,7 +91,7 @@ class _Group:
         self.logits[place] = np.frombuffer(logits, dtype="<f2")
         self.rows[number] = place
         self.principals.append(sys.intern(principal))
-        self.selected.append(sys.intern(selected))
+        self.selected.append(selected)
         self.explored.append(bool(explored))
         self.propensity.append(propensity)
         self.recorded_at.append(at)
@@ -222,7 +223,7 @@ class RememberedOutcomes:
         used = column >= 0
         used[used] = ~np.isnan(logits[at[used], column[used]])
         unused[NOT_SCORED] += int((column >= 0).sum() - used.sum())
-        return _matrix(group, self._ids, outcomes[used], at[used], column[used], numbers, places,
+        return _matrix(group, outcomes[used], at[used], column[used], numbers, places,
                        several, logits, tuple(columns))  # fmt: skip
 
 
@@ -243,7 +244,6 @@ def _empty(width: int) -> NDArray[np.float16]:
 
 def _matrix(
     group: _Group,
-    ids: Mapping[int, str],
     outcomes: NDArray[np.void],
     at: Int64Array,
     column: Int64Array,
@@ -259,12 +259,10 @@ def _matrix(
     (N,) of the instructions: number in the store, position in the group, whether several
     candidates have outcomes.
     """
-    codes = {name: code for code, name in ids.items()}
-    selected = np.array([codes.get(group.selected[p], -1) for p in places.tolist()])
-    unrouted = np.array([not group.selected[p] for p in places.tolist()])
+    selected = np.array([group.selected[p] for p in places.tolist()])
     explored = np.array([group.explored[p] for p in places.tolist()], dtype=bool)
     drawn = np.array([group.propensity[p] for p in places.tolist()], dtype=np.float32)
-    other = ~unrouted[at] & (selected[at] != outcomes["code"])
+    other = (selected[at] != 0) & (selected[at] != outcomes["code"])
     compared = several.copy()
     np.logical_or.at(compared, at, outcomes["compared"] | other)
     kind = np.where(explored, EXPLORED, CHOSEN)

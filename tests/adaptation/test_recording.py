@@ -55,7 +55,7 @@ def test_an_outcome_by_decision_needs_no_text(client: Client, file: Path) -> Non
     used = Usage(120, 340, 200, 0.0012, 2.5, "")
     assert client.record_outcome(decision.decision_id, decision.selected, 0.5, usage=used)
     row = instruction(file, decision.decision_id)
-    assert (row["text"], row["selected"], row["explored"]) == ("", decision.selected, 0)
+    assert (row["text"], bool(row["selected"]), row["explored"]) == ("", True, 0)
     embedding = np.frombuffer(row["embedding"], dtype="<f2")  # type: ignore[call-overload]
     assert embedding.shape == (576,)
     assert embedding.any()
@@ -71,7 +71,7 @@ def test_a_text_that_was_not_routed_is_scored(client: Client, file: Path) -> Non
     a, b = (r.candidate for r in client.route("x").ranking[:2])
     assert client.record_outcome("", a, 1.0, text="Name a river in Peru.", category="places")
     row = instruction(file)
-    assert (row["text"], row["selected"]) == ("Name a river in Peru.", "")
+    assert (row["text"], row["selected"]) == ("Name a river in Peru.", 0)
     assert row["embedding"] is not None
     assert not client.record_outcome("", a, 1.0, text="Name a river in Peru.")
     with pytest.raises(ModelsatClientError, match="the first one is kept"):

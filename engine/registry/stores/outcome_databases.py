@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 OLD_SCHEMA = 1  # one table of outcomes, of version 0.1 and 0.2; converted when it is opened
+PAGE_BYTES = 16_384  # holds 13 instructions of 1.2 KB; pages of 4 KB would waste a tenth
 BUSY_S = 5.0  # maximum wait for another process that writes the same file
 WRITE_LOCK = 0x6D6F64656D6F  # advisory; writers of outcomes take turns, so numbers are in order
 STATEMENT_S = 15.0
@@ -95,6 +96,7 @@ class SqliteOutcomes:
     def _prepare(self) -> None:
         with translated(self._path, "opened"):
             if _is_new(self.connection):
+                self.connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 with _transaction(self.connection):
                     _create(self.connection)
             schema = check_schema(self.connection, self._path)

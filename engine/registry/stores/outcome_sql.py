@@ -32,7 +32,7 @@ TABLES = (
     "{end}",
     "CREATE TABLE memory_instruction (number {int} PRIMARY KEY, key TEXT NOT NULL UNIQUE,"
     " principal TEXT NOT NULL, text TEXT NOT NULL, candidates {int}, embedding {blob},"
-    " logits {blob}, selected TEXT NOT NULL, explored {int} NOT NULL, propensity {real} NOT NULL,"
+    " logits {blob}, selected {int} NOT NULL, explored {int} NOT NULL, propensity {real} NOT NULL,"
     " open {int} NOT NULL, version {int} NOT NULL, recorded_at {real} NOT NULL){end}",
     "CREATE INDEX memory_instruction_version ON memory_instruction (version)",
     "CREATE INDEX memory_instruction_open ON memory_instruction (number) WHERE open = 1",
@@ -48,8 +48,8 @@ TABLES = (
     "CREATE TABLE memory_fit (id TEXT PRIMARY KEY, floor {int} NOT NULL, position {int} NOT NULL,"
     " created_at {real} NOT NULL, content TEXT NOT NULL){end}",
 )
-# deletions: counts deletions of rows. floor, ceiling: reports outside of (floor, ceiling] are not
-# used; a negative ceiling is none.
+# selected: a code, 0 if none was. deletions: counts deletions of rows. floor, ceiling: reports
+# outside of (floor, ceiling] are not used; a negative ceiling is none.
 STATE = {"position": 0, "deletions": 0, "floor": 0, "ceiling": -1}
 MAX_FITS = 200
 DAY_S = 86_400.0
@@ -108,15 +108,12 @@ class OutcomeWriter:
             return 0
         now = time.time()
         if number is None:
-            number = self._add_instruction(first, now)
-        elif first.text:
-            self._db.run(
-                "UPDATE memory_instruction SET text = ? WHERE number = ? AND text = ''",
-                (first.text, number),
-            )
+            number = self._add_instruction(first, now, report.scored)
+        else:
+            self._add_text(number, first.text)
+            if report.scored is not None:
+                self._fill(number, report.scored)
         self._add_report(number, new, now)
-        if report.scored is not None:
-            self._fill(number, report.scored)
         return len(new)
 
     def fill(self, key: str, scored: ScoredInstruction) -> bool:
@@ -158,12 +155,9 @@ class OutcomeWriter:
         """Record an outcome of an earlier version, which is known to be new."""
         number = self._find(outcome.decision_id)
         if number is None:
-            number = self._add_instruction(outcome, recorded_at, waits=False)
-        elif outcome.text:
-            self._db.run(
-                "UPDATE memory_instruction SET text = ? WHERE number = ? AND text = ''",
-                (outcome.text, number),
-            )
+            number = self._add_instruction(outcome, recorded_at, None, waits=False)
+        else:
+            self._add_text(number, outcome.text)
         self._add_report(number, [outcome], recorded_at)
 
     def finish(self) -> None:
@@ -197,14 +191,40 @@ class OutcomeWriter:
             for code, score in unpack(blob)
         }
 
-    def _add_instruction(self, first: RecordedOutcome, now: float, waits: bool = True) -> int:
+    def _add_instruction(
+        self,
+        first: RecordedOutcome,
+        now: float,
+        scored: ScoredInstruction | None,
+        waits: bool = True,
+    ) -> int:
+        """Add an instruction; one row at once, because a row that grows later splits its page."""
         number = self._next()
+        is_open = int(waits and scored is None)
+        vectors = (None, None, None, 0, 0, 1.0) if scored is None else self._vectors(scored)
         self._db.run(
-            "INSERT INTO memory_instruction VALUES"
-            " (?, ?, ?, ?, NULL, NULL, NULL, '', 0, 1.0, ?, ?, ?)",
-            (number, first.decision_id, first.principal, first.text, int(waits), number, now),
+            "INSERT INTO memory_instruction VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                number,
+                first.decision_id,
+                first.principal,
+                first.text,
+                *vectors,
+                is_open,
+                number,
+                now,
+            ),
         )
+        if scored is not None:
+            self._add_share(first.principal, instructions=1, size=scored.nbytes + ROW_BYTES)
         return number
+
+    def _add_text(self, number: int, text: str) -> None:
+        if text:
+            self._db.run(
+                "UPDATE memory_instruction SET text = ? WHERE number = ? AND text = ''",
+                (text, number),
+            )
 
     def _add_report(self, number: int, new: Sequence[RecordedOutcome], now: float) -> None:
         first = new[0]
@@ -232,27 +252,24 @@ class OutcomeWriter:
         )
         if not is_open:
             return False
+        self._db.run(
+            "UPDATE memory_instruction SET candidates = ?, embedding = ?, logits = ?, selected = ?,"
+            " explored = ?, propensity = ?, open = 0, version = ? WHERE number = ?",
+            (*self._vectors(scored), self._next(), number),
+        )
+        self._add_share(principal, instructions=1, size=scored.nbytes + ROW_BYTES)
+        return True
+
+    def _vectors(self, scored: ScoredInstruction) -> tuple[int, bytes, bytes, int, int, float]:
+        """Return the columns from `candidates` to `propensity`."""
         embedding, logits = (
             np.ascontiguousarray(vector, dtype="<f2").tobytes()
             for vector in (scored.embedding, scored.logits)
         )
-        self._db.run(
-            "UPDATE memory_instruction SET candidates = ?, embedding = ?, logits = ?, selected = ?,"
-            " explored = ?, propensity = ?, open = 0, version = ? WHERE number = ?",
-            (
-                self._candidate_list(scored.candidates.content),
-                embedding,
-                logits,
-                scored.selected,
-                int(scored.explored),
-                scored.propensity,
-                self._next(),
-                number,
-            ),
-        )
-        size = len(embedding) + len(logits) + ROW_BYTES
-        self._add_share(principal, instructions=1, size=size)
-        return True
+        candidates = self._candidate_list(scored.candidates.content)
+        selected = self._code(scored.selected) if scored.selected else 0
+        explored = int(scored.explored)
+        return candidates, embedding, logits, selected, explored, scored.propensity
 
     def _code(self, candidate: str) -> int:
         if candidate not in self._codes:
@@ -417,7 +434,7 @@ def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
     for code, score in unpack(blob):
         name = ids[int(code)]
         used = Usage(**usage[name]) if name in usage else None
-        drawn = float(propensity) if name == selected else None
+        drawn = float(propensity) if code == selected else None
         yield replace(common, candidate=name, score=float(score), usage=used, propensity=drawn)
 
 
