@@ -11,12 +11,14 @@ import pytest
 
 from engine.api.errors import InvalidInputError
 from engine.compare.sampling.drawing import draw_sample, novelty_of
+from engine.compare.sampling.embedding import embed
 from engine.compare.sampling.instructions import LoggedInstruction, read_pool
 from engine.compare.sampling.spread import draw_spread, find_regions
 from engine.compare.sampling.vectors import tfidf, unit
 from engine.replay.formats import COLUMNS
 from engine.replay.log import columns_with
 from engine.replay.run import LogSource
+from tools.processes import BUNDLE
 
 TOPICS = {
     "sql": "Write a SQL query that joins table {} with table orders and groups by customer",
@@ -148,6 +150,14 @@ def test_regions_are_topics_named_by_their_words() -> None:
         assert all(word in TOPICS[topics.pop()].lower() for word in name.split(", ")[:1])
     named = find_regions(tfidf(texts), texts, [topic_of(t) for t in texts])
     assert named.names == ("law", "poem", "sql")
+
+
+def test_a_bundle_embeds_instructions_by_what_they_ask() -> None:
+    texts = [form.format(n) for form in TOPICS.values() for n in (3, 17)]
+    embeddings = embed(BUNDLE, texts)
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1.0, abs=1e-5)
+    cosines = embeddings @ embeddings.T - 2 * np.eye(len(texts))
+    assert cosines.argmax(axis=1).tolist() == [1, 0, 3, 2, 5, 4]
 
 
 def test_a_draw_is_repeated_from_its_file_and_renewed_for_another_log(tmp_path: Path) -> None:

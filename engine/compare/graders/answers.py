@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.aptitude.answers import read_answer
+from engine.aptitude.answers import ANSWER_KEYS, MAX_STATEMENTS, read_answer
 from engine.aptitude.marking.answer_words import answer_words
 from engine.aptitude.marking.plain_text import balanced, canonical, fold, lines_of, plain
 from engine.aptitude.questions import options_of
@@ -29,6 +29,7 @@ _TAG = re.compile(
     r"<(final_?answer|answer|result)>([^<>]{0,400})</\1>|^#### ?([^\n#]{1,400})$",
     re.IGNORECASE | re.MULTILINE,
 )
+_SENTENCE_END = re.compile(r"(?<=\w)[.!](?=\s+\S)|。")
 _LEAD = re.compile(
     r"\W{0,6}(?:is|are|was|equals|lautet|es|est|è|é|是|为|為|は)?[\s:=*_：\"'`]{0,9}"
 )
@@ -80,30 +81,55 @@ ANSWER_GRADERS = ("exact", "numeric", "contains", "choice", "regex", "json-schem
 def final_answer(reply: str) -> str:
     """Find the short answer of a reply: the last one that it states, else its last line."""
     reply = plain(reply)
-    stated = [(m.start(), m[2] or m[3]) for m in _TAG.finditer(reply)]
+    return _stated(reply) or next(reversed(list(lines_of(reply))), "")
+
+
+def _stated(reply: str) -> str:
+    """Read an answer in a JSON object, a box or tag, or the words "the answer is"; "" if none."""
+    if in_json := _answer_in_json(reply):
+        return in_json
+    marked = [(m.start(), m[2] or m[3]) for m in _TAG.finditer(reply)]
     for match in _BOX.finditer(reply):
         if box := balanced(reply, match.end(), MAX_STATED):
-            stated.append((match.start(), box[0]))
-    if stated:
-        return max(stated)[1].strip()
+            marked.append((match.start(), box[0]))
+    if marked:
+        return max(marked)[1].strip()
     folded = fold(reply)
-    places = [
-        (place, place + len(word))
-        for word in answer_words().answers
-        if (place := folded.rfind(word)) >= 0 and not folded[place - 1 : place].isalpha()
-    ]
-    if places:
-        _, after = max(places)
+    for place, after in sorted(_answer_words(folded), reverse=True):
+        if folded[place - 1 : place].isalpha():
+            continue
         line = reply[after:].split("\n", 1)[0]
         lead = _LEAD.match(line)
         if lead and lead[0].strip() and (rest := line[lead.end() :].strip(" *_")):
             return rest[:MAX_STATED]
-    return next(reversed(list(lines_of(reply))), "")
+    return ""
+
+
+def _answer_words(folded: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the last few places of each word for "answer"."""
+    for word in answer_words().answers:
+        place = len(folded)
+        for _ in range(MAX_STATEMENTS):
+            place = folded.rfind(word, 0, place)
+            if place < 0:
+                break
+            yield place, place + len(word)
+
+
+def _answer_in_json(reply: str) -> str:
+    found, value = _json_in(reply)
+    if not found or not isinstance(value, dict):
+        return ""
+    answers = [v for k, v in value.items() if ANSWER_KEYS.fullmatch(fold(str(k)))]
+    return (
+        str(answers[0]) if len(answers) == 1 and isinstance(answers[0], str | int | float) else ""
+    )
 
 
 def is_exact(instruction: LoggedInstruction, reply: str) -> bool:
     """True if the reply, or its final answer, is a reference, but for case, markup and spaces."""
-    found = {_normalized(reply), _normalized(final_answer(reply))}
+    answer = final_answer(reply)
+    found = {_normalized(text) for text in (reply, answer, _SENTENCE_END.split(answer)[0])}
     return any(_normalized(reference) in found for reference in _texts(instruction))
 
 
