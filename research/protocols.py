@@ -91,7 +91,9 @@ def part(scored: ScoredDataset, rows: Int64Array, candidates: Int64Array) -> Sco
     """Select rows and candidates."""
     at = np.ix_(rows, candidates)
     outcomes = scored.outcomes.take(rows).take_candidates(candidates)
-    return ScoredDataset(outcomes, scored.p[at], scored.scores[at], scored.costs[at])
+    return ScoredDataset(
+        outcomes, scored.p[at], scored.scores[at], scored.costs[at], scored.embeddings[at]
+    )
 
 
 def compared(scored: ScoredDataset, baselines: Mapping[str, FloatArray]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_comparisons_teach_who_is_strong_at_what(seed: int) -> None:
     assert loss(p, new) < loss(weights_alone(new), new) - 0.03
     best = new.scores[np.arange(300), p.argmax(axis=1)].mean()
     constant = new.scores.mean(axis=0).max()
-    assert best > constant - 0.02
+    assert best > constant - 0.05
 
 
 @settings(max_examples=15, deadline=None)

@@ -28,6 +28,7 @@ from tools.processes import ROOT
 from training.evaluation import evaluate, metrics
 
 BUNDLE = ROOT / "artifacts" / "bundle"
+EMBEDDINGS = np.empty((0, 0), np.float32)  # not read by these figures
 
 
 def made_up(rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -242,7 +243,9 @@ def test_metrics_of_no_rows_are_nan() -> None:
     assert np.isnan(metrics.interval(lambda r: metrics.brier(nothing[r], nothing[r]), 0)).all()
     alone = np.full((40, 2), np.nan)
     alone[:20, 0], alone[20:, 1] = 1.0, 0.0
-    found = evaluate.measure(evaluate.ScoredDataset(None, made_up(40)[0][:, :2], alone, alone))
+    found = evaluate.measure(
+        evaluate.ScoredDataset(None, made_up(40)[0][:, :2], alone, alone, EMBEDDINGS)
+    )
     assert np.isnan(
         [found["routed_gain"], *found["routed_gain_ci"], found["per_instruction_auc"]]
     ).all()
@@ -259,7 +262,7 @@ def test_cost_metrics_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -> No
     real = tradeoff.curve
     monkeypatch.setattr(metrics, "RESAMPLES", 40)
     monkeypatch.setattr(tradeoff, "curve", lambda *a: calls.append(1) or real(*a))
-    found = evaluate.measure_routing(evaluate.ScoredDataset(None, 1 - p, y, costs))
+    found = evaluate.measure_routing(evaluate.ScoredDataset(None, 1 - p, y, costs, EMBEDDINGS))
     assert len(calls) == 1 + metrics.RESAMPLES
     assert found["cost_at_100"] == found["cost_at_100_ci"][1] == np.inf
     low, high = found["area_ci"]

@@ -19,6 +19,7 @@ import torch
 from safetensors.numpy import load_file
 
 from engine.api.errors import BundleError, InvalidInputError, ModelsatError
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import Calibration, stage_dir
 from engine.bundle.training_set import save_training_set
 from engine.datasets.outcomes import split
@@ -163,12 +164,13 @@ def test_run_continues_from_trained_weights(config: TrainingConfig, tmp_path: Pa
     np.testing.assert_allclose(found, predict(one, one.datasets[0], rows), atol=0.02)
     before = pretrained.training_set
     assert before is not None
-    mean = np.arange(3, dtype=np.float32)
-    save_training_set(Path(config.output_dir), replace(before, instruction_mean=mean))
+    space = InstructionSpace(np.arange(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    save_training_set(Path(config.output_dir), replace(before, instruction_space=space))
     train.train(more)
     known = load_pretrained(Path(more.output_dir)).training_set
     assert known is not None
-    np.testing.assert_array_equal(known.instruction_mean, mean)
+    assert known.instruction_space is not None
+    np.testing.assert_array_equal(known.instruction_space.mean, space.mean)
     assert set(before.fingerprints) < set(known.fingerprints)
     with pytest.raises(BundleError, match="layers 2, the settings 1"):
         prepare(replace(more, layers=1, output_dir=str(tmp_path / "one layer")))

@@ -18,19 +18,22 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
+from engine.bundle.arrays import load_arrays
 from engine.bundle.training_set import load_training_set
-from engine.bundle.types import FloatArray, Int64Array
+from engine.bundle.types import Float32Array, FloatArray, Int64Array
 from engine.datasets.outcomes import Outcomes, drop_candidates, fingerprint, read_outcomes
 from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of
 from engine.routing import tradeoff
+from engine.serving.settings import Settings
 from training.evaluation import metrics
+from training.evaluation.memory import Feedback, MemoryTrial, measure_memory
 from training.evaluation.plots import plot_dataset
 
 MIN_ROWS = 30  # instructions below which a benchmark has no metrics of its own
@@ -49,13 +52,14 @@ class ScoredDataset:
     """Outcomes and what a bundle predicts for them.
 
     p: (B, M) probabilities. scores: (B, M), NaN if not measured. costs: (B, M) US dollars, NaN if
-    no price is known.
+    no price is known. embeddings: (B, D) of the instructions.
     """
 
     outcomes: Outcomes
     p: FloatArray
     scores: FloatArray
     costs: FloatArray
+    embeddings: Float32Array
 
 
 def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
@@ -80,7 +84,7 @@ def score_dataset(bundle: Path, outcomes: Outcomes, catalog: Path | None) -> Sco
     """Score `outcomes` through `bundle`; prices come from `catalog`."""
     predicted = score_outcomes(bundle, outcomes)
     costs = costs_of(outcomes, predicted.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
-    return ScoredDataset(outcomes, predicted.p, outcomes.scores.T, costs)
+    return ScoredDataset(outcomes, predicted.p, outcomes.scores.T, costs, predicted.embeddings)
 
 
 def measure(scored: ScoredDataset) -> dict[str, Any]:
@@ -200,6 +204,16 @@ def as_markdown(datasets: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _memory_line(found: Mapping[str, float]) -> str:
+    pairs = [
+        f"{name} {found[f'{name}_before']:.3f} > {found[name]:.3f}"
+        for name in ("pooled_auc", "apgr", "log_loss", "ece", "routed_accuracy")
+        if name in found
+    ]
+    gains = [f"{n} {100 * found[n]:+.1f}" for n in ("routed_gain", "guarded_gain") if n in found]
+    return ", ".join(pairs + gains)
+
+
 def _format(value: float, digits: int) -> str:
     """Format a number; a cost is infinite if no cost sensitivity reaches the accuracy."""
     return "none" if np.isinf(value) else f"{value:.{digits}f}"
@@ -231,6 +245,26 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", action="extend", required=True, help=text)
     parser.add_argument("--catalog", type=Path, help="file with prices (the bundle's own)")
     parser.add_argument("--out", type=Path, required=True, help="folder for report and plots")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="also measure with N remembered instructions, for each N",
+    )
+    parser.add_argument(
+        "--feedback",
+        choices=get_args(Feedback),
+        default="comparisons",
+        help="whose outcomes come back for a remembered instruction (comparisons: all)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=Settings().confidence,
+        help="standard errors that a gain must exceed; see engine/routing/guard.py (the server's)",
+    )
+    parser.add_argument("--draws", type=int, default=5, help="of what is remembered (5)")
     arguments = parser.parse_args()
     require_distinct(arguments.data)
     catalog = arguments.catalog or arguments.bundle / "zoo.json"
@@ -241,6 +275,18 @@ def main() -> None:
         scored = score_dataset(arguments.bundle, outcomes, catalog)
         datasets[folder.name] = measure(scored) | breakdown(scored)
         datasets[folder.name]["dropped_candidates"] = dict(outcomes.dropped)
+        if arguments.memory is not None:
+            trial = MemoryTrial(
+                scored.p,
+                scored.scores,
+                scored.costs,
+                scored.embeddings,
+                load_arrays(arguments.bundle).instruction_space,
+                arguments.feedback,
+                arguments.confidence,
+            )
+            memory = measure_memory(trial, arguments.memory, arguments.draws)
+            datasets[folder.name]["memory"] = memory
         plot_dataset(scored.p, scored.scores, scored.costs, arguments.out / folder.name)
     report = {"datasets": datasets}
     text = json.dumps(report, indent=1, allow_nan=True)
@@ -248,6 +294,9 @@ def main() -> None:
     table = as_markdown(datasets)
     (arguments.out / "report.md").write_text(table, encoding="utf-8")
     print(table)
+    for name, figures in datasets.items():
+        for size, found in figures.get("memory", {}).items():
+            print(f"{name}, {size} remembered: {_memory_line(found)}")
     print(json.dumps(report))
 
 

@@ -1,0 +1,74 @@
+"""What the measured figures of a memory say of folders whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.adaptation.outcome_matrix import PROVENANCES
+from engine.bundle.instruction_space import InstructionSpace
+from tests.adaptation.test_fit import World
+from tests.support import datasets
+from tools.processes import BUNDLE
+from training.evaluation import evaluate, memory
+from training.evaluation.memory import Feedback, MemoryTrial
+
+
+def trial(feedback: Feedback = "comparisons", rows: int = 500) -> MemoryTrial:
+    drawn = World.of(1).draw(rows, 4)
+    p = 1 / (1 + np.exp(-drawn.logits.astype(np.float64)))
+    costs = np.broadcast_to(np.array([1.0, 2, 3, 4, 5]), p.shape)
+    space = InstructionSpace.unknown(drawn.embeddings.shape[1])
+    return MemoryTrial(p, drawn.scores, costs, drawn.embeddings, space, feedback, 0.5)
+
+
+def test_more_comparisons_are_better_and_none_change_nothing() -> None:
+    found = memory.measure_memory(trial(), [0, 50, 200, 400], draws=3)
+    assert list(found) == ["0", "50", "200"]  # 400 of 500 leave too few to route
+    assert found["0"]["pooled_auc"] == found["0"]["pooled_auc_before"]
+    aucs = [found[n]["pooled_auc"] for n in found]
+    assert aucs == sorted(aucs)
+    assert found["200"]["apgr"] > found["200"]["apgr_before"] + 0.1
+    assert found["200"]["guarded_gain"] > 0
+    low, high = found["200"]["routed_accuracy_range"]
+    assert low <= found["200"]["routed_accuracy"] <= high
+
+
+@pytest.mark.parametrize("feedback", ["chosen", "explored"])
+def test_one_outcome_an_instruction_comes_back_and_says_how(feedback: Feedback) -> None:
+    case = trial(feedback)
+    matrix = memory.remember(case, np.arange(400), np.random.default_rng(0))
+    known = ~np.isnan(matrix.scores)
+    assert (known.sum(axis=1) == 1).all()
+    choice = case.p[:400].argmax(axis=1)
+    share = float((matrix.provenance == PROVENANCES.index("explored")).any(axis=1).mean())
+    assert share == 0 if feedback == "chosen" else 0.06 < share < 0.14
+    drawn = (matrix.provenance == PROVENANCES.index("explored")).any(axis=1)
+    assert (known.argmax(axis=1) == choice)[~drawn].all()
+
+
+def test_apgr_of_truth_chance_and_opposite() -> None:
+    random = np.random.default_rng(0)
+    y = np.stack([random.random(2000) < 0.8, random.random(2000) < 0.5], axis=1).astype(float)
+    assert memory.apgr(y, y) > 0.9
+    assert memory.apgr(random.random(y.shape), y) == pytest.approx(0.5, abs=0.05)
+    assert memory.apgr(-y, y) < 0.1
+
+
+def test_the_report_has_a_key_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = datasets.write(tmp_path / "folder")
+    arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), "--memory", "0", "5"]
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate", "--bundle", str(BUNDLE), *arguments, "--draws", "2"]
+    )
+    evaluate.main()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = report["datasets"]["folder"]["memory"]
+    assert {"pooled_auc", "apgr", "log_loss", "ece", "guarded_gain"} <= set(found["5"])
+    assert "5 remembered: pooled_auc" in capsys.readouterr().out
