@@ -29,11 +29,9 @@ def print_expected(
         table.add_row(cost.name, *cells, usd)
     console.print(table)
     total = sum(cost.usd or 0.0 for cost in costs)
-    unpriced = [cost.name for cost in costs if cost.usd is None]
-    console.print(
-        f"Expected: {sum(c.requests for c in costs):,} requests, about ${total:.4f}"
-        + (f", without {', '.join(unpriced)}, whose prices are unknown." if unpriced else ".")
-    )
+    unpriced = _without([cost.name for cost in costs if cost.usd is None])
+    requests = sum(cost.requests for cost in costs)
+    console.print(f"Expected: {requests:,} requests, about ${total:.4f}{unpriced}.")
     if budget_usd is not None and total > budget_usd:
         console.print(
             f"That is more than the budget of ${budget_usd:g}; the run will stop when it is spent."
@@ -111,13 +109,19 @@ def summary_lines(report: Document) -> Iterator[str]:
     for name, entry in report["judges"].items():
         cost = "" if entry["cost_usd"] is None else f", ${entry['cost_usd']:.4f}"
         yield f"Judge {name}: {entry['replies']} verdicts{cost}."
-    yield f"Spent in all: ${report['spent_usd']:.4f}."
+    priced = {**report["candidates"], **report["judges"]}
+    unpriced = _without([name for name, entry in priced.items() if entry["cost_usd"] is None])
+    yield f"Spent in all: ${report['spent_usd']:.4f}{unpriced}."
     if any(
         0 < region["candidates"][name]["graded"] < MIN_GRADED
         for region in report["regions"]
         for name in report["candidates"]
     ):
         yield f"Regions with fewer than {MIN_GRADED} graded replies say little."
+
+
+def _without(unpriced: Sequence[str]) -> str:
+    return f" without {', '.join(unpriced)}, whose prices are unknown" if unpriced else ""
 
 
 def _score(entry: Mapping[str, Any]) -> str:

@@ -150,6 +150,9 @@ def test_regions_are_topics_named_by_their_words() -> None:
         assert all(word in TOPICS[topics.pop()].lower() for word in name.split(", ")[:1])
     named = find_regions(tfidf(texts), texts, [topic_of(t) for t in texts])
     assert named.names == ("law", "poem", "sql")
+    assert find_regions(tfidf(texts), texts, ["sql"] * len(texts)).names == ("sql",)
+    alike = tfidf(texts[:1] * 40)
+    assert find_regions(alike, texts[:1] * 40, [""] * 40).names == ("all",)
 
 
 def test_a_bundle_embeds_instructions_by_what_they_ask() -> None:

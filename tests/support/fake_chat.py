@@ -6,7 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -45,7 +45,8 @@ def chat_endpoint(answer: Answer, **usage: Any) -> Iterator[FakeChat]:
             self.send_response(200 if isinstance(said, str) else said)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(OSError):  # the caller was killed
+                self.wfile.write(content)
 
         def log_message(self, *arguments: object) -> None:
             pass

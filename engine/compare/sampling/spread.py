@@ -16,6 +16,7 @@ from engine.compare.sampling.vectors import names_of
 
 MAX_REGIONS = 8
 MIN_NAMED_SHARE = 0.9  # of instructions that have a category, for categories to be the regions
+MIN_SPREAD = 1e-3  # largest standard deviation of an axis, below which texts are all alike
 ITERATIONS = 30  # of k-means; it converges in fewer
 RESTARTS = 5
 TRIED = 8  # rows of which a step of the draw takes one
@@ -73,15 +74,19 @@ def find_regions(
     vectors: (K, D) of length 1. count: number of groups; None chooses by K.
     """
     named = [category for category in categories if category]
-    if count is None and len(named) >= MIN_NAMED_SHARE * len(categories) and len(set(named)) > 1:
+    if count is None and named and len(named) >= MIN_NAMED_SHARE * len(categories):
         names = sorted({category or "(no category)" for category in categories})
         return Regions(
             tuple(names), np.array([names.index(c or "(no category)") for c in categories])
         )
     count = count or min(MAX_REGIONS, round(math.sqrt(len(texts) / 8)))
     count = max(1, min(count, len(texts)))
-    labels = _clusters(_principal_axes(vectors), count, seed)
+    is_alike = float(vectors.std(axis=0).max()) < MIN_SPREAD
+    points = _principal_axes(vectors)
+    labels = _clusters(points, 1 if is_alike else count, seed)
     used, labels = np.unique(labels, return_inverse=True)
+    if len(used) == 1:
+        return Regions(("all",), labels.astype(np.int64))
     return Regions(tuple(names_of(texts, labels, len(used))), labels.astype(np.int64))
 
 
