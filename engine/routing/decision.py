@@ -26,7 +26,7 @@ from engine.bundle.training_set import TrainingSet
 from engine.bundle.types import Float32Array
 from engine.registry.table import Table
 from engine.routing.eligibility import Eligible, drop_non_finite, find_eligible
-from engine.routing.guard import WEIGHTS_STANDARD_ERROR, Evidence
+from engine.routing.guard import Evidence
 from engine.routing.ranking import DecisionContext, decide
 
 CHARS_PER_TOKEN = 4.0  # estimates tokens before the text is tokenized
@@ -175,18 +175,15 @@ def build_decision(
     eligible, p = drop_non_finite(table, eligible, p)
     candidates = [table.candidates[row] for row in eligible.rows]
     ids, costs = [candidate.id for candidate in candidates], eligible.costs
-    is_guarded = policy.confidence or (policy.confidence is None and context.confidence)
-    evidence = None
-    if is_guarded:
-        errors = np.full(len(ids), WEIGHTS_STANDARD_ERROR)
-        evidence = Evidence(table.mean_accuracies[eligible.rows], errors)
-    result = decide(ids, p, costs, policy, context, evidence)
+    result = decide(ids, p, costs, policy, context)
     corrected, unadapted = None if correction is None else correction.apply(p, ids), ""
     if corrected is not None and correction is not None:
         unadapted = ids[result.order[0]]
-        if is_guarded:
+        evidence = None
+        if policy.confidence or (policy.confidence is None and context.confidence):
             mean_p = correction.adaptation.mean_probabilities(ids)
-            evidence = Evidence(mean_p, corrected.standard_error)
+            if not np.isnan(mean_p).all():  # one without outcomes is not the best on average
+                evidence = Evidence(np.nan_to_num(mean_p), corrected.standard_error)
         result = decide(ids, corrected.p, costs, policy, context, evidence)
     ranking = tuple(
         _entry(i, candidates[i], p, costs[i], result.utility[i], corrected) for i in result.order

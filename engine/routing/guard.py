@@ -3,7 +3,9 @@
 Errors of the probabilities make the first of a ranking look better than it is, the more so the more
 candidates there are. So another candidate than the default, which has the highest utility on
 average, is selected only if its gain in utility exceeds `confidence` standard errors of the
-difference. Pure functions. Shapes: E eligible candidates.
+difference. Errors are known where outcomes are, so without an adaptation there is no guard: with
+the weights' mean error and the aptitude test's order in their place, it cost up to 2.1 points of
+routed accuracy and won .9 at most (ten folders). Pure functions. Shapes: E eligible candidates.
 """
 
 from __future__ import annotations
@@ -13,9 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.bundle.types import FloatArray
-
-# Of a probability by the weights alone, on instructions of a kind that training did not see.
-WEIGHTS_STANDARD_ERROR = 0.1
 
 
 @dataclass(frozen=True)

@@ -176,9 +176,9 @@ class Settings:
         0.05, "Minimum utility gain before a session switches candidates."
     )
     confidence: float = _of(
-        0.0,
-        "Standard errors by which a candidate must be better than the one that is best on average"
-        " to be selected in its place; 0 selects the ranking's first.",
+        0.5,
+        "With remembered outcomes: standard errors by which a candidate must be better than the one"
+        " that is best on average to be selected in its place; 0 selects the ranking's first.",
         high=100,
     )
     exploration_share: float = _of(
