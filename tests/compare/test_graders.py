@@ -71,6 +71,8 @@ VERDICTS = [  # grader, reference, reply, right
     ("numeric", "18", "#### 18", True),
     ("numeric", "18", "**Answer:** 6 + 12 = 18 dollars", True),
     ("numeric", "7", "seven", False),
+    ("numeric", "7", "1e400", False),
+    ("numeric", "42", "The answer is not 42, it is 43.", False),
     ("numeric", "3 boxes of 6 make 3 * 6 = 18.\n#### 18", "The answer is 18.", True),
     ("numeric", "3 boxes of 6 make 3 * 6 = 18.\n#### 18", "3", False),
     ("contains", "Ada Lovelace", "It was Ada  Lovelace, in 1843.", True),

@@ -52,10 +52,11 @@ def _run(parsed: argparse.Namespace) -> None:
     names, judge_names = flags.listed(parsed.candidates), flags.listed(parsed.judge)
     registered = {} if parsed.dry_run else _registered(names, parsed)
     endpoints = flags.endpoints_from([*names, *judge_names], parsed, os.environ)
-    candidates = [
+    endpoints = [
         _priced(endpoint, registered.get(endpoint.name), parsed.expected_output_tokens)
-        for endpoint in endpoints[: len(names)]
+        for endpoint in endpoints
     ]
+    candidates = endpoints[: len(names)]
     judges = flags.judges_from(parsed, endpoints[len(names) :])
     hidden = frozenset(name for name in os.environ if _holds_key(name, endpoints))
     graders = flags.graders_from(parsed, hidden)

@@ -46,8 +46,8 @@ AnswerCheck = Callable[[LoggedInstruction, str], bool]
 class AnswerOptions:
     """Settings of the graders below.
 
-    pattern: regular expression for instructions without a reference. schema: JSON schema for those.
-    tolerance: relative, of numbers.
+    pattern: regular expression in place of references. schema: JSON schema for instructions without
+    one. tolerance: relative, of numbers.
     """
 
     pattern: str = ""
@@ -100,7 +100,8 @@ def _stated(reply: str) -> str:
             continue
         line = reply[after:].split("\n", 1)[0]
         lead = _LEAD.match(line)
-        if lead and lead[0].strip() and (rest := line[lead.end() :].strip(" *_")):
+        rest = line[lead.end() :].strip(" *_") if lead and lead[0].strip() else ""
+        if rest and not answer_words().denial.match(fold(rest)):
             return rest[:MAX_STATED]
     return ""
 
@@ -247,11 +248,12 @@ def _readings(match: re.Match[str]) -> tuple[float, ...]:
     readings = {float(re.sub(r",(?=\d{3}(?:\D|$))", "", bare).replace(",", "."))}
     if re.fullmatch(r"\d{1,40},\d{1,40}", bare):
         readings.add(float(bare.replace(",", ".")))
-    scale = 10.0 ** int(match["e"] or match["power"] or 0)
+    scale = float(f"1e{match['e'] or match['power'] or 0}")  # infinite beyond 308
     if match["divisor"]:
         divisor = float(match["divisor"])
         return tuple(sign * value / divisor for value in sorted(readings)) if divisor else ()
-    values = [sign * value * scale for value in sorted(readings)]
+    scaled = [sign * value * scale for value in sorted(readings)]
+    values = [value for value in scaled if math.isfinite(value)]
     return tuple(values + [value / 100 for value in values] if match["percent"] else values)
 
 
