@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from engine.compare.graders.judges import (
     read_score,
     read_verdict,
 )
-from engine.compare.graders.program import ProgramGrader
+from engine.compare.graders.program import ProgramError, ProgramGrader, read_output
 from engine.compare.sampling.instructions import LoggedInstruction, references_of
 
 
@@ -141,12 +142,55 @@ def test_an_instruction_without_a_reference_is_not_graded(name: str) -> None:
     assert grades.problems["a"].startswith(f"{name}: no ")
 
 
+PIECES = (
+    *(
+        "\\boxed{",
+        "}",
+        "answer is",
+        "=",
+        "-",
+        "+",
+        ".",
+        ",",
+        "/",
+        "%",
+        "0",
+        "12",
+        "e",
+        "e999",
+        "10^{",
+    ),
+    *(
+        "\\frac{",
+        "}{",
+        "#### ",
+        " ",
+        "\n",
+        "<answer>",
+        "</answer>",
+        '{"answer":',
+        "[",
+        '"',
+        "×",
+        "'",
+    ),
+    *("Score:", "Verdict:", "A", "tie", "not"),
+)
+PIECED = st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.text(max_size=200) | st.text("\\boxed{}answer is=-+.,/%0123456789e^ ", max_size=120))
-def test_any_reply_is_graded(text: str) -> None:
+@given(PIECED | st.text(max_size=60), PIECED)
+def test_any_reply_and_reference_can_be_read(text: str, reference: str) -> None:
     final_answer(text)
-    for name in ("exact", "numeric", "contains", "regex"):
-        answer_check(name, AnswerOptions())(asked("1.5"), text)
+    instruction = asked(*references_of(reference))
+    for name in ("exact", "numeric", "contains", "choice", "json-schema"):
+        with suppress(NoReferenceError):
+            answer_check(name, AnswerOptions())(instruction, text)
+    read_score(text)
+    read_verdict(text)
+    with suppress(ProgramError):
+        read_output(text)
 
 
 def test_a_wrong_pattern_or_schema_is_named_before_the_run() -> None:

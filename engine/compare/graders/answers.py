@@ -88,7 +88,7 @@ def _stated(reply: str) -> str:
     """Read an answer in a JSON object, a box or tag, or the words "the answer is"; "" if none."""
     if in_json := _answer_in_json(reply):
         return in_json
-    marked = [(m.start(), m[2] or m[3]) for m in _TAG.finditer(reply)]
+    marked = [(m.start(), m[2] or m[3] or "") for m in _TAG.finditer(reply)]
     for match in _BOX.finditer(reply):
         if box := balanced(reply, match.end(), MAX_STATED):
             marked.append((match.start(), box[0]))
