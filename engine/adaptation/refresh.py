@@ -35,7 +35,8 @@ from engine.registry.stores.outcomes import OutcomeStore
 from engine.registry.table import Table
 
 POLL_S = 2.0  # what other replicas recorded is noticed after this time
-REST_RATIO = 3.0  # time without fitting, relative to the last fit's, so that it takes no whole core
+MIN_INTERVAL_S = 2.0  # between the starts of fits
+REST_RATIO = 2.0  # time without fitting, relative to the last fit's, so that it takes no whole core
 Fit = Callable[[OutcomeMatrix, InstructionSpace], Adaptation]
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class AdaptationRefresher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adaptation")
         self._task: asyncio.Task[None] | None = None
         self._failed = False
-        self._seconds = 0.0
+        self._rest_until = 0.0  # of time.monotonic()
         store.on_recorded.append(self._wake.set)
 
     def current(self) -> Adaptation | None:
@@ -142,9 +143,11 @@ class AdaptationRefresher:
             )
             started = time.monotonic()
             published = await loop.run_in_executor(self._thread, self._fitted, scope)
-            self._seconds = time.monotonic() - started
             if published is None:
                 return
+            ended = time.monotonic()
+            rest_s = max(MIN_INTERVAL_S - (ended - started), REST_RATIO * (ended - started))
+            self._rest_until = ended + rest_s
             served, self._published = self.current(), published
             if published.adaptation is not None and published.adaptation is not served:
                 await self._list(published.adaptation, published)
@@ -200,8 +203,8 @@ class AdaptationRefresher:
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
             self._wake.clear()
+            await asyncio.sleep(self._rest_until - time.monotonic())
             await self._refresh_or_log()
-            await asyncio.sleep(max(POLL_S, REST_RATIO * self._seconds))
 
     async def _refresh_or_log(self) -> None:
         """Refresh, and log the first failure since a success."""

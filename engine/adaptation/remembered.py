@@ -162,10 +162,11 @@ class RememberedOutcomes:
         unused: Counter[str] = Counter()
         columns = {name: i for i, name in enumerate(sorted(scope.candidates))}
         parts = []
-        groups = np.array([self._group_of.get(n, -1) for n in outcomes["instruction"].tolist()])
+        numbers, at = np.unique(outcomes["instruction"], return_inverse=True)
+        groups = np.array([self._group_of.get(n, -1) for n in numbers.tolist()], dtype=np.int64)[at]
         unused[NOT_REMEMBERED] = int((groups == -1).sum())
         for number, group in self._groups.items():
-            mine = outcomes[groups == number] if len(outcomes) else outcomes
+            mine = outcomes[groups == number]
             if group.candidates.bundle != scope.bundle:
                 unused[OTHER_WEIGHTS] += len(mine)
             elif len(mine):

@@ -189,7 +189,7 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
             components.decision_ids,
             components.registry.table,
             components.memory.recent,
-            components.memory.scorer,
+            components.memory.scorer if components.memory.enabled else None,
         ),
     )
     candidate_service = CandidateService(components.registry, components.changes)
