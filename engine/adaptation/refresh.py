@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.adaptation.adaptation import Adaptation, FitFigures
+from engine.adaptation.answer_length import MAX_INSTRUCTIONS, AnswerLengths
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.adaptation.remembered import FitScope, RememberedOutcomes
 from engine.adaptation.source import FitRecord, Neighbor
@@ -47,7 +48,7 @@ class PublishedFit:
 
     adaptation: None if there are no outcomes. matrix_id: see OutcomeMatrix.id. instructions: (N,)
     numbers in the store. provenance: (N,) positions in PROVENANCES. unused: see MemoryView. scope,
-    position: what was fitted, as of when.
+    position: what was fitted, as of when. lengths: of answers, None if none is known.
     """
 
     adaptation: Adaptation | None
@@ -57,6 +58,7 @@ class PublishedFit:
     unused: Mapping[str, int]
     scope: FitScope
     position: StorePosition
+    lengths: AnswerLengths | None
 
 
 class AdaptationRefresher:
@@ -98,6 +100,10 @@ class AdaptationRefresher:
     def current(self) -> Adaptation | None:
         """See AdaptationSource."""
         return None if self._published is None else self._published.adaptation
+
+    def answer_lengths(self) -> AnswerLengths | None:
+        """Return the expected lengths of answers, None if no call reported its tokens."""
+        return None if self._published is None else self._published.lengths
 
     @property
     def frozen(self) -> bool:
@@ -244,8 +250,16 @@ class AdaptationRefresher:
         elif len(matrix):
             adaptation = self._fit(matrix, self._space)
         provenance = matrix.provenance.max(axis=1, initial=0)
+        answers = self._memory.answers(scope, MAX_INSTRUCTIONS)
         return PublishedFit(
-            adaptation, matrix.id, view.instructions, provenance, view.unused, scope, position
+            adaptation,
+            matrix.id,
+            view.instructions,
+            provenance,
+            view.unused,
+            scope,
+            position,
+            AnswerLengths.of(answers, self._space),
         )
 
     async def _list(self, fit: Adaptation, published: PublishedFit) -> None:

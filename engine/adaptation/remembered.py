@@ -5,6 +5,7 @@ Shapes: N instructions, M candidates, D width, K outcomes.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adaptation.answer_length import AnswerTokens
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.outcome_changes import OutcomeChanges, StorePosition
@@ -27,6 +29,8 @@ OTHER_WEIGHTS = "scored by other weights"
 NOT_REGISTERED = "candidate not registered"
 CHANGED = "candidate has other aptitude results now"
 NOT_SCORED = "candidate was not eligible"
+MAX_TOKENS = 1e6  # of one answer; more is taken for that
+_ANSWER = np.dtype([("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("tokens", "f4")])
 _OUTCOME = np.dtype(
     [("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("compared", "?"), ("score", "f4")]
 )
@@ -127,6 +131,7 @@ class RememberedOutcomes:
         self._groups: dict[int, _Group] = {}
         self._group_of: dict[int, int] = {}  # number of an instruction -> of its candidate list
         self._outcomes = np.empty(0, dtype=_OUTCOME)
+        self._answers = np.empty(0, dtype=_ANSWER)
         self._ids: Mapping[int, str] = {}
         self.floor, self.ceiling = 0, -1
 
@@ -140,6 +145,7 @@ class RememberedOutcomes:
         if changes.restart:
             self._groups, self._group_of = {}, {}
             self._outcomes = np.empty(0, dtype=_OUTCOME)
+            self._answers = np.empty(0, dtype=_ANSWER)
         self._ids = changes.candidates
         self.floor, self.ceiling = changes.floor, changes.ceiling
         for row in changes.instructions:
@@ -148,9 +154,13 @@ class RememberedOutcomes:
                 self._remember(row, changes.lists)
         if changes.reports:
             self._outcomes = np.concatenate([self._outcomes, *map(_outcomes, changes.reports)])
+            codes = {name: code for code, name in self._ids.items()}
+            known = [_answers(report, codes) for report in changes.reports if report[4]]
+            self._answers = np.concatenate([self._answers, *known])
         if changes.remaining is not None:
             remaining = np.fromiter(changes.remaining, dtype=np.int64)
             self._outcomes = self._outcomes[np.isin(self._outcomes["report"], remaining)]
+            self._answers = self._answers[np.isin(self._answers["report"], remaining)]
             for number in set(self._group_of) - set(self._outcomes["instruction"].tolist()):
                 self._forget(number)
         self._compact()
@@ -173,6 +183,33 @@ class RememberedOutcomes:
                 parts.append(self._lay_out(group, mine, scope, columns, unused))
         view = _joined(parts, tuple(columns))
         return MemoryView(view.matrix, view.instructions, {k: n for k, n in unused.items() if n})
+
+    def answers(self, scope: FitScope, limit: int) -> AnswerTokens:
+        """Return the answer lengths of `scope`, of the newest `limit` instructions."""
+        answers = self._answers[scope.admits(self._answers["report"])]
+        candidates = tuple(sorted(scope.candidates))
+        column_of = np.full(max(self._ids, default=0) + 1, -1)
+        for code, name in self._ids.items():
+            if name in scope.candidates:
+                column_of[code] = candidates.index(name)
+        answers = answers[column_of[answers["code"]] >= 0]
+        usable = [
+            number
+            for number in np.unique(answers["instruction"]).tolist()
+            if (group := self._groups.get(self._group_of.get(number, -1)))
+            and group.candidates.bundle == scope.bundle
+        ][-limit:]
+        answers = answers[np.isin(answers["instruction"], usable)]
+        tokens = np.full((len(usable), len(candidates)), np.nan, dtype=np.float32)
+        rows = np.searchsorted(usable, answers["instruction"])
+        tokens[rows, column_of[answers["code"]]] = answers["tokens"]
+        vectors = [self._embedding(number) for number in usable]
+        return AnswerTokens(np.array(vectors, dtype=np.float32), candidates, tokens)
+
+    def _embedding(self, number: int) -> NDArray[np.float16]:
+        group = self._groups[self._group_of[number]]
+        found: NDArray[np.float16] = group.embeddings[group.rows[number]]
+        return found
 
     def _remember(self, row: Row, lists: Mapping[int, ScoredCandidates]) -> None:
         if row[3] not in self._groups:
@@ -237,6 +274,17 @@ def _outcomes(report: Row) -> NDArray[np.void]:
     outcomes["code"], outcomes["score"] = pairs["code"], pairs["score"]
     outcomes["compared"] = bool(compared)
     return outcomes
+
+
+def _answers(report: Row, codes: Mapping[str, int]) -> NDArray[np.void]:
+    """Return the answer lengths in the details of a row of OutcomeChanges.reports."""
+    number, instruction, _, _, details = report
+    found = [
+        (number, instruction, codes[name], min(float(used["output_tokens"]), MAX_TOKENS))
+        for name, used in json.loads(details).get("usage", {}).items()
+        if used.get("output_tokens") and not used.get("error") and name in codes
+    ]
+    return np.array(found, dtype=_ANSWER)
 
 
 def _empty(width: int) -> NDArray[np.float16]:

@@ -81,11 +81,13 @@ class Candidate:
 
         default_output_tokens: assumed length of the reply if mean_output_tokens is unknown.
         """
+        stated = self.mean_output_tokens
+        return self.cost_usd(input_tokens, default_output_tokens if stated is None else stated)
+
+    def cost_usd(self, input_tokens: int, output_tokens: float) -> float | None:
+        """Return the list price of a call in US dollars; None if a price is unknown."""
         if self.input_usd_per_million is None or self.output_usd_per_million is None:
             return None
-        output_tokens = self.mean_output_tokens
-        if output_tokens is None:
-            output_tokens = default_output_tokens
         input_cost = input_tokens * self.input_usd_per_million
         return (input_cost + output_tokens * self.output_usd_per_million) / 1e6
 

@@ -14,10 +14,16 @@ BATCH_ROWS = 2000  # as rows in memory at once
 
 @dataclass(frozen=True)
 class StorePosition:
-    """How far a reader has read. number: of the last report or change. deletions: seen so far."""
+    """How far a reader has read.
+
+    number: of the last report or change. deletions: seen so far. newest, newest_at: number and time
+    of the newest report, by which a store is recognized that was restored and went on.
+    """
 
     number: int = 0
     deletions: int = 0
+    newest: int = 0
+    newest_at: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +55,7 @@ def read_changes(db: Database, since: StorePosition, known_lists: Sequence[int])
     """Read up to BATCH_ROWS changes of each kind that came after `since`; `more` says if there are
     others. known_lists: numbers of candidate lists that the reader has."""
     state = read_state(db)
-    restart = state["position"] < since.number or state["deletions"] < since.deletions
+    restart = _is_another(db, state, since)
     if restart:
         since, known_lists = StorePosition(), ()
     instructions = db.run(
@@ -60,7 +66,7 @@ def read_changes(db: Database, since: StorePosition, known_lists: Sequence[int])
     )
     until = int(instructions[-1][0]) if len(instructions) == BATCH_ROWS else state["position"]
     reports = db.run(
-        "SELECT number, instruction, outcomes, compared, details FROM memory_report"
+        "SELECT number, instruction, outcomes, compared, details, recorded_at FROM memory_report"
         " WHERE number > ? AND number <= ? ORDER BY number LIMIT ?",
         (since.number, until, BATCH_ROWS),
     )
@@ -78,19 +84,30 @@ def read_changes(db: Database, since: StorePosition, known_lists: Sequence[int])
         )
         for number in sorted(named)
     }
+    newest = (reports[-1][0], reports[-1][5]) if reports else (since.newest, since.newest_at)
     deletions = since.deletions if more else state["deletions"]
     return OutcomeChanges(
-        StorePosition(until, deletions),
+        StorePosition(until, deletions, *newest),
         restart,
         state["floor"],
         state["ceiling"],
         candidate_ids(db),
         lists,
         [row[1:] for row in instructions],
-        reports,
+        [row[:5] for row in reports],
         remaining,
         more,
     )
+
+
+def _is_another(db: Database, state: Mapping[str, int], since: StorePosition) -> bool:
+    """Whether the store is not the one that `since` is of, or lost what it had then."""
+    if state["position"] < since.number or state["deletions"] < since.deletions:
+        return True
+    found = db.run("SELECT recorded_at FROM memory_report WHERE number = ?", (since.newest,))
+    if found:
+        return bool(found[0][0] != since.newest_at)
+    return since.newest > 0 and state["deletions"] == since.deletions
 
 
 @dataclass(frozen=True)

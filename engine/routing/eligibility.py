@@ -6,8 +6,8 @@ Shapes: M candidates of the table, E eligible ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
@@ -145,6 +145,37 @@ def drop_non_finite(
     dropped = {table.candidates[row].id: "score is not finite" for row in eligible.rows[~finite]}
     costs = tuple(compress(eligible.costs, finite))
     return Eligible(eligible.rows[finite], costs, eligible.excluded | dropped), p[finite]
+
+
+def revise_costs(
+    table: Table,
+    eligible: Eligible,
+    p: Float32Array,
+    policy: Policy,
+    costs: Sequence[float | None],
+) -> tuple[Eligible, Float32Array]:
+    """Replace the expected costs of E candidates by better estimates.
+
+    Under a budget, those that are above it now are excluded as well, unless all of them are.
+
+    Args:
+        table: holds the candidates of `eligible`.
+        eligible: E candidates.
+        p: (E,) their success probabilities.
+        policy: the caller's.
+        costs: E estimates in US dollars; None leaves the one that is there.
+    """
+    revised = [old if new is None else new for old, new in zip(eligible.costs, costs, strict=True)]
+    reasons = [""] * len(revised)
+    if policy.objective == "budget_usd":
+        reasons = [_cost_above(cost, policy.value) for cost in revised]
+    kept = np.array([not reason for reason in reasons])
+    if not kept.any():
+        return replace(eligible, costs=tuple(revised)), p
+    ids = [table.candidates[row].id for row in eligible.rows]
+    dropped = {name: reason for name, reason in zip(ids, reasons, strict=True) if reason}
+    costs = tuple(compress(revised, kept))
+    return Eligible(eligible.rows[kept], costs, eligible.excluded | dropped), p[kept]
 
 
 def _name_checks(policy: Policy) -> list[Check]:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Literal
 
 from engine.adaptation.adaptation import Adaptation
+from engine.adaptation.answer_length import AnswerLengths
 from engine.adaptation.recent_decisions import RecentDecisions
 from engine.api.candidate import Candidate
 from engine.api.conversation.tokens import NO_TOKENS, TokenCount, TokenCounter
@@ -21,6 +22,7 @@ from engine.api.policy import Policy, Session
 from engine.api.request_context import DECISION, PRINCIPAL
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, Prompt, Tokenizer, render
 from engine.bundle.training_set import TrainingSet
+from engine.bundle.types import Float32Array
 from engine.inference.batcher import Batcher, ScoreResult
 from engine.inference.cache import ScoreCache
 from engine.registry.registry import Registry
@@ -35,7 +37,7 @@ from engine.routing.decision import (
     prepare_prompt,
     select_eligible,
 )
-from engine.routing.eligibility import Eligible, validate_policy
+from engine.routing.eligibility import Eligible, revise_costs, validate_policy
 from engine.routing.exploration import NO_EXPLORATION, Exploration, explore
 from engine.routing.ranking import DecisionContext
 from engine.routing.sessions import SessionStore
@@ -97,7 +99,9 @@ class Router:
         adaptation: Callable[[], Adaptation | None] = lambda: None,
         draw: Callable[[], float] = random.random,
         recent: RecentDecisions | None = None,
+        answer_lengths: Callable[[], AnswerLengths | None] = lambda: None,
     ) -> None:
+        self._answer_lengths = answer_lengths
         self._recent = recent
         self._draw = draw
         self._adaptation = adaptation
@@ -162,8 +166,9 @@ class Router:
         scored_at = time.monotonic()
         conditions = self._context(request.info, session, fallback_reason)
         correction = None if fallback_reason else self._correction(scored)
+        eligible, p = self._with_expected_costs(request, scored, policy)
         decision = build_decision(
-            request.table, request.info, request.eligible, policy, scored.p, conditions, correction
+            request.table, request.info, eligible, policy, p, conditions, correction
         )
         if self._config.exploration.share:
             draw = None if dry_run else self._draw()
@@ -260,6 +265,22 @@ class Router:
         if scored.embedding is not None:
             self._cache.put(key, scored.p, scored.embedding)
         return scored
+
+    def _with_expected_costs(
+        self, request: _PreparedRequest, scored: ScoreResult, policy: Policy
+    ) -> tuple[Eligible, Float32Array]:
+        """Return the eligible candidates and their p, costs by the length of answers to similar
+        instructions if some are known."""
+        lengths, table = self._answer_lengths(), request.table
+        if lengths is None or scored.embedding is None:
+            return request.eligible, scored.p
+        candidates = [table.candidates[row] for row in request.eligible.rows]
+        expected = lengths.expected(scored.embedding, candidates)
+        costs = [
+            None if tokens is None else candidate.cost_usd(request.info.input_tokens, tokens)
+            for candidate, tokens in zip(candidates, expected, strict=True)
+        ]
+        return revise_costs(table, request.eligible, scored.p, policy, costs)
 
     def _remember(self, request: _PreparedRequest, scored: ScoreResult, decision: Decision) -> None:
         """Keep what an outcome of the decision needs to be learned from."""

@@ -130,6 +130,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         new_id=decision_ids.new,
         adaptation=memory.refresher.current,
         recent=memory.recent,
+        answer_lengths=memory.refresher.answer_lengths,
     )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -293,3 +294,27 @@ async def test_neighbors_are_described_from_the_store(replica: Replica) -> None:
     first, second = await replica.source.nearest(embedding(1), 2)
     assert (first.scores, first.category, first.provenance) == ({"a": 1.0}, "maths", "chosen")
     assert (second.scores, second.provenance) == ({"a": 0.0, "ccc": 1.0}, "comparison")
+
+
+async def test_a_store_that_was_restored_and_went_on_is_read_again(tmp_path: Path) -> None:
+    """The numbers of the lost outcomes were used again, by as many others."""
+    path, copy = tmp_path / "o.sqlite", tmp_path / "copy.sqlite"
+    writer = Replica(path)
+    for seed in range(5):
+        await writer.record(seed, {"a": 1.0})
+    await writer.close()
+    shutil.copy(path, copy)
+    for seeds, file in ((range(5, 9), path), (range(20, 24), copy)):
+        writer = Replica(file)
+        for seed in seeds:
+            await writer.record(seed, {"a": 0.0})
+        await writer.close()
+    reader = Replica(path)
+    lost = (await reader.matrix()).id
+    await reader.store.close()
+    reader.store = reader.source._store = OutcomeStore(copy, LIMITS)
+    matrix = await reader.matrix()
+    assert matrix.id != lost
+    expected = np.array([embedding(seed) for seed in (*range(5), *range(20, 24))])
+    np.testing.assert_allclose(matrix.embeddings, expected, rtol=1e-3)
+    await reader.close()

@@ -1,0 +1,99 @@
+"""Expect the length of a candidate's answer from what its calls on similar instructions used.
+
+Shapes: N instructions with a known answer length, M candidates, E eligible ones, D width, P axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.adaptation.kernel import KERNEL_WIDTH
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
+from engine.bundle.instruction_space import InstructionSpace
+from engine.bundle.types import Float32Array
+
+MAX_INSTRUCTIONS = 4000  # the newest ones: a decision looks at all of them
+MEAN_WEIGHT = 2.0  # of the candidate's mean, in similar instructions
+PRIOR_WEIGHT = 10.0  # of the length that the candidate states, or of 400 tokens, in calls
+HIGHEST_QUANTILE = 0.95  # longer answers of a candidate count as that: one report moves little
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerTokens:
+    """Output tokens of calls, reasoning included.
+
+    embeddings: (N, D). candidates: M IDs. tokens: (N, M), NaN where unknown.
+    """
+
+    embeddings: Float32Array
+    candidates: tuple[str, ...]
+    tokens: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerLengths:
+    """Expected output tokens, by similarity.
+
+    vectors: (N, P) unit vectors. center: (D,) of the embeddings. tokens: (N, M), 0 where unknown.
+    known: (N, M) 1 where known, else 0. columns: ID -> column. sums, counts: (M,) over all N.
+    """
+
+    space: InstructionSpace
+    center: Float32Array
+    vectors: Float32Array
+    tokens: Float32Array
+    known: Float32Array
+    columns: dict[str, int]
+    sums: Float32Array
+    counts: Float32Array
+
+    @classmethod
+    def of(cls, answers: AnswerTokens, space: InstructionSpace) -> AnswerLengths | None:
+        """Prepare the expectation; None if no length is known."""
+        if not len(answers.tokens):
+            return None
+        center = space.center_of(answers.embeddings)
+        known = ~np.isnan(answers.tokens)
+        tokens = np.where(known, answers.tokens, 0).astype(np.float32)
+        for column in np.flatnonzero(known.any(axis=0)):
+            rows = known[:, column]
+            highest = np.quantile(tokens[rows, column], HIGHEST_QUANTILE, method="nearest")
+            tokens[rows, column] = np.minimum(tokens[rows, column], highest)
+        return cls(
+            space,
+            center,
+            space.unit_vectors(answers.embeddings, center),
+            tokens,
+            known.astype(np.float32),
+            {name: i for i, name in enumerate(answers.candidates)},
+            tokens.sum(axis=0),
+            known.sum(axis=0).astype(np.float32),
+        )
+
+    def expected(
+        self, embedding: Float32Array, candidates: Sequence[Candidate]
+    ) -> list[float | None]:
+        """Return the expected output tokens of E candidates on an instruction (D,), None for those
+        of which no call is known.
+
+        The mean over similar instructions is drawn to the candidate's mean over all, and that to
+        the length that the candidate states, or 400 tokens.
+        """
+        vector = self.space.unit_vectors(embedding, self.center)
+        weights = np.exp((self.vectors @ vector - 1) / KERNEL_WIDTH)
+        near, near_count = weights @ self.tokens, weights @ self.known
+        lengths: list[float | None] = []
+        for candidate in candidates:
+            column = self.columns.get(candidate.id)
+            if column is None or not self.counts[column]:
+                lengths.append(None)
+                continue
+            stated = candidate.mean_output_tokens
+            prior = DEFAULT_OUTPUT_TOKENS if stated is None else stated
+            mean = (self.sums[column] + PRIOR_WEIGHT * prior) / (self.counts[column] + PRIOR_WEIGHT)
+            total = near[column] + MEAN_WEIGHT * mean
+            lengths.append(float(total / (near_count[column] + MEAN_WEIGHT)))
+        return lengths

@@ -1,0 +1,96 @@
+"""Expected answer lengths follow the calls on similar instructions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.adaptation.answer_length import AnswerLengths, AnswerTokens
+from engine.api.policy import Policy
+from engine.api.usage import Usage
+from engine.bundle.instruction_space import InstructionSpace
+from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome
+from engine.routing.eligibility import find_eligible, revise_costs
+from tests.adaptation.test_refresh import WIDTH, Replica, embedding, table
+
+SPACE = InstructionSpace.unknown(WIDTH)
+A, BB, CCC = (
+    replace(c, input_usd_per_million=0.0, output_usd_per_million=1.0)
+    for c in table("a", "bb", "ccc").candidates
+)
+
+
+def lengths(tokens: list[list[float]], seeds: list[int]) -> AnswerLengths:
+    embeddings = np.array([embedding(seed) for seed in seeds])
+    answers = AnswerTokens(embeddings, ("a", "bb", "ccc"), np.array(tokens, dtype=np.float32))
+    found = AnswerLengths.of(answers, SPACE)
+    assert found is not None
+    return found
+
+
+def test_similar_instructions_count_most() -> None:
+    nan = np.nan
+    found = lengths([[1000, 20, nan]] * 30 + [[50, 20, nan]] * 30, [1] * 30 + [2] * 30)
+    long_a, long_b, unknown = found.expected(embedding(1), (A, BB, CCC))
+    short_a, short_b, _ = found.expected(embedding(2), (A, BB, CCC))
+    assert unknown is None
+    assert long_a is not None
+    assert short_a is not None
+    assert long_a > 800 > 250 > short_a
+    assert long_b == pytest.approx(short_b, rel=0.01)
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(None, 400), (1500.0, 1500)])
+def test_few_calls_stay_near_what_the_candidate_states(
+    stated: float | None, expected: float
+) -> None:
+    found = lengths([[10, np.nan, np.nan]], [1])
+    (near,) = found.expected(embedding(1), [replace(A, mean_output_tokens=stated)])
+    (far,) = found.expected(-embedding(1), [replace(A, mean_output_tokens=stated)])
+    assert near is not None
+    assert far is not None
+    assert 10 < near < far < expected
+
+
+def test_one_absurd_report_in_twenty_moves_nothing() -> None:
+    seeds = list(range(40))
+    honest = lengths([[100.0, np.nan, np.nan]] * 40, seeds)
+    poisoned = lengths([[1e6, np.nan, np.nan]] * 2 + [[100.0, np.nan, np.nan]] * 38, seeds)
+    for seed in seeds:
+        assert poisoned.expected(embedding(seed), [A]) == honest.expected(embedding(seed), [A])
+
+
+def test_a_budget_excludes_by_the_better_estimate() -> None:
+    candidates = (A, BB, CCC)
+    priced = replace(table("a", "bb", "ccc"), candidates=candidates)
+    policy = Policy("budget_usd", 5e-4)
+    eligible = find_eligible(priced, policy, 10, 400.0)
+    p = np.array([0.9, 0.5, 0.1], dtype=np.float32)
+    revised, left = revise_costs(priced, eligible, p, policy, [6e-4, 1e-4, None])
+    assert (list(revised.rows), revised.costs) == ([1, 2], (1e-4, 4e-4))
+    assert left.tolist() == p[1:].tolist()
+    assert "the budget is $0.0005" in revised.excluded["a"]
+    all_above, left = revise_costs(priced, eligible, p, policy, [1.0, 1.0, 1.0])
+    assert len(all_above.rows) == len(left) == 3
+
+
+async def test_recorded_usage_is_read_until_it_is_reset(tmp_path: Path) -> None:
+    replica = Replica(tmp_path / "o.sqlite")
+    used = [Usage(output_tokens=9000), Usage(output_tokens=9000, error="HTTP 529"), Usage()]
+    for seed in range(30):
+        outcome = RecordedOutcome(f"{seed:032x}", "a", 1.0, usage=used[seed % 3])
+        await replica.store.record_report(OutcomeReport([outcome], replica.scored(seed)))
+    await replica.source.refresh()
+    found = replica.source.answer_lengths()
+    assert found is not None
+    assert found.counts.tolist() == [10, 0, 0]
+    (expected, unknown) = found.expected(embedding(0), (A, BB))
+    assert expected is not None
+    assert expected > 4000
+    assert unknown is None
+    await replica.source.reset()
+    assert replica.source.answer_lengths() is None
+    await replica.close()
