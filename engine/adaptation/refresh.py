@@ -147,13 +147,9 @@ class AdaptationRefresher:
             scope = FitScope(
                 self._bundle, self._candidates(), self._memory.floor, self._memory.ceiling
             )
-            started = time.monotonic()
-            published = await loop.run_in_executor(self._thread, self._fitted, scope)
+            published = await loop.run_in_executor(self._thread, self._changed, scope)
             if published is None:
                 return
-            ended = time.monotonic()
-            rest_s = max(MIN_INTERVAL_S - (ended - started), REST_RATIO * (ended - started))
-            self._rest_until = ended + rest_s
             served, self._published = self.current(), published
             if published.adaptation is not None and published.adaptation is not served:
                 await self._list(published.adaptation, published)
@@ -238,11 +234,20 @@ class AdaptationRefresher:
             self._fingerprints = (table, {c.id: fingerprint_of(row) for c, row in rows})
         return self._fingerprints[1]
 
-    def _fitted(self, scope: FitScope) -> PublishedFit | None:
+    def _changed(self, scope: FitScope) -> PublishedFit | None:
         """Fit, in the thread; None if nothing changed since the last fit."""
         last, position = self._published, self._memory.position
         if last is not None and (last.scope, last.position) == (scope, position):
             return None
+        started = time.monotonic()
+        try:
+            return self._fitted(scope, last)
+        finally:
+            took_s = time.monotonic() - started
+            self._rest_until = started + max(MIN_INTERVAL_S, (1 + REST_RATIO) * took_s)
+
+    def _fitted(self, scope: FitScope, last: PublishedFit | None) -> PublishedFit:
+        """Fit, unless the outcomes of the last fit are the same."""
         view = self._memory.view(scope)
         matrix, adaptation = view.matrix, None
         if last is not None and matrix.id == last.matrix_id:
@@ -258,7 +263,7 @@ class AdaptationRefresher:
             provenance,
             view.unused,
             scope,
-            position,
+            self._memory.position,
             AnswerLengths.of(answers, self._space),
         )
 

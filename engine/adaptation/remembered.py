@@ -18,8 +18,7 @@ from engine.adaptation.answer_length import AnswerTokens
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.outcome_changes import OutcomeChanges, StorePosition
-from engine.registry.stores.outcome_sql import unpack
-from engine.registry.stores.outcome_types import ScoredCandidates
+from engine.registry.stores.outcome_types import ScoredCandidates, unpack
 from engine.registry.stores.sql import Row
 
 COMPARISON, EXPLORED, CHOSEN = (PROVENANCES.index(p) for p in ("comparison", "explored", "chosen"))

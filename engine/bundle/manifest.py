@@ -91,7 +91,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def weights_id(manifest: Manifest) -> str:
     """Identify what embeddings and log-odds of instructions depend on: the backbone's weights,
     the prompt and the calibration. The formats of one export share it."""
-    graph = manifest.graphs.get("cpu-fp32") or manifest.graphs.get("cpu", "")
+    graph = manifest.graphs.get("cpu-fp32") or min(manifest.graphs.values(), default="")
     content = {
         "backbone": manifest.files.get(graph, ""),
         "prompt": manifest.prompt_version,

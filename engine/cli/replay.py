@@ -66,7 +66,7 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
     text = "the candidate that the log calls LOGGED (repeatable)"
     add("--candidate-alias", action="append", default=[], metavar="LOGGED=ID", help=text)
     text = "recorded outcomes of the server, matched by the log's decision IDs"
-    add("--outcomes-db", type=Path, metavar="FILE", help=text)
+    add("--outcomes-db", metavar="LOCATION", help=text)
     text = "skip at most this many unreadable rows, then fail (default %(default)s)"
     add("--max-invalid-rows", type=int, default=1000, metavar="N", help=text)
 
@@ -146,7 +146,7 @@ def _check_counts(parsed: argparse.Namespace) -> None:
         raise InvalidInputError(*problems)
 
 
-def recorded(file: Path) -> OutcomeLookup:
+def recorded(location: str | Path) -> OutcomeLookup:
     """Read outcomes and propensities that a server recorded, by decision ID and candidate.
 
     Raises StoreError.
@@ -154,7 +154,7 @@ def recorded(file: Path) -> OutcomeLookup:
     unknown = (math.nan, math.nan)
     known = {
         (r.decision_id, r.candidate): (r.score, r.propensity or math.nan)
-        for r in read_recorded(file)
+        for r in read_recorded(location)
     }
 
     def outcome_of(decision: str, candidate: str) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.registry.stores.outcome_sql import candidate_ids, read_state, unpack
-from engine.registry.stores.outcome_types import ScoredCandidates
+from engine.registry.stores.outcome_sql import candidate_ids, read_state
+from engine.registry.stores.outcome_types import ScoredCandidates, unpack
 from engine.registry.stores.sql import Database, Row
 
 BATCH_ROWS = 2000  # as rows in memory at once

@@ -12,8 +12,12 @@ import pytest
 
 from engine.adaptation.filling import VectorFiller
 from engine.registry.outcome_changes import read_waiting
-from engine.registry.stores.outcome_sql import OutcomeLimits
-from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome, ScoredInstruction
+from engine.registry.stores.outcome_types import (
+    OutcomeLimits,
+    OutcomeReport,
+    RecordedOutcome,
+    ScoredInstruction,
+)
 from engine.registry.stores.outcomes import OutcomeStore, read_recorded
 from tests.adaptation.test_refresh import LIMITS, Replica
 from tests.support.postgres import Postgres, postgres

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.api.errors import AlreadyExistsError
-from engine.registry.stores.outcome_sql import OutcomeLimits
+from engine.registry.stores.outcome_types import OutcomeLimits
 from engine.registry.stores.outcomes import read_recorded
 from tests.adaptation.test_refresh import Replica, embedding
 from tools.processes import ROOT

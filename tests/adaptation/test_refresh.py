@@ -22,8 +22,12 @@ from engine.adaptation.remembered import (
 )
 from engine.api.errors import AdaptationNotFoundError
 from engine.bundle.instruction_space import InstructionSpace
-from engine.registry.stores.outcome_sql import OutcomeLimits
-from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome, ScoredInstruction
+from engine.registry.stores.outcome_types import (
+    OutcomeLimits,
+    OutcomeReport,
+    RecordedOutcome,
+    ScoredInstruction,
+)
 from engine.registry.stores.outcomes import OutcomeStore
 from engine.registry.table import Table, make_table
 from tests.support.fake_adaptation import FakeAdaptation

@@ -7,6 +7,10 @@ import sqlite3
 import sys
 import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -300,3 +304,49 @@ def test_export_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
     asyncio.run(OutcomeStore(file, 10).close())
     assert cli(["outcomes", "export", "--outcomes-db", str(file), "--out", str(tmp_path)]) == 1
     assert "has no outcome to export" in capsys.readouterr().err
+
+
+OLD = """
+CREATE TABLE outcome (number INTEGER PRIMARY KEY, decision_id TEXT NOT NULL,
+  candidate TEXT NOT NULL, score REAL NOT NULL, text TEXT NOT NULL,
+  category TEXT NOT NULL, recorded_at REAL NOT NULL,
+  principal TEXT NOT NULL DEFAULT '', UNIQUE (decision_id, candidate)) STRICT;
+CREATE TABLE share (principal TEXT PRIMARY KEY, outcomes INTEGER NOT NULL) STRICT;
+PRAGMA user_version = 1
+"""
+
+
+async def test_an_old_file_that_several_servers_open_at_once_is_converted_once(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "o.sqlite"
+    now = time.time()
+    rows = [
+        (
+            i,
+            f"d{i // 2}",
+            "ab"[i % 2],
+            i / 8,
+            "text" * (i % 3 > 0),
+            "kind" * (i % 2),
+            now + i,
+            "pq"[i % 2],
+        )
+        for i in range(9)
+    ]
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(OLD)
+        db.executemany("INSERT INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        db.commit()
+    before = list(read_recorded(path))
+    assert [(r.decision_id, r.candidate, r.score, r.principal) for r in before] == [
+        (row[1], row[2], row[3], row[7]) for row in rows
+    ]
+    with ThreadPoolExecutor(4) as threads:
+        stores = list(threads.map(lambda _: OutcomeStore(path, 100), range(4)))
+    assert list(read_recorded(path)) == before
+    assert not await stores[0].record(before[3])
+    with pytest.raises(AlreadyExistsError):
+        await stores[1].record(replace(before[4], score=0.9))
+    for store in stores:
+        await store.close()

@@ -14,8 +14,8 @@ from engine.api.errors import StoreError
 from engine.registry.stores import outcome_sql
 from engine.registry.stores.base import POSTGRES_DRIVER_HINT, is_postgres, without_password
 from engine.registry.stores.location import location_problem
-from engine.registry.stores.outcome_sql import OutcomeLimits, OutcomeWriter
-from engine.registry.stores.outcome_types import RecordedOutcome
+from engine.registry.stores.outcome_sql import OutcomeWriter
+from engine.registry.stores.outcome_types import OutcomeLimits, RecordedOutcome
 from engine.registry.stores.private_files import create_private, make_private
 from engine.registry.stores.sql import Database, Row
 from engine.registry.stores.sqlite import SqliteDatabase, check_file_identity, file_identity
@@ -98,14 +98,16 @@ class SqliteOutcomes:
             if _is_new(self.connection):
                 self.connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 with _transaction(self.connection):
-                    _create(self.connection)
+                    if _is_new(self.connection):  # another process may have been faster
+                        _create(self.connection)
             schema = check_schema(self.connection, self._path)
             make_private(self._path)
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
             if schema == OLD_SCHEMA:
                 with _transaction(self.connection):
-                    convert(self.connection)
+                    if check_schema(self.connection, self._path) == OLD_SCHEMA:
+                        convert(self.connection)
             # Creates a new file's log.
             self.connection.execute("SELECT 1 FROM memory_state LIMIT 1").fetchone()
             self._file_identity = file_identity(self._path)

@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.api.errors import AlreadyExistsError, DecisionNotFoundError, ModelsatError
 from engine.api.usage import Usage
 from engine.registry.stores.outcome_types import (
+    OutcomeLimits,
     OutcomeReport,
     RecordedOutcome,
     ScoredInstruction,
+    pack,
+    pack_details,
+    unpack,
 )
 from engine.registry.stores.sql import Database, Row
 
@@ -54,20 +57,6 @@ STATE = {"position": 0, "deletions": 0, "floor": 0, "ceiling": -1}
 MAX_FITS = 200
 DAY_S = 86_400.0
 ROW_BYTES = 200  # of an instruction and its report besides the vectors
-
-
-@dataclass(frozen=True)
-class OutcomeLimits:
-    """Bounds of a store. Beyond them, the oldest of the principal who has most go first.
-
-    outcomes: recorded ones. max_age_days: age at which they are deleted; 0 keeps them.
-    instructions, memory_bytes: of those whose vectors are remembered for adaptation.
-    """
-
-    outcomes: int
-    max_age_days: float = 0.0
-    instructions: int = 20_000
-    memory_bytes: int = 64 << 20
 
 
 class OutcomeWriter:
@@ -240,7 +229,7 @@ class OutcomeWriter:
                 int(first.compared),
                 int(bool(first.text)),
                 first.category,
-                _details(new),
+                pack_details(new),
                 now,
             ),
         )
@@ -438,38 +427,9 @@ def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
         yield replace(common, candidate=name, score=float(score), usage=used, propensity=drawn)
 
 
-def _details(outcomes: Sequence[RecordedOutcome]) -> str:
-    """Return what few reports have as JSON, "" for nothing."""
-    usage = {
-        o.candidate: {k: v for k, v in asdict(o.usage).items() if v not in (None, "")}
-        for o in outcomes
-        if o.usage is not None
-    }
-    first = outcomes[0]
-    content = {"usage": usage, "grader": first.grader, "disagreement": first.disagreement}
-    content = {key: value for key, value in content.items() if value not in ({}, "", None)}
-    return json.dumps(content, separators=(",", ":")) if content else ""
-
-
 def _conflict(outcome: RecordedOutcome, score: float) -> AlreadyExistsError:
     return AlreadyExistsError(
         f"decisions/{outcome.decision_id}/outcomes/{outcome.candidate}",
         f"has score {score}, the request says {outcome.score}; the first one is kept.",
         "modelsat.v1.Outcome",
     )
-
-
-def pack(outcomes: Sequence[tuple[int, float]]) -> bytes:
-    """Encode (code, score) pairs: the bytes of a score, then the pairs, little-endian."""
-    exact = all(float(np.float32(score)) == score for _, score in outcomes)
-    size = 4 if exact else 8
-    return bytes([size]) + np.array(list(outcomes), dtype=_pair(size)).tobytes()
-
-
-def unpack(blob: bytes) -> NDArray[np.void]:
-    """Decode `pack`: an array of (code, score) pairs."""
-    return np.frombuffer(blob, dtype=_pair(blob[0]), offset=1)
-
-
-def _pair(size: int) -> np.dtype[np.void]:
-    return np.dtype([("code", "<u2"), ("score", f"<f{size}")])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -121,3 +121,46 @@ class OutcomeReport:
     def key(self) -> str:
         """The decision ID of the outcomes."""
         return self.outcomes[0].decision_id
+
+
+@dataclass(frozen=True)
+class OutcomeLimits:
+    """Bounds of a store. Beyond them, the oldest of the principal who has most go first.
+
+    outcomes: recorded ones. max_age_days: age at which they are deleted; 0 keeps them.
+    instructions, memory_bytes: of those whose vectors are remembered for adaptation.
+    """
+
+    outcomes: int
+    max_age_days: float = 0.0
+    instructions: int = 20_000
+    memory_bytes: int = 64 << 20
+
+
+def pack(outcomes: Sequence[tuple[int, float]]) -> bytes:
+    """Encode (code, score) pairs: the bytes of a score, then the pairs, little-endian."""
+    exact = all(float(np.float32(score)) == score for _, score in outcomes)
+    size = 4 if exact else 8
+    return bytes([size]) + np.array(list(outcomes), dtype=_pair(size)).tobytes()
+
+
+def unpack(blob: bytes) -> NDArray[np.void]:
+    """Decode `pack`: an array of (code, score) pairs."""
+    return np.frombuffer(blob, dtype=_pair(blob[0]), offset=1)
+
+
+def _pair(size: int) -> np.dtype[np.void]:
+    return np.dtype([("code", "<u2"), ("score", f"<f{size}")])
+
+
+def pack_details(outcomes: Sequence[RecordedOutcome]) -> str:
+    """Encode what few reports have as JSON, "" for nothing."""
+    usage = {
+        o.candidate: {k: v for k, v in asdict(o.usage).items() if v not in (None, "")}
+        for o in outcomes
+        if o.usage is not None
+    }
+    first = outcomes[0]
+    content = {"usage": usage, "grader": first.grader, "disagreement": first.disagreement}
+    content = {key: value for key, value in content.items() if value not in ({}, "", None)}
+    return json.dumps(content, separators=(",", ":")) if content else ""

@@ -15,8 +15,13 @@ from typing import TypeVar
 
 from engine.api.errors import ModelsatError, OverloadedError, UnavailableError
 from engine.registry.stores.outcome_databases import open_outcomes, read_recorded
-from engine.registry.stores.outcome_sql import OutcomeLimits, OutcomeWriter
-from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome, ScoredInstruction
+from engine.registry.stores.outcome_sql import OutcomeWriter
+from engine.registry.stores.outcome_types import (
+    OutcomeLimits,
+    OutcomeReport,
+    RecordedOutcome,
+    ScoredInstruction,
+)
 from engine.registry.stores.sql import Database
 
 __all__ = ["OutcomeLimits", "OutcomeStore", "RecordedOutcome", "read_recorded"]
