@@ -1,0 +1,216 @@
+"""Measure what remembered outcomes add to the latency of Route, side by side.
+
+    python -m bench.memory [--instructions 0 10000 100000] [--calls 300]
+
+Fills a store of outcomes for each number of instructions, with comparisons that can be learned
+from, and starts a server on each. Calls go to the servers in turn, one at a time, so that whatever
+else the machine does hits all of them. A target that is missed makes the exit status 1. The last
+line of stdout is one JSON object, with times in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.latency import texts
+from bench.report import RESULTS, Target, environment, markdown
+from engine.bundle.arrays import load_arrays
+from engine.pb import router_service_pb2 as pb
+from engine.pb import router_service_pb2_grpc
+from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome
+from engine.serving.components import Components, build
+from engine.serving.settings import Settings
+from engine.serving.telemetry import Telemetry
+from modelsat import AdaptationInfo, Client
+from tools.processes import BUNDLE, Server, serving
+
+WARM_UP, TIMEOUT_S, LEARNING_S = 20, 30.0, 900.0
+KINDS = 40  # of instructions, each with its own strong and weak candidates
+COMPARED = 4  # candidates of each comparison
+CHUNK = 1000  # comparisons that are recorded at once
+DRAWS = 2000  # of the bootstrap
+LIMITS_MS = {10_000: 0.5, 100_000: 1.5}  # that may be added to the median
+BOUNDS = {"max_recorded_outcomes": 10_000_000, "memory_instructions": 1_000_000, "memory_mib": 4096}
+Times = NDArray[np.float64]
+
+
+def reports(components: Components, count: int) -> Iterator[OutcomeReport]:
+    """Yield `count` comparisons of random instructions; the same ones every time."""
+    rng, table = np.random.default_rng(0), components.registry.table()
+    width, candidates = table.embeddings.shape[1], len(table.candidates)
+    mean = load_arrays(components.settings.bundle).instruction_space.mean
+    centers = rng.normal(size=(KINDS, width))
+    effects = rng.normal(scale=1.5, size=(KINDS, candidates))
+    rows = np.arange(candidates)
+    for i in range(count):
+        kind, logits = rng.integers(KINDS), rng.normal(size=candidates)
+        embedding = mean + centers[kind] + rng.normal(scale=0.7, size=width)
+        p = 1 / (1 + np.exp(-logits))
+        scored = components.memory.recent.scored(
+            table, rows, p.astype(np.float32), embedding.astype(np.float32)
+        )
+        good = rng.random(candidates) < 1 / (1 + np.exp(-logits - effects[kind]))
+        yield OutcomeReport(
+            [
+                RecordedOutcome(f"{i:032x}", table.candidates[m].id, float(good[m]), compared=True)
+                for m in rng.permutation(candidates)[:COMPARED]
+            ],
+            scored,
+        )
+
+
+async def fill(settings: Settings, count: int) -> float:
+    """Record `count` comparisons in the store of `settings`; return seconds."""
+    components = build(settings, Telemetry())
+    started, store = time.perf_counter(), components.memory.store
+    made = reports(components, count)
+    for first in range(0, count, CHUNK):
+        chunk = [next(made) for _ in range(min(CHUNK, count - first))]
+        await asyncio.gather(*(store.record_report(report) for report in chunk))
+    await components.memory.close()
+    await components.registry.close()
+    return time.perf_counter() - started
+
+
+def learned(server: Server, count: int) -> AdaptationInfo:
+    """Wait until the server has fitted `count` instructions; return what it says of the fit."""
+    deadline = time.monotonic() + LEARNING_S
+    with Client(server.address, TIMEOUT_S) as client:
+        while (found := client.adaptation()).instructions != count:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{found.instructions} of {count} instructions were learned")
+            time.sleep(0.2)
+    return found
+
+
+def call_in_turn(addresses: Sequence[str], calls: int, sentences: int) -> Times:
+    """Return the latencies of Route at each address, (calls, addresses), in milliseconds."""
+    with ExitStack() as open_channels:
+        stubs = [
+            router_service_pb2_grpc.RouterServiceStub(
+                open_channels.enter_context(grpc.insecure_channel(address))
+            )
+            for address in addresses
+        ]
+        taken = np.zeros((WARM_UP + calls, len(stubs)))
+        for i, text in enumerate(texts(len(taken), sentences)):
+            for j in np.roll(range(len(stubs)), i):  # none is always the first
+                started = time.perf_counter()
+                stubs[j].Route(pb.RouteRequest(text=text), timeout=TIMEOUT_S)
+                taken[i, j] = 1e3 * (time.perf_counter() - started)
+    return taken[WARM_UP:]
+
+
+def added(taken: Times, base: Times) -> tuple[float, float, float]:
+    """Return how much higher the median of `taken` is, with a 95 % interval by bootstrap."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(taken), size=(DRAWS, len(taken)))
+    draws = np.median(taken[rows], axis=1) - np.median(base[rows], axis=1)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(np.median(taken) - np.median(base)), float(low), float(high)
+
+
+def summary(taken: Times, base: Times, fit: AdaptationInfo, resident_mb: float) -> dict[str, Any]:
+    """Return the figures of one server. base: latencies of the first one."""
+    difference, low, high = added(taken, base)
+    return {
+        "p50_ms": float(np.median(taken)),
+        "p95_ms": float(np.quantile(taken, 0.95)),
+        "added_p50_ms": difference,
+        "added_p50_interval_ms": [low, high],
+        "active": fit.active,
+        "fit_s": fit.fit_seconds,
+        "log_loss": [fit.log_loss_before, fit.log_loss_after],
+        "resident_mb": resident_mb,
+    }
+
+
+def targets_of(results: Mapping[int, Mapping[str, Any]]) -> list[Target]:
+    """Return the bounds on what each number of instructions adds."""
+    return [
+        Target(f"added to p50 by {count:,} instructions, ms", found["added_p50_ms"], f"<= {limit}")
+        for count, limit in LIMITS_MS.items()
+        if (found := results.get(count)) is not None
+    ]
+
+
+def measure(
+    counts: Sequence[int], calls: int, sentences: int, bundle: Path, folder: Path
+) -> dict[int, dict[str, Any]]:
+    """Return the summary of each number of instructions; the first is what others are compared
+    with."""
+    with ExitStack() as running:
+        servers = []
+        for count in counts:
+            store = folder / str(count) / "candidates.sqlite"
+            store.parent.mkdir()
+            outcomes = store.with_name("outcomes.sqlite")
+            settings = Settings(
+                bundle=bundle, candidates_db=str(store), outcomes_db=outcomes, **BOUNDS
+            )
+            seconds = asyncio.run(fill(settings, count))
+            print(f"{count:,} comparisons recorded in {seconds:.1f} s", file=sys.stderr)
+            flags = [f"--{name.replace('_', '-')}={value}" for name, value in BOUNDS.items()]
+            flags += ["--score-cache-mb", "0"]
+            servers.append(running.enter_context(serving(store, *flags, bundle=bundle)))
+        fits = [learned(server, n) for server, n in zip(servers, counts, strict=True)]
+        taken = call_in_turn([server.address for server in servers], calls, sentences)
+        return {
+            count: summary(taken[:, j], taken[:, 0], fits[j], servers[j].resident_mb())
+            for j, count in enumerate(counts)
+        }
+
+
+def main() -> int:
+    """Measure and print; return 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="bundle to serve")
+    text = "remembered ones of each server; others are compared with the first"
+    parser.add_argument(
+        "--instructions", type=int, nargs="+", default=[0, 10_000, 100_000], help=text
+    )
+    parser.add_argument("--calls", type=int, default=300, help="calls of each server (default 300)")
+    parser.add_argument("--sentences", type=int, default=4, help="length of the instruction")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(
+            options.instructions, options.calls, options.sentences, options.bundle, Path(folder)
+        )
+    print(
+        f"{'instructions':>12}{'p50':>8}{'p95':>8}{'added to p50 (95 %)':>26}{'fit s':>8}{'MB':>7}"
+    )
+    for count, r in results.items():
+        low, high = r["added_p50_interval_ms"]
+        interval = f"{r['added_p50_ms']:+.2f} ({low:+.2f} to {high:+.2f})"
+        print(
+            f"{count:>12,}{r['p50_ms']:8.2f}{r['p95_ms']:8.2f}{interval:>26}{r['fit_s']:8.2f}"
+            f"{r['resident_mb']:7.0f}"
+        )
+    targets = targets_of(results)
+    print(markdown(targets))
+    whole = {
+        "environment": environment(warm_up=WARM_UP, calls=options.calls),
+        "results": results,
+        "targets": [target.row() for target in targets],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "memory.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(whole))
+    return int(any(target.verdict is False for target in targets))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
