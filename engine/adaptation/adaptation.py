@@ -19,7 +19,8 @@ class CorrectedScores:
     p: (E,). standard_error: (E,) of p. similar_outcomes: (E,) effective number of remembered
     outcomes of each candidate on similar instructions. offset, common, relative: (E,) parts of the
     correction in log-odds: by the candidate's outcomes on all instructions, by all candidates'
-    outcomes on similar ones, and by the candidate's own on similar ones.
+    outcomes on similar ones, and by the candidate's own on similar ones. coverage: how far the
+    instruction is one of those that are remembered, in [0, 1]; at 0, p is that of the weights.
     """
 
     p: Float32Array
@@ -28,6 +29,7 @@ class CorrectedScores:
     offset: Float32Array
     common: Float32Array
     relative: Float32Array
+    coverage: float = 1.0
 
 
 @dataclass(frozen=True)

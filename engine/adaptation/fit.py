@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.adaptation.adaptation import FitFigures
+from engine.adaptation.coverage import Coverage
 from engine.adaptation.fitted import (
     MAX_LOGIT,
     CandidateParts,
@@ -39,7 +40,7 @@ from engine.adaptation.regression import (
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
-METHOD = "1"  # part of an adaptation's ID; change it with anything that changes its figures
+METHOD = "2"  # part of an adaptation's ID; change it with anything that changes its figures
 MAX_LANDMARKS = 512
 SLOPE_PRECISION, LEVEL_PRECISION, OFFSET_PRECISION, PART_PRECISION = 30.0, 2.0, 30.0, 10.0
 COMMON_VARIANCE, RELATIVE_VARIANCE = 0.5, 1.0  # of the kernel's functions, in squared logits
@@ -113,7 +114,8 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
     center = space.center_of(matrix.embeddings)
     everything = space.unit_vectors(matrix.embeddings, center)
     vectors = everything[distinct]
-    kernel = KernelFeatures.of(vectors[choose_landmarks(vectors, MAX_LANDMARKS)])
+    landmarks = choose_landmarks(vectors, MAX_LANDMARKS)
+    kernel = KernelFeatures.of(vectors[landmarks])
     similarities = kernel.similarities(vectors)
     features = similarities @ kernel.mix
     model = _fit_model(outcomes, features)
@@ -139,6 +141,7 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
         space=space,
         center=center,
         features=kernel,
+        coverage=Coverage.of(space, matrix.embeddings[distinct[landmarks]]),
         slope=model.slope,
         common=model.common,
         parts=_candidate_parts(matrix, row, outcomes, model, similarities, features),

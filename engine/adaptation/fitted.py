@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.adaptation.adaptation import CorrectedScores, FitFigures
+from engine.adaptation.coverage import Coverage
 from engine.adaptation.kernel import KernelFeatures
 from engine.adaptation.regression import sigmoid
 from engine.bundle.instruction_space import InstructionSpace
@@ -65,7 +66,8 @@ class CandidateParts:
 class FittedAdaptation:
     """See Adaptation. Its size does not grow with N but for `vectors`, which only nearest() reads.
 
-    slope: of the weights' log-odds. offset_precision: of the prior of offsets. vectors: (N, P).
+    coverage: where the correction applies. slope: of the weights' log-odds. offset_precision: of
+    the prior of offsets. vectors: (N, P).
     """
 
     id: str
@@ -75,6 +77,7 @@ class FittedAdaptation:
     space: InstructionSpace
     center: Float32Array
     features: KernelFeatures
+    coverage: Coverage
     slope: float
     common: CommonPart
     parts: CandidateParts
@@ -92,24 +95,33 @@ class FittedAdaptation:
         column = np.array([self.parts.columns.get(c, -1) for c in candidates], dtype=np.int64)
         known = column >= 0
         at = np.where(known, column, 0)
-        reach = self.common.reach(z)
+        reach, coverage = self.common.reach(z), self.coverage.at(embedding)
         near = float(features @ self.common.coefficients)
-        common = reach * (self.common.level + self.common.weight * near)
+        # The slope's change counts as common, because it tells no candidate from another.
+        common = coverage * (
+            reach * (self.common.level + self.common.weight * near) + (self.slope - 1) * z
+        )
         if self.parts.columns:
-            offset = np.where(known, self.parts.offsets[at], 0.0)
-            relative = np.where(known, features @ self.parts.coefficients[:, at], 0.0)
+            offset = np.where(known, coverage * self.parts.offsets[at], 0.0)
+            relative = coverage * (features @ self.parts.coefficients[:, at])
+            relative = np.where(known, relative, 0.0)
             information = np.where(known, similarities @ self.parts.information[:, at], 0.0)
             total = np.where(known, self.parts.information.sum(axis=0)[at], 0.0)
             similar = np.where(known, similarities @ self.parts.outcomes[:, at], 0.0)
         else:
             offset = relative = information = total = similar = np.zeros(len(p))
-        corrected = sigmoid(self.slope * z + common + offset + relative)
+        corrected = sigmoid(z + common + offset + relative)
         variance = 1 / (self.offset_precision + total) + 1 / (1 / RELATIVE_VARIANCE + information)
         error = corrected * (1 - corrected) * np.sqrt(variance)
-        # The slope's change counts as common, because it tells no candidate from another.
-        common = common + (self.slope - 1) * z
-        found = (corrected, error, similar, offset, common, relative)
-        return CorrectedScores(*(np.asarray(x, dtype=np.float32) for x in found))
+        return CorrectedScores(
+            p=corrected.astype(np.float32),
+            standard_error=np.asarray(error, dtype=np.float32),
+            similar_outcomes=similar.astype(np.float32),
+            offset=offset.astype(np.float32),
+            common=np.asarray(common, dtype=np.float32),
+            relative=relative.astype(np.float32),
+            coverage=coverage,
+        )
 
     def mean_probabilities(self, candidates: Sequence[str]) -> Float32Array:
         """See Adaptation. NaN for a candidate without outcomes."""

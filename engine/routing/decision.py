@@ -29,6 +29,7 @@ from engine.routing.eligibility import Eligible, drop_non_finite, find_eligible
 from engine.routing.guard import Evidence
 from engine.routing.ranking import DecisionContext, decide
 
+MIN_COVERAGE = 0.5  # of an instruction by the memory, for a guarded decision
 CHARS_PER_TOKEN = 4.0  # estimates tokens before the text is tokenized
 CLIPPED_CHARS = 2 * MAX_INSTRUCTION_TOKENS * MAX_CHARS_PER_TOKEN
 
@@ -180,7 +181,9 @@ def build_decision(
     if corrected is not None and correction is not None:
         unadapted = ids[result.order[0]]
         evidence = None
-        if policy.confidence or (policy.confidence is None and context.confidence):
+        is_asked = policy.confidence or (policy.confidence is None and context.confidence)
+        # Far from what is remembered, what is best on average there says nothing.
+        if is_asked and corrected.coverage >= MIN_COVERAGE:
             mean_p = correction.adaptation.mean_probabilities(ids)
             if not np.isnan(mean_p).all():  # one without outcomes is not the best on average
                 evidence = Evidence(np.nan_to_num(mean_p), corrected.standard_error)

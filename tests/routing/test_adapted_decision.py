@@ -76,6 +76,13 @@ def test_a_correction_that_is_not_finite_is_not_used() -> None:
     assert made.adaptation_id == ""
 
 
+def test_far_from_what_is_remembered_there_is_no_guard() -> None:
+    adaptation = FakeAdaptation({"c": 0.1}, standard_error=0.2, means={"b": 0.9})
+    assert decision(adaptation, Policy(confidence=3.0)).selected.id == "b"
+    far = replace(adaptation, coverage=0.0)
+    assert decision(far, Policy(confidence=3.0)).selected.id == "a"
+
+
 def test_the_default_of_the_guard_is_the_best_of_the_remembered_instructions() -> None:
     adaptation = FakeAdaptation({"c": 1.0}, standard_error=0.1, means={"b": 0.9})
     made = decision(adaptation, Policy(confidence=1.1))

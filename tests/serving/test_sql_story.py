@@ -17,8 +17,6 @@ import pytest
 from modelsat import Client, RouteDecision
 from tools.processes import serving
 
-pytest.importorskip("engine.adaptation.fit", reason="fits are not made yet")
-
 TABLES = {
     "orders": ("customer_id", "total", "placed_at"),
     "employees": ("department", "salary", "hired_on"),

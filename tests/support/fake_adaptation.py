@@ -20,7 +20,8 @@ FIGURES = FitFigures(200, {"comparison": 400}, 0.6, 0.5, 0.01, 1.8e9, 0.2)
 class FakeAdaptation:
     """Adds to each candidate's log-odds what `shifts` says, whatever the instruction.
 
-    standard_error: of every probability. means: of candidates on average, 0.5 if missing.
+    standard_error: of every probability. coverage: of every instruction. means: of candidates on
+    average, 0.5 if missing.
     """
 
     shifts: Mapping[str, float] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class FakeAdaptation:
     id: str = "fake-1"
     reason: str = "Log loss falls from 0.6 to 0.5."
     figures: FitFigures = FIGURES
+    coverage: float = 1.0
 
     def correct(
         self, embedding: NDArray[np.float32], p: NDArray[np.float32], candidates: Sequence[str]
@@ -38,7 +40,7 @@ class FakeAdaptation:
         zero = np.zeros_like(shift)
         corrected = expit(logit(np.clip(p, 1e-6, 1 - 1e-6)) + shift).astype(np.float32)
         error = np.full_like(shift, self.standard_error)
-        return CorrectedScores(corrected, error, zero + 7, zero, zero, shift)
+        return CorrectedScores(corrected, error, zero + 7, zero, zero, shift, self.coverage)
 
     def mean_probabilities(self, candidates: Sequence[str]) -> NDArray[np.float32]:
         return np.array([self.means.get(c, 0.5) for c in candidates], dtype=np.float32)

@@ -1,0 +1,71 @@
+"""Tell whether an instruction is one of those that are remembered, or far from all of them.
+
+Outcomes on instructions of one kind say nothing about other kinds. Yet offsets hold everywhere, and
+functions of the kernel that explain a large error reach far. So corrections fade where the memory
+is thinner than around its own instructions (the local outlier factor of Breunig et al., 2000).
+Shapes: R landmarks, D width, P axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.bundle.instruction_space import InstructionSpace
+from engine.bundle.types import Float32Array
+
+NEIGHBORS = 10
+# Of the landmarks, how many may lie in thinner places than what counts as covered; and how far
+# below that coverage ends, as a share of it.
+THINNEST_SHARE, FADE = 0.05, 0.15
+MIN_DENSITY = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Landmarks as unit vectors (R, P) around the shipped mean, wholly whitened, with the density
+    (R,) around each: the mean cosine of its nearest ones. covered: relative density from which on
+    an instruction is covered.
+
+    The memory's own mean would hide what its instructions have in common.
+    """
+
+    space: InstructionSpace
+    vectors: Float32Array
+    densities: Float32Array
+    covered: float
+
+    @classmethod
+    def of(cls, space: InstructionSpace, embeddings: Float32Array) -> Coverage:
+        """Build it from the embeddings (R, D) of landmarks, R >= 1."""
+        vectors = _unit_vectors(space, embeddings)
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, -np.inf)
+        count = min(NEIGHBORS, len(vectors) - 1)
+        if not count:
+            return cls(space, vectors, np.ones(len(vectors), dtype=np.float32), 0.0)
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        densities = np.take_along_axis(cosines, nearest, axis=1).mean(axis=1)
+        relative = densities / np.maximum(densities[nearest].mean(axis=1), MIN_DENSITY)
+        covered = max(float(np.quantile(relative, THINNEST_SHARE)), 0.0)
+        return cls(space, vectors, densities, covered)
+
+    def at(self, embedding: Float32Array) -> float:
+        """Return how far an instruction with `embedding` (D,) is covered: from 0, far from every
+        landmark, to 1, where they are about as near as to each other."""
+        cosines = self.vectors @ _unit_vectors(self.space, embedding)
+        count = min(NEIGHBORS, len(cosines))
+        nearest = np.argpartition(-cosines, count - 1)[:count]
+        around = max(float(self.densities[nearest].mean()), MIN_DENSITY)
+        relative = float(cosines[nearest].mean()) / around
+        lowest = (1 - FADE) * self.covered
+        return float(np.clip((relative - lowest) / max(self.covered - lowest, 1e-9), 0, 1))
+
+
+def _unit_vectors(space: InstructionSpace, embeddings: Float32Array) -> Float32Array:
+    vectors = embeddings.astype(np.float32) - space.mean
+    if space.axes.shape[1]:  # half whitened
+        vectors = vectors @ (space.axes * np.linalg.norm(space.axes, axis=0))
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)

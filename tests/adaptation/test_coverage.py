@@ -1,0 +1,72 @@
+"""Corrections fade with the distance to everything that is remembered."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from engine.adaptation.coverage import Coverage
+from engine.adaptation.fit import fit
+from engine.adaptation.outcome_matrix import OutcomeMatrix
+from engine.bundle.instruction_space import InstructionSpace
+
+WIDTH = 32
+SPACE = InstructionSpace.unknown(WIDTH)
+NAMES = ("a", "b", "c")
+P = np.array([0.9, 0.8, 0.7], dtype=np.float32)
+
+
+def instructions(kind: int, count: int, seed: int) -> NDArray[np.float32]:
+    """Return embeddings (count, WIDTH) of a kind, each kind around an axis of its own."""
+    noise = 0.15 * np.random.default_rng(seed).normal(size=(count, WIDTH))
+    return (np.eye(WIDTH)[kind] * 3 + noise).astype(np.float32)
+
+
+def failing(embeddings: NDArray[np.float32], name: str = "a") -> OutcomeMatrix:
+    """Return comparisons in which `name` fails, although the weights think most of it."""
+    count = len(embeddings)
+    scores = np.ones((count, len(NAMES)), dtype=np.float32)
+    scores[:, NAMES.index(name)] = 0
+    logits = np.tile(np.log(P / (1 - P)), (count, 1)).astype(np.float32)
+    known = np.zeros(scores.shape, dtype=np.int8)
+    principals = ("",) * count
+    propensity = np.ones_like(scores)
+    at = np.arange(count, dtype=np.float64)
+    return OutcomeMatrix(embeddings, NAMES, logits, scores, known, propensity, principals, at)
+
+
+@given(st.integers(0, 50), st.integers(12, 60), st.integers(1, 31))
+def test_a_memory_of_one_kind_covers_it_and_no_other(seed: int, count: int, other: int) -> None:
+    coverage = Coverage.of(SPACE, instructions(0, count, seed))
+    inside = [coverage.at(each) for each in instructions(0, 40, seed + 1000)]
+    assert np.mean(inside) > 0.7
+    assert {coverage.at(each) for each in instructions(other, 20, seed)} == {0.0}
+
+
+@pytest.mark.parametrize("kinds", [(0, 1), (0, 1, 2, 3)])
+def test_a_memory_of_several_kinds_covers_each(kinds: tuple[int, ...]) -> None:
+    remembered = np.concatenate([instructions(kind, 30, kind) for kind in kinds])
+    coverage = Coverage.of(SPACE, remembered)
+    for kind in kinds:
+        assert np.mean([coverage.at(each) for each in instructions(kind, 40, 99)]) > 0.7
+    assert max(coverage.at(each) for each in instructions(9, 40, 99)) == 0.0
+
+
+@given(st.integers(0, 20), st.integers(1, 31))
+def test_what_fails_at_one_kind_keeps_its_probability_at_others(seed: int, other: int) -> None:
+    fitted = fit(failing(instructions(0, 60, seed)), SPACE)
+    assert fitted.active, fitted.reason
+    inside = fitted.correct(instructions(0, 1, seed + 1000)[0], P, NAMES)
+    assert inside.p[0] < min(inside.p[1:])
+    for each in instructions(other, 10, seed):
+        outside = fitted.correct(each, P, NAMES)
+        assert outside.coverage == 0
+        np.testing.assert_allclose(outside.p, P, atol=1e-6)
+
+
+def test_one_instruction_alone_is_covered() -> None:
+    coverage = Coverage.of(SPACE, instructions(0, 1, 0))
+    assert coverage.at(instructions(0, 1, 0)[0]) == 1.0
