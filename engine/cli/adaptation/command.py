@@ -59,8 +59,8 @@ def _history(parsed: argparse.Namespace) -> None:
 
     table = Table()
     for heading in ("id", "newest outcome (UTC)", "active"):
-        table.add_column(heading, no_wrap=heading == "id")
-    for heading in ("instructions", "log loss before", "after"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("instructions", "log loss", "after"):
         table.add_column(heading, justify="right")
     for fit in fits:
         figures = (f"{fit.log_loss_before:.4f}", f"{fit.log_loss_after:.4f}")
