@@ -57,5 +57,6 @@ class OutcomeMatrix:
             self.propensity,
             self.recorded_at,
         ):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            # A copy of a large array would hold the interpreter's lock.
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:16]

@@ -356,6 +356,8 @@ def _joined(parts: list[MemoryView], candidates: tuple[str, ...]) -> MemoryView:
     numbers = np.concatenate([part.instructions for part in parts])
     recorded_at = np.concatenate([m.recorded_at for m in matrices])
     order = np.lexsort((numbers, recorded_at))
+    if len(parts) == 1 and np.array_equal(order, np.arange(len(order))):
+        return parts[0]
     principals = [name for m in matrices for name in m.principals]
     matrix = OutcomeMatrix(
         np.concatenate([m.embeddings for m in matrices])[order],

@@ -9,7 +9,7 @@ from engine.client.adaptation import (
 from engine.client.aio import AsyncClient
 from engine.client.channel import Credentials
 from engine.client.errors import ModelsatClientError
-from engine.client.requests import Instruction, Turn, conversation_from_body
+from engine.client.requests import Instruction, Outcome, Turn, conversation_from_body
 from engine.client.results import (
     CandidatesChange,
     RankedCandidate,
@@ -30,6 +30,7 @@ __all__ = [
     "ExplainedProbability",
     "Instruction",
     "ModelsatClientError",
+    "Outcome",
     "RankedCandidate",
     "RevisionInfo",
     "RouteDecision",

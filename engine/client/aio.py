@@ -28,6 +28,7 @@ from engine.client.requests import (
     DEFAULT_POLICY,
     NO_USAGE,
     Instruction,
+    Outcome,
     batches,
     comparison_request,
     create_request,
@@ -37,6 +38,7 @@ from engine.client.requests import (
     resource_name,
     rollback_request,
     route_request,
+    stream_request,
     token_in,
     update_request,
     watch_request,
@@ -165,7 +167,7 @@ class AsyncClient(AsyncAdaptationCalls):
 
     async def route_stream(
         self,
-        instructions: Iterable[Instruction] | AsyncIterable[Instruction],
+        instructions: Iterable[Instruction | Outcome] | AsyncIterable[Instruction | Outcome],
         policy: Policy = DEFAULT_POLICY,
         *,
         dry_run: bool = False,
@@ -182,8 +184,7 @@ class AsyncClient(AsyncAdaptationCalls):
             i = 0
             try:
                 async for instruction in _as_async(instructions):
-                    request = route_request(instruction, policy, None, dry_run)
-                    yield router_service_pb2.StreamRouteRequest(id=str(i), request=request)
+                    yield stream_request(i, instruction, policy, dry_run)
                     i += 1
             except Exception as error:  # noqa: BLE001 - raised below; gRPC would swallow it
                 errors.append(error)
@@ -191,7 +192,8 @@ class AsyncClient(AsyncAdaptationCalls):
         with translate_errors(self._address):
             call = self._router.StreamRoute(requests(), metadata=self._metadata)
         async for response in self._responses(call):
-            yield int(response.id), result_from(response.result)
+            if not response.HasField("recorded"):
+                yield int(response.id), result_from(response.result)
         if errors:
             raise errors[0]
 
@@ -425,8 +427,8 @@ async def first_success(
 
 
 async def _as_async(
-    instructions: Iterable[Instruction] | AsyncIterable[Instruction],
-) -> AsyncIterator[Instruction]:
+    instructions: Iterable[Instruction | Outcome] | AsyncIterable[Instruction | Outcome],
+) -> AsyncIterator[Instruction | Outcome]:
     if isinstance(instructions, AsyncIterable):
         async for instruction in instructions:
             yield instruction

@@ -42,6 +42,30 @@ class Turn:
     text: str
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How well a candidate answered, to be recorded within `route_stream`.
+
+    Attributes:
+        decision_id: Names the decision, see `RouteDecision.decision_id`.
+        candidate: ID of the candidate that answered.
+        score: Quality of the answer in [0, 1]; 1 is right.
+        text: The instruction, if it may be stored.
+        category: Your own label for this kind of instruction.
+        usage: What the call of the candidate used.
+
+    Example:
+        outcome = Outcome(decision.decision_id, decision.selected, 1.0)
+    """
+
+    decision_id: str
+    candidate: str
+    score: float
+    text: str = ""
+    category: str = ""
+    usage: Usage | None = None
+
+
 Instruction = str | Sequence[Turn] | Conversation
 
 
@@ -159,6 +183,22 @@ def outcome_request(
         usage=None if usage is None else usage_message(usage),
         store_text=None if store_text else False,
     )
+
+
+def stream_request(
+    position: int, sent: Instruction | Outcome, policy: Policy, dry_run: bool
+) -> router_service_pb2.StreamRouteRequest:
+    """Build a message of StreamRoute; see route_request and outcome_request."""
+    message = router_service_pb2.StreamRouteRequest(id=str(position))
+    if isinstance(sent, Outcome):
+        message.outcome.CopyFrom(
+            outcome_request(
+                sent.decision_id, sent.candidate, sent.score, sent.text, sent.category, sent.usage
+            )
+        )
+    else:
+        message.request.CopyFrom(route_request(sent, policy, None, dry_run))
+    return message
 
 
 @translate_value_errors()

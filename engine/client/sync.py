@@ -20,6 +20,7 @@ from engine.client.requests import (
     DEFAULT_POLICY,
     NO_USAGE,
     Instruction,
+    Outcome,
     batches,
     comparison_request,
     create_request,
@@ -29,6 +30,7 @@ from engine.client.requests import (
     resource_name,
     rollback_request,
     route_request,
+    stream_request,
     token_in,
     update_request,
     watch_request,
@@ -179,7 +181,7 @@ class Client(AdaptationCalls):
 
     def route_stream(
         self,
-        instructions: Iterable[Instruction],
+        instructions: Iterable[Instruction | Outcome],
         policy: Policy = DEFAULT_POLICY,
         *,
         dry_run: bool = False,
@@ -188,6 +190,8 @@ class Client(AdaptationCalls):
 
         `instructions` is read in a thread of gRPC. An error that it raises, and that of an
         instruction that cannot be sent, is raised here after the results of those before it.
+
+        Outcomes among the instructions are recorded; of those, only errors are yielded.
 
         Yields:
             (position of the instruction, its decision or error), as each one is ready.
@@ -201,15 +205,15 @@ class Client(AdaptationCalls):
         def requests() -> Iterator[router_service_pb2.StreamRouteRequest]:
             try:
                 for i, instruction in enumerate(instructions):
-                    request = route_request(instruction, policy, None, dry_run)
-                    yield router_service_pb2.StreamRouteRequest(id=str(i), request=request)
+                    yield stream_request(i, instruction, policy, dry_run)
             except Exception as error:  # noqa: BLE001 - raised below; gRPC would swallow it
                 errors.append(error)
 
         with translate_errors(self._address):
             call = self._router.StreamRoute(requests(), metadata=self._metadata)
         for response in self._responses(call):
-            yield int(response.id), result_from(response.result)
+            if not response.HasField("recorded"):
+                yield int(response.id), result_from(response.result)
         if errors:
             raise errors[0]
 

@@ -15,7 +15,7 @@ from engine.cli.main import main as cli
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
 from engine.registry.stores.outcomes import RecordedOutcome, read_recorded
-from modelsat import Client, ModelsatClientError, Usage
+from modelsat import Client, ModelsatClientError, Outcome, RouteDecision, Usage
 from tools.processes import Server, serving
 
 
@@ -165,6 +165,19 @@ async def test_a_stream_takes_outcomes_between_requests(server: Server, file: Pa
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
     assert len(outcomes(file, response.decision_id)) == 1
+
+
+def test_the_client_streams_outcomes_between_instructions(client: Client, file: Path) -> None:
+    known = client.route("Hi")
+    good = Outcome(known.decision_id, known.selected, 1.0, usage=Usage(output_tokens=3))
+    bad = Outcome("0" * 32, known.selected, 1.0)
+    results = dict(client.route_stream([good, "Who wrote Faust?", bad]))
+    assert sorted(results) == [1, 2]
+    assert isinstance(results[1], RouteDecision)
+    assert isinstance(results[2], ModelsatClientError)
+    assert results[2].code == "NOT_FOUND"
+    (recorded,) = outcomes(file, known.decision_id).values()
+    assert recorded.usage == Usage(output_tokens=3)
 
 
 def test_a_dry_run_is_not_remembered(client: Client, file: Path) -> None:
