@@ -15,11 +15,13 @@ import numpy as np
 
 from engine.api.candidate import Candidate
 from engine.api.errors import InvalidInputError, Violation
+from engine.api.usage import Usage
 from engine.datasets.outcomes import load_task_keywords
 from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import RecordedOutcome, read_recorded
 
 BENCHMARK = "recorded"
+USED = ("input_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "latency_s")
 
 
 @dataclass
@@ -28,7 +30,8 @@ class RecordedInstruction:
 
     id: of the first decision on this text. scores: candidate ID -> scores, one per decision.
     decisions: on the text, whose propensity is known. weights: candidate ID -> sum of the
-    reciprocal propensities with which it was chosen.
+    reciprocal propensities with which it was chosen. usage: candidate ID -> of its calls that
+    answered.
     """
 
     id: str
@@ -37,6 +40,7 @@ class RecordedInstruction:
     scores: dict[str, list[float]] = field(default_factory=dict)
     decisions: int = 0
     weights: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, list[Usage]] = field(default_factory=dict)
 
     def propensity(self, candidate: str) -> float:
         """Return the propensity of a candidate as a data folder holds it; NaN if it has none."""
@@ -45,8 +49,16 @@ class RecordedInstruction:
 
     def mean(self, candidate: str) -> float:
         """Return the mean score of a candidate; NaN if it has none."""
-        scores = self.scores.get(candidate)
-        return math.fsum(scores) / len(scores) if scores else math.nan
+        return _mean(self.scores.get(candidate, []))
+
+    def mean_used(self, candidate: str, name: str) -> float:
+        """Return the mean of a field of Usage over the calls of a candidate; NaN if unknown."""
+        used = [getattr(usage, name) for usage in self.usage.get(candidate, [])]
+        return _mean([value for value in used if value is not None])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,8 @@ def group_by_text(
         )
         instruction.category = instruction.category or outcome.category
         instruction.scores.setdefault(outcome.candidate, []).append(outcome.score)
+        if outcome.usage is not None and not outcome.usage.error:
+            instruction.usage.setdefault(outcome.candidate, []).append(outcome.usage)
         if outcome.propensity:
             weight = instruction.weights.get(outcome.candidate, 0.0)
             instruction.weights[outcome.candidate] = weight + 1 / outcome.propensity
@@ -132,8 +146,9 @@ def export_outcomes(file: str | Path, out: Path, bundle: Path | None = None) -> 
 
 
 def _write(instructions: Sequence[RecordedInstruction], names: Sequence[str], out: Path) -> None:
-    """Write everything but aptitude.json. scores.npz holds (M, N) means, NaN = not measured, and
-    propensities if the server explored: if some choice was not certain."""
+    """Write everything but aptitude.json. scores.npz holds (M, N) means, NaN = not measured, of
+    scores and of what calls used, and propensities if the server explored: if some choice was not
+    certain."""
     with gzip.open(out / "instructions.jsonl.gz", "wt", encoding="utf-8") as file:
         for each in instructions:
             line = {"id": each.id, "benchmark": BENCHMARK, "text": each.text}
@@ -146,6 +161,10 @@ def _write(instructions: Sequence[RecordedInstruction], names: Sequence[str], ou
     if any(sum(each.weights.values()) > each.decisions for each in instructions):
         propensities = [[each.propensity(name) for each in instructions] for name in names]
         arrays["propensities"] = propensities
+    for key in USED:
+        means = [[each.mean_used(name, key) for each in instructions] for name in names]
+        if not np.isnan(means).all():
+            arrays[key] = means
     matrices = {key: np.array(rows, dtype=np.float32) for key, rows in arrays.items()}
     np.savez_compressed(out / "scores.npz", **matrices)  # type: ignore[arg-type]
 

@@ -24,6 +24,7 @@ from engine.api.errors import (
     StoreError,
     UnavailableError,
 )
+from engine.api.usage import Usage
 from engine.cli.main import main as cli
 from engine.datasets.folder import read_folder
 from engine.datasets.outcomes import read_outcomes
@@ -250,6 +251,20 @@ async def test_export_holds_propensities_if_the_server_explored(
     np.testing.assert_allclose(first, np.where(drawn, np.nan, 0.7), rtol=1e-6)
     np.testing.assert_allclose(second, np.where(drawn, 0.15, np.nan), rtol=1e-6)
     assert np.isnan(third).all()
+
+
+async def test_export_holds_what_calls_used(tmp_path: Path) -> None:
+    store = OutcomeStore(tmp_path / "o.sqlite", 100)
+    used = [Usage(output_tokens=10, cost_usd=0.5), Usage(output_tokens=30), Usage(900, error="no")]
+    for i, usage in enumerate(used):
+        await store.record(RecordedOutcome(f"d{i}", "a", 1.0, "text", usage=usage))
+    await store.record(RecordedOutcome("d0", "b", 1.0, "text"))
+    await store.close()
+    export_outcomes(tmp_path / "o.sqlite", tmp_path / "out")
+    with np.load(tmp_path / "out" / "scores.npz") as file:
+        assert set(file) == {"scores", "output_tokens", "cost_usd"}
+        np.testing.assert_array_equal(file["output_tokens"], [[20], [np.nan]])
+        np.testing.assert_array_equal(file["cost_usd"], [[0.5], [np.nan]])
 
 
 async def recorded(path: Path, names: tuple[str, ...] = MODELS) -> Path:
