@@ -185,4 +185,4 @@ async def test_the_bounds_hold_for_all_replicas(server: Postgres) -> None:
 
 def test_a_store_of_outcomes_needs_a_valid_location() -> None:
     with pytest.raises(Exception, match="--outcomes-db"):
-        OutcomeStore("postgress://x/y", 10)
+        OutcomeStore("mysql://x/y", 10)

@@ -96,6 +96,38 @@ def test_outcomes_of_candidates_that_are_not_registered_are_refused(
     assert callers.refusal("bob", decision.decision_id, f"candidates/{name}") == "NOT_FOUND"
 
 
+@pytest.mark.parametrize(
+    ("who", "answer"),
+    [("alice", 3), ("judge", 3), ("root", 3), ("bob", "NOT_FOUND"), ("eve", "PERMISSION_DENIED")],
+)
+def test_a_comparison_is_checked_as_an_outcome_is(
+    who: str, answer: int | str, callers: Callers
+) -> None:
+    decision = callers.clients["alice"].route(f"a question of alice, for {who}")
+    scores = {ranked.candidate: 1.0 for ranked in decision.ranking[:3]}
+    found: int | str
+    try:
+        found = callers.clients[who].record_comparison(scores, decision_id=decision.decision_id)
+    except ModelsatClientError as error:
+        found = error.code
+    assert found == answer
+
+
+@pytest.mark.parametrize("text", ["Who keeps this?", "What is 12 x 12?", "Draw a map of Rome."])
+def test_what_one_caller_records_of_a_text_tells_another_nothing(
+    text: str, callers: Callers
+) -> None:
+    a, b = (r.candidate for r in callers.clients["alice"].route("Hi").ranking[:2])
+    for who, score in (("alice", 1.0), ("bob", 0.0)):
+        assert callers.clients[who].record_comparison({a: score, b: 0.5}, text=text) == 2
+        assert callers.clients[who].record_comparison({a: score, b: 0.5}, text=text) == 0
+    with pytest.raises(ModelsatClientError, match="has score 1"):
+        callers.clients["alice"].record_outcome("", a, 0.0, text=text)
+    with pytest.raises(ModelsatClientError) as refused:
+        callers.clients["eve"].record_comparison({a: 1.0, b: 0.5}, text=text)
+    assert refused.value.code == "PERMISSION_DENIED"
+
+
 def test_what_is_written_is_for_its_owner_alone_whatever_the_umask_is(callers: Callers) -> None:
     decision = callers.clients["alice"].route("Hi")
     callers.clients["alice"].record_outcome(decision.decision_id, decision.selected, 1.0)
