@@ -72,6 +72,8 @@ class OutcomeWriter:
         self._position = self._state["position"]
         self._deletions = 0
         self._codes: dict[str, int] = {}
+        self._lists: dict[str, int] = {}
+        self._shares: dict[str, list[int]] = {}  # what is to be added to each column, see TABLES
 
     def record(self, report: OutcomeReport, only_known: bool) -> int | ModelsatError:
         """Record what is new of a report.
@@ -266,7 +268,10 @@ class OutcomeWriter:
         return self._codes[candidate]
 
     def _candidate_list(self, content: str) -> int:
-        return self._number_of("memory_candidate_list", "number", "content", content)
+        if content not in self._lists:
+            table = "memory_candidate_list"
+            self._lists[content] = self._number_of(table, "number", "content", content)
+        return self._lists[content]
 
     def _number_of(self, table: str, number: str, column: str, value: str) -> int:
         """Return the number that stands for `value`, and give it one the first time."""
@@ -281,13 +286,23 @@ class OutcomeWriter:
     def _add_share(
         self, principal: str, outcomes: int = 0, instructions: int = 0, size: int = 0
     ) -> None:
-        self._db.run(
-            "INSERT INTO memory_share VALUES (?, ?, ?, ?) ON CONFLICT (principal) DO UPDATE SET"
-            " outcomes = memory_share.outcomes + excluded.outcomes,"
-            " instructions = memory_share.instructions + excluded.instructions,"
-            " bytes = memory_share.bytes + excluded.bytes",
-            (principal, outcomes, instructions, size),
-        )
+        share = self._shares.setdefault(principal, [0, 0, 0])
+        for column, added in enumerate((outcomes, instructions, size)):
+            share[column] += added
+
+    def _write_shares(self) -> None:
+        """Write what was added to shares; once for many outcomes, to save trips to a database."""
+        for principal, added in self._shares.items():
+            self._db.run(
+                "INSERT INTO memory_share VALUES (?, ?, ?, ?) ON CONFLICT (principal) DO UPDATE SET"
+                " outcomes = memory_share.outcomes + excluded.outcomes,"
+                " instructions = memory_share.instructions + excluded.instructions,"
+                " bytes = memory_share.bytes + excluded.bytes",
+                (principal, *added),
+            )
+        if any(min(added) < 0 for added in self._shares.values()):
+            self._db.run("DELETE FROM memory_share WHERE outcomes <= 0 AND instructions <= 0")
+        self._shares.clear()
 
     def _delete_old(self) -> None:
         """Delete what is too old; then, down to the limit, the oldest of the principal who has
@@ -330,7 +345,6 @@ class OutcomeWriter:
             self._db.run("DELETE FROM memory_instruction WHERE number = ?", (number,))
             if size:
                 self._add_share(principal, instructions=-1, size=-(size + ROW_BYTES))
-        self._db.run("DELETE FROM memory_share WHERE outcomes <= 0 AND instructions <= 0")
 
     def _forget(self) -> None:
         """Forget vectors beyond the bounds; the outcomes stay, to be exported."""
@@ -359,6 +373,7 @@ class OutcomeWriter:
                 return
 
     def _total(self, column: str) -> int:
+        self._write_shares()
         rows = self._db.run(f"SELECT COALESCE(SUM({column}), 0) FROM memory_share")  # noqa: S608
         return int(rows[0][0])
 
