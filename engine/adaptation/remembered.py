@@ -117,7 +117,7 @@ class _Group:
 
 
 def _grown(array: NDArray[np.float16]) -> NDArray[np.float16]:
-    larger = np.empty((max(64, len(array) * 3 // 2), array.shape[1]), dtype=np.float16)
+    larger = np.empty((max(4, len(array) * 3 // 2), array.shape[1]), dtype=np.float16)
     larger[: len(array)] = array
     return larger
 
@@ -224,8 +224,10 @@ class RememberedOutcomes:
             del self._groups[group].rows[number]
 
     def _compact(self) -> None:
-        for number, group in self._groups.items():
-            if len(group.principals) > 2 * len(group.rows) + 1000:
+        for number, group in list(self._groups.items()):
+            if not group.rows:
+                del self._groups[number]
+            elif len(group.principals) > 2 * len(group.rows) + 1000:
                 self._groups[number] = group.compacted()
 
     def _lay_out(

@@ -322,3 +322,26 @@ async def test_a_store_that_was_restored_and_went_on_is_read_again(tmp_path: Pat
     expected = np.array([embedding(seed) for seed in (*range(5), *range(20, 24))])
     np.testing.assert_allclose(matrix.embeddings, expected, rtol=1e-3)
     await reader.close()
+
+
+async def test_candidates_that_change_at_every_outcome_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.registry.stores.outcome_sql.MAX_UNUSED_LISTS", 2)
+    writer = Replica(tmp_path / "o.sqlite", OutcomeLimits(6, instructions=4))
+    for seed in range(20):
+        writer.table = table("a", "bb", level=0.5 + seed / 100, revision=seed)
+        writer.recent = RecentDecisions(BUNDLE, 1 << 20, 3600)
+        await writer.record(seed, {"a": 1.0})
+        await writer.source.refresh()
+    await writer.store.prune()
+    lists = await writer.store.read(lambda db: db.run("SELECT number FROM memory_candidate_list"))
+    assert len(lists) == len(writer.source._memory.lists) == 4
+    status = writer.source.status()
+    assert status is not None
+    assert status.unused == {CHANGED: 3, NOT_REMEMBERED: 2}
+    fresh = Replica(tmp_path / "o.sqlite")
+    fresh.table = writer.table
+    assert (await fresh.matrix()).id == (await writer.matrix()).id
+    for each in (writer, fresh):
+        await each.close()

@@ -55,6 +55,7 @@ TABLES = (
 # outside of (floor, ceiling] are not used; a negative ceiling is none.
 STATE = {"position": 0, "deletions": 0, "floor": 0, "ceiling": -1}
 MAX_FITS = 200
+MAX_UNUSED_LISTS = 100  # finding them reads all instructions
 DAY_S = 86_400.0
 ROW_BYTES = 200  # of an instruction and its report besides the vectors
 
@@ -141,6 +142,15 @@ class OutcomeWriter:
             " (SELECT id FROM memory_fit ORDER BY created_at DESC, id LIMIT ?)",
             (MAX_FITS,),
         )
+
+    def delete_unused_lists(self) -> None:
+        """Delete candidate lists that no instruction names, if there are many lists."""
+        count = self._db.run("SELECT COUNT(*) FROM memory_candidate_list")[0][0]
+        if count > MAX_UNUSED_LISTS:
+            self._db.run(
+                "DELETE FROM memory_candidate_list WHERE number NOT IN (SELECT candidates"
+                " FROM memory_instruction WHERE candidates IS NOT NULL)"
+            )
 
     def insert_old(self, outcome: RecordedOutcome, recorded_at: float) -> None:
         """Record an outcome of an earlier version, which is known to be new."""
@@ -263,25 +273,28 @@ class OutcomeWriter:
         return candidates, embedding, logits, selected, explored, scored.propensity
 
     def _code(self, candidate: str) -> int:
+        """Return the code that stands for a candidate's ID; codes are small, and stay."""
         if candidate not in self._codes:
-            self._codes[candidate] = self._number_of("memory_candidate", "code", "id", candidate)
+            rows = self._db.run("SELECT code FROM memory_candidate WHERE id = ?", (candidate,))
+            if not rows:
+                rows = self._db.run("SELECT COALESCE(MAX(code), 0) + 1 FROM memory_candidate")
+                self._db.run("INSERT INTO memory_candidate VALUES (?, ?)", (rows[0][0], candidate))
+            self._codes[candidate] = int(rows[0][0])
         return self._codes[candidate]
 
     def _candidate_list(self, content: str) -> int:
+        """Return the number that stands for a list; the number of a deleted one never returns."""
         if content not in self._lists:
-            table = "memory_candidate_list"
-            self._lists[content] = self._number_of(table, "number", "content", content)
+            rows = self._db.run(
+                "SELECT number FROM memory_candidate_list WHERE content = ?", (content,)
+            )
+            if not rows:
+                rows = [(self._next(),)]
+                self._db.run(
+                    "INSERT INTO memory_candidate_list VALUES (?, ?)", (rows[0][0], content)
+                )
+            self._lists[content] = int(rows[0][0])
         return self._lists[content]
-
-    def _number_of(self, table: str, number: str, column: str, value: str) -> int:
-        """Return the number that stands for `value`, and give it one the first time."""
-        find = f"SELECT {number} FROM {table} WHERE {column} = ?"  # noqa: S608
-        if rows := self._db.run(find, (value,)):
-            return int(rows[0][0])
-        newest = self._db.run(f"SELECT COALESCE(MAX({number}), 0) FROM {table}")  # noqa: S608
-        assigned = int(newest[0][0]) + 1
-        self._db.run(f"INSERT INTO {table} VALUES (?, ?)", (assigned, value))  # noqa: S608
-        return assigned
 
     def _add_share(
         self, principal: str, outcomes: int = 0, instructions: int = 0, size: int = 0
@@ -363,7 +376,8 @@ class OutcomeWriter:
                 (principal, most),
             )
             self._db.run_many(
-                "UPDATE memory_instruction SET embedding = NULL, logits = NULL, version = ?"
+                "UPDATE memory_instruction SET candidates = NULL, embedding = NULL, logits = NULL,"
+                " version = ?"
                 " WHERE number = ?",
                 [(self._next(), number) for number, _ in rows],
             )

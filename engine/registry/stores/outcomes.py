@@ -126,8 +126,8 @@ class OutcomeStore:
         self._database.close()
 
     async def prune(self) -> None:
-        """Delete what is too old, if nothing was recorded for a while."""
-        await self.write(lambda _: None)
+        """Delete what is too old, if nothing was recorded for a while, and what is not used."""
+        await self.write(OutcomeWriter.delete_unused_lists)
 
     async def fill(
         self, scored: Mapping[str, ScoredInstruction], give_up_before: float = 0.0
