@@ -14,10 +14,10 @@ from engine.registry.stores.outcomes import read_recorded
 from modelsat import Client, ModelsatClientError
 from tests.support.postgres import Postgres, postgres
 from tests.support.stores import fresh
-from tools.processes import Server, await_ready, launch, serving
+from tools.processes import Server, await_ready, launch
 
 pytestmark = pytest.mark.integration
-TEXTS = [f"Question {i}: what is {i} times {7 * i + 3}?" for i in range(40)]
+TEXTS = [f"Question {i}: what is {i} times {7 * i + 3}?" for i in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_killed_server_serves_the_same_fit_again(tmp_path: Path) -> None:
     store, acknowledged = tmp_path / "candidates.sqlite", set()
     server = await_ready(launch(store))
     with connect(server) as client:
-        compare(client, TEXTS[:20])
+        compare(client, TEXTS)
         until(client, bool)
 
         def record() -> None:
@@ -64,7 +64,7 @@ def test_a_killed_server_serves_the_same_fit_again(tmp_path: Path) -> None:
         threads = [threading.Thread(target=ignoring_errors, args=(record,)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(4)  # in which it fits again
+        time.sleep(3)  # in which it fits again
         server.kill()
         for thread in threads:
             thread.join()
@@ -77,7 +77,7 @@ def test_a_killed_server_serves_the_same_fit_again(tmp_path: Path) -> None:
             served.append(client.adaptation())  # at once: the first fit comes before the first call
         server.kill()
     assert served[0].id == served[1].id != ""
-    assert served[0].instructions == served[1].instructions > 20
+    assert served[0].instructions == served[1].instructions > 12
 
 
 def ignoring_errors(call: Callable[[], None]) -> None:
@@ -92,29 +92,32 @@ def test_a_fleet_learns_the_same_and_is_steered_together(
 ) -> None:
     url = fresh(database, "fleet")
     flags = ("--candidates-db", url, "--outcomes-db", url)
-    folders = [tmp_path / str(i) for i in range(3)]
-    for folder in folders:
-        folder.mkdir()
-    with (
-        serving(folders[0] / "c.sqlite", *flags) as one,
-        serving(folders[1] / "c.sqlite", *flags) as two,
-        serving(folders[2] / "c.sqlite", *flags) as three,
-        connect(one) as first,
-        connect(two) as second,
-        connect(three) as third,
-    ):
-        compare(first, TEXTS[:15])
-        compare(second, TEXTS[15:30])
+    starting = []
+    for i in range(3):
+        (tmp_path / str(i)).mkdir()
+        starting.append(launch(tmp_path / str(i) / "c.sqlite", *flags))
+    servers = [await_ready(server) for server in starting]
+    try:
+        steer(*servers)
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def steer(one: Server, two: Server, three: Server) -> None:
+    with connect(one) as first, connect(two) as second, connect(three) as third:
+        compare(first, TEXTS[:6])
+        compare(second, TEXTS[6:12])
         decision = first.route("Which server remembers this?")
         assert third.record_outcome(decision.decision_id, decision.selected, 1.0)
         clients = (first, second, third)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             fits = [client.adaptation() for client in clients]
-            if {(fit.instructions, fit.id) for fit in fits} == {(31, fits[0].id)}:
+            if {(fit.instructions, fit.id) for fit in fits} == {(13, fits[0].id)}:
                 break
             time.sleep(0.1)
-        assert [fit.instructions for fit in fits] == [31] * 3
+        assert [fit.instructions for fit in fits] == [13] * 3
         assert len({fit.id for fit in fits}) == 1
         third.reset_adaptation()
         for client in clients:
