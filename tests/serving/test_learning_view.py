@@ -52,6 +52,8 @@ def test_a_region_says_how_far_and_for_which_candidates_the_adaptation_moves() -
     view = region_view(first, neighbors)
     assert view["categories"] == ["sql"]
     assert view["candidates"][0] == {"candidate": "a", "before": before, "after": after}
+    far = regions(decisions([0, 1] * 20), FakeAdaptation(coverage=0.0))[0]
+    assert region_view(far, neighbors)["categories"] == [], "what is near is not near enough"
     assert regions(decisions([0, 1]), FakeAdaptation()) == [], "too few to tell regions apart"
 
 

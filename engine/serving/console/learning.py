@@ -17,7 +17,8 @@ from engine.adaptation.source import FitRecord, Neighbor
 from engine.bundle.types import Float32Array, Int64Array
 
 MAX_DECISIONS = 300  # of which regions are made; each is corrected again
-MAX_REGIONS = 6
+MAX_REGIONS = 8
+MIN_COVERAGE = 0.5  # of a region, to be named after what is remembered near it
 MIN_SIZE = 5  # decisions of a region on average
 ROUNDS = 20  # of k-means, which moves little after a few
 SHOWN_CANDIDATES = 3
@@ -29,13 +30,15 @@ class Region:
 
     decisions: their number. changed: share of them in which the candidate of the highest
     probability is another one than by the weights. shift: mean absolute difference of the
-    probabilities. candidates: ID -> mean probability before and after, those that differ most.
-    center: (D,) embedding of the instruction in the middle.
+    probabilities. coverage: mean of CorrectedScores.coverage. candidates: ID -> mean probability
+    before and after, those that differ most. center: (D,) embedding of the instruction that is in
+    the middle.
     """
 
     decisions: int
     changed: float
     shift: float
+    coverage: float
     candidates: dict[str, tuple[float, float]]
     center: Float32Array
 
@@ -45,10 +48,10 @@ def regions(decisions: Sequence[RecentDecision], adaptation: Adaptation) -> list
     if len(decisions) < MIN_SIZE:
         return []
     embeddings = np.stack([each.scored.embedding for each in decisions]).astype(np.float32)
-    pairs = [_probabilities(each, adaptation) for each in decisions]
+    corrected = [_corrected(each, adaptation) for each in decisions]
     found = []
     for members in clusters(embeddings, min(MAX_REGIONS, len(decisions) // MIN_SIZE)):
-        shown = [pairs[i] for i in members]
+        shown = [corrected[i] for i in members]
         middle = embeddings[members].mean(axis=0)
         nearest = members[np.argmin(((embeddings[members] - middle) ** 2).sum(axis=1))]
         found.append(_region(shown, embeddings[nearest]))
@@ -94,11 +97,13 @@ def curve_view(history: Sequence[FitRecord]) -> list[dict[str, Any]]:
 
 def region_view(region: Region, neighbors: Sequence[Neighbor]) -> dict[str, Any]:
     """Return a region with the categories of the outcomes nearest to its middle."""
+    near = neighbors if region.coverage >= MIN_COVERAGE else ()
     return {
         "decisions": region.decisions,
         "changed": region.changed,
         "shift": region.shift,
-        "categories": sorted({each.category for each in neighbors if each.category}),
+        "coverage": region.coverage,
+        "categories": sorted({each.category for each in near if each.category}),
         "candidates": [
             {"candidate": name, "before": before, "after": after}
             for name, (before, after) in region.candidates.items()
@@ -106,22 +111,25 @@ def region_view(region: Region, neighbors: Sequence[Neighbor]) -> dict[str, Any]
     }
 
 
-def _probabilities(
+def _corrected(
     decision: RecentDecision, adaptation: Adaptation
-) -> dict[str, tuple[float, float]]:
-    """Return candidate ID -> probability before and after."""
+) -> tuple[dict[str, tuple[float, float]], float]:
+    """Return candidate ID -> probability before and after; and the coverage."""
     scored = decision.scored
     rows = np.flatnonzero(np.isfinite(scored.logits))
     ids = [scored.candidates.ids[row] for row in rows]
     base = (1 / (1 + np.exp(-scored.logits[rows].astype(np.float32)))).astype(np.float32)
-    after = adaptation.correct(scored.embedding.astype(np.float32), base, ids).p
-    return {name: (float(base[i]), float(after[i])) for i, name in enumerate(ids)}
+    after = adaptation.correct(scored.embedding.astype(np.float32), base, ids)
+    pairs = {name: (float(base[i]), float(after.p[i])) for i, name in enumerate(ids)}
+    return pairs, after.coverage
 
 
-def _region(pairs: Sequence[dict[str, tuple[float, float]]], center: Float32Array) -> Region:
+def _region(
+    corrected: Sequence[tuple[dict[str, tuple[float, float]], float]], center: Float32Array
+) -> Region:
     changed, shifts = 0, []
     by_candidate: dict[str, list[tuple[float, float]]] = {}
-    for pair in pairs:
+    for pair, _ in corrected:
         best = [max(pair, key=lambda name, at=at: (pair[name][at], name)) for at in (0, 1)]  # type: ignore[misc]
         changed += best[0] != best[1]
         for name, values in pair.items():
@@ -134,7 +142,8 @@ def _region(pairs: Sequence[dict[str, tuple[float, float]]], center: Float32Arra
     movers = sorted(means, key=lambda name: -abs(means[name][1] - means[name][0]))
     shown = {name: means[name] for name in movers[:SHOWN_CANDIDATES]}
     shift = float(np.mean(shifts)) if shifts else 0.0
-    return Region(len(pairs), changed / len(pairs), shift, shown, center)
+    count, coverage = len(corrected), float(np.mean([covered for _, covered in corrected]))
+    return Region(count, changed / count, shift, coverage, shown, center)
 
 
 def _distances(points: Float32Array, centers: Float32Array) -> Float32Array:

@@ -48,11 +48,11 @@ function picture(points) {
 function list(regions) {
   const rows = regions.map((r, i) =>
     h("tr", {},
-      h("th", { scope: "row" }, r.categories.join(", ") || `region ${i + 1}`),
+      h("th", { scope: "row" }, r.categories.join(", ") || (r.coverage < 0.5 ? "not remembered" : `region ${i + 1}`)),
       h("td", { class: "figure" }, String(r.decisions)),
       h("td", { class: "figure" }, number(r.shift)),
       h("td", { class: "figure" }, `${Math.round(100 * r.changed)} %`),
-      h("td", {}, r.candidates.map((c) => `${bare(c.candidate)} ${number(c.before, 2)} → ${number(c.after, 2)}`).join(" · "))));
+      h("td", {}, r.candidates.filter((c) => number(c.before, 2) !== number(c.after, 2)).map((c) => `${bare(c.candidate)} ${number(c.before, 2)} → ${number(c.after, 2)}`).join(" · "))));
   const headings = [["Region"], ["Decisions", "figure"], ["Mean shift of p", "figure"], ["Changed", "figure"], ["Candidates that differ most"]];
   return table(headings, rows, "Regions of recent decisions, those that differ most first");
 }

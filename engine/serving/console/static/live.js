@@ -17,7 +17,7 @@ function take(event, data) {
 
 /** Say what the weights alone predicted, and which candidate they would have selected. */
 function before(d) {
-  if (d.base_probability === null) return null;
+  if (d.base_probability === null || number(d.base_probability) === number(d.probability)) return null;
   const other = d.unadapted && d.unadapted !== d.selected ? `, else ${d.unadapted}` : "";
   return h("span", { class: "also" }, `before ${number(d.base_probability)}${other}`);
 }
