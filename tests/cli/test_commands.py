@@ -80,6 +80,7 @@ def light(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("route", "Hi", "--server", "127.0.0.1:1"),
         ("health", "--server", "127.0.0.1:1"),
         ("candidates", "list", "--server", "127.0.0.1:1"),
+        ("adaptation", "status", "--server", "127.0.0.1:1"),
         ("candidates", "create", str(TUTOR), "--server", "127.0.0.1:1"),
     ],
     ids=lambda arguments: "-".join(arguments[:2]),

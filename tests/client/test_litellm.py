@@ -194,6 +194,7 @@ def test_fallback_while_the_server_hangs_or_is_away(gateway: Gateway) -> None:
 
 def test_start_fails_with_a_list_of_all_wrong_settings() -> None:
     wrong = {"TIMEOUT_MS": "soon", "COST_SENSITIVITY": "-1", "SEVRER": "router:50051"}
+    wrong["CONFIDENCE"] = "-1"
     environment = {f"LITELLM_MODELSAT_{name}": value for name, value in wrong.items()}
     environment |= {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [str(ENVIRONMENT / "bin" / "python"), "-c", "import engine.integrations.litellm"]

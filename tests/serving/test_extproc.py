@@ -168,6 +168,8 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
         (overriding({"allowed_candidates": ""}), "policy.allowed_candidates[0]"),
         (overriding({"budget_usd": 1, "target_probability": 1}), "set one objective"),
         (overriding({"deny": ["yi-6b-chat"]}), "was renamed; send denied_candidates"),
+        (headers(x_modelsat_confidence="sure"), "x-modelsat-confidence: is not a number"),
+        (overriding({"confidence": -1}, x_modelsat_confidence="1"), "policy.confidence: is -1"),
         (headers(x_modelsat_deny="yi-6b-chat"), "was renamed; send denied_candidates"),
         (
             headers(x_modelsat_budget_usd="1", x_modelsat_target_probability="0.5"),

@@ -132,6 +132,7 @@ class Tracing:
                 "modelsat.revision_token": decision.revision_token,
                 "modelsat.selected": decision.selected.name,
                 "modelsat.kind": decision.kind,
+                "modelsat.adaptation_id": decision.adaptation_id,
             }
         )
         at = begin
