@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.adaptation.recent_decisions import RecentDecisions
 from engine.api.candidate import Candidate, TaskResult
 from engine.api.policy import Policy
+from engine.bundle.manifest import Calibration
+from engine.inference.backend import ScoringHead
+from engine.inference.batcher import Batcher
 from engine.registry.table import make_table
 from engine.routing.decision import (
     Correction,
@@ -19,8 +27,10 @@ from engine.routing.decision import (
     select_eligible,
 )
 from engine.routing.ranking import DecisionContext
+from engine.routing.router import Router
 from engine.serving.rpc.router_service import response_from
 from tests.support.fake_adaptation import FakeAdaptation
+from tests.support.fake_backend import FakeBackend
 
 WIDTH = 4
 TESTED = [Candidate(name, (TaskResult("task", 0.5),)) for name in ("a", "b", "c")]
@@ -90,3 +100,37 @@ def test_the_default_of_the_guard_is_the_best_of_the_remembered_instructions() -
     assert "c would gain 0.144 in utility over b" in made.reason
     assert decision(adaptation, Policy(confidence=0.5)).selected.id == "c"
     assert decision(adaptation).selected.id == "c"
+
+
+class OneToken:
+    """A tokenizer for which every text is one token, its length."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> Any:
+        return SimpleNamespace(ids=[len(text) or 1])
+
+
+async def test_requests_are_decided_by_one_adaptation_each_while_it_is_swapped() -> None:
+    fits = {
+        name: FakeAdaptation({"a": shift}, id=name) for name, shift in (("up", 3), ("down", -3))
+    }
+    served = itertools.cycle(fits.values())
+    registry: Any = SimpleNamespace(table=lambda: TABLE)
+    head = ScoringHead(np.full(WIDTH, 0.1, np.float32), 1e-5, Calibration(1.0, 0.0))
+    batcher = Batcher(FakeBackend(), head)
+    recent = RecentDecisions("weights", 1 << 20, 60.0)
+    router = Router(registry, batcher, OneToken(), adaptation=lambda: next(served), recent=recent)
+    batcher.start()
+    made = await asyncio.gather(*(router.route("x" * i, Policy()) for i in range(1, 60)))
+    await batcher.stop()
+    assert {each.adaptation_id for each in made} == set(fits)
+    for each in made:
+        assert (each.selected.id == "a") == (each.adaptation_id == "up")
+        ids = [entry.candidate.id for entry in each.ranking]
+        base = np.array([entry.base_probability for entry in each.ranking], dtype=np.float32)
+        expected = fits[each.adaptation_id].correct(EMBEDDING, base, ids).p
+        np.testing.assert_allclose([e.probability for e in each.ranking], expected, atol=1e-6)
+        remembered = recent.get(each.id)
+        assert remembered is not None
+        assert remembered.adaptation_id == each.adaptation_id
+        odds = remembered.scored.logits[[TABLE.rows[name] for name in ids]].astype(np.float64)
+        np.testing.assert_allclose(1 / (1 + np.exp(-odds)), base, atol=2e-3)

@@ -11,9 +11,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 
+from engine.cli.main import main as cli
 from modelsat import Client, RouteDecision
 from tools.processes import serving
 
@@ -113,31 +115,42 @@ def until_learned(client: Client, instructions: int) -> None:
         time.sleep(0.1)
 
 
+@dataclass(frozen=True)
+class Taught:
+    """A server that learns."""
+
+    address: str
+    client: Client
+
+
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taught]:
     folder = tmp_path_factory.mktemp("sql")
     flags = ["--outcomes-db", str(folder / "outcomes.sqlite"), "--max-queue-size", "1000"]
     with serving(folder / "c.sqlite", *flags) as server, Client(server.address, 60) as client:
-        yield client
+        yield Taught(server.address, client)
 
 
-def test_comparisons_move_sql_away_from_one_candidate_and_nothing_else(taught: Client) -> None:
+def test_comparisons_move_sql_away_from_one_candidate_and_nothing_else(
+    taught: Taught, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = taught.client
     sql, others = sql_prompts(), other_prompts()
     taught_on, held_out = sql[:COMPARISONS], sql[COMPARISONS:]
-    before, before_others = choices(taught, held_out), choices(taught, others)
+    before, before_others = choices(client, held_out), choices(client, others)
     favourite, count = Counter(d.selected for d in before).most_common(1)[0]
     assert count >= 0.6 * len(held_out), "there is a favourite to move away from"
     rivals = [r.candidate for r in before[0].ranking if r.candidate != favourite][:4]
 
     for prompt in taught_on:
         scores = {favourite: 0.0} | dict.fromkeys(rivals, 1.0)
-        assert taught.record_comparison(scores, text=prompt, category="sql") == len(scores)
-    until_learned(taught, COMPARISONS)
-    learned = taught.adaptation()
+        assert client.record_comparison(scores, text=prompt, category="sql") == len(scores)
+    until_learned(client, COMPARISONS)
+    learned = client.adaptation()
     assert learned.active, learned.reason
     assert learned.outcomes["comparison"] == COMPARISONS * (1 + len(rivals))
 
-    after, after_others = choices(taught, held_out), choices(taught, others)
+    after, after_others = choices(client, held_out), choices(client, others)
     assert sum(d.selected == favourite for d in after) <= 0.05 * len(held_out)
     moved = [
         prompt
@@ -149,14 +162,21 @@ def test_comparisons_move_sql_away_from_one_candidate_and_nothing_else(taught: C
     failing = next(r for r in after[0].ranking if r.candidate == favourite)
     assert failing.base_probability is not None
     assert failing.probability < failing.base_probability - 0.2
-    explained = taught.explain_decision(after[0].decision_id)
+    explained = client.explain_decision(after[0].decision_id)
     part = next(e for e in explained.candidates if e.candidate == favourite)
     assert part.relative + part.offset < -0.5
     assert {n.category for n in explained.neighbors} == {"sql"}
 
-    taught.reset_adaptation()
-    assert taught.adaptation().instructions == 0
-    for old, new in zip(before + before_others, choices(taught, [*held_out, *others]), strict=True):
+    assert cli(["route", held_out[0], "--server", taught.address]) == 0
+    shown = capsys.readouterr().out
+    assert "before" in shown
+    assert learned.id in shown
+    info = client.server_info()
+    assert (info.adaptation_id, info.remembered_instructions) == (learned.id, COMPARISONS)
+
+    client.reset_adaptation()
+    assert client.adaptation().instructions == 0
+    for old, new in zip(before + before_others, choices(client, [*held_out, *others]), strict=True):
         assert (new.selected, new.adaptation_id) == (old.selected, "")
         assert [r.probability for r in new.ranking] == pytest.approx(
             [r.probability for r in old.ranking], abs=1e-5
