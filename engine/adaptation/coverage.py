@@ -25,47 +25,55 @@ MIN_DENSITY = 0.05
 @dataclass(frozen=True, eq=False)
 class Coverage:
     """Landmarks as unit vectors (R, P) around the shipped mean, wholly whitened, with the density
-    (R,) around each: the mean cosine of its nearest ones. covered: relative density from which on
-    an instruction is covered.
+    (R,) around each: the mean cosine of its nearest ones.
 
-    The memory's own mean would hide what its instructions have in common.
+    center, scale: (P,) of the projections that become these vectors. covered: relative density from
+    which on an instruction is covered. The memory's own mean would hide what its instructions have
+    in common.
     """
 
-    space: InstructionSpace
     vectors: Float32Array
     densities: Float32Array
+    center: Float32Array
+    scale: Float32Array
     covered: float
 
     @classmethod
     def of(cls, space: InstructionSpace, embeddings: Float32Array) -> Coverage:
         """Build it from the embeddings (R, D) of landmarks, R >= 1."""
-        vectors = _unit_vectors(space, embeddings)
+        center = space.project(space.mean)
+        halves = space.axes.shape[1] > 0  # they are half whitened
+        scale = np.linalg.norm(space.axes, axis=0) if halves else np.ones_like(center)
+        vectors = _unit_vectors(space.project(embeddings.astype(np.float32)), center, scale)
         cosines = vectors @ vectors.T
         np.fill_diagonal(cosines, -np.inf)
         count = min(NEIGHBORS, len(vectors) - 1)
         if not count:
-            return cls(space, vectors, np.ones(len(vectors), dtype=np.float32), 0.0)
+            return cls(vectors, np.ones(len(vectors), dtype=np.float32), center, scale, 0.0)
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
         densities = np.take_along_axis(cosines, nearest, axis=1).mean(axis=1)
         relative = densities / np.maximum(densities[nearest].mean(axis=1), MIN_DENSITY)
         covered = max(float(np.quantile(relative, THINNEST_SHARE)), 0.0)
-        return cls(space, vectors, densities, covered)
+        return cls(vectors, densities, center, scale, covered)
 
-    def at(self, embedding: Float32Array) -> float:
-        """Return how far an instruction with `embedding` (D,) is covered: from 0, far from every
-        landmark, to 1, where they are about as near as to each other."""
-        cosines = self.vectors @ _unit_vectors(self.space, embedding)
+    def at(self, projection: Float32Array) -> float:
+        """Return how far an instruction is covered: from 0, far from every landmark, to 1, where
+        they are about as near as to each other.
+
+        projection: (P,) of its embedding, see InstructionSpace.project.
+        """
+        cosines = self.vectors @ _unit_vectors(projection, self.center, self.scale)
         count = min(NEIGHBORS, len(cosines))
         nearest = np.argpartition(-cosines, count - 1)[:count]
         around = max(float(self.densities[nearest].mean()), MIN_DENSITY)
         relative = float(cosines[nearest].mean()) / around
         lowest = (1 - FADE) * self.covered
-        return float(np.clip((relative - lowest) / max(self.covered - lowest, 1e-9), 0, 1))
+        return min(1.0, max(0.0, (relative - lowest) / max(self.covered - lowest, 1e-9)))
 
 
-def _unit_vectors(space: InstructionSpace, embeddings: Float32Array) -> Float32Array:
-    vectors = embeddings.astype(np.float32) - space.mean
-    if space.axes.shape[1]:  # half whitened
-        vectors = vectors @ (space.axes * np.linalg.norm(space.axes, axis=0))
+def _unit_vectors(
+    projections: Float32Array, center: Float32Array, scale: Float32Array
+) -> Float32Array:
+    vectors = (projections - center) * scale
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)

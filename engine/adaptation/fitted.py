@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,40 +90,56 @@ class FittedAdaptation:
         self, embedding: Float32Array, p: Float32Array, candidates: Sequence[str]
     ) -> CorrectedScores:
         """See Adaptation. A candidate without outcomes gets the common part alone."""
-        vector = self.space.unit_vectors(embedding.astype(np.float32), self.center)
-        similarities = self.features.similarities(vector)
-        features = similarities @ self.features.mix
+        projection = self.space.project(embedding.astype(np.float32))
+        away = projection - self._projected_center
+        similarities = self.features.similarities(away / max(float(np.linalg.norm(away)), 1e-12))
+        predicted = similarities @ self._dual
         z = logits_of(p)
         column = np.array([self.parts.columns.get(c, -1) for c in candidates], dtype=np.int64)
         known = column >= 0
-        at = np.where(known, column, 0)
-        reach, coverage = self.common.reach(z), self.coverage.at(embedding)
-        near = float(features @ self.common.coefficients)
+        reach, coverage = self.common.reach(z), self.coverage.at(projection)
         # The slope's change counts as common, because it tells no candidate from another.
         common = coverage * (
-            reach * (self.common.level + self.common.weight * near) + (self.slope - 1) * z
+            reach * (self.common.level + self.common.weight * predicted[-1]) + (self.slope - 1) * z
         )
-        if self.parts.columns:
-            offset = np.where(known, coverage * self.parts.offsets[at], 0.0)
-            relative = coverage * (features @ self.parts.coefficients[:, at])
-            relative = np.where(known, relative, 0.0)
-            information = np.where(known, similarities @ self.parts.information[:, at], 0.0)
-            total = np.where(known, self.parts.information.sum(axis=0)[at], 0.0)
-            similar = np.where(known, similarities @ self.parts.outcomes[:, at], 0.0)
-        else:
-            offset = relative = information = total = similar = np.zeros(len(p))
+
+        def of(values: NDArray[Any]) -> Float64Array:
+            """Return the values (M,) of the candidates, 0 without outcomes."""
+            found = values[column] if len(values) else np.zeros(len(column))
+            return np.where(known, found, 0.0)
+
+        offset, relative = coverage * of(self.parts.offsets), coverage * of(predicted[:-1])
+        information = of(similarities @ self.parts.information)
         corrected = sigmoid(z + common + offset + relative)
-        variance = 1 / (self.offset_precision + total) + 1 / (1 / RELATIVE_VARIANCE + information)
+        variance = 1 / (self.offset_precision + of(self._total_information))
+        variance += 1 / (1 / RELATIVE_VARIANCE + information)
         error = corrected * (1 - corrected) * np.sqrt(variance)
         return CorrectedScores(
             p=corrected.astype(np.float32),
-            standard_error=np.asarray(error, dtype=np.float32),
-            similar_outcomes=similar.astype(np.float32),
+            standard_error=error.astype(np.float32),
+            similar_outcomes=of(similarities @ self.parts.outcomes).astype(np.float32),
             offset=offset.astype(np.float32),
-            common=np.asarray(common, dtype=np.float32),
+            common=common.astype(np.float32),
             relative=relative.astype(np.float32),
             coverage=coverage,
         )
+
+    @cached_property
+    def _projected_center(self) -> Float32Array:
+        return self.space.project(self.center)
+
+    @cached_property
+    def _total_information(self) -> Float64Array:
+        return np.asarray(self.parts.information.sum(axis=0, dtype=np.float64))
+
+    @cached_property
+    def _dual(self) -> Float64Array:
+        """Coefficients (R, M + 1) of similarities: of the relative parts, then of the common one.
+
+        A request then does not read the features' (R, R) factor, which is most of a fit's memory.
+        """
+        own = np.column_stack([self.parts.coefficients, self.common.coefficients])
+        return np.asarray(self.features.mix.astype(np.float64) @ own)
 
     def mean_probabilities(self, candidates: Sequence[str]) -> Float32Array:
         """See Adaptation. NaN for a candidate without outcomes."""

@@ -29,11 +29,13 @@ class InstructionSpace:
         total = embeddings.sum(axis=0, dtype=np.float64) + PRIOR_INSTRUCTIONS * self.mean
         return np.asarray(total / (len(embeddings) + PRIOR_INSTRUCTIONS), dtype=np.float32)
 
+    def project(self, embeddings: Float32Array) -> Float32Array:
+        """Project embeddings (..., D) on the axes, (..., P); as they are if there are none."""
+        return embeddings @ self.axes if self.axes.shape[1] else embeddings
+
     def unit_vectors(self, embeddings: Float32Array, center: Float32Array) -> Float32Array:
         """Project embeddings (..., D) to unit vectors (..., P)."""
-        vectors = embeddings - center
-        if self.axes.shape[1]:
-            vectors = vectors @ self.axes
+        vectors = self.project(embeddings - center)
         norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
