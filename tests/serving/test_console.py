@@ -82,6 +82,28 @@ def test_it_shows_the_candidates_and_revisions_that_are_served(console: Console)
     assert (info["revision"], info["candidates"]) == (str(newest["number"]), len(CATALOG))
 
 
+def test_it_shows_what_was_learned_and_how_each_fit_did(console: Console) -> None:
+    assert console.get("/api/adaptation")["served"]["reason"].startswith("No outcomes")
+    strong, weak = CATALOG[0].id, CATALOG[1].id
+    with Client(console.server.address) as client:
+        for i in range(12):
+            text = f"Name {i} rivers of Asia, longest first."
+            client.record_comparison({strong: 0.0, weak: 1.0}, text=text, category="rivers")
+        deadline = time.monotonic() + PATIENCE_S
+        while client.adaptation().instructions < 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for i in range(12, 24):
+            client.route(f"Name {i} rivers of Asia, longest first.")
+        shown = console.get("/api/adaptation")
+        client.reset_adaptation()
+    assert shown["served"]["outcomes"] == {"comparison": "24", "explored": "0", "chosen": "0"}
+    assert shown["curve"][-1]["instructions"] == 12
+    assert sum(region["decisions"] for region in shown["regions"]) >= 12
+    assert shown["regions"][0]["categories"] == ["rivers"]
+    assert strong in {each["candidate"] for each in shown["regions"][0]["candidates"]}
+
+
 def test_a_text_is_ranked_as_route_ranks_it(console: Console) -> None:
     policy = {"cost_sensitivity": 0.3, "denied_candidates": [CATALOG[0].name]}
     answer = console.route(text=QUESTION, policy=policy)
