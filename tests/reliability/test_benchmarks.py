@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from bench import memory
 from bench.capacity import Service, fit, latencies
 from bench.latency import texts
 from bench.load_generator import Generator, LoadResult, RouteTimings, closed_loop, open_loop
@@ -131,6 +132,18 @@ def test_targets_of_overload_and_soak() -> None:
     halves = {soak.WITHOUT: calls(10, ["OK"] * 9), soak.WITH: calls(12, ["OK"] * 9)}
     verdicts = [t.verdict for t in soak.targets_of(halves, flat, changes)]
     assert verdicts == [True, True, True, False]
+
+
+def test_what_memory_adds_is_a_difference_of_medians_with_an_interval() -> None:
+    random = np.random.default_rng(0)
+    base = random.normal(8.0, 0.5, 400)
+    difference, low, high = memory.added(base + random.normal(0.4, 0.1, 400), base)
+    assert low < difference < high
+    assert difference == pytest.approx(0.4, abs=0.1)
+    results = {0: {"added_p50_ms": 0.0}, 10_000: {"added_p50_ms": 0.4}}
+    targets = memory.targets_of({**results, 100_000: {"added_p50_ms": 1.6}})
+    assert [target.verdict for target in targets] == [True, False]
+    assert [target.verdict for target in memory.targets_of(results)] == [True]
 
 
 def test_fuzzed_requests_are_reproducible_and_of_all_kinds() -> None:
