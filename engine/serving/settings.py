@@ -64,7 +64,9 @@ class Settings:
 
     bundle: Path = _of(BUNDLE, "Bundle to serve: the folder that `make export` wrote.")
     address: str = _of("127.0.0.1:50051", "HOST:PORT of RouterService; port 0 takes a free port.")
-    admin_address: str = _of("", "HOST:PORT of CandidateService; empty serves it on --address too.")
+    admin_address: str = _of(
+        "", "HOST:PORT of CandidateService and AdaptationService; empty: on --address too."
+    )
     metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty turns it off.")
     console_address: str = _of("", "HOST:PORT of the read-only web console; empty turns it off.")
     extproc_address: str = _of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from engine.serving.telemetry.change_log import ChangeLog, audited
 
 DEFAULT_PAGE, MAX_PAGE = 20, 200
 MAX_NEIGHBORS = 10
-MAX_ID_CHARS = 100
+ADAPTATION_ID = re.compile(r"[0-9A-Za-z._-]{1,100}")
 NOTHING_YET = "No outcomes that can be used have been recorded."
 # Who may see what everybody asked and recorded; "" is a caller of a server without tokens.
 SEES_ALL = frozenset({"", "admin", "read"})
@@ -88,7 +89,7 @@ class AdaptationService(adaptation_service_pb2_grpc.AdaptationServiceServicer):
     ) -> pb.Adaptation:
         """Return to an earlier fit, and freeze."""
         async with self._audited("rolled back to adaptation", request.id):
-            if not 0 < len(request.id) <= MAX_ID_CHARS:
+            if not ADAPTATION_ID.fullmatch(request.id):
                 problem = "is no ID of an adaptation; `modelsat adaptation history` lists them."
                 raise InvalidInputError(Violation("id", problem))
             await self._source.rollback(request.id)

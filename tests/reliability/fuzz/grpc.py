@@ -29,7 +29,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from tqdm import tqdm
 
 from bench.report import Target, environment, finish
-from engine.pb import candidate_service_pb2, router_service_pb2
+from engine.pb import adaptation_service_pb2, candidate_service_pb2, router_service_pb2
 from engine.registry.catalog import read_catalog
 from modelsat import Client
 from tests.reliability.fuzz import messages
@@ -43,8 +43,9 @@ MAX_PRINTED = 20
 
 
 def methods() -> list[MethodDescriptor]:
-    """Return all methods of both services."""
-    files = (router_service_pb2.DESCRIPTOR, candidate_service_pb2.DESCRIPTOR)
+    """Return all methods of the server's own services."""
+    modules = (router_service_pb2, candidate_service_pb2, adaptation_service_pb2)
+    files = [module.DESCRIPTOR for module in modules]
     return [m for f in files for s in f.services_by_name.values() for m in s.methods]
 
 

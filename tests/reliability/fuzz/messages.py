@@ -134,7 +134,9 @@ def _set(
                 elif valid and field.name == "messages" and i == count - 1:
                     values[i].role = ROLE_USER
                 elif valid and field.name == "candidates":
-                    values[i].name = f"candidates/{IDS[i]}"
+                    # Candidates to register have a name; of a comparison, they are named.
+                    own = "name" if "name" in values[i].DESCRIPTOR.fields_by_name else "candidate"
+                    setattr(values[i], own, f"candidates/{IDS[i]}")
     elif field.message_type is not None:
         inner = getattr(message, field.name)
         inner.SetInParent()
