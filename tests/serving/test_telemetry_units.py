@@ -168,6 +168,8 @@ def test_decisions_that_the_adaptation_changed_are_counted() -> None:
     metrics = Metrics()
     for adaptation, unadapted in (("", ""), ("fit-1", "a"), ("fit-1", "z"), ("fit-2", "z")):
         metrics.decided(replace(decision(), adaptation_id=adaptation, unadapted=unadapted))
+    drawn = replace(decision(), adaptation_id="fit-2", unadapted="z", kind="explored")
+    metrics.decided(drawn)  # not changed by the adaptation, but by the draw
     value = metrics.registry.get_sample_value
     assert value("modelsat_adapted_decisions_total", {"selection": "changed"}) == 2
     assert value("modelsat_adapted_decisions_total", {"selection": "same"}) == 1

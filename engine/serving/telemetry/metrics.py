@@ -312,7 +312,7 @@ class Metrics(Collector):
         label = selected if selected in self._sources.candidates() else OTHER
         self._selected.add(label)
         self._selections.labels(label).inc()
-        if decision.adaptation_id:
+        if decision.adaptation_id and decision.kind != "explored":
             self._adapted["same" if selected == decision.unadapted else "changed"].inc()
         if decision.prompt.ood_score is not None:
             self._ood_score.observe(decision.prompt.ood_score)
