@@ -5,7 +5,7 @@ Shapes: E eligible candidates, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +74,9 @@ class Adaptation(Protocol):
     def mean_probabilities(self, candidates: Sequence[str]) -> Float32Array:
         """Return the mean corrected probability of each of E candidates over the remembered
         instructions, (E,)."""
+
+    def without(self, candidates: Collection[str]) -> Adaptation:
+        """Return the same fit with nothing learned of these candidates alone."""
 
     def nearest(self, embedding: Float32Array, count: int) -> list[tuple[int, float]]:
         """Return the rows of the nearest remembered instructions with their cosines, nearest

@@ -82,6 +82,8 @@ class AnswerLengths:
         The mean over similar instructions is drawn to the candidate's mean over all, and that to
         the length that the candidate states, or 400 tokens.
         """
+        if not np.isfinite(embedding).all():
+            return [None] * len(candidates)
         vector = self.space.unit_vectors(embedding, self.center)
         weights = np.exp((self.vectors @ vector - 1) / KERNEL_WIDTH)
         near, near_count = weights @ self.tokens, weights @ self.known

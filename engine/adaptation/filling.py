@@ -38,9 +38,10 @@ class VectorFiller:
             try:
                 await self.fill()
                 failed = False
-            except ModelsatError as error:
+            except Exception as error:
                 if not failed:
-                    log.warning("outcomes wait for their decisions: %s", error)
+                    known = isinstance(error, ModelsatError)
+                    log.warning("outcomes wait for vectors: %s", error, exc_info=not known)
                 failed = True
 
     async def fill(self) -> int:

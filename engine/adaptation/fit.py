@@ -42,6 +42,7 @@ from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
 METHOD = "2"  # part of an adaptation's ID; change it with anything that changes its figures
 MAX_LANDMARKS = 512
+MEANS_CHUNK = 1024
 SLOPE_PRECISION, LEVEL_PRECISION, OFFSET_PRECISION, PART_PRECISION = 30.0, 2.0, 30.0, 10.0
 COMMON_VARIANCE, RELATIVE_VARIANCE = 0.5, 1.0  # of the kernel's functions, in squared logits
 INSTRUCTION_VARIANCE = 1.0  # of what one instruction has in common for all candidates
@@ -133,7 +134,7 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
         as_of=float(matrix.recorded_at.max()),
         seconds=time.monotonic() - started,
     )
-    return FittedAdaptation(
+    fitted = FittedAdaptation(
         id=f"{matrix.id}-{METHOD}",
         active=active,
         reason=reason,
@@ -148,6 +149,8 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
         offset_precision=OFFSET_PRECISION,
         vectors=everything.astype(np.float16),
     )
+    fitted.prepare()
+    return fitted
 
 
 def _distinct(embeddings: Float32Array) -> tuple[Int64Array, Int64Array]:
@@ -300,21 +303,24 @@ def _candidate_parts(
     np.add.at(information, (nearest, outcomes.m), known)
     counts = np.zeros(shape, dtype=np.float32)
     np.add.at(counts, (nearest, outcomes.m), 1)
-    n, m = np.nonzero(~np.isnan(matrix.logits))
-    z = np.clip(matrix.logits[n, m].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
     near = model.common.level + model.common.weight * (features @ model.common.coefficients)
-    relative = features @ model.relative.astype(np.float32)
-    at = row[n]
-    logits = model.slope * z + model.common.reach(z) * near[at] + model.offsets[m] + relative[at, m]
-    scored = np.bincount(m, minlength=outcomes.candidates)
-    means = np.bincount(m, sigmoid(logits), outcomes.candidates) / np.maximum(scored, 1)
+    coefficients = model.relative.astype(np.float32)
+    scored, total = np.zeros((2, outcomes.candidates))
+    for start in range(0, len(matrix), MEANS_CHUNK):  # all at once takes 1 GB for 1,000 candidates
+        here, at = matrix.logits[start : start + MEANS_CHUNK], row[start : start + MEANS_CHUNK]
+        n, m = np.nonzero(~np.isnan(here))
+        z = np.clip(here[n, m].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
+        logits = model.slope * z + model.common.reach(z) * near[at[n]] + model.offsets[m]
+        p = sigmoid(logits + (features[at] @ coefficients)[n, m])
+        scored += np.bincount(m, minlength=outcomes.candidates)
+        total += np.bincount(m, p, outcomes.candidates)
     return CandidateParts(
         columns={name: i for i, name in enumerate(matrix.candidates)},
         offsets=model.offsets,
         coefficients=model.relative,
         information=information,
         outcomes=counts,
-        means=means.astype(np.float32),
+        means=(total / np.maximum(scored, 1)).astype(np.float32),
     )
 
 

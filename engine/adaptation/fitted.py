@@ -6,8 +6,8 @@ landmarks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -124,6 +124,11 @@ class FittedAdaptation:
             coverage=coverage,
         )
 
+    def prepare(self) -> None:
+        """Compute what every request needs, where it delays none."""
+        for name in ("_projected_center", "_total_information", "_dual"):
+            getattr(self, name)
+
     @cached_property
     def _projected_center(self) -> Float32Array:
         return self.space.project(self.center)
@@ -146,6 +151,11 @@ class FittedAdaptation:
         columns = self.parts.columns
         means = [self.parts.means[columns[c]] if c in columns else np.nan for c in candidates]
         return np.array(means, dtype=np.float32)
+
+    def without(self, candidates: Collection[str]) -> FittedAdaptation:
+        """See Adaptation."""
+        columns = {c: i for c, i in self.parts.columns.items() if c not in candidates}
+        return replace(self, parts=replace(self.parts, columns=columns))
 
     def nearest(self, embedding: Float32Array, count: int) -> list[tuple[int, float]]:
         """See Adaptation."""

@@ -71,6 +71,7 @@ class AdaptationRefresher:
         bundle: str,
         space: InstructionSpace,
         fit: Fit,
+        enabled: bool = True,
     ) -> None:
         """Create a refresher; start() reads the store.
 
@@ -80,7 +81,9 @@ class AdaptationRefresher:
             bundle: identity of the weights, see bundle_id.
             space: how embeddings are compared.
             fit: makes an adaptation; called in the thread.
+            enabled: if not, there never is an adaptation; what steers it holds for other servers.
         """
+        self._enabled = enabled
         self._store = store
         self._table = table
         self._bundle = bundle
@@ -89,6 +92,7 @@ class AdaptationRefresher:
         self._memory = RememberedOutcomes()
         self._published: PublishedFit | None = None
         self._fingerprints: tuple[Table, Mapping[str, str]] | None = None
+        self._served: tuple[PublishedFit, Table, Adaptation] | None = None  # see current()
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adaptation")
@@ -98,8 +102,21 @@ class AdaptationRefresher:
         store.on_recorded.append(self._wake.set)
 
     def current(self) -> Adaptation | None:
-        """See AdaptationSource."""
-        return None if self._published is None else self._published.adaptation
+        """See AdaptationSource.
+
+        What was learned of a candidate that has other aptitude results since then is left out at
+        once, before the next fit.
+        """
+        published = self._published
+        if published is None or published.adaptation is None:
+            return None
+        table = self._table()
+        if self._served is None or self._served[0] is not published or self._served[1] is not table:
+            fitted, now = published.scope.candidates, self._candidates()
+            changed = {name for name in fitted.keys() & now.keys() if fitted[name] != now[name]}
+            fit = published.adaptation
+            self._served = (published, table, fit.without(changed) if changed else fit)
+        return self._served[2]
 
     def answer_lengths(self) -> AnswerLengths | None:
         """Return the expected lengths of answers, None if no call reported its tokens."""
@@ -134,6 +151,8 @@ class AdaptationRefresher:
 
     async def refresh(self) -> None:
         """Read what changed, and fit if that makes a difference. Raises StoreError."""
+        if not self._enabled:
+            return
         async with self._turn:
             loop = asyncio.get_running_loop()
             while True:
@@ -150,9 +169,10 @@ class AdaptationRefresher:
             published = await loop.run_in_executor(self._thread, self._changed, scope)
             if published is None:
                 return
-            served, self._published = self.current(), published
-            if published.adaptation is not None and published.adaptation is not served:
-                await self._list(published.adaptation, published)
+            last, self._published = self._published, published
+            fit = published.adaptation
+            if fit is not None and (last is None or fit is not last.adaptation):
+                await self._list(fit, published)
 
     async def history(self, count: int = 20) -> Sequence[FitRecord]:
         """See AdaptationSource."""
@@ -183,7 +203,8 @@ class AdaptationRefresher:
         published = self._published
         if published is None or published.adaptation is None:
             return []
-        found = published.adaptation.nearest(embedding, count)
+        # It looks at everything that is remembered.
+        found = await asyncio.to_thread(published.adaptation.nearest, embedding, count)
         numbers = [int(published.instructions[row]) for row, _ in found]
         stored = await self._store.read(lambda db: read_instructions(db, numbers))
         return [

@@ -149,7 +149,7 @@ class RememberedOutcomes:
         self.floor, self.ceiling = changes.floor, changes.ceiling
         for row in changes.instructions:
             self._forget(row[0])
-            if row[4] is not None:
+            if row[4] is not None and np.isfinite(np.frombuffer(row[4], dtype="<f2")).all():
                 self._remember(row, changes.lists)
         if changes.reports:
             self._outcomes = np.concatenate([self._outcomes, *map(_outcomes, changes.reports)])
@@ -324,7 +324,9 @@ def _matrix(
     scores[at, column] = outcomes["score"]
     provenance[at, column] = kind[at]
     propensity[at, column] = np.where(compared, 1.0, drawn)[at]
-    rows = np.unique(at)
+    used = np.unique(at)
+    # All of them as a slice, because that copies nothing: the arrays may be large.
+    rows = slice(None) if len(used) == len(numbers) else used
     matrix = OutcomeMatrix(
         group.embeddings[places[rows]].astype(np.float32),
         candidates,

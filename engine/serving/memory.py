@@ -71,6 +71,7 @@ def build_memory(
     max_age_s = settings.decisions_max_age_minutes * MINUTE_S
     recent = RecentDecisions(weights, settings.decisions_mib * MIB, max_age_s)
     scorer = TextScorer(batcher, tokenizer, registry, recent)
-    refresher = AdaptationRefresher(store, registry.table, weights, space, fit)
+    enabled = settings.memory_mib > 0
+    refresher = AdaptationRefresher(store, registry.table, weights, space, fit, enabled)
     filler = VectorFiller(store, recent, scorer)
-    return OutcomeMemory(store, recent, scorer, refresher, filler, settings.memory_mib > 0)
+    return OutcomeMemory(store, recent, scorer, refresher, filler, enabled)

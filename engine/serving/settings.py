@@ -154,7 +154,8 @@ class Settings:
     )
     memory_mib: int = _of(
         64,
-        "Limit on the embeddings and log-odds of those, in MiB; 0 turns adaptation off.",
+        "Limit on the embeddings and log-odds of those, in MiB; 0 turns adaptation off, and keeps"
+        " what is stored.",
         high=MILLION,
     )
     decisions_mib: int = _of(

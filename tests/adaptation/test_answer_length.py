@@ -43,6 +43,13 @@ def test_similar_instructions_count_most() -> None:
     assert long_b == pytest.approx(short_b, rel=0.01)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_of_a_broken_embedding_no_length_is_expected(value: float) -> None:
+    found = lengths([[1000, 20, np.nan]], [1])
+    broken = np.append(embedding(1)[1:], np.float32(value))
+    assert found.expected(broken, (A, BB, CCC)) == [None, None, None]
+
+
 @pytest.mark.parametrize(("stated", "expected"), [(None, 400), (1500.0, 1500)])
 def test_few_calls_stay_near_what_the_candidate_states(
     stated: float | None, expected: float

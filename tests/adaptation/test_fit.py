@@ -256,6 +256,30 @@ def test_a_candidate_does_not_depend_on_who_else_is_eligible() -> None:
         assert together.p[3] == pytest.approx(alone.p[0], abs=1e-6)
 
 
+def test_without_a_candidate_the_others_keep_what_was_learned() -> None:
+    drawn = World.of(7).draw(200, 7)
+    fitted = fit(drawn, SPACE)
+    embedding, p = drawn.embeddings[0], np.linspace(0.2, 0.8, CANDIDATES).astype(np.float32)
+    before, after = (f.correct(embedding, p, NAMES) for f in (fitted, fitted.without({"c0"})))
+    np.testing.assert_array_equal(after.p[1:], before.p[1:])
+    assert (after.offset[0], after.relative[0], after.similar_outcomes[0]) == (0, 0, 0)
+    assert after.standard_error[0] > before.standard_error[0]
+
+
+def test_mean_probabilities_do_not_depend_on_the_size_of_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = World.of(8).draw(120, 8)
+    drawn.logits[:60, 2] = np.nan  # a candidate that came later
+    means = []
+    for step in (1000, 7):
+        monkeypatch.setattr("engine.adaptation.fit.MEANS_CHUNK", step)
+        means.append(fit(drawn, SPACE).mean_probabilities(NAMES))
+    np.testing.assert_allclose(means[0], means[1], rtol=1e-6)
+    p = corrected(replace(fit(drawn, SPACE), active=True), drawn)
+    np.testing.assert_allclose(means[0][:2], p.mean(axis=0)[:2], atol=0.02)
+
+
 def test_a_candidate_without_outcomes_gets_the_common_part_alone() -> None:
     world = World.of(11)
     fitted = fit(world.draw(200, 11), SPACE)

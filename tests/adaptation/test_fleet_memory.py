@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,27 @@ async def test_texts_of_decisions_that_none_remembers_are_scored_later(
     await replica.close()
 
 
+async def test_filling_outlives_any_error(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.adaptation.filling.POLL_S", 0.01)
+    replica = Replica(tmp_path / "o.sqlite")
+    filler = VectorFiller(replica.store, replica.recent, TextsOnly(replica))  # type: ignore[arg-type]
+    again = asyncio.Event()
+
+    async def fill() -> int:
+        if fails:
+            raise fails.pop()
+        again.set()
+        return 0
+
+    fails: list[Exception] = [ValueError("a row that this version does not read")]
+    monkeypatch.setattr(filler, "fill", fill)
+    running = asyncio.create_task(filler.run())
+    async with asyncio.timeout(10):
+        await again.wait()
+    running.cancel()
+    await replica.close()
+
+
 async def test_a_database_that_comes_later_is_used_then(server: Postgres) -> None:
     url = fresh(server, "later")
     server.stop()
@@ -181,6 +203,37 @@ async def test_the_bounds_hold_for_all_replicas(server: Postgres) -> None:
     assert LIMITS.outcomes == 1000
     for replica in (first, second):
         await replica.close()
+
+
+@pytest.mark.parametrize("field", ["text", "category", "grader"])
+async def test_no_character_of_one_caller_fails_the_outcomes_of_others(
+    server: Postgres, field: str
+) -> None:
+    """They share a transaction, and PostgreSQL stores no U+0000."""
+    url = fresh(server, f"nul_{field}")
+    replica = Replica(url)
+    odd = RecordedOutcome("1" * 32, "a", 1.0, **{field: "a\0b"})  # type: ignore[arg-type]
+    calls = [replica.store.record(odd), replica.store.record(RecordedOutcome("2" * 32, "a", 1.0))]
+    assert await asyncio.gather(*calls) == [True, True]
+    assert await replica.store.record(replace(odd, candidate="bb"))
+    assert [getattr(r, field)[:1] for r in read_recorded(url)] == ["a", "", "a"]
+    await replica.close()
+
+
+async def test_who_reads_slowly_reads_all(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = fresh(server, "slowly")
+    replica = Replica(url)
+    for seed in range(3):
+        await replica.record(seed, {"a": 1.0})
+    await replica.close()
+    monkeypatch.setattr("engine.registry.stores.outcome_databases.STATEMENT_S", 1.0)
+    read = []
+    for outcome in read_recorded(url):
+        time.sleep(0.5)
+        read.append(outcome.decision_id)
+    assert read == [f"{seed:032x}" for seed in range(3)]
 
 
 def test_a_store_of_outcomes_needs_a_valid_location() -> None:

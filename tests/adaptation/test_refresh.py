@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ from engine.registry.stores.outcome_types import (
     RecordedOutcome,
     ScoredInstruction,
 )
-from engine.registry.stores.outcomes import OutcomeStore
+from engine.registry.stores.outcomes import OutcomeStore, read_recorded
 from engine.registry.table import Table, make_table
 from tests.support.fake_adaptation import FakeAdaptation
 from tests.support.stores import candidate
@@ -64,12 +67,16 @@ class Fitted:
 class Replica:
     """A store, a memory of decisions and a refresher, as a server has them."""
 
-    def __init__(self, location: str | Path, limits: OutcomeLimits = LIMITS) -> None:
+    def __init__(
+        self, location: str | Path, limits: OutcomeLimits = LIMITS, enabled: bool = True
+    ) -> None:
         self.store = OutcomeStore(location, limits)
         self.table = table("a", "bb", "ccc")
         self.recent = RecentDecisions(BUNDLE, 1 << 20, 3600)
         self.fits = Fitted()
-        self.source = AdaptationRefresher(self.store, lambda: self.table, BUNDLE, MEAN, self.fits)
+        self.source = AdaptationRefresher(
+            self.store, lambda: self.table, BUNDLE, MEAN, self.fits, enabled
+        )
 
     def scored(
         self, seed: int, selected: str = "a", explored: bool = False, propensity: float = 1.0
@@ -184,6 +191,28 @@ async def test_outcomes_that_cannot_be_used_are_counted_by_reason(replica: Repli
     assert status.unused == expected
 
 
+async def test_a_candidate_with_other_aptitude_results_is_not_corrected_by_its_old_outcomes(
+    replica: Replica,
+) -> None:
+    """Not even until the next fit."""
+    await replica.record(1, {"a": 1.0, "bb": 0.0})
+    shifts = {"a": 1.0, "bb": -1.0}
+    replica.source._fit = lambda matrix, space: FakeAdaptation(shifts, id=matrix.id)
+    await replica.source.refresh()
+    before = replica.source.current()
+    assert isinstance(before, FakeAdaptation)
+    assert before.shifts == shifts
+    assert replica.source.current() is before
+    changed = table("a", level=0.9)
+    entries = zip(replica.table.candidates, replica.table.embeddings, strict=True)
+    others = [entry for entry in entries if entry[0].id != "a"]
+    entries_now = [(changed.candidates[0], changed.embeddings[0]), *others]
+    replica.table = make_table(2, entries_now, WIDTH)
+    after = replica.source.current()
+    assert isinstance(after, FakeAdaptation)
+    assert (after.id, after.shifts) == (before.id, {"bb": -1.0})
+
+
 async def test_an_unscored_candidate_that_returns_is_used_again(replica: Replica) -> None:
     await replica.record(1, {"a": 1.0, "bb": 0.0})
     before, known = (await replica.matrix()).id, replica.table
@@ -260,6 +289,37 @@ async def test_vectors_beyond_the_bounds_are_forgotten_and_the_outcomes_kept(
         await each.close()
 
 
+async def test_a_server_that_does_not_learn_leaves_the_memory_to_others(tmp_path: Path) -> None:
+    """It records outcomes with their propensities, and steers the others."""
+    path = tmp_path / "o.sqlite"
+    learner = Replica(path)
+    for seed in range(3):
+        await learner.record(seed, {"a": 1.0})
+    other = Replica(path, OutcomeLimits(1000, memory_bytes=0), enabled=False)
+    await other.record(3, {"a": 1.0}, other.scored(3, propensity=0.5))
+    await other.source.freeze()
+    assert other.source.current() is None
+    assert len(await learner.matrix()) == 3
+    assert learner.source.frozen
+    assert [r.propensity for r in read_recorded(path)] == [1, 1, 1, 0.5]
+    for each in (learner, other):
+        await each.close()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+async def test_one_broken_embedding_does_not_end_learning(replica: Replica, value: float) -> None:
+    for seed in range(3):
+        await replica.record(seed, {"a": 1.0})
+    broken = replace(replica.scored(3), embedding=np.full(WIDTH, value, dtype=np.float16))
+    await replica.record(3, {"a": 1.0}, broken)
+    matrix = await replica.matrix()
+    assert len(matrix) == 3
+    assert np.isfinite(matrix.embeddings).all()
+    status = replica.source.status()
+    assert status is not None
+    assert status.unused == {NOT_REMEMBERED: 1}
+
+
 async def test_freeze_reset_and_rollback(replica: Replica) -> None:
     await replica.record(1, {"a": 1.0})
     first = (await replica.matrix()).id
@@ -290,12 +350,23 @@ async def test_freeze_reset_and_rollback(replica: Replica) -> None:
         await replica.source.rollback("0123")
 
 
-async def test_neighbors_are_described_from_the_store(replica: Replica) -> None:
+async def test_neighbors_are_described_from_the_store(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = RecordedOutcome(f"{1:032x}", "a", 1.0, "text", "maths")
     await replica.store.record_report(OutcomeReport([outcome], replica.scored(1)))
     await replica.record(2, {"a": 0.0, "ccc": 1.0})
     await replica.matrix()
+    threads = []
+    found = FakeAdaptation.nearest
+
+    def nearest(*arguments: Any) -> list[tuple[int, float]]:
+        threads.append(threading.current_thread())
+        return found(*arguments)
+
+    monkeypatch.setattr(FakeAdaptation, "nearest", nearest)
     first, second = await replica.source.nearest(embedding(1), 2)
+    assert threads != [threading.main_thread()], "it looks at all instructions"
     assert (first.scores, first.category, first.provenance) == ({"a": 1.0}, "maths", "chosen")
     assert (second.scores, second.provenance) == ({"a": 0.0, "ccc": 1.0}, "comparison")
 

@@ -29,9 +29,12 @@ from engine.cli.main import main as cli
 from engine.datasets.folder import read_folder
 from engine.datasets.outcomes import read_outcomes
 from engine.registry.catalog import read_catalog
+from engine.registry.outcome_changes import read_fits
 from engine.registry.outcome_export import export_outcomes, group_by_text
 from engine.registry.stores import outcomes as outcome_store
+from engine.registry.stores.outcome_sql import OutcomeWriter
 from engine.registry.stores.outcome_types import (
+    OutcomeLimits,
     OutcomeReport,
     ScoredCandidates,
     ScoredInstruction,
@@ -116,6 +119,57 @@ async def test_write_failure_fails_only_that_call(
     other.execute("ROLLBACK")
     other.close()
     assert await store.record(RecordedOutcome("d1", "a", 1.0))
+    await store.close()
+
+
+async def test_a_write_takes_no_more_steps_however_much_was_forgotten(tmp_path: Path) -> None:
+    limits = OutcomeLimits(100_000, instructions=3)
+    store = OutcomeStore(tmp_path / "o.sqlite", limits)
+    candidates = ScoredCandidates("weights", ("a",), ("f",))
+    vectors = np.ones(2, dtype=np.float16), np.ones(1, dtype=np.float16)
+
+    async def record(first: int, count: int) -> int:
+        """Record instructions together; return the steps of SQLite's machine, in hundreds."""
+        steps = 0
+
+        def step() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        reports = [
+            OutcomeReport(
+                [RecordedOutcome(f"{i:032x}", "a", 1.0)], ScoredInstruction(candidates, *vectors)
+            )
+            for i in range(first, first + count)
+        ]
+        store._database.connection.set_progress_handler(step, 100)
+        await asyncio.gather(*(store.record_report(report) for report in reports))
+        return steps
+
+    await record(0, 10)
+    few = await record(10, 10)
+    await record(20, 3000)
+    assert await record(3020, 10) < 2 * few
+    await store.close()
+
+
+async def test_of_old_fits_the_last_of_each_hour_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OutcomeStore(tmp_path / "o.sqlite", 10)
+    now = 0.0
+    monkeypatch.setattr("engine.registry.stores.outcome_sql.time.time", lambda: now)
+
+    def add(writer: OutcomeWriter) -> None:
+        nonlocal now
+        for i in range(260):  # one every ten minutes
+            now = 36_000.0 + 600 * i
+            writer.add_fit(str(i), 0, i, "{}")
+
+    await store.write(add)
+    listed = [int(fit.id) for fit in await store.read(lambda db: read_fits(db, 1000))]
+    assert listed == [*range(259, 159, -1), 159, *range(155, 0, -6)]
     await store.close()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,10 @@ class FakeAdaptation:
 
     def mean_probabilities(self, candidates: Sequence[str]) -> NDArray[np.float32]:
         return np.array([self.means.get(c, 0.5) for c in candidates], dtype=np.float32)
+
+    def without(self, candidates: Collection[str]) -> FakeAdaptation:
+        kept = {c: shift for c, shift in self.shifts.items() if c not in candidates}
+        return replace(self, shifts=kept)
 
     def nearest(self, embedding: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
         return [(i, 1.0 - i / 10) for i in range(count)]

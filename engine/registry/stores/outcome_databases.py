@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 
 class OutcomeDatabase(Protocol):
     """An open store of outcomes. write() and read() may be used by one thread each."""
-
-    shared: bool  # whether other servers record into it
 
     def write(self) -> AbstractContextManager[Database]:
         """Open a transaction that excludes other writers; it is on disk when the block ends.
@@ -71,8 +69,6 @@ def open_outcomes(location: str | Path) -> OutcomeDatabase:
 
 class SqliteOutcomes:
     """An OutcomeDatabase in an SQLite file. Other processes may read and write it too."""
-
-    shared = False
 
     def __init__(self, path: Path) -> None:
         """Open `path`, and create or convert it if necessary; raises StoreError."""
@@ -140,8 +136,6 @@ class PostgresOutcomes:
 
     It opens without the database, whose failures are those of each operation.
     """
-
-    shared = True
 
     def __init__(self, url: str) -> None:
         """Parse `url`, and try to create the tables; raises StoreError if it is invalid."""
@@ -237,8 +231,7 @@ def read_recorded(location: str | Path) -> Iterator[RecordedOutcome]:
     if is_postgres(str(location)):
         database = open_outcomes(location)
         try:
-            with database.read() as db:
-                yield from outcome_sql.read_outcomes(db)
+            yield from _pages(database.read)
         finally:
             database.close()
         return
@@ -250,9 +243,20 @@ def read_recorded(location: str | Path) -> Iterator[RecordedOutcome]:
                 for old in connection.execute(_old_query(connection)):
                     yield _old_outcome(old)
             else:
-                yield from outcome_sql.read_outcomes(SqliteDatabase(connection))
+                yield from _pages(lambda: nullcontext(SqliteDatabase(connection)))
         finally:
             connection.close()
+
+
+def _pages(read: Callable[[], AbstractContextManager[Database]]) -> Iterator[RecordedOutcome]:
+    """Read page by page, each in a transaction of its own: the reader may take its time."""
+    number = 0
+    while True:
+        with read() as db:
+            page, number = outcome_sql.read_outcomes(db, number)
+        if not page:
+            return
+        yield from page
 
 
 def convert(connection: sqlite3.Connection) -> None:

@@ -39,6 +39,8 @@ TABLES = (
     " open {int} NOT NULL, version {int} NOT NULL, recorded_at {real} NOT NULL){end}",
     "CREATE INDEX memory_instruction_version ON memory_instruction (version)",
     "CREATE INDEX memory_instruction_open ON memory_instruction (number) WHERE open = 1",
+    "CREATE INDEX memory_instruction_kept ON memory_instruction (principal, number)"
+    " WHERE embedding IS NOT NULL",
     "CREATE TABLE memory_report (number {int} PRIMARY KEY, instruction {int} NOT NULL,"
     " principal TEXT NOT NULL, outcomes {blob} NOT NULL, count {int} NOT NULL,"
     " compared {int} NOT NULL, with_text {int} NOT NULL, category TEXT NOT NULL,"
@@ -54,7 +56,8 @@ TABLES = (
 # selected: a code, 0 if none was. deletions: counts deletions of rows. floor, ceiling: reports
 # outside of (floor, ceiling] are not used; a negative ceiling is none.
 STATE = {"position": 0, "deletions": 0, "floor": 0, "ceiling": -1}
-MAX_FITS = 200
+RECENT_FITS, HOURLY_FITS = 100, 100  # kept: the last ones, and before them the last of each hour
+HOUR_S = 3600.0
 MAX_UNUSED_LISTS = 100  # finding them reads all instructions
 DAY_S = 86_400.0
 ROW_BYTES = 200  # of an instruction and its report besides the vectors
@@ -132,16 +135,19 @@ class OutcomeWriter:
             self._db.run("UPDATE memory_state SET value = ? WHERE key = ?", (value, key))
 
     def add_fit(self, identifier: str, floor: int, position: int, content: str) -> None:
-        """List a fit, unless it is listed; only the last MAX_FITS are kept."""
+        """List a fit, unless it is listed. Of old ones, one an hour is kept to return to."""
         self._db.run(
             "INSERT INTO memory_fit VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
             (identifier, floor, position, time.time(), content),
         )
-        self._db.run(
-            "DELETE FROM memory_fit WHERE id NOT IN"
-            " (SELECT id FROM memory_fit ORDER BY created_at DESC, id LIMIT ?)",
-            (MAX_FITS,),
-        )
+        fits = self._db.run("SELECT id, created_at FROM memory_fit ORDER BY created_at DESC, id")
+        old = fits[RECENT_FITS:]
+        hourly: dict[float, str] = {}
+        for fit, created_at in old:
+            hourly.setdefault(created_at // HOUR_S, fit)
+        kept = set(list(hourly.values())[:HOURLY_FITS])
+        unlisted = [(fit,) for fit, _ in old if fit not in kept]
+        self._db.run_many("DELETE FROM memory_fit WHERE id = ?", unlisted)
 
     def delete_unused_lists(self) -> None:
         """Delete candidate lists that no instruction names, if there are many lists."""
@@ -165,6 +171,7 @@ class OutcomeWriter:
         """Keep the bounds, and write the counters."""
         self._delete_old()
         self._forget()
+        self._write_shares()
         self.set_state(
             {
                 "position": self._position,
@@ -209,7 +216,7 @@ class OutcomeWriter:
                 number,
                 first.decision_id,
                 first.principal,
-                first.text,
+                _without_nul(first.text),
                 *vectors,
                 is_open,
                 number,
@@ -217,14 +224,14 @@ class OutcomeWriter:
             ),
         )
         if scored is not None:
-            self._add_share(first.principal, instructions=1, size=scored.nbytes + ROW_BYTES)
+            self._count_vectors(first.principal, scored)
         return number
 
     def _add_text(self, number: int, text: str) -> None:
         if text:
             self._db.run(
                 "UPDATE memory_instruction SET text = ? WHERE number = ? AND text = ''",
-                (text, number),
+                (_without_nul(text), number),
             )
 
     def _add_report(self, number: int, new: Sequence[RecordedOutcome], now: float) -> None:
@@ -240,7 +247,7 @@ class OutcomeWriter:
                 len(new),
                 int(first.compared),
                 int(bool(first.text)),
-                first.category,
+                _without_nul(first.category),
                 pack_details(new),
                 now,
             ),
@@ -258,19 +265,24 @@ class OutcomeWriter:
             " explored = ?, propensity = ?, open = 0, version = ? WHERE number = ?",
             (*self._vectors(scored), self._next(), number),
         )
-        self._add_share(principal, instructions=1, size=scored.nbytes + ROW_BYTES)
+        self._count_vectors(principal, scored)
         return True
 
-    def _vectors(self, scored: ScoredInstruction) -> tuple[int, bytes, bytes, int, int, float]:
+    def _vectors(self, scored: ScoredInstruction) -> tuple[Any, ...]:
         """Return the columns from `candidates` to `propensity`."""
+        selected = self._code(scored.selected) if scored.selected else 0
+        choice = selected, int(scored.explored), scored.propensity
+        if not self._limits.memory_bytes:
+            return None, None, None, *choice
         embedding, logits = (
             np.ascontiguousarray(vector, dtype="<f2").tobytes()
             for vector in (scored.embedding, scored.logits)
         )
-        candidates = self._candidate_list(scored.candidates.content)
-        selected = self._code(scored.selected) if scored.selected else 0
-        explored = int(scored.explored)
-        return candidates, embedding, logits, selected, explored, scored.propensity
+        return self._candidate_list(scored.candidates.content), embedding, logits, *choice
+
+    def _count_vectors(self, principal: str, scored: ScoredInstruction) -> None:
+        if self._limits.memory_bytes:
+            self._add_share(principal, instructions=1, size=scored.nbytes + ROW_BYTES)
 
     def _code(self, candidate: str) -> int:
         """Return the code that stands for a candidate's ID; codes are small, and stay."""
@@ -361,7 +373,7 @@ class OutcomeWriter:
 
     def _forget(self) -> None:
         """Forget vectors beyond the bounds; the outcomes stay, to be exported."""
-        while True:
+        while self._limits.memory_bytes:
             count, size = self._total("instructions"), self._total("bytes")
             excess = max(
                 count - self._limits.instructions,
@@ -418,19 +430,20 @@ def candidate_ids(db: Database) -> dict[int, str]:
     return {int(code): str(name) for code, name in db.run("SELECT code, id FROM memory_candidate")}
 
 
-def read_outcomes(db: Database, batch: int = 1000) -> Iterable[RecordedOutcome]:
-    """Yield all outcomes in the order in which they were recorded."""
-    last, ids = 0, candidate_ids(db)
-    while rows := db.run(
+def read_outcomes(
+    db: Database, after: int = 0, limit: int = 1000
+) -> tuple[list[RecordedOutcome], int]:
+    """Return the outcomes of the next `limit` reports after a number, in the order in which they
+    were recorded, and the number of the last; no outcomes at the end."""
+    rows = db.run(
         "SELECT r.number, i.key, i.text, r.principal, r.outcomes, r.compared, r.with_text,"
         " r.category, r.details, i.selected, i.propensity"
         " FROM memory_report r JOIN memory_instruction i"
         " ON i.number = r.instruction WHERE r.number > ? ORDER BY r.number LIMIT ?",
-        (last, batch),
-    ):
-        for row in rows:
-            yield from _outcomes_of(row, ids)
-        last = rows[-1][0]
+        (after, limit),
+    )
+    ids = candidate_ids(db) if rows else {}
+    return [o for row in rows for o in _outcomes_of(row, ids)], rows[-1][0] if rows else after
 
 
 def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
@@ -454,6 +467,11 @@ def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
         used = Usage(**usage[name]) if name in usage else None
         drawn = float(propensity) if code == selected else None
         yield replace(common, candidate=name, score=float(score), usage=used, propensity=drawn)
+
+
+def _without_nul(text: str) -> str:
+    """PostgreSQL stores no U+0000 in a text: one would fail all reports of a transaction."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _conflict(outcome: RecordedOutcome, score: float) -> AlreadyExistsError:

@@ -128,7 +128,8 @@ class OutcomeLimits:
     """Bounds of a store. Beyond them, the oldest of the principal who has most go first.
 
     outcomes: recorded ones. max_age_days: age at which they are deleted; 0 keeps them.
-    instructions, memory_bytes: of those whose vectors are remembered for adaptation.
+    instructions, memory_bytes: of those whose vectors are remembered for adaptation; 0 bytes add
+    none, and leave those that are there to other servers and to later.
     """
 
     outcomes: int

@@ -74,11 +74,6 @@ class OutcomeStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outcomes")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="outcome-reader")
 
-    @property
-    def shared(self) -> bool:
-        """Whether other servers record into the store."""
-        return self._database.shared
-
     async def record(self, outcome: RecordedOutcome, *, only_known: bool = False) -> bool:
         """Record `outcome`, and return once it is on disk; see record_report.
 
