@@ -51,6 +51,16 @@ def test_one_outcome_an_instruction_comes_back_and_says_how(feedback: Feedback) 
     assert (known.argmax(axis=1) == choice)[~drawn].all()
 
 
+def test_a_mixture_keeps_each_folder_to_its_own_candidates() -> None:
+    both = memory.mixture([trial(), trial()])
+    assert both.p.shape == (1000, 10)
+    found = memory.measure_memory(both, [200], draws=2)["200"]
+    alone = memory.measure_memory(trial(), [200], draws=2)["200"]
+    assert found["pooled_auc"] > found["pooled_auc_before"]
+    assert 0 < found["routed_accuracy"] <= 1
+    assert found["routed_accuracy"] == pytest.approx(alone["routed_accuracy"], abs=0.08)
+
+
 def test_apgr_of_truth_chance_and_opposite() -> None:
     random = np.random.default_rng(0)
     y = np.stack([random.random(2000) < 0.8, random.random(2000) < 0.5], axis=1).astype(float)

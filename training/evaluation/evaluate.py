@@ -33,7 +33,7 @@ from engine.registry.catalog import costs_of
 from engine.routing import tradeoff
 from engine.serving.settings import Settings
 from training.evaluation import metrics
-from training.evaluation.memory import Feedback, MemoryTrial, measure_memory
+from training.evaluation.memory import Feedback, MemoryTrial, measure_memory, mixture
 from training.evaluation.plots import plot_dataset
 
 MIN_ROWS = 30  # instructions below which a benchmark has no metrics of its own
@@ -269,7 +269,8 @@ def main() -> None:
     require_distinct(arguments.data)
     catalog = arguments.catalog or arguments.bundle / "zoo.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    datasets = {}
+    datasets: dict[str, dict[str, Any]] = {}
+    trials: list[MemoryTrial] = []
     for folder in arguments.data:
         outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
         scored = score_dataset(arguments.bundle, outcomes, catalog)
@@ -285,16 +286,20 @@ def main() -> None:
                 arguments.feedback,
                 arguments.confidence,
             )
+            trials.append(trial)
             memory = measure_memory(trial, arguments.memory, arguments.draws)
             datasets[folder.name]["memory"] = memory
         plot_dataset(scored.p, scored.scores, scored.costs, arguments.out / folder.name)
-    report = {"datasets": datasets}
+    report: dict[str, Any] = {"datasets": datasets}
+    if len(trials) > 1:
+        together = measure_memory(mixture(trials), arguments.memory, arguments.draws)
+        report["mixture"] = {"memory": together}
     text = json.dumps(report, indent=1, allow_nan=True)
     (arguments.out / "report.json").write_text(text + "\n", encoding="utf-8")
     table = as_markdown(datasets)
     (arguments.out / "report.md").write_text(table, encoding="utf-8")
     print(table)
-    for name, figures in datasets.items():
+    for name, figures in (datasets | {"mixture": report.get("mixture", {})}).items():
         for size, found in figures.get("memory", {}).items():
             print(f"{name}, {size} remembered: {_memory_line(found)}")
     print(json.dumps(report))

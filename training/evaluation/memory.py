@@ -34,7 +34,8 @@ STRONGEST, MIN_GAP, SHARES = 6, 0.05, 20  # of apgr
 
 @dataclass(frozen=True, eq=False)
 class MemoryTrial:
-    """What is measured. p, scores, costs: (B, M), NaN where unknown. embeddings: (B, D)."""
+    """What is measured. p, scores, costs: (B, M), NaN where unknown. embeddings: (B, D). groups:
+    (B,) number of the folder, where several have one memory; None if there is one folder."""
 
     p: FloatArray
     scores: FloatArray
@@ -43,6 +44,7 @@ class MemoryTrial:
     space: InstructionSpace
     feedback: Feedback = "comparisons"
     confidence: float = 0.0
+    groups: Int64Array | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,33 +87,66 @@ def _one_draw(trial: MemoryTrial, size: int, draw: int) -> dict[str, float]:
         if active:
             after, evidence = correct(trial, adaptation, routed)
     figures |= _figures(after, y) | {"active": float(active)}
+    groups = np.zeros(len(trial.p), dtype=np.int64) if trial.groups is None else trial.groups
+    parts, sizes = [], []
+    for group in np.unique(groups[routed]):
+        mine = groups[routed] == group
+        known = trial.scores[remembered[groups[remembered] == group]]
+        chosen = None if evidence is None else (evidence.mean_p, evidence.standard_error[mine])
+        found = _routing(
+            before[mine], after[mine], y[mine], trial.costs[routed][mine], known, chosen, trial
+        )
+        if found:
+            parts.append(found)
+            sizes.append(mine.sum())
+    for name in sorted({name for part in parts for name in part}):
+        values = np.array([part.get(name, np.nan) for part in parts])
+        has, weights = ~np.isnan(values), np.array(sizes)
+        if has.any():
+            figures[name] = float(np.average(values[has], weights=weights[has]))
+    return figures
+
+
+def _routing(
+    before: FloatArray,
+    after: FloatArray,
+    y: FloatArray,
+    costs: FloatArray,
+    known: FloatArray,
+    evidence: tuple[FloatArray, FloatArray] | None,
+    trial: MemoryTrial,
+) -> dict[str, float]:
+    """Return the figures of routing one folder's instructions, over its largest complete part.
+
+    before, after, y, costs: (R, M) of the routed instructions. known: (N, M) scores of the
+    remembered ones. evidence: mean p (M,) and standard errors (R, M).
+    """
     block = tradeoff.largest_complete_subset(y)
     if not len(block.rows):
-        return figures
+        return {}
     part = np.ix_(block.rows, block.candidates)
-    y, costs = y[part], trial.costs[routed][part]
-    accuracy = _accuracy(y, after[part].argmax(axis=1))
+    before, after, y, costs = before[part], after[part], y[part], costs[part]
+    accuracy = _accuracy(y, after.argmax(axis=1))
     guarded = accuracy
     if evidence is not None and trial.confidence:
-        errors = evidence.standard_error[part]
-        means = evidence.mean_p[block.candidates]
-        guarded = _accuracy(y, guarded_choices(after[part], means, errors, trial.confidence))
-    figures |= {
-        "routed_accuracy_before": _accuracy(y, before[part].argmax(axis=1)),
+        means, errors = evidence[0][block.candidates], evidence[1][part]
+        guarded = _accuracy(y, guarded_choices(after, means, errors, trial.confidence))
+    figures = {
+        "routed_accuracy_before": _accuracy(y, before.argmax(axis=1)),
         "routed_accuracy": accuracy,
         "guarded_accuracy": guarded,
-        "apgr_before": apgr(before[part], y),
-        "apgr": apgr(after[part], y),
+        "apgr_before": apgr(before, y),
+        "apgr": apgr(after, y),
     }
-    if size:
-        known = trial.scores[remembered][:, block.candidates]
+    known = known[:, block.candidates]
+    if (~np.isnan(known)).any(axis=0).all():
         constant = int(np.nanmean(known, axis=0).argmax())
         figures |= {
             "routed_gain": accuracy - float(y[:, constant].mean()),
             "guarded_gain": guarded - float(y[:, constant].mean()),
         }
         if not np.isnan(costs).any() and len(block.candidates) > 1:
-            points = tradeoff.curve(after[part], y, costs)
+            points = tradeoff.curve(after, y, costs)
             for share in (0.95, 1.0):
                 point = tradeoff.cheapest_at(points, share * float(y[:, constant].mean()))
                 cost = np.inf if point is None else point.cost
@@ -140,7 +175,7 @@ def remember(trial: MemoryTrial, rows: Int64Array, random: np.random.Generator) 
     if trial.feedback != "comparisons":
         index = np.arange(len(rows))
         known = ~np.isnan(scores)
-        choice = np.where(known, p, -1).argmax(axis=1)
+        choice = np.where(known, p, -1.0).argmax(axis=1)
         share = EXPLORED_SHARE if trial.feedback == "explored" else 0.0
         drawn = random.random(len(rows)) < share
         other = np.where(known, random.random(p.shape), -1).argmax(axis=1)
@@ -208,3 +243,25 @@ def apgr(p: FloatArray, y: FloatArray) -> float:
             gain = np.concatenate([[0.0], np.cumsum((y[:, strong] - y[:, weak])[order])])
             found.append(float(np.mean(gain[at] / gain[-1])))
     return float(np.mean(found)) if found else float("nan")
+
+
+def mixture(trials: Sequence[MemoryTrial]) -> MemoryTrial:
+    """Return the folders of `trials` as one, whose candidates have nothing in common."""
+    height, width = sum(len(t.p) for t in trials), sum(t.p.shape[1] for t in trials)
+    p, scores, costs = (np.full((height, width), np.nan) for _ in range(3))
+    row = column = 0
+    for trial in trials:
+        at = slice(row, row + len(trial.p)), slice(column, column + trial.p.shape[1])
+        p[at], scores[at], costs[at] = trial.p, trial.scores, trial.costs
+        row, column = at[0].stop, at[1].stop
+    first = trials[0]
+    return MemoryTrial(
+        p,
+        scores,
+        costs,
+        np.concatenate([t.embeddings for t in trials]),
+        first.space,
+        first.feedback,
+        first.confidence,
+        np.repeat(np.arange(len(trials)), [len(t.p) for t in trials]),
+    )
