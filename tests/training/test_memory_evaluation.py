@@ -81,4 +81,5 @@ def test_the_report_has_a_key_for_memory(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     found = report["datasets"]["folder"]["memory"]
     assert {"pooled_auc", "apgr", "log_loss", "ece", "guarded_gain"} <= set(found["5"])
+    assert (tmp_path / "out" / "memory.png").stat().st_size > 1000
     assert "5 remembered: pooled_auc" in capsys.readouterr().out

@@ -34,7 +34,7 @@ from engine.routing import tradeoff
 from engine.serving.settings import Settings
 from training.evaluation import metrics
 from training.evaluation.memory import Feedback, MemoryTrial, measure_memory, mixture
-from training.evaluation.plots import plot_dataset
+from training.evaluation.plots import plot_dataset, plot_memory
 
 MIN_ROWS = 30  # instructions below which a benchmark has no metrics of its own
 ROUTING = (
@@ -294,6 +294,9 @@ def main() -> None:
     if len(trials) > 1:
         together = measure_memory(mixture(trials), arguments.memory, arguments.draws)
         report["mixture"] = {"memory": together}
+    remembered = {name: d["memory"] for name, d in datasets.items() if d.get("memory")}
+    if remembered:
+        plot_memory(remembered, arguments.out / "memory.png")
     text = json.dumps(report, indent=1, allow_nan=True)
     (arguments.out / "report.json").write_text(text + "\n", encoding="utf-8")
     table = as_markdown(datasets)

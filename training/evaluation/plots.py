@@ -54,6 +54,28 @@ def _cost_quality(p: FloatArray, outcomes: FloatArray, costs: FloatArray, path: 
     _save(figure, path)
 
 
+def plot_memory(folders: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+    """Plot AUC and APGR against the number of remembered instructions, a line for each folder.
+
+    folders: name -> size -> figures of training.evaluation.memory; sizes in ascending order.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6))
+    for axes, name, label in zip(
+        panels, ("pooled_auc", "apgr"), ("pooled AUC", "APGR"), strict=True
+    ):
+        for folder, sizes in folders.items():
+            known = [(int(n), found[name]) for n, found in sizes.items() if name in found]
+            known.insert(0, (0, next(iter(sizes.values()))[f"{name}_before"]))
+            counts, values = zip(*dict(known).items(), strict=True)
+            axes.plot(counts, values, marker="o", markersize=3, label=folder)
+        axes.set_xscale("symlog", linthresh=20)
+        ticks = sorted({0, *(int(n) for sizes in folders.values() for n in sizes)})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.set(xlabel="remembered instructions", ylabel=label)
+    panels[0].legend(fontsize=7)
+    _save(figure, path)
+
+
 def plot_training(metrics_file: Path, path: Path) -> None:
     """Plot the loss of each step with its running mean, and the metrics of the validations."""
     records = [json.loads(x) for x in metrics_file.read_text(encoding="utf-8").splitlines()]
