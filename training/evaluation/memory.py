@@ -22,6 +22,7 @@ from engine.adaptation.regression import log_loss
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, FloatArray, Int64Array
 from engine.routing import tradeoff
+from engine.routing.decision import MIN_COVERAGE
 from engine.routing.guard import Evidence, first_above_bound
 from training.evaluation import metrics
 
@@ -206,6 +207,8 @@ def correct(
         for row in rows
     ]
     errors = np.stack([scores.standard_error for scores in found])
+    # As served: far from what is remembered there is no guard.
+    errors[[scores.coverage < MIN_COVERAGE for scores in found]] = 0
     p = np.stack([scores.p for scores in found])
     return p, Evidence(adaptation.mean_probabilities(trial.names), errors)
 
