@@ -89,13 +89,22 @@ class AnswerLengths:
         near, near_count = weights @ self.tokens, weights @ self.known
         lengths: list[float | None] = []
         for candidate in candidates:
-            column = self.columns.get(candidate.id)
-            if column is None or not self.counts[column]:
+            mean = self.mean(candidate)
+            if mean is None:
                 lengths.append(None)
                 continue
-            stated = candidate.mean_output_tokens
-            prior = DEFAULT_OUTPUT_TOKENS if stated is None else stated
-            mean = (self.sums[column] + PRIOR_WEIGHT * prior) / (self.counts[column] + PRIOR_WEIGHT)
+            column = self.columns[candidate.id]
             total = near[column] + MEAN_WEIGHT * mean
             lengths.append(float(total / (near_count[column] + MEAN_WEIGHT)))
         return lengths
+
+    def mean(self, candidate: Candidate) -> float | None:
+        """Return the expected output tokens of a candidate on any instruction, None if no call of
+        it is known."""
+        column = self.columns.get(candidate.id)
+        if column is None or not self.counts[column]:
+            return None
+        stated = candidate.mean_output_tokens
+        prior = DEFAULT_OUTPUT_TOKENS if stated is None else stated
+        total = self.sums[column] + PRIOR_WEIGHT * prior
+        return float(total / (self.counts[column] + PRIOR_WEIGHT))

@@ -25,7 +25,7 @@ from engine.bundle.prompt import (
 from engine.bundle.training_set import TrainingSet
 from engine.bundle.types import Float32Array
 from engine.registry.table import Table
-from engine.routing.eligibility import Eligible, drop_non_finite, find_eligible
+from engine.routing.eligibility import Eligible, OutputTokens, drop_non_finite, find_eligible
 from engine.routing.guard import Evidence
 from engine.routing.ranking import DecisionContext, decide
 
@@ -145,13 +145,20 @@ def prepare_prompt(
     )
 
 
-def select_eligible(table: Table, info: PromptInfo, policy: Policy) -> Eligible:
-    """Return the candidates that a valid `policy` admits.
+def select_eligible(
+    table: Table,
+    info: PromptInfo,
+    policy: Policy,
+    known_output_tokens: OutputTokens | None = None,
+) -> Eligible:
+    """Return the candidates that a valid `policy` admits; see find_eligible.
 
     Raises:
         NoEligibleCandidateError: it admits none; the error has a reason for each candidate.
     """
-    eligible = find_eligible(table, policy, info.input_tokens, DEFAULT_OUTPUT_TOKENS)
+    eligible = find_eligible(
+        table, policy, info.input_tokens, DEFAULT_OUTPUT_TOKENS, known_output_tokens
+    )
     if not len(eligible.rows):
         raise NoEligibleCandidateError(eligible.excluded)
     return eligible

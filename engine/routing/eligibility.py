@@ -19,6 +19,7 @@ from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.table import Table
 
 IMPLIED_MODALITY = "text"  # every candidate supports it, so requiring it excludes none
+OutputTokens = Callable[[Candidate], float | None]
 Check = Callable[[Candidate, float | None], str]  # (candidate, expected cost) -> why not, or ""
 
 
@@ -86,7 +87,11 @@ def _not_registered(field: str, identifier: str, table: Table) -> Violation:
 
 
 def find_eligible(
-    table: Table, policy: Policy, input_tokens: int, default_output_tokens: float
+    table: Table,
+    policy: Policy,
+    input_tokens: int,
+    default_output_tokens: float,
+    known_output_tokens: OutputTokens | None = None,
 ) -> Eligible:
     """Split the table's candidates into eligible and excluded ones.
 
@@ -95,12 +100,20 @@ def find_eligible(
         policy: a valid one.
         input_tokens: tokens that the selected candidate will read.
         default_output_tokens: output tokens to expect of a candidate that states no mean.
+        known_output_tokens: output tokens to expect of a candidate in any case, None if unknown.
     """
+
+    def expected_cost(candidate: Candidate) -> float | None:
+        known = None if known_output_tokens is None else known_output_tokens(candidate)
+        if known is None:
+            return candidate.expected_cost_usd(input_tokens, default_output_tokens)
+        return candidate.cost_usd(input_tokens, known)
+
     rows, costs, excluded = [], [], dict[str, str]()
     by_name = _name_checks(policy)
     checks = by_name + _checks(policy, input_tokens + policy.expected_output_tokens)
     for row, candidate in enumerate(table.candidates):
-        cost = candidate.expected_cost_usd(input_tokens, default_output_tokens)
+        cost = expected_cost(candidate)
         for check in checks:
             if reason := check(candidate, cost):
                 excluded[candidate.id] = reason
@@ -112,7 +125,7 @@ def find_eligible(
         # A request that failed tells its sender what to change, so it counts how far each
         # candidate is from being eligible. One that the sender named as unwanted comes last.
         def distance(candidate: Candidate) -> tuple[int, int]:
-            cost = candidate.expected_cost_usd(input_tokens, default_output_tokens)
+            cost = expected_cost(candidate)
             failed = [bool(check(candidate, cost)) for check in checks]
             return sum(failed[: len(by_name)]), sum(failed)
 

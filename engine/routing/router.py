@@ -80,6 +80,7 @@ class _PreparedRequest:
     info: PromptInfo
     eligible: Eligible
     admitted_size: int  # by which the batcher admitted it already, 0 if it has not
+    lengths: AnswerLengths | None  # expected of answers, None if no length is known
 
 
 class Router:
@@ -230,7 +231,9 @@ class Router:
             self._batcher.check_admission(size, deadline)
         validate_policy(policy, table)
         prompt, info = prepare_prompt(text, context, self._tokenizer, self._training_set)
-        return _PreparedRequest(table, prompt, info, select_eligible(table, info, policy), size)
+        lengths = self._answer_lengths()
+        eligible = select_eligible(table, info, policy, None if lengths is None else lengths.mean)
+        return _PreparedRequest(table, prompt, info, eligible, size, lengths)
 
     async def _score_or_fall_back(
         self, request: _PreparedRequest, deadline: float
@@ -271,7 +274,7 @@ class Router:
     ) -> tuple[Eligible, Float32Array]:
         """Return the eligible candidates and their p, costs by the length of answers to similar
         instructions if some are known."""
-        lengths, table = self._answer_lengths(), request.table
+        lengths, table = request.lengths, request.table
         if lengths is None or scored.embedding is None:
             return request.eligible, scored.p
         candidates = [table.candidates[row] for row in request.eligible.rows]

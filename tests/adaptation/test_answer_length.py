@@ -84,6 +84,18 @@ def test_a_budget_excludes_by_the_better_estimate() -> None:
     assert len(all_above.rows) == len(left) == 3
 
 
+@pytest.mark.parametrize(("tokens", "budget"), [(20.0, 2e-4), (5000.0, 3e-3), (800.0, 5e-4)])
+def test_known_lengths_admit_and_exclude_before_scoring(tokens: float, budget: float) -> None:
+    """A budget between the cost of 400 tokens and that of the known length."""
+    priced = replace(table("a", "bb", "ccc"), candidates=(A, BB, CCC))
+    found = lengths([[tokens, np.nan, np.nan]] * 500, list(range(500)))
+    policy = Policy("budget_usd", budget)
+    stated = find_eligible(priced, policy, 10, 400.0)
+    known = find_eligible(priced, policy, 10, 400.0, found.mean)
+    assert (0 in known.rows) == (tokens < 400) != (0 in stated.rows)
+    assert [row in known.rows for row in (1, 2)] == [row in stated.rows for row in (1, 2)]
+
+
 async def test_recorded_usage_is_read_until_it_is_reset(tmp_path: Path) -> None:
     replica = Replica(tmp_path / "o.sqlite")
     used = [Usage(output_tokens=9000), Usage(output_tokens=9000, error="HTTP 529"), Usage()]
