@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from engine.adaptation.filling import VectorFiller
 from engine.adaptation.fit import fit
 from engine.adaptation.recent_decisions import RecentDecisions
 from engine.adaptation.refresh import AdaptationRefresher
-from engine.adaptation.text_scorer import TextScorer
+from engine.adaptation.vectors.filling import VectorFiller
+from engine.adaptation.vectors.text_scorer import TextScorer
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import Manifest, weights_id
 from engine.bundle.prompt import Tokenizer

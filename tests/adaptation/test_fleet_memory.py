@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.adaptation.filling import VectorFiller
+from engine.adaptation.vectors.filling import VectorFiller
 from engine.registry.outcome_changes import read_waiting
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
@@ -154,7 +154,7 @@ async def test_texts_of_decisions_that_none_remembers_are_scored_later(
 
 
 async def test_filling_outlives_any_error(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.adaptation.filling.POLL_S", 0.01)
+    monkeypatch.setattr("engine.adaptation.vectors.filling.POLL_S", 0.01)
     replica = Replica(tmp_path / "o.sqlite")
     filler = VectorFiller(replica.store, replica.recent, TextsOnly(replica))  # type: ignore[arg-type]
     again = asyncio.Event()

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine.adaptation.text_scorer import TextScorer
+from engine.adaptation.vectors.text_scorer import TextScorer
 from engine.api.errors import OverloadedError
 from engine.api.request_context import PRINCIPAL
 
@@ -28,8 +28,8 @@ class BlockedScorer(TextScorer):
 
 
 async def test_texts_of_one_caller_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.adaptation.text_scorer.MAX_WAITING", 5)
-    monkeypatch.setattr("engine.adaptation.text_scorer.MAX_OF_ONE", 3)
+    monkeypatch.setattr("engine.adaptation.vectors.text_scorer.MAX_WAITING", 5)
+    monkeypatch.setattr("engine.adaptation.vectors.text_scorer.MAX_OF_ONE", 3)
     scorer = BlockedScorer()
 
     async def ask(principal: str) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from engine.adaptation.recent_decisions import RecentDecisions
-from engine.adaptation.text_scorer import TextScorer
+from engine.adaptation.vectors.text_scorer import TextScorer
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import NotFoundError, OverloadedError
 from engine.api.request_context import ROLE

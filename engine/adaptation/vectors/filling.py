@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from engine.adaptation.recent_decisions import RecentDecisions
-from engine.adaptation.text_scorer import TextScorer
+from engine.adaptation.vectors.text_scorer import TextScorer
 from engine.api.errors import ModelsatError
 from engine.registry.outcome_changes import WaitingInstruction, read_waiting
 from engine.registry.stores.outcome_types import ScoredInstruction

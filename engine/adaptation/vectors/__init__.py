@@ -1,0 +1,1 @@
+"""Get embedding and log-odds of instructions whose decision this server does not remember."""
