@@ -21,14 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.adaptation.adaptation import FitFigures
-from engine.adaptation.coverage import Coverage
 from engine.adaptation.fitted import (
     MAX_LOGIT,
     CandidateParts,
     CommonPart,
     FittedAdaptation,
 )
-from engine.adaptation.kernel import KernelFeatures, choose_landmarks
+from engine.adaptation.kernel import Coverage, KernelFeatures, choose_landmarks
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.adaptation.regression import (
     LogisticWeights,

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.adaptation.adaptation import CorrectedScores, FitFigures
-from engine.adaptation.coverage import Coverage
-from engine.adaptation.kernel import KernelFeatures
+from engine.adaptation.kernel import Coverage, KernelFeatures
 from engine.adaptation.regression import sigmoid
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array

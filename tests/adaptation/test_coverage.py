@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.adaptation.coverage import Coverage
 from engine.adaptation.fit import fit
+from engine.adaptation.kernel import Coverage
 from engine.adaptation.outcome_matrix import OutcomeMatrix
 from engine.bundle.instruction_space import InstructionSpace
 
