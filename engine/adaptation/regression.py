@@ -97,6 +97,8 @@ def fit_ridge(
         Coefficients (R, T); predictions (N, T); and predictions of each target by a fit without its
         row (N, T), from the hat matrix's diagonal (Golub, Heath and Wahba, 1979).
     """
+    if 2 * len(features) < features.shape[1]:
+        return _fit_ridge_by_rows(features, weights, targets, variance)
     weighted = features * weights[:, None].astype(np.float32)
     gram = (features.T @ weighted).astype(np.float64)
     gram[np.diag_indices_from(gram)] += 1 / variance
@@ -107,3 +109,18 @@ def fit_ridge(
     leverage: Float64Array = np.clip(spread.sum(axis=1, dtype=np.float64), 0, MAX_LEVERAGE)
     left_out = (predicted - leverage[:, None] * targets) / (1 - leverage[:, None])
     return np.asarray(coefficients), np.asarray(predicted), np.asarray(left_out)
+
+
+def _fit_ridge_by_rows(
+    features: Float32Array, weights: Float64Array, targets: Float64Array, variance: float
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Fit the same in the dual, (N, N), for fewer rows than features: each of many candidates may
+    have a few outcomes of its own."""
+    wide, root = features.astype(np.float64), np.sqrt(weights)[:, None]
+    kernel = variance * (wide @ wide.T)
+    inverse = np.linalg.inv(root * kernel * root.T + np.eye(len(wide)))
+    dual = root * (inverse @ (root * targets))
+    predicted = kernel @ dual
+    rest = np.maximum(np.diag(inverse), 1 - MAX_LEVERAGE)[:, None]  # 1 - leverage
+    left_out = (predicted - (1 - rest) * targets) / rest
+    return variance * (wide.T @ dual), predicted, left_out

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engine.adaptation.fit import fit
 from engine.adaptation.fitted import FittedAdaptation
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
-from engine.adaptation.regression import log_loss, sigmoid
+from engine.adaptation.regression import fit_ridge, log_loss, sigmoid
 from engine.bundle.instruction_space import InstructionSpace
 from engine.routing.guard import Evidence, first_above_bound
 
@@ -254,6 +254,34 @@ def test_a_candidate_does_not_depend_on_who_else_is_eligible() -> None:
         together = fitted.correct(embedding, row, NAMES)
         alone = fitted.correct(embedding, row[[3]], NAMES[3:4])
         assert together.p[3] == pytest.approx(alone.p[0], abs=1e-6)
+
+
+@given(SEEDS, st.integers(1, 40))
+def test_few_rows_and_many_features_give_the_same_fit(seed: int, rows: int) -> None:
+    """Each row left out, too; the reference solves the normal equations."""
+    random = np.random.default_rng(seed)
+    features = random.normal(size=(rows, 90)).astype(np.float32)
+    weights = random.random(rows) * random.integers(0, 2, rows)
+    targets = random.normal(size=(rows, 2))
+    found, predicted, left_out = fit_ridge(features, weights, targets, 0.7)
+    wide = features.astype(np.float64)
+
+    def solved(w: NDArray[np.float64]) -> NDArray[np.float64]:
+        gram = wide.T @ (wide * w[:, None]) + np.eye(90) / 0.7
+        return np.asarray(np.linalg.solve(gram, wide.T @ (targets * w[:, None])))
+
+    np.testing.assert_allclose(found, solved(weights), atol=1e-6)
+    np.testing.assert_allclose(predicted, wide @ solved(weights), atol=1e-5)
+    others = weights.copy()
+    others[0] = 0
+    leverage = (
+        1
+        - np.linalg.inv(np.sqrt(np.outer(weights, weights)) * 0.7 * (wide @ wide.T) + np.eye(rows))[
+            0, 0
+        ]
+    )
+    if leverage < 0.99:  # bounded above
+        np.testing.assert_allclose(left_out[0], wide[0] @ solved(others), atol=1e-4)
 
 
 def test_without_a_candidate_the_others_keep_what_was_learned() -> None:
