@@ -128,6 +128,12 @@ def test_a_small_topic_is_drawn_as_often_as_a_large_one() -> None:
     assert draw_spread(points, 10, seed=2) == draw_spread(points, 20, seed=2)[:10]
 
 
+def test_texts_that_are_all_alike_are_drawn_at_random() -> None:
+    topics = np.repeat(np.eye(4, 8, dtype=np.float32), 50, axis=0)
+    counts = Counter(row // 50 for row in draw_spread(topics, 100, seed=0))
+    assert all(counts[topic] > 12 for topic in range(4))
+
+
 def test_new_regions_come_first() -> None:
     generator = np.random.default_rng(0)
     centers = np.repeat(np.eye(3, 16), 100, axis=0)

@@ -19,6 +19,7 @@ MIN_NAMED_SHARE = 0.9  # of instructions that have a category, for categories to
 MIN_SPREAD = 1e-3  # largest standard deviation of an axis, below which texts are all alike
 ITERATIONS = 30  # of k-means; it converges in fewer
 RESTARTS = 5
+TIE = 1e-6  # mean distance that is rounding alone
 TRIED = 8  # rows of which a step of the draw takes one
 MAX_AXES = 32  # that k-means looks at, those of the largest spread
 
@@ -55,7 +56,9 @@ def draw_spread(
         tried = generator.choice(rows, size=TRIED, p=mass / mass.sum())
         # Squared distances of unit vectors, halved: (TRIED, N).
         nearest = np.minimum(distance, np.maximum(0.0, 1.0 - vectors[tried] @ vectors.T))
-        best = int((nearest @ weights).argmin())
+        potential = nearest @ weights
+        # Rows that do equally well, as equal texts do, are taken as they were drawn.
+        best = int((potential <= potential.min() + TIE * weights.sum()).argmax())
         drawn.append(int(tried[best]))
         free[drawn[-1]] = False
         distance = nearest[best]
