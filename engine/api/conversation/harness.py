@@ -113,6 +113,14 @@ _AGENTS_FILE = re.compile(r"^# AGENTS\.md instructions[^\n]*\n\s*(?=<INSTRUCTION
 _REQUEST_HEADING = re.compile(r"^## My request for [^\n:]{1,40}:[ \t]*\n", re.MULTILINE)
 _IDE_HEADING = re.compile(r"\s*# Context from my IDE setup:", re.IGNORECASE)
 MAX_TAGS = 2_000  # openings that are looked at in a turn; what follows is taken as text
+MAX_QUOTED = 20  # closings in code fences of one block
+MAX_QUOTE_CHARS = 64 * 1024  # between such a fence and the end of its block
+_FENCE = re.compile(r"^[ \t]{0,3}(```|~~~)", re.MULTILINE)
+# Continue puts files before an ask, each in a fence with its language and path, or its lines.
+_ATTACHED_FILE = re.compile(
+    r"\s*(?P<fence>`{3,}|~{3,})[\w+#.-]{0,20}[ \t]+"
+    r"(?:[^\s`]{0,200}[/\\][^\n`]{1,200}|[^\s`]{1,200}[ \t]\(\d{1,7}-\d{1,7}\))[ \t]*\r?\n"
+)
 # OpenCode writes that it read a file, and the file, as parts of the user's turn.
 _CALLED = re.compile(r"\s*called the \w+ tool with the following input", re.IGNORECASE)
 _FILE_READ = re.compile(r"\s*<(?:file|path|content|directory)>")
@@ -146,7 +154,7 @@ def human_text(parts: Sequence[str]) -> str:
         called = is_read or _CALLED.match(part) is not None
         if not is_read and not _WHOLE_PARTS.match(part):
             kept.append(part)
-    text = "\n".join(kept)
+    text = _without_attached_files("\n".join(kept))
     if "<" not in text and "[" not in text and "# " not in text and "---" not in text:
         return text.strip()
     if _IDE_HEADING.match(text) and (heading := _last(_REQUEST_HEADING, text)) is not None:
@@ -245,15 +253,31 @@ def _closing(folded: str, tag: str, at: int, flat: set[str]) -> tuple[int, int] 
     """
     if folded.find(f"</{tag}", at) < 0:
         return None
-    depth, first = 1, None
+    depth, first, quoted = 1, None, 0
     for mark in re.compile(rf"<(/?){tag}\s{{0,8}}(?:\s[^<>\n]{{0,200}})?>").finditer(folded, at):
         depth += -1 if mark[1] else 1
         if mark[1]:
+            if depth == 0 and quoted < MAX_QUOTED and _is_quoted(folded, tag, at, mark):
+                depth, quoted = 1, quoted + 1
+                continue
             first = first or mark.span()
             if depth == 0 or tag in flat:
                 return mark.span()
     flat.add(tag)
     return first
+
+
+def _is_quoted(folded: str, tag: str, at: int, closing: re.Match[str]) -> bool:
+    """Return True if a closing stands in a code fence of a block that goes on behind the fence.
+
+    at: where the block's content begins.
+    """
+    fence = ""
+    for line in _FENCE.finditer(folded, at, closing.start()):
+        fence = line[1] if not fence else "" if line[1] == fence else fence
+    end = folded.find(f"\n{fence}", closing.end()) if fence else -1
+    later = folded.find(f"</{tag}", end, end + MAX_QUOTE_CHARS) if end >= 0 else -1
+    return later >= 0 and folded.find(f"<{tag}", closing.end(), later) < 0
 
 
 def _is_known(tag: str) -> bool:
@@ -280,6 +304,18 @@ def _without_referenced_files(text: str) -> str:
         pieces.append(text[at:begin])
         at = end + len(end_mark)
     return "".join((*pieces, text[at:]))
+
+
+def _without_attached_files(text: str) -> str:
+    """Cut off files in front of an ask; a text of files alone stays whole."""
+    at = 0
+    while (opening := _ATTACHED_FILE.match(text, at)) is not None:
+        fence = opening["fence"]
+        end = text.find(f"\n{fence}", opening.end() - 1)
+        if end < 0:
+            break
+        at = end + 1 + len(fence)
+    return text[at:] if text[at:].strip(" \t\r\n`~") else text
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

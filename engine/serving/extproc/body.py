@@ -22,7 +22,7 @@ MODEL = "model"
 ROUTED = (
     *("/chat/completions", "/completions", "/responses", "/messages", "/api/chat"),
     *("/api/generate", ":generateContent", ":streamGenerateContent", "/converse"),
-    "/converse-stream",
+    *("/converse-stream", "/interactions"),
 )
 MAX_DECODINGS = 3  # of a path, by the proxies that it passes
 BYTE_ORDER_MARKS = (
