@@ -288,7 +288,7 @@ def _without_binary(value: Any, depth: int) -> Any:
 def _is_binary(text: str) -> bool:
     """Return True for base64 and data URLs."""
     if text.startswith("data:"):
-        return _DATA_URL.match(text) is not None
+        return _DATA_URL.match(text[:1024]) is not None  # each parameter takes memory
     if len(text) < MIN_BINARY_CHARS:
         return False
     head = text[:1024]

@@ -29,7 +29,7 @@ from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
 from engine.serving.rpc.status import failure_status, reason_of
 
-INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # larger conversations are read in a thread
+INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # what is larger is read in a thread
 _READERS = ThreadPoolExecutor(1, "conversations")
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
 MAX_STREAM_ID_CHARS = 64
@@ -177,12 +177,13 @@ async def route(
 async def _read(
     router: Router, request: pb.RouteRequest, max_text_bytes: int
 ) -> ConversationReading:
-    """Read a large conversation in a thread, so that the event loop stays responsive."""
-    if request.WhichOneof("instruction") != "conversation":
-        return reading_from(request, max_text_bytes)
+    """Read a long text or conversation in a thread, so that the event loop stays responsive."""
     call = partial(reading_from, request, max_text_bytes, router.token_counter)
-    spoken = request.conversation
-    is_large = len(spoken.messages) > INLINE_READ_TURNS or spoken.ByteSize() > INLINE_READ_BYTES
+    form, spoken = request.WhichOneof("instruction"), request.conversation
+    is_large = (form == "text" and len(request.text) > INLINE_READ_BYTES) or (
+        form == "conversation"
+        and (len(spoken.messages) > INLINE_READ_TURNS or spoken.ByteSize() > INLINE_READ_BYTES)
+    )
     return await asyncio.get_running_loop().run_in_executor(_READERS, call) if is_large else call()
 
 
