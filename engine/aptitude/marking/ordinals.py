@@ -13,7 +13,10 @@ from engine.aptitude.questions import LETTERS
 _ARTICLE = r"(?:\b(?:the|la|el|le|die|den|der|de|a|o) )?"
 _LETTER = r"(?P<letter>[,:;]? ?\(?(?P<named>[a-z])\)?(?![\w'])(?=[\s.,;:!]|$))?"
 # Not "the first option that ...": it may go on to say anything.
-_CLOSES = r"(?=[.,;:!)\n]|$| \(| is (?:the )?(?:correct|right|best|most)\b| ist richtig\b)"
+_CLOSES = (
+    r"(?=[.,;:!)\n]|$| \(| [a-z]{1,3} (?:the )?"
+    r"(?:correct|right|best|most|richtig|correcte|correcta|correta|corretta)\b)"
+)
 
 
 def with_letters(text: str, options: Sequence[str]) -> str:
