@@ -65,8 +65,13 @@ WEAK_BLOCKS = frozenset(
         "summary",
         "timestamp",
         "skill",
+        "transcript",
+        "session",
+        "conversation_history",
     )
 )
+# Blocks that are no ask if a turn has nothing else: agents have a title made of them, or a verdict.
+DUMPS = frozenset(("transcript", "session", "conversation_history"))
 # Contents that tell that a harness wrote a weak block, or one of another name.
 _ATTACHED = re.compile(
     r"\s*+(?:the following items were attached by the user|working directory:"
@@ -99,6 +104,7 @@ _WHOLE_PARTS = re.compile(
     | this\ is\ [^\n.]{1,80}\.?\ we\ are\ setting\ up\ the\ context
     | here\ is\ (?:the\ user's\ editor\ context\ as\ a\ json\ object
         |a\ summary\ of\ changes\ in\ the\ user's\ editor\ context)
+    | base\ directory\ for\ this\ skill:\ [^\n]+\n
     | (?:here\ is\ a\ )?summary\ of\ (?:the|our)\ conversation\ (?:to\ date|so\ far)\s*[:.\n]
     | (?:here\ is\ a\ |the\ following\ is\ a\ )?summary\ of\ (?:the|our)\ (?:previous\ |earlier\ )
         (?:conversation|session|messages|turns)
@@ -182,6 +188,8 @@ def human_text(parts: Sequence[str]) -> str:
     if not (strong or is_result or attached) and not any(
         _is_harness(block.tag) for block in blocks
     ):
+        if blocks and all(b.tag in DUMPS for b in blocks) and not _without(text, blocks).strip():
+            return ""
         return _ask_in_weak_blocks(text, blocks) or text.strip()
     rest = _without(text, [b for b in blocks if b.tag not in ASKS and b.tag not in WEAK_ASKS])
     asks = strong or [b for b in blocks if b.tag in WEAK_ASKS]
