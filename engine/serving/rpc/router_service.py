@@ -27,11 +27,13 @@ from engine.registry.stores.outcomes import RecordedOutcome
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
+from engine.serving.rpc.message_memory import memory_of
 from engine.serving.rpc.status import failure_status, reason_of
 
 INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # what is larger is read in a thread
 _READERS = ThreadPoolExecutor(1, "conversations")
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
+PLACE_BYTES = 8192  # of requests of one stream in progress, so that a large one is alone
 MAX_STREAM_ID_CHARS = 64
 MAX_CATEGORY_CHARS = 200
 DECISION_ID = re.compile(r"[0-9a-f]{32}")
@@ -91,7 +93,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
                 result = await self._result(each.request, deadline, "StreamRoute")
             return pb.StreamRouteResponse(id=each.id[:MAX_STREAM_ID_CHARS], result=result)
 
-        async with aclosing(map_unordered(requests, one, MAX_CONCURRENT)) as answers:
+        async with aclosing(map_unordered(requests, one, MAX_CONCURRENT, _weight)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -187,6 +189,12 @@ async def _read(
     return await asyncio.get_running_loop().run_in_executor(_READERS, call) if is_large else call()
 
 
+def _weight(request: pb.StreamRouteRequest) -> int:
+    """Return how many of a stream's MAX_CONCURRENT places a request takes, all for a large one."""
+    size = memory_of(request, request.ByteSize())
+    return min(MAX_CONCURRENT, 1 + size // PLACE_BYTES)
+
+
 def _error(error: Exception, method: str) -> pb.RouteResult:
     status = failure_status(error, method)
     error_message = pb.RouteError(
@@ -240,27 +248,33 @@ ResponseT = TypeVar("ResponseT")
 
 
 async def map_unordered(
-    requests: AsyncIterator[RequestT], call: Callable[[RequestT], Awaitable[ResponseT]], limit: int
+    requests: AsyncIterator[RequestT],
+    call: Callable[[RequestT], Awaitable[ResponseT]],
+    limit: int,
+    weight: Callable[[RequestT], int] = lambda _: 1,
 ) -> AsyncGenerator[ResponseT, None]:
     """Call `call` for every request, and yield the responses in order of completion.
 
     At most `limit` requests are in progress, responses that the reader has not taken included, so
     that a slow reader slows the sender down. What runs is cancelled when the iteration ends or is
     closed; close it (contextlib.aclosing) instead of leaving that to the garbage collector. `call`
-    must not raise.
+    must not raise. weight: of a request that counts as several, at most `limit`.
     """
     slots = asyncio.Semaphore(limit)
-    ready: asyncio.Queue[ResponseT | None] = asyncio.Queue()
+    ready: asyncio.Queue[tuple[ResponseT, int] | None] = asyncio.Queue()
     running: set[asyncio.Task[None]] = set()
 
-    async def work(request: RequestT) -> None:
-        ready.put_nowait(await call(request))
+    async def work(request: RequestT, places: int) -> None:
+        ready.put_nowait((await call(request), places))
 
     async def read() -> None:
         try:
             await slots.acquire()
             async for request in requests:
-                task = asyncio.create_task(work(request))
+                places = weight(request)
+                for _ in range(places - 1):
+                    await slots.acquire()
+                task = asyncio.create_task(work(request, places))
                 running.add(task)
                 task.add_done_callback(running.discard)
                 await slots.acquire()
@@ -270,9 +284,11 @@ async def map_unordered(
 
     reader = asyncio.create_task(read())
     try:
-        while (response := await ready.get()) is not None:
+        while (answer := await ready.get()) is not None:
+            response, places = answer
             yield response
-            slots.release()
+            for _ in range(places):
+                slots.release()
         await reader  # raises what the transport raised
     finally:
         for task in (reader, *running):
