@@ -26,9 +26,10 @@ DEFAULT_OUTPUT_TOKENS = 400.0  # of a candidate whose mean answer was never meas
 MAX_NAME_CHARS = 200
 MAX_NUMBER = 1_000_000_000  # of tokens, or US dollars per million of them
 MAX_CANDIDATES = 1000  # of a table
+MAX_PROBLEMS = 100  # of candidates that one error lists; a table can have a million
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a table has up to 50,000, which the collector walks
 class TaskResult:
     """Result on one task of the aptitude test.
 
@@ -163,24 +164,30 @@ def check_word_lists(
     return problems
 
 
+def check_table_size(count: int) -> None:
+    """Raise InvalidInputError if there are more candidates than a table holds."""
+    if count > MAX_CANDIDATES:
+        problem = f"would be {count}, the limit is {MAX_CANDIDATES}."
+        raise InvalidInputError(Violation("candidates", problem))
+
+
 def require_valid(candidates: Sequence[Candidate], field: str = "candidates") -> None:
-    """Raise one InvalidInputError that lists every problem of `candidates`, duplicates included."""
+    """Raise one InvalidInputError that lists the problems of `candidates`, duplicates included.
+
+    The candidates after the one with problem number MAX_PROBLEMS are not looked at.
+    """
     single = len(candidates) == 1
-    problems = [
-        problem
-        for i, candidate in enumerate(candidates)
-        for problem in validate(candidate, field if single else f"{field}[{i}]")
-    ]
+    problems: list[Violation] = []
     first_index: dict[str, int] = {}
     for i, candidate in enumerate(candidates):
+        path = field if single else f"{field}[{i}]"
+        problems += validate(candidate, path)
         first = first_index.setdefault(candidate.id, i)
         if first != i:
-            problems.append(
-                Violation(
-                    f"{field}[{i}].name",
-                    f"is {candidate.name}, the same as {field}[{first}]; names are unique.",
-                )
-            )
+            problem = f"is {candidate.name}, the same as {field}[{first}]; names are unique."
+            problems.append(Violation(f"{path}.name", problem))
+        if len(problems) >= MAX_PROBLEMS:
+            break
     if problems:
         raise InvalidInputError(*problems)
 

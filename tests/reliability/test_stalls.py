@@ -29,7 +29,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from engine.api.candidate import TEST_TASKS
+from engine.api.candidate import MAX_CANDIDATES, MAX_TASK_CHARS, TEST_TASKS
 from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES, MIB
 from engine.api.proto import candidate_to
 from engine.pb import candidate_service_pb2 as cpb
@@ -172,11 +172,12 @@ def wrapped(
     return [raw] if path[0].name.startswith("request_headers") else [http_headers(), raw]
 
 
-def full_table() -> list[bytes]:
-    """The largest table that is allowed, by the note in engine/api/limits.py."""
-    request, task = cpb.BatchReplaceCandidatesRequest(validate_only=True), "word, " * 50
-    results = [{"task_keywords": f"{n} {task}", "accuracy": 0.5} for n in range(TEST_TASKS)]
-    for number in range(1000):
+def full_table(task_chars: int) -> list[bytes]:
+    """A table of as many candidates as are allowed. task_chars: of the name of each task."""
+    request = cpb.BatchReplaceCandidatesRequest(validate_only=True)
+    task = ("word, " * task_chars)[: task_chars - 3]
+    results = [{"task_keywords": f"{n:02} {task}", "accuracy": 0.5} for n in range(TEST_TASKS)]
+    for number in range(MAX_CANDIDATES):
         request.candidates.add(name=f"candidates/c{number}", aptitude=results)
     return [request.SerializeToString()]
 
@@ -190,7 +191,10 @@ def chat(piece: bytes) -> list[bytes]:
 
 
 SPECIAL: dict[str, list[Hostile]] = {
-    "BatchReplaceCandidates": [Hostile("a full table", full_table)],
+    "BatchReplaceCandidates": [
+        Hostile("a full table", partial(full_table, MAX_TASK_CHARS)),
+        Hostile("50,000 problems", partial(full_table, MAX_TASK_CHARS + 1)),
+    ],
     "Process": [
         Hostile("turns", partial(chat, b'{"role":"user","content":"Hi"}')),
         Hostile("numbers", partial(chat, b"1")),

@@ -58,9 +58,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         """Select a candidate."""
         return await route(self._router, request, self._max_text_bytes, _deadline(context))
 
-    async def BatchRoute(
-        self, request: pb.BatchRouteRequest, context: Context
-    ) -> pb.BatchRouteResponse:
+    async def BatchRoute(self, request: pb.BatchRouteRequest, context: Context) -> bytes:
         """Select a candidate for each request; one that fails does not fail the others."""
         count = len(request.requests)
         if not 1 <= count <= MAX_BATCH_REQUESTS:
@@ -69,13 +67,14 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
             )
         deadline, slots = _deadline(context), asyncio.Semaphore(MAX_CONCURRENT)
 
-        async def one(each: pb.RouteRequest) -> pb.RouteResult:
+        async def one(each: pb.RouteRequest) -> bytes:
             async with slots:
-                return await self._result(each, deadline, "BatchRoute")
+                result = await self._result(each, deadline, "BatchRoute")
+            return pb.BatchRouteResponse(results=[result]).SerializeToString()  # a part of it
 
         async with asyncio.TaskGroup() as group:  # cancels all when the caller gives up
             tasks = [group.create_task(one(each)) for each in request.requests]
-        return pb.BatchRouteResponse(results=[task.result() for task in tasks])
+        return b"".join(task.result() for task in tasks)
 
     async def StreamRoute(
         self, requests: AsyncIterator[pb.StreamRouteRequest], context: Context
