@@ -289,6 +289,9 @@ HOSTILE = [
     lambda n: "A is correct? " * (n // 14),
     lambda n: "<|channel|>" * (n // 11),
     lambda n: "Ⓒ" * n,
+    lambda n: "# Thinking" + " " * n + "x",
+    lambda n: "**Thought process" + "\t" * n + "x",
+    lambda n: "__Working" + " :" * (n // 2) + " " * n,
 ]
 
 

@@ -82,8 +82,8 @@ _LEADING = re.compile(r"\s*(?:thinking\.\.\.\s*\n|(?P<harmony>analysis)(?=[A-Z])
 # A heading such as **Thinking:** or ## Thought process, at the beginning of a reply.
 _HEADED = r"(?:my )?(?:thinking|thoughts?|(?:thought|thinking) process|internal monologue|working)"
 _HEADING = re.compile(
-    rf"\s{{0,20}}(?:(?:\*\*|__){_HEADED}[ \t]*:?[ \t]*(?:\*\*|__):?"
-    rf"|#{{1,6}}[ \t]+{_HEADED}[ \t]*:?[ \t]*(?:\n|$))",
+    rf"\s{{0,20}}(?:(?:\*\*|__){_HEADED}[ \t]{{0,9}}:?[ \t]{{0,9}}(?:\*\*|__):?"
+    rf"|#{{1,6}}[ \t]+{_HEADED}[ \t]{{0,9}}:?[ \t]{{0,9}}(?:\n|$))",
     re.IGNORECASE,
 )
 # The next heading, or a line such as "Answer: C".
