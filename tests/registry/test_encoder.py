@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -104,3 +106,23 @@ def test_invalid_aptitude_results_are_named(aptitude: tuple[TaskResult, ...], wo
 
     problems = validate(Candidate("x", aptitude))
     assert any(words in p.description for p in problems)
+
+
+def test_the_collector_does_not_walk_the_results_of_a_table() -> None:
+    """Kind: a full table, whose 50,000 results held up the event loop in each full collection."""
+
+    def tracked() -> int:
+        gc.collect()
+        return sum(type(thing) is TaskResult for thing in gc.get_objects())
+
+    before = tracked()
+    results = [TaskResult(f"task {i}", i / 100) for i in range(50)]
+    table = [Candidate(f"c{i}", tuple(results)) for i in range(100)]
+    aptitude, expected = table[7].aptitude, tuple(results)
+    del results[:]
+    assert aptitude == expected
+    assert (aptitude[3], aptitude[-2:], len(aptitude)) == (expected[3], expected[-2:], 50)
+    assert pickle.loads(pickle.dumps(table[7])) == table[7] != Candidate("c7", expected[1:])
+    assert len({Candidate("c7", expected), table[7]}) == 1
+    del expected
+    assert tracked() == before
