@@ -215,10 +215,10 @@ class Arrivals(HandlerWrapper):
         """Note a call while it lasts; return its caller: the principal, else the peer."""
         peer: str = context.peer()
         stack.enter_context(self._half_sent.calling(peer))
+        self._note_caller(context)
         # Calls that were refused, which have no parser, keep no connection open either.
         if parse is not None and not method.startswith(STANDARD):
-            stack.enter_context(self._connections.calling(peer))
-        self._note_caller(context)
+            stack.enter_context(self._connections.calling(peer, PRINCIPAL.get()))
         return PRINCIPAL.get() or peer
 
     async def _take_stream(self, caller: str, stack: AsyncExitStack) -> None:
