@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.message import Message
 
 from engine.api.errors import TooManyCallsError
+from engine.api.request_context import PRINCIPAL
 from engine.pb import candidate_pb2
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import router_service_pb2 as rpb
@@ -25,7 +26,7 @@ from engine.serving.rpc.message_memory import (
     MessageMemory,
     memory_of,
 )
-from engine.serving.rpc.router_service import map_unordered
+from engine.serving.rpc.router_service import INLINE_READ_BYTES, map_unordered, route
 from engine.serving.rpc.wire import STEP_BYTES
 
 TURNS = rpb.Conversation(messages=[rpb.Message()] * 3000)
@@ -130,3 +131,24 @@ async def test_a_large_request_of_a_stream_is_in_progress_alone() -> None:
         assert sorted([each async for each in answers]) == list(range(12))
     assert together[5] == 1
     assert max(together.values()) == 4
+
+
+async def test_callers_take_turns_to_have_long_texts_read() -> None:
+    order: list[str] = []
+
+    class Router:
+        token_counter = None
+
+        async def require_revision(self, token: str, deadline: float) -> None:
+            order.append(PRINCIPAL.get())
+            raise LookupError
+
+    async def ask(principal: str) -> None:
+        PRINCIPAL.set(principal)
+        request = rpb.RouteRequest(text="<" * 4 * INLINE_READ_BYTES)
+        router: Any = Router()
+        with pytest.raises(LookupError):
+            await route(router, request, 1 << 20, float("inf"))
+
+    await asyncio.gather(*(ask("crowd") for _ in range(20)), ask("other"))
+    assert order.index("other") <= 2

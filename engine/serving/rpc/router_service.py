@@ -27,11 +27,13 @@ from engine.registry.stores.outcomes import RecordedOutcome
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
+from engine.serving.rpc.fair_slots import FairSlots
 from engine.serving.rpc.message_memory import memory_of
 from engine.serving.rpc.status import failure_status, reason_of
 
 INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # what is larger is read in a thread
 _READERS = ThreadPoolExecutor(1, "conversations")
+_READING = FairSlots(1, 16_384, "conversations are read")  # callers take turns
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
 PLACE_BYTES = 8192  # of requests of one stream in progress, so that a large one is alone
 MAX_STREAM_ID_CHARS = 64
@@ -185,7 +187,10 @@ async def _read(
         form == "conversation"
         and (len(spoken.messages) > INLINE_READ_TURNS or spoken.ByteSize() > INLINE_READ_BYTES)
     )
-    return await asyncio.get_running_loop().run_in_executor(_READERS, call) if is_large else call()
+    if not is_large:
+        return call()
+    async with _READING.slot(PRINCIPAL.get()):
+        return await asyncio.get_running_loop().run_in_executor(_READERS, call)
 
 
 def _weight(request: pb.StreamRouteRequest) -> int:
