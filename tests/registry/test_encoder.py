@@ -71,6 +71,25 @@ def test_tasks_unknown_to_training_are_encoded(encoder: CapabilityEncoder) -> No
     assert np.isfinite(embedding).all()
 
 
+@pytest.mark.parametrize(
+    ("task", "known"),
+    [
+        ("Algebra, School", True),
+        ("School, Algebra", True),
+        ("School, part 3, Algebra", True),
+        ("part 12, Algebra, School, part 1", True),
+        ("Algebra, School, part", False),
+        ("Algebra, School, part x", False),
+        ("Algebra, School, apart 3", False),
+        ("Algebra, School, part 3 of 4", False),
+    ],
+)
+def test_tasks_are_known_by_their_keywords_without_numbers_of_parts(task: str, known: bool) -> None:
+    norms = TaskNorms(np.zeros(2, np.float32), {"Algebra, School, part 2": 0.25})
+    (mean,) = norms.of([task])
+    assert mean == 0.25 if known else np.isnan(mean)
+
+
 def test_cache_of_task_vectors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is cut, the tasks of the candidate at hand stay."""
     monkeypatch.setattr("engine.registry.encoder.MAX_CACHED_TASKS", 3)
