@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import is_utf8
@@ -26,9 +26,10 @@ DEFAULT_OUTPUT_TOKENS = 400.0  # of a candidate whose mean answer was never meas
 MAX_NAME_CHARS = 200
 MAX_NUMBER = 1_000_000_000  # of tokens, or US dollars per million of them
 MAX_CANDIDATES = 1000  # of a table
+MAX_PROBLEMS = 100  # of candidates that one error lists; a table can have a million
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TaskResult:
     """Result on one task of the aptitude test.
 
@@ -38,6 +39,47 @@ class TaskResult:
 
     task: str
     accuracy: float
+
+
+class Aptitude(Sequence[TaskResult]):
+    """The results of an aptitude test, which makes each TaskResult when it is asked for.
+
+    A table has up to 50,000. As objects, they let each full run of the garbage collector hold up
+    the event loop by 10 ms; it does not walk tuples of strings and numbers.
+    """
+
+    __slots__ = ("_accuracies", "_tasks")
+
+    def __init__(self, results: Iterable[TaskResult]) -> None:
+        kept = tuple(results)
+        self._tasks = tuple([r.task for r in kept])
+        self._accuracies = tuple([r.accuracy for r in kept])
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TaskResult, ...]: ...
+    def __getitem__(self, index: int | slice) -> TaskResult | tuple[TaskResult, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        return TaskResult(self._tasks[index], self._accuracies[index])
+
+    def __iter__(self) -> Iterator[TaskResult]:
+        return map(TaskResult, self._tasks, self._accuracies)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Aptitude):
+            return (self._tasks, self._accuracies) == (other._tasks, other._accuracies)
+        return tuple(self) == other if isinstance(other, tuple) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self._tasks, self._accuracies))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
 
 
 @dataclass(frozen=True)
@@ -50,7 +92,7 @@ class Candidate:
     """
 
     id: str
-    aptitude: tuple[TaskResult, ...]
+    aptitude: Sequence[TaskResult]
     display_name: str = ""
     context_window: int | None = None
     input_usd_per_million: float | None = None
@@ -61,6 +103,10 @@ class Candidate:
     features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.aptitude, Aptitude):
+            object.__setattr__(self, "aptitude", Aptitude(self.aptitude))
 
     @property
     def name(self) -> str:
@@ -165,24 +211,30 @@ def check_word_lists(
     return problems
 
 
+def check_table_size(count: int) -> None:
+    """Raise InvalidInputError if there are more candidates than a table holds."""
+    if count > MAX_CANDIDATES:
+        problem = f"would be {count}, the limit is {MAX_CANDIDATES}."
+        raise InvalidInputError(Violation("candidates", problem))
+
+
 def require_valid(candidates: Sequence[Candidate], field: str = "candidates") -> None:
-    """Raise one InvalidInputError that lists every problem of `candidates`, duplicates included."""
+    """Raise one InvalidInputError that lists the problems of `candidates`, duplicates included.
+
+    The candidates after the one with problem number MAX_PROBLEMS are not looked at.
+    """
     single = len(candidates) == 1
-    problems = [
-        problem
-        for i, candidate in enumerate(candidates)
-        for problem in validate(candidate, field if single else f"{field}[{i}]")
-    ]
+    problems: list[Violation] = []
     first_index: dict[str, int] = {}
     for i, candidate in enumerate(candidates):
+        path = field if single else f"{field}[{i}]"
+        problems += validate(candidate, path)
         first = first_index.setdefault(candidate.id, i)
         if first != i:
-            problems.append(
-                Violation(
-                    f"{field}[{i}].name",
-                    f"is {candidate.name}, the same as {field}[{first}]; names are unique.",
-                )
-            )
+            problem = f"is {candidate.name}, the same as {field}[{first}]; names are unique."
+            problems.append(Violation(f"{path}.name", problem))
+        if len(problems) >= MAX_PROBLEMS:
+            break
     if problems:
         raise InvalidInputError(*problems)
 

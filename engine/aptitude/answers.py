@@ -24,6 +24,7 @@ from typing import Any
 
 from engine.aptitude.marking.answer_words import answer_words
 from engine.aptitude.marking.choices import CONTRADICTORY, ChoiceReader
+from engine.aptitude.marking.ordinals import with_letters
 from engine.aptitude.marking.plain_text import (
     balanced,
     canonical,
@@ -42,9 +43,17 @@ ANSWER_KEYS = re.compile(
 )
 _TAGS = re.compile(
     r"<(?P<tag>(?:final_?)?(?:answer|choice|option|output|result))>(?P<in_tag>[^<>]{0,400})</(?P=tag)>"
+    r"|\[(?P<square>(?:final_?)?(?:answer|choice|option))\](?P<in_square>[^\[\]]{0,400})\[/(?P=square)\]"
     r"|\[\[(?P<in_brackets>[^\[\]]{1,200})\]\]|^####(?P<after_hashes>[^#\n]{1,200})$"
     r"|<[|｜]begin_of_box[|｜]>(?P<in_box>[^<>]{0,400})<[|｜]end_of_box[|｜]>",
     re.IGNORECASE | re.MULTILINE,
+)
+_CONTENTS = ("in_tag", "in_square", "in_brackets", "after_hashes", "in_box")
+# A model that is not stopped asks itself the next question, and answers that.
+_NEXT_QUESTION = re.compile(
+    r"(?:\n|(?<=answer>))\s{0,9}(?:#{1,4} |\*\*)?"
+    r"(?:(?:next )?question|q|human|user|problem|problem statement)(?: ?\d{1,4})?(?:\*\*)?[:：]",
+    re.IGNORECASE,
 )
 _LONE_CAPITAL = re.compile(r"(?<![\w'])[A-Z](?![\w'])")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\b[ \t]{0,9}")
@@ -70,7 +79,11 @@ def read_answer(reply: str, options: Sequence[str]) -> Reading:
     visible = without_reasoning(reply)
     if visible is None:
         return Reading(None, "ended while reasoning")
-    letter = _Reader(_window(visible), options).read()
+    letter = None
+    if (following := _NEXT_QUESTION.search(visible)) is not None:
+        letter = _Reader(_window(visible[: following.start()]), options).read()
+        letter = None if letter == CONTRADICTORY else letter
+    letter = letter or _Reader(_window(visible), options).read()
     if letter is None:
         return Reading(None, "chooses no option")
     if letter == CONTRADICTORY:
@@ -90,7 +103,8 @@ class _Reader(ChoiceReader):
 
     def __init__(self, text: str, options: Sequence[str]) -> None:
         self._raw = _window(plain(text))
-        super().__init__(without_markup(self._raw), options)
+        self._given = options
+        super().__init__(with_letters(without_markup(self._raw), options), options)
 
     def read(self) -> str | None:
         """Take the first kind of evidence that is there."""
@@ -208,7 +222,7 @@ class _Reader(ChoiceReader):
         tags = list(_TAGS.finditer(self._raw))[-MAX_STATEMENTS:]
         for match in reversed(tags):
             inside = next(
-                (match[g] for g in ("in_tag", "in_brackets", "after_hashes", "in_box") if match[g]),
+                (match[g] for g in _CONTENTS if match[g]),
                 "",
             )
             if (letter := self._inside(inside)) is not None:
@@ -233,7 +247,7 @@ class _Reader(ChoiceReader):
         reader = _Reader.__new__(_Reader)
         reader.__dict__.update(self.__dict__)
         reader._raw = plain(content)[:1000]
-        reader._text = without_markup(reader._raw)
+        reader._text = with_letters(without_markup(reader._raw), self._given)
         reader._folded = fold(reader._text)
         nested = list(reader._boxes())
         if nested and nested[-1][0] != content:
@@ -310,6 +324,8 @@ class _Reader(ChoiceReader):
             letter, stop = result
             rest = line[stop:].lstrip()
             ends = not rest or rest[0] in ").:,;!-]|" or canonical(rest) in self._options
+            if re.match(r"\)? ?\([A-Z]\)", rest):  # (C) (D)
+                return CONTRADICTORY
             if letter == CONTRADICTORY or ends or lenient or _BECAUSE.match(rest):
                 return letter
         return None

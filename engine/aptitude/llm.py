@@ -24,6 +24,7 @@ import httpx2
 from engine.api.errors import ModelsatError, Violation
 from engine.api.loopback import is_this_machine
 from engine.aptitude.completion import FailedReplyError, read_completion
+from engine.aptitude.event_stream import joined_events, looks_like_events
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.questions import Question
 
@@ -361,7 +362,8 @@ def reply_from(prompt: ChatPrompt, content: bytes) -> Reply:
         FailedReplyError: it holds no complete reply: an error, a web page, or another form.
     """
     try:
-        completion = read_completion(json.loads(content))
+        events = looks_like_events(content)
+        completion = read_completion(joined_events(content) if events else json.loads(content))
     except RecursionError:
         raise FailedReplyError("a response that is nested too deeply") from None
     except ValueError as error:

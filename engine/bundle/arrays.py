@@ -23,6 +23,7 @@ from engine.bundle.types import Float32Array
 
 FILE = "scoring.npz"
 log = logging.getLogger(__name__)
+PART = re.compile(r"part \d+")  # a keyword that numbers the parts of a task
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class TaskNorms:
 
 
 def _keywords(task: str) -> frozenset[str]:
-    return frozenset(w for w in task.split(", ") if not re.fullmatch(r"part \d+", w))
+    words = frozenset(task.split(", "))
+    if "part " not in task:  # matching 2,500 words took most of the 1 ms to encode a candidate
+        return words
+    return frozenset(w for w in words if not PART.fullmatch(w))
 
 
 @dataclass(frozen=True)

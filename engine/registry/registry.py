@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from engine.api.candidate import MAX_CANDIDATES, NAME_PREFIX, Candidate, require_valid
+from engine.api.candidate import NAME_PREFIX, Candidate, check_table_size, require_valid
 from engine.api.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -231,7 +231,7 @@ class Registry:
             raise InvalidInputError(
                 Violation("candidates", "is empty; give all candidates of the new table.")
             )
-        _check_count(len(candidates))
+        check_table_size(len(candidates))
         await asyncio.to_thread(require_valid, candidates)
 
         def plan(_: Table) -> Change:
@@ -296,7 +296,7 @@ class Registry:
                 table = self.table()
                 change = await asyncio.to_thread(plan, table)
                 entries = _entries_after(table, change)
-                _check_count(len(entries))
+                check_table_size(len(entries))
                 if validate_only or not (change.upsert or change.delete or change.replace_all):
                     return _Applied(change, table, None)
                 arguments = (change, table.revision, description, table.id.nonce)
@@ -391,13 +391,6 @@ class Registry:
 
     def _on_answer(self) -> None:
         self._start_refresh()
-
-
-def _check_count(count: int) -> None:
-    if count > MAX_CANDIDATES:
-        raise InvalidInputError(
-            Violation("candidates", f"would be {count}, the limit is {MAX_CANDIDATES}.")
-        )
 
 
 def _expect(table: Table, identifier: str, etag: str, allow_missing: bool) -> Candidate | None:

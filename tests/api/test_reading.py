@@ -141,6 +141,10 @@ NO_ASK = {
     ),
     "a tool's result as text": ("[read_file for 'a.py'] Result:", "x = 1"),
     "a state snapshot": ("<state_snapshot>\n<goal>prove</goal>\n</state_snapshot>",),
+    "a transcript alone": ("<transcript>\nuser: hello\nassistant: hello\n</transcript>",),
+    "a session alone": ("<session>\nfix the test\n</session>\n",),
+    "two dumps": ("<conversation_history>\na\n</conversation_history>", "<session>\nb\n</session>"),
+    "the text of a skill": ("Base directory for this skill: /home/a/pdf\n\n# PDF\nRead it.",),
     "environment alone": ("<environment_details>\n# Mode\nact\n</environment_details>",),
 }
 
@@ -167,6 +171,8 @@ def test_a_turn_of_nothing_else_is_no_ask(texts: tuple[str, ...]) -> None:
         "Explain:\n```xml\n<system-reminder>\nbe brief\n</system-reminder>\n```",
         "~~~\n<environment_details>\nx\n</environment_details>\n~~~\nWho writes this?",
         "<context>\nSales rose by 3 % in March.\n</context>\nSummarize the report.",
+        "<transcript>\nA: We met in May.\nB: In June.\n</transcript>\nWho is right?",
+        "<session>\n10:00 Opening\n</session>\nTranslate it.",
         "Turn this into a story:\n<task>\nbuild a boat\n</task>\nof 100 words.",
         "<html>\n<body>\n</body>\n</html>\nWhy is this page blank?",
         "[Test A] Result: it fails. Why?",

@@ -85,6 +85,28 @@ NOTATIONS = [
     "A is wrong. C is correct.",
     "My final choice: C",
     "The best answer to this question is C.",
+    "Answer=C",
+    "final_answer = (C)",
+    "answer==C",
+    "Respuesta=C",
+    "答案=C",
+    "the third option, C",
+    "The correct answer is the third option.",
+    "I would go with the 3rd choice (C).",
+    "Die dritte Option, C",
+    "Réponse : la troisième option",
+    "[ANSWER]C[/ANSWER]",
+    "ANSWER: C,",
+    "Antwort:\n\nAntwort: C",
+    "Answer: Let's think step by step. The slope is 3.\nAnswer: C",
+]
+# What follows an answer is a question that the model asked itself.
+RUN_ON = [
+    "C\n\nQuestion: How fast is the train?\nA. 5 m/s\nB. 6 m/s\nAnswer: A",
+    "Answer: C\n\nQ: How fast is the train?\nAnswer: B",
+    "The answer is C.\n\n**Question 2:** Which one is faster?\n\nThe answer is A.",
+    "<answer>C</answer>Human: In a school there are 30 pupils.\n<answer>B</answer>",
+    "Answer: C\nUser: And now?\nAnswer: D",
 ]
 LANGUAGES = json.loads((Path(__file__).parent / "languages.json").read_text(encoding="utf-8"))
 NO_CHOICE = [
@@ -122,6 +144,13 @@ NO_CHOICE = [
     "Answer: C++ is needed here.",
     "The answer depends on whether C holds.",
     "5 m/s or 7.5 m/s",
+    "(C) (D)",
+    "Answer = A + C",
+    "The answer is the third option, B.",
+    "The answer is the ninth option.",
+    "The first option that fits is hard to find.",
+    "Let me check each option.\nA: no\nB: no\nC: yes\nD: no",
+    "Answer: None of the above",
     "A. 5 m/s\nB. 6 m/s\nC. 7.5 m/s\nD. 8 m/s",
     "I cannot help with that.",
     r"\boxed{",
@@ -160,6 +189,13 @@ THINKING = [
     ("```thinking\n", "\n```\n"),
     ("<details>\n<summary>Thinking</summary>\n", "</details>\n"),
     ('<details type="reasoning" done="true">', "</details>"),
+    ("<work>", "</work>"),
+    ("<workings>\n", "\n</workings>\n"),
+    ("<scratch_work>", "</scratch_work>"),
+    ("**Thinking:** ", "\n\n**Answer:** "),
+    ("**Thinking**\n\n", "\n\n**Final answer**\n\n"),
+    ("## Thought process\n", "\n## Answer\n"),
+    ("__My thinking__: ", "\n\n"),
 ]
 
 
@@ -183,6 +219,15 @@ def test_typographic_forms_are_read(reply: str) -> None:
 def test_languages_are_read(reply: str) -> None:
     assert extract(reply, SPEEDS) == "C"
     assert extract(f"7.5 = 15 / 2\n\n**{reply}**\n", SPEEDS) == "C"
+
+
+@pytest.mark.parametrize("reply", RUN_ON)
+def test_an_answer_to_a_question_of_the_models_own_does_not_count(reply: str) -> None:
+    assert extract(reply, SPEEDS) == "C"
+
+
+def test_a_question_that_is_repeated_before_the_answer_is_no_end() -> None:
+    assert extract("Let me restate it.\nQuestion: How fast?\nThe answer is C.", SPEEDS) == "C"
 
 
 @pytest.mark.parametrize("reply", NO_CHOICE)
@@ -244,6 +289,9 @@ HOSTILE = [
     lambda n: "A is correct? " * (n // 14),
     lambda n: "<|channel|>" * (n // 11),
     lambda n: "Ⓒ" * n,
+    lambda n: "# Thinking" + " " * n + "x",
+    lambda n: "**Thought process" + "\t" * n + "x",
+    lambda n: "__Working" + " :" * (n // 2) + " " * n,
 ]
 
 

@@ -22,6 +22,7 @@ from engine.api.loopback import is_this_machine
 from engine.aptitude.completion import FailedReplyError, read_completion
 from engine.aptitude.grading import grade, read_reply
 from engine.aptitude.journal import Reply
+from engine.aptitude.llm import reply_from
 from engine.aptitude.questions import Question
 from engine.client.channel import is_local, way_to
 from examples.fake_llm import write_questions
@@ -138,6 +139,59 @@ def test_forms_of_a_reply_are_read_without_the_reasoning(body: dict[str, Any]) -
 def test_what_is_no_complete_reply_is_a_failed_attempt(body: Any) -> None:
     with pytest.raises(FailedReplyError):
         read_completion(body)
+
+
+QUESTION = Question("t:1", "t", "Which?", ("x", "y"), "A")
+
+
+def events(*bodies: Any, end: str = "data: [DONE]\n\n") -> bytes:
+    return "".join([*(f"data: {json.dumps(body)}\n\n" for body in bodies), end]).encode()
+
+
+def piece(content: Any, finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": finish}]}
+
+
+COUNTED = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+STREAMS = {
+    "pieces": events(piece("The answer"), piece(" is A"), piece(None, "stop"), COUNTED),
+    "comments": b": PROCESSING\n\n" + events(piece("The answer is A", "stop"), COUNTED),
+    "parts": events(piece([THOUGHT]), piece([{"type": "text", "text": "The answer is A"}], "stop")),
+    "windows lines": events(piece("The answer is A", "stop")).replace(b"\n", b"\r\n"),
+    "a whole object": events(FORMS["chat"]),
+    "a whole object with the end of a stream": json.dumps(FORMS["chat"]).encode() + b"data: [DONE]",
+    "the same, indented": json.dumps(FORMS["chat"], indent=1).encode() + b"\n\ndata: [DONE]\n",
+    "responses": b"event: response.created\n"
+    + events(
+        {"type": "response.created", "response": {"status": "in_progress", "output": []}},
+        {"type": "response.output_text.delta", "delta": "The answer"},
+        {"type": "response.completed", "response": FORMS["responses"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("content", STREAMS.values(), ids=STREAMS)
+def test_a_reply_that_is_streamed_unasked_is_read(content: bytes) -> None:
+    reply = reply_from(QUESTION, "Which?", content)
+    assert (reply.text, reply.cut) == ("The answer is A", False)
+    assert not reply.counted or reply.answer_tokens == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        events(piece("The answer is A"), end=""),
+        events(piece("The answer"), {"error": {"code": 502, "message": "upstream"}}),
+        events(piece("The answer is A", "error")),
+        events(),
+        b"data: The answer is A\n\n",
+        events({"type": "response.failed", "response": {"status": "failed", "output": []}}),
+        events(piece("The answer is A", "stop"))[:-40],
+    ],
+)
+def test_a_stream_that_fails_or_breaks_off_is_a_failed_attempt(content: bytes) -> None:
+    with pytest.raises(FailedReplyError):
+        reply_from(QUESTION, "Which?", content)
 
 
 NAMES = (

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from engine.api.candidate import MAX_PROBLEMS, TEST_TASKS, require_valid
+from engine.api.errors import InvalidInputError
+from engine.api.proto import candidate_to
 from engine.cli.main import main as cli
 from engine.pb import candidate_service_pb2 as pb
 from engine.pb import candidate_service_pb2_grpc
 from engine.registry.catalog import read_catalog
 from engine.registry.registry import Registry
-from engine.serving.rpc.candidate_service import CandidateService
+from engine.serving.rpc.candidate_service import CandidateService, encoded
 from engine.serving.rpc.interceptors import StatusInterceptor
 from modelsat import Client
 from tests.support.stores import candidate, registry
@@ -166,3 +170,36 @@ def test_command_line_rolls_back_backs_up_and_restores(
     with serving(store) as server, Client(server.address) as client:
         assert len(client.list_candidates()) == len(catalog) - 1
         assert [r.number for r in client.list_revisions()] == [5, 2, 1]
+
+
+@pytest.mark.parametrize("count", [1001, 1500, 3000])
+async def test_a_table_is_counted_before_its_candidates_are_read(
+    tmp_path: Path, count: int
+) -> None:
+    """Kind: repeated fields are walked before they are counted. No name here is valid."""
+    async with served(tmp_path) as (stub, members, _, _):
+        before = members.table()
+        request = pb.BatchReplaceCandidatesRequest()
+        for _ in range(count):
+            request.candidates.add(name="?")
+        with pytest.raises(grpc.aio.AioRpcError, match=f"would be {count}, the limit is 1000"):
+            await stub.BatchReplaceCandidates(request)
+        assert members.table() is before
+
+
+def test_an_error_lists_a_bounded_number_of_problems() -> None:
+    """Kind: answers as large as the caller likes. 1,000 candidates hold 50,000 wrong accuracies."""
+    one = candidate("a")
+    wrong = replace(one, aptitude=tuple(replace(r, accuracy=2.0) for r in one.aptitude))
+    with pytest.raises(InvalidInputError) as refused:
+        require_valid([wrong] * 1000)
+    assert MAX_PROBLEMS <= len(refused.value.violations) <= MAX_PROBLEMS + TEST_TASKS + 1
+
+
+def test_an_answer_encoded_in_pieces_is_the_same() -> None:
+    others = pb.WatchCandidatesResponse(revision=7, revision_token="x", removed=["candidates/c"])
+    answer = pb.WatchCandidatesResponse.FromString(
+        encoded(others, "changed", [candidate("a"), candidate("b")])
+    )
+    others.changed.extend([candidate_to(candidate("a")), candidate_to(candidate("b"))])
+    assert answer == others

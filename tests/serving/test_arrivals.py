@@ -129,6 +129,34 @@ def test_connections_without_calls_make_room_and_those_with_calls_stay() -> None
             assert watch.closed == 14
 
 
+@pytest.mark.parametrize(
+    ("callers", "left"),
+    [
+        ({"a": 14, "b": 4}, {"a": 5, "b": 4}),  # a is left half of the 10 that are kept
+        ({"a": 12, "": 6}, {"a": 5, "": 6}),
+        ({"": 18}, {"": 18}),  # callers without a name may be one or many
+        ({"a": 4, "b": 4}, {"a": 4, "b": 4}),
+    ],
+)
+def test_calls_that_never_end_keep_no_other_caller_out(
+    callers: dict[str, int], left: dict[str, int]
+) -> None:
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = listener.getsockname()[1]
+        watch = ConnectionWatch()
+        watch.add_port(port, limit=17)  # 10 are kept
+        ours: list[tuple[str, socket.socket]] = []
+        for caller in (name for name, count in callers.items() for _ in range(count)):
+            peer = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            opened.enter_context(listener.accept()[0])
+            name = "ipv4:{}:{}".format(*peer.getsockname())
+            opened.enter_context(watch.calling(name, caller))
+            ours.append((caller, peer))
+        watch.sweep()
+        assert Counter(caller for caller, peer in ours if not closed(peer)) == left
+
+
 def closed(peer: socket.socket) -> bool:
     peer.settimeout(0.05)
     try:

@@ -268,6 +268,22 @@ def test_errors_are_immediate_responses(
 EMBEDDINGS = {":path": "/v1/embeddings"}
 
 
+def test_ollamas_paths_take_any_content_type_as_ollama_does(server: Server) -> None:
+    for declared in ("application/x-www-form-urlencoded", "text/plain", ""):
+        sent = headers(content_type=declared, **{":path": "/api/chat"})
+        _, second = talk(server, sent, body())
+        assert "x-selected-model" in set_by(second.request_body.response)
+    form = headers(content_type="application/x-www-form-urlencoded")
+    assert refusal(talk(server, form, body())[-1]) == (415, "unsupported_media_type")
+
+
+def test_a_body_that_comes_twice_is_answered_once(server: Server) -> None:
+    for mode in (BUFFERED, DUPLEX):
+        answers = talk(server, headers(mode), body(), body(), body(b"x"))
+        kinds = [answer.WhichOneof("response") for answer in answers]
+        assert kinds == ["request_headers", "request_body"]
+
+
 def test_what_is_not_routed_passes_however_large(server: Server) -> None:
     (answer,) = talk(server, headers(content_length=str(LIMIT + 1), **EMBEDDINGS))
     assert not set_by(answer.request_headers.response)

@@ -54,6 +54,9 @@ def from_body(body: Mapping[str, Any], path: str = "") -> Conversation:
     Raises:
         InvalidInputError: the body has nothing that an upstream would answer.
     """
+    # Gemini CLI sends Code Assist the request within an envelope.
+    if isinstance(inner := body.get("request"), Mapping) and get(inner, "contents") is not None:
+        body = inner
     fields = (*TURNS, *PROMPTS, ("previous_response_id",))
     if all(follow(body, field) in (None, [], "") for field in fields):
         raise InvalidInputError(NO_TURNS)

@@ -2,7 +2,11 @@
 
 Agents write reminders, hook output, environment blocks, tool results and summaries of earlier turns
 into user turns. Only whole blocks at the beginning of a line count, and none in a code fence, so
-that an ask that quotes such a tag stays whole. Every scan is linear in the text.
+that an ask that quotes such a tag stays whole.
+
+Callers choose these texts, so the time is linear in their length. A pattern that is searched for in
+a long text holds the interpreter's lock until it is found, so long texts are searched by str.find
+or in steps, and what is repeated at the beginning of a pattern never gives back what it took.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from engine.api.conversation.text_search import Budget, cut, search
 
 # Blocks that are never the ask: exact names, and families of names that agents build alike.
 BLOCKS = re.compile(
@@ -59,27 +65,34 @@ WEAK_BLOCKS = frozenset(
         "summary",
         "timestamp",
         "skill",
+        "transcript",
+        "session",
+        "conversation_history",
     )
 )
+# Blocks that are no ask if a turn has nothing else: agents have a title made of them, or a verdict.
+DUMPS = frozenset(("transcript", "session", "conversation_history"))
 # Contents that tell that a harness wrote a weak block, or one of another name.
 _ATTACHED = re.compile(
-    r"\s*(?:the following items were attached by the user|working directory:|<name>[^<\n]+</name>)",
+    r"\s*+(?:the following items were attached by the user|working directory:"
+    r"|<name>[^<\n]+</name>)",
     re.IGNORECASE,
 )
 _ATTACHED_TAGS = frozenset(("context", "env", "skill"))
 # A block begins a line, or follows the end of a sentence: "Why? <system-reminder>".
 _OPENING = re.compile(
-    r"(?:(?P<begins_line>^)|(?<=[.?!。？！])(?=[ \t]*<))[ \t\u00a0\ufeff]*(?:(?P<fence>`{3,}|~{3,})"
-    r"|<(?P<tag>[A-Za-z][\w-]*(?:[ ]instructions)?)(?:\s[^<>\n]*)?>)",
+    r"(?:(?P<begins_line>^)|(?<=[.?!。？！])(?=[ \t]*<))[ \t\u00a0\ufeff]*+"
+    r"(?:(?P<fence>`{3,}|~{3,})"
+    r"|<(?P<tag>[A-Za-z][\w-]{0,80}(?:[ ]instructions)?)(?:\s[^<>\n]{0,2000})?>)",
     re.MULTILINE,
 )
 # Parts of which a harness wrote everything up to the end.
 _WHOLE_PARTS = re.compile(
-    r"""\s*(?:
+    r"""\s*+(?:
       this\ (?:session|conversation|chat|thread)\ is\ being\ continued\ from\ a\ previous
     | another\ language\ model\ started\ to\ solve\ this\ problem
     | caveat:\ the\ messages\ below\ were\ generated\ by\ the\ user\ while\ running
-    | \[request\ interrupted\ by\ user[^\]\n]*\]\s*$
+    | \[request\ interrupted\ by\ user[^\]\n]*+\]\s*+$
     | (?:session-?start|session-?end|user-?prompt-?submit|pre-?tool-?use|post-?tool-?use
         |subagent-?stop|stop|notification|pre-?compact)(?::[\w-]+){0,2}\ hook\s
     | \[(?:task\ resumption|error)\]\s
@@ -91,39 +104,48 @@ _WHOLE_PARTS = re.compile(
     | this\ is\ [^\n.]{1,80}\.?\ we\ are\ setting\ up\ the\ context
     | here\ is\ (?:the\ user's\ editor\ context\ as\ a\ json\ object
         |a\ summary\ of\ changes\ in\ the\ user's\ editor\ context)
+    | base\ directory\ for\ this\ skill:\ [^\n]+\n
     | (?:here\ is\ a\ )?summary\ of\ (?:the|our)\ conversation\ (?:to\ date|so\ far)\s*[:.\n]
     | (?:here\ is\ a\ |the\ following\ is\ a\ )?summary\ of\ (?:the|our)\ (?:previous\ |earlier\ )
         (?:conversation|session|messages|turns)
     | \#{1,3}\ summary\ of\ (?:the\ )?(?:previous|earlier)\ (?:conversation|session)
     | \[conversation\ summary
-    | \#\ agents\.md\ instructions\b(?=[\s\S]*</instructions>\s*$)
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
+_AGENTS_PART = re.compile(r"\s*+# agents\.md instructions\b", re.IGNORECASE)
 # A tool's result as text: Cline and Roo name the tool in brackets.
 _ENDS_LINE = re.compile(r"[ \t]*(?:\r?\n|<|\Z)")
-_TOOL_RESULT = re.compile(r"\s*\[[a-z]+(?:_[a-z]+)+(?: for [^\n]{0,500})?\] Result:")
+_TOOL_RESULT = re.compile(r"\s*+\[[a-z]+(?:_[a-z]+)++(?: for [^\n]{0,500})?\] Result:")
 # A sentence that a harness writes before the block that holds the ask.
 _LEAD = re.compile(
-    r"\s*(?:the user has provided feedback on the results[^\n]*|new instructions for task"
-    r" continuation:?|\[task\])\s*",
+    r"\s*+(?:the user has provided feedback on the results[^\n]*+|new instructions for task"
+    r" continuation:?|\[task\])\s*+",
     re.IGNORECASE,
 )
-_AGENTS_FILE = re.compile(r"^# AGENTS\.md instructions[^\n]*\n\s*(?=<INSTRUCTIONS>)", re.MULTILINE)
-_REQUEST_HEADING = re.compile(r"^## My request for [^\n:]{1,40}:[ \t]*\n", re.MULTILINE)
-_IDE_HEADING = re.compile(r"\s*# Context from my IDE setup:", re.IGNORECASE)
+_AGENTS_FILE = re.compile(r"^# AGENTS\.md instructions[^\n]*+\n\s*+(?=<INSTRUCTIONS>)", re.M)
+_REQUEST_HEADING = re.compile(r"^## My request for [^\n:]{1,40}:[ \t]*+\n", re.MULTILINE)
+_IDE_HEADING = re.compile(r"\s*+# Context from my IDE setup:", re.IGNORECASE)
 MAX_TAGS = 2_000  # openings that are looked at in a turn; what follows is taken as text
-# OpenCode writes that it read a file, and the file, as parts of the user's turn.
-_CALLED = re.compile(r"\s*called the \w+ tool with the following input", re.IGNORECASE)
-_FILE_READ = re.compile(r"\s*<(?:file|path|content|directory)>")
-# Notes that agents append to an ask: Copilot's on attachments, Cline's on its list of tasks.
-_NOTES = re.compile(
-    r"[ \t]*\(See <attachments> above for file contents\.[^\n()]{0,200}\)"
-    r"|^# (?:TODO LIST|task_progress) (?:RECOMMENDED|CREATION|UPDATE)[\s\S]*?(?=^<|\Z)",
-    re.MULTILINE,
+MAX_QUOTED = 20  # closings in code fences of one block
+MAX_QUOTE_CHARS = 64 * 1024  # between such a fence and the end of its block
+_FENCE = re.compile(r"^[ \t]{0,3}(```|~~~)", re.MULTILINE)
+# Continue puts files before an ask, each in a fence with its language and path, or its lines.
+_ATTACHED_FILE = re.compile(
+    r"\s*+(?P<fence>`{3,}+|~{3,}+)[\w+#.-]{0,20}+[ \t]{1,20}+"
+    r"(?:[^\s`/\\]{0,200}[/\\][^\n`]{1,200}+|[^\s`]{1,200}+[ \t]\(\d{1,7}-\d{1,7}\)[ \t]{0,20}+)"
+    r"\r?\n"
 )
+# Characters that are searched for closings: all of a turn a few times.
+SCANS, MIN_SCANNED_CHARS = 4, 128 * 1024
+# OpenCode writes that it read a file, and the file, as parts of the user's turn.
+_CALLED = re.compile(r"\s*+called the \w+ tool with the following input", re.IGNORECASE)
+_FILE_READ = re.compile(r"\s*+<(?:file|path|content|directory)>")
+# Notes that agents append to an ask: Copilot's on attachments, Cline's on its list of tasks.
+_SEE_ATTACHMENTS = re.compile(r"\(See <attachments> above for file contents\.[^\n()]{0,200}\)")
+_TASK_LIST = re.compile(r"^# (?:TODO LIST|task_progress) (?:RECOMMENDED|CREATION|UPDATE)", re.M)
 # A template of retrieval: instructions, sources in <context>, the ask.
-_RETRIEVAL = re.compile(r"\s*### Task:\s*Respond to the user query using the provided context")
+_RETRIEVAL = re.compile(r"\s*+### Task:\s*+Respond to the user query using the provided context")
 _REFERENCED = ("--- Content from referenced files ---", "--- End of content ---")
 
 
@@ -144,17 +166,19 @@ def human_text(parts: Sequence[str]) -> str:
     for part in parts:
         is_read = called and _FILE_READ.match(part) is not None
         called = is_read or _CALLED.match(part) is not None
-        if not is_read and not _WHOLE_PARTS.match(part):
+        if not is_read and not _is_whole(part):
             kept.append(part)
-    text = "\n".join(kept)
+    text = _without_attached_files("\n".join(kept))
     if "<" not in text and "[" not in text and "# " not in text and "---" not in text:
         return text.strip()
-    if _IDE_HEADING.match(text) and (heading := _last(_REQUEST_HEADING, text)) is not None:
-        text = text[heading.end() :]
+    if _IDE_HEADING.match(text):
+        text = _after_request_heading(text)
     if _RETRIEVAL.match(text) and (asked := text.rpartition("</context>")[2].strip()):
         text = asked
-    text = _without_referenced_files(_AGENTS_FILE.sub("", text))
-    text = _NOTES.sub("", text)
+    text = _without_referenced_files(cut(text, "# AGENTS.md instructions", _AGENTS_FILE))
+    for mark in ("# TODO LIST ", "# task_progress "):
+        text = cut(text, mark, _TASK_LIST, until="\n<")
+    text = cut(text, "(See <attachments> above", _SEE_ATTACHMENTS)
     is_result = _TOOL_RESULT.match(text) is not None
     blocks = _blocks(text)
     attached = any(
@@ -164,6 +188,8 @@ def human_text(parts: Sequence[str]) -> str:
     if not (strong or is_result or attached) and not any(
         _is_harness(block.tag) for block in blocks
     ):
+        if blocks and all(b.tag in DUMPS for b in blocks) and not _without(text, blocks).strip():
+            return ""
         return _ask_in_weak_blocks(text, blocks) or text.strip()
     rest = _without(text, [b for b in blocks if b.tag not in ASKS and b.tag not in WEAK_ASKS])
     asks = strong or [b for b in blocks if b.tag in WEAK_ASKS]
@@ -195,14 +221,15 @@ def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
     """List the outermost whole blocks of known tags (or `tags`) outside code fences, in order."""
     found: list[_Block] = []
     folded, at = text.replace("\u0130", "i").lower(), 0  # the one letter that would grow
+    budget = Budget(SCANS * len(text) + MIN_SCANNED_CHARS)
     missing: set[str] = set()  # closings that do not occur in the rest of the text
     flat: set[str] = set()  # tags that open more often than they close
     for _ in range(MAX_TAGS):
-        if (opening := _OPENING.search(text, at)) is None:
+        if budget.chars < 0 or (opening := search(_OPENING, text, at)) is None:
             break
         at = opening.end()
         if fence := opening["fence"]:
-            closing = -1 if fence in missing else text.find(f"\n{fence}", at)
+            closing = -1 if fence in missing else budget.find(text, f"\n{fence}", at)
             if closing < 0:
                 missing.add(fence)
             else:
@@ -212,7 +239,7 @@ def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
         known = tag in tags if tags is not None else _is_known(tag)
         if not known or tag in missing:
             continue
-        if (span := _closing(folded, tag, at, flat)) is None:
+        if (span := _closing(folded, tag, at, flat, budget)) is None:
             missing.add(tag)
             continue
         inner_end, end = span
@@ -227,7 +254,9 @@ def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
             tag = follower["tag"].lower()
             known = tag in tags if tags is not None else _is_known(tag)
             span = (
-                None if not known or tag in missing else _closing(folded, tag, follower.end(), flat)
+                None
+                if not known or tag in missing
+                else _closing(folded, tag, follower.end(), flat, budget)
             )
             if span is None:
                 break
@@ -237,23 +266,64 @@ def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
     return found
 
 
-def _closing(folded: str, tag: str, at: int, flat: set[str]) -> tuple[int, int] | None:
+def _closing(
+    folded: str, tag: str, at: int, flat: set[str], budget: Budget
+) -> tuple[int, int] | None:
     """Return where the closing of a block that opened before `at` begins and ends.
 
     Blocks of the same tag may be nested. If the tag opens more often than it closes, a text only
     mentions it, and the next closing counts.
     """
-    if folded.find(f"</{tag}", at) < 0:
+    if budget.find(folded, f"</{tag}", at) < 0:
         return None
-    depth, first = 1, None
-    for mark in re.compile(rf"<(/?){tag}\s{{0,8}}(?:\s[^<>\n]{{0,200}})?>").finditer(folded, at):
-        depth += -1 if mark[1] else 1
-        if mark[1]:
-            first = first or mark.span()
+    inner, depth, first, quoted = at, 1, None, 0
+    while (begin := budget.find(folded, tag, at)) >= 0:
+        at = begin + len(tag)
+        closes = folded.startswith("</", begin - 2)
+        if not closes and folded[begin - 1] != "<":
+            continue
+        if (end := _MARK_END.match(folded, at)) is None:
+            continue
+        depth += -1 if closes else 1
+        if closes:
+            span = begin - 2, end.end()
+            if depth == 0 and quoted < MAX_QUOTED and _is_quoted(folded, tag, inner, span, budget):
+                depth, quoted = 1, quoted + 1
+                continue
+            first = first or span
             if depth == 0 or tag in flat:
-                return mark.span()
+                return span
     flat.add(tag)
     return first
+
+
+def _is_quoted(folded: str, tag: str, at: int, closing: tuple[int, int], budget: Budget) -> bool:
+    """Return True if a closing stands in a code fence of a block that goes on behind the fence.
+
+    at: where the block's content begins.
+    """
+    fence = ""
+    for line in budget.matches(_FENCE, folded, at, closing[0]):
+        fence = line[1] if not fence else "" if line[1] == fence else fence
+    end = budget.find(folded, f"\n{fence}", closing[1]) if fence else -1
+    later = folded.find(f"</{tag}", end, end + MAX_QUOTE_CHARS) if end >= 0 else -1
+    return later >= 0 and folded.find(f"<{tag}", closing[1], later) < 0
+
+
+def _is_whole(part: str) -> bool:
+    """Whether a harness wrote everything up to the end of a part."""
+    if _AGENTS_PART.match(part):
+        return part.rstrip()[-len(_END_OF_AGENTS) :].lower() == _END_OF_AGENTS
+    return _WHOLE_PARTS.match(part) is not None
+
+
+def _after_request_heading(text: str) -> str:
+    """Return what follows the last heading of a request; the text itself if there is none."""
+    begin = len(text)
+    while (begin := text.rfind("## My request for ", 0, begin)) >= 0:
+        if (heading := _REQUEST_HEADING.match(text, begin)) is not None:
+            return text[heading.end() :]
+    return text
 
 
 def _is_known(tag: str) -> bool:
@@ -282,12 +352,18 @@ def _without_referenced_files(text: str) -> str:
     return "".join((*pieces, text[at:]))
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """Return the last match."""
-    last = None
-    for match in pattern.finditer(text):
-        last = match
-    return last
+def _without_attached_files(text: str) -> str:
+    """Cut off files in front of an ask; a text of files alone stays whole."""
+    at = 0
+    while (opening := _ATTACHED_FILE.match(text, at)) is not None:
+        fence = opening["fence"]
+        end = text.find(f"\n{fence}", opening.end() - 1)
+        if end < 0:
+            break
+        at = end + 1 + len(fence)
+    return text[at:] if text[at:].strip(" \t\r\n`~") else text
 
 
-_FOLLOWER = re.compile(r"[ \t]*<(?P<tag>[A-Za-z][\w-]*)(?:\s[^<>\n]*)?>")
+_FOLLOWER = re.compile(r"[ \t]*+<(?P<tag>[A-Za-z][\w-]{0,80})(?:\s[^<>\n]{0,2000})?>")
+_MARK_END = re.compile(r"\s{0,8}(?:\s[^<>\n]{0,200})?>")
+_END_OF_AGENTS = "</instructions>"

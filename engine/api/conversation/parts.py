@@ -9,7 +9,14 @@ from typing import Any
 
 from engine.api.conversation.conversation import ROLES, ConversationTurn, Role
 from engine.api.conversation.media import media_tokens
-from engine.api.conversation.providers import MODALITIES, TOOL_RESULT_KEYS, TOOL_RESULTS, get
+from engine.api.conversation.providers import (
+    ITEM_ROLES,
+    MODALITIES,
+    SOURCES,
+    TOOL_RESULT_KEYS,
+    TOOL_RESULTS,
+    get,
+)
 
 MAX_DEPTH = 40  # of nested values; what is deeper is not read
 # Strings of these fields are ids, enumerations or signatures in any format.
@@ -42,6 +49,7 @@ _ID_FIELDS = frozenset(
             "format",
             "detail",
             "file_id",
+            "qualifiers",
             "ttl",
         ),
         *("container_id", "fileUri", "file_uri", "server_label", "approval_request_id", "encoding"),
@@ -83,7 +91,8 @@ class PartReader:
         kind = _string(value.get("type"))
         if role is None:
             is_message = kind == "message" or not (kind or "role" in value)
-            role = default_role if is_message or _is_text_item(value) else "tool"
+            item_role = ROLES.get(ITEM_ROLES.get(kind, ""), "tool")
+            role = default_role if is_message or _is_text_item(value) else item_role
         if kind in TOOL_RESULTS:
             role = "tool"
         texts: list[str] = []
@@ -98,6 +107,10 @@ class PartReader:
         images = value.get("images")  # Ollama's; elsewhere parts hold them
         for image in images if isinstance(images, list) else ():
             self.media("image", image)
+        if kind == "image_generation_call" and value.get("result"):
+            self.media("image", value["result"])
+        if kind == "item_reference":
+            self.uncounted["stored history"] = None
         for name, other in value.items():
             if name not in ("role", "content", "parts", "images", *_ID_FIELDS):
                 self.other(name, other, 0)
@@ -118,10 +131,16 @@ class PartReader:
         if modality:
             self.media(modality, part)
             return
+        if kind in SOURCES:
+            texts = self.texts
         for name, value in part.items():
             is_text = name in _TEXT_KEYS and kind not in ("tool_use", "thinking")
             if is_text or (name in _RESULT_KEYS and _is_tool_result(part)):
                 self.text(value, texts, depth)
+            elif name in ("guard_content", "guardContent"):  # Bedrock's
+                qualifiers = list_of(get(get(value, "text"), "qualifiers"))
+                is_source = "grounding_source" in qualifiers and "query" not in qualifiers
+                self.part(value, self.texts if is_source else texts, depth + 1)
             elif name in ("function_response", "functionResponse"):
                 self.text(get(value, "response"), texts, depth)
                 for each in list_of(get(value, "parts")):
@@ -269,7 +288,7 @@ def _without_binary(value: Any, depth: int) -> Any:
 def _is_binary(text: str) -> bool:
     """Return True for base64 and data URLs."""
     if text.startswith("data:"):
-        return _DATA_URL.match(text) is not None
+        return _DATA_URL.match(text[:1024]) is not None  # each parameter takes memory
     if len(text) < MIN_BINARY_CHARS:
         return False
     head = text[:1024]

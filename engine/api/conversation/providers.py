@@ -116,6 +116,16 @@ FORMATS = (
         stored=(("cached_content", "cached content"),),
     ),
     RequestFormat(
+        "gemini.interactions",
+        paths=("/interactions",),
+        system=("system_instruction",),
+        turns=("input",),
+        tools=("tools",),
+        structured=("response_format", "response_mime_type"),
+        output_limits=("generation_config.max_output_tokens",),
+        stored=(("previous_interaction_id", "stored history"),),
+    ),
+    RequestFormat(
         "bedrock.converse",
         paths=("/converse", "/converse-stream"),
         system=("system",),
@@ -218,8 +228,18 @@ TOOL_RESULTS = frozenset(
         *("web_search_tool_result", "web_fetch_tool_result", "code_execution_tool_result"),
         *("bash_code_execution_tool_result", "text_editor_code_execution_tool_result"),
         *("mcp_tool_result", "tool_search_tool_result", "mcp_approval_response"),
+        *("function_result", "mcp_server_tool_result", "tool_search_output"),
     )
 )
+# Types of items without a role that no tool said.
+ITEM_ROLES: Mapping[str, str] = {
+    "user_input": "user",
+    **dict.fromkeys(("model_output", "thought", "item_reference"), "assistant"),
+    **dict.fromkeys(("compaction", "compaction_summary", "image_generation_call"), "assistant"),
+    "compaction_trigger": "system",
+}
+# Types of parts whose text the user hands over, or a harness: sources and summaries, not the ask.
+SOURCES = frozenset(("search_result", "compaction"))
 # Keys of parts without a type, in Gemini and Bedrock.
 TOOL_RESULT_KEYS = ("function_response", "tool_result", "code_execution_result")
 

@@ -43,6 +43,13 @@ class AnswerWords:
             rf"|(?=[^\x00-\u024f]))(?:{right['right']})"
         )
         self.buts = frozenset(map(fold, words["but"]))
+        self.positions = {
+            word: i
+            for by in raw["ordinal"].values()
+            for i, spellings in enumerate(fold(by).split(","))
+            for word in spellings.split()
+        } | dict.fromkeys(map(fold, words["ordinal_last"]), -1)
+        self.ordinal_nouns = tuple(map(fold, words["ordinal_noun"]))
         self.ordinals = {
             fold(letter): LETTERS[i]
             for by in raw["native_ordinals"].values()

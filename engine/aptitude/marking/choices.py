@@ -71,7 +71,8 @@ class ChoiceReader:
                     continue
             if token.text == "\n":
                 lines += 1
-                if lines > 2 or (kind == "choose" and not starts):
+                ended = kind == "option" and i > 1 and tokens[i - 2].text == "."
+                if lines > 2 or ended or (kind == "choose" and not starts):
                     break
                 linked = True
                 continue
@@ -148,7 +149,8 @@ class ChoiceReader:
         enclosed = before == "(" and after.lstrip()[:1] == ")"
         if enclosed:
             return letter.upper()
-        if before and (before in "_^\\+#&%=." or before.isdigit()):
+        assigned = before == "=" and all(t.text in ":=>" for t in tokens[:i])  # answer=C
+        if before and not assigned and (before in "_^\\+#&%=." or before.isdigit()):
             return None
         if before.isalpha() and before < "\u0530":
             return None

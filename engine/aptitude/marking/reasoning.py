@@ -16,6 +16,8 @@ Notations (W: think, thinking, thought, reasoning and the like):
     <start_working_out> ... <end_working_out>          recipes of reinforcement learning
     Thinking... ... ...done thinking.                       the command line of Ollama
     <details type="reasoning"> ... </details>               chat front ends
+    <work> ... </work>                                      prompts that ask for a working
+    **Thinking:** ... **Answer:**                           headings in Markdown
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _WORD = (
     r"(?:ant|deep|[a-z]{1,20}_)?think(?:ing)?(?:_\w{1,60})?|internal(?:_\w{1,20})?|scratch|思考|推理"
     r"|thoughts?|thought_process|reason(?:ing)?(?:_content)?"
     r"|analysis|reflection|scratch_?pad|inner_monologue|cot|chain_of_thought|deliberation"
-    r"|plan(?:ning)?|brainstorm(?:ing)?|ponder(?:ing)?|cogitation"
+    r"|(?:scratch_?)?work(?:ings?)?|plan(?:ning)?|brainstorm(?:ing)?|ponder(?:ing)?|cogitation"
 )
 _BRACKETED = r"(?:assistant_)?think(?:ing)?|thoughts?|reasoning|思考|推理"
 # Every alternative begins with a literal, and no repetition is open-ended: time is linear.
@@ -56,16 +58,45 @@ _MARKERS = re.compile(
 )
 _KIND = re.compile(
     "think|thought|internal|思考|推理|reason|analysis|reflection|scratch|inner|cot|chain|deliber"
-    "|plan|brainstorm|ponder|cogit"
+    "|plan|brainstorm|ponder|cogit|work"
 )
 # Every marker has one of these words.
 _HINTS = (
     *("think", "thought", "reason", "analysis", "reflection", "scratch", "inner", "internal"),
     *("cot>", "cot|", "cot]", "cot▷", "<cot", "chain_of", "deliber", "思考", "推理", "channel"),
     *("<unused9", "solution", "response", "answer|", "answer｜"),
-    *("<plan", "planning>", "brainstorm", "ponder", "cogitation", "working_out"),
+    *(
+        "<work",
+        "</work",
+        "work>",
+        "working>",
+        "<plan",
+        "planning>",
+        "brainstorm",
+        "ponder",
+        "cogitation",
+        "working_out",
+    ),
 )
 _LEADING = re.compile(r"\s*(?:thinking\.\.\.\s*\n|(?P<harmony>analysis)(?=[A-Z]))", re.IGNORECASE)
+# A heading such as **Thinking:** or ## Thought process, at the beginning of a reply.
+_HEADED = r"(?:my )?(?:thinking|thoughts?|(?:thought|thinking) process|internal monologue|working)"
+_HEADING = re.compile(
+    rf"\s{{0,20}}(?:(?:\*\*|__){_HEADED}[ \t]{{0,9}}:?[ \t]{{0,9}}(?:\*\*|__):?"
+    rf"|#{{1,6}}[ \t]+{_HEADED}[ \t]{{0,9}}:?[ \t]{{0,9}}(?:\n|$))",
+    re.IGNORECASE,
+)
+# The next heading, or a line such as "Answer: C".
+_NEXT_HEADING = re.compile(
+    r"^[ \t]{0,3}(?:(?:\*\*|__)[^*_\n]{1,60}(?:\*\*|__)|#{1,6}[ \t]"
+    r"|[^\W\d_]{2,20}(?: [^\W\d_]{2,20})?[ \t]?[:：=][ \t]{0,3}[(*]{0,3}[A-Z]\b)",
+    re.MULTILINE,
+)
+_CONCLUSION = re.compile(
+    r"\n\n\s{0,20}(?:(?:(?:so|thus|therefore|hence),? )?(?:the |my )?"
+    r"(?:final |correct |best )?(?:answer|choice|option)\b|\(?[A-Z]\)?[.):]?\s*$|\\boxed)",
+    re.IGNORECASE,
+)
 _HARMONY_FINAL = "assistantfinal"
 _OUTER_TOKENS = re.compile(
     r"<[|｜](?:end_?of_?(?:solution|response|answer|text|turn)|end_?(?:response|answer)|start"
@@ -93,6 +124,11 @@ def without_reasoning(reply: str) -> str | None:
     """
     text = reply.replace("&lt;", "<").replace("&gt;", ">") if "&lt;" in reply else reply
     text = text.replace("＜", "<").replace("＞", ">") if "＜" in text else text
+    if (heading := _HEADING.match(text)) is not None:
+        begin = _end_of_headed(text, heading.end())
+        if begin < 0:
+            return None
+        text = text[begin:]
     leading = _LEADING.match(text)
     if leading and leading["harmony"] and text[leading.end("harmony")].isupper():
         final = text.lower().rfind(_HARMONY_FINAL)
@@ -118,6 +154,18 @@ def without_reasoning(reply: str) -> str | None:
     if opened:
         return None
     return _OUTER_TOKENS.sub(" ", "".join([*visible, text[position:]]))
+
+
+def _end_of_headed(text: str, at: int) -> int:
+    """Return where a section under a heading ends: at the next heading, or at a last paragraph
+    that begins as an answer does; -1 if there is neither."""
+    if (following := _NEXT_HEADING.search(text, at)) is not None:
+        return following.start()
+    paragraphs = text.rstrip()
+    start = paragraphs.rfind("\n\n")
+    if start > at and paragraphs[at:start].strip() and _CONCLUSION.match(paragraphs, start):
+        return start
+    return -1
 
 
 def _markers(text: str) -> Iterator[_Marker]:

@@ -22,8 +22,9 @@ MODEL = "model"
 ROUTED = (
     *("/chat/completions", "/completions", "/responses", "/messages", "/api/chat"),
     *("/api/generate", ":generateContent", ":streamGenerateContent", "/converse"),
-    "/converse-stream",
+    *("/converse-stream", "/interactions"),
 )
+OLLAMA = ("/api/chat", "/api/generate")  # take JSON whatever the content-type says
 MAX_DECODINGS = 3  # of a path, by the proxies that it passes
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "UTF-8"),
@@ -93,11 +94,20 @@ def is_routed(path: str) -> bool:
     The path is read as the most lenient upstream does, or a client could get around the gateway's
     lists of candidates by another spelling of it.
     """
+    return _plain(path).endswith(_ROUTED)
+
+
+def takes_any_type(path: str) -> bool:
+    """Whether the upstreams of a path read JSON under any content-type, such as that of curl -d."""
+    return _plain(path).endswith(OLLAMA)
+
+
+def _plain(path: str) -> str:
     plain = _END_OF_PATH.split(path, maxsplit=1)[0]
     for _ in range(MAX_DECODINGS):
         plain = unquote(plain)
     plain = _PARAMETERS.sub("", re.sub("/+", "/", plain))
-    return plain.rstrip("/ ").casefold().endswith(_ROUTED)
+    return plain.rstrip("/ ").casefold()
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,8 @@ def members(text: str) -> list[Member]:
         raise _invalid(
             f"is not a valid JSON object: {error.msg} at character {error.pos}"
         ) from None
-    except ValueError:  # a number of more than 4,300 digits, NaN
-        raise _invalid("has a number that cannot be parsed") from None
+    except ValueError:  # of _no_constant, or of int()
+        raise _invalid("has NaN, Infinity, or a number of more than 4,300 digits") from None
 
 
 def _count_values(text: str) -> int:

@@ -30,7 +30,7 @@ from engine.api.proto import check_text
 from engine.api.text_files import read_utf8
 from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.extproc.body import MODEL, is_routed, parse, with_model
+from engine.serving.extproc.body import MODEL, is_routed, parse, takes_any_type, with_model
 from engine.serving.extproc.named_models import may_name
 from engine.serving.extproc.overrides import has_lists, policy_and_session
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
@@ -132,10 +132,14 @@ class HttpRequest:
 
     @property
     def is_json(self) -> bool:
-        """Whether the body can be parsed: JSON or of no declared type, and not compressed."""
+        """Whether the body can be parsed: not compressed, and JSON or of no declared type.
+
+        Some upstreams do not look at the type.
+        """
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         encoding = self.headers.get("content-encoding", "").strip().lower()
         is_json = media_type in ("", "application/json") or media_type.endswith("+json")
+        is_json = is_json or takes_any_type(self.headers.get(":path", ""))
         return is_json and encoding in ("", "identity")
 
 
@@ -269,7 +273,10 @@ class Gateway:
         """
         routed = is_routed(request.headers.get(":path", ""))
         if not request.is_json and self.options.reject_unparsable and routed:
-            message = "Unsupported body: send uncompressed application/json."
+            message = (
+                "Unsupported body: send application/json without content-encoding, or decompress it"
+                " in the gateway before ext_proc."
+            )
             raise HttpError(415, "unsupported_media_type", message)
         if not request.is_json and routed and has_lists(request.overrides, request.headers):
             message = "The models of this request are restricted; send uncompressed JSON."

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -37,13 +37,14 @@ from engine.serving.rpc.interceptors import (
     MalformedRequest,
     RefusedRequest,
 )
+from engine.serving.rpc.message_memory import MessageMemory, Share, memory_of
 from engine.serving.rpc.status import pushback, to_status
 from engine.serving.rpc.wire import STEP_BYTES, parse_in_steps
 from engine.serving.telemetry.metrics import Samples
 
 RECEIVING_BYTES = 40 * 1024 * 1024  # of messages that are arriving, on one address
 PROBES_RECEIVED = 4  # of methods that need no token, whose callers delay no others
-HELD_BYTES = 256 * 1024 * 1024  # of messages of more than STEP_BYTES that are being answered
+PARSED_AT_ONCE = 2  # messages of more than STEP_BYTES, which may take 40 times as much parsed
 MAX_WAITING = 16_384  # calls whose messages are not asked for yet
 RECEIVE_S = 20.0  # for a message to arrive
 PATIENCE_S = 0.25  # the same once others wait and no message is complete for as long
@@ -70,9 +71,8 @@ class Arrivals(HandlerWrapper):
     max_message_bytes: of the address. half_sent: of the server. note_caller: notes from a call's
     context who it comes from. routes: of known principals, whose calls wait for their turn here:
     refusing one that is tried again at once costs more. max_string_bytes: see parse_in_steps.
-    receiving, probes, reads, streams: what
-    waits for a slot. slow, held: calls refused because their message did not arrive in time, or for
-    the memory of others.
+    receiving, probes, parsing, reads, streams: what waits for a slot. memory: of the messages.
+    slow: calls refused because their message did not arrive in time.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Arrivals(HandlerWrapper):
         slots = max(2, RECEIVING_BYTES // max_message_bytes)
         self.receiving = FairSlots(slots, MAX_WAITING, "messages arrive")
         self.probes = FairSlots(PROBES_RECEIVED, MAX_WAITING, "probes arrive")
+        self.parsing = FairSlots(PARSED_AT_ONCE, MAX_WAITING, "large messages")
+        self.memory = MessageMemory()
         self.reads = FairSlots(READS_AT_ONCE, MAX_READS_WAITING, "calls read the table")
         self.streams = FairSlots(MAX_REQUEST_STREAMS, MAX_REQUEST_STREAMS, "streams of requests")
         self.routes = routes
         self._max_string_bytes = max_string_bytes
-        self._held_bytes = 0
         self.slow = 0
-        self.held = 0
 
     def refusals(self) -> Mapping[str, int]:
         """Return place -> calls refused there."""
@@ -108,7 +108,8 @@ class Arrivals(HandlerWrapper):
             "reads": self.reads.refused,
             "streams": self.streams.refused,
             "slow_message": self.slow,
-            "memory": self.held,
+            "parsing": self.parsing.refused,
+            "memory": self.memory.refused,
         }
 
     def wrap(self, handler: Any, method: str) -> Any:
@@ -147,12 +148,14 @@ class Arrivals(HandlerWrapper):
             async with lane.slot(caller):
                 raw = await self._read(messages, lane)
             self._half_sent.arrived(context.peer(), len(raw))
-            stack.enter_context(self._hold(len(raw)))
+            share = self.memory.share(caller)
+            stack.callback(share.release)
+            share.resize(len(raw))
             if method in READS:
                 await stack.enter_async_context(self.reads.slot(caller))
             elif method == ROUTE and self.routes is not None and PRINCIPAL.get():
                 await self._take_turn(self.routes, context.time_remaining(), stack)
-            return await parsed(raw, parse, self._max_string_bytes)
+            return await self._parsed(raw, parse, caller, share)
         except ModelsatError as error:
             return await _refused(context, method, error)
 
@@ -179,11 +182,15 @@ class Arrivals(HandlerWrapper):
             except TooManyCallsError as error:
                 refusal = await _refused(context, method, error)
 
+        share = self.memory.share(caller)
+        stack.callback(share.release)
+
         async def requests() -> AsyncIterator[Any]:
             if refusal is not None:
                 yield refusal
                 return
             while True:
+                share.release()  # who takes the next message has answered a large one
                 try:
                     async with asyncio.timeout(None) as limit:
                         with self._half_sent.waiting(peer, caller, limit):
@@ -196,9 +203,10 @@ class Arrivals(HandlerWrapper):
                     return
                 self._half_sent.arrived(peer, len(raw))
                 try:
-                    request = await parsed(raw, parse, self._max_string_bytes)
+                    share.resize(len(raw))
+                    request = await self._parsed(raw, parse, caller, share)
                 except ModelsatError as error:
-                    request = RefusedRequest(error)
+                    request = RefusedRequest(error.with_traceback(None))
                 yield request
 
         return requests()
@@ -207,10 +215,10 @@ class Arrivals(HandlerWrapper):
         """Note a call while it lasts; return its caller: the principal, else the peer."""
         peer: str = context.peer()
         stack.enter_context(self._half_sent.calling(peer))
+        self._note_caller(context)
         # Calls that were refused, which have no parser, keep no connection open either.
         if parse is not None and not method.startswith(STANDARD):
-            stack.enter_context(self._connections.calling(peer))
-        self._note_caller(context)
+            stack.enter_context(self._connections.calling(peer, PRINCIPAL.get()))
         return PRINCIPAL.get() or peer
 
     async def _take_stream(self, caller: str, stack: AsyncExitStack) -> None:
@@ -254,19 +262,14 @@ class Arrivals(HandlerWrapper):
         received: bytes = raw
         return received
 
-    @contextmanager
-    def _hold(self, size: int) -> Iterator[None]:
-        """Count a large message until it is answered; raise TooManyCallsError above the limit."""
-        counted = size if size > STEP_BYTES else 0
-        if counted and self._held_bytes + counted > HELD_BYTES:
-            self.held += 1
-            words = f"The messages that are being answered take {self._held_bytes} bytes already."
-            raise TooManyCallsError(words, RETRY_S)
-        self._held_bytes += counted
-        try:
-            yield
-        finally:
-            self._held_bytes -= counted
+    async def _parsed(self, raw: bytes, parse: Parse, caller: str, share: Share) -> Any:
+        """Parse a message, a large one in its caller's turn, and count what it takes."""
+        async with AsyncExitStack() as turn:
+            if len(raw) > STEP_BYTES:
+                await turn.enter_async_context(self.parsing.slot(caller))
+            message = await parsed(raw, parse, self._max_string_bytes)
+            share.resize(memory_of(message, len(raw)))
+            return message
 
 
 def arrival_samples(
@@ -307,7 +310,8 @@ async def parsed(raw: bytes, parse: Parse, max_string_bytes: int) -> Any:
 async def _refused(context: Any, method: str, error: ModelsatError) -> RefusedRequest:
     """Let the method's own interceptors end the call, or end it here if it has none."""
     if method.startswith(SERVICE_PREFIXES):
-        return RefusedRequest(error)
+        # Its traceback would keep the message in memory until the next full garbage collection.
+        return RefusedRequest(error.with_traceback(None))
     status = to_status(error)
     rich = rpc_status.to_status(status)
     await context.abort(rich.code, rich.details, (*rich.trailing_metadata, *pushback(status)))

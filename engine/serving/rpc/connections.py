@@ -58,10 +58,11 @@ def connection_limit(configured: int, descriptors: int, addresses: int) -> int:
 
 @dataclass
 class _Use:
-    """calls: in flight. at: time.monotonic() of the last change."""
+    """calls: in flight. at: time.monotonic() of the last change. caller: of the last call."""
 
     calls: int = 0
     at: float = 0.0
+    caller: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class _Open:
 
 
 class ConnectionWatch:
-    """Close idle connections of a port that comes near its limit.
+    """Close idle connections of a port that comes near its limit; if there are too few, those of a
+    caller who has most of them, so that no caller keeps the others out by calls that never end.
 
     calling() is for the event loop. A thread of its own looks at the connections, so that a busy
     event loop does not delay it. closed: connections that were closed to make room.
@@ -100,14 +102,15 @@ class ConnectionWatch:
         self._stopping.set()
 
     @contextmanager
-    def calling(self, peer: str) -> Iterator[None]:
-        """Keep the connection of a call open. peer: of grpc.aio.ServicerContext.peer()."""
+    def calling(self, peer: str, caller: str = "") -> Iterator[None]:
+        """Keep the connection of a call open. peer: of grpc.aio.ServicerContext.peer(). caller:
+        the principal, "" if it is unknown."""
         use = self._uses.get(peer)
         if use is None:
             use = self._uses[peer] = _Use()
             if len(self._uses) > MAX_PEERS_KNOWN:
                 self._forget_one()
-        use.calls += 1
+        use.calls, use.caller = use.calls + 1, caller
         try:
             yield
         finally:
@@ -141,11 +144,25 @@ class ConnectionWatch:
                 key=lambda each: self._last_used(each.peer),
             )
             excess = max(0, len(group) - kept[port])
-            closed += sum(_shut_down(port, each) for each in idle[:excess])
+            chosen = idle[:excess]
+            if excess > len(idle):
+                chosen += self._busy_of_one(group, kept[port] // 2)
+            closed += sum(_shut_down(port, each) for each in chosen)
         if closed:
             self.closed += closed
-            log.warning("closed %d idle connections to stay below the limit", closed)
+            log.warning("closed %d connections to stay below the limit", closed)
         return closed
+
+    def _busy_of_one(self, group: Sequence[_Open], allowed: int) -> list[_Open]:
+        """Return busy connections of the caller with most of them, but for `allowed`: so many that
+        the next ones that come are not closed before their first call."""
+        of: dict[str, list[_Open]] = {}
+        for each in group:
+            use = self._uses.get(each.peer)
+            if use is not None and use.calls and use.caller:
+                of.setdefault(use.caller, []).append(each)
+        most = max(of.values(), key=len, default=[])
+        return most[: max(0, len(most) - allowed)]
 
     def _calls(self, peer: str) -> int:
         use = self._uses.get(peer)

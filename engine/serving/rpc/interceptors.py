@@ -43,6 +43,7 @@ def wrap_handler(
     unary: Callable[[Behavior], Behavior],
     stream: Callable[[Behavior], Behavior],
     request_deserializer: Any = None,
+    response_serializer: Any = None,
 ) -> Any:
     """Return a handler of the same kind whose function is wrapped.
 
@@ -52,6 +53,7 @@ def wrap_handler(
             to its context.
         stream: wraps an async generator function.
         request_deserializer: takes the place of the handler's own.
+        response_serializer: takes the place of the handler's own.
     """
     kind = ("stream" if handler.request_streaming else "unary") + (
         "_stream" if handler.response_streaming else "_unary"
@@ -61,7 +63,7 @@ def wrap_handler(
     return getattr(grpc, f"{kind}_rpc_method_handler")(
         wrap(behavior),
         request_deserializer=request_deserializer or handler.request_deserializer,
-        response_serializer=handler.response_serializer,
+        response_serializer=response_serializer or handler.response_serializer,
     )
 
 
@@ -108,7 +110,8 @@ class StatusInterceptor(HandlerWrapper):
     """Turn every exception of the project's own methods into a status.
 
     Malformed requests become INVALID_ARGUMENT, ModelsatErrors their own code, anything else
-    INTERNAL without its text. Goes last among the interceptors, next to the method.
+    INTERNAL without its text. A method may return an encoded message, because encoding a large one
+    holds up the event loop. Goes last among the interceptors, next to the method.
     """
 
     def wrap(self, handler: Any, method: str) -> Any:
@@ -138,7 +141,14 @@ class StatusInterceptor(HandlerWrapper):
 
             return call
 
-        return wrap_handler(handler, unary, stream, _tolerant(handler.request_deserializer))
+        serialize = handler.response_serializer
+        return wrap_handler(
+            handler,
+            unary,
+            stream,
+            _tolerant(handler.request_deserializer),
+            lambda answer: answer if isinstance(answer, bytes) else serialize(answer),
+        )
 
 
 def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | MalformedRequest]:

@@ -19,17 +19,22 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS
 from engine.api.policy import DecisionKind
 from engine.api.proto import policy_from, reading_from, session_from
+from engine.api.request_context import PRINCIPAL
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
+from engine.serving.rpc.fair_slots import FairSlots
+from engine.serving.rpc.message_memory import memory_of
 from engine.serving.rpc.outcome_requests import comparison_from, outcome_from
 from engine.serving.rpc.status import failure_status, reason_of
 
-INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # larger conversations are read in a thread
+INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # what is larger is read in a thread
 _READERS = ThreadPoolExecutor(1, "conversations")
+_READING = FairSlots(1, 16_384, "conversations are read")  # callers take turns
 MAX_CONCURRENT = 64  # requests of one batch or stream, so that it leaves room in the queue
+PLACE_BYTES = 8192  # of requests of one stream in progress, so that a large one is alone
 MAX_STREAM_ID_CHARS = 64
 Info = Callable[[], pb.GetServerInfoResponse]
 if TYPE_CHECKING:
@@ -52,9 +57,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
         """Select a candidate."""
         return await route(self._router, request, self._max_text_bytes, _deadline(context))
 
-    async def BatchRoute(
-        self, request: pb.BatchRouteRequest, context: Context
-    ) -> pb.BatchRouteResponse:
+    async def BatchRoute(self, request: pb.BatchRouteRequest, context: Context) -> bytes:
         """Select a candidate for each request; one that fails does not fail the others."""
         count = len(request.requests)
         if not 1 <= count <= MAX_BATCH_REQUESTS:
@@ -63,13 +66,14 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
             )
         deadline, slots = _deadline(context), asyncio.Semaphore(MAX_CONCURRENT)
 
-        async def one(each: pb.RouteRequest) -> pb.RouteResult:
+        async def one(each: pb.RouteRequest) -> bytes:
             async with slots:
-                return await self._result(each, deadline, "BatchRoute")
+                result = await self._result(each, deadline, "BatchRoute")
+            return pb.BatchRouteResponse(results=[result]).SerializeToString()  # a part of it
 
         async with asyncio.TaskGroup() as group:  # cancels all when the caller gives up
             tasks = [group.create_task(one(each)) for each in request.requests]
-        return pb.BatchRouteResponse(results=[task.result() for task in tasks])
+        return b"".join(task.result() for task in tasks)
 
     async def StreamRoute(
         self, requests: AsyncIterator[pb.StreamRouteRequest], context: Context
@@ -89,7 +93,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
                 result = await self._result(each.request, deadline, "StreamRoute")
             return pb.StreamRouteResponse(id=each.id[:MAX_STREAM_ID_CHARS], result=result)
 
-        async with aclosing(map_unordered(requests, one, MAX_CONCURRENT)) as answers:
+        async with aclosing(map_unordered(requests, one, MAX_CONCURRENT, _weight)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -208,13 +212,23 @@ async def route(
 async def _read(
     router: Router, request: pb.RouteRequest, max_text_bytes: int
 ) -> ConversationReading:
-    """Read a large conversation in a thread, so that the event loop stays responsive."""
-    if request.WhichOneof("instruction") != "conversation":
-        return reading_from(request, max_text_bytes)
+    """Read a long text or conversation in a thread, so that the event loop stays responsive."""
     call = partial(reading_from, request, max_text_bytes, router.token_counter)
-    spoken = request.conversation
-    is_large = len(spoken.messages) > INLINE_READ_TURNS or spoken.ByteSize() > INLINE_READ_BYTES
-    return await asyncio.get_running_loop().run_in_executor(_READERS, call) if is_large else call()
+    form, spoken = request.WhichOneof("instruction"), request.conversation
+    is_large = (form == "text" and len(request.text) > INLINE_READ_BYTES) or (
+        form == "conversation"
+        and (len(spoken.messages) > INLINE_READ_TURNS or spoken.ByteSize() > INLINE_READ_BYTES)
+    )
+    if not is_large:
+        return call()
+    async with _READING.slot(PRINCIPAL.get()):
+        return await asyncio.get_running_loop().run_in_executor(_READERS, call)
+
+
+def _weight(request: pb.StreamRouteRequest) -> int:
+    """Return how many of a stream's MAX_CONCURRENT places a request takes, all for a large one."""
+    size = memory_of(request, request.ByteSize())
+    return min(MAX_CONCURRENT, 1 + size // PLACE_BYTES)
 
 
 def _error(error: Exception, method: str) -> pb.RouteResult:
@@ -236,27 +250,33 @@ ResponseT = TypeVar("ResponseT")
 
 
 async def map_unordered(
-    requests: AsyncIterator[RequestT], call: Callable[[RequestT], Awaitable[ResponseT]], limit: int
+    requests: AsyncIterator[RequestT],
+    call: Callable[[RequestT], Awaitable[ResponseT]],
+    limit: int,
+    weight: Callable[[RequestT], int] = lambda _: 1,
 ) -> AsyncGenerator[ResponseT, None]:
     """Call `call` for every request, and yield the responses in order of completion.
 
     At most `limit` requests are in progress, responses that the reader has not taken included, so
     that a slow reader slows the sender down. What runs is cancelled when the iteration ends or is
     closed; close it (contextlib.aclosing) instead of leaving that to the garbage collector. `call`
-    must not raise.
+    must not raise. weight: of a request that counts as several, at most `limit`.
     """
     slots = asyncio.Semaphore(limit)
-    ready: asyncio.Queue[ResponseT | None] = asyncio.Queue()
+    ready: asyncio.Queue[tuple[ResponseT, int] | None] = asyncio.Queue()
     running: set[asyncio.Task[None]] = set()
 
-    async def work(request: RequestT) -> None:
-        ready.put_nowait(await call(request))
+    async def work(request: RequestT, places: int) -> None:
+        ready.put_nowait((await call(request), places))
 
     async def read() -> None:
         try:
             await slots.acquire()
             async for request in requests:
-                task = asyncio.create_task(work(request))
+                places = weight(request)
+                for _ in range(places - 1):
+                    await slots.acquire()
+                task = asyncio.create_task(work(request, places))
                 running.add(task)
                 task.add_done_callback(running.discard)
                 await slots.acquire()
@@ -266,9 +286,11 @@ async def map_unordered(
 
     reader = asyncio.create_task(read())
     try:
-        while (response := await ready.get()) is not None:
+        while (answer := await ready.get()) is not None:
+            response, places = answer
             yield response
-            slots.release()
+            for _ in range(places):
+                slots.release()
         await reader  # raises what the transport raised
     finally:
         for task in (reader, *running):

@@ -219,7 +219,7 @@ METRICS = (
         "counter",
         ("place",),
         "calls refused before their method began, by the `place` that was full: `receiving`,"
-        " `probes`, `reads`, `streams`, `routes`, `memory`; `slow_message` did not arrive in time,"
+        " `probes`, `parsing`, `reads`, `streams`, `routes`, `memory`; `slow_message` was late,"
         " `half_sent` are streams that were ended",
     ),
     Metric(
