@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.api.conversation.conversation import Needs
-from engine.api.conversation.reading import KEEP, read_body
+from engine.api.conversation.conversation import Conversation, ConversationTurn, Needs
+from engine.api.conversation.reading import KEEP, read, read_body
 from engine.api.policy import Session
 from engine.api.proto import ROLE_NUMBERS, reading_from
 from engine.pb import router_service_pb2 as pb
@@ -487,3 +487,11 @@ def test_a_session_that_only_the_body_hints_at_does_not_hold_back_a_new_ask() ->
     assert read_body(loop).session_of(None) == Session("0f1e2d3c-4b5a", KEEP)
     assert read_body({**user(ASK), "metadata": {"user_id": "someone"}}).session == ""
     assert read_body({**user(ASK), "session_id": " "}).session_of(None) is None
+
+
+@pytest.mark.parametrize("stated", [2**63 - 1, 10**12 + 1])
+def test_stated_sizes_of_any_number_fit_into_an_answer(stated: int) -> None:
+    """Kind: a number that is valid in a request overflows a field of its answer."""
+    turns = (ConversationTurn("user", ("How many?",)),)
+    context = read(Conversation(turns, other_texts=("x" * 100,), media_tokens=stated)).context
+    assert 10**12 <= context.tokens < 2**63

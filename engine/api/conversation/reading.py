@@ -40,6 +40,8 @@ class ConversationReading:
 
 
 KEEP = 1e9  # a switching margin that no candidate exceeds
+# Stated sizes may be any number; more than this fits no model, and sums leave an answer's field.
+MAX_TOKENS = 10**12
 
 
 def read_body(
@@ -109,4 +111,4 @@ def _with_unread(count: TokenCount, conversation: Conversation) -> TokenCount:
         mean = count.tokens / max(1, len(conversation.turns))
         tokens, method = tokens + math.ceil(mean * conversation.unread_turns), "estimate"
     unknown = tuple(dict.fromkeys((*count.unknown, *conversation.uncounted)))
-    return TokenCount(tokens, method, unknown)
+    return TokenCount(min(tokens, MAX_TOKENS), method, unknown)
