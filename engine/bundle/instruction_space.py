@@ -11,8 +11,9 @@ import numpy as np
 
 from engine.bundle.types import Float32Array
 
-# Weight of the shipped mean beside the memory's own, in instructions. Each alone is worse: memories
-# of one kind cannot see that another kind is far, and kinds that training did not see are crowded.
+# Weight of the shipped mean relative to the memory's own, in instructions. Each alone is worse:
+# with its own mean, a memory of one kind cannot see that another kind is far; with the shipped one,
+# kinds that training did not see lie close together.
 PRIOR_INSTRUCTIONS = 100.0
 
 
