@@ -22,7 +22,7 @@ from engine.api.loopback import is_this_machine
 from engine.aptitude.completion import FailedReplyError, read_completion
 from engine.aptitude.grading import grade, read_reply
 from engine.aptitude.journal import Reply
-from engine.aptitude.llm import reply_from
+from engine.aptitude.llm import ChatPrompt, reply_from
 from engine.aptitude.questions import Question
 from engine.client.channel import is_local, way_to
 from examples.fake_llm import write_questions
@@ -142,6 +142,7 @@ def test_what_is_no_complete_reply_is_a_failed_attempt(body: Any) -> None:
 
 
 QUESTION = Question("t:1", "t", "Which?", ("x", "y"), "A")
+ASKED = ChatPrompt("t:1", ({"role": "user", "content": "Which?"},))
 
 
 def events(*bodies: Any, end: str = "data: [DONE]\n\n") -> bytes:
@@ -172,7 +173,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("content", STREAMS.values(), ids=STREAMS)
 def test_a_reply_that_is_streamed_unasked_is_read(content: bytes) -> None:
-    reply = reply_from(QUESTION, "Which?", content)
+    reply = reply_from(ASKED, content)
     assert (reply.text, reply.cut) == ("The answer is A", False)
     assert not reply.counted or reply.answer_tokens == 4
 
@@ -191,7 +192,7 @@ def test_a_reply_that_is_streamed_unasked_is_read(content: bytes) -> None:
 )
 def test_a_stream_that_fails_or_breaks_off_is_a_failed_attempt(content: bytes) -> None:
     with pytest.raises(FailedReplyError):
-        reply_from(QUESTION, "Which?", content)
+        reply_from(ASKED, content)
 
 
 NAMES = (

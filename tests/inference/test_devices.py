@@ -13,6 +13,7 @@ import pytest
 
 from engine.api.errors import BundleError
 from engine.bundle.arrays import Connector, ScoringArrays, TaskNorms, save_arrays
+from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import Manifest, hash_files, read_manifest
 from engine.inference import devices, onnx
 from engine.inference.onnx import OnnxBackend
@@ -48,7 +49,8 @@ def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
     readout = np.linspace(-1, 1, tiny_llama.WIDTH).astype(np.float32)
     norms = TaskNorms(np.zeros(2, np.float32), {})
     connector = Connector(np.zeros((tiny_llama.WIDTH, 3), np.float32), readout)
-    save_arrays(folder, ScoringArrays(readout, connector, norms, 8, np.zeros_like(readout)))
+    space = InstructionSpace.unknown(tiny_llama.WIDTH)
+    save_arrays(folder, ScoringArrays(readout, connector, norms, 8, space))
     graphs = {"tensorrt": "backbone.sm89.plan", "cpu": path.name, "cuda": path.name}
     manifest = replace(
         read_manifest(BUNDLE, "bundle"),

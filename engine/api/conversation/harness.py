@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.api.conversation.text_search import Budget, cut, search
+from engine.api.conversation.text_search import ScanBudget, cut, search
 
 # Blocks that are never the ask: exact names, and families of names that agents build alike.
 BLOCKS = re.compile(
@@ -221,7 +221,7 @@ def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
     """List the outermost whole blocks of known tags (or `tags`) outside code fences, in order."""
     found: list[_Block] = []
     folded, at = text.replace("\u0130", "i").lower(), 0  # the one letter that would grow
-    budget = Budget(SCANS * len(text) + MIN_SCANNED_CHARS)
+    budget = ScanBudget(SCANS * len(text) + MIN_SCANNED_CHARS)
     missing: set[str] = set()  # closings that do not occur in the rest of the text
     flat: set[str] = set()  # tags that open more often than they close
     for _ in range(MAX_TAGS):
@@ -267,7 +267,7 @@ def _blocks(text: str, tags: frozenset[str] | None = None) -> list[_Block]:
 
 
 def _closing(
-    folded: str, tag: str, at: int, flat: set[str], budget: Budget
+    folded: str, tag: str, at: int, flat: set[str], budget: ScanBudget
 ) -> tuple[int, int] | None:
     """Return where the closing of a block that opened before `at` begins and ends.
 
@@ -297,7 +297,9 @@ def _closing(
     return first
 
 
-def _is_quoted(folded: str, tag: str, at: int, closing: tuple[int, int], budget: Budget) -> bool:
+def _is_quoted(
+    folded: str, tag: str, at: int, closing: tuple[int, int], budget: ScanBudget
+) -> bool:
     """Return True if a closing stands in a code fence of a block that goes on behind the fence.
 
     at: where the block's content begins.

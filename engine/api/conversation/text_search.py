@@ -44,7 +44,7 @@ def cut(text: str, mark: str, pattern: re.Pattern[str], until: str = "") -> str:
 
 
 @dataclass
-class Budget:
+class ScanBudget:
     """chars: how many may still be searched; after that nothing is found."""
 
     chars: int

@@ -25,9 +25,9 @@ from engine.pb import router_service_pb2_grpc
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.auth.outcome_gate import OutcomeGate
+from engine.serving.outcome_requests import comparison_from, outcome_from
 from engine.serving.rpc.fair_slots import FairSlots
 from engine.serving.rpc.message_memory import memory_of
-from engine.serving.rpc.outcome_requests import comparison_from, outcome_from
 from engine.serving.rpc.status import failure_status, reason_of
 
 INLINE_READ_BYTES, INLINE_READ_TURNS = 16 * 1024, 200  # what is larger is read in a thread
