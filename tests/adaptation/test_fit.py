@@ -25,6 +25,7 @@ WIDTH, KINDS, CANDIDATES = 24, 4, 5
 NAMES = tuple(f"c{i}" for i in range(CANDIDATES))
 SPACE = InstructionSpace.unknown(WIDTH)
 SEEDS = st.integers(0, 10_000)
+WORLDS = 20  # of a test that looks at the mean, because in single ones chance decides
 COMPARISON, CHOSEN = PROVENANCES.index("comparison"), PROVENANCES.index("chosen")
 
 
@@ -87,28 +88,46 @@ def test_comparisons_teach_who_is_strong_at_what(seed: int) -> None:
     assert fitted.active, fitted.reason
     p = corrected(fitted, new)
     assert loss(p, new) < loss(weights_alone(new), new) - 0.03
-    best = new.scores[np.arange(300), p.argmax(axis=1)].mean()
-    constant = new.scores.mean(axis=0).max()
-    assert best > constant - 0.05
 
 
-@settings(max_examples=15, deadline=None)
-@given(SEEDS)
-def test_where_the_weights_are_right_little_changes(seed: int) -> None:
-    world = World.of(seed, strength=0.0)
-    fitted, new = fit(world.draw(100, seed), SPACE), world.draw(300, seed + 1)
-    assert loss(corrected(fitted, new), new) < loss(weights_alone(new), new) + 0.03
+def test_routing_by_what_was_learned_beats_the_best_constant_on_average() -> None:
+    gains = []
+    for seed in range(WORLDS):
+        world = World.of(seed)
+        fitted, new = fit(world.draw(200, seed), SPACE), world.draw(300, seed + 1)
+        routed = new.scores[np.arange(300), corrected(fitted, new).argmax(axis=1)].mean()
+        gains.append(routed - new.scores.mean(axis=0).max())
+    assert np.mean(gains) > 0.02
 
 
-@settings(max_examples=15, deadline=None)
-@given(SEEDS, st.sampled_from([1, 3]))
-def test_noise_teaches_nothing_however_often_it_is_repeated(seed: int, copies: int) -> None:
-    world = World.of(seed, strength=0.0)
-    drawn = world.draw(80, seed)
-    noise = np.random.default_rng(seed).random(drawn.scores.shape) < weights_alone(drawn)
-    drawn = repeated(replace(drawn, scores=noise.astype(np.float32)), copies)
-    new = world.draw(300, seed + 1)
-    assert loss(corrected(fit(drawn, SPACE), new), new) < loss(weights_alone(new), new) + 0.03
+@pytest.mark.parametrize("copies", [1, 3])
+def test_where_the_weights_are_right_nothing_is_learned_however_often_repeated(
+    copies: int,
+) -> None:
+    """Whatever is fitted then is fitted to noise; the guard lets little of it through."""
+    harm = []
+    for seed in range(WORLDS):
+        world = World.of(seed, strength=0.0)
+        fitted = fit(repeated(world.draw(80, seed), copies), SPACE)
+        new = world.draw(300, seed + 1)
+        harm.append(loss(corrected(fitted, new), new) - loss(weights_alone(new), new))
+    assert np.mean(harm) < 0.002
+    assert max(harm) < 0.03
+
+
+def test_wrong_labels_weaken_what_is_learned_and_do_no_harm() -> None:
+    gains = []
+    for seed in range(WORLDS):
+        world = World.of(seed)
+        drawn, new = world.draw(200, seed), world.draw(300, seed + 1)
+        wrong = np.random.default_rng(seed).random(drawn.scores.shape) < 0.2
+        mislabeled = replace(drawn, scores=np.where(wrong, 1 - drawn.scores, drawn.scores))
+        before = loss(weights_alone(new), new)
+        right = before - loss(corrected(fit(drawn, SPACE), new), new)
+        gains.append((right, before - loss(corrected(fit(mislabeled, SPACE), new), new)))
+    right_gain, wrong_gain = np.mean(gains, axis=0)
+    assert 0 < wrong_gain < right_gain
+    assert min(gain for _, gain in gains) > -0.01
 
 
 def repeated(matrix: OutcomeMatrix, copies: int) -> OutcomeMatrix:

@@ -170,6 +170,7 @@ async def test_filling_outlives_any_error(tmp_path: Any, monkeypatch: pytest.Mon
     running = asyncio.create_task(filler.run())
     async with asyncio.timeout(10):
         await again.wait()
+    assert (fails, running.done()) == ([], False)
     running.cancel()
     await replica.close()
 
