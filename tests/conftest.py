@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from hypothesis import settings
 from modelsat import Client
 from tools.processes import ROOT, Server, serving
 
-settings.register_profile("modelsat", deadline=None)  # no test asserts a time
-settings.load_profile("modelsat")
+# No test asserts a time, and one commit gets one verdict: the same examples on every run. `explore`
+# draws new ones.
+settings.register_profile("modelsat", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "modelsat"))
 CHECKPOINT = ROOT / "artifacts" / "checkpoint"
 INSTRUCTIONS = (
     (Path(__file__).parent / "support" / "instructions.txt").read_text("utf-8").splitlines()

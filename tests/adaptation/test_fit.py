@@ -155,16 +155,17 @@ def test_copies_of_outcomes_count_once(seed: int) -> None:
     np.testing.assert_allclose(corrected(once, drawn), corrected(thrice, drawn), atol=0.05)
 
 
-@settings(max_examples=10, deadline=None)
-@given(SEEDS)
-def test_wrong_outcomes_of_one_candidate_leave_the_others(seed: int) -> None:
-    world = World.of(seed)
-    drawn, new = world.draw(200, seed), world.draw(200, seed + 1)
-    wrong = drawn.scores.copy()
-    wrong[:, 0] = 1 - wrong[:, 0]
-    honest = corrected(fit(drawn, SPACE), new)
-    misled = corrected(fit(replace(drawn, scores=wrong), SPACE), new)
-    assert np.abs(honest - misled)[:, 1:].mean() < 0.06
+def test_wrong_outcomes_of_one_candidate_leave_the_others() -> None:
+    moved = []
+    for seed in range(WORLDS):
+        world = World.of(seed)
+        drawn, new = world.draw(200, seed), world.draw(200, seed + 1)
+        wrong = drawn.scores.copy()
+        wrong[:, 0] = 1 - wrong[:, 0]
+        honest = corrected(fit(drawn, SPACE), new)
+        misled = corrected(fit(replace(drawn, scores=wrong), SPACE), new)
+        moved.append(np.abs(honest - misled)[:, 1:].mean())
+    assert np.mean(moved) < 0.03
 
 
 def test_a_principal_moves_no_more_choices_than_its_share() -> None:
@@ -195,46 +196,49 @@ def chosen(fitted: FittedAdaptation, matrix: OutcomeMatrix) -> NDArray[np.int64]
     return np.array(choices)
 
 
-@settings(max_examples=10, deadline=None)
-@given(SEEDS)
-def test_what_changes_over_time_is_not_served(seed: int) -> None:
-    world = World.of(seed)
-    drawn = world.draw(200, seed)
-    scores = drawn.scores.copy()
-    scores[120:] = world.draw(80, seed + 1).scores[:, ::-1]
-    drifted = replace(drawn, scores=scores)
-    fitted, new = fit(drifted, SPACE), world.draw(200, seed + 2)
-    new = replace(new, scores=new.scores[:, ::-1].copy())
-    assert loss(corrected(fitted, new), new) < loss(weights_alone(new), new) + 0.03
+def test_what_changes_over_time_is_not_served() -> None:
+    harm = []
+    for seed in range(WORLDS):
+        world = World.of(seed)
+        drawn = world.draw(200, seed)
+        scores = drawn.scores.copy()
+        scores[120:] = world.draw(80, seed + 1).scores[:, ::-1]
+        fitted, new = fit(replace(drawn, scores=scores), SPACE), world.draw(200, seed + 2)
+        new = replace(new, scores=new.scores[:, ::-1].copy())
+        harm.append(loss(corrected(fitted, new), new) - loss(weights_alone(new), new))
+    assert np.mean(harm) < 0.002
+    assert max(harm) < 0.05
 
 
-@settings(max_examples=10, deadline=None)
-@given(SEEDS)
-def test_few_of_all_outcomes_do_no_harm(seed: int) -> None:
-    world = World.of(seed)
-    drawn, new = world.draw(300, seed), world.draw(300, seed + 1)
-    missing = np.random.default_rng(seed).random(drawn.scores.shape) < 0.95
-    drawn = replace(
-        drawn,
-        scores=np.where(missing, np.nan, drawn.scores),
-        provenance=np.where(missing, -1, drawn.provenance).astype(np.int8),
-    )
-    assert loss(corrected(fit(drawn, SPACE), new), new) < loss(weights_alone(new), new) + 0.01
+def test_few_of_all_outcomes_do_no_harm() -> None:
+    harm = []
+    for seed in range(WORLDS):
+        world = World.of(seed)
+        drawn, new = world.draw(300, seed), world.draw(300, seed + 1)
+        missing = np.random.default_rng(seed).random(drawn.scores.shape) < 0.95
+        drawn = replace(
+            drawn,
+            scores=np.where(missing, np.nan, drawn.scores),
+            provenance=np.where(missing, -1, drawn.provenance).astype(np.int8),
+        )
+        harm.append(loss(corrected(fit(drawn, SPACE), new), new) - loss(weights_alone(new), new))
+    assert np.mean(harm) < 0.002
+    assert max(harm) < 0.05
 
 
-@settings(max_examples=10, deadline=None)
-@given(SEEDS)
-def test_outcomes_of_choices_alone_do_not_change_the_order_much(seed: int) -> None:
-    world = World.of(seed)
-    drawn, new = world.draw(200, seed), world.draw(300, seed + 1)
-    choice = int(world.known.argmax())
-    scores = np.full_like(drawn.scores, np.nan)
-    scores[:, choice] = drawn.scores[:, choice]
-    provenance = np.where(np.isnan(scores), -1, CHOSEN).astype(np.int8)
-    fitted = fit(replace(drawn, scores=scores, provenance=provenance), SPACE)
-    p = corrected(fitted, new)
-    routed = new.scores[np.arange(300), p.argmax(axis=1)].mean()
-    assert routed > new.scores[:, choice].mean() - 0.05
+def test_outcomes_of_choices_alone_do_not_cost_accuracy() -> None:
+    lost = []
+    for seed in range(WORLDS):
+        world = World.of(seed)
+        drawn, new = world.draw(200, seed), world.draw(300, seed + 1)
+        choice = int(world.known.argmax())
+        scores = np.full_like(drawn.scores, np.nan)
+        scores[:, choice] = drawn.scores[:, choice]
+        provenance = np.where(np.isnan(scores), -1, CHOSEN).astype(np.int8)
+        p = corrected(fit(replace(drawn, scores=scores, provenance=provenance), SPACE), new)
+        routed = new.scores[np.arange(300), p.argmax(axis=1)].mean()
+        lost.append(new.scores[:, choice].mean() - routed)
+    assert np.mean(lost) < 0.005
 
 
 def test_another_kind_is_left_alone() -> None:
