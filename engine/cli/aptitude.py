@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,6 +25,7 @@ from engine.aptitude.selection import QuestionSet, sample_questions
 from engine.aptitude.unreadable import UnreadableReplies
 from engine.cli import aptitude_flags
 from engine.cli.aptitude_flags import candidate_from, endpoint_from
+from engine.cli.output import confirm_start, progress_bar
 from engine.cli.server_flags import connect
 from engine.client.errors import ModelsatClientError
 
@@ -95,9 +95,6 @@ def _ask_questions(
     unreadable: UnreadableReplies,
     parsed: argparse.Namespace,
 ) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     # matplotlib draws the chart; without it, the run would fail after all questions were paid for.
     import_module("matplotlib")
 
@@ -110,22 +107,16 @@ def _ask_questions(
         unreadable.require_few()
     _print_estimate(unanswered, endpoint, candidate, parsed)
     if not parsed.yes:
-        _confirm()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(question_set.questions), completed=answered)
+        confirm_start("--dry-run")
+    with progress_bar(len(question_set.questions), answered) as advance:
 
         def on_reply(reply: Reply) -> None:
-            progress.advance(bar)
+            advance()
             unreadable.add(reply)
             if not parsed.accept_unreadable:
                 unreadable.require_few()
 
-        try:
-            asyncio.run(run(unanswered, endpoint, journal, on_reply))
-        except KeyboardInterrupt:
-            progress.console.print("stopped; run the same command again to resume")
-            raise
+        asyncio.run(run(unanswered, endpoint, journal, on_reply))
 
 
 def _print_estimate(
@@ -141,17 +132,6 @@ def _print_estimate(
         f"{len(questions)} questions to {endpoint.model}: about {tokens[0]:,} input tokens and"
         f" {tokens[1]:,} output tokens; {price}."
     )
-
-
-def _confirm() -> None:
-    if not sys.stdin.isatty():
-        raise InvalidInputError(
-            Violation(
-                "--yes", "is needed without a terminal to confirm on; --dry-run only estimates."
-            )
-        )
-    if input("Start? [y/N] ").strip().lower() not in {"y", "yes"}:
-        raise KeyboardInterrupt
 
 
 def _require_free(candidate: Candidate, parsed: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.cli.output import stdout_console
 from engine.datasets.flags import add_data
 from engine.routing.calibration import (
     ESTIMATORS,
@@ -53,9 +54,7 @@ def _run(parsed: argparse.Namespace) -> None:
     if parsed.json:
         print(json.dumps(as_dict(recommendation), ensure_ascii=False))
     else:
-        from rich.console import Console
-
-        print_recommendation(recommendation, Console(highlight=False, markup=False))
+        print_recommendation(recommendation, stdout_console())
 
 
 def print_recommendation(recommendation: Recommendation, console: Console) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.api.candidate import to_json
 from engine.cli import server_flags
+from engine.cli.output import stdout_console
 from engine.cli.server_flags import connect
 
 
@@ -119,7 +120,6 @@ def _rollback(parsed: argparse.Namespace) -> None:
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
@@ -128,4 +128,4 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading == "id")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    stdout_console().print(table)

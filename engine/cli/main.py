@@ -23,6 +23,7 @@ from importlib import import_module
 
 from engine import __version__
 from engine.api.errors import ModelsatError
+from engine.cli.output import SIGPIPE_STATUS, discard_output, reader_is_gone
 
 # Modules load when their command runs: the client's commands need nothing of the server.
 COMMANDS = {
@@ -51,13 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 for an error that the user can fix, 2 for wrong arguments, 130 if
-        interrupted.
+        interrupted, 141 if the reader of its output has closed the pipe.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else ""
     try:
-        parsed = parser([command]).parse_args(arguments)
-        parsed.run(parsed)
+        try:
+            parsed = parser([command]).parse_args(arguments)
+            parsed.run(parsed)
+        finally:
+            sys.stdout.flush()  # here, because a closed pipe is noticed at the latest now
     except ModelsatError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -71,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        discard_output()
+        return SIGPIPE_STATUS
     except KeyboardInterrupt:
         return 130
     return 0

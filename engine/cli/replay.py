@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, StoreError, Violation
+from engine.cli.output import stdout_console
 from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import read_recorded
 from engine.serving.settings import BUNDLE
@@ -84,7 +85,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
 
 def _run(parsed: argparse.Namespace) -> None:
     from engine.datasets.rows import TextFormat
-    from engine.replay import plots, policies, scoring, workers
+    from engine.replay import plots, policies, render, scoring, workers
     from engine.replay.formats import log_format
     from engine.replay.log import columns_with, expand
     from engine.replay.run import LogSource, replay
@@ -118,21 +119,21 @@ def _run(parsed: argparse.Namespace) -> None:
     try:
         with pool as execute, _progress() as progress:
             report = replay(log, job, names, parsed.out / "scores", execute, progress)
-        _write(report, parsed.out, pictures=not parsed.no_plots)
+        written = _write(report, parsed.out, pictures=not parsed.no_plots)
     except OSError as error:
         raise StoreError(f"cannot write to {parsed.out} ({error}); choose another --out") from error
+    render.print_report(report, stdout_console())
+    print(f"wrote {', '.join(written)} to {parsed.out}")
 
 
-def _write(report: dict[str, object], out: Path, *, pictures: bool) -> None:
-    from rich.console import Console
-
+def _write(report: dict[str, object], out: Path, *, pictures: bool) -> list[str]:
+    """Write the report in all its forms, and return the names of the files."""
     from engine.replay import plots, render
 
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     drawn = plots.draw(report, out) if pictures else []
     (out / "report.md").write_text(render.markdown(report, drawn), encoding="utf-8")
-    render.print_report(report, Console(highlight=False, markup=False))
-    print(f"wrote {', '.join(['report.json', 'report.md', *drawn])} to {out}")
+    return ["report.json", "report.md", *drawn]
 
 
 def _check_counts(parsed: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from engine.api.errors import InvalidInputError
 from engine.api.policy import Objective, Policy, Session
 from engine.api.prices import price_problem
 from engine.cli import server_flags
+from engine.cli.output import stdout_console
 from engine.cli.server_flags import connect
 from engine.client.results import RouteDecision
 
@@ -106,9 +107,7 @@ def _run(parsed: argparse.Namespace) -> None:
     if parsed.json:
         print(json.dumps(as_json(decision), ensure_ascii=False))
     else:
-        from rich.console import Console
-
-        print_decision(decision, Console(highlight=False, markup=False))
+        print_decision(decision, stdout_console())
 
 
 def _policy_from(parsed: argparse.Namespace) -> Policy:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,3 +115,49 @@ def test_candidates_list_has_a_line_for_each_candidate_in_80_columns(
         candidates = client.list_candidates()
     assert [row[1] for row in rows] == [candidate.id for candidate in candidates]
     assert all(len(row) == 11 and "…" not in "".join(row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("route", "--help"),
+        ("candidates", "list"),
+        ("candidates", "get", "candidates/{candidate}"),
+        ("adaptation", "status", "--json"),
+        ("route", "What is 2 + 2?"),
+    ],
+    ids=lambda arguments: "-".join(arguments[:2]),
+)
+def test_a_closed_pipe_ends_a_command_quietly(
+    arguments: tuple[str, ...], shared_server: Server
+) -> None:
+    with Client(shared_server.address) as client:
+        candidate = client.list_candidates()[0].id
+    words = [word.format(candidate=candidate) for word in arguments]
+    if words[0] in ("route", "candidates", "adaptation") and "--help" not in words:
+        words += ["--server", shared_server.address]
+    read, write = os.pipe()
+    os.close(read)  # as `| head -0` does before anything is printed
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.cli.main", *words],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        text=True,
+        timeout=60,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_closed_connection_is_no_closed_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise BrokenPipeError("of a connection")
+
+    monkeypatch.setattr("engine.cli.token._run", fail)
+    read, write = os.pipe()
+    with os.fdopen(read), os.fdopen(write, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(BrokenPipeError, match="of a connection"):
+            main(["token", "--role", "route", "--name", "gateway-1"])

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import server_flags
+from engine.cli.output import stdout_console
 from engine.cli.server_flags import connect
 from engine.client.adaptation import AdaptationInfo, DecisionExplanation
 
@@ -67,7 +68,7 @@ def _history(parsed: argparse.Namespace) -> None:
         at = "" if fit.as_of is None else f"{fit.as_of:%Y-%m-%d %H:%M:%S}"
         active = "yes" if fit.active else "no"
         table.add_row(fit.id, at, active, f"{fit.instructions:,}", *figures)
-    _console().print(table)
+    stdout_console().print(table)
 
 
 def _freeze(parsed: argparse.Namespace) -> None:
@@ -96,7 +97,7 @@ def _explain(parsed: argparse.Namespace) -> None:
     if parsed.json:
         _print_json(asdict(explanation))
     else:
-        print_explanation(explanation, _console())
+        print_explanation(explanation, stdout_console())
 
 
 def print_explanation(explanation: DecisionExplanation, console: Console) -> None:
@@ -129,7 +130,7 @@ def _show(adaptation: AdaptationInfo, parsed: argparse.Namespace) -> None:
         _print_json(asdict(adaptation))
         return
     state = "active" if adaptation.active else "not active"
-    console = _console()
+    console = stdout_console()
     console.print(f"{adaptation.id or 'none'}: {state}{', frozen' * adaptation.frozen}")
     console.print(adaptation.reason)
     if not adaptation.id:
@@ -153,9 +154,3 @@ def _print_json(value: Any) -> None:
         return other.isoformat() if isinstance(other, datetime) else str(other)
 
     print(json.dumps(value, ensure_ascii=False, default=plain))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)

@@ -6,12 +6,9 @@ import argparse
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
 
 from engine.api.candidate import Candidate
 from engine.api.errors import InvalidInputError, Violation
@@ -19,12 +16,13 @@ from engine.api.policy import Policy
 from engine.aptitude.journal import Journal
 from engine.bundle.types import FloatArray
 from engine.cli.compare import flags
+from engine.cli.output import confirm_start, progress_bar, stdout_console
 from engine.cli.server_flags import connect
 from engine.client.results import RouteDecision, RouteResult
 from engine.compare.asking import journal_key
 from engine.compare.costs import expected_costs, prompt_for, require_prices
 from engine.compare.endpoints import PricedEndpoint
-from engine.compare.graders.grading import AnswerGrader, Comparison, Grader
+from engine.compare.graders.grading import AnswerGrader, Grader
 from engine.compare.recording import record_comparisons
 from engine.compare.render import print_expected, print_report
 from engine.compare.report import SampleNotes, report
@@ -72,7 +70,8 @@ def _run(parsed: argparse.Namespace) -> None:
     with Journal(parsed.out.with_suffix(".journal.jsonl"), JOURNAL) as journal:
         if not _confirmed(plan, journal, parsed):
             return
-        run = _compare(plan, journal)
+        with progress_bar(len(plan.instructions)) as advance:
+            run = asyncio.run(run_comparisons(plan, journal, lambda _: advance()))
     notes = SampleNotes(
         pool.requests,
         len(pool.instructions),
@@ -83,7 +82,7 @@ def _run(parsed: argparse.Namespace) -> None:
         pool.left_out,
     )
     document = report(plan, run, sample.regions(parsed.regions, parsed.seed), notes)
-    print_report(document, Console(highlight=False, markup=False))
+    print_report(document, stdout_console())
     if not parsed.dry_run:
         _write(document, parsed.out)  # recording may fail, and the same command repeats it
         document["recorded"] = _record(plan, run, parsed)
@@ -196,34 +195,13 @@ def _confirmed(plan: ComparePlan, journal: Journal, parsed: argparse.Namespace) 
     costs = expected_costs(plan.instructions, plan.candidates, plan.judges, keys)
     if answered := sum(map(len, keys.values())):
         print(f"{answered} answers are already in the journal.")
-    print_expected(costs, plan.budget_usd, Console(highlight=False, markup=False))
+    print_expected(costs, plan.budget_usd, stdout_console())
     if parsed.estimate:
         return False
     if parsed.yes or not any(cost.requests for cost in costs):
         return True
-    if not sys.stdin.isatty():
-        problem = "is needed without a terminal to confirm on; --estimate only estimates."
-        raise InvalidInputError(Violation("--yes", problem))
-    if input("Start? [y/N] ").strip().lower() not in {"y", "yes"}:
-        raise KeyboardInterrupt
+    confirm_start("--estimate")
     return True
-
-
-def _compare(plan: ComparePlan, journal: Journal) -> CompareRun:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(plan.instructions))
-
-        def on_finished(_: Comparison) -> None:
-            progress.advance(bar)
-
-        try:
-            return asyncio.run(run_comparisons(plan, journal, on_finished))
-        except KeyboardInterrupt:
-            progress.console.print("stopped; run the same command again to resume")
-            raise
 
 
 def _record(plan: ComparePlan, run: CompareRun, parsed: argparse.Namespace) -> dict[str, int]:

@@ -13,13 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.cli import server_flags
+from engine.cli.output import progress_bar
 from engine.client.errors import ModelsatClientError
 from engine.client.sync import Client
 from engine.datasets.folder import read_folder
@@ -74,7 +74,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
 def _import(parsed: argparse.Namespace) -> None:
     source = parsed.data or parsed.file
     instructions = list(read_instructions(source))[: parsed.limit]
-    with server_flags.connect(parsed) as client, _progress(len(instructions)) as advance:
+    with server_flags.connect(parsed) as client, progress_bar(len(instructions)) as advance:
         registered = {candidate.id for candidate in client.list_candidates()}
         names = Names(registered, aliases_from(parsed.candidate_alias))
         grader = f"import {source.name}"[:200]
@@ -237,15 +237,3 @@ def _record(
             if not is_busy or time.monotonic() + wait_s > deadline:
                 raise
             time.sleep(wait_s)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr; yield what moves it on by one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("import", total=total)
-        yield lambda: progress.advance(task)
