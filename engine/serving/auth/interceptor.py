@@ -7,10 +7,9 @@ that is not listed here needs the role admin.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,13 @@ from grpc_status import rpc_status
 from engine.api.errors import ModelsatError, PermissionDeniedError, UnauthenticatedError
 from engine.api.request_context import PEER, PRINCIPAL, ROLE
 from engine.serving.auth.tokens import ROLES, Token, TokenFile
-from engine.serving.rpc.interceptors import Behavior, Continuation, HandlerWrapper, wrap_handler
+from engine.serving.rpc.interceptors import (
+    Continuation,
+    HandlerWrapper,
+    behavior_of,
+    surround,
+    with_behavior,
+)
 from engine.serving.rpc.status import to_status
 from engine.serving.telemetry.logs import RateLimitedLogger
 
@@ -125,27 +130,7 @@ class AccessInterceptor(HandlerWrapper):
         """See HandlerWrapper."""
         if not (handler.request_streaming or handler.response_streaming):
             return handler
-
-        def unary(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> Any:
-                async with self._until_revoked(context):
-                    answer = behavior(request, context)
-                    return await answer if inspect.isawaitable(answer) else answer
-
-            return call
-
-        def stream(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-                async with (
-                    self._until_revoked(context),
-                    aclosing(behavior(request, context)) as responses,
-                ):
-                    async for response in responses:
-                        yield response
-
-            return call
-
-        return wrap_handler(handler, unary, stream)
+        return with_behavior(handler, surround(behavior_of(handler), self._until_revoked))
 
     def end_revoked(self) -> None:
         """End the streams whose token is no longer valid, or no longer has the role."""
@@ -157,15 +142,15 @@ class AccessInterceptor(HandlerWrapper):
                 task.cancel()
 
     @asynccontextmanager
-    async def _until_revoked(self, context: Any) -> AsyncIterator[None]:
+    async def _until_revoked(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """End the call with UNAUTHENTICATED if its token is revoked meanwhile."""
         grant, task = _GRANT.get(), asyncio.current_task()
         if grant is None or task is None:
-            yield
+            yield request
             return
         self._streams[task] = stream = _Stream(grant)
         try:
-            yield
+            yield request
         except asyncio.CancelledError:
             if not stream.revoked:
                 raise

@@ -9,10 +9,9 @@ for those does grpc.aio leave the reading to the handler.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -36,6 +35,8 @@ from engine.serving.rpc.interceptors import (
     HandlerWrapper,
     MalformedRequest,
     RefusedRequest,
+    behavior_of,
+    surround,
 )
 from engine.serving.rpc.message_memory import MessageMemory, Share, memory_of
 from engine.serving.rpc.status import pushback, to_status
@@ -114,27 +115,17 @@ class Arrivals(HandlerWrapper):
 
     def wrap(self, handler: Any, method: str) -> Any:
         """See HandlerWrapper."""
-        kind = "stream" if handler.response_streaming else "unary"
-        if handler.request_streaming:
-            behavior, receive = getattr(handler, f"stream_{kind}"), self._open_stream
-        else:
-            behavior, receive = getattr(handler, f"unary_{kind}"), self._receive
+        receive = self._open_stream if handler.request_streaming else self._receive
         parse = handler.request_deserializer
 
-        async def answer(messages: Any, context: Any) -> Any:
+        @asynccontextmanager
+        async def around(messages: Any, context: Any) -> AsyncIterator[Any]:
             async with AsyncExitStack() as stack:
-                request = await receive(messages, context, parse, method, stack)
-                response = behavior(request, context)
-                return await response if inspect.isawaitable(response) else response
+                yield await receive(messages, context, parse, method, stack)
 
-        async def answers(messages: Any, context: Any) -> AsyncIterator[Any]:
-            async with AsyncExitStack() as stack:
-                request = await receive(messages, context, parse, method, stack)
-                async for response in behavior(request, context):
-                    yield response
-
-        return getattr(grpc, f"stream_{kind}_rpc_method_handler")(
-            answers if inspect.isasyncgenfunction(behavior) else answer,
+        kind = "stream_stream" if handler.response_streaming else "stream_unary"
+        return getattr(grpc, f"{kind}_rpc_method_handler")(
+            surround(behavior_of(handler), around),
             response_serializer=handler.response_serializer,
         )
 

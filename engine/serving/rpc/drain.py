@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 from grpc_status import rpc_status
 
 from engine.api.errors import UnavailableError
-from engine.serving.rpc.interceptors import Behavior, Continuation, HandlerWrapper, wrap_handler
+from engine.serving.rpc.interceptors import (
+    Behavior,
+    Continuation,
+    HandlerWrapper,
+    behavior_of,
+    surround,
+    with_behavior,
+)
 from engine.serving.rpc.status import to_status
 
 # One of its streams is one HTTP request: half of it would go on without its answer.
@@ -82,43 +90,34 @@ class Drain(HandlerWrapper):
         if infrastructure and not (handler.request_streaming or handler.response_streaming):
             return handler
         cut_requests = handler.request_streaming and not method.startswith(NO_EARLY_CLOSE)
-        cut_responses = handler.response_streaming and not handler.request_streaming
+        behavior = behavior_of(handler)
+        if handler.response_streaming and not handler.request_streaming:
+            behavior = self._cut(behavior)
 
-        def unary(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> Any:
-                with self._counted():
-                    if cut_requests:
-                        request = self._until_closed(request)
-                    work = behavior(request, context)
-                    return await (self._run_until_closed(work) if cut_responses else work)
+        @asynccontextmanager
+        async def around(request: Any, _: Any) -> AsyncIterator[Any]:
+            self._active += 1
+            self._idle.clear()
+            try:
+                yield self._until_closed(request) if cut_requests else request
+            finally:
+                self._active -= 1
+                if not self._active:
+                    self._idle.set()
 
-            return call
+        return with_behavior(handler, surround(behavior, around))
 
-        def stream(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-                with self._counted():
-                    if cut_requests:
-                        request = self._until_closed(request)
-                    responses = behavior(request, context)
-                    if cut_responses:
-                        responses = self._until_closed(responses)
-                    async for response in responses:
-                        yield response
+    def _cut(self, behavior: Behavior) -> Behavior:
+        """Return a method that answers with a stream as one that ends when the drain begins."""
 
-            return call
+        async def call(request: Any, context: Any) -> None:
+            await self._run_until_closed(behavior(request, context))
 
-        return wrap_handler(handler, unary, stream)
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            async for response in self._until_closed(behavior(request, context)):
+                yield response
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._active += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
+        return stream if inspect.isasyncgenfunction(behavior) else call
 
     async def _run_until_closed(self, coroutine: Any) -> None:
         """Await `coroutine`, and cancel it when the drain begins."""

@@ -2,7 +2,7 @@
 
 Interceptors take the handler that gRPC found for a method, and put one in its place that does more.
 Each replacement is made once (HandlerWrapper), by one function for every kind of method
-(wrap_handler).
+(surround).
 """
 
 from __future__ import annotations
@@ -10,14 +10,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import abstractmethod
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterator,
-)
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -36,35 +30,56 @@ OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED = 0, 1, 2, 4, 12
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 Behavior = Callable[[Any, Any], Any]  # (request or iterator of requests, context)
+# The same arguments, around one call; gives what the method gets in place of the request.
+Around = Callable[[Any, Any], AbstractAsyncContextManager[Any]]
 
 
-def wrap_handler(
+def surround(behavior: Behavior, around: Around) -> Behavior:
+    """Return a function of the same kind that calls a method within `around`.
+
+    behavior: a coroutine or async generator function. A method that answers with a stream may be
+    either: a coroutine function writes to its context.
+    """
+
+    async def call(request: Any, context: Any) -> Any:
+        async with around(request, context) as given:
+            response = behavior(given, context)
+            return await response if inspect.isawaitable(response) else response
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async with (
+            around(request, context) as given,
+            aclosing(behavior(given, context)) as responses,
+        ):
+            async for response in responses:
+                yield response
+
+    return stream if inspect.isasyncgenfunction(behavior) else call
+
+
+def behavior_of(handler: Any) -> Behavior:
+    """Return the function of an RpcMethodHandler of any of the four kinds."""
+    function: Behavior = getattr(handler, _kind(handler))
+    return function
+
+
+def with_behavior(
     handler: Any,
-    unary: Callable[[Behavior], Behavior],
-    stream: Callable[[Behavior], Behavior],
+    behavior: Behavior,
     request_deserializer: Any = None,
     response_serializer: Any = None,
 ) -> Any:
-    """Return a handler of the same kind whose function is wrapped.
-
-    Args:
-        handler: an RpcMethodHandler of any of the four kinds.
-        unary: wraps a coroutine function; of a method that answers with a stream, one that writes
-            to its context.
-        stream: wraps an async generator function.
-        request_deserializer: takes the place of the handler's own.
-        response_serializer: takes the place of the handler's own.
-    """
-    kind = ("stream" if handler.request_streaming else "unary") + (
-        "_stream" if handler.response_streaming else "_unary"
-    )
-    behavior = getattr(handler, kind)
-    wrap = stream if inspect.isasyncgenfunction(behavior) else unary
-    return getattr(grpc, f"{kind}_rpc_method_handler")(
-        wrap(behavior),
+    """Return a handler of the same kind with another function, and perhaps other converters."""
+    return getattr(grpc, f"{_kind(handler)}_rpc_method_handler")(
+        behavior,
         request_deserializer=request_deserializer or handler.request_deserializer,
         response_serializer=response_serializer or handler.response_serializer,
     )
+
+
+def _kind(handler: Any) -> str:
+    requests, responses = handler.request_streaming, handler.response_streaming
+    return f"{'stream' if requests else 'unary'}_{'stream' if responses else 'unary'}"
 
 
 class HandlerWrapper(grpc.aio.ServerInterceptor):
@@ -121,31 +136,17 @@ class StatusInterceptor(HandlerWrapper):
 
         check: Any = _checked_stream if handler.request_streaming else _checked
 
-        def unary(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> Any:
-                try:
-                    return await behavior(check(request, method), context)
-                except Exception as error:  # noqa: BLE001 - no request may end the server
-                    await _abort(context, method, error)
-
-            return call
-
-        def stream(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> AsyncGenerator[Any, None]:
-                try:
-                    async with aclosing(behavior(check(request, method), context)) as responses:
-                        async for response in responses:
-                            yield response
-                except Exception as error:  # noqa: BLE001 - no request may end the server
-                    await _abort(context, method, error)
-
-            return call
+        @asynccontextmanager
+        async def around(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                yield check(request, method)
+            except Exception as error:  # noqa: BLE001 - no request may end the server
+                await _abort(context, method, error)
 
         serialize = handler.response_serializer
-        return wrap_handler(
+        return with_behavior(
             handler,
-            unary,
-            stream,
+            surround(behavior_of(handler), around),
             _tolerant(handler.request_deserializer),
             lambda answer: answer if isinstance(answer, bytes) else serialize(answer),
         )
@@ -216,40 +217,24 @@ class TelemetryInterceptor(HandlerWrapper):
         """See HandlerWrapper."""
         name = method.removeprefix("/")
 
-        def unary(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> Any:
-                with self._measured(name, context):
-                    response = behavior(request, context)
-                    return await response if inspect.isawaitable(response) else response
+        @asynccontextmanager
+        async def around(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = self._telemetry.begin(name, dict(context.invocation_metadata() or ()))
+            code = UNKNOWN
+            try:
+                yield request
+                code = _code(context, OK)
+            except (asyncio.CancelledError, GeneratorExit):
+                left = context.time_remaining()
+                code = CANCELLED if left is None or left > TIMER_ERROR_S else DEADLINE_EXCEEDED
+                raise
+            except BaseException:
+                code = _code(context, UNKNOWN)
+                raise
+            finally:
+                self._telemetry.answered(call, CODE_NAMES[code], code)
 
-            return call
-
-        def stream(behavior: Behavior) -> Behavior:
-            async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-                with self._measured(name, context):
-                    async for response in behavior(request, context):
-                        yield response
-
-            return call
-
-        return wrap_handler(handler, unary, stream)
-
-    @contextmanager
-    def _measured(self, method: str, context: Any) -> Iterator[None]:
-        call = self._telemetry.begin(method, dict(context.invocation_metadata() or ()))
-        code = UNKNOWN
-        try:
-            yield
-            code = _code(context, OK)
-        except (asyncio.CancelledError, GeneratorExit):
-            left = context.time_remaining()
-            code = CANCELLED if left is None or left > TIMER_ERROR_S else DEADLINE_EXCEEDED
-            raise
-        except BaseException:
-            code = _code(context, UNKNOWN)
-            raise
-        finally:
-            self._telemetry.answered(call, CODE_NAMES[code], code)
+        return with_behavior(handler, surround(behavior_of(handler), around))
 
 
 def _code(context: Any, default: int) -> int:
