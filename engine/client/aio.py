@@ -17,11 +17,10 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from engine.api.candidate import Candidate
 from engine.api.policy import Policy, Session
-from engine.api.proto import candidate_from
 from engine.api.usage import Usage
 from engine.client.adaptation import AsyncAdaptationCalls
+from engine.client.candidates import AsyncCandidateCalls
 from engine.client.channel import DEFAULT_SERVER, INSECURE, Credentials, open_aio_channel
 from engine.client.errors import ModelsatClientError, translate_errors
 from engine.client.requests import (
@@ -31,33 +30,21 @@ from engine.client.requests import (
     Outcome,
     batches,
     comparison_request,
-    create_request,
-    delete_request,
     outcome_request,
-    replace_request,
-    resource_name,
-    rollback_request,
     route_request,
     stream_request,
     token_in,
-    update_request,
-    watch_request,
 )
 from engine.client.results import (
-    CandidatesChange,
-    RevisionInfo,
     RouteDecision,
     RouteResult,
     ServerInfo,
-    change_from,
     decision_from,
     result_from,
-    revision_from,
     server_info_from,
 )
 from engine.pb import (
     adaptation_service_pb2_grpc,
-    candidate_service_pb2,
     candidate_service_pb2_grpc,
     router_service_pb2,
     router_service_pb2_grpc,
@@ -66,7 +53,7 @@ from engine.pb import (
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncAdaptationCalls):
+class AsyncClient(AsyncCandidateCalls, AsyncAdaptationCalls):
     """Client of a modelsat server for asyncio. Create and use it in one event loop.
 
     Use it in an `async with` block or call `close`. Arguments, results and errors are those of
@@ -189,9 +176,7 @@ class AsyncClient(AsyncAdaptationCalls):
             except Exception as error:  # noqa: BLE001 - raised below; gRPC would swallow it
                 errors.append(error)
 
-        with translate_errors(self._address):
-            call = self._router.StreamRoute(requests(), metadata=self._metadata)
-        async for response in self._responses(call):
+        async for response in self._stream(self._router.StreamRoute, requests()):
             if not response.HasField("recorded"):
                 yield int(response.id), result_from(response.result)
         if errors:
@@ -248,125 +233,6 @@ class AsyncClient(AsyncAdaptationCalls):
         request = router_service_pb2.GetServerInfoRequest()
         return server_info_from(await self._call(self._router.GetServerInfo, request))
 
-    async def list_candidates(self, *, min_revision_token: str = "") -> list[Candidate]:
-        """Return all candidates, ordered by ID.
-
-        Example:
-            print([candidate.id for candidate in await client.list_candidates()])
-        """
-        request = candidate_service_pb2.ListCandidatesRequest(min_revision_token=min_revision_token)
-        pages = self._pages(self._candidates.ListCandidates, request)
-        return [candidate_from(c, "candidates") async for page in pages for c in page.candidates]
-
-    async def get_candidate(self, candidate: str, *, min_revision_token: str = "") -> Candidate:
-        """Return one candidate by its ID.
-
-        Example:
-            print((await client.get_candidate("yi-6b-chat")).context_window)
-        """
-        request = candidate_service_pb2.GetCandidateRequest(
-            name=resource_name(candidate), min_revision_token=min_revision_token
-        )
-        message = await self._call(self._candidates.GetCandidate, request)
-        return candidate_from(message, "candidate")
-
-    async def create_candidate(
-        self, candidate: Candidate, *, validate_only: bool = False
-    ) -> Candidate:
-        """Register a new candidate; see `Client.create_candidate`.
-
-        Example:
-            known = await client.get_candidate("yi-6b-chat")
-            await client.create_candidate(dataclasses.replace(known, id="tutor"))
-        """
-        request = create_request(candidate, validate_only)
-        message = await self._call(self._candidates.CreateCandidate, request)
-        return candidate_from(message, "candidate")
-
-    async def update_candidate(
-        self,
-        candidate: Candidate,
-        fields: Sequence[str] = (),
-        *,
-        etag: str = "",
-        allow_missing: bool = False,
-        validate_only: bool = False,
-    ) -> Candidate:
-        """Change a registered candidate; see `Client.update_candidate`.
-
-        Example:
-            known = await client.get_candidate("yi-6b-chat")
-            tagged = dataclasses.replace(known, tags=("production",))
-            await client.update_candidate(tagged, ["tags"], etag=known.etag)
-        """
-        request = update_request(candidate, fields, etag, allow_missing, validate_only)
-        message = await self._call(self._candidates.UpdateCandidate, request)
-        return candidate_from(message, "candidate")
-
-    async def delete_candidate(
-        self,
-        candidate: str,
-        *,
-        etag: str = "",
-        allow_missing: bool = False,
-        validate_only: bool = False,
-    ) -> None:
-        """Remove a candidate by its ID; see `Client.delete_candidate`.
-
-        Example:
-            await client.delete_candidate("tutor", allow_missing=True)
-        """
-        request = delete_request(candidate, etag, allow_missing, validate_only)
-        await self._call(self._candidates.DeleteCandidate, request)
-
-    async def replace_candidates(
-        self, candidates: Sequence[Candidate], *, validate_only: bool = False
-    ) -> int:
-        """Replace all candidates at once and return the new revision.
-
-        Example:
-            await client.replace_candidates(await client.list_candidates(), validate_only=True)
-        """
-        request = replace_request(candidates, validate_only)
-        return int((await self._call(self._candidates.BatchReplaceCandidates, request)).revision)
-
-    async def list_revisions(self) -> list[RevisionInfo]:
-        """Return the revisions that can be rolled back to, newest first.
-
-        Example:
-            print((await client.list_revisions())[0].description)
-        """
-        request = candidate_service_pb2.ListRevisionsRequest()
-        pages = self._pages(self._candidates.ListRevisions, request)
-        return [revision_from(revision) async for page in pages for revision in page.revisions]
-
-    async def rollback(self, revision: int, *, validate_only: bool = False) -> RevisionInfo:
-        """Bring back the candidates of an earlier revision, as a new revision.
-
-        Example:
-            oldest = (await client.list_revisions())[-1]
-            await client.rollback(oldest.number, validate_only=True)
-        """
-        request = rollback_request(revision, validate_only)
-        response = await self._call(self._candidates.RollbackRevision, request)
-        return revision_from(response.revision)
-
-    async def watch_candidates(
-        self, last_seen_revision: int = 0
-    ) -> AsyncIterator[CandidatesChange]:
-        """Follow changes of the candidates; see `Client.watch_candidates`.
-
-        Example:
-            async for change in client.watch_candidates():
-                print(change.revision, len(change.changed), change.removed)
-                break
-        """
-        request = watch_request(last_seen_revision)
-        with translate_errors(self._address):
-            call = self._candidates.WatchCandidates(request, metadata=self._metadata)
-        async for response in self._responses(call):
-            yield change_from(response)
-
     async def _call(
         self,
         method: Callable[..., Awaitable[Any]],
@@ -391,7 +257,9 @@ class AsyncClient(AsyncAdaptationCalls):
                 return
             request.page_token = page.next_page_token
 
-    async def _responses(self, call: Any) -> AsyncIterator[Any]:
+    async def _stream(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
+        with translate_errors(self._address):
+            call = method(request, metadata=self._metadata)
         try:
             with translate_errors(self._address):
                 async for response in call:

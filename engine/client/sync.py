@@ -9,11 +9,10 @@ from typing import Any, Self
 
 import grpc
 
-from engine.api.candidate import Candidate
 from engine.api.policy import Policy, Session
-from engine.api.proto import candidate_from
 from engine.api.usage import Usage
 from engine.client.adaptation import AdaptationCalls
+from engine.client.candidates import CandidateCalls
 from engine.client.channel import DEFAULT_SERVER, INSECURE, Credentials, open_channel
 from engine.client.errors import translate_errors
 from engine.client.requests import (
@@ -23,40 +22,28 @@ from engine.client.requests import (
     Outcome,
     batches,
     comparison_request,
-    create_request,
-    delete_request,
     outcome_request,
-    replace_request,
-    resource_name,
-    rollback_request,
     route_request,
     stream_request,
     token_in,
-    update_request,
-    watch_request,
 )
 from engine.client.results import (
-    CandidatesChange,
-    RevisionInfo,
     RouteDecision,
     RouteResult,
     ServerInfo,
-    change_from,
     decision_from,
     result_from,
-    revision_from,
     server_info_from,
 )
 from engine.pb import (
     adaptation_service_pb2_grpc,
-    candidate_service_pb2,
     candidate_service_pb2_grpc,
     router_service_pb2,
     router_service_pb2_grpc,
 )
 
 
-class Client(AdaptationCalls):
+class Client(CandidateCalls, AdaptationCalls):
     """Client of a modelsat server. It can be shared by threads.
 
     Use it in a `with` block or call `close`. Every method raises ModelsatClientError if the call
@@ -209,9 +196,7 @@ class Client(AdaptationCalls):
             except Exception as error:  # noqa: BLE001 - raised below; gRPC would swallow it
                 errors.append(error)
 
-        with translate_errors(self._address):
-            call = self._router.StreamRoute(requests(), metadata=self._metadata)
-        for response in self._responses(call):
+        for response in self._stream(self._router.StreamRoute, requests()):
             if not response.HasField("recorded"):
                 yield int(response.id), result_from(response.result)
         if errors:
@@ -296,150 +281,6 @@ class Client(AdaptationCalls):
         request = router_service_pb2.GetServerInfoRequest()
         return server_info_from(self._call(self._router.GetServerInfo, request))
 
-    def list_candidates(self, *, min_revision_token: str = "") -> list[Candidate]:
-        """Return all candidates, ordered by ID.
-
-        Example:
-            print([candidate.id for candidate in client.list_candidates()])
-        """
-        request = candidate_service_pb2.ListCandidatesRequest(min_revision_token=min_revision_token)
-        pages = self._pages(self._candidates.ListCandidates, request)
-        return [candidate_from(c, "candidates") for page in pages for c in page.candidates]
-
-    def get_candidate(self, candidate: str, *, min_revision_token: str = "") -> Candidate:
-        """Return one candidate by its ID.
-
-        Example:
-            print(client.get_candidate("yi-6b-chat").context_window)
-        """
-        request = candidate_service_pb2.GetCandidateRequest(
-            name=resource_name(candidate), min_revision_token=min_revision_token
-        )
-        return candidate_from(self._call(self._candidates.GetCandidate, request), "candidate")
-
-    def create_candidate(self, candidate: Candidate, *, validate_only: bool = False) -> Candidate:
-        """Register a new candidate; it is ranked from the next request on, without training.
-
-        Args:
-            candidate: The candidate with its 50 aptitude test results.
-            validate_only: Check everything and change nothing.
-
-        Example:
-            tutor = dataclasses.replace(client.get_candidate("yi-6b-chat"), id="tutor")
-            client.create_candidate(tutor)
-        """
-        request = create_request(candidate, validate_only)
-        return candidate_from(self._call(self._candidates.CreateCandidate, request), "candidate")
-
-    def update_candidate(
-        self,
-        candidate: Candidate,
-        fields: Sequence[str] = (),
-        *,
-        etag: str = "",
-        allow_missing: bool = False,
-        validate_only: bool = False,
-    ) -> Candidate:
-        """Change a registered candidate.
-
-        Args:
-            candidate: The new values; its ID says which candidate to change.
-            fields: Names of the fields to change; all of them by default.
-            etag: Fail unless the candidate still has this etag, see `Candidate.etag`.
-            allow_missing: Register the candidate if it does not exist.
-            validate_only: Check everything and change nothing.
-
-        Example:
-            known = client.get_candidate("yi-6b-chat")
-            tagged = dataclasses.replace(known, tags=("production",))
-            client.update_candidate(tagged, ["tags"], etag=known.etag)
-        """
-        request = update_request(candidate, fields, etag, allow_missing, validate_only)
-        return candidate_from(self._call(self._candidates.UpdateCandidate, request), "candidate")
-
-    def delete_candidate(
-        self,
-        candidate: str,
-        *,
-        etag: str = "",
-        allow_missing: bool = False,
-        validate_only: bool = False,
-    ) -> None:
-        """Remove a candidate by its ID.
-
-        Args:
-            candidate: ID of the candidate.
-            etag: Fail unless the candidate still has this etag.
-            allow_missing: Succeed if the candidate does not exist.
-            validate_only: Check everything and change nothing.
-
-        Example:
-            client.delete_candidate("tutor", allow_missing=True)
-        """
-        request = delete_request(candidate, etag, allow_missing, validate_only)
-        self._call(self._candidates.DeleteCandidate, request)
-
-    def replace_candidates(
-        self, candidates: Sequence[Candidate], *, validate_only: bool = False
-    ) -> int:
-        """Replace all candidates at once; either all of it happens or nothing.
-
-        Returns:
-            The new revision.
-
-        Example:
-            client.replace_candidates(client.list_candidates(), validate_only=True)
-        """
-        request = replace_request(candidates, validate_only)
-        return int(self._call(self._candidates.BatchReplaceCandidates, request).revision)
-
-    def list_revisions(self) -> list[RevisionInfo]:
-        """Return the revisions that can be rolled back to, newest first.
-
-        Example:
-            print(client.list_revisions()[0].description)
-        """
-        request = candidate_service_pb2.ListRevisionsRequest()
-        pages = self._pages(self._candidates.ListRevisions, request)
-        return [revision_from(revision) for page in pages for revision in page.revisions]
-
-    def rollback(self, revision: int, *, validate_only: bool = False) -> RevisionInfo:
-        """Bring back the candidates of an earlier revision, as a new revision.
-
-        Args:
-            revision: Number of a revision in `list_revisions`.
-            validate_only: Check everything and change nothing.
-
-        Returns:
-            The new revision.
-
-        Example:
-            client.rollback(client.list_revisions()[-1].number, validate_only=True)
-        """
-        request = rollback_request(revision, validate_only)
-        return revision_from(self._call(self._candidates.RollbackRevision, request).revision)
-
-    def watch_candidates(self, last_seen_revision: int = 0) -> Iterator[CandidatesChange]:
-        """Follow changes of the candidates, without a time limit.
-
-        Args:
-            last_seen_revision: Revision that you have; with 0 the first message, which comes at
-                once, holds all candidates.
-
-        Yields:
-            Each change. A slow reader gets the newest state instead of every step.
-
-        Example:
-            for change in client.watch_candidates():
-                print(change.revision, len(change.changed), change.removed)
-                break
-        """
-        request = watch_request(last_seen_revision)
-        with translate_errors(self._address):
-            call = self._candidates.WatchCandidates(request, metadata=self._metadata)
-        for response in self._responses(call):
-            yield change_from(response)
-
     def _call(self, method: Any, request: Any) -> Any:
         with translate_errors(self._address):
             response, call = method.with_call(
@@ -456,7 +297,9 @@ class Client(AdaptationCalls):
                 return
             request.page_token = page.next_page_token
 
-    def _responses(self, call: Any) -> Iterator[Any]:
+    def _stream(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+        with translate_errors(self._address):
+            call = method(request, metadata=self._metadata)
         try:
             with translate_errors(self._address):
                 yield from call
