@@ -15,8 +15,8 @@ import numpy as np
 
 from engine.api.candidate import from_json, to_json
 from engine.api.errors import StoreError
+from engine.registry.private_files import OWNER_ONLY
 from engine.registry.stores.base import RevisionId, StoredTable
-from engine.registry.stores.private_files import OWNER_ONLY
 from engine.registry.table import Table
 
 FORMAT = 1

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.api.errors import StoreError
+from engine.registry.private_files import create_private
 from engine.registry.stores import sql, sqlite
 from engine.registry.stores.base import POSTGRES_DRIVER_HINT, is_postgres, without_password
-from engine.registry.stores.private_files import create_private
 from engine.registry.stores.sql import Database, Row
 from engine.registry.stores.sqlite import SqliteDatabase
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from engine.api.errors import StoreError
+from engine.registry.private_files import create_private, make_private
 from engine.registry.stores import outcome_sql
 from engine.registry.stores.base import POSTGRES_DRIVER_HINT, is_postgres, without_password
 from engine.registry.stores.location import location_problem
 from engine.registry.stores.outcome_sql import OutcomeWriter
 from engine.registry.stores.outcome_types import OutcomeLimits, RecordedOutcome
-from engine.registry.stores.private_files import create_private, make_private
 from engine.registry.stores.sql import Database, Row
 from engine.registry.stores.sqlite import SqliteDatabase, check_file_identity, file_identity
 

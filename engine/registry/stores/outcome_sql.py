@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.api.errors import AlreadyExistsError, DecisionNotFoundError, ModelsatError
 from engine.api.usage import Usage
+from engine.registry.stores.outcome_bounds import PrincipalShares
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
     OutcomeReport,
@@ -59,8 +60,6 @@ STATE = {"position": 0, "deletions": 0, "floor": 0, "ceiling": -1}
 RECENT_FITS, HOURLY_FITS = 100, 100  # kept: the last ones, and before them the last of each hour
 HOUR_S = 3600.0
 MAX_UNUSED_LISTS = 100  # finding them reads all instructions
-DAY_S = 86_400.0
-ROW_BYTES = 200  # of an instruction and its report besides the vectors
 
 
 class OutcomeWriter:
@@ -74,10 +73,9 @@ class OutcomeWriter:
         self._limits = limits
         self._state = read_state(db)
         self._position = self._state["position"]
-        self._deletions = 0
         self._codes: dict[str, int] = {}
         self._lists: dict[str, int] = {}
-        self._shares: dict[str, list[int]] = {}  # what is to be added to each column, see TABLES
+        self._shares = PrincipalShares(db, limits, self._next)
 
     def record(self, report: OutcomeReport, only_known: bool) -> int | ModelsatError:
         """Record what is new of a report.
@@ -169,15 +167,9 @@ class OutcomeWriter:
 
     def finish(self) -> None:
         """Keep the bounds, and write the counters."""
-        self._delete_old()
-        self._forget()
-        self._write_shares()
-        self.set_state(
-            {
-                "position": self._position,
-                "deletions": self._state["deletions"] + self._deletions,
-            }
-        )
+        self._shares.keep_bounds()
+        deletions = self._state["deletions"] + self._shares.deletions
+        self.set_state({"position": self._position, "deletions": deletions})
 
     def _next(self) -> int:
         self._position += 1
@@ -224,7 +216,7 @@ class OutcomeWriter:
             ),
         )
         if scored is not None:
-            self._count_vectors(first.principal, scored)
+            self._shares.add_vectors(first.principal, scored)
         return number
 
     def _add_text(self, number: int, text: str) -> None:
@@ -252,7 +244,7 @@ class OutcomeWriter:
                 now,
             ),
         )
-        self._add_share(first.principal, outcomes=len(new))
+        self._shares.add(first.principal, outcomes=len(new))
 
     def _fill(self, number: int, scored: ScoredInstruction) -> bool:
         ((principal, is_open),) = self._db.run(
@@ -265,7 +257,7 @@ class OutcomeWriter:
             " explored = ?, propensity = ?, open = 0, version = ? WHERE number = ?",
             (*self._vectors(scored), self._next(), number),
         )
-        self._count_vectors(principal, scored)
+        self._shares.add_vectors(principal, scored)
         return True
 
     def _vectors(self, scored: ScoredInstruction) -> tuple[Any, ...]:
@@ -279,10 +271,6 @@ class OutcomeWriter:
             for vector in (scored.embedding, scored.logits)
         )
         return self._candidate_list(scored.candidates.content), embedding, logits, *choice
-
-    def _count_vectors(self, principal: str, scored: ScoredInstruction) -> None:
-        if self._limits.memory_bytes:
-            self._add_share(principal, instructions=1, size=scored.nbytes + ROW_BYTES)
 
     def _code(self, candidate: str) -> int:
         """Return the code that stands for a candidate's ID; codes are small, and stay."""
@@ -307,110 +295,6 @@ class OutcomeWriter:
                 )
             self._lists[content] = int(rows[0][0])
         return self._lists[content]
-
-    def _add_share(
-        self, principal: str, outcomes: int = 0, instructions: int = 0, size: int = 0
-    ) -> None:
-        share = self._shares.setdefault(principal, [0, 0, 0])
-        for column, added in enumerate((outcomes, instructions, size)):
-            share[column] += added
-
-    def _write_shares(self) -> None:
-        """Write what was added to shares; once for many outcomes, to save trips to a database."""
-        for principal, added in self._shares.items():
-            self._db.run(
-                "INSERT INTO memory_share VALUES (?, ?, ?, ?) ON CONFLICT (principal) DO UPDATE SET"
-                " outcomes = memory_share.outcomes + excluded.outcomes,"
-                " instructions = memory_share.instructions + excluded.instructions,"
-                " bytes = memory_share.bytes + excluded.bytes",
-                (principal, *added),
-            )
-        if any(min(added) < 0 for added in self._shares.values()):
-            self._db.run("DELETE FROM memory_share WHERE outcomes <= 0 AND instructions <= 0")
-        self._shares.clear()
-
-    def _delete_old(self) -> None:
-        """Delete what is too old; then, down to the limit, the oldest of the principal who has
-        most, so that no outcomes displace newer ones of another."""
-        if self._limits.max_age_days:
-            before = time.time() - self._limits.max_age_days * DAY_S
-            self._delete("recorded_at < ?", (before,), None)
-        while (excess := self._total("outcomes") - self._limits.outcomes) > 0:
-            principal, count = self._largest("outcomes", excess)
-            self._delete("principal = ?", (principal,), count)
-
-    def _delete(self, condition: str, values: Sequence[Any], outcomes: int | None) -> None:
-        """Delete reports, oldest first, until `outcomes` are gone (None: all of them)."""
-        limit = "" if outcomes is None else f" LIMIT {outcomes:d}"
-        rows = self._db.run(
-            "SELECT number, instruction, principal, count FROM memory_report"  # noqa: S608
-            f" WHERE {condition} ORDER BY number{limit}",
-            values,
-        )
-        deleted = []
-        for number, instruction, principal, count in rows:
-            if outcomes is not None:
-                if outcomes <= 0:
-                    break
-                outcomes -= count
-            deleted.append((number, instruction))
-            self._add_share(principal, outcomes=-count)
-        if not deleted:
-            return
-        self._deletions += 1
-        self._db.run_many("DELETE FROM memory_report WHERE number = ?", [(n,) for n, _ in deleted])
-        for number in sorted({instruction for _, instruction in deleted}):
-            if self._db.run("SELECT 1 FROM memory_report WHERE instruction = ? LIMIT 1", (number,)):
-                continue
-            ((principal, size),) = self._db.run(
-                "SELECT principal, COALESCE(LENGTH(embedding) + LENGTH(logits), 0)"
-                " FROM memory_instruction WHERE number = ?",
-                (number,),
-            )
-            self._db.run("DELETE FROM memory_instruction WHERE number = ?", (number,))
-            if size:
-                self._add_share(principal, instructions=-1, size=-(size + ROW_BYTES))
-
-    def _forget(self) -> None:
-        """Forget vectors beyond the bounds; the outcomes stay, to be exported."""
-        while self._limits.memory_bytes:
-            count, size = self._total("instructions"), self._total("bytes")
-            excess = max(
-                count - self._limits.instructions,
-                -(-count * (size - self._limits.memory_bytes) // size) if size else 0,
-            )
-            if excess <= 0 or not count:
-                return
-            principal, most = self._largest("instructions", excess)
-            rows = self._db.run(
-                "SELECT number, LENGTH(embedding) + LENGTH(logits) FROM memory_instruction"
-                " WHERE principal = ? AND embedding IS NOT NULL ORDER BY number LIMIT ?",
-                (principal, most),
-            )
-            self._db.run_many(
-                "UPDATE memory_instruction SET candidates = NULL, embedding = NULL, logits = NULL,"
-                " version = ?"
-                " WHERE number = ?",
-                [(self._next(), number) for number, _ in rows],
-            )
-            forgotten = sum(row[1] + ROW_BYTES for row in rows)
-            self._add_share(principal, instructions=-len(rows), size=-forgotten)
-            if not rows:  # the counts are wrong; never loop on them
-                return
-
-    def _total(self, column: str) -> int:
-        self._write_shares()
-        rows = self._db.run(f"SELECT COALESCE(SUM({column}), 0) FROM memory_share")  # noqa: S608
-        return int(rows[0][0])
-
-    def _largest(self, column: str, excess: int) -> tuple[str, int]:
-        """Return the principal who has most, and how many of its to remove at once."""
-        (principal, most), *others = self._db.run(
-            f"SELECT principal, {column} FROM memory_share"  # noqa: S608
-            f" ORDER BY {column} DESC, principal LIMIT 2"
-        )
-        second = others[0][1] if others else 0
-        return str(principal), min(excess, max(1, most - second))
 
 
 def create_tables(db: Database, types: Mapping[str, str]) -> None:

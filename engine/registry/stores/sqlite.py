@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.api.errors import StoreError
+from engine.registry.private_files import create_private, make_private
 from engine.registry.stores import sql
 from engine.registry.stores.base import (
     DEFAULT_HISTORY_LIMIT,
@@ -23,7 +24,6 @@ from engine.registry.stores.base import (
     RevisionId,
     StoredTable,
 )
-from engine.registry.stores.private_files import create_private, make_private
 from engine.registry.stores.sql import Row
 
 SCHEMA = "3"

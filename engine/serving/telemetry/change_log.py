@@ -25,7 +25,7 @@ from google.rpc import code_pb2
 
 from engine.api.errors import ModelsatError
 from engine.api.request_context import PEER, PRINCIPAL, ROLE
-from engine.registry.stores.private_files import OWNER_ONLY
+from engine.registry.private_files import OWNER_ONLY
 from engine.serving.rpc.status import code_of
 
 START = "0" * 64  # hash before the first line
