@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import server_flags
 from engine.cli.output import stdout_console
 from engine.cli.server_flags import connect
 from engine.client.adaptation import AdaptationInfo, DecisionExplanation
+from engine.client.sync import Client
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,12 +34,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         server_flags.add_arguments(added)
         return added
 
-    action("status", _status, "show what is served now and how much better it is")
+    action(
+        "status",
+        partial(_show, Client.adaptation),
+        "show what is served now and how much better it is",
+    )
     history = action("history", _history, "list the last fits, newest first")
-    action("freeze", _freeze, "ignore outcomes that are recorded from now on; they are kept")
-    action("unfreeze", _unfreeze, "learn from all outcomes since the last reset again")
+    text = "ignore outcomes that are recorded from now on; they are kept"
+    action("freeze", partial(_show, Client.freeze_adaptation), text)
+    text = "learn from all outcomes since the last reset again"
+    action("unfreeze", partial(_show, Client.unfreeze_adaptation), text)
     rollback = action("rollback", _rollback, "return to an earlier fit, and freeze")
-    action("reset", _reset, "ignore every outcome that was recorded before")
+    text = "ignore every outcome that was recorded before"
+    action("reset", partial(_show, Client.reset_adaptation), text)
     explain = action("explain", _explain, "say which outcomes changed a recent decision")
     text = "how many to list (default %(default)s)"
     history.add_argument("--count", type=int, default=20, metavar="N", help=text)
@@ -45,9 +54,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     explain.add_argument("decision_id", help="ID of the decision, as `modelsat route` shows")
 
 
-def _status(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        _show(client.adaptation(), parsed)
+def _rollback(parsed: argparse.Namespace) -> None:
+    _show(lambda client: client.rollback_adaptation(parsed.id), parsed)
 
 
 def _history(parsed: argparse.Namespace) -> None:
@@ -69,26 +77,6 @@ def _history(parsed: argparse.Namespace) -> None:
         active = "yes" if fit.active else "no"
         table.add_row(fit.id, at, active, f"{fit.instructions:,}", *figures)
     stdout_console().print(table)
-
-
-def _freeze(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        _show(client.freeze_adaptation(), parsed)
-
-
-def _unfreeze(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        _show(client.unfreeze_adaptation(), parsed)
-
-
-def _rollback(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        _show(client.rollback_adaptation(parsed.id), parsed)
-
-
-def _reset(parsed: argparse.Namespace) -> None:
-    with connect(parsed) as client:
-        _show(client.reset_adaptation(), parsed)
 
 
 def _explain(parsed: argparse.Namespace) -> None:
@@ -125,7 +113,10 @@ def print_explanation(explanation: DecisionExplanation, console: Console) -> Non
         console.print(f"{neighbor.similarity:.3f} {at}{category} {neighbor.provenance}: {scores}")
 
 
-def _show(adaptation: AdaptationInfo, parsed: argparse.Namespace) -> None:
+def _show(call: Callable[[Client], AdaptationInfo], parsed: argparse.Namespace) -> None:
+    """Print what a call of a server returns."""
+    with connect(parsed) as client:
+        adaptation = call(client)
     if parsed.json:
         _print_json(asdict(adaptation))
         return
