@@ -76,7 +76,9 @@ class RecentDecisions:
         """
         logits = np.full(len(table.candidates), np.nan, dtype=np.float16)
         logits[rows] = log_odds(p)
-        candidates = self._candidates_of(table)
+        if self._candidates is None or self._candidates[0] != table.id:
+            self._candidates = (table.id, ScoredCandidates.of_table(self._bundle, table))
+        candidates = self._candidates[1]  # the same object for the same table, to save memory
         packed = embedding.astype(np.float16)
         return ScoredInstruction(candidates, packed, logits, selected, explored, propensity)
 
@@ -106,12 +108,6 @@ class RecentDecisions:
     def latest(self, count: int) -> list[RecentDecision]:
         """Return the last `count` decisions, newest first."""
         return list(islice(reversed(self._decisions.values()), count))
-
-    def _candidates_of(self, table: Table) -> ScoredCandidates:
-        """Return the candidates of `table`; the same object for the same table, to save memory."""
-        if self._candidates is None or self._candidates[0] != table.id:
-            self._candidates = (table.id, ScoredCandidates.of_table(self._bundle, table))
-        return self._candidates[1]
 
 
 def _size(scored: ScoredInstruction) -> int:

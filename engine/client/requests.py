@@ -9,7 +9,7 @@ from typing import Any
 from engine.api.candidate import NAME_PREFIX, Candidate, parse_name
 from engine.api.conversation.body import from_body
 from engine.api.conversation.conversation import ROLES, Conversation, ConversationTurn, Role
-from engine.api.conversation.reading import find_ask, in_tool_loop, session_for
+from engine.api.conversation.reading import find_ask, hinted_session, in_tool_loop
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS, MAX_MESSAGE_BYTES, ROUTER_MESSAGE_BYTES
 from engine.api.policy import Policy, Session, session_name
@@ -109,7 +109,7 @@ def route_request(
         if session is None and instruction.session:
             _, asked_at = find_ask(instruction.turns)
             in_loop = in_tool_loop(instruction.turns, asked_at)
-            session = session_for(instruction.session, in_loop, None)
+            session = hinted_session(instruction.session, in_loop)
     request = router_service_pb2.RouteRequest(
         policy=policy_to(policy), dry_run=dry_run, min_revision_token=min_revision_token
     )

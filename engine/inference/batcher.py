@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from statistics import median
 from typing import Generic, TypeVar
@@ -263,7 +264,7 @@ class Batcher:
     async def _serve(self, batch: Batch, now: float) -> None:
         self._running = (now, batch.size)
         try:
-            results = await self._thread.run(lambda: self._forward(batch))
+            results = await self._thread.run(partial(self._forward, batch))
         finally:
             self._running = None
         ended = time.monotonic()

@@ -171,8 +171,11 @@ class RequestQueue:
             return self.size
         mine = self._principals.get(principal)
         ahead = 0 if mine is None else mine.size
-        others = (q.size for name, q in self._principals.items() if name != principal)
-        return ahead + sum(min(other, ahead + size) for other in others)
+        return ahead + sum(
+            min(queue.size, ahead + size)
+            for name, queue in self._principals.items()
+            if name != principal
+        )
 
     def add(self, request: PendingRequest) -> None:
         """Append a request."""

@@ -84,7 +84,10 @@ class _PreparedRequest:
 
 
 class Router:
-    """Select a candidate for each request. For one event loop."""
+    """Select a candidate for each request. For one event loop.
+
+    token_counter: counts context by the bundle's tokenizer; for any thread.
+    """
 
     def __init__(
         self,
@@ -113,15 +116,10 @@ class Router:
         self._registry = registry
         self._batcher = batcher
         self._tokenizer = tokenizer
-        self._counter = TokenizerCounter(tokenizer)
+        self.token_counter: TokenCounter = TokenizerCounter(tokenizer)
         self._prompt_overhead = len(render("", tokenizer).tokens)  # tokens around every text
         self._sessions = SessionStore(0, math.inf) if sessions is None else sessions
         self._config = config
-
-    @property
-    def token_counter(self) -> TokenCounter:
-        """What counts context by the bundle's tokenizer; for any thread."""
-        return self._counter
 
     async def require_revision(self, token: str, deadline: float) -> None:
         """Wait for a revision; see Registry.require."""
@@ -305,15 +303,10 @@ class Router:
         self, info: PromptInfo, session: Session | None, fallback_reason: str
     ) -> DecisionContext:
         config = self._config
-        if session is None:
-            return DecisionContext(
-                info.ood_score,
-                config.default_candidate,
-                fallback_reason=fallback_reason,
-                confidence=config.confidence,
-            )
-        margin = config.switching_margin if session.margin is None else session.margin
-        current = self._sessions.get(session.name, PRINCIPAL.get())
+        current, margin = "", config.switching_margin
+        if session is not None:
+            margin = margin if session.margin is None else session.margin
+            current = self._sessions.get(session.name, PRINCIPAL.get())
         return DecisionContext(
             info.ood_score,
             config.default_candidate,

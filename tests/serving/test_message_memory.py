@@ -24,6 +24,7 @@ from engine.serving.rpc.message_memory import (
     ENTRY_BYTES,
     MAX_ENTERED,
     MessageMemory,
+    Share,
     memory_of,
 )
 from engine.serving.rpc.router_service import INLINE_READ_BYTES, map_unordered, route
@@ -58,14 +59,14 @@ def test_what_a_message_takes_is_estimated_by_its_entries(message: Message, entr
 
 def test_one_caller_leaves_half_of_the_memory_to_the_others() -> None:
     memory = MessageMemory(10 * STEP_BYTES)
-    first, second, other = memory.share("a"), memory.share("a"), memory.share("b")
+    first, second, other = (Share(memory, caller) for caller in "aab")
     first.resize(4 * STEP_BYTES)
     with pytest.raises(TooManyCallsError):
         second.resize(2 * STEP_BYTES)
     second.resize(STEP_BYTES)  # small messages are not counted
     other.resize(5 * STEP_BYTES)
     with pytest.raises(TooManyCallsError):
-        memory.share("c").resize(2 * STEP_BYTES)
+        Share(memory, "c").resize(2 * STEP_BYTES)
     assert (memory.refused, memory.used) == (2, 9 * STEP_BYTES)
     for share in (first, second, other):
         share.release()
@@ -139,7 +140,7 @@ async def test_callers_take_turns_to_have_long_texts_read() -> None:
     class Router:
         token_counter = None
 
-        async def require_revision(self, token: str, deadline: float) -> None:
+        async def route(self, *_: Any, **__: Any) -> None:
             order.append(PRINCIPAL.get())
             raise LookupError
 

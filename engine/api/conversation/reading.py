@@ -35,8 +35,15 @@ class ConversationReading:
     session: str = ""
 
     def session_of(self, named: Session | None) -> Session | None:
-        """Return the session to route in; see `session_for`."""
-        return session_for(self.session, self.in_tool_loop, named)
+        """Return the session to route in.
+
+        In a tool loop a session keeps its candidate, unless it names a margin. A session that only
+        the body hints at does not hold back a choice for a new ask.
+        """
+        if named is not None:
+            stays = named.margin is None and self.in_tool_loop
+            return replace(named, margin=KEEP) if stays else named
+        return hinted_session(self.session, self.in_tool_loop) if self.session else None
 
 
 KEEP = 1e9  # a switching margin that no candidate exceeds
@@ -85,14 +92,8 @@ def in_tool_loop(turns: Sequence[ConversationTurn], asked_at: int) -> bool:
     return any(turn.role == "tool" for turn in turns[asked_at + 1 :])
 
 
-def session_for(hint: str, in_loop: bool, named: Session | None) -> Session | None:
-    """Return the session to route in.
-
-    In a tool loop a session keeps its candidate, unless it names a margin. A session that only the
-    body hints at does not hold back a choice for a new ask.
-    """
-    if named is not None:
-        return replace(named, margin=KEEP) if named.margin is None and in_loop else named
+def hinted_session(hint: str, in_loop: bool) -> Session | None:
+    """Return the session that a body hints at, None if the hint is blank."""
     return named_session(hint, KEEP if in_loop else 0.0)
 
 

@@ -25,16 +25,16 @@ class DecisionIds:
     def new(self) -> str:
         """Return a new ID for the caller of this task."""
         nonce = secrets.token_hex(NONCE // 2)
-        return nonce + self._made_here(nonce) + self._made_for(nonce, PRINCIPAL.get())
+        return nonce + self._mark(nonce) + self._mark(nonce, PRINCIPAL.get())
 
     def is_ours(self, identifier: str) -> bool:
         """Whether a server of this store made the ID, for whomever."""
         nonce, mark = identifier[:NONCE], identifier[NONCE : NONCE + MARK]
-        return hmac.compare_digest(self._made_here(nonce), mark)
+        return hmac.compare_digest(self._mark(nonce), mark)
 
     def is_of(self, identifier: str, principal: str) -> bool:
         """Whether a server of this store made the ID for `principal`."""
-        mark = self._made_for(identifier[:NONCE], principal)
+        mark = self._mark(identifier[:NONCE], principal)
         return self.is_ours(identifier) & hmac.compare_digest(mark, identifier[NONCE + MARK :])
 
     def of_text(self, text: str, principal: str) -> str:
@@ -43,9 +43,9 @@ class DecisionIds:
         content = "\0".join((principal, text)).encode("utf-8", "surrogatepass")
         return hmac.digest(self._key, b"text\0" + content, "sha256").hex()[: 2 * NONCE]
 
-    def _made_here(self, nonce: str) -> str:
-        return hmac.digest(self._key, b"decision\0" + nonce.encode(), "sha256").hex()[:MARK]
-
-    def _made_for(self, nonce: str, principal: str) -> str:
-        message = b"caller\0" + nonce.encode() + principal.encode("utf-8", "surrogatepass")
+    def _mark(self, nonce: str, principal: str | None = None) -> str:
+        """Return what only servers of this store can compute: for a caller, or for all of them."""
+        message = b"decision\0" + nonce.encode()
+        if principal is not None:
+            message = b"caller\0" + nonce.encode() + principal.encode("utf-8", "surrogatepass")
         return hmac.digest(self._key, message, "sha256").hex()[:MARK]

@@ -271,20 +271,20 @@ class Gateway:
         Raises:
             HttpError: 413 or 415, if such a body is to be rejected.
         """
-        routed = is_routed(request.headers.get(":path", ""))
-        if not request.is_json and self.options.reject_unparsable and routed:
+        routed, is_json = is_routed(request.headers.get(":path", "")), request.is_json
+        if not is_json and self.options.reject_unparsable and routed:
             message = (
                 "Unsupported body: send application/json without content-encoding, or decompress it"
                 " in the gateway before ext_proc."
             )
             raise HttpError(415, "unsupported_media_type", message)
-        if not request.is_json and routed and has_lists(request.overrides, request.headers):
+        if not is_json and routed and has_lists(request.overrides, request.headers):
             message = "The models of this request are restricted; send uncompressed JSON."
             raise HttpError(415, "unsupported_media_type", message)
-        if request.is_json and size > EXTPROC_MAX_BODY_BYTES and routed:
+        if is_json and size > EXTPROC_MAX_BODY_BYTES and routed:
             message = f"The body is {size} bytes or more, the limit is {EXTPROC_MAX_BODY_BYTES}."
             raise HttpError(413, "body_too_large", message)
-        return request.is_json and size <= EXTPROC_MAX_BODY_BYTES
+        return is_json and size <= EXTPROC_MAX_BODY_BYTES
 
     def _changes(self, raw: bytes, model: slice, decision: Decision) -> HttpChanges:
         identifier = decision.selected.id

@@ -139,7 +139,7 @@ class Arrivals(HandlerWrapper):
             async with lane.slot(caller):
                 raw = await self._read(messages, lane)
             self._half_sent.arrived(context.peer(), len(raw))
-            share = self.memory.share(caller)
+            share = Share(self.memory, caller)
             stack.callback(share.release)
             share.resize(len(raw))
             if method in READS:
@@ -173,7 +173,7 @@ class Arrivals(HandlerWrapper):
             except TooManyCallsError as error:
                 refusal = await _refused(context, method, error)
 
-        share = self.memory.share(caller)
+        share = Share(self.memory, caller)
         stack.callback(share.release)
 
         async def requests() -> AsyncIterator[Any]:

@@ -31,10 +31,6 @@ class MessageMemory:
         self.refused = 0
         self._used_by: Counter[str] = Counter()
 
-    def share(self, caller: str) -> Share:
-        """Return an empty share for a message of `caller`; release() it once that is answered."""
-        return Share(self, caller)
-
     def add(self, caller: str, size: int) -> None:
         """Count `size` more bytes, or fewer if it is negative.
 
@@ -51,7 +47,7 @@ class MessageMemory:
 
 
 class Share:
-    """What one message takes."""
+    """What one message of `caller` takes; release() it once that is answered."""
 
     def __init__(self, memory: MessageMemory, caller: str) -> None:
         self._memory, self._caller, self._size = memory, caller, 0

@@ -197,7 +197,8 @@ async def route(
 ) -> pb.RouteResponse:
     """Answer one request of any transport. deadline: of time.monotonic()."""
     reading = await _read(router, request, max_text_bytes)
-    await router.require_revision(request.min_revision_token, deadline)
+    if request.min_revision_token:
+        await router.require_revision(request.min_revision_token, deadline)
     decision = await router.route(
         reading.ask,
         policy_from(request.policy),
