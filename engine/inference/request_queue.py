@@ -124,17 +124,14 @@ class Batch:
         return (len(self.requests) + 1) * (max_length + len(row_union))
 
 
+@dataclass
 class PrincipalQueue:
     """The queued requests of one principal, oldest first. size: the sum of their sizes. finish: of
     the last one, in virtual time."""
 
-    def __init__(self) -> None:
-        self.requests: dict[PendingRequest, None] = {}
-        self.size = 0
-        self.finish = 0.0
-
-    def __len__(self) -> int:
-        return len(self.requests)
+    requests: dict[PendingRequest, None] = field(default_factory=dict)
+    size: int = 0
+    finish: float = 0.0
 
 
 class RequestQueue:
@@ -160,7 +157,8 @@ class RequestQueue:
 
     def count(self, principal: str) -> int:
         """Return how many requests of a principal are queued."""
-        return len(self._principals.get(principal, ()))
+        queue = self._principals.get(principal)
+        return 0 if queue is None else len(queue.requests)
 
     def size_before(self, principal: str, size: int) -> int:
         """Return the size of what is forwarded before a new request of `principal`, of this size.
@@ -202,7 +200,7 @@ class RequestQueue:
 
     def yields_to(self, principal: str) -> bool:
         """Whether a full queue makes room for a request of `principal`."""
-        largest = max(map(len, self._principals.values()), default=0)
+        largest = max((len(queue.requests) for queue in self._principals.values()), default=0)
         return largest > self.count(principal) + 1
 
     def pop_newest_of_largest(self, principal: str) -> PendingRequest | None:
@@ -210,7 +208,7 @@ class RequestQueue:
         `principal`; None if that principal has as many or would have."""
         if not self.yields_to(principal):
             return None
-        largest = max(self._principals.values(), key=len)
+        largest = max(self._principals.values(), key=lambda queue: len(queue.requests))
         newest = next(reversed(largest.requests))
         largest.finish = newest.start
         self.remove(newest)

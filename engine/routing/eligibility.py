@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import compress
 
 import numpy as np
@@ -204,74 +205,60 @@ def _name_checks(policy: Policy) -> list[Check]:
 
 def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
     """Return only the checks that `policy` requires, because they run on up to 1,000 candidates."""
-    checks = [_window_check(needed_tokens)]
+    checks: list[Check] = [partial(_window_exceeded, needed_tokens)]
     if policy.min_context_window:
-        checks.append(lambda c, _: _window_below(c, policy.min_context_window))
+        checks.append(partial(_window_below, policy.min_context_window))
     if modalities := frozenset(policy.required_modalities) - {IMPLIED_MODALITY}:
-        checks.append(_contains_all("modalities", modalities))
+        checks.append(partial(_missing, "modalities", modalities))
     if policy.required_features:
-        checks.append(_contains_all("features", frozenset(policy.required_features)))
+        checks.append(partial(_missing, "features", frozenset(policy.required_features)))
     if policy.required_tags:
-        checks.append(_contains_all("tags", frozenset(policy.required_tags)))
+        checks.append(partial(_missing, "tags", frozenset(policy.required_tags)))
     if policy.allowed_regions:
-        checks.append(_region_check(policy.allowed_regions))
+        checks.append(partial(_elsewhere, policy.allowed_regions))
     for side in ("input", "output"):
         if (maximum := getattr(policy, f"max_{side}_usd_per_million")) is not None:
-            checks.append(_price_check(side, maximum))
+            checks.append(partial(_price_above, side, maximum))
     if policy.objective == "budget_usd":
         checks.append(lambda _, cost: _cost_above(cost, policy.value))
     return checks
 
 
-def _window_check(needed_tokens: int) -> Check:
-    def check(candidate: Candidate, _: float | None) -> str:
-        window = candidate.context_window
-        if window is None or needed_tokens <= window:
-            return ""
-        return f"context window is {window} tokens; the request needs {needed_tokens}"
-
-    return check
+def _window_exceeded(needed_tokens: int, candidate: Candidate, _: float | None) -> str:
+    window = candidate.context_window
+    if window is None or needed_tokens <= window:
+        return ""
+    return f"context window is {window} tokens; the request needs {needed_tokens}"
 
 
-def _window_below(candidate: Candidate, minimum: int) -> str:
+def _window_below(minimum: int, candidate: Candidate, _: float | None) -> str:
     window = candidate.context_window
     if window is None:
         return f"context window unknown; policy requires at least {minimum} tokens"
-    return (
-        ""
-        if window >= minimum
-        else (f"context window is {window} tokens; policy requires at least {minimum}")
-    )
+    if window >= minimum:
+        return ""
+    return f"context window is {window} tokens; policy requires at least {minimum}"
 
 
-def _contains_all(field: str, words: frozenset[str]) -> Check:
-    def check(candidate: Candidate, _: float | None) -> str:
-        missing = words.difference(getattr(candidate, field))
-        return f"missing {field}: {', '.join(sorted(missing))}" if missing else ""
-
-    return check
+def _missing(field: str, words: frozenset[str], candidate: Candidate, _: float | None) -> str:
+    missing = words.difference(getattr(candidate, field))
+    return f"missing {field}: {', '.join(sorted(missing))}" if missing else ""
 
 
-def _region_check(allowed: tuple[str, ...]) -> Check:
-    def check(candidate: Candidate, _: float | None) -> str:
-        if set(allowed).intersection(candidate.regions):
-            return ""
-        region = f"region is {', '.join(candidate.regions)}" if candidate.regions else ""
-        return f"{region or 'region unknown'}; policy requires one of: {', '.join(allowed)}"
-
-    return check
+def _elsewhere(allowed: tuple[str, ...], candidate: Candidate, _: float | None) -> str:
+    if set(allowed).intersection(candidate.regions):
+        return ""
+    region = f"region is {', '.join(candidate.regions)}" if candidate.regions else ""
+    return f"{region or 'region unknown'}; policy requires one of: {', '.join(allowed)}"
 
 
-def _price_check(side: str, maximum: float) -> Check:
-    def check(candidate: Candidate, _: float | None) -> str:
-        price = getattr(candidate, f"{side}_usd_per_million")
-        if price is None:
-            return f"{side} price unknown; policy sets a maximum"
-        if price <= maximum:
-            return ""
-        return f"{side} price is ${price:.3g} per million tokens; the maximum is ${maximum:.3g}"
-
-    return check
+def _price_above(side: str, maximum: float, candidate: Candidate, _: float | None) -> str:
+    price = getattr(candidate, f"{side}_usd_per_million")
+    if price is None:
+        return f"{side} price unknown; policy sets a maximum"
+    if price <= maximum:
+        return ""
+    return f"{side} price is ${price:.3g} per million tokens; the maximum is ${maximum:.3g}"
 
 
 def _cost_above(cost: float | None, budget: float) -> str:

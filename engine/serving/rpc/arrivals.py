@@ -38,7 +38,7 @@ from engine.serving.rpc.interceptors import (
     behavior_of,
     surround,
 )
-from engine.serving.rpc.message_memory import MessageMemory, Share, memory_of
+from engine.serving.rpc.message_memory import ENTRY_BYTES, MessageMemory, Share, memory_of
 from engine.serving.rpc.status import pushback, to_status
 from engine.serving.rpc.wire import STEP_BYTES, parse_in_steps
 from engine.serving.telemetry.metrics import Samples
@@ -259,7 +259,8 @@ class Arrivals(HandlerWrapper):
             if len(raw) > STEP_BYTES:
                 await turn.enter_async_context(self.parsing.slot(caller))
             message = await parsed(raw, parse, self._max_string_bytes)
-            share.resize(memory_of(message, len(raw)))
+            if len(raw) > STEP_BYTES // ENTRY_BYTES:  # a smaller one never counts, see Share
+                share.resize(memory_of(message, len(raw)))
             return message
 
 
