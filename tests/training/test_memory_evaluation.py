@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 
 from engine.adaptation.outcome_matrix import PROVENANCES
 from engine.bundle.instruction_space import InstructionSpace
+from engine.datasets.outcomes import Outcomes, read_outcomes
+from engine.inference.offline import OfflineScores
 from tests.adaptation.test_fit import World
 from tests.support import datasets
 from tools.processes import BUNDLE
-from training.evaluation import evaluate, memory
+from training.evaluation import evaluate, memory, score_cache
 from training.evaluation.memory import Feedback, MemoryTrial
+from training.evaluation.score_cache import score_once
 
 
 def trial(feedback: Feedback = "comparisons", rows: int = 500) -> MemoryTrial:
@@ -83,3 +87,28 @@ def test_the_report_has_a_key_for_memory(
     assert {"pooled_auc", "apgr", "log_loss", "ece", "guarded_gain"} <= set(found["5"])
     assert (tmp_path / "out" / "memory.png").stat().st_size > 1000
     assert "5 remembered: pooled_auc" in capsys.readouterr().out
+
+
+def test_scores_are_kept_for_another_evaluation_of_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = read_outcomes(datasets.write(tmp_path / "folder"))
+    calls = []
+
+    def scored(bundle: Path, given: Outcomes) -> OfflineScores:
+        calls.append(given)
+        shape = len(given.texts), len(given.candidates)
+        p = np.random.default_rng(len(calls)).random(shape).astype(np.float32)
+        return OfflineScores(p, np.arange(shape[0]), p)
+
+    monkeypatch.setattr(score_cache, "score_outcomes", scored)
+    first = score_once(BUNDLE, outcomes, tmp_path / "scores")
+    again = score_once(BUNDLE, outcomes, tmp_path / "scores")
+    assert len(calls) == 1
+    np.testing.assert_array_equal(first.p, again.p)
+    fewer = outcomes.take(np.arange(len(outcomes.texts) - 1))
+    stronger = replace(outcomes.test, accuracies=outcomes.test.accuracies / 2)
+    for other in (fewer, replace(outcomes, test=stronger)):
+        assert len(score_once(BUNDLE, other, tmp_path / "scores").p) == len(other.texts)
+    score_once(BUNDLE, outcomes, None)
+    assert len(calls) == 4

@@ -28,13 +28,13 @@ from engine.bundle.arrays import load_arrays
 from engine.bundle.training_set import load_training_set
 from engine.bundle.types import Float32Array, FloatArray, Int64Array
 from engine.datasets.outcomes import Outcomes, drop_candidates, fingerprint, read_outcomes
-from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of
 from engine.routing import tradeoff
 from engine.serving.settings import Settings
 from training.evaluation import metrics
 from training.evaluation.memory import Feedback, MemoryTrial, measure_memory, mixture
 from training.evaluation.plots import plot_dataset, plot_memory
+from training.evaluation.score_cache import score_once
 
 MIN_ROWS = 30  # instructions below which a benchmark has no metrics of its own
 ROUTING = (
@@ -80,9 +80,11 @@ def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
     return drop_candidates(outcomes.take(rows))
 
 
-def score_dataset(bundle: Path, outcomes: Outcomes, catalog: Path | None) -> ScoredDataset:
-    """Score `outcomes` through `bundle`; prices come from `catalog`."""
-    predicted = score_outcomes(bundle, outcomes)
+def score_dataset(
+    bundle: Path, outcomes: Outcomes, catalog: Path | None, cache: Path | None = None
+) -> ScoredDataset:
+    """Score `outcomes` through `bundle`; prices come from `catalog`. See score_once for `cache`."""
+    predicted = score_once(bundle, outcomes, cache)
     costs = costs_of(outcomes, predicted.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
     return ScoredDataset(outcomes, predicted.p, outcomes.scores.T, costs, predicted.embeddings)
 
@@ -264,6 +266,9 @@ def main() -> None:
         default=Settings().confidence,
         help="standard errors that a gain must exceed; see engine/routing/guard.py (the server's)",
     )
+    parser.add_argument(
+        "--scores", type=Path, help="folder that keeps the scores for another evaluation"
+    )
     parser.add_argument("--draws", type=int, default=5, help="of what is remembered (5)")
     arguments = parser.parse_args()
     require_distinct(arguments.data)
@@ -273,7 +278,7 @@ def main() -> None:
     trials: list[MemoryTrial] = []
     for folder in arguments.data:
         outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
-        scored = score_dataset(arguments.bundle, outcomes, catalog)
+        scored = score_dataset(arguments.bundle, outcomes, catalog, arguments.scores)
         datasets[folder.name] = measure(scored) | breakdown(scored)
         datasets[folder.name]["dropped_candidates"] = dict(outcomes.dropped)
         if arguments.memory is not None:
