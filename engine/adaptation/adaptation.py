@@ -51,13 +51,18 @@ class FitFigures:
 
 
 class Adaptation(Protocol):
-    """An immutable fit. `active` is false if it is not better than the weights alone; the reason is
-    a sentence. `id` is OutcomeMatrix.id with the version of the method."""
+    """An immutable fit. `active` is false if it is not better than the weights alone; correct()
+    then changes nothing. `decides` is true if decisions are to use it: if it is active, or if the
+    weights' choices scored less than the best candidate on average, so that the guard is needed.
+    The reason is in sentences. `id` is OutcomeMatrix.id with the version of the method.
+    """
 
     @property
     def id(self) -> str: ...
     @property
     def active(self) -> bool: ...
+    @property
+    def decides(self) -> bool: ...
     @property
     def reason(self) -> str: ...
     @property

@@ -21,29 +21,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.adaptation.adaptation import FitFigures
+from engine.adaptation.contradiction import Regions, find_contradicting
 from engine.adaptation.fitted import (
     MAX_LOGIT,
+    OFFSET_PRECISION,
     CandidateParts,
     CommonPart,
     FittedAdaptation,
 )
+from engine.adaptation.judgment import LossComparison, compare_losses, gain_of_weights
 from engine.adaptation.kernel import Coverage, KernelFeatures, choose_landmarks
-from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
+from engine.adaptation.outcome_matrix import PROVENANCES, KnownOutcomes, OutcomeMatrix
 from engine.adaptation.regression import (
     LogisticWeights,
     fit_logistic,
     fit_ridge,
-    log_loss,
     sigmoid,
 )
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
-METHOD = "3"  # part of an adaptation's ID; change it with anything that changes its figures
+METHOD = "4"  # part of an adaptation's ID; change it with anything that changes its figures
 MAX_LANDMARKS = 512
 MEANS_CHUNK = 1024
-SLOPE_PRECISION, LEVEL_PRECISION, OFFSET_PRECISION, PART_PRECISION = 30.0, 2.0, 30.0, 10.0
-COMMON_VARIANCE, RELATIVE_VARIANCE = 0.5, 1.0  # of the kernel's functions, in squared logits
+SLOPE_PRECISION, LEVEL_PRECISION, PART_PRECISION = 30.0, 2.0, 10.0
+COMMON_VARIANCE, RELATIVE_VARIANCES = 0.5, (1.0, 0.4, 0.15)  # of functions, in squared logits
 INSTRUCTION_VARIANCE = 1.0  # of what one instruction has in common for all candidates
 MIN_INFORMATION = 0.05  # of an outcome, so that a sure error does not decide alone
 # How much an outcome of the router's own choice counts where candidates are compared. At 1 the
@@ -52,38 +54,13 @@ CHOSEN_WEIGHT = 0.1
 LOWEST_QUANTILE = 0.1
 # The correction is used if it beats the weights on left-out outcomes by this many standard errors.
 # Outcomes of choices alone do not say how the other candidates would have done.
-GUARD, GUARD_OF_CHOSEN, MIN_UNBIASED = 1.0, 2.0, 30
+GUARD, GUARD_OF_CHOSEN = 1.0, 2.0
 # Nor may it be worse by more than this on newer outcomes than those it was fitted to. At 0, chance
 # rejects one good fit of five at 50 instructions.
 GUARD_OF_NEWER = 1.0
 MIN_INSTRUCTIONS = 10
-CONTRADICTION, MIN_CONTRADICTIONS = 3.0, 20  # standard errors, and outcomes of a principal
+FOLDS, FOLDED_INSTRUCTIONS = 10, 150
 NEWER_SHARE, MIN_NEWER = 0.3, 12  # instructions that are predicted from the older ones
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcomes:
-    """Known outcomes in coordinate form: instruction n, candidate m, weights' logit z, score y, and
-    the weight where candidates are compared, each (K,)."""
-
-    n: Int64Array
-    m: Int64Array
-    z: Float64Array
-    y: Float64Array
-    weight: Float64Array
-    candidates: int
-
-    def of(self, rows: Int64Array) -> _Outcomes:
-        """Keep the outcomes of these instructions."""
-        kept = np.isin(self.n, rows)
-        return _Outcomes(
-            self.n[kept],
-            self.m[kept],
-            self.z[kept],
-            self.y[kept],
-            self.weight[kept],
-            self.candidates,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +73,7 @@ class _Model:
     relative: Float64Array
     left_out: Float64Array
 
-    def logits(self, outcomes: _Outcomes, features: Float32Array) -> Float64Array:
+    def logits(self, outcomes: KnownOutcomes, features: Float32Array) -> Float64Array:
         """Return the logits of outcomes, whose instructions have `features` (N, R)."""
         near = self.common.level + self.common.weight * (features @ self.common.coefficients)
         relative = np.einsum("kr,rk->k", features[outcomes.n], self.relative[:, outcomes.m])
@@ -122,11 +99,24 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
     similarities = kernel.similarities(vectors)
     features = similarities @ kernel.mix
     model = _fit_model(outcomes, features)
-    if contradicting := _contradicting(matrix.principals, row, outcomes, model):
-        outcomes = outcomes.of(np.setdiff1d(np.arange(len(distinct)), contradicting))
+    nearest, owner = similarities.argmax(axis=1), _owners(matrix.principals, row)
+    contradicting = find_contradicting(
+        owner, outcomes, model.left_out, Regions(nearest, kernel.similarities(kernel.landmarks))
+    )
+    if len(contradicting):
+        outcomes = outcomes.of(np.flatnonzero(~np.isin(owner, contradicting)))
         model = _fit_model(outcomes, features)
-    loss = _compare(outcomes, model.left_out)
+    loss = compare_losses(outcomes, _left_out(outcomes, features, model))
     active, reason = _judge(outcomes, features, loss, len(distinct))
+    parts = _candidate_parts(matrix, row, outcomes, model, similarities, features)
+    gain = gain_of_weights(outcomes, parts.means)
+    decides = active or (gain < 0 and len(distinct) >= MIN_INSTRUCTIONS)
+    if decides and not active:
+        default = matrix.candidates[int(parts.means.argmax())]
+        reason += (
+            f" But the weights' choices scored {-gain:.3f} less than {default} on what is"
+            f" remembered, so {default} is left only on evidence."
+        )
     figures = FitFigures(
         instructions=len(matrix),
         outcomes={name: int((matrix.provenance == i).sum()) for i, name in enumerate(PROVENANCES)},
@@ -139,16 +129,16 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
     fitted = FittedAdaptation(
         id=f"{matrix.id}-{METHOD}",
         active=active,
+        decides=decides,
         reason=reason,
         figures=figures,
         space=space,
         center=center,
         features=kernel,
         coverage=Coverage.of(space, matrix.embeddings[distinct[landmarks]]),
-        slope=model.slope,
-        common=model.common,
-        parts=_candidate_parts(matrix, row, outcomes, model, similarities, features),
-        offset_precision=OFFSET_PRECISION,
+        slope=model.slope if active else 1.0,
+        common=model.common if active else model.common.without_effect(),
+        parts=parts if active else parts.without_effect(),
         vectors=everything.astype(np.float16),
     )
     fitted.prepare()
@@ -163,7 +153,14 @@ def _distinct(embeddings: Float32Array) -> tuple[Int64Array, Int64Array]:
     return np.unique(row, return_index=True)[1], row
 
 
-def _coordinates(matrix: OutcomeMatrix, row: Int64Array) -> _Outcomes:
+def _owners(principals: tuple[str, ...], row: Int64Array) -> Int64Array:
+    """Return the number of the principal of each instruction that differs; the last of copies."""
+    owner = np.empty(int(row.max()) + 1, dtype=np.int64)
+    owner[row] = np.unique(np.array(principals), return_inverse=True)[1]
+    return owner
+
+
+def _coordinates(matrix: OutcomeMatrix, row: Int64Array) -> KnownOutcomes:
     """Return the known outcomes, several of one candidate on one instruction as their mean."""
     n, m = np.nonzero(~np.isnan(matrix.scores) & ~np.isnan(matrix.logits))
     chosen = matrix.provenance[n, m] == PROVENANCES.index("chosen")
@@ -172,33 +169,36 @@ def _coordinates(matrix: OutcomeMatrix, row: Int64Array) -> _Outcomes:
     weight = np.where(chosen, CHOSEN_WEIGHT, 1.0)
     count = len(matrix.candidates)
     keys, at = np.unique(row[n] * count + m, return_inverse=True)
+    unbiased = np.bincount(at, ~chosen) > 0
     z, y, weight = (np.bincount(at, x) / np.bincount(at) for x in (z, y, weight))
-    return _Outcomes(keys // count, keys % count, z, y, weight, count)
+    return KnownOutcomes(keys // count, keys % count, z, y, weight, unbiased, count)
 
 
-def _fit_model(outcomes: _Outcomes, features: Float32Array) -> _Model:
+def _fit_model(outcomes: KnownOutcomes, features: Float32Array) -> _Model:
     """Run the three stages. features: (N, R)."""
     n, m, z, y = outcomes.n, outcomes.m, outcomes.z, outcomes.y
     rows, zeros = len(features), np.zeros(outcomes.candidates)
     lowest = float(np.quantile(z, LOWEST_QUANTILE)) if len(z) else 0.0
     reach = CommonPart(lowest, 0, 0, np.empty(0)).reach(z)
 
+    def by_row(values: Float64Array) -> Float64Array:
+        return np.asarray(np.bincount(n, values, rows), dtype=np.float64)
+
+    # Outcomes of one instruction share how hard it is, so many say little more of the level.
+    shared = by_row(_information(sigmoid(z)) * reach**2)
+    weights = 1 / (1 + INSTRUCTION_VARIANCE * shared[n]), outcomes.weight
     first = fit_logistic(
         y,
         m,
-        outcomes.weight,
+        weights,
         reach[None],
         z[None],
         LogisticWeights(np.zeros(1), np.ones(1), zeros),
         (np.array([LEVEL_PRECISION]), np.array([SLOPE_PRECISION]), OFFSET_PRECISION),
     )
     q = sigmoid(first.logits(reach[None], z[None], m))
-    information = np.maximum(q * (1 - q), MIN_INFORMATION)
+    information = _information(q)
     residual = (y - q) / information  # the working residual of a Newton step
-
-    def by_row(values: Float64Array) -> Float64Array:
-        return np.asarray(np.bincount(n, values, rows), dtype=np.float64)
-
     shared = by_row(information * reach**2)
     mean = by_row(information * reach * residual) / np.maximum(shared, 1e-9)
     a, smooth, left_out = (
@@ -214,7 +214,7 @@ def _fit_model(outcomes: _Outcomes, features: Float32Array) -> _Model:
     second = fit_logistic(
         y,
         m,
-        outcomes.weight,
+        weights,
         common,
         np.stack([z, relative]),
         LogisticWeights(np.array([0.0, 1.0]), np.ones(2), zeros),
@@ -234,14 +234,40 @@ def _fit_model(outcomes: _Outcomes, features: Float32Array) -> _Model:
     )
 
 
+def _information(q: Float64Array) -> Float64Array:
+    """Return what outcomes of probability q say of their logit."""
+    return np.maximum(q * (1 - q), MIN_INFORMATION)
+
+
 def _fit_relative(
-    outcomes: _Outcomes, features: Float32Array, rest: Float64Array, typical: Float64Array
+    outcomes: KnownOutcomes, features: Float32Array, rest: Float64Array, typical: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
     """Fit each candidate's part: coefficients (R, M), and left-out predictions of outcomes (K,).
 
-    rest: (K,) residuals. typical: (N,) mean information of an instruction's outcomes. Candidates
-    with outcomes on the same instructions share one regression.
+    rest: (K,) residuals. typical: (N,) mean information of an instruction's outcomes. A smaller
+    variance than the first is taken if it predicts left-out residuals better by a standard error:
+    what is right differs tenfold between kinds of instructions.
     """
+    precision = typical[outcomes.n] * outcomes.weight
+    best = _fit_relative_by(RELATIVE_VARIANCES[0], outcomes, features, rest, precision)
+    for variance in RELATIVE_VARIANCES[1:]:
+        other = _fit_relative_by(variance, outcomes, features, rest, precision)
+        better = precision * ((rest - best[1]) ** 2 - (rest - other[1]) ** 2)
+        gains = np.bincount(outcomes.n, better)
+        if gains.sum() > np.sqrt((gains**2).sum()):
+            best = other
+    return best
+
+
+def _fit_relative_by(
+    variance: float,
+    outcomes: KnownOutcomes,
+    features: Float32Array,
+    rest: Float64Array,
+    precision: Float64Array,
+) -> tuple[Float64Array, Float64Array]:
+    """Fit with one variance of the coefficients. precision: (K,) of `rest`. Candidates with
+    outcomes on the same instructions share one regression."""
     order = np.lexsort((outcomes.n, outcomes.m))
     bounds = np.searchsorted(outcomes.m[order], np.arange(outcomes.candidates + 1))
     groups: dict[tuple[bytes, bytes], list[int]] = defaultdict(list)
@@ -256,43 +282,33 @@ def _fit_relative(
         own = of[members[0]]
         rows = outcomes.n[own]
         targets = np.stack([rest[of[c]] for c in members], axis=1)
-        weights = typical[rows] * outcomes.weight[own]
-        found, _, left_out = fit_ridge(features[rows], weights, targets, RELATIVE_VARIANCE)
+        found, _, left_out = fit_ridge(features[rows], precision[own], targets, variance)
         coefficients[:, members] = found
         for i, candidate in enumerate(members):
             predicted[of[candidate]] = left_out[:, i]
     return coefficients, predicted
 
 
-def _contradicting(
-    principals: tuple[str, ...], row: Int64Array, outcomes: _Outcomes, model: _Model
-) -> list[int]:
-    """Return the instructions of principals whose outcomes contradict those of the others.
+def _left_out(outcomes: KnownOutcomes, features: Float32Array, model: _Model) -> Float64Array:
+    """Return the logits (K,) of outcomes by fits that are made without their instruction.
 
-    On them the correction is clearly worse than the weights alone, although it helps elsewhere. So
-    a caller who reports the opposite of the truth does not teach the others.
+    Those of the model know the instruction's outcomes in the slope, the level and the offsets. Of
+    many instructions that is little; of few it makes a fit to noise look like an improvement.
     """
-    owner = np.empty(int(row.max()) + 1, dtype=np.int64)
-    names, of = np.unique(np.array(principals), return_inverse=True)
-    owner[row] = of
-    if len(names) < 2:
-        return []
-    harm = log_loss(outcomes.y, sigmoid(model.left_out)) - log_loss(outcomes.y, sigmoid(outcomes.z))
-    found: list[int] = []
-    for principal in range(len(names)):
-        mine = owner[outcomes.n] == principal
-        if mine.sum() < MIN_CONTRADICTIONS or 2 * mine.sum() > len(mine):
-            continue
-        error = harm[mine].std() / np.sqrt(mine.sum())
-        if harm[mine].mean() > CONTRADICTION * error and harm[~mine].mean() < 0:
-            found += np.flatnonzero(owner == principal).tolist()
-    return found
+    if len(features) > FOLDED_INSTRUCTIONS:
+        return model.left_out
+    logits = np.empty(len(outcomes.n))
+    for fold in range(FOLDS):
+        own = outcomes.n % FOLDS == fold
+        rest = _fit_model(outcomes.of(np.unique(outcomes.n[~own])), features)
+        logits[own] = rest.logits(outcomes.of(np.unique(outcomes.n[own])), features)
+    return logits
 
 
 def _candidate_parts(
     matrix: OutcomeMatrix,
     row: Int64Array,
-    outcomes: _Outcomes,
+    outcomes: KnownOutcomes,
     model: _Model,
     similarities: Float32Array,
     features: Float32Array,
@@ -301,7 +317,7 @@ def _candidate_parts(
     shape = (similarities.shape[1], outcomes.candidates)
     q = sigmoid(model.left_out)
     information = np.zeros(shape, dtype=np.float32)
-    known = np.maximum(q * (1 - q), MIN_INFORMATION) * outcomes.weight
+    known = _information(q) * outcomes.weight
     np.add.at(information, (nearest, outcomes.m), known)
     counts = np.zeros(shape, dtype=np.float32)
     np.add.at(counts, (nearest, outcomes.m), 1)
@@ -326,37 +342,8 @@ def _candidate_parts(
     )
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Mean log loss of outcomes by the weights and by a correction, the standard error of the
-    difference over instructions, and whether the outcomes are free of the router's choice."""
-
-    before: float
-    after: float
-    standard_error: float
-    unbiased: bool
-
-    @property
-    def errors(self) -> float:
-        """Return the improvement in standard errors."""
-        return (self.before - self.after) / max(self.standard_error, 1e-9)
-
-
-def _compare(outcomes: _Outcomes, logits: Float64Array) -> _Comparison:
-    """Compare on outcomes that no choice biases if there are enough, else on all."""
-    unbiased = outcomes.weight > CHOSEN_WEIGHT
-    used = unbiased if unbiased.sum() >= MIN_UNBIASED else np.ones(len(unbiased), dtype=bool)
-    before = log_loss(outcomes.y, sigmoid(outcomes.z))[used]
-    after = log_loss(outcomes.y, sigmoid(logits))[used]
-    rows = np.unique(outcomes.n[used], return_inverse=True)[1]
-    sums = np.bincount(rows, before - after)
-    error = float(np.sqrt(((sums - sums.mean()) ** 2).sum()) / len(before))
-    is_unbiased = bool(unbiased.sum() >= MIN_UNBIASED)
-    return _Comparison(float(before.mean()), float(after.mean()), error, is_unbiased)
-
-
 def _judge(
-    outcomes: _Outcomes, features: Float32Array, loss: _Comparison, count: int
+    outcomes: KnownOutcomes, features: Float32Array, loss: LossComparison, count: int
 ) -> tuple[bool, str]:
     """Return whether the correction is used, and why."""
     if count < MIN_INSTRUCTIONS:
@@ -379,7 +366,7 @@ def _judge(
         older = outcomes.of(np.arange(cut))
         model = _fit_model(older, features[:cut])
         new = outcomes.of(np.arange(cut, count))
-        later = _compare(new, model.logits(new, features))
+        later = compare_losses(new, model.logits(new, features))
         if later.errors < -GUARD_OF_NEWER:
             return False, (
                 f"Fitted to the older {cut} instructions, it does not predict the newer {newer}:"

@@ -24,6 +24,7 @@ MAX_LOGIT = 9.2  # of p = 1e-4 and 1 - 1e-4
 # How far below the logits of known outcomes the common part reaches, as the width of a normal
 # curve. Outcomes of strong candidates alone say little about weak ones.
 REACH = 1.5
+OFFSET_PRECISION = 30.0  # of a candidate's logit on all instructions, before evidence
 RELATIVE_VARIANCE = 0.5  # of a candidate's logit on one kind of instruction, before evidence
 CHUNK = 8192
 
@@ -45,6 +46,10 @@ class CommonPart:
         below = np.maximum(self.lowest - z, 0)
         return np.asarray(np.exp(-(below**2) / (2 * REACH**2)))
 
+    def without_effect(self) -> CommonPart:
+        """Return a part that is 0 everywhere."""
+        return replace(self, level=0.0, weight=0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class CandidateParts:
@@ -62,17 +67,26 @@ class CandidateParts:
     outcomes: Float32Array
     means: Float32Array
 
+    def without_effect(self) -> CandidateParts:
+        """Return parts that are 0, with the errors of what nothing is known of."""
+        return replace(
+            self,
+            offsets=np.zeros_like(self.offsets),
+            coefficients=np.zeros_like(self.coefficients),
+            information=np.zeros_like(self.information),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class FittedAdaptation:
     """See Adaptation. Its size does not grow with N but for `vectors`, which only nearest() reads.
 
-    coverage: where the correction applies. slope: of the weights' log-odds. offset_precision: of
-    the prior of offsets. vectors: (N, P).
+    coverage: where the correction applies. slope: of the weights' log-odds. vectors: (N, P).
     """
 
     id: str
     active: bool
+    decides: bool
     reason: str
     figures: FitFigures
     space: InstructionSpace
@@ -82,7 +96,6 @@ class FittedAdaptation:
     slope: float
     common: CommonPart
     parts: CandidateParts
-    offset_precision: float
     vectors: NDArray[np.float16]
 
     def correct(
@@ -110,7 +123,7 @@ class FittedAdaptation:
         offset, relative = coverage * of(self.parts.offsets), coverage * of(predicted[:-1])
         information = of(similarities @ self.parts.information)
         corrected = sigmoid(z + common + offset + relative)
-        variance = 1 / (self.offset_precision + of(self._total_information))
+        variance = 1 / (OFFSET_PRECISION + of(self._total_information))
         variance += 1 / (1 / RELATIVE_VARIANCE + information)
         error = corrected * (1 - corrected) * np.sqrt(variance)
         return CorrectedScores(

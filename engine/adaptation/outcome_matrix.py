@@ -1,6 +1,6 @@
 """Hold what is remembered of instructions and candidates, as arrays that a fit reads.
 
-Shapes: N instructions, M candidates, D width.
+Shapes: N instructions, M candidates, K outcomes, D width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.bundle.types import Float32Array, FloatArray
+from engine.bundle.types import Float32Array, Float64Array, FloatArray, Int64Array
 
 # How an outcome came about. "comparison": several candidates were asked, whatever was chosen.
 # "explored": drawn with a known probability. "chosen": the router's choice, which biases it.
@@ -60,3 +60,31 @@ class OutcomeMatrix:
             # A copy of a large array would hold the interpreter's lock.
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class KnownOutcomes:
+    """Known outcomes in coordinate form: instruction n, candidate m, weights' logit z, score y, and
+    the weight where candidates are compared, each (K,). unbiased: (K,) not of the router's own
+    choice."""
+
+    n: Int64Array
+    m: Int64Array
+    z: Float64Array
+    y: Float64Array
+    weight: Float64Array
+    unbiased: NDArray[np.bool_]
+    candidates: int
+
+    def of(self, rows: Int64Array) -> KnownOutcomes:
+        """Keep the outcomes of these instructions."""
+        kept = np.isin(self.n, rows)
+        return KnownOutcomes(
+            self.n[kept],
+            self.m[kept],
+            self.z[kept],
+            self.y[kept],
+            self.weight[kept],
+            self.unbiased[kept],
+            self.candidates,
+        )

@@ -303,7 +303,9 @@ class AdaptationRefresher:
 
 
 def _record(fit: Adaptation, unused: Mapping[str, int], frozen: bool) -> FitRecord:
-    return FitRecord(fit.id, fit.active, fit.reason, fit.figures, unused, frozen=frozen)
+    return FitRecord(
+        fit.id, fit.active, fit.reason, fit.figures, unused, frozen=frozen, decides=fit.decides
+    )
 
 
 def _parsed(fit: StoredFit) -> FitRecord:

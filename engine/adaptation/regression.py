@@ -41,7 +41,7 @@ class LogisticWeights:
 def fit_logistic(
     y: Float64Array,
     m: Int64Array,
-    weights: Float64Array,
+    weights: tuple[Float64Array, Float64Array],
     common: Float64Array,
     relative: Float64Array,
     prior: LogisticWeights,
@@ -49,13 +49,13 @@ def fit_logistic(
 ) -> LogisticWeights:
     """Fit a logistic regression with normal priors by Newton steps on two blocks in turn.
 
-    Weights of common features learn from every outcome. Weights of relative features and the
-    candidates' offsets, which decide between candidates, learn from outcomes by their weights.
+    Weights of common features say the same of all candidates; weights of relative features and the
+    candidates' offsets decide between them. The two learn from an outcome by weights of their own.
 
     Args:
         y: (K,) scores in [0, 1].
         m: (K,) candidates.
-        weights: (K,) in [0, 1].
+        weights: of outcomes for common and for relative features and offsets, (K,) in [0, 1].
         common: (C, K) features.
         relative: (F, K) features.
         prior: the means, where the fit begins.
@@ -64,12 +64,12 @@ def fit_logistic(
     fitted, count = prior, len(prior.offsets)
     for _ in range(NEWTON_STEPS):
         q = sigmoid(fitted.logits(common, relative, m))
-        gradient = common @ (q - y) + precision[0] * (fitted.common - prior.common)
-        hessian = (common * (q * (1 - q))) @ common.T + np.diag(precision[0])
+        gradient = common @ (weights[0] * (q - y)) + precision[0] * (fitted.common - prior.common)
+        hessian = (common * (weights[0] * q * (1 - q))) @ common.T + np.diag(precision[0])
         step = np.linalg.solve(hessian, gradient)
         fitted = LogisticWeights(fitted.common - step, fitted.relative, fitted.offsets)
         q = sigmoid(fitted.logits(common, relative, m))
-        slope, curve = weights * (q - y), weights * q * (1 - q)
+        slope, curve = weights[1] * (q - y), weights[1] * q * (1 - q)
         first = relative @ slope + precision[1] * (fitted.relative - prior.relative)
         second = np.bincount(m, slope, count) + precision[2] * (fitted.offsets - prior.offsets)
         own = np.bincount(m, curve, count) + precision[2]

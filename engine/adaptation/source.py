@@ -15,8 +15,9 @@ from engine.bundle.types import Float32Array
 class FitRecord:
     """A fit of the past, as every replica lists it.
 
-    frozen: only in the record of what is served now. unused: reason -> recorded outcomes that the
-    fit does not use. created_at: when a replica first made it, in seconds since 1970.
+    frozen, decides (see Adaptation): only in the record of what is served now. unused: reason ->
+    recorded outcomes that the fit does not use. created_at: when a replica first made it, in
+    seconds since 1970.
     """
 
     id: str
@@ -26,6 +27,7 @@ class FitRecord:
     unused: Mapping[str, int] = field(default_factory=dict)
     created_at: float = 0.0
     frozen: bool = False
+    decides: bool = False
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ class Decision:
 
     ranking: the eligible candidates, the selected one first. excluded: candidate ID -> reason.
     timing: phase -> seconds. id: 128 random bits in hexadecimal, "" before Router sets it.
-    adaptation_id: of the adaptation that corrected the probabilities, "" if none did. unadapted: ID
-    of the candidate that would be selected without it, "" if none did. propensity: the probability
+    adaptation_id: of the adaptation that was used, "" if none was. unadapted: ID of the candidate
+    that would be selected without it, "" if none was used. propensity: the probability
     with which the candidate was drawn, None if the server does not explore.
     """
 

@@ -319,7 +319,7 @@ class Router:
     def _correction(self, scored: ScoreResult) -> Correction | None:
         """Return the correction by the adaptation that is served now, if there is one."""
         adaptation = self._adaptation()
-        if adaptation is None or not adaptation.active or scored.embedding is None:
+        if adaptation is None or not adaptation.decides or scored.embedding is None:
             return None
         return Correction(adaptation, scored.embedding)
 

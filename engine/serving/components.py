@@ -258,6 +258,6 @@ def server_info(components: Components) -> router_service_pb2.GetServerInfoRespo
         candidates=len(table.candidates),
         max_instruction_tokens=MAX_INSTRUCTION_TOKENS,
         max_text_bytes=components.settings.max_text_bytes,
-        adaptation_id=learned.id if learned is not None and learned.active else "",
+        adaptation_id=learned.id if learned is not None and learned.decides else "",
         remembered_instructions=0 if learned is None else learned.figures.instructions,
     )

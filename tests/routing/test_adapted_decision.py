@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -114,14 +115,8 @@ async def test_requests_are_decided_by_one_adaptation_each_while_it_is_swapped()
         name: FakeAdaptation({"a": shift}, id=name) for name, shift in (("up", 3), ("down", -3))
     }
     served = itertools.cycle(fits.values())
-    registry: Any = SimpleNamespace(table=lambda: TABLE)
-    head = ScoringHead(np.full(WIDTH, 0.1, np.float32), 1e-5, Calibration(1.0, 0.0))
-    batcher = Batcher(FakeBackend(), head)
     recent = RecentDecisions("weights", 1 << 20, 60.0)
-    router = Router(registry, batcher, OneToken(), adaptation=lambda: next(served), recent=recent)
-    batcher.start()
-    made = await asyncio.gather(*(router.route("x" * i, Policy()) for i in range(1, 60)))
-    await batcher.stop()
+    made = await routed(lambda: next(served), recent, 60, Policy())
     assert {each.adaptation_id for each in made} == set(fits)
     for each in made:
         assert (each.selected.id == "a") == (each.adaptation_id == "up")
@@ -134,3 +129,31 @@ async def test_requests_are_decided_by_one_adaptation_each_while_it_is_swapped()
         assert remembered.adaptation_id == each.adaptation_id
         odds = remembered.scored.logits[[TABLE.rows[name] for name in ids]].astype(np.float64)
         np.testing.assert_allclose(1 / (1 + np.exp(-odds)), base, atol=2e-3)
+
+
+async def routed(
+    adaptation: Callable[[], FakeAdaptation], recent: RecentDecisions, count: int, policy: Policy
+) -> list[Decision]:
+    registry: Any = SimpleNamespace(table=lambda: TABLE)
+    head = ScoringHead(np.full(WIDTH, 0.1, np.float32), 1e-5, Calibration(1.0, 0.0))
+    batcher = Batcher(FakeBackend(), head)
+    router = Router(registry, batcher, OneToken(), adaptation=adaptation, recent=recent)
+    batcher.start()
+    made = await asyncio.gather(*(router.route("x" * i, policy) for i in range(1, count)))
+    await batcher.stop()
+    return made
+
+
+async def test_a_rejected_correction_decides_only_if_it_guards() -> None:
+    recent = RecentDecisions("weights", 1 << 20, 60.0)
+    surely = Policy(confidence=5.0)
+    rejected = FakeAdaptation(means={"b": 0.9}, standard_error=0.2, active=False)
+    made = await routed(lambda: rejected, recent, 3, surely)
+    assert {(each.adaptation_id, each.ranking[0].standard_error) for each in made} == {("", None)}
+    guarded = await routed(lambda: replace(rejected, guards=True), recent, 3, surely)
+    assert {(each.adaptation_id, each.selected.id) for each in guarded} == {("fake-1", "b")}
+    before, after = (
+        {entry.candidate.id: entry.probability for entry in each[0].ranking}
+        for each in (made, guarded)
+    )
+    assert after == pytest.approx(before, abs=1e-6)

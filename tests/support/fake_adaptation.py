@@ -21,7 +21,7 @@ class FakeAdaptation:
     """Adds to each candidate's log-odds what `shifts` says, whatever the instruction.
 
     standard_error: of every probability. coverage: of every instruction. means: of candidates on
-    average, 0.5 if missing.
+    average, 0.5 if missing. guards: if it is not active, that decisions use it all the same.
     """
 
     shifts: Mapping[str, float] = field(default_factory=dict)
@@ -32,6 +32,11 @@ class FakeAdaptation:
     reason: str = "Log loss falls from 0.6 to 0.5."
     figures: FitFigures = FIGURES
     coverage: float = 1.0
+    guards: bool = False
+
+    @property
+    def decides(self) -> bool:
+        return self.active or self.guards
 
     def correct(
         self, embedding: NDArray[np.float32], p: NDArray[np.float32], candidates: Sequence[str]
@@ -90,4 +95,5 @@ class FakeSource:
 
 
 def _record(fit: FakeAdaptation) -> FitRecord:
-    return FitRecord(fit.id, fit.active, fit.reason, fit.figures, {"candidate not registered": 3})
+    unused = {"candidate not registered": 3}
+    return FitRecord(fit.id, fit.active, fit.reason, fit.figures, unused, decides=fit.decides)

@@ -85,7 +85,7 @@ def _one_draw(trial: MemoryTrial, size: int, draw: int) -> dict[str, float]:
     if size:
         adaptation = fit(remember(trial, remembered, random), trial.space)
         active = adaptation.active
-        if active:
+        if adaptation.decides:
             after, evidence = correct(trial, adaptation, routed)
     figures |= _figures(after, y) | {"active": float(active)}
     groups = np.zeros(len(trial.p), dtype=np.int64) if trial.groups is None else trial.groups

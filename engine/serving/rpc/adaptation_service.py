@@ -161,7 +161,7 @@ def explanation(
     rows = np.flatnonzero(np.isfinite(scored.logits))
     ids = [scored.candidates.ids[row] for row in rows]
     base = (1 / (1 + np.exp(-scored.logits[rows].astype(np.float32)))).astype(np.float32)
-    is_served = adaptation is not None and adaptation.active
+    is_served = adaptation is not None and adaptation.decides
     response = pb.ExplainDecisionResponse(decided_by=decision.adaptation_id)
     corrected = None
     if adaptation is not None and is_served:
