@@ -23,14 +23,14 @@ import numpy as np
 from engine.adaptation.adaptation import FitFigures
 from engine.adaptation.contradiction import Regions, find_contradicting
 from engine.adaptation.fitted import (
-    MAX_LOGIT,
     OFFSET_PRECISION,
     CandidateParts,
     CommonPart,
     FittedAdaptation,
+    reach_of,
 )
 from engine.adaptation.judgment import LossComparison, compare_losses, gain_of_weights
-from engine.adaptation.kernel import Coverage, KernelFeatures, choose_landmarks
+from engine.adaptation.kernel import KernelFeatures, Landmarks, choose_landmarks
 from engine.adaptation.outcome_matrix import PROVENANCES, KnownOutcomes, OutcomeMatrix
 from engine.adaptation.regression import (
     LogisticWeights,
@@ -41,8 +41,9 @@ from engine.adaptation.regression import (
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
-METHOD = "4"  # part of an adaptation's ID; change it with anything that changes its figures
+METHOD = "5"  # part of an adaptation's ID; change it with anything that changes its figures
 MAX_LANDMARKS = 512
+MAX_LOGIT = 9.2  # of p = 1e-4 and 1 - 1e-4
 MEANS_CHUNK = 1024
 SLOPE_PRECISION, LEVEL_PRECISION, PART_PRECISION = 30.0, 2.0, 10.0
 COMMON_VARIANCE, RELATIVE_VARIANCES = 0.5, (1.0, 0.4, 0.15)  # of functions, in squared logits
@@ -65,20 +66,29 @@ NEWER_SHARE, MIN_NEWER = 0.3, 12  # instructions that are predicted from the old
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """The fitted parts, and the logits (K,) of outcomes by fits without their instruction."""
+    """The fitted parts. lowest, level: see CommonPart. common: (R,) and relative: (R, M)
+    coefficients of the features. offsets: (M,). left_out: the logits (K,) of outcomes by fits
+    without their instruction."""
 
     slope: float
-    common: CommonPart
+    lowest: float
+    level: float
+    common: Float32Array
+    relative: Float32Array
     offsets: Float64Array
-    relative: Float64Array
     left_out: Float64Array
 
     def logits(self, outcomes: KnownOutcomes, features: Float32Array) -> Float64Array:
         """Return the logits of outcomes, whose instructions have `features` (N, R)."""
-        near = self.common.level + self.common.weight * (features @ self.common.coefficients)
-        relative = np.einsum("kr,rk->k", features[outcomes.n], self.relative[:, outcomes.m])
-        shared = self.common.reach(outcomes.z) * near[outcomes.n]
-        return np.asarray(self.slope * outcomes.z + shared + self.offsets[outcomes.m] + relative)
+        return self.logits_of(outcomes.n, outcomes.m, outcomes.z, features)
+
+    def logits_of(
+        self, n: Int64Array, m: Int64Array, z: Float64Array, features: Float32Array
+    ) -> Float64Array:
+        """Return the logits (K,) of candidates m with weights' logits z on instructions n."""
+        shared = reach_of(z, self.lowest) * (self.level + features @ self.common)[n]
+        relative = (features @ self.relative)[n, m]
+        return np.asarray(self.slope * z + shared + self.offsets[m] + relative)
 
 
 def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
@@ -108,7 +118,8 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
         model = _fit_model(outcomes, features)
     loss = compare_losses(outcomes, _left_out(outcomes, features, model))
     active, reason = _judge(outcomes, features, loss, len(distinct))
-    parts = _candidate_parts(matrix, row, outcomes, model, similarities, features)
+    parts = _candidate_parts(matrix, row, outcomes, model, similarities, kernel, features)
+    common = CommonPart(model.lowest, model.level, kernel.mix @ model.common)
     gain = gain_of_weights(outcomes, parts.means)
     decides = active or (gain < 0 and len(distinct) >= MIN_INSTRUCTIONS)
     if decides and not active:
@@ -126,7 +137,7 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
         as_of=float(matrix.recorded_at.max()),
         seconds=time.monotonic() - started,
     )
-    fitted = FittedAdaptation(
+    return FittedAdaptation(
         id=f"{matrix.id}-{METHOD}",
         active=active,
         decides=decides,
@@ -134,15 +145,12 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
         figures=figures,
         space=space,
         center=center,
-        features=kernel,
-        coverage=Coverage.of(space, matrix.embeddings[distinct[landmarks]]),
+        landmarks=Landmarks.of(space, matrix.embeddings[distinct[landmarks]], center),
         slope=model.slope if active else 1.0,
-        common=model.common if active else model.common.without_effect(),
+        common=common if active else common.without_effect(),
         parts=parts if active else parts.without_effect(),
         vectors=everything.astype(np.float16),
     )
-    fitted.prepare()
-    return fitted
 
 
 def _distinct(embeddings: Float32Array) -> tuple[Int64Array, Int64Array]:
@@ -179,7 +187,7 @@ def _fit_model(outcomes: KnownOutcomes, features: Float32Array) -> _Model:
     n, m, z, y = outcomes.n, outcomes.m, outcomes.z, outcomes.y
     rows, zeros = len(features), np.zeros(outcomes.candidates)
     lowest = float(np.quantile(z, LOWEST_QUANTILE)) if len(z) else 0.0
-    reach = CommonPart(lowest, 0, 0, np.empty(0)).reach(z)
+    reach = reach_of(z, lowest)
 
     def by_row(values: Float64Array) -> Float64Array:
         return np.asarray(np.bincount(n, values, rows), dtype=np.float64)
@@ -227,9 +235,11 @@ def _fit_model(outcomes: KnownOutcomes, features: Float32Array) -> _Model:
     level, weight = map(float, second.common)
     return _Model(
         slope=float(second.relative[0]),
-        common=CommonPart(lowest, level, weight, a),
+        lowest=lowest,
+        level=level,
+        common=(weight * a).astype(np.float32),
+        relative=(b * second.relative[1]).astype(np.float32),
         offsets=second.offsets,
-        relative=b * second.relative[1],
         left_out=second.logits(common, np.stack([z, relative]), m),
     )
 
@@ -311,33 +321,33 @@ def _candidate_parts(
     outcomes: KnownOutcomes,
     model: _Model,
     similarities: Float32Array,
+    kernel: KernelFeatures,
     features: Float32Array,
 ) -> CandidateParts:
+    count, landmarks = outcomes.candidates, similarities.shape[1]
     nearest = similarities.argmax(axis=1)[outcomes.n]
-    shape = (similarities.shape[1], outcomes.candidates)
     q = sigmoid(model.left_out)
-    information = np.zeros(shape, dtype=np.float32)
-    known = _information(q) * outcomes.weight
-    np.add.at(information, (nearest, outcomes.m), known)
-    counts = np.zeros(shape, dtype=np.float32)
-    np.add.at(counts, (nearest, outcomes.m), 1)
-    near = model.common.level + model.common.weight * (features @ model.common.coefficients)
-    coefficients = model.relative.astype(np.float32)
-    scored, total = np.zeros((2, outcomes.candidates))
+    known = np.maximum(q * (1 - q), MIN_INFORMATION) * outcomes.weight
+    by_landmark = np.zeros((count + 1, 3, landmarks), dtype=np.float32)
+    by_landmark[:count, 0] = (kernel.mix @ model.relative).T
+    cells, size = outcomes.m * landmarks + nearest, count * landmarks
+    by_landmark[:count, 1] = np.bincount(cells, known, size).reshape(count, landmarks)
+    by_landmark[:count, 2] = np.bincount(cells, minlength=size).reshape(count, landmarks)
+    everywhere = np.zeros((count + 1, 2), dtype=np.float32)
+    everywhere[:count, 0] = model.offsets
+    everywhere[:count, 1] = np.bincount(outcomes.m, known, count)
+    scored, total = np.zeros((2, count))
     for start in range(0, len(matrix), MEANS_CHUNK):  # all at once takes 1 GB for 1,000 candidates
         here, at = matrix.logits[start : start + MEANS_CHUNK], row[start : start + MEANS_CHUNK]
         n, m = np.nonzero(~np.isnan(here))
         z = np.clip(here[n, m].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
-        logits = model.slope * z + model.common.reach(z) * near[at[n]] + model.offsets[m]
-        p = sigmoid(logits + (features[at] @ coefficients)[n, m])
-        scored += np.bincount(m, minlength=outcomes.candidates)
-        total += np.bincount(m, p, outcomes.candidates)
+        p = sigmoid(model.logits_of(n, m, z, features[at]))
+        scored += np.bincount(m, minlength=count)
+        total += np.bincount(m, p, count)
     return CandidateParts(
         columns={name: i for i, name in enumerate(matrix.candidates)},
-        offsets=model.offsets,
-        coefficients=model.relative,
-        information=information,
-        outcomes=counts,
+        by_landmark=by_landmark,
+        everywhere=everywhere,
         means=(total / np.maximum(scored, 1)).astype(np.float32),
     )
 

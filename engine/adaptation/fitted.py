@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.adaptation.adaptation import CorrectedScores, FitFigures
-from engine.adaptation.kernel import Coverage, KernelFeatures
-from engine.adaptation.regression import sigmoid
+from engine.adaptation.kernel import Landmarks
 from engine.bundle.instruction_space import InstructionSpace
-from engine.bundle.types import Float32Array, Float64Array
+from engine.bundle.types import Float32Array
+from engine.inference.backend import log_odds
 
-MAX_LOGIT = 9.2  # of p = 1e-4 and 1 - 1e-4
 # How far below the logits of known outcomes the common part reaches, as the width of a normal
 # curve. Outcomes of strong candidates alone say little about weak ones.
 REACH = 1.5
@@ -31,57 +29,53 @@ CHUNK = 8192
 
 @dataclass(frozen=True, eq=False)
 class CommonPart:
-    """The part that all candidates share: reach(z) * (level + weight * features @ coefficients).
+    """The part that all candidates share: reach(z) * (level + similarities @ dual).
 
-    lowest: logit from which down the reach falls. coefficients: (R,).
+    lowest: logit from which down the reach falls. dual: (R,).
     """
 
     lowest: float
     level: float
-    weight: float
-    coefficients: Float64Array
-
-    def reach(self, z: Float64Array) -> Float64Array:
-        """Return how far the common part applies to logits z, in [0, 1]."""
-        below = np.maximum(self.lowest - z, 0)
-        return np.asarray(np.exp(-(below**2) / (2 * REACH**2)))
+    dual: Float32Array
 
     def without_effect(self) -> CommonPart:
         """Return a part that is 0 everywhere."""
-        return replace(self, level=0.0, weight=0.0)
+        return replace(self, level=0.0, dual=np.zeros_like(self.dual))
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateParts:
-    """What was learned of each of M candidates.
+    """What was learned of each of M candidates, and in a last row of one without outcomes: nothing.
 
-    offsets: (M,) log-odds. coefficients: (R, M) of the relative part. information: (R, M) Fisher
-    information of the outcomes nearest to each landmark. outcomes: (R, M) their number. means: (M,)
-    mean corrected probability over the remembered instructions.
+    columns: candidate ID -> row. by_landmark: (M + 1, 3, R) for products with similarities:
+    coefficients of the relative part, Fisher information of the outcomes nearest to each landmark,
+    and their number. everywhere: (M + 1, 2) the offset in log-odds, and the information of all
+    outcomes. means: (M,) mean corrected probability over the remembered instructions.
     """
 
     columns: Mapping[str, int]
-    offsets: Float64Array
-    coefficients: Float64Array
-    information: Float32Array
-    outcomes: Float32Array
+    by_landmark: Float32Array
+    everywhere: Float32Array
     means: Float32Array
 
     def without_effect(self) -> CandidateParts:
         """Return parts that are 0, with the errors of what nothing is known of."""
-        return replace(
-            self,
-            offsets=np.zeros_like(self.offsets),
-            coefficients=np.zeros_like(self.coefficients),
-            information=np.zeros_like(self.information),
-        )
+        only_counts = self.by_landmark * np.array([[0], [0], [1]], dtype=np.float32)
+        nothing = np.zeros_like(self.everywhere)
+        return replace(self, by_landmark=only_counts, everywhere=nothing)
+
+
+def reach_of(z: NDArray[Any], lowest: float) -> NDArray[Any]:
+    """Return how far the common part applies to logits z, in [0, 1]."""
+    below = np.maximum(lowest - z, 0)
+    return np.asarray(np.exp(below * below * (-1 / (2 * REACH**2))))
 
 
 @dataclass(frozen=True, eq=False)
 class FittedAdaptation:
     """See Adaptation. Its size does not grow with N but for `vectors`, which only nearest() reads.
 
-    coverage: where the correction applies. slope: of the weights' log-odds. vectors: (N, P).
+    center: (D,) of the memory. slope: of the weights' log-odds. vectors: (N, P).
     """
 
     id: str
@@ -91,8 +85,7 @@ class FittedAdaptation:
     figures: FitFigures
     space: InstructionSpace
     center: Float32Array
-    features: KernelFeatures
-    coverage: Coverage
+    landmarks: Landmarks
     slope: float
     common: CommonPart
     parts: CandidateParts
@@ -101,62 +94,25 @@ class FittedAdaptation:
     def correct(
         self, embedding: Float32Array, p: Float32Array, candidates: Sequence[str]
     ) -> CorrectedScores:
-        """See Adaptation. A candidate without outcomes gets the common part alone."""
-        projection = self.space.project(embedding.astype(np.float32))
-        away = projection - self._projected_center
-        similarities = self.features.similarities(away / max(float(np.linalg.norm(away)), 1e-12))
-        predicted = similarities @ self._dual
-        z = logits_of(p)
-        column = np.array([self.parts.columns.get(c, -1) for c in candidates], dtype=np.int64)
-        known = column >= 0
-        reach, coverage = self.common.reach(z), self.coverage.at(projection)
-        # The slope's change counts as common, because it tells no candidate from another.
-        common = coverage * (
-            reach * (self.common.level + self.common.weight * predicted[-1]) + (self.slope - 1) * z
-        )
+        """See Adaptation. A candidate without outcomes gets the common part alone.
 
-        def of(values: NDArray[Any]) -> Float64Array:
-            """Return the values (M,) of the candidates, 0 without outcomes."""
-            found = values[column] if len(values) else np.zeros(len(column))
-            return np.where(known, found, 0.0)
-
-        offset, relative = coverage * of(self.parts.offsets), coverage * of(predicted[:-1])
-        information = of(similarities @ self.parts.information)
-        corrected = sigmoid(z + common + offset + relative)
-        variance = 1 / (OFFSET_PRECISION + of(self._total_information))
-        variance += 1 / (1 / RELATIVE_VARIANCE + information)
-        error = corrected * (1 - corrected) * np.sqrt(variance)
-        return CorrectedScores(
-            p=corrected.astype(np.float32),
-            standard_error=error.astype(np.float32),
-            similar_outcomes=of(similarities @ self.parts.outcomes).astype(np.float32),
-            offset=offset.astype(np.float32),
-            common=common.astype(np.float32),
-            relative=relative.astype(np.float32),
-            coverage=coverage,
-        )
-
-    def prepare(self) -> None:
-        """Compute what every request needs, where it delays none."""
-        for name in ("_projected_center", "_total_information", "_dual"):
-            getattr(self, name)
-
-    @cached_property
-    def _projected_center(self) -> Float32Array:
-        return self.space.project(self.center)
-
-    @cached_property
-    def _total_information(self) -> Float64Array:
-        return np.asarray(self.parts.information.sum(axis=0, dtype=np.float64))
-
-    @cached_property
-    def _dual(self) -> Float64Array:
-        """Coefficients (R, M + 1) of similarities: of the relative parts, then of the common one.
-
-        A request then does not read the features' (R, R) factor, which is most of a fit's memory.
+        Arrays of E elements in float32 throughout: a forward pass has just driven this code out of
+        the processor's caches, so that each other function costs more than its arithmetic.
         """
-        own = np.column_stack([self.parts.coefficients, self.common.coefficients])
-        return np.asarray(self.features.mix.astype(np.float64) @ own)
+        similarities, coverage = self.landmarks.compare(embedding)
+        parts, columns = self.parts, self.parts.columns
+        rows = [columns.get(candidate, -1) for candidate in candidates]
+        relative, information, outcomes = (parts.by_landmark[rows] @ similarities).T
+        offset, total = parts.everywhere[rows].T
+        z = log_odds(p)
+        # The slope's change counts as common, because it tells no candidate from another.
+        near = self.common.level + float(similarities @ self.common.dual)
+        common = near * reach_of(z, self.common.lowest) + (self.slope - 1) * z
+        common, offset, relative = common * coverage, offset * coverage, relative * coverage
+        corrected = 1 / (1 + np.exp(-(z + common + offset + relative)))
+        variance = 1 / (total + OFFSET_PRECISION) + 1 / (information + 1 / RELATIVE_VARIANCE)
+        error = corrected * (1 - corrected) * np.sqrt(variance)
+        return CorrectedScores(corrected, error, outcomes, offset, common, relative, coverage)
 
     def mean_probabilities(self, candidates: Sequence[str]) -> Float32Array:
         """See Adaptation. NaN for a candidate without outcomes."""
@@ -177,10 +133,3 @@ class FittedAdaptation:
         cosines = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
         order = np.argsort(-cosines, kind="stable")[:count]
         return [(int(i), float(cosines[i])) for i in order]
-
-
-def logits_of(p: Float32Array) -> Float64Array:
-    """Return the log-odds of probabilities, at most MAX_LOGIT in size."""
-    p64 = np.asarray(p, dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.clip(np.log(p64) - np.log1p(-p64), -MAX_LOGIT, MAX_LOGIT))

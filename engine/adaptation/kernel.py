@@ -1,16 +1,17 @@
 """Compare instructions with landmarks among those that are remembered.
 
-KernelFeatures are what corrections are functions of. Coverage tells whether an instruction is one
-of those that are remembered, or far from all of them: outcomes on one kind of instructions say
-nothing about other kinds, yet offsets hold everywhere, and functions of the kernel that explain a
-large error reach far. So corrections fade where the memory is thinner than around its own
-instructions (the local outlier factor of Breunig et al., 2000).
+Corrections are functions of the kernel. Coverage tells whether an instruction is one of those that
+are remembered, or far from all of them: outcomes on one kind of instructions say nothing about
+other kinds, yet offsets hold everywhere, and functions of the kernel that explain a large error
+reach far. So corrections fade where the memory is thinner than around its own instructions (the
+local outlier factor of Breunig et al., 2000).
 
 Shapes: N instructions, D width, P axes, R landmarks.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ NEIGHBORS = 10
 # below that coverage ends, as a share of it.
 THINNEST_SHARE, FADE = 0.05, 0.15
 MIN_DENSITY = 0.05
+MIN_LENGTH = 1e-6  # of what has a direction
 
 
 def choose_landmarks(vectors: Float32Array, count: int) -> Int64Array:
@@ -62,71 +64,107 @@ class KernelFeatures:
     @classmethod
     def of(cls, landmarks: Float32Array) -> KernelFeatures:
         """Build the features of unit vectors (R, P)."""
-        kernel = _kernel(landmarks, landmarks).astype(np.float64)
+        kernel = kernel_of(landmarks @ landmarks.T).astype(np.float64)
         factor = np.linalg.cholesky(kernel + JITTER * np.eye(len(kernel)))
         return cls(landmarks, np.linalg.inv(factor).T.astype(np.float32))
 
     def similarities(self, vectors: Float32Array) -> Float32Array:
-        """Return the kernel between unit vectors (..., P) and the landmarks, (..., R)."""
-        return _kernel(vectors, self.landmarks)
+        """Return the kernel between unit vectors (N, P) and the landmarks, (N, R)."""
+        return kernel_of(vectors @ self.landmarks.T)
 
 
 @dataclass(frozen=True, eq=False)
-class Coverage:
-    """Landmarks as unit vectors (R, P) around the shipped mean, wholly whitened, with the density
-    (R,) around each: the mean cosine of its nearest ones.
+class Frame:
+    """How directions are compared: seen from `center` (P,), with weights (P,) of the axes.
 
-    center, scale: (P,) of the projections that become these vectors. covered: relative density from
-    which on an instruction is covered. The memory's own mean would hide what its instructions have
-    in common.
+    scales: (R,) reciprocal lengths of the landmarks in this frame.
     """
 
-    vectors: Float32Array
-    densities: Float32Array
     center: Float32Array
-    scale: Float32Array
+    weights: Float32Array
+    scales: Float32Array
+
+    @classmethod
+    def of(cls, landmarks: Float32Array, center: Float32Array, weights: Float32Array) -> Frame:
+        """Build the frame of landmarks (R, P)."""
+        lengths = np.sqrt(((landmarks - center) ** 2 * weights).sum(axis=1))
+        scales = np.where(lengths > MIN_LENGTH, 1 / np.maximum(lengths, MIN_LENGTH), 0)
+        return cls(center, weights, scales.astype(np.float32))
+
+    def cosines(self, landmarks: Float32Array, point: Float32Array) -> Float32Array:
+        """Return the cosines (R,) between the landmarks and a point (P,)."""
+        away = point - self.center
+        weighted = away * self.weights
+        products = landmarks @ weighted - self.center @ weighted
+        return products * (self.scales / max(math.sqrt(away @ weighted), MIN_LENGTH))
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """Remembered instructions that another one is compared with.
+
+    points: (R, P) their projections around that of the shipped mean, `origin`. near: the frame of
+    the kernel, around the memory's own mean. wide: the frame of coverage, wholly whitened, around
+    the shipped mean, because the memory's own would hide what its instructions have in common.
+    densities: (R,) mean cosine of each one's nearest. covered: relative density from which on an
+    instruction is covered.
+
+    A request reads `points` once for both frames: what it costs is memory that the forward pass has
+    driven out of the processor's caches.
+    """
+
+    space: InstructionSpace
+    origin: Float32Array
+    points: Float32Array
+    near: Frame
+    wide: Frame
+    densities: Float32Array
     covered: float
 
     @classmethod
-    def of(cls, space: InstructionSpace, embeddings: Float32Array) -> Coverage:
-        """Build it from the embeddings (R, D) of landmarks, R >= 1."""
-        center = space.project(space.mean)
+    def of(
+        cls, space: InstructionSpace, embeddings: Float32Array, center: Float32Array
+    ) -> Landmarks:
+        """Build them from embeddings (R, D), R >= 1. center: (D,) the memory's mean."""
+        origin = space.project(space.mean)
+        points = space.project(embeddings.astype(np.float32)) - origin
         halves = space.axes.shape[1] > 0  # they are half whitened
-        scale = np.linalg.norm(space.axes, axis=0) if halves else np.ones_like(center)
-        vectors = _unit_vectors(space.project(embeddings.astype(np.float32)), center, scale)
-        cosines = vectors @ vectors.T
-        np.fill_diagonal(cosines, -np.inf)
-        count = min(NEIGHBORS, len(vectors) - 1)
-        if not count:
-            return cls(vectors, np.ones(len(vectors), dtype=np.float32), center, scale, 0.0)
-        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-        densities = np.take_along_axis(cosines, nearest, axis=1).mean(axis=1)
-        relative = densities / np.maximum(densities[nearest].mean(axis=1), MIN_DENSITY)
-        covered = max(float(np.quantile(relative, THINNEST_SHARE)), 0.0)
-        return cls(vectors, densities, center, scale, covered)
+        weights = (space.axes**2).sum(axis=0) if halves else np.ones_like(origin)
+        near = Frame.of(points, space.project(center) - origin, np.ones_like(origin))
+        wide = Frame.of(points, np.zeros_like(origin), weights)
+        densities, covered = _densities(points * np.sqrt(weights) * wide.scales[:, None])
+        return cls(space, origin, points, near, wide, densities, covered)
 
-    def at(self, projection: Float32Array) -> float:
+    def compare(self, embedding: Float32Array) -> tuple[Float32Array, float]:
+        """Compare an instruction (D,): its similarities (R,), and how far it is covered."""
+        point = self.space.project(embedding) - self.origin
+        similarities = kernel_of(self.near.cosines(self.points, point))
+        return similarities, self._coverage(self.wide.cosines(self.points, point))
+
+    def _coverage(self, cosines: Float32Array) -> float:
         """Return how far an instruction is covered: from 0, far from every landmark, to 1, where
-        they are about as near as to each other.
-
-        projection: (P,) of its embedding, see InstructionSpace.project.
-        """
-        cosines = self.vectors @ _unit_vectors(projection, self.center, self.scale)
+        they are about as near as to each other."""
         count = min(NEIGHBORS, len(cosines))
-        nearest = np.argpartition(-cosines, count - 1)[:count]
-        around = max(float(self.densities[nearest].mean()), MIN_DENSITY)
-        relative = float(cosines[nearest].mean()) / around
+        nearest = cosines.argpartition(-count)[-count:].tolist()
+        around = max(sum(self.densities[i] for i in nearest), count * MIN_DENSITY)
+        relative = float(sum(cosines[i] for i in nearest) / around)
         lowest = (1 - FADE) * self.covered
         return min(1.0, max(0.0, (relative - lowest) / max(self.covered - lowest, 1e-9)))
 
 
-def _kernel(one: Float32Array, other: Float32Array) -> Float32Array:
-    return np.asarray(np.exp((one @ other.T - 1) / KERNEL_WIDTH), dtype=np.float32)
+def _densities(vectors: Float32Array) -> tuple[Float32Array, float]:
+    """Return the density around each of (R, P) unit vectors, and see Landmarks.covered."""
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    count = min(NEIGHBORS, len(vectors) - 1)
+    if not count:
+        return np.ones(len(vectors), dtype=np.float32), 0.0
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    densities = np.take_along_axis(cosines, nearest, axis=1).mean(axis=1)
+    relative = densities / np.maximum(densities[nearest].mean(axis=1), MIN_DENSITY)
+    return densities, max(float(np.quantile(relative, THINNEST_SHARE)), 0.0)
 
 
-def _unit_vectors(
-    projections: Float32Array, center: Float32Array, scale: Float32Array
-) -> Float32Array:
-    vectors = (projections - center) * scale
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+def kernel_of(cosines: Float32Array) -> Float32Array:
+    """Return the kernel of cosines, at most 1."""
+    return np.asarray(np.exp((cosines - 1) * np.float32(1 / KERNEL_WIDTH)), dtype=np.float32)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.adaptation.fit import fit
-from engine.adaptation.kernel import Coverage
+from engine.adaptation.kernel import Landmarks
 from engine.adaptation.outcome_matrix import OutcomeMatrix
 from engine.bundle.instruction_space import InstructionSpace
 
@@ -23,6 +23,12 @@ def instructions(kind: int, count: int, seed: int) -> NDArray[np.float32]:
     """Return embeddings (count, WIDTH) of a kind, each kind around an axis of its own."""
     noise = 0.15 * np.random.default_rng(seed).normal(size=(count, WIDTH))
     return (np.eye(WIDTH)[kind] * 3 + noise).astype(np.float32)
+
+
+def coverage(remembered: NDArray[np.float32], others: NDArray[np.float32]) -> list[float]:
+    """Return how far a memory covers each of some other instructions."""
+    landmarks = Landmarks.of(SPACE, remembered, SPACE.center_of(remembered))
+    return [landmarks.compare(each)[1] for each in others]
 
 
 def failing(embeddings: NDArray[np.float32], name: str = "a") -> OutcomeMatrix:
@@ -40,19 +46,17 @@ def failing(embeddings: NDArray[np.float32], name: str = "a") -> OutcomeMatrix:
 
 @given(st.integers(0, 50), st.integers(12, 60), st.integers(1, 31))
 def test_a_memory_of_one_kind_covers_it_and_no_other(seed: int, count: int, other: int) -> None:
-    coverage = Coverage.of(SPACE, instructions(0, count, seed))
-    inside = [coverage.at(each) for each in instructions(0, 40, seed + 1000)]
-    assert np.mean(inside) > 0.7
-    assert {coverage.at(each) for each in instructions(other, 20, seed)} == {0.0}
+    remembered = instructions(0, count, seed)
+    assert np.mean(coverage(remembered, instructions(0, 40, seed + 1000))) > 0.7
+    assert set(coverage(remembered, instructions(other, 20, seed))) == {0.0}
 
 
 @pytest.mark.parametrize("kinds", [(0, 1), (0, 1, 2, 3)])
 def test_a_memory_of_several_kinds_covers_each(kinds: tuple[int, ...]) -> None:
     remembered = np.concatenate([instructions(kind, 30, kind) for kind in kinds])
-    coverage = Coverage.of(SPACE, remembered)
     for kind in kinds:
-        assert np.mean([coverage.at(each) for each in instructions(kind, 40, 99)]) > 0.7
-    assert max(coverage.at(each) for each in instructions(9, 40, 99)) == 0.0
+        assert np.mean(coverage(remembered, instructions(kind, 40, 99))) > 0.7
+    assert max(coverage(remembered, instructions(9, 40, 99))) == 0.0
 
 
 @given(st.integers(0, 20), st.integers(1, 31))
@@ -68,5 +72,5 @@ def test_what_fails_at_one_kind_keeps_its_probability_at_others(seed: int, other
 
 
 def test_one_instruction_alone_is_covered() -> None:
-    coverage = Coverage.of(SPACE, instructions(0, 1, 0))
-    assert coverage.at(instructions(0, 1, 0)[0]) == 1.0
+    alone = instructions(0, 1, 0)
+    assert coverage(alone, alone) == [1.0]

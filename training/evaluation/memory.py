@@ -16,11 +16,12 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.adaptation.fit import fit
-from engine.adaptation.fitted import FittedAdaptation, logits_of
+from engine.adaptation.fitted import FittedAdaptation
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.adaptation.regression import log_loss
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, FloatArray, Int64Array
+from engine.inference.backend import log_odds
 from engine.routing import tradeoff
 from engine.routing.decision import MIN_COVERAGE
 from engine.routing.guard import Evidence, first_above_bound
@@ -189,7 +190,7 @@ def remember(trial: MemoryTrial, rows: Int64Array, random: np.random.Generator) 
     return OutcomeMatrix(
         embeddings=trial.embeddings[rows],
         candidates=trial.names,
-        logits=logits_of(p.astype(np.float32)).astype(np.float32),
+        logits=log_odds(p.astype(np.float32)),
         scores=scores.astype(np.float32),
         provenance=provenance.astype(np.int8),
         propensity=np.ones(scores.shape, dtype=np.float32),
