@@ -107,7 +107,7 @@ class FittedAdaptation:
         z = log_odds(p)
         # The slope's change counts as common, because it tells no candidate from another.
         near = self.common.level + float(similarities @ self.common.dual)
-        common = near * reach_of(z, self.common.lowest) + (self.slope - 1) * z
+        common: Float32Array = near * reach_of(z, self.common.lowest) + (self.slope - 1) * z
         common, offset, relative = common * coverage, offset * coverage, relative * coverage
         corrected = 1 / (1 + np.exp(-(z + common + offset + relative)))
         variance = 1 / (total + OFFSET_PRECISION) + 1 / (information + 1 / RELATIVE_VARIANCE)

@@ -96,7 +96,9 @@ class Frame:
         away = point - self.center
         weighted = away * self.weights
         products = landmarks @ weighted - self.center @ weighted
-        return products * (self.scales / max(math.sqrt(away @ weighted), MIN_LENGTH))
+        scales = self.scales / np.float32(max(math.sqrt(away @ weighted), MIN_LENGTH))
+        found: Float32Array = products * scales
+        return found
 
 
 @dataclass(frozen=True, eq=False)

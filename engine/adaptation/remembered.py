@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,11 @@ from numpy.typing import NDArray
 from engine.adaptation.answer_length import AnswerTokens
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
 from engine.bundle.types import Float32Array, Int64Array
+from engine.registry.embedding_bytes import (
+    repack,
+    unpack_embedding,
+    unpack_embeddings,
+)
 from engine.registry.outcome_changes import OutcomeChanges, StorePosition
 from engine.registry.stores.outcome_types import ScoredCandidates, unpack
 from engine.registry.stores.sql import Row
@@ -33,6 +40,9 @@ _ANSWER = np.dtype([("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("t
 _OUTCOME = np.dtype(
     [("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("compared", "?"), ("score", "f4")]
 )
+
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -64,33 +74,37 @@ class MemoryView:
     unused: Mapping[str, int]
 
 
+def _doubles(values: Iterable[float] = ()) -> array[float]:
+    return array("d", values)
+
+
 @dataclass
 class _Group:
     """Instructions that were scored for the same candidates, in order of arrival.
 
-    embeddings: n of (D,) float16. logits: n of (M,) float16. rows: number in the store -> position;
+    embeddings: n of them, packed. logits: n of (M,) float16. rows: number in the store -> position;
     positions that no number has are of instructions that were forgotten. selected: codes, 0 for
     none.
     """
 
     candidates: ScoredCandidates
-    embeddings: NDArray[np.float16]
+    embeddings: NDArray[np.uint8]
     logits: NDArray[np.float16]
     principals: list[str] = field(default_factory=list)
     selected: list[int] = field(default_factory=list)
     explored: list[bool] = field(default_factory=list)
-    propensity: list[float] = field(default_factory=list)
-    recorded_at: list[float] = field(default_factory=list)
+    propensity: array[float] = field(default_factory=_doubles)
+    recorded_at: array[float] = field(default_factory=_doubles)
     rows: dict[int, int] = field(default_factory=dict)
 
-    def add(self, row: Row) -> None:
-        """Add a row of OutcomeChanges.instructions."""
-        number, _, principal, _, embedding, logits, selected, explored, propensity, at = row
+    def add(self, row: Row, packed: bytes) -> None:
+        """Add a row of OutcomeChanges.instructions, and its embedding."""
+        number, _, principal, _, _, logits, selected, explored, propensity, at = row
         place = len(self.principals)
         if place == len(self.embeddings):
             self.embeddings = _grown(self.embeddings)
             self.logits = _grown(self.logits)
-        self.embeddings[place] = np.frombuffer(embedding, dtype="<f2")
+        self.embeddings[place] = np.frombuffer(packed, dtype=np.uint8)
         self.logits[place] = np.frombuffer(logits, dtype="<f2")
         self.rows[number] = place
         self.principals.append(sys.intern(principal))
@@ -110,15 +124,16 @@ class _Group:
             [self.principals[i] for i in places],
             [self.selected[i] for i in places],
             [self.explored[i] for i in places],
-            [self.propensity[i] for i in places],
-            [self.recorded_at[i] for i in places],
+            _doubles([self.propensity[i] for i in places]),
+            _doubles([self.recorded_at[i] for i in places]),
             {number: new[place] for number, place in self.rows.items()},
         )
 
 
-def _grown(array: NDArray[np.float16]) -> NDArray[np.float16]:
-    larger = np.empty((max(4, len(array) * 3 // 2), array.shape[1]), dtype=np.float16)
-    larger[: len(array)] = array
+def _grown(rows: NDArray[T]) -> NDArray[T]:
+    """Return rows with room for a few more: they are most of what a memory takes."""
+    larger = np.empty((4 + len(rows) * 9 // 8, rows.shape[1]), dtype=rows.dtype)
+    larger[: len(rows)] = rows
     return larger
 
 
@@ -149,8 +164,8 @@ class RememberedOutcomes:
         self.floor, self.ceiling = changes.floor, changes.ceiling
         for row in changes.instructions:
             self._forget(row[0])
-            if row[4] is not None and np.isfinite(np.frombuffer(row[4], dtype="<f2")).all():
-                self._remember(row, changes.lists)
+            if (packed := repack(row[4])) is not None:
+                self._remember(row, packed, changes.lists)
         if changes.reports:
             self._outcomes = np.concatenate([self._outcomes, *map(_outcomes, changes.reports)])
             codes = {name: code for code, name in self._ids.items()}
@@ -205,17 +220,17 @@ class RememberedOutcomes:
         vectors = [self._embedding(number) for number in usable]
         return AnswerTokens(np.array(vectors, dtype=np.float32), candidates, tokens)
 
-    def _embedding(self, number: int) -> NDArray[np.float16]:
+    def _embedding(self, number: int) -> Float32Array:
         group = self._groups[self._group_of[number]]
-        found: NDArray[np.float16] = group.embeddings[group.rows[number]]
-        return found
+        return unpack_embedding(group.embeddings[group.rows[number]].tobytes())
 
-    def _remember(self, row: Row, lists: Mapping[int, ScoredCandidates]) -> None:
+    def _remember(self, row: Row, packed: bytes, lists: Mapping[int, ScoredCandidates]) -> None:
         if row[3] not in self._groups:
             candidates = lists[row[3]]
-            embeddings, logits = _empty(len(row[4]) // 2), _empty(len(candidates.ids))
+            embeddings = np.empty((0, len(packed)), dtype=np.uint8)
+            logits = np.empty((0, len(candidates.ids)), dtype=np.float16)
             self._groups[row[3]] = _Group(candidates, embeddings, logits)
-        self._groups[row[3]].add(row)
+        self._groups[row[3]].add(row, packed)
         self._group_of[row[0]] = row[3]
 
     def _forget(self, number: int) -> None:
@@ -288,10 +303,6 @@ def _answers(report: Row, codes: Mapping[str, int]) -> NDArray[np.void]:
     return np.array(found, dtype=_ANSWER)
 
 
-def _empty(width: int) -> NDArray[np.float16]:
-    return np.empty((0, width), dtype=np.float16)
-
-
 def _matrix(
     group: _Group,
     outcomes: NDArray[np.void],
@@ -328,7 +339,7 @@ def _matrix(
     # All of them as a slice, because that copies nothing: the arrays may be large.
     rows = slice(None) if len(used) == len(numbers) else used
     matrix = OutcomeMatrix(
-        group.embeddings[places[rows]].astype(np.float32),
+        unpack_embeddings(group.embeddings[places[rows]]),
         candidates,
         logits[rows],
         scores[rows],

@@ -14,6 +14,7 @@ import pytest
 from engine.cli.main import main as cli
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
+from engine.registry.embedding_bytes import unpack_embedding
 from engine.registry.stores.outcomes import RecordedOutcome, read_recorded
 from modelsat import Client, ModelsatClientError, Outcome, RouteDecision, Usage
 from tools.processes import Server, serving
@@ -56,7 +57,7 @@ def test_an_outcome_by_decision_needs_no_text(client: Client, file: Path) -> Non
     assert client.record_outcome(decision.decision_id, decision.selected, 0.5, usage=used)
     row = instruction(file, decision.decision_id)
     assert (row["text"], bool(row["selected"]), row["explored"]) == ("", True, 0)
-    embedding = np.frombuffer(row["embedding"], dtype="<f2")  # type: ignore[call-overload]
+    embedding = unpack_embedding(row["embedding"])  # type: ignore[arg-type]
     assert embedding.shape == (576,)
     assert embedding.any()
     logits = np.frombuffer(row["logits"], dtype="<f2").astype(float)  # type: ignore[call-overload]

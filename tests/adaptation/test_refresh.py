@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from engine.adaptation.remembered import (
 )
 from engine.api.errors import AdaptationNotFoundError
 from engine.bundle.instruction_space import InstructionSpace
+from engine.registry.embedding_bytes import BLOCK
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
     OutcomeReport,
@@ -318,6 +321,23 @@ async def test_one_broken_embedding_does_not_end_learning(replica: Replica, valu
     status = replica.source.status()
     assert status is not None
     assert status.unused == {NOT_REMEMBERED: 1}
+
+
+async def test_embeddings_that_an_earlier_version_kept_are_learned_from(tmp_path: Path) -> None:
+    """Kind: rows of both forms of one store. Equal embeddings stay equal."""
+    path, one = tmp_path / "o.sqlite", np.tile(embedding(0), BLOCK // WIDTH).astype(np.float16)
+    before = Replica(path)
+    for seed in range(2):
+        await before.record(seed, {"a": 1.0}, replace(before.scored(seed), embedding=one))
+    await before.close()
+    with closing(sqlite3.connect(path)) as db, db:
+        old = "UPDATE memory_instruction SET embedding = ? WHERE key = ?"
+        assert db.execute(old, (one.tobytes(), f"{0:032x}")).rowcount == 1
+    after = Replica(path)
+    first, second = (await after.matrix()).embeddings
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, one.astype(np.float32), atol=0.02)
+    await after.close()
 
 
 async def test_freeze_reset_and_rollback(replica: Replica) -> None:

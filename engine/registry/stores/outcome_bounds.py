@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.registry.stores.outcome_types import OutcomeLimits, ScoredInstruction
+from engine.registry.stores.outcome_types import OutcomeLimits
 from engine.registry.stores.sql import Database
 
 DAY_S = 86_400.0
@@ -37,10 +37,11 @@ class PrincipalShares:
         for column, added in enumerate((outcomes, instructions, size)):
             share[column] += added
 
-    def add_vectors(self, principal: str, scored: ScoredInstruction) -> None:
-        """Count the vectors of an instruction, if the store keeps any."""
-        if self._limits.memory_bytes:
-            self.add(principal, instructions=1, size=scored.nbytes + ROW_BYTES)
+    def add_vectors(self, principal: str, vectors: Sequence[bytes | None]) -> None:
+        """Count the vectors of an instruction as the store keeps them, None if it keeps none."""
+        kept = [vector for vector in vectors if vector is not None]
+        if kept:
+            self.add(principal, instructions=1, size=sum(map(len, kept)) + ROW_BYTES)
 
     def keep_bounds(self) -> None:
         """Delete outcomes and forget vectors beyond the bounds, and write the shares."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.api.errors import AlreadyExistsError, DecisionNotFoundError, ModelsatError
 from engine.api.usage import Usage
+from engine.registry.embedding_bytes import pack_embedding
 from engine.registry.stores.outcome_bounds import PrincipalShares
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
@@ -215,8 +216,7 @@ class OutcomeWriter:
                 now,
             ),
         )
-        if scored is not None:
-            self._shares.add_vectors(first.principal, scored)
+        self._shares.add_vectors(first.principal, vectors[1:3])
         return number
 
     def _add_text(self, number: int, text: str) -> None:
@@ -255,9 +255,9 @@ class OutcomeWriter:
         self._db.run(
             "UPDATE memory_instruction SET candidates = ?, embedding = ?, logits = ?, selected = ?,"
             " explored = ?, propensity = ?, open = 0, version = ? WHERE number = ?",
-            (*self._vectors(scored), self._next(), number),
+            (*(vectors := self._vectors(scored)), self._next(), number),
         )
-        self._shares.add_vectors(principal, scored)
+        self._shares.add_vectors(principal, vectors[1:3])
         return True
 
     def _vectors(self, scored: ScoredInstruction) -> tuple[Any, ...]:
@@ -266,11 +266,9 @@ class OutcomeWriter:
         choice = selected, int(scored.explored), scored.propensity
         if not self._limits.memory_bytes:
             return None, None, None, *choice
-        embedding, logits = (
-            np.ascontiguousarray(vector, dtype="<f2").tobytes()
-            for vector in (scored.embedding, scored.logits)
-        )
-        return self._candidate_list(scored.candidates.content), embedding, logits, *choice
+        logits = np.ascontiguousarray(scored.logits, dtype="<f2").tobytes()
+        candidates = self._candidate_list(scored.candidates.content)
+        return candidates, pack_embedding(scored.embedding), logits, *choice
 
     def _code(self, candidate: str) -> int:
         """Return the code that stands for a candidate's ID; codes are small, and stay."""
