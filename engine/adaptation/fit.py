@@ -327,7 +327,7 @@ def _candidate_parts(
     count, landmarks = outcomes.candidates, similarities.shape[1]
     nearest = similarities.argmax(axis=1)[outcomes.n]
     q = sigmoid(model.left_out)
-    known = np.maximum(q * (1 - q), MIN_INFORMATION) * outcomes.weight
+    known = _information(q) * outcomes.weight
     by_landmark = np.zeros((count + 1, 3, landmarks), dtype=np.float32)
     by_landmark[:count, 0] = (kernel.mix @ model.relative).T
     cells, size = outcomes.m * landmarks + nearest, count * landmarks

@@ -74,7 +74,7 @@ class KernelFeatures:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class CosineFrame:
     """How directions are compared: seen from `center` (P,), with weights (P,) of the axes.
 
     scales: (R,) reciprocal lengths of the landmarks in this frame.
@@ -85,7 +85,9 @@ class Frame:
     scales: Float32Array
 
     @classmethod
-    def of(cls, landmarks: Float32Array, center: Float32Array, weights: Float32Array) -> Frame:
+    def of(
+        cls, landmarks: Float32Array, center: Float32Array, weights: Float32Array
+    ) -> CosineFrame:
         """Build the frame of landmarks (R, P)."""
         lengths = np.sqrt(((landmarks - center) ** 2 * weights).sum(axis=1))
         scales = np.where(lengths > MIN_LENGTH, 1 / np.maximum(lengths, MIN_LENGTH), 0)
@@ -118,8 +120,8 @@ class Landmarks:
     space: InstructionSpace
     origin: Float32Array
     points: Float32Array
-    near: Frame
-    wide: Frame
+    near: CosineFrame
+    wide: CosineFrame
     densities: Float32Array
     covered: float
 
@@ -132,8 +134,8 @@ class Landmarks:
         points = space.project(embeddings.astype(np.float32)) - origin
         halves = space.axes.shape[1] > 0  # they are half whitened
         weights = (space.axes**2).sum(axis=0) if halves else np.ones_like(origin)
-        near = Frame.of(points, space.project(center) - origin, np.ones_like(origin))
-        wide = Frame.of(points, np.zeros_like(origin), weights)
+        near = CosineFrame.of(points, space.project(center) - origin, np.ones_like(origin))
+        wide = CosineFrame.of(points, np.zeros_like(origin), weights)
         densities, covered = _densities(points * np.sqrt(weights) * wide.scales[:, None])
         return cls(space, origin, points, near, wide, densities, covered)
 
