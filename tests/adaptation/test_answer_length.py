@@ -14,7 +14,7 @@ from engine.api.usage import Usage
 from engine.bundle.instruction_space import InstructionSpace
 from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome
 from engine.routing.eligibility import find_eligible, revise_costs
-from tests.adaptation.test_refresh import WIDTH, Replica, embedding, table
+from tests.support.replicas import WIDTH, Replica, embedding, table
 
 SPACE = InstructionSpace.unknown(WIDTH)
 A, BB, CCC = (

@@ -20,8 +20,8 @@ from engine.registry.stores.outcome_types import (
     ScoredInstruction,
 )
 from engine.registry.stores.outcomes import OutcomeStore, read_recorded
-from tests.adaptation.test_refresh import LIMITS, Replica
 from tests.support.postgres import Postgres, postgres
+from tests.support.replicas import LIMITS, Replica
 from tests.support.stores import fresh
 
 

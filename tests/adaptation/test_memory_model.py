@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from engine.api.errors import AlreadyExistsError
 from engine.registry.stores.outcome_types import OutcomeLimits
 from engine.registry.stores.outcomes import read_recorded
-from tests.adaptation.test_refresh import Replica, embedding
+from tests.support.replicas import Replica, embedding
 from tools.processes import ROOT
 
 NAMES, PRINCIPALS = ("a", "bb", "ccc"), ("", "p", "q")
@@ -133,7 +133,7 @@ def test_the_store_is_a_bounded_dictionary(
 RECORDER = """
 import asyncio, sys
 from pathlib import Path
-from tests.adaptation.test_refresh import Replica
+from tests.support.replicas import Replica
 
 async def main():
     replica = Replica(Path(sys.argv[1]))
