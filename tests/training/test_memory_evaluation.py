@@ -20,6 +20,7 @@ from tools.processes import BUNDLE
 from training.evaluation import evaluate, memory, score_cache
 from training.evaluation.memory import Feedback, MemoryTrial
 from training.evaluation.score_cache import score_once
+from training.evaluation.unfamiliarity import Unfamiliar, errors_by_tenth
 
 
 def trial(feedback: Feedback = "comparisons", rows: int = 500) -> MemoryTrial:
@@ -112,3 +113,19 @@ def test_scores_are_kept_for_another_evaluation_of_the_same(
         assert len(score_once(BUNDLE, other, tmp_path / "scores").p) == len(other.texts)
     score_once(BUNDLE, outcomes, None)
     assert len(calls) == 4
+
+
+def test_calibration_error_rises_with_a_score_that_knows_and_not_with_chance() -> None:
+    random = np.random.default_rng(0)
+    p = random.random((4000, 3))
+    wrong = random.random(4000)
+    y = (random.random(p.shape) < p + (1 - 2 * p) * wrong[:, None]).astype(float)
+    chance = random.random(4000)
+    halves = [
+        Unfamiliar(p[rows], y[rows], {"knows": wrong[rows], "chance": chance[rows]})
+        for rows in (slice(0, 2000), slice(2000, 4000))
+    ]
+    errors = errors_by_tenth(halves, "knows")
+    assert errors[-1] > 0.4
+    assert errors[0] < 0.08
+    assert np.ptp(errors_by_tenth(halves, "chance")) < 0.1
