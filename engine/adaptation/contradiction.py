@@ -22,7 +22,7 @@ FARTHEST_SHARE = 0.1  # of landmarks, whose nearest one is too far to compare wi
 
 
 @dataclass(frozen=True, eq=False)
-class Regions:
+class Surroundings:
     """nearest: (N,) landmark of each instruction. similarities: (R, R) of landmarks."""
 
     nearest: Int64Array
@@ -30,7 +30,7 @@ class Regions:
 
 
 def find_contradicting(
-    owner: Int64Array, outcomes: KnownOutcomes, left_out: Float64Array, regions: Regions
+    owner: Int64Array, outcomes: KnownOutcomes, left_out: Float64Array, regions: Surroundings
 ) -> Int64Array:
     """Return the principals with a minority of outcomes, of which one of two things is true.
 
@@ -78,7 +78,7 @@ class _Tables:
     kernel: Float64Array
 
     @classmethod
-    def of(cls, outcomes: KnownOutcomes, regions: Regions) -> _Tables:
+    def of(cls, outcomes: KnownOutcomes, regions: Surroundings) -> _Tables:
         shape = len(regions.similarities), outcomes.candidates
         cells = regions.nearest[outcomes.n] * outcomes.candidates + outcomes.m
         residuals = outcomes.y - sigmoid(outcomes.z)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.adaptation.adaptation import FitFigures
-from engine.adaptation.contradiction import Regions, find_contradicting
+from engine.adaptation.contradiction import Surroundings, find_contradicting
 from engine.adaptation.fitted import (
     OFFSET_PRECISION,
     CandidateParts,
@@ -111,7 +111,10 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
     model = _fit_model(outcomes, features)
     nearest, owner = similarities.argmax(axis=1), _owners(matrix.principals, row)
     contradicting = find_contradicting(
-        owner, outcomes, model.left_out, Regions(nearest, kernel.similarities(kernel.landmarks))
+        owner,
+        outcomes,
+        model.left_out,
+        Surroundings(nearest, kernel.similarities(kernel.landmarks)),
     )
     if len(contradicting):
         outcomes = outcomes.of(np.flatnonzero(~np.isin(owner, contradicting)))
