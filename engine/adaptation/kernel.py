@@ -24,7 +24,7 @@ JITTER = 1e-4
 NEIGHBORS = 10
 # Of the landmarks, how many may lie in thinner places than what counts as covered; and how far
 # below that coverage ends, as a share of it.
-THINNEST_SHARE, FADE = 0.05, 0.15
+THINNEST_SHARE, FADE = 0.05, 0.1
 MIN_DENSITY = 0.05
 MIN_LENGTH = 1e-6  # of what has a direction
 
