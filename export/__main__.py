@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from engine import __version__
 from engine.api.errors import BundleError, ModelsatError
-from engine.bundle import training_set
+from engine.bundle import task_places, training_set
 from engine.bundle.arrays import ScoringArrays, save_arrays
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import (
@@ -138,7 +138,8 @@ def _arrays(checkpoint: Path, backbone: Base, encoder: Base, manifest: Manifest)
     space = None if known is None else known.instruction_space
     if space is None:
         space = InstructionSpace.unknown(manifest.width)
-    return ScoringArrays(_readout(backbone, manifest), connector, norms, limit, space)
+    places = task_places.load_task_places(checkpoint)
+    return ScoringArrays(_readout(backbone, manifest), connector, norms, limit, space, places)
 
 
 def _readout(backbone: Base, manifest: Manifest) -> Float32Array:

@@ -66,16 +66,20 @@ class RecentDecisions:
         selected: str = "",
         explored: bool = False,
         propensity: float = 1.0,
+        match: Float32Array | None = None,
     ) -> ScoredInstruction:
         """Pack what the weights said of an instruction.
 
         Args:
-            table: that was scored. rows: (E,) of it. p: (E,) probabilities by the weights alone.
+            table: that was scored. rows: (E,) of it. p: (E,) probabilities, before a
+                correction.
             embedding: (D,) of the instruction.
             selected: ID of the chosen candidate. explored, propensity: how it was chosen.
+            match: (E,) log-odds that the match added to p, None for none.
         """
         logits = np.full(len(table.candidates), np.nan, dtype=np.float16)
-        logits[rows] = log_odds(p)
+        # A fit adds the match again, as it is by then.
+        logits[rows] = log_odds(p) if match is None else log_odds(p) - match
         if self._candidates is None or self._candidates[0] != table.id:
             self._candidates = (table.id, ScoredCandidates.of_table(self._bundle, table))
         candidates = self._candidates[1]  # the same object for the same table, to save memory
@@ -108,6 +112,21 @@ class RecentDecisions:
     def latest(self, count: int) -> list[RecentDecision]:
         """Return the last `count` decisions, newest first."""
         return list(islice(reversed(self._decisions.values()), count))
+
+    @staticmethod
+    def before_correction(
+        scored: ScoredInstruction, table: Table
+    ) -> tuple[list[str], Float32Array]:
+        """Return the IDs of the E candidates of an instruction, and their probabilities (E,) by the
+        weights and the match of `table`."""
+        rows = np.flatnonzero(np.isfinite(scored.logits))
+        ids = [scored.candidates.ids[row] for row in rows]
+        logits = scored.logits[rows].astype(np.float32)
+        if table.match is not None:
+            added = table.match.log_odds(scored.embedding[None, :].astype(np.float32))[0]
+            here = [table.rows.get(name, -1) for name in ids]
+            logits = logits + np.array([added[row] if row >= 0 else 0.0 for row in here])
+        return ids, np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float32)
 
 
 def _size(scored: ScoredInstruction) -> int:

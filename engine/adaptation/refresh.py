@@ -163,8 +163,14 @@ class AdaptationRefresher:
                 await loop.run_in_executor(self._thread, self._memory.apply, changes)
                 if not changes.more:
                     break
+            match = self._table().match
             scope = FitScope(
-                self._bundle, self._candidates(), self._memory.floor, self._memory.ceiling
+                self._bundle,
+                self._candidates(),
+                self._memory.floor,
+                self._memory.ceiling,
+                "" if match is None else match.id,
+                None if match is None else match.log_odds,
             )
             published = await loop.run_in_executor(self._thread, self._changed, scope)
             if published is None:

@@ -9,7 +9,7 @@ import json
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ OTHER_WEIGHTS = "scored by other weights"
 NOT_REGISTERED = "candidate not registered"
 CHANGED = "candidate has other aptitude results now"
 NOT_SCORED = "candidate was not eligible"
+MATCHED_AT_ONCE = 64  # instructions: a match of many tests takes memory for each
 MAX_TOKENS = 1e6  # of one answer; more is taken for that
 _ANSWER = np.dtype([("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("tokens", "f4")])
 _OUTCOME = np.dtype(
@@ -51,12 +52,16 @@ class FitScope:
 
     bundle: identity of the weights. candidates: registered ID -> fingerprint of its embedding.
     floor, ceiling: reports outside of (floor, ceiling] are not used; a negative ceiling is none.
+    match: embeddings (N, D) -> what the candidates' tests add to the weights' log-odds, (N, M), the
+    candidates in the order of their IDs. match_id: of it.
     """
 
     bundle: str
     candidates: Mapping[str, str]
     floor: int = 0
     ceiling: int = -1
+    match_id: str = ""
+    match: Callable[[Float32Array], Float32Array] | None = field(default=None, compare=False)
 
     def admits(self, reports: Int64Array) -> NDArray[np.bool_]:
         """(K,) whether reports of these numbers are used."""
@@ -277,6 +282,10 @@ class RememberedOutcomes:
         used = column >= 0
         used[used] = ~np.isnan(logits[at[used], column[used]])
         unused[NOT_SCORED] += int((column >= 0).sum() - used.sum())
+        if scope.match is not None:
+            for start in range(0, len(places), MATCHED_AT_ONCE):
+                part = slice(start, start + MATCHED_AT_ONCE)
+                logits[part] += scope.match(unpack_embeddings(group.embeddings[places[part]]))
         return _matrix(group, outcomes[used], at[used], column[used], numbers, places,
                        several, logits, tuple(columns))  # fmt: skip
 

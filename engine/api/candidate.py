@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ MAX_REPEATED_WORDS = 1000  # of a policy's list, in which a repeated word has no
 NAME_PREFIX = "candidates/"
 TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
 MAX_TASK_CHARS = 300
+MAX_PLACE_BYTES = 4096  # of a task
 DEFAULT_OUTPUT_TOKENS = 400.0  # of a candidate whose mean answer was never measured
 MAX_NAME_CHARS = 200
 MAX_NUMBER = 1_000_000_000  # of tokens, or US dollars per million of them
@@ -34,11 +36,13 @@ class TaskResult:
     """Result on one task of the aptitude test.
 
     task: the keywords that name the task. accuracy: share of its questions answered correctly, in
-    [0, 1].
+    [0, 1]. place: where its questions lie among instructions, as `modelsat aptitude run` packs it;
+    empty if unknown.
     """
 
     task: str
     accuracy: float
+    place: bytes = b""
 
 
 class Aptitude(Sequence[TaskResult]):
@@ -48,12 +52,14 @@ class Aptitude(Sequence[TaskResult]):
     the event loop by 10 ms; it does not walk tuples of strings and numbers.
     """
 
-    __slots__ = ("_accuracies", "_tasks")
+    __slots__ = ("_accuracies", "_places", "_tasks")
 
     def __init__(self, results: Iterable[TaskResult]) -> None:
         kept = tuple(results)
         self._tasks = tuple([r.task for r in kept])
         self._accuracies = tuple([r.accuracy for r in kept])
+        # Candidates that took one test share the places, so that a table holds them once.
+        self._places = _shared(tuple([r.place for r in kept]))
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -65,21 +71,31 @@ class Aptitude(Sequence[TaskResult]):
     def __getitem__(self, index: int | slice) -> TaskResult | tuple[TaskResult, ...]:
         if isinstance(index, slice):
             return tuple(self)[index]
-        return TaskResult(self._tasks[index], self._accuracies[index])
+        return TaskResult(self._tasks[index], self._accuracies[index], place=self._places[index])
 
     def __iter__(self) -> Iterator[TaskResult]:
-        return map(TaskResult, self._tasks, self._accuracies)
+        return map(TaskResult, self._tasks, self._accuracies, self._places)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Aptitude):
-            return (self._tasks, self._accuracies) == (other._tasks, other._accuracies)
+            return self._content == other._content
         return tuple(self) == other if isinstance(other, tuple) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self._tasks, self._accuracies))
+        return hash(self._content)
 
     def __repr__(self) -> str:
         return repr(tuple(self))
+
+    @property
+    def _content(self) -> tuple[object, ...]:
+        return self._tasks, self._accuracies, self._places
+
+
+@lru_cache(maxsize=MAX_CANDIDATES)
+def _shared(places: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Return the first tuple that was equal."""
+    return places
 
 
 @dataclass(frozen=True)
@@ -243,8 +259,25 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
     """Return `candidate` as a JSON object, without the fields whose values are unknown."""
     fields = {k: v for k, v in vars(candidate).items() if v not in (None, "", ())}
     fields |= {k: list(fields[k]) for k in WORD_LISTS if k in fields}
-    fields["aptitude"] = [{"task": r.task, "accuracy": r.accuracy} for r in candidate.aptitude]
+    fields["aptitude"] = [
+        {
+            "task": r.task,
+            "accuracy": r.accuracy,
+            **({"place": encode_place(r.place)} if r.place else {}),
+        }
+        for r in candidate.aptitude
+    ]
     return fields
+
+
+def encode_place(place: bytes) -> str:
+    """Encode TaskResult.place for JSON, in Base64."""
+    return base64.b64encode(place).decode()
+
+
+def decode_place(text: str) -> bytes:
+    """Invert encode_place; raises ValueError."""
+    return base64.b64decode(text, validate=True)
 
 
 def from_json(value: Mapping[str, Any]) -> Candidate:
@@ -253,7 +286,10 @@ def from_json(value: Mapping[str, Any]) -> Candidate:
     results = fields.pop("aptitude")
     if "mean_answer_tokens" in fields:  # the name in version 0.1
         fields["mean_output_tokens"] = fields.pop("mean_answer_tokens")
-    aptitude = tuple(TaskResult(r["task"], float(r["accuracy"])) for r in results)
+    aptitude = tuple(
+        TaskResult(r["task"], float(r["accuracy"]), place=decode_place(r.get("place", "")))
+        for r in results
+    )
     fields |= {k: tuple(fields[k]) for k in WORD_LISTS if k in fields}
     return Candidate(aptitude=aptitude, **fields)
 
@@ -320,6 +356,9 @@ def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation
                     " the task by keywords.",
                 )
             )
+        if len(result.place) > MAX_PLACE_BYTES:
+            problem = f"is {len(result.place)} bytes, the limit is {MAX_PLACE_BYTES}."
+            problems.append(Violation(f"{path}.place", problem))
         if result.task in tasks:
             problems.append(Violation(f"{path}.task", f"repeats {result.task[:80]!r}."))
         tasks.add(result.task)

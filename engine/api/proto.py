@@ -80,7 +80,9 @@ def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
     fields |= {k: tuple(sorted(getattr(message, k))) for k in WORD_LISTS}
     return Candidate(
         id=parse_name(message.name, f"{field}.name"),
-        aptitude=tuple(TaskResult(r.task_keywords, r.accuracy) for r in message.aptitude),
+        aptitude=tuple(
+            TaskResult(r.task_keywords, r.accuracy, place=r.place) for r in message.aptitude
+        ),
         display_name=message.display_name,
         price_source=message.price_source,
         **fields,
@@ -93,7 +95,7 @@ def candidate_to(candidate: Candidate) -> candidate_pb2.Candidate:
         name=candidate.name,
         display_name=candidate.display_name,
         aptitude=[
-            candidate_pb2.TaskResult(task_keywords=r.task, accuracy=r.accuracy)
+            candidate_pb2.TaskResult(task_keywords=r.task, accuracy=r.accuracy, place=r.place)
             for r in candidate.aptitude
         ],
         price_source=candidate.price_source,

@@ -172,16 +172,25 @@ def imputed_accuracies(result: AptitudeResult) -> dict[str, float]:
 
 
 def with_result(
-    candidate: Candidate, result: AptitudeResult, *, answer_only: bool = False
+    candidate: Candidate,
+    result: AptitudeResult,
+    *,
+    answer_only: bool = False,
+    places: Mapping[str, bytes] | None = None,
 ) -> Candidate:
     """Add the accuracies and the mean answer length to `candidate`, and tag a partial test.
 
+    places: task -> where its questions lie among instructions, see TaskResult; None if unknown.
     answer_only: the model was asked for letters alone, whose length says nothing about its usual
     answers, so the length is left out.
     """
     accuracies = {s.task: s.accuracy for s in result.scores} | imputed_accuracies(result)
     keywords = keywords_of(list(accuracies))
-    aptitude = tuple(TaskResult(k, a) for k, a in zip(keywords, accuracies.values(), strict=True))
+    known = places or {}
+    aptitude = tuple(
+        TaskResult(k, a, place=known.get(task, b""))
+        for k, (task, a) in zip(keywords, accuracies.items(), strict=True)
+    )
     tags = tuple(sorted({*candidate.tags, PARTIAL})) if result.partial else candidate.tags
     length = None if answer_only else result.mean_output_tokens
     return replace(candidate, aptitude=aptitude, mean_output_tokens=length, tags=tags)

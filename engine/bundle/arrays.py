@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engine.api.errors import BundleError
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import REBUILD_HINT
+from engine.bundle.task_places import TaskPlaces, from_arrays, to_arrays
 from engine.bundle.types import Float32Array
 
 FILE = "scoring.npz"
@@ -41,14 +42,15 @@ class TaskNorms:
 
         Tasks are matched by their sets of keywords; a keyword `part N` is ignored.
         """
-        return np.array([self._by_keywords.get(_keywords(task), np.nan) for task in tasks])
+        return np.array([self._by_keywords.get(keyword_set(task), np.nan) for task in tasks])
 
     @cached_property
     def _by_keywords(self) -> dict[frozenset[str], float]:
-        return {_keywords(task): mean for task, mean in self.means.items()}
+        return {keyword_set(task): mean for task, mean in self.means.items()}
 
 
-def _keywords(task: str) -> frozenset[str]:
+def keyword_set(task: str) -> frozenset[str]:
+    """Return the keywords of a task without `part N`, by which tasks are the same."""
     words = frozenset(task.split(", "))
     if "part " not in task:  # matching 2,500 words took most of the 1 ms to encode a candidate
         return words
@@ -69,7 +71,8 @@ class ScoringArrays:
 
     readout: (D,), the final norm's gain times (w_yes - w_no). encoder_tokens: the encoder's maximum
     input; longer texts are refused, not truncated. instruction_space: how embeddings of
-    instructions are compared; neutral in a bundle that does not know it.
+    instructions are compared; neutral in a bundle that does not know it. places: of tasks, None in
+    a bundle that does not know any.
     """
 
     readout: Float32Array
@@ -77,11 +80,13 @@ class ScoringArrays:
     norms: TaskNorms
     encoder_tokens: int
     instruction_space: InstructionSpace
+    places: TaskPlaces | None = None
 
 
 def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
     """Write scoring.npz, without pickled objects."""
     norms = arrays.norms
+    places: Any = {} if arrays.places is None else to_arrays(arrays.places)
     np.savez(
         folder / FILE,
         readout=arrays.readout,
@@ -93,6 +98,7 @@ def save_arrays(folder: Path, arrays: ScoringArrays) -> None:
         encoder_tokens=np.int64(arrays.encoder_tokens),
         instruction_mean=arrays.instruction_space.mean,
         instruction_axes=arrays.instruction_space.axes.astype(np.float16),
+        **places,
     )
 
 
@@ -114,7 +120,14 @@ def load_arrays(folder: Path) -> ScoringArrays:
     means = dict(zip(tasks, arrays["task_means"].tolist(), strict=True))
     norms = TaskNorms(arrays["center"], means)
     connector = Connector(weight, arrays["connector_bias"])
-    return ScoringArrays(readout, connector, norms, int(arrays["encoder_tokens"]), space)
+    places = from_arrays(arrays) if space.axes.shape[1] else None  # which are on its axes
+    if places is not None and places.landmarks.shape[1] != space.axes.shape[1]:
+        raise BundleError(
+            f"{folder / FILE}: places have {places.landmarks.shape[1]} axes, instructions"
+            f" {space.axes.shape[1]}; {REBUILD_HINT}."
+        )
+    tokens = int(arrays["encoder_tokens"])
+    return ScoringArrays(readout, connector, norms, tokens, space, places)
 
 
 def _instruction_space(

@@ -19,6 +19,7 @@ from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
 from engine.aptitude.grading import grade, with_result
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import Endpoint, run
+from engine.aptitude.places import places_of_tasks
 from engine.aptitude.questions import Question
 from engine.aptitude.report import chart, content, cost_usd, estimate, run_fingerprint, summary
 from engine.aptitude.selection import QuestionSet, sample_questions
@@ -65,7 +66,8 @@ def _run(parsed: argparse.Namespace) -> None:
             unreadable.add(reply)
         _ask_questions(question_set, endpoint, candidate, journal, unreadable, parsed)
         result = grade(question_set.questions, journal.replies)
-    candidate = with_result(candidate, result, answer_only=endpoint.answer_only)
+    places = places_of_tasks(question_set, parsed.bundle)
+    candidate = with_result(candidate, result, answer_only=endpoint.answer_only, places=places)
     document = content(candidate, result, question_set, endpoint)
     _write(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     _write(files.chart, chart(candidate.display_name, result))

@@ -241,6 +241,14 @@ def _add_candidate(group: argparse._ArgumentGroup) -> None:
         " answers, from which a stopped run resumes, are written next to it",
     )
     add(
+        "--bundle",
+        type=Path,
+        default=Path("artifacts/bundle"),
+        metavar="DIR",
+        help="the server's bundle, by whose weights the places of your own tasks among instructions"
+        " are computed; without it, their keywords stand in (default artifacts/bundle)",
+    )
+    add(
         "--register",
         dest="server",
         type=server_flags.server_address,

@@ -4,6 +4,7 @@ from engine.client.adaptation import (
     AdaptationInfo,
     DecisionExplanation,
     ExplainedProbability,
+    MatchedTask,
     SimilarInstruction,
 )
 from engine.client.aio import AsyncClient
@@ -29,6 +30,7 @@ __all__ = [
     "DecisionExplanation",
     "ExplainedProbability",
     "Instruction",
+    "MatchedTask",
     "ModelsatClientError",
     "Outcome",
     "RankedCandidate",

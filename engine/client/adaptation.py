@@ -48,16 +48,17 @@ class AdaptationInfo:
 
 @dataclass(frozen=True)
 class ExplainedProbability:
-    """What made up the probability of a candidate; the last three are in log-odds.
+    """What made up the probability of a candidate; the last four are in log-odds.
 
     Attributes:
         candidate: ID of the candidate.
-        base_probability: By the weights alone.
+        base_probability: By the weights and the match, before the correction by outcomes.
         probability: Corrected.
         standard_error: Of the corrected probability.
         offset: Part by the candidate's outcomes on all instructions.
         common: Part by all candidates' outcomes on similar instructions.
         relative: Part by the candidate's outcomes on similar instructions.
+        match: Part of base_probability by its accuracies on the tasks near the instruction.
     """
 
     candidate: str
@@ -67,6 +68,22 @@ class ExplainedProbability:
     offset: float
     common: float
     relative: float
+    match: float
+
+
+@dataclass(frozen=True)
+class MatchedTask:
+    """A task of an aptitude test that is near the instruction of a decision.
+
+    Attributes:
+        task: Its keywords.
+        weight: Its share of the match, in [0, 1].
+        by_questions: Whether it is placed by its questions, and not by its keywords.
+    """
+
+    task: str
+    weight: float
+    by_questions: bool
 
 
 @dataclass(frozen=True)
@@ -97,12 +114,14 @@ class DecisionExplanation:
         adaptation_id: The adaptation that is served now, whose parts these are; "" if none is.
         decided_by: The adaptation that decided; "" if the weights alone did.
         neighbors: The nearest remembered instructions, nearest first.
+        tasks: The tasks nearest to the instruction of the first candidate's test, nearest first.
     """
 
     candidates: tuple[ExplainedProbability, ...]
     adaptation_id: str
     decided_by: str
     neighbors: tuple[SimilarInstruction, ...]
+    tasks: tuple[MatchedTask, ...]
 
 
 def adaptation_from(message: pb.Adaptation) -> AdaptationInfo:
@@ -136,6 +155,10 @@ def explanation_from(response: pb.ExplainDecisionResponse) -> DecisionExplanatio
                 each.provenance,
             )
             for each in response.neighbors
+        ),
+        tuple(
+            MatchedTask(each.task_keywords, each.weight, each.by_questions)
+            for each in response.tasks
         ),
     )
 

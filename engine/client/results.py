@@ -27,8 +27,8 @@ class RankedCandidate:
         expected_cost_usd: Price of the input and of an answer of mean length, in US dollars; None
             if its prices are unknown.
         utility: What the ranking is sorted by, highest first.
-        base_probability: The probability by the weights alone; None, like the next two, if the
-            server has learned nothing from outcomes yet.
+        base_probability: The probability before the correction by outcomes; None, like the next
+            two, if the server has learned nothing from outcomes yet.
         standard_error: Of the probability.
         similar_outcomes: Effective number of remembered outcomes of this candidate on similar
             instructions.

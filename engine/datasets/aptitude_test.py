@@ -26,13 +26,15 @@ class AptitudeTest:
 
     keywords: T task names as the encoder reads them. subjects: T, the most common subject among a
     task's items ("" if unknown). accuracies: (M, T), NaN = not taken. answers: (M, T, Q) scores of
-    single items, NaN = no answer; None if the data hold no items.
+    single items, NaN = no answer; None if the data hold no items. questions: T tuples of the texts
+    of items; empty if the data hold none.
     """
 
     keywords: list[str]
     subjects: list[str]
     accuracies: Float32Array
     answers: Float32Array | None
+    questions: tuple[tuple[str, ...], ...] = ()
 
     def take_candidates(self, candidates: Int64Array) -> AptitudeTest:
         """Return the results of some of the candidates. candidates: their row numbers."""

@@ -109,6 +109,8 @@ def read_outcomes(folder: Path) -> Outcomes:
         keywords = keywords_of(aptitude["tasks"])
     accuracies = None if aptitude is None else aptitude["scores"]
     test = build_aptitude_test(items, keywords, scores, subjects, accuracies, names)
+    questions = tuple(tuple(texts[row] for row in rows) for rows in items.values())
+    test = replace(test, questions=questions)
     untested = np.asarray(np.isnan(test.accuracies).all(axis=1))
     if untested.all():
         problem = f"has too few outcomes of {names} to derive an aptitude test from."

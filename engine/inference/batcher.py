@@ -34,6 +34,7 @@ from engine.api.request_context import PRINCIPAL, REFUSAL
 from engine.bundle.types import Int64Array
 from engine.inference.backend import Backend, ScoringHead
 from engine.inference.request_queue import Batch, PendingRequest, RequestQueue, ScoreResult
+from engine.registry.matching.task_match import add_log_odds
 from engine.registry.table import Table
 
 __all__ = ["BatchLimits", "Batcher", "ScoreResult"]
@@ -279,15 +280,21 @@ class Batcher:
         table, row_union = batch.requests[0].table, batch.row_union
         tokens = [request.tokens for request in batch.requests]
         scores = self._backend.probabilities(tokens, table.embeddings, row_union, self._head)
+        p, match = scores.p, None
+        if table.match is not None:
+            match = table.match.log_odds(scores.embeddings)[:, row_union]
+            p = add_log_odds(p, match)
         if self._on_forward is not None:
             self._on_forward(len(batch.requests), batch.size)
+        columns = [np.searchsorted(row_union, request.rows) for request in batch.requests]
         return [
             ScoreResult(
-                scores.p[i, np.searchsorted(row_union, request.rows)],
+                p[i, columns[i]],
                 started - request.arrived,
                 scores.inference_s,
                 scores.scoring_s,
                 scores.embeddings[i],
+                None if match is None else match[i, columns[i]],
             )
             for i, request in enumerate(batch.requests)
         ]

@@ -36,7 +36,8 @@ class ScoreResult:
     """The probabilities of one request.
 
     p: (K,), in the order of the request's candidate rows. The times are in seconds. embedding:
-    (D,) of the instruction, see BatchScores; None if the request was not scored.
+    (D,) of the instruction, see BatchScores; None if the request was not scored. match: (K,) what
+    the candidates' tests added to the log-odds; None if nothing, or if it was not kept.
     """
 
     p: Float32Array
@@ -44,6 +45,7 @@ class ScoreResult:
     inference_s: float
     scoring_s: float
     embedding: Float32Array | None = None
+    match: Float32Array | None = None
 
 
 @dataclass(eq=False, slots=True)

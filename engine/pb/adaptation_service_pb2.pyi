@@ -92,19 +92,31 @@ class ExplainDecisionRequest(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ...) -> None: ...
 
 class ExplainDecisionResponse(_message.Message):
-    __slots__ = ("candidates", "adaptation_id", "neighbors", "decided_by")
+    __slots__ = ("candidates", "adaptation_id", "neighbors", "decided_by", "tasks")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     ADAPTATION_ID_FIELD_NUMBER: _ClassVar[int]
     NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
     candidates: _containers.RepeatedCompositeFieldContainer[ExplainedCandidate]
     adaptation_id: str
     neighbors: _containers.RepeatedCompositeFieldContainer[RememberedInstruction]
     decided_by: str
-    def __init__(self, candidates: _Optional[_Iterable[_Union[ExplainedCandidate, _Mapping]]] = ..., adaptation_id: _Optional[str] = ..., neighbors: _Optional[_Iterable[_Union[RememberedInstruction, _Mapping]]] = ..., decided_by: _Optional[str] = ...) -> None: ...
+    tasks: _containers.RepeatedCompositeFieldContainer[MatchedTask]
+    def __init__(self, candidates: _Optional[_Iterable[_Union[ExplainedCandidate, _Mapping]]] = ..., adaptation_id: _Optional[str] = ..., neighbors: _Optional[_Iterable[_Union[RememberedInstruction, _Mapping]]] = ..., decided_by: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[MatchedTask, _Mapping]]] = ...) -> None: ...
+
+class MatchedTask(_message.Message):
+    __slots__ = ("task_keywords", "weight", "by_questions")
+    TASK_KEYWORDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    BY_QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    task_keywords: str
+    weight: float
+    by_questions: bool
+    def __init__(self, task_keywords: _Optional[str] = ..., weight: _Optional[float] = ..., by_questions: _Optional[bool] = ...) -> None: ...
 
 class ExplainedCandidate(_message.Message):
-    __slots__ = ("candidate", "base_probability", "probability", "standard_error", "offset", "common", "relative")
+    __slots__ = ("candidate", "base_probability", "probability", "standard_error", "offset", "common", "relative", "match")
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     BASE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +124,7 @@ class ExplainedCandidate(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     COMMON_FIELD_NUMBER: _ClassVar[int]
     RELATIVE_FIELD_NUMBER: _ClassVar[int]
+    MATCH_FIELD_NUMBER: _ClassVar[int]
     candidate: str
     base_probability: float
     probability: float
@@ -119,7 +132,8 @@ class ExplainedCandidate(_message.Message):
     offset: float
     common: float
     relative: float
-    def __init__(self, candidate: _Optional[str] = ..., base_probability: _Optional[float] = ..., probability: _Optional[float] = ..., standard_error: _Optional[float] = ..., offset: _Optional[float] = ..., common: _Optional[float] = ..., relative: _Optional[float] = ...) -> None: ...
+    match: float
+    def __init__(self, candidate: _Optional[str] = ..., base_probability: _Optional[float] = ..., probability: _Optional[float] = ..., standard_error: _Optional[float] = ..., offset: _Optional[float] = ..., common: _Optional[float] = ..., relative: _Optional[float] = ..., match: _Optional[float] = ...) -> None: ...
 
 class RememberedInstruction(_message.Message):
     __slots__ = ("similarity", "scores", "category", "recorded_at", "provenance")

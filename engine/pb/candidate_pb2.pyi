@@ -37,9 +37,11 @@ class Candidate(_message.Message):
     def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., aptitude: _Optional[_Iterable[_Union[TaskResult, _Mapping]]] = ..., context_window: _Optional[int] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., price_source: _Optional[str] = ..., mean_output_tokens: _Optional[float] = ..., etag: _Optional[str] = ..., modalities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TaskResult(_message.Message):
-    __slots__ = ("task_keywords", "accuracy")
+    __slots__ = ("task_keywords", "accuracy", "place")
     TASK_KEYWORDS_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     task_keywords: str
     accuracy: float
-    def __init__(self, task_keywords: _Optional[str] = ..., accuracy: _Optional[float] = ...) -> None: ...
+    place: bytes
+    def __init__(self, task_keywords: _Optional[str] = ..., accuracy: _Optional[float] = ..., place: _Optional[bytes] = ...) -> None: ...

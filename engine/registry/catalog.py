@@ -11,6 +11,7 @@ from engine.api.candidate import (
     WORD_LISTS,
     Candidate,
     TaskResult,
+    decode_place,
     require_valid,
 )
 from engine.api.errors import InvalidInputError, Violation
@@ -143,10 +144,16 @@ def _parse_words(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _parse_aptitude(value: Any) -> tuple[TaskResult, ...]:
-    """Parse a list of {"task", "accuracy"}, or the short form {task: accuracy}."""
+    """Parse a list of {"task", "accuracy", "place"}, the place being optional, or the short form
+    {task: accuracy}."""
     if isinstance(value, dict):
         return tuple(TaskResult(str(t), float(a)) for t, a in value.items())
-    return tuple(TaskResult(str(r["task"]), float(r["accuracy"])) for r in value)
+    return tuple(
+        TaskResult(
+            str(r["task"]), float(r["accuracy"]), place=decode_place(str(r.get("place", "")))
+        )
+        for r in value
+    )
 
 
 def costs_of(

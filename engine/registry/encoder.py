@@ -17,7 +17,7 @@ Shapes: T tasks, E encoder width, C = E + 1 representation width, D backbone wid
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,11 @@ from numpy.typing import NDArray
 
 from engine.api.candidate import TEST_TASKS, Candidate
 from engine.api.errors import InvalidInputError, Violation
-from engine.bundle.arrays import Connector, TaskNorms
+from engine.bundle.arrays import Connector, TaskNorms, keyword_set
+from engine.bundle.instruction_space import InstructionSpace
+from engine.bundle.task_places import TaskPlaces, normalized
 from engine.bundle.types import Float32Array
+from engine.registry.matching.task_match import TaskMatch, match_tasks
 
 logger = logging.getLogger(__name__)
 Embed = Callable[[Sequence[str]], Float32Array]
@@ -83,6 +86,8 @@ class CapabilityEncoder:
         connector: Connector,
         *,
         cut_long_tasks: bool = False,
+        space: InstructionSpace | None = None,
+        places: TaskPlaces | None = None,
     ) -> None:
         """Create an encoder.
 
@@ -94,7 +99,12 @@ class CapabilityEncoder:
             connector: maps representations to embeddings.
             cut_long_tasks: read the first max_tokens of longer keywords, with a warning, in place
                 of refusing them. `embed` must do the same.
+            space, places: what tasks are matched with instructions by; None matches nothing.
         """
+        self._space = space
+        self._places = places
+        of_tasks = {} if places is None else places.of_tasks
+        self._known_places = {keyword_set(task): place for task, place in of_tasks.items()}
         self._embed = embed
         self._count_tokens = count_tokens
         self._max_tokens = max_tokens
@@ -113,6 +123,38 @@ class CapabilityEncoder:
         accuracies = np.array([r.accuracy for r in results])
         c = accuracy_weighted(accuracies, self._norms.of(tasks), self._task_vectors(tasks))
         return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
+
+    def match(self, candidates: Sequence[Candidate]) -> TaskMatch | None:
+        """Prepare the match of instructions with the tests of `candidates`; None if the bundle
+        knows no places of tasks."""
+        if self._places is None or self._space is None or not candidates:
+            return None
+        return match_tasks(candidates, self._place, self._space, self._places)
+
+    def _place(self, tasks: Mapping[str, bytes]) -> tuple[Float32Array, NDArray[np.bool_]]:
+        """Return the places of tasks (T, P), and whether each is estimated, (T,). tasks: keywords
+        -> what TaskPlaces.pack made of their questions."""
+        places = self._places
+        assert places is not None
+        known = self._known_places
+        own = {t: places.unpack(content) if content else None for t, content in tasks.items()}
+        found = [known.get(keyword_set(t)) if place is None else place for t, place in own.items()]
+        estimated = np.array([place is None for place in found])
+        result = np.empty((len(found), places.landmarks.shape[1]), dtype=np.float32)
+        if estimated.any():
+            names = [task for task, place in zip(tasks, found, strict=True) if place is None]
+            result[estimated] = places.estimate(self._whole(self._task_vectors(names)))
+        for i in np.flatnonzero(~estimated):
+            result[i] = found[i]
+        return result, estimated
+
+    def _whole(self, vectors: Float32Array) -> Float32Array:
+        """Return keyword embeddings (T, E) of length 1 from k_t: center + r k_t with that length,
+        which undoes keyword_vectors."""
+        center = self._norms.center
+        along = vectors @ center
+        r = np.sqrt(np.maximum(along**2 + 1 - center @ center, 0)) - along
+        return normalized(center + r[:, None] * vectors)
 
     def _task_vectors(self, tasks: Sequence[str]) -> Float32Array:
         new = [t for t in tasks if t not in self._cache]

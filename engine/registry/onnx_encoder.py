@@ -31,6 +31,8 @@ def load_encoder(
         arrays.norms,
         arrays.connector,
         cut_long_tasks=cut_long_tasks,
+        space=arrays.instruction_space,
+        places=arrays.places,
     )
 
 

@@ -312,13 +312,20 @@ class Registry:
                     self._unsure = True
                     raise
                 lineage = {**table.lineage, revision.number: revision.id.nonce}
-                table = make_table(revision.id, list(entries.values()), self._width, lineage)
+                table = await asyncio.to_thread(
+                    self._make_table, revision.id, list(entries.values()), lineage
+                )
                 self._publish(table)
                 return _Applied(change, table, revision)
         raise AssertionError("the last attempt returns or raises")
 
     def _build(self, stored: StoredTable) -> Table:
-        return make_table(stored.id, stored.entries, self._width, stored.lineage)
+        return self._make_table(stored.id, stored.entries, stored.lineage)
+
+    def _make_table(
+        self, identity: RevisionId, entries: Sequence[Entry], lineage: Mapping[int, str]
+    ) -> Table:
+        return make_table(identity, entries, self._width, lineage, self._encoder.match)
 
     async def _read(self) -> None:
         """Publish the newest table of the store. If the store lost the one that was served until
@@ -333,7 +340,7 @@ class Registry:
             stored = await self._access.run(self._store.newest)
         self._unsure = self.from_file = False
         if stored.id != self.table().id:
-            self._publish(self._build(stored))
+            self._publish(await asyncio.to_thread(self._build, stored))
 
     def _publish(self, table: Table) -> None:
         self._current.publish(table)

@@ -6,7 +6,7 @@ Shapes: M candidates, D backbone width.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.api.candidate import Candidate
 from engine.bundle.types import Float32Array
+from engine.registry.matching.task_match import TaskMatch
 from engine.registry.stores.base import RevisionId
 
 
@@ -22,7 +23,8 @@ class Table:
     """All candidates of one revision, sorted by ID.
 
     id: the revision's identity. embeddings: (M, D) float32, read-only. rows: ID -> row number.
-    lineage: number -> nonce of the revisions that led to it and are kept.
+    lineage: number -> nonce of the revisions that led to it and are kept. match: of instructions
+    with the candidates' tests; None adds nothing to what the weights say.
     """
 
     id: RevisionId
@@ -30,6 +32,7 @@ class Table:
     embeddings: Float32Array
     rows: Mapping[str, int] = field(repr=False)
     lineage: Mapping[int, str] = field(default_factory=dict, repr=False)
+    match: TaskMatch | None = field(default=None, repr=False)
 
     @property
     def revision(self) -> int:
@@ -59,6 +62,7 @@ def make_table(
     entries: Sequence[tuple[Candidate, Float32Array]],
     width: int,
     lineage: Mapping[int, str] | None = None,
+    match: Callable[[Sequence[Candidate]], TaskMatch | None] | None = None,
 ) -> Table:
     """Build a table.
 
@@ -67,6 +71,7 @@ def make_table(
         entries: candidates with their (D,) embeddings, in any order.
         width: D.
         lineage: number -> nonce of the revisions that led to it.
+        match: see CapabilityEncoder.match; None for no match.
     """
     ordered = sorted(entries, key=lambda entry: entry[0].id)
     embeddings = np.empty((len(ordered), width), dtype=np.float32)
@@ -76,7 +81,8 @@ def make_table(
     candidates = tuple(candidate for candidate, _ in ordered)
     rows = {c.id: i for i, c in enumerate(candidates)}
     identity = RevisionId(number=revision) if isinstance(revision, int) else revision
-    return Table(identity, candidates, embeddings, rows, lineage or {})
+    matched = None if match is None else match(candidates)
+    return Table(identity, candidates, embeddings, rows, lineage or {}, matched)
 
 
 class CurrentTable:

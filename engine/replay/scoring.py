@@ -12,7 +12,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -32,6 +32,7 @@ from engine.bundle.training_set import TrainingSet, load_training_set
 from engine.bundle.types import FloatArray, Int64Array
 from engine.inference.backend import Backend, ScoringHead
 from engine.inference.devices import open_backend
+from engine.registry.matching.task_match import add_log_odds
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.table import Table, make_table
 from engine.replay.log import PastRequest
@@ -158,9 +159,12 @@ class Scorer:
                 continue
             key = prompt.tokens.tobytes()
             if key not in scored:
-                scored[key] = self._backend.probabilities(
+                found = self._backend.probabilities(
                     [prompt.tokens], self._table.embeddings, rows, self._head
-                ).p[0]
+                )
+                match = self._table.match
+                added = None if match is None else match.log_odds(found.embeddings)
+                scored[key] = (found.p if added is None else add_log_odds(found.p, added))[0]
             p[i] = scored[key]
         ood_scores = [math.nan if r.ood_score is None else r.ood_score for r in infos]
         return Scores(p, np.array([r.input_tokens for r in infos]), np.array(ood_scores))
@@ -217,7 +221,8 @@ def decide_all(
 
 
 def open_table(bundle: Path, candidates: Sequence[Candidate]) -> Table:
-    """Build the table that a server with these candidates serves; raises BundleError."""
+    """Build the table that a server with these candidates serves, without the match, which is too
+    large to send to workers; raises BundleError."""
     manifest = read_manifest(bundle, "bundle")
     encoder = load_encoder(bundle, load_arrays(bundle))
     entries = [(c, encoder.encode(c)) for c in candidates]
@@ -244,8 +249,9 @@ def open_scorer(job: ReplayJob) -> Scorer:
             f"{job.bundle} on {platform.node()} is another bundle: its manifest.json has sha256"
             f" {actual[:12]}, expected {job.manifest_hash[:12]}; copy one bundle to every node."
         )
+    match = load_encoder(job.bundle, arrays).match(job.table.candidates)
     return Scorer(
-        job.table,
+        replace(job.table, match=match),
         list(job.policies.values()),
         Tokenizer.from_file(str(job.bundle / "tokenizer.json")),
         open_backend(job.bundle, manifest, "cpu", threads=1),

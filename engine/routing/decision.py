@@ -56,7 +56,7 @@ class PromptInfo:
 class RankingEntry:
     """An eligible candidate with its scores. expected_cost_usd is None if no price is known.
 
-    base_probability: by the weights alone. standard_error: of `probability`. similar_outcomes:
+    base_probability: before the correction. standard_error: of `probability`. similar_outcomes:
     effective number of the candidate's remembered outcomes on similar instructions. The three are
     None if no adaptation corrected the probability.
     """

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+import numpy as np
+
 from engine.adaptation.adaptation import Adaptation
 from engine.adaptation.answer_length import AnswerLengths
 from engine.adaptation.recent_decisions import RecentDecisions
@@ -296,8 +298,18 @@ class Router:
             decision.selected.id,
             decision.kind == "explored",
             propensity,
+            self._match(request, scored),
         )
         self._recent.add(decision.id, PRINCIPAL.get(), instruction, decision.adaptation_id)
+
+    @staticmethod
+    def _match(request: _PreparedRequest, scored: ScoreResult) -> Float32Array | None:
+        """Return the log-odds (E,) that the match added; of a cached result they are not kept."""
+        match = request.table.match
+        if scored.match is not None or match is None or scored.embedding is None:
+            return scored.match
+        added: Float32Array = match.log_odds(scored.embedding[None, :])[0]
+        return np.asarray(added[request.eligible.rows])
 
     def _context(
         self, info: PromptInfo, session: Session | None, fallback_reason: str

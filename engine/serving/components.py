@@ -198,7 +198,7 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
         components.memory.refresher,
         components.memory.recent,
         components.changes,
-        lambda: components.registry.table().revision,
+        components.registry.table,
     )
 
     def add_router(server: grpc.aio.Server) -> None:

@@ -58,7 +58,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     source = FakeSource([FIRST, SECOND])
     typed: AdaptationSource = source
     changes = ChangeLog(tmp_path / "changes.jsonl")
-    service = AdaptationService(typed, recent(), changes, lambda: 5)
+    service = AdaptationService(typed, recent(), changes, lambda: TABLE)
     server = grpc.aio.server(interceptors=[StatusInterceptor()])
     adaptation_service_pb2_grpc.add_AdaptationServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -134,7 +134,7 @@ async def test_a_decision_is_explained_by_its_parts_and_neighbors(served: Served
 async def test_a_caller_with_the_role_route_sees_its_own_decisions_alone(
     served: Served, role: str, principal: str, known: bool, neighbors: bool
 ) -> None:
-    service = AdaptationService(FakeSource([FIRST]), recent("alice"), None, lambda: 5)
+    service = AdaptationService(FakeSource([FIRST]), recent("alice"), None, lambda: TABLE)
     request = pb.ExplainDecisionRequest(decision_id=DECISION)
 
     async def explain() -> pb.ExplainDecisionResponse:

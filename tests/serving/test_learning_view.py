@@ -40,7 +40,7 @@ def test_instructions_of_a_kind_share_a_group(kinds: list[int], seed: int) -> No
 
 
 def test_a_region_says_how_far_and_for_which_candidates_the_adaptation_moves() -> None:
-    found = regions(decisions([0, 1] * 20), FakeAdaptation({"a": -2.0, "c": 0.1}))
+    found = regions(decisions([0, 1] * 20), FakeAdaptation({"a": -2.0, "c": 0.1}), TABLE)
     assert sum(region.decisions for region in found) == 40
     first = found[0]
     assert first.changed == 1.0, "b is better than a now"
@@ -52,9 +52,11 @@ def test_a_region_says_how_far_and_for_which_candidates_the_adaptation_moves() -
     view = region_view(first, neighbors)
     assert view["categories"] == ["sql"]
     assert view["candidates"][0] == {"candidate": "a", "before": before, "after": after}
-    far = regions(decisions([0, 1] * 20), FakeAdaptation(coverage=0.0))[0]
+    far = regions(decisions([0, 1] * 20), FakeAdaptation(coverage=0.0), TABLE)[0]
     assert region_view(far, neighbors)["categories"] == [], "what is near is not near enough"
-    assert regions(decisions([0, 1]), FakeAdaptation()) == [], "too few to tell regions apart"
+    assert regions(decisions([0, 1]), FakeAdaptation(), TABLE) == [], (
+        "too few to tell regions apart"
+    )
 
 
 def test_the_learning_curve_begins_with_the_oldest_fit() -> None:

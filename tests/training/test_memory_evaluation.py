@@ -96,7 +96,7 @@ def test_scores_are_kept_for_another_evaluation_of_the_same(
     outcomes = read_outcomes(datasets.write(tmp_path / "folder"))
     calls = []
 
-    def scored(bundle: Path, given: Outcomes) -> OfflineScores:
+    def scored(bundle: Path, given: Outcomes, *, matched: bool) -> OfflineScores:
         calls.append(given)
         shape = len(given.texts), len(given.candidates)
         p = np.random.default_rng(len(calls)).random(shape).astype(np.float32)
@@ -111,8 +111,9 @@ def test_scores_are_kept_for_another_evaluation_of_the_same(
     stronger = replace(outcomes.test, accuracies=outcomes.test.accuracies / 2)
     for other in (fewer, replace(outcomes, test=stronger)):
         assert len(score_once(BUNDLE, other, tmp_path / "scores").p) == len(other.texts)
+    score_once(BUNDLE, outcomes, tmp_path / "scores", matched=False)
     score_once(BUNDLE, outcomes, None)
-    assert len(calls) == 4
+    assert len(calls) == 5
 
 
 def test_calibration_error_rises_with_a_score_that_knows_and_not_with_chance() -> None:

@@ -81,10 +81,18 @@ def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
 
 
 def score_dataset(
-    bundle: Path, outcomes: Outcomes, catalog: Path | None, cache: Path | None = None
+    bundle: Path,
+    outcomes: Outcomes,
+    catalog: Path | None,
+    cache: Path | None = None,
+    *,
+    matched: bool = True,
 ) -> ScoredDataset:
-    """Score `outcomes` through `bundle`; prices come from `catalog`. See score_once for `cache`."""
-    predicted = score_once(bundle, outcomes, cache)
+    """Score `outcomes` through `bundle`; prices come from `catalog`.
+
+    cache: see score_once. matched: see score_outcomes.
+    """
+    predicted = score_once(bundle, outcomes, cache, matched=matched)
     costs = costs_of(outcomes, predicted.input_tokens, catalog, DEFAULT_OUTPUT_TOKENS)
     return ScoredDataset(outcomes, predicted.p, outcomes.scores.T, costs, predicted.embeddings)
 
@@ -269,6 +277,8 @@ def main() -> None:
     parser.add_argument(
         "--scores", type=Path, help="folder that keeps the scores for another evaluation"
     )
+    text = "leave out the match of instructions with the tasks of the candidates' tests"
+    parser.add_argument("--no-match", action="store_true", help=text)
     parser.add_argument("--draws", type=int, default=5, help="of what is remembered (5)")
     arguments = parser.parse_args()
     require_distinct(arguments.data)
@@ -278,7 +288,13 @@ def main() -> None:
     trials: list[MemoryTrial] = []
     for folder in arguments.data:
         outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
-        scored = score_dataset(arguments.bundle, outcomes, catalog, arguments.scores)
+        scored = score_dataset(
+            arguments.bundle,
+            outcomes,
+            catalog,
+            arguments.scores,
+            matched=not arguments.no_match,
+        )
         datasets[folder.name] = measure(scored) | breakdown(scored)
         datasets[folder.name]["dropped_candidates"] = dict(outcomes.dropped)
         if arguments.memory is not None:

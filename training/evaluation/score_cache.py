@@ -13,21 +13,24 @@ import numpy as np
 from engine.bundle.manifest import MANIFEST
 from engine.datasets.outcomes import Outcomes
 from engine.inference.offline import OfflineScores, score_outcomes
+from engine.registry.matching.task_match import FACTOR, TEMPERATURE
 
 
-def score_once(bundle: Path, outcomes: Outcomes, folder: Path | None) -> OfflineScores:
+def score_once(
+    bundle: Path, outcomes: Outcomes, folder: Path | None, *, matched: bool = True
+) -> OfflineScores:
     """Score `outcomes` through `bundle`, or return what an earlier call left in `folder`.
 
     Scores go by everything that they depend on, so an outdated file is never read. None keeps
-    nothing. Raises BundleError.
+    nothing. matched: see score_outcomes. Raises BundleError.
     """
     if folder is None:
-        return score_outcomes(bundle, outcomes)
-    path = folder / f"{outcomes.name}-{_key(bundle, outcomes)}.npz"
+        return score_outcomes(bundle, outcomes, matched=matched)
+    path = folder / f"{outcomes.name}-{_key(bundle, outcomes, matched)}.npz"
     if path.exists():
         with np.load(path) as kept:
             return OfflineScores(kept["p"], kept["input_tokens"], kept["embeddings"])
-    scores = score_outcomes(bundle, outcomes)
+    scores = score_outcomes(bundle, outcomes, matched=matched)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part.npz")
     np.savez(unfinished, p=scores.p, input_tokens=scores.input_tokens, embeddings=scores.embeddings)
@@ -35,10 +38,12 @@ def score_once(bundle: Path, outcomes: Outcomes, folder: Path | None) -> Offline
     return scores
 
 
-def _key(bundle: Path, outcomes: Outcomes) -> str:
-    """Identify the bundle's files, the instructions and the candidates' aptitude."""
+def _key(bundle: Path, outcomes: Outcomes, matched: bool) -> str:
+    """Identify the bundle's files, the instructions, the test and the candidates' aptitude."""
     digest = hashlib.sha256((bundle / MANIFEST).read_bytes())
-    for text in (*outcomes.texts, *map(str, outcomes.test.keywords)):
+    asked = [question for each in outcomes.test.questions for question in each]
+    settings = (str(matched), str(FACTOR), str(TEMPERATURE))
+    for text in (*settings, *outcomes.texts, *map(str, outcomes.test.keywords), *asked):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     digest.update(outcomes.test.accuracies.tobytes())
     return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ adapter_config.json, adapter_model.safetensors   peft's form, half precision
 connector.safetensors    weight (D, C), bias (D,), center (E,), task_means (T,)
 model.json               base models, layers, calibration, config, report
 training_set.npz         fingerprints, token frequencies and mean embedding of instructions
+task_places.npz          where tasks and training instructions lie among instructions
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from engine.api.errors import BundleError
 from engine.bundle.arrays import Connector, TaskNorms
 from engine.bundle.manifest import Calibration
 from engine.bundle.prompt import PROMPT_VERSION
+from engine.bundle.task_places import TaskPlaces, load_task_places
 from engine.bundle.training_set import TrainingSet, load_training_set
 
 ADAPTER = "adapter_model.safetensors"
@@ -49,6 +51,7 @@ class Pretrained:
     lora_scale: float
     report: Mapping[str, Any]
     training_set: TrainingSet | None
+    places: TaskPlaces | None = None
 
 
 def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
@@ -144,4 +147,5 @@ def load_pretrained(folder: Path) -> Pretrained:
         lora_scale=config["lora_alpha"] / config["r"],
         report=model["report"],
         training_set=load_training_set(folder),
+        places=load_task_places(folder),
     )

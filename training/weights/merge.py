@@ -27,6 +27,7 @@ from engine.bundle.manifest import (
     stage_dir,
 )
 from engine.bundle.prompt import NO, YES
+from engine.bundle.task_places import save_task_places
 from engine.bundle.training_set import save_training_set
 from engine.registry.catalog import read_catalog
 from training.weights.adapter import Pretrained, load_pretrained, save_connector
@@ -82,6 +83,8 @@ def write_checkpoint(pretrained: Pretrained, catalog: Path, out: Path) -> Manife
     shutil.copyfile(catalog, unfinished / "zoo.json")
     if pretrained.training_set is not None:
         save_training_set(unfinished, pretrained.training_set)
+    if pretrained.places is not None:
+        save_task_places(unfinished, pretrained.places)
     manifest = _manifest(pretrained, backbone, encoder, hash_files(unfinished))
     commit_dir(unfinished, out, manifest)
     return manifest

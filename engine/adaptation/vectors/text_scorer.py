@@ -73,4 +73,4 @@ class TextScorer:
         scored = await self._batcher.submit(tokens, table, rows, deadline)
         if scored.embedding is None:
             raise UnavailableError("This backend returns no embedding of the instruction.")
-        return self._recent.scored(table, rows, scored.p, scored.embedding)
+        return self._recent.scored(table, rows, scored.p, scored.embedding, match=scored.match)

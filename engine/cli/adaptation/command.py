@@ -94,18 +94,22 @@ def print_explanation(explanation: DecisionExplanation, console: Console) -> Non
 
     table = Table()
     table.add_column("candidate")
-    for heading in ("before", "probability", "error", "offset", "common", "relative"):
+    for heading in ("before", "probability", "error", "match", "offset", "common", "relative"):
         table.add_column(heading, justify="right")
     for each in explanation.candidates:
         shares = (each.base_probability, each.probability, each.standard_error)
-        parts = (each.offset, each.common, each.relative)
+        parts = (each.match, each.offset, each.common, each.relative)
         cells = [*(f"{share:.3f}" for share in shares), *(f"{part:+.2f}" for part in parts)]
         table.add_row(each.candidate, *cells)
     console.print(table)
     console.print(
-        f"decided by {explanation.decided_by or 'the weights'}; offset, common and relative are"
-        f" parts in log-odds by {explanation.adaptation_id or 'no adaptation'}"
+        f"decided by {explanation.decided_by or 'the weights'}; match is part of"
+        " before; offset, common and relative are parts in log-odds by"
+        f" {explanation.adaptation_id or 'no adaptation'}"
     )
+    for task in explanation.tasks:
+        source = "" if task.by_questions else ", by its keywords"
+        console.print(f"{task.weight:.0%} near the task {task.task}{source}")
     for neighbor in explanation.neighbors:
         scores = ", ".join(f"{name} {score:g}" for name, score in neighbor.scores.items())
         category = f" ({neighbor.category})" if neighbor.category else ""

@@ -199,7 +199,8 @@ class Console:
         found: list[Region] = []
         if adaptation is not None:
             decisions = components.memory.recent.latest(MAX_DECISIONS)
-            found = await asyncio.to_thread(regions, decisions, adaptation)
+            table = components.registry.table()
+            found = await asyncio.to_thread(regions, decisions, adaptation, table)
         return {
             "served": message_view(served(source)),
             "curve": curve_view(await source.history(MAX_FITS)),

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from engine.adaptation.adaptation import Adaptation
-from engine.adaptation.recent_decisions import RecentDecision
+from engine.adaptation.recent_decisions import RecentDecision, RecentDecisions
 from engine.adaptation.source import FitRecord, Neighbor
 from engine.bundle.types import Float32Array, Int64Array
+from engine.registry.table import Table
 
 MAX_DECISIONS = 300  # of which regions are made; each is corrected again
 MAX_REGIONS = 8
@@ -43,12 +44,17 @@ class Region:
     center: Float32Array
 
 
-def regions(decisions: Sequence[RecentDecision], adaptation: Adaptation) -> list[Region]:
-    """Group recent decisions by instruction; those that the adaptation changes most come first."""
+def regions(
+    decisions: Sequence[RecentDecision], adaptation: Adaptation, table: Table
+) -> list[Region]:
+    """Group recent decisions by instruction; those that the adaptation changes most come first.
+
+    table: whose match the probabilities before are by.
+    """
     if len(decisions) < MIN_SIZE:
         return []
     embeddings = np.stack([each.scored.embedding for each in decisions]).astype(np.float32)
-    corrected = [_corrected(each, adaptation) for each in decisions]
+    corrected = [_corrected(each, adaptation, table) for each in decisions]
     found = []
     for members in clusters(embeddings, min(MAX_REGIONS, len(decisions) // MIN_SIZE)):
         shown = [corrected[i] for i in members]
@@ -112,13 +118,11 @@ def region_view(region: Region, neighbors: Sequence[Neighbor]) -> dict[str, Any]
 
 
 def _corrected(
-    decision: RecentDecision, adaptation: Adaptation
+    decision: RecentDecision, adaptation: Adaptation, table: Table
 ) -> tuple[dict[str, tuple[float, float]], float]:
     """Return candidate ID -> probability before and after; and the coverage."""
     scored = decision.scored
-    rows = np.flatnonzero(np.isfinite(scored.logits))
-    ids = [scored.candidates.ids[row] for row in rows]
-    base = (1 / (1 + np.exp(-scored.logits[rows].astype(np.float32)))).astype(np.float32)
+    ids, base = RecentDecisions.before_correction(scored, table)
     after = adaptation.correct(scored.embedding.astype(np.float32), base, ids)
     pairs = {name: (float(base[i]), float(after.p[i])) for i, name in enumerate(ids)}
     return pairs, after.coverage

@@ -20,11 +20,13 @@ from engine.api.request_context import PRINCIPAL, ROLE
 from engine.bundle.types import Float32Array
 from engine.pb import adaptation_service_pb2 as pb
 from engine.pb import adaptation_service_pb2_grpc
+from engine.registry.table import Table
 from engine.serving.rpc.candidate_service import completed
 from engine.serving.telemetry.change_log import ChangeLog, audited
 
 DEFAULT_PAGE, MAX_PAGE = 20, 200
 MAX_NEIGHBORS = 10
+MAX_TASKS = 3
 ADAPTATION_ID = re.compile(r"[0-9A-Za-z._-]{1,100}")
 NOTHING_YET = "No outcomes that can be used have been recorded."
 # Who may see what everybody asked and recorded; "" is a caller of a server without tokens.
@@ -41,13 +43,13 @@ class AdaptationService(adaptation_service_pb2_grpc.AdaptationServiceServicer):
         source: AdaptationSource,
         decisions: RecentDecisions,
         changes: ChangeLog | None,
-        revision: Callable[[], int],
+        table: Callable[[], Table],
     ) -> None:
-        """Serve `source`. revision: returns the table's, for the audit of changes."""
+        """Serve `source`. table: returns the newest one."""
+        self._table = table
         self._source = source
         self._decisions = decisions
         self._changes = changes
-        self._revision = revision
 
     async def GetAdaptation(
         self, request: pb.GetAdaptationRequest, context: Context
@@ -116,10 +118,10 @@ class AdaptationService(adaptation_service_pb2_grpc.AdaptationServiceServicer):
         if sees_all:
             embedding = decision.scored.embedding.astype(np.float32)
             neighbors = await self._source.nearest(embedding, MAX_NEIGHBORS)
-        return explanation(decision, self._source.current(), neighbors)
+        return explanation(decision, self._source.current(), neighbors, self._table())
 
     def _audited(self, action: str, target: str) -> AbstractAsyncContextManager[None]:
-        return audited(self._changes, action, target, self._revision, dry_run=False)
+        return audited(self._changes, action, target, lambda: self._table().revision, dry_run=False)
 
 
 def served(source: AdaptationSource) -> pb.Adaptation:
@@ -154,13 +156,14 @@ def adaptation_to(record: FitRecord) -> pb.Adaptation:
 
 
 def explanation(
-    decision: RecentDecision, adaptation: Adaptation | None, neighbors: Sequence[Neighbor]
+    decision: RecentDecision,
+    adaptation: Adaptation | None,
+    neighbors: Sequence[Neighbor],
+    table: Table,
 ) -> pb.ExplainDecisionResponse:
-    """Explain a decision by the adaptation that is served now."""
+    """Explain a decision by the adaptation and the table that are served now."""
     scored = decision.scored
-    rows = np.flatnonzero(np.isfinite(scored.logits))
-    ids = [scored.candidates.ids[row] for row in rows]
-    base = (1 / (1 + np.exp(-scored.logits[rows].astype(np.float32)))).astype(np.float32)
+    ids, base = RecentDecisions.before_correction(scored, table)
     is_served = adaptation is not None and adaptation.decides
     response = pb.ExplainDecisionResponse(decided_by=decision.adaptation_id)
     corrected = None
@@ -178,7 +181,27 @@ def explanation(
             provenance=neighbor.provenance,
         )
         message.recorded_at.FromMicroseconds(round(1e6 * neighbor.recorded_at))
+    _explain_match(response, decision, table)
     return response
+
+
+def _explain_match(
+    response: pb.ExplainDecisionResponse, decision: RecentDecision, table: Table
+) -> None:
+    """Add the match with the tests of the candidates that `table` still has."""
+    if table.match is None or not response.candidates:
+        return
+    embedding = decision.scored.embedding.astype(np.float32)
+    added = table.match.log_odds(embedding[None, :])[0]
+    rows = [table.rows.get(c.candidate.removeprefix(NAME_PREFIX)) for c in response.candidates]
+    for message, row in zip(response.candidates, rows, strict=True):
+        if row is not None:
+            message.match = float(added[row])
+    if rows[0] is not None:
+        for near in table.match.nearest(embedding, rows[0], MAX_TASKS):
+            response.tasks.add(
+                task_keywords=near.task, weight=near.weight, by_questions=near.by_questions
+            )
 
 
 def _explained(

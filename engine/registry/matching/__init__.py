@@ -1,0 +1,1 @@
+"""Match instructions with the tasks of candidates' aptitude tests."""

@@ -1,0 +1,166 @@
+"""The match of instructions with the tasks of candidates' tests, on made places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine.api.candidate import Candidate, TaskResult
+from engine.bundle.instruction_space import InstructionSpace
+from engine.bundle.task_places import TaskPlaces, from_arrays, normalized, to_arrays
+from engine.bundle.types import Float32Array
+from engine.registry.matching.deviations import shrunk_deviations
+from engine.registry.matching.task_match import (
+    FACTOR,
+    TaskMatch,
+    add_log_odds,
+    match_tasks,
+)
+
+P = 16
+RANDOM = np.random.default_rng(0)
+AXES = np.eye(P, dtype=np.float32)
+SPACE = InstructionSpace(np.zeros(P, np.float32), AXES)
+# Training instructions lie around the last axis, the tasks on others.
+LANDMARKS = normalized(AXES[-1] + 0.1 * RANDOM.standard_normal((20, P)).astype(np.float32))
+TASKS = ("chess", "poetry", "law", "sums", "known")
+PLACE = dict(zip(TASKS, [*AXES[:4], LANDMARKS[0]], strict=True))
+PLACES = TaskPlaces({}, np.zeros((4, P), np.float32), np.zeros(P, np.float32), LANDMARKS)
+
+
+def candidate(name: str, accuracies: Sequence[float], tasks: Sequence[str] = TASKS) -> Candidate:
+    results = [
+        TaskResult(t, a, place=PLACES.pack(PLACE[t]))
+        for t, a in zip(tasks, accuracies, strict=True)
+    ]
+    return Candidate(name, tuple(results))
+
+
+def by_packed(
+    tasks: Mapping[str, bytes], estimated: bool = False
+) -> tuple[Float32Array, NDArray[np.bool_]]:
+    places = [PLACES.unpack(content) for content in tasks.values()]
+    return np.stack([p for p in places if p is not None]), np.full(len(tasks), estimated)
+
+
+def match(*candidates: Candidate, estimated: bool = False) -> TaskMatch:
+    return match_tasks(candidates, lambda tasks: by_packed(tasks, estimated), SPACE, PLACES)
+
+
+PLAYER, POET = (
+    candidate("player", (0.95, 0.2, 0.5, 0.6, 0.6)),
+    candidate("poet", (0.2, 0.95, 0.5, 0.6, 0.6)),
+)
+CHESS, POEM, KNOWN = (5 * PLACE[name][None, :] for name in ("chess", "poetry", "known"))
+
+
+def test_an_instruction_favors_who_is_good_at_the_task_that_it_is_near() -> None:
+    found = match(PLAYER, POET)
+    assert found.log_odds(CHESS)[0, 0] > 1 > -1 > found.log_odds(CHESS)[0, 1]
+    assert found.log_odds(POEM)[0, 0] < -1 < 1 < found.log_odds(POEM)[0, 1]
+    (nearest,) = found.nearest(CHESS[0], 0, 1)
+    assert (nearest.task, nearest.by_questions) == ("chess", True)
+    assert 0.9 < nearest.weight <= 1
+    assert np.abs(found.log_odds(CHESS)).max() <= FACTOR
+
+
+def test_an_order_of_tasks_or_candidates_changes_nothing() -> None:
+    turned = candidate("player", (0.6, 0.6, 0.5, 0.2, 0.95), TASKS[::-1])
+    expected = match(PLAYER, POET).log_odds(CHESS)
+    assert match(turned, POET).log_odds(CHESS) == pytest.approx(expected, abs=2e-3)
+    assert match(POET, PLAYER).log_odds(CHESS)[:, ::-1] == pytest.approx(expected, abs=2e-3)
+
+
+def test_it_fades_for_tasks_that_training_held() -> None:
+    strong = candidate("strong", (0.3, 0.3, 0.3, 0.3, 0.95))
+    other = candidate("other", (0.95, 0.3, 0.3, 0.3, 0.3))
+    found = match(strong, other)
+    assert np.abs(found.log_odds(KNOWN)[0, 0]) < 0.05
+    assert found.log_odds(CHESS)[0, 1] > 1
+
+
+def test_it_fades_far_from_every_task_of_the_test() -> None:
+    far = 5 * AXES[9][None, :]
+    assert not match(PLAYER, POET).log_odds(far).any()
+    assert not match(PLAYER, POET).log_odds(np.full((1, P), np.nan, np.float32)).any()
+
+
+def test_estimated_places_fade_near_the_training_instructions_too() -> None:
+    between = normalized(PLACE["chess"] + 1.2 * PLACE["known"])[None, :]
+    assert match(PLAYER, POET).log_odds(between)[0, 0] > 0.4
+    assert abs(match(PLAYER, POET, estimated=True).log_odds(between)[0, 0]) < 0.05
+
+
+def test_candidates_without_a_test_or_with_another_one_do_not_disturb_others() -> None:
+    bare, single = Candidate("bare", ()), candidate("single", (0.9,), TASKS[:1])
+    other = candidate("other", (0.1, 0.9, 0.5), TASKS[2:])
+    alone = match(PLAYER, POET).log_odds(CHESS)
+    found = match(PLAYER, bare, POET, single, other).log_odds(CHESS)
+    assert found[0, [0, 2]] == pytest.approx(alone[0])
+    assert not found[0, [1, 3]].any()
+
+
+def test_many_different_tests_are_joined_and_each_counts_its_own_tasks() -> None:
+    random = np.random.default_rng(1)
+    tests = [sorted(random.permutation(4)[: 2 + i % 3].tolist()) for i in range(40)]
+    pool = [
+        candidate(f"c{i}", [0.9 if t == 0 else 0.3 for t in each], [TASKS[t] for t in each])
+        for i, each in enumerate(tests)
+    ]
+    found = match(*pool).log_odds(CHESS)[0]
+    took = np.array([0 in each for each in tests])
+    assert found[took].min() > 0.5
+    assert np.abs(found[~took]).max() < 0.5
+
+
+@pytest.mark.parametrize(("questions", "kept"), [(1000.0, 0.9), (3.0, 0.5)])
+def test_deviations_are_shrunk_by_their_evidence(questions: float, kept: float) -> None:
+    random = np.random.default_rng(2)
+    skill = np.clip(0.5 + 0.15 * random.standard_normal((30, 12)), 0.05, 0.95)
+    seen = random.binomial(int(questions), skill) / questions
+    true, plain = skill - skill.mean(1, keepdims=True), seen - seen.mean(1, keepdims=True)
+    shrunk = shrunk_deviations(seen, questions)
+    assert np.mean((shrunk - true) ** 2) <= np.mean((plain - true) ** 2) + 1e-6
+    share = np.linalg.norm(shrunk) / np.linalg.norm(plain)
+    assert share > kept if kept > 0.6 else share < kept
+
+
+def test_noise_alone_is_shrunk_to_nothing_and_hard_tasks_are_kept() -> None:
+    random = np.random.default_rng(3)
+    noise = random.binomial(20, 0.5, (40, 30)) / 20
+    assert np.abs(shrunk_deviations(noise)).mean() < 0.25 * np.abs(noise - 0.5).mean()
+    hard = np.linspace(0.2, 0.8, 30)
+    seen = random.binomial(20, hard, (40, 30)) / 20
+    expected = np.broadcast_to(hard - hard.mean(), seen.shape)
+    assert shrunk_deviations(seen) == pytest.approx(expected, abs=0.12)
+    assert not shrunk_deviations(np.full((2, 3), np.nan)).any()
+
+
+def test_added_log_odds_leave_certain_and_unchanged_probabilities() -> None:
+    p = np.array([[0.0, 1.0, 0.3, 0.5, np.nan]], dtype=np.float32)
+    found = add_log_odds(p, np.array([[3, -3, 0, np.log(3), 1]], dtype=np.float32))[0]
+    assert found[:4].tolist() == pytest.approx([0, 1, p[0, 2], 0.75])
+    assert found[2] == p[0, 2]
+    assert np.isnan(found[4])
+
+
+def test_places_survive_files_and_packing_and_those_of_other_weights_are_refused() -> None:
+    known = TaskPlaces({"a, b": AXES[0]}, PLACES.keyword_weight, PLACES.keyword_bias, LANDMARKS)
+    again = from_arrays(to_arrays(known))
+    assert again is not None
+    assert again.of_tasks["a, b"] == pytest.approx(AXES[0], abs=1e-3)
+    assert again.id == from_arrays(to_arrays(again)).id  # type: ignore[union-attr]
+    packed = again.pack(AXES[3])
+    assert again.unpack(packed) == pytest.approx(AXES[3], abs=1e-3)
+    for other in (b"", packed[:-2], bytes(len(packed)), packed[:8] + bytes(2 * P)):
+        assert again.unpack(other) is None
+    assert from_arrays({"readout": AXES}) is None
+
+
+def test_its_identity_follows_what_it_depends_on() -> None:
+    other = candidate("player", (0.9, 0.2, 0.5, 0.6, 0.6))
+    assert match(PLAYER, POET).id == match(PLAYER, POET).id
+    assert len({match(PLAYER, POET).id, match(PLAYER).id, match(other, POET).id}) == 3
