@@ -24,6 +24,7 @@ from engine.inference.backend import log_odds
 REACH = 1.5
 OFFSET_PRECISION = 30.0  # of a candidate's logit on all instructions, before evidence
 RELATIVE_VARIANCE = 0.5  # of a candidate's logit on one kind of instruction, before evidence
+SURE_COVERAGE = 0.5  # from which on outcomes count in full for standard errors
 CHUNK = 8192
 
 
@@ -110,7 +111,9 @@ class FittedAdaptation:
         common: Float32Array = near * reach_of(z, self.common.lowest) + (self.slope - 1) * z
         common, offset, relative = common * coverage, offset * coverage, relative * coverage
         corrected = 1 / (1 + np.exp(-(z + common + offset + relative)))
-        variance = 1 / (total + OFFSET_PRECISION) + 1 / (information + 1 / RELATIVE_VARIANCE)
+        # Similarities never reach 0: many outcomes of another kind would look like evidence.
+        information_here = information * min(1.0, coverage / SURE_COVERAGE)
+        variance = 1 / (total + OFFSET_PRECISION) + 1 / (information_here + 1 / RELATIVE_VARIANCE)
         error = corrected * (1 - corrected) * np.sqrt(variance)
         return CorrectedScores(corrected, error, outcomes, offset, common, relative, coverage)
 

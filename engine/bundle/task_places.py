@@ -24,6 +24,7 @@ from engine.bundle.types import Float32Array
 FILE = "task_places.npz"
 PREFIX = "places_"  # of the arrays in a file
 ID_BYTES = 8
+CLASSIFIERS = ("everyday", "unusual")
 NEIGHBORS = 5  # landmarks whose mean cosine is the nearness to the training instructions
 
 
@@ -33,13 +34,16 @@ class TaskPlaces:
 
     of_tasks: keywords -> place (P,), of tasks whose questions are known. keyword_weight (E, P),
     keyword_bias (P,): estimate a place from a keyword embedding of length 1. landmarks: (L, P)
-    places of training instructions.
+    places of training instructions. everyday, unusual: (P + 1,) weights and bias of logistic
+    classifiers (training/difficulty), None if there are none.
     """
 
     of_tasks: Mapping[str, Float32Array]
     keyword_weight: Float32Array
     keyword_bias: Float32Array
     landmarks: Float32Array = field(repr=False)
+    everyday: Float32Array | None = None
+    unusual: Float32Array | None = None
 
     @cached_property
     def id(self) -> bytes:
@@ -59,6 +63,16 @@ class TaskPlaces:
         nearest = np.partition(cosines, -count, axis=1)[:, -count:]
         return np.asarray(nearest.mean(axis=1), dtype=np.float32)
 
+    def everyday_share(self, places: Float32Array) -> Float32Array:
+        """Return the probabilities (N,) that instructions at places (N, P) are everyday prompts,
+        which hardly any strong candidate fails; 0 if the bundle cannot tell."""
+        return _probability(self.everyday, places)
+
+    def unusualness(self, places: Float32Array) -> Float32Array:
+        """Return the probabilities (N,) that texts at places (N, P) are no instructions at all but
+        bytes, logs or dumps; 0 if the bundle cannot tell."""
+        return _probability(self.unusual, places)
+
     def pack(self, place: Float32Array) -> bytes:
         """Encode a place (P,) for a TaskResult: `id`, then half-precision values."""
         return self.id + place.astype("<f2").tobytes()
@@ -71,6 +85,12 @@ class TaskPlaces:
         place = np.frombuffer(body, dtype="<f2").astype(np.float32)
         length = float(np.linalg.norm(place))
         return place / np.float32(length) if np.isfinite(length) and length > 0 else None
+
+
+def _probability(weights: Float32Array | None, places: Float32Array) -> Float32Array:
+    if weights is None:
+        return np.zeros(len(places), dtype=np.float32)
+    return np.asarray(1 / (1 + np.exp(-(places @ weights[:-1] + weights[-1]))), dtype=np.float32)
 
 
 def normalized(vectors: Float32Array) -> Float32Array:
@@ -88,6 +108,9 @@ def to_arrays(places: TaskPlaces) -> dict[str, NDArray[Any]]:
         "keyword_bias": places.keyword_bias,
         "landmarks": places.landmarks,
     }
+    for name in CLASSIFIERS:
+        if (weights := getattr(places, name)) is not None:
+            arrays[name] = weights
     half = {k: v.astype(np.float16) if v.dtype.kind == "f" else v for k, v in arrays.items()}
     return {PREFIX + name: array for name, array in half.items()}
 
@@ -100,8 +123,9 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> TaskPlaces | None:
     names = ("vectors", "keyword_weight", "keyword_bias", "landmarks")
     vectors, weight, bias, landmarks = (arrays[PREFIX + n].astype(np.float32) for n in names)
     of_tasks = dict(zip(tasks, normalized(vectors), strict=True))
+    fitted = {n: arrays[PREFIX + n].astype(np.float32) for n in CLASSIFIERS if PREFIX + n in arrays}
     # Landmarks stay as they are, so that the identity survives further copies.
-    return TaskPlaces(of_tasks, weight, bias, landmarks)
+    return TaskPlaces(of_tasks, weight, bias, landmarks, **fitted)
 
 
 def load_task_places(folder: Path) -> TaskPlaces | None:

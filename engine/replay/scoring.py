@@ -42,6 +42,7 @@ from engine.routing.decision import (
     build_decision,
     prepare_prompt,
     select_eligible,
+    with_embedding,
 )
 from engine.routing.ranking import DecisionContext
 
@@ -145,7 +146,7 @@ class Scorer:
         Its probabilities then do not depend on the other requests of the log.
         """
         rows = np.arange(len(self._table.candidates))
-        scored: dict[bytes, NDArray[np.float32]] = {}
+        scored: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         p = np.empty((len(conversations), len(rows)), dtype=np.float32)
         infos = []
         for i, conversation in enumerate(conversations):
@@ -153,8 +154,8 @@ class Scorer:
             prompt, info = prepare_prompt(
                 reading.ask, reading.context, self._tokenizer, self._known
             )
-            infos.append(info)
             if not reading.ask:
+                infos.append(info)
                 p[i] = self._table.mean_accuracies
                 continue
             key = prompt.tokens.tobytes()
@@ -164,8 +165,10 @@ class Scorer:
                 )
                 match = self._table.match
                 added = None if match is None else match.log_odds(found.embeddings)
-                scored[key] = (found.p if added is None else add_log_odds(found.p, added))[0]
-            p[i] = scored[key]
+                matched = found.p if added is None else add_log_odds(found.p, added)
+                scored[key] = matched[0], found.embeddings[0]
+            p[i], embedding = scored[key]
+            infos.append(with_embedding(info, self._table, embedding))
         ood_scores = [math.nan if r.ood_score is None else r.ood_score for r in infos]
         return Scores(p, np.array([r.input_tokens for r in infos]), np.array(ood_scores))
 

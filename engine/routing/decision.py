@@ -6,7 +6,7 @@ Pure functions and the values that they return. Shapes: L prompt tokens, E eligi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,6 +143,14 @@ def prepare_prompt(
         method,
         context.unknown,
     )
+
+
+def with_embedding(info: PromptInfo, table: Table, embedding: Float32Array | None) -> PromptInfo:
+    """Return `info` with an out-of-distribution score that sees the embedding (D,) as well as the
+    tokens: of a log or a dump the tokens may be common ones."""
+    if table.match is None or embedding is None or info.ood_score is None:
+        return info
+    return replace(info, ood_score=max(info.ood_score, table.match.unusualness(embedding)))
 
 
 def select_eligible(

@@ -38,6 +38,7 @@ from engine.routing.decision import (
     build_decision,
     prepare_prompt,
     select_eligible,
+    with_embedding,
 )
 from engine.routing.eligibility import Eligible, revise_costs, validate_policy
 from engine.routing.exploration import NO_EXPLORATION, Exploration, explore
@@ -165,12 +166,11 @@ class Router:
         else:
             scored, fallback_reason = _levels(request, 0.0), "the request has no text to route by"
         scored_at = time.monotonic()
-        conditions = self._context(request.info, session, fallback_reason)
+        info = with_embedding(request.info, request.table, scored.embedding)
+        conditions = self._context(info, session, fallback_reason)
         correction = None if fallback_reason else self._correction(scored)
         eligible, p = self._with_expected_costs(request, scored, policy)
-        decision = build_decision(
-            request.table, request.info, eligible, policy, p, conditions, correction
-        )
+        decision = build_decision(request.table, info, eligible, policy, p, conditions, correction)
         if self._config.exploration.share:
             draw = None if dry_run else self._draw()
             decision = explore(decision, self._config.exploration, draw)

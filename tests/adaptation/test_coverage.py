@@ -71,6 +71,17 @@ def test_what_fails_at_one_kind_keeps_its_probability_at_others(seed: int, other
         np.testing.assert_allclose(outside.p, P, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [60, 200])
+def test_standard_errors_are_wide_far_from_what_is_remembered(count: int) -> None:
+    fitted = fit(failing(instructions(0, count, 3)), SPACE)
+    inside = fitted.correct(instructions(0, 1, 1003)[0], P, NAMES)
+    outside = fitted.correct(instructions(5, 1, 3)[0], P, NAMES)
+    unknown = fitted.correct(instructions(5, 1, 3)[0], P, ("new",) * len(P))
+    assert (outside.standard_error > 0.95 * unknown.standard_error).all()
+    logit_errors = inside.standard_error / (inside.p * (1 - inside.p))
+    assert (logit_errors < 0.8 * outside.standard_error / (outside.p * (1 - outside.p))).all()
+
+
 def test_one_instruction_alone_is_covered() -> None:
     alone = instructions(0, 1, 0)
     assert coverage(alone, alone) == [1.0]

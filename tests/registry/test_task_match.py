@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from engine.bundle.types import Float32Array
 from engine.registry.matching.deviations import shrunk_deviations
 from engine.registry.matching.task_match import (
     FACTOR,
+    LIFT,
     TaskMatch,
     add_log_odds,
     match_tasks,
@@ -78,7 +80,9 @@ def test_it_fades_for_tasks_that_training_held() -> None:
     strong = candidate("strong", (0.3, 0.3, 0.3, 0.3, 0.95))
     other = candidate("other", (0.95, 0.3, 0.3, 0.3, 0.3))
     found = match(strong, other)
-    assert np.abs(found.log_odds(KNOWN)[0, 0]) < 0.05
+    # What is left is common to both: the mean accuracy on the task is above .5.
+    assert np.ptp(found.log_odds(KNOWN)[0]) < 0.05
+    assert np.abs(found.log_odds(KNOWN)).max() < 0.1
     assert found.log_odds(CHESS)[0, 1] > 1
 
 
@@ -114,6 +118,31 @@ def test_many_different_tests_are_joined_and_each_counts_its_own_tasks() -> None
     took = np.array([0 in each for each in tests])
     assert found[took].min() > 0.5
     assert np.abs(found[~took]).max() < 0.5
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 0.3, 0.7, 0.9])
+def test_a_task_that_most_fail_lowers_all_near_it_and_an_easy_one_raises_them(
+    accuracy: float,
+) -> None:
+    alike = [candidate(name, [accuracy] * len(TASKS)) for name in "abcdef"]
+    near, far = match(*alike).log_odds(CHESS)[0], match(*alike).log_odds(-5 * PLACE["chess"][None])
+    assert (np.sign(near) == np.sign(accuracy - 0.5)).all()
+    assert 0.2 < np.abs(near).max() < 1.2
+    assert not far.any()
+
+
+def test_an_everyday_prompt_raises_all_unless_a_test_has_questions_like_it() -> None:
+    weights = np.append(20 * AXES[8] + 20 * AXES[0], -10).astype(np.float32)  # and chess, wrongly
+    everyday = replace(PLACES, everyday=weights)
+    other = candidate("other", (0.1, 0.9, 0.5), TASKS[2:])
+    pool = (PLAYER, POET, other, Candidate("bare", ()))
+    found = match_tasks(pool, by_packed, SPACE, everyday)
+    raised = found.log_odds(5 * AXES[8][None])[0]
+    assert raised == pytest.approx([LIFT] * 4, abs=0.05)
+    assert np.ptp(raised) == 0  # so the order of candidates stays
+    assert np.abs(found.log_odds(5 * AXES[9][None])).max() < 0.05
+    plain = match(*pool).log_odds(CHESS)[0]
+    assert found.log_odds(CHESS)[0] == pytest.approx(plain, abs=1e-3)
 
 
 @pytest.mark.parametrize(("questions", "kept"), [(1000.0, 0.9), (3.0, 0.5)])
