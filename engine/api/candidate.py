@@ -21,7 +21,8 @@ WORD_LISTS = ("modalities", "features", "tags", "regions")
 MAX_WORDS = 32  # of a list
 MAX_REPEATED_WORDS = 1000  # of a policy's list, in which a repeated word has no effect
 NAME_PREFIX = "candidates/"
-TEST_TASKS = 50  # tasks of an aptitude test; each has 20 questions (Model-SAT, section 3)
+TEST_TASKS = 50  # tasks of an aptitude test (Model-SAT, section 3)
+USUAL_QUESTIONS = 20  # of a task of that test; taken if the number is unknown
 MAX_TASK_CHARS = 300
 MAX_PLACE_BYTES = 4096  # of a task
 DEFAULT_OUTPUT_TOKENS = 400.0  # of a candidate whose mean answer was never measured
@@ -36,12 +37,13 @@ class TaskResult:
     """Result on one task of the aptitude test.
 
     task: the keywords that name the task. accuracy: share of its questions answered correctly, in
-    [0, 1]. place: where its questions lie among instructions, as `modelsat aptitude run` packs it;
-    empty if unknown.
+    [0, 1]. questions: how many questions that share rests on, 0 if it is unknown. place: where they
+    lie among instructions, as `modelsat aptitude run` packs it; empty if unknown.
     """
 
     task: str
     accuracy: float
+    questions: int = 0
     place: bytes = b""
 
 
@@ -52,12 +54,13 @@ class Aptitude(Sequence[TaskResult]):
     the event loop by 10 ms; it does not walk tuples of strings and numbers.
     """
 
-    __slots__ = ("_accuracies", "_places", "_tasks")
+    __slots__ = ("_accuracies", "_places", "_questions", "_tasks")
 
     def __init__(self, results: Iterable[TaskResult]) -> None:
         kept = tuple(results)
         self._tasks = tuple([r.task for r in kept])
         self._accuracies = tuple([r.accuracy for r in kept])
+        self._questions = tuple([r.questions for r in kept])
         # Candidates that took one test share the places, so that a table holds them once.
         self._places = _shared(tuple([r.place for r in kept]))
 
@@ -71,10 +74,15 @@ class Aptitude(Sequence[TaskResult]):
     def __getitem__(self, index: int | slice) -> TaskResult | tuple[TaskResult, ...]:
         if isinstance(index, slice):
             return tuple(self)[index]
-        return TaskResult(self._tasks[index], self._accuracies[index], place=self._places[index])
+        return TaskResult(
+            self._tasks[index],
+            self._accuracies[index],
+            self._questions[index],
+            self._places[index],
+        )
 
     def __iter__(self) -> Iterator[TaskResult]:
-        return map(TaskResult, self._tasks, self._accuracies, self._places)
+        return map(TaskResult, self._tasks, self._accuracies, self._questions, self._places)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Aptitude):
@@ -89,7 +97,7 @@ class Aptitude(Sequence[TaskResult]):
 
     @property
     def _content(self) -> tuple[object, ...]:
-        return self._tasks, self._accuracies, self._places
+        return self._tasks, self._accuracies, self._questions, self._places
 
 
 @lru_cache(maxsize=MAX_CANDIDATES)
@@ -137,6 +145,19 @@ class Candidate:
     def mean_accuracy(self) -> float:
         """Mean accuracy over the tasks of the aptitude test, in [0, 1]."""
         return math.fsum(r.accuracy for r in self.aptitude) / len(self.aptitude)
+
+    def level_standard_error(self) -> float:
+        """Standard error of the mean accuracy, given these tasks; .013 for a whole test.
+
+        One right and one wrong answer are added to each task (Laplace), so that it is never 0.
+        """
+        total = 0.0
+        for result in self.aptitude:
+            count = result.questions if result.questions > 0 else USUAL_QUESTIONS
+            right = count * min(max(result.accuracy, 0.0), 1.0)  # not validated yet
+            share = (right + 1) / (count + 2)
+            total += share * (1 - share) / count
+        return math.sqrt(total) / max(len(self.aptitude), 1)
 
     def expected_cost_usd(self, input_tokens: int, default_output_tokens: float) -> float | None:
         """Estimate the cost of one request in US dollars; None if a price is unknown.
@@ -260,11 +281,9 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
     fields = {k: v for k, v in vars(candidate).items() if v not in (None, "", ())}
     fields |= {k: list(fields[k]) for k in WORD_LISTS if k in fields}
     fields["aptitude"] = [
-        {
-            "task": r.task,
-            "accuracy": r.accuracy,
-            **({"place": encode_place(r.place)} if r.place else {}),
-        }
+        {"task": r.task, "accuracy": r.accuracy}
+        | ({"questions": r.questions} if r.questions else {})
+        | ({"place": encode_place(r.place)} if r.place else {})
         for r in candidate.aptitude
     ]
     return fields
@@ -287,7 +306,12 @@ def from_json(value: Mapping[str, Any]) -> Candidate:
     if "mean_answer_tokens" in fields:  # the name in version 0.1
         fields["mean_output_tokens"] = fields.pop("mean_answer_tokens")
     aptitude = tuple(
-        TaskResult(r["task"], float(r["accuracy"]), place=decode_place(r.get("place", "")))
+        TaskResult(
+            r["task"],
+            float(r["accuracy"]),
+            r.get("questions", 0),
+            decode_place(r.get("place", "")),
+        )
         for r in results
     )
     fields |= {k: tuple(fields[k]) for k in WORD_LISTS if k in fields}
@@ -346,6 +370,9 @@ def _check_aptitude(results: Sequence[TaskResult], field: str) -> list[Violation
                     f"{_accuracy_advice(result.accuracy)}.",
                 )
             )
+        if not 0 <= result.questions <= MAX_NUMBER:
+            problem = f"is {result.questions}; expected 0 (unknown) to {MAX_NUMBER}."
+            problems.append(Violation(f"{path}.questions", problem))
         if not is_utf8(result.task):
             problems.append(Violation(f"{path}.task", "is not valid UTF-8."))
         if not result.task.strip() or len(result.task) > MAX_TASK_CHARS:

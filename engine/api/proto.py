@@ -81,7 +81,7 @@ def candidate_from(message: candidate_pb2.Candidate, field: str) -> Candidate:
     return Candidate(
         id=parse_name(message.name, f"{field}.name"),
         aptitude=tuple(
-            TaskResult(r.task_keywords, r.accuracy, place=r.place) for r in message.aptitude
+            TaskResult(r.task_keywords, r.accuracy, r.questions, r.place) for r in message.aptitude
         ),
         display_name=message.display_name,
         price_source=message.price_source,
@@ -95,11 +95,14 @@ def candidate_to(candidate: Candidate) -> candidate_pb2.Candidate:
         name=candidate.name,
         display_name=candidate.display_name,
         aptitude=[
-            candidate_pb2.TaskResult(task_keywords=r.task, accuracy=r.accuracy, place=r.place)
+            candidate_pb2.TaskResult(
+                task_keywords=r.task, accuracy=r.accuracy, questions=r.questions, place=r.place
+            )
             for r in candidate.aptitude
         ],
         price_source=candidate.price_source,
         etag=candidate.etag,
+        level_standard_error=candidate.level_standard_error(),
         **{k: getattr(candidate, k) for k in OPTIONAL_FIELDS if getattr(candidate, k) is not None},
         **{k: getattr(candidate, k) for k in WORD_LISTS},
     )

@@ -27,6 +27,7 @@ __all__ = [
 
 PARTIAL = "partial-test"  # tag of a candidate that was not given the whole test
 INCOMPLETE = "ended at --max-tokens before an answer"
+IMPUTED_QUESTIONS = 1  # an accuracy that no question was asked for weighs least
 # Characters of a first line, and of a reply of one line, that can be an answer though cut.
 MAX_FIRST_LINE, MAX_WHOLE_REPLY = 200, 24
 
@@ -178,18 +179,19 @@ def with_result(
     answer_only: bool = False,
     places: Mapping[str, bytes] | None = None,
 ) -> Candidate:
-    """Add the accuracies and the mean answer length to `candidate`, and tag a partial test.
+    """Add the results and the mean answer length to `candidate`, and tag a partial test.
 
     places: task -> where its questions lie among instructions, see TaskResult; None if unknown.
     answer_only: the model was asked for letters alone, whose length says nothing about its usual
     answers, so the length is left out.
     """
-    accuracies = {s.task: s.accuracy for s in result.scores} | imputed_accuracies(result)
-    keywords = keywords_of(list(accuracies))
+    tested = [(s.task, s.accuracy, s.graded) for s in result.scores]
+    figures = tested + [(t, a, IMPUTED_QUESTIONS) for t, a in imputed_accuracies(result).items()]
+    keywords = keywords_of([task for task, _, _ in figures])
     known = places or {}
     aptitude = tuple(
-        TaskResult(k, a, place=known.get(task, b""))
-        for k, (task, a) in zip(keywords, accuracies.items(), strict=True)
+        TaskResult(k, a, n, known.get(task, b""))
+        for k, (task, a, n) in zip(keywords, figures, strict=True)
     )
     tags = tuple(sorted({*candidate.tags, PARTIAL})) if result.partial else candidate.tags
     length = None if answer_only else result.mean_output_tokens

@@ -1,6 +1,7 @@
-"""`modelsat aptitude run`: run the aptitude test on a live OpenAI-compatible LLM and register it.
+"""`modelsat aptitude`: make a candidate of a live LLM's aptitude test or of published figures.
 
 modelsat aptitude run --base-url http://127.0.0.1:8000/v1 --model NAME --register HOST:PORT
+modelsat aptitude from-published figures.json --out candidates.json
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from engine.api.candidate import Candidate
+from engine.api.candidate import Candidate, require_valid
 from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
 from engine.aptitude.grading import grade, with_result
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import Endpoint, run
 from engine.aptitude.places import places_of_tasks
+from engine.aptitude.published import candidate_from as candidate_of
+from engine.aptitude.published import document, read_published
 from engine.aptitude.questions import Question
 from engine.aptitude.report import chart, content, cost_usd, estimate, run_fingerprint, summary
 from engine.aptitude.selection import QuestionSet, sample_questions
@@ -48,6 +51,33 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.usage = "modelsat aptitude run --base-url URL --model NAME [options]"
     aptitude_flags.add_arguments(command)
     command.set_defaults(run=_run)
+    summary = "make candidates of benchmark figures that others published"
+    command = actions.add_parser("from-published", help=summary, description=f"M{summary[1:]}.")
+    command.add_argument(
+        "file", type=Path, help="JSON file of candidates with their figures, sources and dates"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="JSON file for `modelsat candidates create` (default: only print the levels)",
+    )
+    command.set_defaults(run=_from_published)
+
+
+def _from_published(parsed: argparse.Namespace) -> None:
+    found = read_published(parsed.file)
+    candidates = [candidate_of(each) for each in found]
+    for each, candidate in zip(found, candidates, strict=True):
+        print(
+            f"{candidate.id}: level {candidate.mean_accuracy():.3f}, standard error"
+            f" {candidate.level_standard_error():.3f}, from {len(each.figures)} figures"
+        )
+    if parsed.out:
+        require_valid(candidates)
+        content = json.dumps(document(found), indent=1, ensure_ascii=False)
+        _write(parsed.out, content + "\n")
+        print(f"wrote {parsed.out}; register with: modelsat candidates create {parsed.out}")
 
 
 def _run(parsed: argparse.Namespace) -> None:

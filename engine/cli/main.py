@@ -11,6 +11,8 @@ modelsat adaptation status
 modelsat calibrate --data DIR --min-accuracy-ratio 0.97
 modelsat replay LOG --policy thrifty=cost_sensitivity=0.3 --out DIR
 modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
+modelsat aptitude from-published FILE
+modelsat catalog update candidates.json
 modelsat compare run --log LOG --candidates A,B,C --grader numeric --endpoints FILE
 """
 
@@ -37,7 +39,8 @@ COMMANDS = {
     "adaptation": "see and steer what a server learned from outcomes",
     "calibrate": "find the cost sensitivity that meets a target on your own outcomes",
     "replay": "route logged requests under other policies and compare cost and quality",
-    "aptitude": "run the aptitude test on a live LLM and register it as a candidate",
+    "aptitude": "make a candidate of a live LLM's aptitude test or of published figures",
+    "catalog": "renew the prices of a file of candidates",
     "compare": "ask several LLMs the same past requests and record how well each did",
 }
 EXTRAS = {

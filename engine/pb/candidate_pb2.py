@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodelsat/v1/candidate.proto\x12\x0bmodelsat.v1\"\xa9\x03\n\tCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12)\n\x08\x61ptitude\x18\x03 \x03(\x0b\x32\x17.modelsat.v1.TaskResult\x12\x1b\n\x0e\x63ontext_window\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\"\n\x15input_usd_per_million\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12#\n\x16output_usd_per_million\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x0cprice_source\x18\x07 \x01(\t\x12\x1f\n\x12mean_output_tokens\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x12\n\nmodalities\x18\n \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0b \x03(\t\x12\x0c\n\x04tags\x18\x0c \x03(\t\x12\x0f\n\x07regions\x18\r \x03(\tB\x11\n\x0f_context_windowB\x18\n\x16_input_usd_per_millionB\x19\n\x17_output_usd_per_millionB\x15\n\x13_mean_output_tokens\"D\n\nTaskResult\x12\x15\n\rtask_keywords\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\r\n\x05place\x18\x06 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodelsat/v1/candidate.proto\x12\x0bmodelsat.v1\"\xc7\x03\n\tCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12)\n\x08\x61ptitude\x18\x03 \x03(\x0b\x32\x17.modelsat.v1.TaskResult\x12\x1b\n\x0e\x63ontext_window\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\"\n\x15input_usd_per_million\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12#\n\x16output_usd_per_million\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x0cprice_source\x18\x07 \x01(\t\x12\x1f\n\x12mean_output_tokens\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x12\n\nmodalities\x18\n \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0b \x03(\t\x12\x0c\n\x04tags\x18\x0c \x03(\t\x12\x0f\n\x07regions\x18\r \x03(\t\x12\x1c\n\x14level_standard_error\x18\x0e \x01(\x01\x42\x11\n\x0f_context_windowB\x18\n\x16_input_usd_per_millionB\x19\n\x17_output_usd_per_millionB\x15\n\x13_mean_output_tokens\"W\n\nTaskResult\x12\x15\n\rtask_keywords\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x11\n\tquestions\x18\x03 \x01(\x03\x12\r\n\x05place\x18\x06 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelsat.v1.candidate_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CANDIDATE']._serialized_start=45
-  _globals['_CANDIDATE']._serialized_end=470
-  _globals['_TASKRESULT']._serialized_start=472
-  _globals['_TASKRESULT']._serialized_end=540
+  _globals['_CANDIDATE']._serialized_end=500
+  _globals['_TASKRESULT']._serialized_start=502
+  _globals['_TASKRESULT']._serialized_end=589
 # @@protoc_insertion_point(module_scope)

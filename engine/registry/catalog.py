@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,13 @@ def read_catalog(path: Path, price_unit: str | None = None) -> list[Candidate]:
     candidates = [_parse_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
     require_valid(candidates)
     return [in_usd_per_million(c, price_unit, f"candidates[{i}]") for i, c in enumerate(candidates)]
+
+
+def catalog_text(content: Any) -> str:
+    """Write the content of a file of candidates as JSON, a result with its number of questions on
+    one line."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return re.sub(r"\[\s+([\d.]+),\s+(\d+)\s+\]", r"[\1, \2]", text) + "\n"
 
 
 def require_readable_test(path: Path, *, accept_unreadable: bool = False) -> None:
@@ -119,10 +127,13 @@ def _parse_candidate(item: Any, field: str) -> Candidate:
         for name in WORD_LISTS:
             if name in item:
                 values[name] = _parse_words(name, item[name])
+        window = item.get("context_window")
         return Candidate(
             id=str(item.get("id") or item.get("name", "")).removeprefix(NAME_PREFIX),
             aptitude=_parse_aptitude(item.get("aptitude", [])),
-            context_window=_parse_tokens(item.get("context_window")),
+            context_window=None
+            if window is None
+            else _parse_whole_number("context_window", window),
             **values,
         )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
@@ -131,10 +142,10 @@ def _parse_candidate(item: Any, field: str) -> Candidate:
         ) from error
 
 
-def _parse_tokens(value: Any) -> int | None:
-    if value is not None and value != int(value):
-        raise ValueError(f"context_window is {value}, expected a whole number")
-    return None if value is None else int(value)
+def _parse_whole_number(name: str, value: Any) -> int:
+    if value != int(value):
+        raise ValueError(f"{name} is {value}, expected a whole number")
+    return int(value)
 
 
 def _parse_words(name: str, value: Any) -> tuple[str, ...]:
@@ -144,13 +155,20 @@ def _parse_words(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _parse_aptitude(value: Any) -> tuple[TaskResult, ...]:
-    """Parse a list of {"task", "accuracy", "place"}, the place being optional, or the short form
-    {task: accuracy}."""
+    """Parse a list of {"task", "accuracy", "questions", "place"}, of which the last two are
+    optional, or the short form {task: accuracy} or {task: [accuracy, questions]}."""
     if isinstance(value, dict):
-        return tuple(TaskResult(str(t), float(a)) for t, a in value.items())
+        pairs = {t: r if isinstance(r, list) else [r, 0] for t, r in value.items()}
+        return tuple(
+            TaskResult(str(task), float(accuracy), _parse_whole_number("questions", questions))
+            for task, (accuracy, questions) in pairs.items()
+        )
     return tuple(
         TaskResult(
-            str(r["task"]), float(r["accuracy"]), place=decode_place(str(r.get("place", "")))
+            str(r["task"]),
+            float(r["accuracy"]),
+            _parse_whole_number("questions", r.get("questions", 0)),
+            decode_place(str(r.get("place", ""))),
         )
         for r in value
     )

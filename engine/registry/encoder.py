@@ -2,14 +2,20 @@
 
 Runs when a candidate is registered, never on the request path.
 
-    c = [50 mean_t d_t k_t, mean_t acc_t]
+    c = [50 mean_t w_t d_t k_t, level]
     d_t = (acc_t - mean_t acc_t) - (mu_t - mean_t mu_t)
+    w_t = min(1, n_t / (n_t + 10) : 20 / (20 + 10))
 
 k_t is the centered, normalized embedding of task t's keywords. d_t is the candidate's task profile
 relative to that of the training candidates, whose means mu_t are known for the tasks they took; for
-other tasks the second bracket is 0. Overall level and task profile are separate: a test that is
-harder or easier throughout moves the last coordinate alone (docs/adr/0005). c keeps every accuracy,
-needs no fixed task list, and does not depend on the order or the number of tasks.
+other tasks the second bracket is 0. w_t shrinks the figure of a task with few questions, n_t,
+towards the level, and weighs it in the means over t; it is 1 for the 20 questions of the whole test
+and for more, as training saw them. The level is the weighted mean of acc_t on the scale of all
+tasks: what the weights change in the mean of mu_t is taken back.
+
+Overall level and task profile are separate: a test that is harder or easier throughout moves the
+last coordinate alone (docs/adr/0005). c keeps every accuracy, needs no fixed task list, and does
+not depend on the order or the number of tasks.
 
 Shapes: T tasks, E encoder width, C = E + 1 representation width, D backbone width.
 """
@@ -23,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.api.candidate import TEST_TASKS, Candidate
+from engine.api.candidate import TEST_TASKS, USUAL_QUESTIONS, Candidate
 from engine.api.errors import InvalidInputError, Violation
 from engine.bundle.arrays import Connector, TaskNorms, keyword_set
 from engine.bundle.instruction_space import InstructionSpace
@@ -34,6 +40,8 @@ from engine.registry.matching.task_match import TaskMatch, match_tasks
 logger = logging.getLogger(__name__)
 Embed = Callable[[Sequence[str]], Float32Array]
 MAX_CACHED_TASKS = 10_000  # 15 MB at E = 384
+# With so many questions, an accuracy's noise is as large as what candidates of one level differ by.
+PRIOR_QUESTIONS = 10.0
 
 
 def keyword_vectors(embeddings: Float32Array, center: Float32Array) -> Float32Array:
@@ -43,8 +51,18 @@ def keyword_vectors(embeddings: Float32Array, center: Float32Array) -> Float32Ar
     return np.asarray(centered / np.maximum(length, 1e-6), dtype=np.float32)
 
 
+def question_weights(questions: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Compute w_t of the module's formula from numbers of questions (..., T), 0 = unknown."""
+    n = np.where(questions > 0, questions, USUAL_QUESTIONS).astype(np.float64)
+    usual = USUAL_QUESTIONS / (USUAL_QUESTIONS + PRIOR_QUESTIONS)
+    return np.asarray(np.minimum(n / (n + PRIOR_QUESTIONS) / usual, 1.0))
+
+
 def accuracy_weighted(
-    accuracies: NDArray[np.floating[Any]], means: NDArray[np.floating[Any]], vectors: Float32Array
+    accuracies: NDArray[np.floating[Any]],
+    means: NDArray[np.floating[Any]],
+    vectors: Float32Array,
+    questions: NDArray[np.integer[Any]] | None = None,
 ) -> Float32Array:
     """Compute the representation c of the module's formula.
 
@@ -52,6 +70,7 @@ def accuracy_weighted(
         accuracies: (..., T), NaN = task not taken.
         means: (T,) mu_t, NaN = unknown.
         vectors: (T, E) k_t.
+        questions: (..., T) n_t, 0 = unknown; None if all are.
 
     Returns:
         (..., E + 1) float32.
@@ -59,19 +78,23 @@ def accuracy_weighted(
     values = np.asarray(accuracies, dtype=np.float64)
     taken = ~np.isnan(values)
     comparable = taken & ~np.isnan(means)
-    level = _mean(values, taken)
-    mean_level = _mean(np.broadcast_to(means, values.shape), comparable)
-    profile = np.where(taken, values - level, 0.0)
-    profile -= np.where(comparable, means - mean_level, 0.0)
+    known = np.broadcast_to(means, values.shape)
+    weights = np.ones(values.shape) if questions is None else question_weights(questions)
+    mean = _mean(values, weights * taken)
+    expected = _mean(known, weights * comparable)
+    profile = np.where(taken, values - mean, 0.0)
+    profile -= np.where(comparable, known - expected, 0.0)
     tasks = np.maximum(taken.sum(axis=-1, keepdims=True), 1)
-    weighted = TEST_TASKS * (profile @ vectors.astype(np.float64)) / tasks
+    weighted = TEST_TASKS * ((weights * profile) @ vectors.astype(np.float64)) / tasks
+    level = mean + (_mean(known, comparable.astype(np.float64)) - expected)
     return np.concatenate([weighted, level], axis=-1).astype(np.float32)
 
 
-def _mean(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Average over the last axis where `where` is true, keeping the axis; 0 if it never is."""
-    count = np.maximum(where.sum(axis=-1, keepdims=True), 1)
-    return np.asarray(np.where(where, values, 0.0).sum(axis=-1, keepdims=True) / count)
+def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted average over the last axis, which is kept; 0 if no weight is positive."""
+    total = weights.sum(axis=-1, keepdims=True)
+    sums = np.where(weights > 0, values * weights, 0.0).sum(axis=-1, keepdims=True)
+    return np.asarray(sums / np.where(total > 0, total, 1.0))
 
 
 class CapabilityEncoder:
@@ -121,7 +144,10 @@ class CapabilityEncoder:
         results = sorted(candidate.aptitude, key=lambda r: r.task)
         tasks = [r.task for r in results]
         accuracies = np.array([r.accuracy for r in results])
-        c = accuracy_weighted(accuracies, self._norms.of(tasks), self._task_vectors(tasks))
+        questions = np.array([r.questions for r in results])
+        c = accuracy_weighted(
+            accuracies, self._norms.of(tasks), self._task_vectors(tasks), questions
+        )
         return np.asarray(c @ self._connector.weight.T + self._connector.bias, dtype=np.float32)
 
     def match(self, candidates: Sequence[Candidate]) -> TaskMatch | None:

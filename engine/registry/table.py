@@ -56,6 +56,11 @@ class Table:
         """(M,) mean accuracies in the aptitude test, which rank candidates if scoring fails."""
         return np.array([c.mean_accuracy() for c in self.candidates], dtype=np.float32)
 
+    @cached_property
+    def level_errors(self) -> Float32Array:
+        """(M,) standard errors of the mean accuracies."""
+        return np.array([c.level_standard_error() for c in self.candidates], dtype=np.float32)
+
 
 def make_table(
     revision: RevisionId | int,

@@ -26,7 +26,7 @@ from engine.bundle.training_set import TrainingSet
 from engine.bundle.types import Float32Array
 from engine.registry.table import Table
 from engine.routing.eligibility import Eligible, OutputTokens, drop_non_finite, find_eligible
-from engine.routing.guard import Evidence
+from engine.routing.guard import Evidence, with_level_errors
 from engine.routing.ranking import DecisionContext, decide
 
 MIN_COVERAGE = 0.5  # of an instruction by the memory, for a guarded decision
@@ -201,7 +201,12 @@ def build_decision(
         if is_asked and corrected.coverage >= MIN_COVERAGE:
             mean_p = correction.adaptation.mean_probabilities(ids)
             if not np.isnan(mean_p).all():  # one without outcomes is not the best on average
-                evidence = Evidence(np.nan_to_num(mean_p), corrected.standard_error)
+                errors = with_level_errors(
+                    corrected.standard_error,
+                    table.level_errors[eligible.rows],
+                    corrected.similar_outcomes,
+                )
+                evidence = Evidence(np.nan_to_num(mean_p), errors)
         result = decide(ids, corrected.p, costs, policy, context, evidence)
     ranking = tuple(
         _entry(i, candidates[i], p, costs[i], result.utility[i], corrected) for i in result.order

@@ -14,7 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.bundle.types import FloatArray
+import numpy as np
+
+from engine.bundle.types import Float32Array, FloatArray
+
+# The largest standard error that the level of a whole test can have: .5 / sqrt(50 x 20).
+WHOLE_TEST_ERROR = 0.016
+OUTCOME_VARIANCE = 0.25  # the largest of an outcome in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,24 @@ class Evidence:
     def error_of_difference(self, one: int, other: int) -> float:
         """Return the standard error of the difference between two candidates' probabilities."""
         return math.hypot(self.standard_error[one], self.standard_error[other])
+
+
+def with_level_errors(
+    standard_error: FloatArray, level_errors: Float32Array, similar_outcomes: FloatArray
+) -> FloatArray:
+    """Add to standard errors (E,) what the levels of short tests are uncertain by.
+
+    The error of a whole test is in those that were fitted. What a level's variance exceeds it by is
+    added, less what the candidate's own outcomes tell, each with OUTCOME_VARIANCE.
+
+    Args:
+        standard_error: (E,) of the probabilities.
+        level_errors: (E,) of the candidates' mean accuracies.
+        similar_outcomes: (E,) effective numbers of remembered outcomes.
+    """
+    excess = np.maximum(level_errors**2 - WHOLE_TEST_ERROR**2, 0.0)
+    left = excess / (1.0 + excess * similar_outcomes / OUTCOME_VARIANCE)
+    return np.asarray(np.sqrt(standard_error**2 + left))
 
 
 def first_above_bound(

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from engine.api.candidate import Candidate, TaskResult
 from engine.bundle.arrays import Connector, TaskNorms, load_arrays
 from engine.registry.catalog import read_catalog
-from engine.registry.encoder import (
-    CapabilityEncoder,
-)
+from engine.registry.encoder import CapabilityEncoder, accuracy_weighted
 from engine.registry.onnx_encoder import load_encoder
 from tests.conftest import CHECKPOINT
 from tools.processes import BUNDLE
@@ -88,6 +87,24 @@ def test_tasks_are_known_by_their_keywords_without_numbers_of_parts(task: str, k
     norms = TaskNorms(np.zeros(2, np.float32), {"Algebra, School, part 2": 0.25})
     (mean,) = norms.of([task])
     assert mean == 0.25 if known else np.isnan(mean)
+
+
+def test_unknown_and_usual_numbers_of_questions_are_the_same(encoder: CapabilityEncoder) -> None:
+    def encoded(questions: int) -> NDArray[np.float32]:
+        stated = tuple(replace(r, questions=questions) for r in CATALOG[2].aptitude)
+        return encoder.encode(replace(CATALOG[2], aptitude=stated))
+
+    for questions in (20, 700):
+        np.testing.assert_array_equal(encoded(questions), encoded(0))
+    assert np.abs(encoded(5) - encoded(0)).max() > 1e-3
+
+
+def test_the_level_does_not_depend_on_which_tasks_have_few_questions() -> None:
+    means = np.linspace(0.2, 0.9, 8)
+    counts = np.array([1, 1, 1, 1, 20, 20, 20, 20])
+    vectors = np.eye(8, dtype=np.float32)
+    c = accuracy_weighted(means + 0.05, means, vectors, counts)
+    np.testing.assert_allclose(c, [0] * 8 + [means.mean() + 0.05], atol=1e-6)
 
 
 def test_cache_of_task_vectors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

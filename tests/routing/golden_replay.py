@@ -17,13 +17,21 @@ from typing import Any
 
 import grpc
 
+from engine.bundle.arrays import load_arrays
+from engine.bundle.manifest import read_manifest
 from engine.pb import candidate_service_pb2 as candidates_pb
 from engine.pb import candidate_service_pb2_grpc as candidates_grpc
 from engine.pb import external_processor_pb2_grpc as extproc_grpc
 from engine.pb import router_service_pb2 as router_pb
 from engine.pb import router_service_pb2_grpc as router_grpc
+from engine.registry.catalog import read_catalog
+from engine.registry.onnx_encoder import load_encoder
+from engine.registry.stores.base import Change
+from engine.registry.stores.sqlite import SqliteStore
 from tests.routing import golden_adapter as adapter
-from tools.processes import Server, serving
+from tools.processes import BUNDLE, Server, serving
+
+CANDIDATES_OF_0_1 = 15
 
 INT8 = Path(__file__).with_name("golden_decisions.json")
 FP32 = Path(__file__).with_name("golden_decisions_fp32.json")
@@ -78,6 +86,16 @@ def processor() -> str:
     return " ".join([about.get("model name", "?"), numbers, *(f for f in INT8_FLAGS if f in known)])
 
 
+def fill(path: Path) -> None:
+    """Make a store of the candidates that version 0.1 had: the catalog's first."""
+    manifest, arrays = read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE)
+    encoder = load_encoder(BUNDLE, arrays)
+    store = SqliteStore(path, manifest.encoder_id, manifest.width)
+    known = read_catalog(BUNDLE / "zoo.json")[:CANDIDATES_OF_0_1]
+    store.apply(Change([(c, encoder.encode(c)) for c in known]), 0, "as version 0.1 had it")
+    store.close()
+
+
 def play(golden: dict[str, Any], device: str = "") -> Iterator[tuple[Step, Decisions]]:
     """Yield each step that decides something with its decisions, one server after another.
 
@@ -86,6 +104,7 @@ def play(golden: dict[str, Any], device: str = "") -> Iterator[tuple[Step, Decis
     with tempfile.TemporaryDirectory() as folder:
         for i, record in enumerate(golden["servers"]):
             store = Path(folder) / f"{i}.sqlite"
+            fill(store)
             settings = record["settings"] | ({"device": device} if device else {})
             with serving(store, *adapter.flags(settings)) as server, Player(server) as on:
                 for each in golden["candidates"]:

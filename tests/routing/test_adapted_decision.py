@@ -34,7 +34,7 @@ from tests.support.fake_adaptation import FakeAdaptation
 from tests.support.fake_backend import FakeBackend
 
 WIDTH = 4
-TESTED = [Candidate(name, (TaskResult("task", 0.5),)) for name in ("a", "b", "c")]
+TESTED = [Candidate(name, (TaskResult("task", 0.5, 1000),)) for name in ("a", "b", "c")]
 TABLE = make_table(3, [(each, np.ones(WIDTH, np.float32)) for each in TESTED], WIDTH)
 INFO = PromptInfo(7, truncated=False, ood_score=None)
 P = np.array([0.6, 0.5, 0.4], dtype=np.float32)
@@ -101,6 +101,23 @@ def test_the_default_of_the_guard_is_the_best_of_the_remembered_instructions() -
     assert "c would gain 0.144 in utility over b" in made.reason
     assert decision(adaptation, Policy(confidence=0.5)).selected.id == "c"
     assert decision(adaptation).selected.id == "c"
+
+
+def test_the_guard_asks_more_of_a_candidate_whose_test_was_short() -> None:
+    """Kind: levels that rest on few questions. Many outcomes make up for them."""
+    adaptation = FakeAdaptation({"c": 1.0}, standard_error=0.1, means={"b": 0.9})
+    policy = Policy(confidence=0.9)
+
+    def selected(questions: int, known: FakeAdaptation = adaptation) -> str:
+        tested = [replace(c, aptitude=(TaskResult("task", 0.5, questions),)) for c in TESTED]
+        table = make_table(3, [(c, np.ones(WIDTH, np.float32)) for c in tested], WIDTH)
+        correction = Correction(known, EMBEDDING)
+        eligible = select_eligible(table, INFO, policy)
+        made = build_decision(table, INFO, eligible, policy, P, DecisionContext(), correction)
+        return made.selected.id
+
+    assert [selected(n) for n in (1, 5, 20, 1000)] == ["b", "b", "b", "c"]
+    assert selected(20, replace(adaptation, similar_outcomes=1e6)) == "c"
 
 
 class OneToken:

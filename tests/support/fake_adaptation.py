@@ -33,6 +33,7 @@ class FakeAdaptation:
     figures: FitFigures = FIGURES
     coverage: float = 1.0
     guards: bool = False
+    similar_outcomes: float = 7.0
 
     @property
     def decides(self) -> bool:
@@ -45,7 +46,9 @@ class FakeAdaptation:
         zero = np.zeros_like(shift)
         corrected = expit(logit(np.clip(p, 1e-6, 1 - 1e-6)) + shift).astype(np.float32)
         error = np.full_like(shift, self.standard_error)
-        return CorrectedScores(corrected, error, zero + 7, zero, zero, shift, self.coverage)
+        return CorrectedScores(
+            corrected, error, zero + self.similar_outcomes, zero, zero, shift, self.coverage
+        )
 
     def mean_probabilities(self, candidates: Sequence[str]) -> NDArray[np.float32]:
         return np.array([self.means.get(c, 0.5) for c in candidates], dtype=np.float32)

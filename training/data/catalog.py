@@ -2,6 +2,7 @@
 
     python -m training.data.catalog --data DIR --out FILE    every candidate of the folder
     python -m training.data.catalog --data DIR               new accuracies for those in --catalog
+    python -m training.data.catalog --published FILE         the candidates of published figures
 
 Names, context windows and prices come from the entry of --catalog with the same id or display name;
 a candidate without one gets an id made of its name. Accuracies are those of the folder's aptitude
@@ -24,10 +25,10 @@ import numpy as np
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid, to_json
 from engine.api.errors import ModelsatError
+from engine.aptitude.published import candidate_from, read_published
 from engine.bundle.types import Float32Array
-from engine.datasets.flags import add_data
 from engine.datasets.outcomes import Outcomes, read_outcomes
-from engine.registry.catalog import read_catalog
+from engine.registry.catalog import catalog_text, read_catalog
 
 
 def task_results(keywords: Sequence[str], accuracies: Float32Array) -> tuple[TaskResult, ...]:
@@ -82,11 +83,27 @@ def write(candidates: Sequence[Candidate], about: str, out: Path) -> None:
     """Write the file that engine/registry/catalog.py reads, accuracies in the short form."""
     entries = [
         {k: v for k, v in to_json(c).items() if k != "aptitude"}
-        | {"aptitude": {r.task: r.accuracy for r in c.aptitude}}
+        | {"aptitude": {r.task: _short_form(r) for r in c.aptitude}}
         for c in candidates
     ]
-    content = json.dumps({"about": about, "candidates": entries}, indent=1, ensure_ascii=False)
-    out.write_text(content + "\n", encoding="utf-8")
+    out.write_text(catalog_text({"about": about, "candidates": entries}), encoding="utf-8")
+
+
+def _short_form(result: TaskResult) -> float | list[float]:
+    return [result.accuracy, result.questions] if result.questions else result.accuracy
+
+
+def merged(described: Sequence[Candidate], made: Sequence[Candidate]) -> list[Candidate]:
+    """Put candidates of published figures after those of `described`, in place of those of the same
+    ID, whose prices and capabilities stay."""
+    known = {c.id: c for c in described}
+    kept = [c for c in described if c.id not in {m.id for m in made}]
+    return kept + [replace(known.get(m.id, m), aptitude=m.aptitude) for m in made]
+
+
+def _about(catalog: Path) -> str:
+    content = json.loads(catalog.read_text(encoding="utf-8"))
+    return str(content.get("about", "")) if isinstance(content, dict) else ""
 
 
 def main() -> None:
@@ -94,7 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_data(parser, "data folder")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, metavar="DIR", help="data folder")
+    source.add_argument("--published", type=Path, metavar="FILE", help="published figures")
     parser.add_argument(
         "--catalog",
         type=Path,
@@ -103,14 +122,21 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write every candidate of the folder to this file")
     arguments = parser.parse_args()
-    outcomes, described = read_outcomes(arguments.data), read_catalog(arguments.catalog)
+    described = read_catalog(arguments.catalog)
+    if arguments.published:
+        made = [candidate_from(each) for each in read_published(arguments.published)]
+        write(
+            merged(described, made), _about(arguments.catalog), arguments.out or arguments.catalog
+        )
+        print(f"{arguments.out or arguments.catalog}: {len(made)} candidates of published figures")
+        return
+    outcomes = read_outcomes(arguments.data)
     if arguments.out:
         candidates = catalog_of(outcomes, described)
         about = f"The candidates of {outcomes.name}; accuracies from its aptitude test."
     else:
         candidates = refresh(described, outcomes)
-        content = json.loads(arguments.catalog.read_text(encoding="utf-8"))
-        about = content.get("about", "") if isinstance(content, dict) else ""
+        about = _about(arguments.catalog)
     target = arguments.out or arguments.catalog
     write(candidates, about, target)
     print(f"{target}: {len(candidates)} candidates")
