@@ -42,8 +42,8 @@ class Format:
     graph: type[Graph] = Graph
 
 
-# fp32 comes first, because a bundle needs it. int8 differs by at most 0.04 with the shipped weights
-# (docs/adr/0007).
+# fp32 comes first, because a bundle needs it. int8 moves a probability by up to .083 on llmrouter9
+# with the shipped weights (docs/explanation/quality.md).
 FORMATS = (
     Format("onnx", "backbone.onnx", ("cpu", "cpu-fp32", "cuda"), OnnxRuntime, 1e-3),
     Format("int8", "backbone.int8.onnx", ("cpu",), Int8, 0.1),

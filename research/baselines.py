@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from training.weights.base import CACHE, ENCODER, load_base
 
 MAX_TOKENS = 256  # that MiniLM reads
 NEIGHBORS = (20, 40, 80)
+TREES, MIN_LEAF = 200, 10
 PRIOR_OUTCOMES = 10.0  # weight of a candidate's overall mean in a subject's, in outcomes
 
 
@@ -110,6 +112,17 @@ def logistic(train: Rows, test: Rows) -> Float32Array:
         )
         p.append(fit.predict_proba(test.x)[:, 1])
     return np.stack(p, axis=1)
+
+
+def random_forest(train: Rows, test: Rows, seed: int = 0) -> Float32Array:
+    """(B, M): trees of all candidates' outcomes; a missing one counts as the candidate's mean."""
+    means = np.nanmean(train.scores, axis=1)
+    known = np.where(np.isnan(train.scores), means[:, None], train.scores).T
+    forest = RandomForestRegressor(
+        TREES, min_samples_leaf=MIN_LEAF, max_features="sqrt", random_state=seed
+    )
+    found = forest.fit(train.x, known).predict(test.x)
+    return np.asarray(found.reshape(len(test.x), len(means)), dtype=np.float32)
 
 
 def mlp(train: Rows, validation: Rows, test: Rows, seed: int = 0) -> Float32Array:
@@ -216,6 +229,7 @@ def seen_baselines(
         "subject mean": subject_mean(train, test),
         "kNN": best_knn(train, validation, test),
         "logistic regression": logistic(train, test),
+        "random forest": random_forest(train, test),
         "MLP": mlp(train, validation, test),
         "bilinear": bilinear(train, validation, test, accuracies, accuracies),
     }

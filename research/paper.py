@@ -5,9 +5,13 @@
         --output-dir DIR
 
 The paper (Zhang, Zhan, Ye: "Capability Instruction Tuning", AAAI 2025) reads one sequence for each
-candidate, its embedding first and the prompt after it, and represents a candidate by sentences
+candidate, its embedding first, then the instruction and the prompt (`instruction_first`;
+`capability_first` has the prompt before the instruction), and represents a candidate by sentences
 about its accuracies. Both cost more to serve than what ships, so a bundle holds neither: they are
-trained, calibrated and measured here, in torch, on the same rows. --output-dir gets what
+trained, calibrated and measured here, in torch, on the same rows. Its loss is the contrast of
+instructions alone (--bce-weight 0) against k - 1 bad ones (--contrast-rivals). Its first stage
+tunes the connector alone on data of the test's kind (--connector-warmup-steps with
+--connector-warmup-data first). The encoder is never tuned here. --output-dir gets what
 `training.train` writes; report.json has the figures of the test rows.
 
 Shapes: B instructions, L prompt tokens, M candidates, D backbone width.
@@ -17,7 +21,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,20 +31,23 @@ import torch
 from scipy.special import expit
 from torch import Tensor
 
-from engine.api.errors import ModelsatError
+from engine.api.errors import InvalidInputError, ModelsatError, Violation
+from engine.bundle.arrays import TaskNorms
 from engine.bundle.manifest import Calibration
+from engine.bundle.prompt import AFTER, INQUIRY, Tokenizer
+from engine.datasets.outcomes import Outcomes
 from research.representations import fixed_datasets, predict_variants, text_pieces
 from training.config import TrainingConfig, parse_config, setting
-from training.data.capability import fuse_standardization
-from training.data.dataset import build_datasets
+from training.data.capability import Capabilities, fuse_standardization
+from training.data.dataset import Dataset, build_datasets
 from training.evaluation import metrics
 from training.evaluation.plots import plot_training
-from training.model.model import ModelSat, additive_mask
+from training.model.model import ModelSat, TextEncoder, additive_mask
 from training.state import DatasetBuilder, TrainState
 from training.train import fit, ship_backbone, trained_rows
 from training.weights.adapter import save_pretrained
 
-Layout = Literal["candidate_last", "capability_first"]
+Layout = Literal["candidate_last", "capability_first", "instruction_first"]
 Representation = Literal["accuracy_weighted", "text"]
 
 
@@ -84,11 +92,55 @@ def capability_first(prefix: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor
 MODELS: dict[Layout, type[ModelSat]] = {
     "candidate_last": ModelSat,
     "capability_first": CapabilityFirst,
+    "instruction_first": CapabilityFirst,
 }
 DATASETS: dict[Representation, DatasetBuilder] = {
     "accuracy_weighted": build_datasets,
     "text": fixed_datasets(text_pieces),
 }
+
+
+def instruction_before_prompt(build: DatasetBuilder) -> DatasetBuilder:
+    """Make a builder of datasets with the paper's order: the instruction, then the prompt."""
+
+    def built(
+        outcomes: Sequence[Outcomes],
+        encoder: TextEncoder,
+        tokenizer: Tokenizer,
+        norms: TaskNorms | None = None,
+    ) -> tuple[Capabilities, Sequence[Dataset]]:
+        capability, found = build(outcomes, encoder, tokenizer, norms)
+        before, after = (
+            np.array(tokenizer.encode(part, add_special_tokens=False).ids, dtype=np.int64)
+            for part in (INQUIRY, AFTER)
+        )
+        ordered = [
+            replace(
+                dataset,
+                tokens=[
+                    np.concatenate([t[len(before) : len(t) - len(after)], before, after])
+                    for t in dataset.tokens
+                ],
+            )
+            for dataset in found
+        ]
+        return capability, ordered
+
+    return built
+
+
+def builder_of(config: PaperConfig) -> DatasetBuilder:
+    """Return what builds the datasets of a run.
+
+    Raises InvalidInputError: questions are reformatted, which the layout does not know.
+    """
+    build = DATASETS[config.representation]
+    if config.layout != "instruction_first":
+        return build
+    if config.reformat_prob:
+        problem = "must be 0 with --layout instruction_first."
+        raise InvalidInputError(Violation("--reformat-prob", problem))
+    return instruction_before_prompt(build)
 
 
 @dataclass(frozen=True)
@@ -101,7 +153,7 @@ class PaperConfig(TrainingConfig):
 
 def train(config: PaperConfig) -> dict[str, Any]:
     """Start or resume a run, and finish it; returns the report of the test rows."""
-    run = fit(config, MODELS[config.layout], DATASETS[config.representation])
+    run = fit(config, MODELS[config.layout], builder_of(config))
     run.accelerator.wait_for_everyone()
     if not run.accelerator.is_main_process:
         return {}

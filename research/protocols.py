@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 
 from engine.bundle.types import FloatArray, Int64Array
-from engine.datasets.outcomes import Outcomes, read_outcomes, split
+from engine.datasets.outcomes import Outcomes, read_outcomes
 from research.baselines import Rows, embed, seen_baselines, unseen_baselines
+from training.data.near_duplicates import split_folders
 from training.evaluation import metrics
-from training.evaluation.evaluate import ScoredDataset, measure, score_dataset
+from training.evaluation.evaluate import measure, score_dataset
 from training.evaluation.plots import plot_dataset, plot_lines
+from training.evaluation.scored import ScoredDataset
 
 UNSEEN = "qwen|gemini|phi|jamba|command-r|mathstral"
 OTHER_BENCHMARKS = ("gsm8k", "crux", "math_l5")
@@ -80,9 +82,21 @@ UNDER_10B = (
     "Meta-Llama-3_1-8B",
     "Meta-Llama-3_1-8B-Instruct",
 )
+MIDDLE = (
+    "Llama-2-13b-hf",
+    "Yi-34B",
+    "Mixtral-8x7B-v0.1",
+    "Mixtral-8x7B-Instruct-v0.1",
+    "c4ai-command-r-v01",
+    "DeepSeek-Coder-V2",
+    "gemini-1.5-flash-002",
+)
 CATALOGS = {
     "under 10B": UNDER_10B,
     "large": tuple(n for n in RELEASES if n not in (*UNDER_10B, "Llama-2-13b-hf")),
+    # The paper's mixed sets: small or middle ones with one strong candidate.
+    "smaller and one strong": (*UNDER_10B, "gemini-1.5-pro-002"),
+    "middle and one strong": (*MIDDLE, "gemini-1.5-pro-002"),
     "mixed": tuple(RELEASES),
 }
 
@@ -118,12 +132,20 @@ class ProtocolData:
     """One folder, its embeddings and splits, and a bundle's predictions for its test rows."""
 
     def __init__(
-        self, folder: Path, bundle: Path, catalog: Path, benchmarks: tuple[str, ...]
+        self,
+        outcomes: Outcomes,
+        other: Outcomes,
+        bundle: Path,
+        catalog: Path,
+        benchmarks: tuple[str, ...],
     ) -> None:
-        self.outcomes: Outcomes = read_outcomes(folder)
+        """other: a folder whose near-duplicates are no test rows either."""
+        self.outcomes = outcomes
         self.x = embed(self.outcomes.texts, EMBEDDINGS)
-        train, validation, self.test = split(self.outcomes.texts)
-        self.train, self.validation = (self.among(r, benchmarks) for r in (train, validation))
+        parts, _ = split_folders([outcomes, other])
+        self.test = parts.test
+        self.train = self.among(parts.train, benchmarks)
+        self.validation = self.among(parts.validation, benchmarks)
         self.scored = score_dataset(bundle, self.outcomes.take(self.test), catalog)
 
     def among(self, rows: Int64Array, benchmarks: tuple[str, ...]) -> Int64Array:
@@ -217,13 +239,13 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     pro = ("mmlu_pro",)
-    mmlu_pro = ProtocolData(
-        arguments.data / "mmlu_pro_cot", arguments.protocol_bundle, arguments.catalog, pro
-    )
+    first, second = (read_outcomes(arguments.data / n) for n in ("mmlu_pro_cot", "llmrouter9"))
+    catalog = arguments.catalog
+    mmlu_pro = ProtocolData(first, second, arguments.protocol_bundle, catalog, pro)
     names = mmlu_pro.outcomes.candidates
     unseen = np.array([bool(re.search(UNSEEN, n, re.IGNORECASE)) for n in names])
     known, new, everyone = np.flatnonzero(~unseen), np.flatnonzero(unseen), np.arange(len(names))
-    mixed = ProtocolData(arguments.data / "llmrouter9", arguments.bundle, arguments.catalog, ())
+    mixed = ProtocolData(second, first, arguments.bundle, catalog, ())
     report = {
         "P1": seen_protocol(mmlu_pro, known, pro),
         "P2": unseen_protocol(mmlu_pro, known, new, pro),

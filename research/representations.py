@@ -27,6 +27,7 @@ from engine.datasets.outcomes import Outcomes
 from training.config import TrainingConfig
 from training.data.capability import Capabilities, capabilities
 from training.data.dataset import Batch, Dataset, StepInputs, build_dataset
+from training.data.near_duplicates import CleanSplit, split_folders
 from training.model.model import TextEncoder
 from training.state import DatasetBuilder, TrainState, predict
 
@@ -196,10 +197,14 @@ class FixedDataset(Dataset):
 
 
 def fixed_dataset(
-    outcomes: Outcomes, capability: FixedCapabilities, encoder: TextEncoder, tokenizer: Tokenizer
+    outcomes: Outcomes,
+    capability: FixedCapabilities,
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    parts: CleanSplit | None = None,
 ) -> FixedDataset:
     """Read `outcomes` as training does, its candidates as `capability` represents them."""
-    dataset = build_dataset(outcomes, capability.served, encoder, tokenizer)
+    dataset = build_dataset(outcomes, capability.served, encoder, tokenizer, parts)
     variants = capability.variants(outcomes.test, encoder)
     shared = {f.name: getattr(dataset, f.name) for f in fields(Dataset)}
     return FixedDataset(**shared | {"c": variants[0]}, variants=variants)
@@ -215,7 +220,10 @@ def fixed_datasets(*parts: Represent) -> DatasetBuilder:
         norms: TaskNorms | None = None,
     ) -> tuple[Capabilities, list[FixedDataset]]:
         capability = fixed_capabilities(parts, outcomes[0].test, encoder, norms)
-        return capability, [fixed_dataset(o, capability, encoder, tokenizer) for o in outcomes]
+        return capability, [
+            fixed_dataset(o, capability, encoder, tokenizer, parts)
+            for o, parts in zip(outcomes, split_folders(outcomes), strict=True)
+        ]
 
     return build
 

@@ -12,6 +12,7 @@ from engine.api.errors import InvalidInputError, Violation
 from training.weights.base import BACKBONE, ENCODER
 
 Tuning = Literal["full", "lora"]
+WarmupData = Literal["all", "first"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -52,6 +53,9 @@ class TrainingConfig:
     )
     batch_size: int = setting(8, "instructions per step")
     connector_warmup_steps: int = setting(20, "first steps that train the connector alone")
+    connector_warmup_data: WarmupData = setting(
+        "all", "folders of these steps: all of them mixed, or the first one alone"
+    )
     epochs: int = setting(1, "passes; with a limit per epoch, each continues with other rows")
     synthetic_candidates: int = setting(
         32, "candidates composed of real ones that each step adds (training/data/augment.py)"
@@ -61,11 +65,15 @@ class TrainingConfig:
     )
     connector_lr: float = setting(1e-4, "peak learning rate of the connector")
     backbone_lr: float = setting(2e-4, "peak learning rate of the backbone")
+    bce_weight: float = setting(1.0, "weight of binary cross-entropy; 0: contrast alone")
     instruction_contrast_weight: float = setting(
         0.25, "weight of the loss that ranks instructions for each candidate"
     )
     candidate_contrast_weight: float = setting(
         0.5, "weight of the loss that ranks candidates for each instruction"
+    )
+    contrast_rivals: int = setting(
+        0, "bad outcomes that a good one is compared with, drawn for each group; 0: all"
     )
     skill_weight_exponent: float = setting(
         0.0, "weigh a candidate's outcomes by its mean accuracy to this power; 0: all alike"

@@ -88,6 +88,8 @@ def forward(run: TrainState, batch: Batch, random: np.random.Generator) -> tuple
         config.instruction_contrast_weight,
         config.candidate_contrast_weight,
         torch.from_numpy(weights).to(margins),
+        bce_weight=config.bce_weight,
+        rivals=config.contrast_rivals,
     )
     real = len(dataset.outcomes.candidates)
     return value, loss.bce(margins.detach()[:, :real], outcomes[:, :real])
@@ -137,6 +139,11 @@ def schedule_of(run: TrainState) -> list[Batch]:
             rows = epoch_rows(config, number, dataset, epoch)
             batches += dataset.batches(rows, config.batch_size, config.seed + epoch, number)
         steps += [batches[i] for i in random.permutation(len(batches))]
+    if config.connector_warmup_data == "first":
+        early = [i for i, batch in enumerate(steps) if batch.dataset == 0]
+        early = early[: config.connector_warmup_steps]
+        later = sorted(set(range(len(steps))) - set(early))
+        steps = [steps[i] for i in (*early, *later)]
     return steps
 
 
@@ -297,10 +304,15 @@ def training_set(run: TrainState) -> TrainingSet:
         for number, dataset in enumerate(run.datasets)
         for row in trained_rows(run.config, number, dataset)
     ]
-    fitted = [(dataset, int(row)) for dataset in run.datasets for row in dataset.validation]
+    # A near-duplicate of a trained question tells no more than the question itself would.
+    others = [
+        (dataset, int(row))
+        for dataset in run.datasets
+        for row in (*dataset.validation, *dataset.near_duplicates)
+    ]
     before = run.init.training_set if run.init else None
     known = describe(
-        [fingerprint(dataset.outcomes.texts[row]) for dataset, row in trained + fitted]
+        [fingerprint(dataset.outcomes.texts[row]) for dataset, row in trained + others]
         + ([] if before is None else before.fingerprints.tolist()),
         [dataset.tokens[row] for dataset, row in trained],
         run.model.backbone.get_input_embeddings().weight.shape[0],

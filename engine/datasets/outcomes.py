@@ -43,7 +43,7 @@ class Outcomes:
     chose the candidates, NaN where it did not choose; None if the folder has none. Of an
     instruction that was routed several times, the number of times divided by the sum of the
     reciprocals of those in which the candidate was chosen, so that 1 / propensity is the weight of
-    the mean score.
+    the mean score. ids: N names of the instructions. item_texts: the questions of the test.
     """
 
     name: str
@@ -55,6 +55,8 @@ class Outcomes:
     test: AptitudeTest
     dropped: Mapping[str, str] = field(default_factory=dict)
     propensities: Float32Array | None = None
+    ids: list[str] = field(default_factory=list)
+    item_texts: list[str] = field(default_factory=list)
 
     def take(self, rows: Int64Array) -> Outcomes:
         """Return the outcomes on some of the instructions. rows: their numbers."""
@@ -65,6 +67,7 @@ class Outcomes:
             subjects=[self.subjects[i] for i in rows],
             scores=self.scores[:, rows],
             propensities=None if self.propensities is None else self.propensities[:, rows],
+            ids=[self.ids[i] for i in rows] if self.ids else [],
         )
 
     def take_candidates(self, candidates: Int64Array) -> Outcomes:
@@ -115,11 +118,22 @@ def read_outcomes(folder: Path) -> Outcomes:
     if untested.all():
         problem = f"has too few outcomes of {names} to derive an aptitude test from."
         raise InvalidInputError(Violation(str(folder), problem))
-    rows = _usable_rows(texts, scores, {i for group in items.values() for i in group})
+    item_rows = sorted({i for group in items.values() for i in group})
+    rows = _usable_rows(texts, scores, item_rows)
     benchmarks = [str(r["benchmark"]) for r in records]
     propensities = None if data.propensities is None else data.propensities[:, kept]
     everything = Outcomes(
-        folder.name, texts, benchmarks, subjects, names, scores, test, data.dropped, propensities
+        folder.name,
+        texts,
+        benchmarks,
+        subjects,
+        names,
+        scores,
+        test,
+        data.dropped,
+        propensities,
+        ids=[str(r["id"]) for r in records],
+        item_texts=[texts[i] for i in item_rows],
     )
     for name, reason in data.dropped.items():
         logger.warning("%s: leaving out %s: %s", folder.name, name, reason)
@@ -147,7 +161,7 @@ def drop_candidates(
     return replace(left, dropped={**outcomes.dropped, **dropped})
 
 
-def _usable_rows(texts: Sequence[str], scores: Float32Array, items: set[int]) -> Int64Array:
+def _usable_rows(texts: Sequence[str], scores: Float32Array, items: Sequence[int]) -> Int64Array:
     """Return the rows that have an outcome and that do not ask what an item of the aptitude test
     asks, under whatever ID: that would leak the answer."""
     item_texts = {normalize_text(texts[i]) for i in items}
@@ -171,10 +185,15 @@ def load_task_keywords() -> dict[str, str]:
     return keywords
 
 
+def question_of(text: str) -> str:
+    """Return an instruction without the options of a multiple-choice question."""
+    return text.split("\nA. ")[0]
+
+
 def normalize_text(text: str) -> str:
     """Return the letters and digits of a question, without its options, in lower case; questions
     with the same result are the same. Letters outside of a-z count only if most are such."""
-    stem = text.split("\nA. ")[0]
+    stem = question_of(text)
     letters = [c for c in stem if c.isalpha()]
     if 2 * sum(c.isascii() for c in letters) >= len(letters):
         return re.sub(r"[^a-z0-9]+", " ", stem.lower()).strip() or stem.casefold().strip()

@@ -105,6 +105,20 @@ def test_aptitude_items_are_left_out_by_id_and_by_question(tmp_path: Path) -> No
     assert not any(text.split()[3] in ("7", "8") for text in outcomes.texts)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_derived_items_distinguish_candidates(seed: int) -> None:
+    """Items are drawn with weight r (1 - r) + .01, r being the share of candidates that answer."""
+    rates = np.repeat([0.0, 0.1, 0.5, 1.0], 500)
+    scores = (np.arange(20)[:, None] < 20 * rates).astype(np.float32)
+    items = derive_items(scores, ["task"] * len(rates), np.arange(len(rates)), seed)["task"]
+    assert len(items) == 400
+    shares = {rate: (rates[items] == rate).mean() for rate in (0.0, 0.1, 0.5, 1.0)}
+    # Without replacement, the half of the rows that is preferred is used up in part.
+    assert shares[0.5] > 1.5 * shares[0.1] > 3 * shares[0.0]
+    assert shares[0.5] > 1.5 * shares[0.1] > 3 * shares[1.0]
+    assert shares[0.5] > 0.5
+
+
 def test_aptitude_test_is_derived_if_folder_has_none(tmp_path: Path) -> None:
     with_items = datasets.write(tmp_path / "a", aptitude=False, subjects=2)
     outcomes = read_outcomes(with_items)

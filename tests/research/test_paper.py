@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine.api.candidate import TaskResult
 from engine.api.errors import BundleError, InvalidInputError
+from engine.bundle.prompt import AFTER, INQUIRY
 from research import ablations, paper
 from research.paper import CapabilityFirst, Layout, PaperConfig, Representation
 from research.representations import (
@@ -30,6 +31,7 @@ from tests.conftest import CHECKPOINT
 from tests.support import datasets, tiny_llama
 from training.model.model import ModelSat, TextEncoder, build
 from training.state import prepare, read_data
+from training.train import one_step, schedule_of
 from training.weights.adapter import load_pretrained
 from training.weights.base import load_base
 from training.weights.merge import write_model
@@ -66,6 +68,7 @@ def config(tmp_path: Path) -> PaperConfig:
         connector_warmup_steps=6,
         lora_rank=4,
         synthetic_candidates=0,
+        reformat_prob=0.0,
         connector_lr=3e-3,
         backbone_lr=3e-3,
         validate_every=1000,
@@ -149,6 +152,7 @@ def test_joined_representations_have_unit_size_over_the_training_candidates(
         ("capability_first", "text"),
         ("capability_first", "accuracy_weighted"),
         ("candidate_last", "text"),
+        ("instruction_first", "text"),
     ],
 )
 def test_a_run_learns_is_measured_and_is_not_exported(
@@ -161,14 +165,55 @@ def test_a_run_learns_is_measured_and_is_not_exported(
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
     assert report["datasets"]["data"]["pooled_auc"] > 0.6
     assert json.loads((Path(config.output_dir) / "report.json").read_text()) == report
-    run = prepare(
-        config, paper.MODELS[layout], paper.DATASETS[representation]
-    )  # the last checkpoint
+    run = prepare(config, paper.MODELS[layout], paper.builder_of(config))  # the last checkpoint
     predicted = predict_variants(run, run.datasets[0], run.datasets[0].test)
     variants = TEXT_VARIANTS if representation == "text" else 1
     assert predicted.shape == (variants, len(run.datasets[0].test), datasets.CANDIDATES)
     with pytest.raises(BundleError, match=r"research/ trains and measures the others"):
         load_pretrained(Path(config.output_dir))
+
+
+def test_the_papers_order_is_candidate_instruction_prompt(config: PaperConfig) -> None:
+    ordered = replace(config, layout="instruction_first")
+    with pytest.raises(InvalidInputError, match="must be 0"):
+        paper.builder_of(replace(ordered, reformat_prob=0.5))
+    tokens = {}
+    for name, settings in (("paper", ordered), ("served", config)):
+        run = prepare(settings, paper.MODELS[settings.layout], paper.builder_of(settings))
+        tokens[name] = run.datasets[0].tokens[3].tolist()
+        tokenizer, text = run.datasets[0].tokenizer, run.datasets[0].outcomes.texts[3]
+    x, before, after = (
+        tokenizer.encode(part, add_special_tokens=False).ids for part in (text, INQUIRY, AFTER)
+    )
+    assert tokens["paper"] == [*x, *before, *after]
+    assert tokens["served"] == [*before, *x, *after]
+
+
+def test_the_papers_loss_alone_learns_an_order(config: PaperConfig) -> None:
+    """Contrast against one bad instruction each; calibration makes probabilities of it."""
+    config = replace(
+        config, bce_weight=0.0, contrast_rivals=1, candidate_contrast_weight=0.0, epochs=10
+    )
+    config = replace(config, instruction_contrast_weight=1.0)
+    report = paper.train(config)["datasets"]["data"]
+    assert report["pooled_auc"] > 0.6
+    assert report["ece"] < 0.25
+
+
+def test_the_first_stage_takes_the_first_folder_alone(config: PaperConfig, tmp_path: Path) -> None:
+    second = str(datasets.write(tmp_path / "second", seed=5))
+    config = replace(config, data=(*config.data, second), connector_warmup_data="first")
+    run = prepare(config, paper.MODELS[config.layout], paper.builder_of(config))
+    steps = [batch.dataset for batch in schedule_of(run)]
+    assert steps[: config.connector_warmup_steps] == [0] * config.connector_warmup_steps
+    assert 1 in steps[config.connector_warmup_steps :]
+    mixed = schedule_of(replace(run, config=replace(config, connector_warmup_data="all")))
+    assert sorted(steps) == sorted(batch.dataset for batch in mixed)
+    before = {n: p.clone() for n, p in run.model.backbone.named_parameters()}
+    connector = run.model.connector.weight.clone()
+    one_step(run, schedule_of(run)[0], len(steps))
+    assert all(torch.equal(before[n], p) for n, p in run.model.backbone.named_parameters())
+    assert not torch.equal(connector, run.model.connector.weight)
 
 
 def test_ablations_train_both_layouts_and_representations(

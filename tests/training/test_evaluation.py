@@ -17,15 +17,18 @@ from engine.api.errors import InvalidInputError
 from engine.api.policy import Policy
 from engine.cli import calibrate as calibrate_command
 from engine.cli.main import main as modelsat
+from engine.datasets.aptitude_test import AptitudeTest
+from engine.datasets.outcomes import Outcomes
 from engine.inference.offline import OfflineScores
 from engine.routing import calibration, tradeoff
 from engine.routing.calibration import CalibrationTarget
 from engine.routing.ranking import rank
-from research import baselines
+from research import baselines, releases
 from research.baselines import Rows
 from tests.support import datasets
 from tools.processes import ROOT
-from training.evaluation import evaluate, metrics
+from training.evaluation import evaluate, metrics, mixture
+from training.evaluation.scored import ScoredDataset
 
 BUNDLE = ROOT / "artifacts" / "bundle"
 EMBEDDINGS = np.empty((0, 0), np.float32)  # not read by these figures
@@ -39,6 +42,22 @@ def made_up(rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.
     outcomes = (random.random(p.shape) < p).astype(float)
     costs = np.array([1.0, 2.0, 10.0, 40.0]) * random.uniform(0.5, 2, (rows, 1)) * 1e-5
     return p, outcomes, costs
+
+
+def scored(
+    p: np.ndarray,
+    y: np.ndarray,
+    costs: np.ndarray | None = None,
+    training: np.ndarray | None = None,
+    benchmarks: list[str] | None = None,
+) -> ScoredDataset:
+    """A folder of one benchmark, with candidates c0, c1, ..."""
+    names, texts = [f"c{i}" for i in range(p.shape[1])], ["q"] * len(p)
+    test = AptitudeTest([], [], np.zeros((len(names), 0), np.float32), None)
+    kinds = benchmarks or ["b"] * len(p)
+    outcomes = Outcomes("made-up", texts, kinds, kinds, names, y.T.astype(np.float32), test)
+    known = np.full_like(y, np.nan) if costs is None else costs
+    return ScoredDataset(outcomes, p, y, known, EMBEDDINGS, training)
 
 
 def write_catalog(path: Path, prices: dict[str, float]) -> Path:
@@ -243,9 +262,7 @@ def test_metrics_of_no_rows_are_nan() -> None:
     assert np.isnan(metrics.interval(lambda r: metrics.brier(nothing[r], nothing[r]), 0)).all()
     alone = np.full((40, 2), np.nan)
     alone[:20, 0], alone[20:, 1] = 1.0, 0.0
-    found = evaluate.measure(
-        evaluate.ScoredDataset(None, made_up(40)[0][:, :2], alone, alone, EMBEDDINGS)
-    )
+    found = evaluate.measure(scored(made_up(40)[0][:, :2], alone, alone))
     assert np.isnan(
         [found["routed_gain"], *found["routed_gain_ci"], found["per_instruction_auc"]]
     ).all()
@@ -262,11 +279,84 @@ def test_cost_metrics_come_from_one_curve(monkeypatch: pytest.MonkeyPatch) -> No
     real = tradeoff.curve
     monkeypatch.setattr(metrics, "RESAMPLES", 40)
     monkeypatch.setattr(tradeoff, "curve", lambda *a: calls.append(1) or real(*a))
-    found = evaluate.measure_routing(evaluate.ScoredDataset(None, 1 - p, y, costs, EMBEDDINGS))
+    found = evaluate.measure_routing(scored(1 - p, y, costs))
     assert len(calls) == 1 + metrics.RESAMPLES
     assert found["cost_at_100"] == found["cost_at_100_ci"][1] == np.inf
     low, high = found["area_ci"]
     assert low < found["area"] < high
+
+
+def test_the_best_constant_is_chosen_on_training_rows() -> None:
+    """c0 is better in training, c1 on the test rows; c2 is measured on too few to be compared."""
+    y = np.tile([0.0, 1.0, 0.0], (50, 1))
+    training = np.tile([1.0, 0.0, np.nan], (100, 1))
+    training[:3] = [0.0, 0.0, 1.0]
+    found = evaluate.measure_routing(scored(np.tile([0.2, 0.8, 0.1], (50, 1)), y, None, training))
+    assert found["best_constant"] == "c0"
+    assert found["best_constant_accuracy"] == 0.0
+    assert found["gain_over_constant"] == found["best_single_accuracy"] == 1.0
+    assert found["routed_gain"] == 0.0
+
+
+def test_costs_are_shares_of_the_best_constants_cost() -> None:
+    p = np.tile([0.9, 0.5], (40, 1))
+    y, costs = np.ones((40, 2)), np.tile([3.0, 6.0], (40, 1))
+    for best, share in ((0, 1.0), (1, 0.5)):
+        assert evaluate.cost_metrics(p, y, costs, best)[:2] == [share, share]
+
+
+def test_cells_part_benchmarks_and_candidates() -> None:
+    """Errors that cancel in the mean of a candidate do not cancel in its cells."""
+    p, y = np.full((80, 2), 0.5), np.zeros((80, 2))
+    y[:40, 0], y[:, 1] = 1.0, np.nan
+    y[:19, 1] = 1.0
+    assert metrics.cell_errors(p, y, ["a"] * 80).tolist() == [0.0]
+    assert metrics.cell_errors(p, y, ["a"] * 40 + ["b"] * 40).tolist() == [0.5, 0.5]
+
+
+def test_folders_count_alike_in_the_mixture() -> None:
+    """A folder of 400 rows weighs no more than one of 40, and choices are within a folder."""
+    large = scored(np.tile([0.9, 0.1], (400, 1)), np.tile([1.0, 0.0], (400, 1)))
+    wrong = np.tile([0.9, 0.1], (40, 1))
+    small = scored(wrong, 1 - np.round(wrong), None, 1 - np.round(wrong))
+    found = mixture.measure_mixture([large, small])
+    assert found["routed_accuracy"] == 0.5
+    assert found["best_constant_accuracy"] == 1.0
+    assert found["gain_over_constant"] == -0.5
+    assert found["top_candidate_share"] == 1.0
+    assert found["ece"] == pytest.approx(0.4)  # -.1 and .9 in one bin
+    worst = mixture.describe_worst({"large": 0.0, "small": -1.0, "none": np.nan})
+    assert worst == {"worst_folder": "small", "worst_gain_over_constant": -1.0}
+
+
+def test_a_new_candidate_joins_the_five_best_before_it() -> None:
+    """Candidates arrive from the weakest to the strongest; the router always takes the newest."""
+    levels = np.linspace(0.1, 0.9, 9)
+    random = np.random.default_rng(0)
+    y, training = ((random.random((400, 9)) < levels).astype(float) for _ in range(2))
+    folder = scored(np.tile(levels, (400, 1)), y, None, training)
+    months = {r"c[0-3]$": "2024-01", r"c[4-7]$": "2024-02", r"c8$": "2024-03"}
+    order = releases.release_order(folder.outcomes.candidates, months)
+    assert order.tolist() == list(range(9))
+    assert releases.release_order(["b", "x", "a"], {"[ab]": "2024-01"}).tolist() == [2, 0]
+    steps = releases.arrivals(folder, order)
+    assert [step["newest"] for step in steps] == ["c5", "c6", "c7", "c8"]
+    assert all(step["best_constant"] == step["newest"] for step in steps)
+    found = releases.summary(steps)
+    assert found["mean_gain"] == found["worst_gain"] == 0.0
+    assert found["share_when_best"] == 1.0
+    behind = releases.arrivals(scored(np.tile(-levels, (400, 1)), y, None, training), order)
+    members = y[:, [0, 1, 2, 3, 4, 5]]
+    expected = (members[:, 0] - members[:, 5]).mean()
+    assert behind[0]["gain"] == pytest.approx(expected)
+    assert releases.summary(behind)["steps_below_by_half_a_point"] == 4
+
+
+def test_a_candidate_of_hard_instructions_is_not_worse_for_that() -> None:
+    scores = np.array([[1.0, 1.0, np.nan]] * 10 + [[0.0, np.nan, 0.4], [0.0, np.nan, 0.4]])
+    found = releases.levels(scores)
+    assert found[2] > found[1] == 0.0 > found[0]
+    assert np.isnan(releases.levels(np.full((2, 1), np.nan))).all()
 
 
 def test_report_has_every_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,6 +355,20 @@ def test_losses_ignore_missing_outcomes() -> None:
     assert loss.total(logits, torch.full((2, 3), torch.nan), 1.0, 1.0) == 0
 
 
+def test_drawn_rivals_are_bad_outcomes_of_the_group() -> None:
+    """The rivals of a group differ in how much they cost, so the loss says how many were drawn."""
+    logits = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    outcomes = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    one = {round(float(loss.contrast(logits, outcomes, most=1)), 3) for _ in range(60)}
+    expected = {round(float(torch.nn.functional.softplus(logits[i, 0])), 3) for i in (1, 2, 3)}
+    assert one == expected
+    everyone = loss.contrast(logits, outcomes)
+    for most in (0, 3, 9):
+        torch.testing.assert_close(loss.contrast(logits, outcomes, most=most), everyone)
+    alone = loss.total(logits, outcomes, 1.0, 0.0, bce_weight=0.0)
+    torch.testing.assert_close(alone, everyone)
+
+
 def test_weight_two_equals_the_candidate_twice() -> None:
     """As if a candidate of weight 2 were there twice, in each of the losses' means."""
     random = np.random.default_rng(0)

@@ -14,10 +14,11 @@ import numpy as np
 from engine.bundle.arrays import TaskNorms
 from engine.bundle.prompt import Tokenizer, render
 from engine.bundle.types import Float32Array, Int64Array
-from engine.datasets.outcomes import Outcomes, split
+from engine.datasets.outcomes import Outcomes
 from training.config import TrainingConfig
 from training.data.augment import sample_candidates
 from training.data.capability import Capabilities, capabilities
+from training.data.near_duplicates import CleanSplit, split_folders
 from training.data.reformat import reformat
 from training.model.model import TextEncoder
 
@@ -65,7 +66,8 @@ class Dataset:
     """A data folder, tokenized, embedded and split.
 
     tokens: N prompts, as `tokenizer` reads them. vectors: (T, E) task keywords. c: (M, C)
-    standardized representations. train, validation, test: row numbers.
+    standardized representations. train, validation, test: row numbers. near_duplicates: rows that
+    were taken out of the test part (training/data/near_duplicates.py).
     """
 
     outcomes: Outcomes
@@ -76,6 +78,7 @@ class Dataset:
     train: Int64Array
     validation: Int64Array
     test: Int64Array
+    near_duplicates: Int64Array
 
     def step(
         self,
@@ -112,9 +115,15 @@ class Dataset:
 
 
 def build_dataset(
-    outcomes: Outcomes, capability: Capabilities, encoder: TextEncoder, tokenizer: Tokenizer
+    outcomes: Outcomes,
+    capability: Capabilities,
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    parts: CleanSplit | None = None,
 ) -> Dataset:
-    """Tokenize, embed and split `outcomes`."""
+    """Tokenize and embed `outcomes`; parts: their split, if other folders have a say in it."""
+    if parts is None:
+        (parts,) = split_folders([outcomes])
     vectors = capability.vectors(outcomes.test.keywords, encoder)
     return Dataset(
         outcomes,
@@ -122,7 +131,10 @@ def build_dataset(
         tokenize(outcomes.texts, tokenizer),
         vectors,
         capability.of(outcomes.test, vectors),
-        *split(outcomes.texts),
+        parts.train,
+        parts.validation,
+        parts.test,
+        parts.near_duplicates,
     )
 
 
@@ -137,7 +149,11 @@ def build_datasets(
     norms: replaces the norms of the first folder, if training continues from other weights.
     """
     capability = capabilities(outcomes[0].test, encoder, norms)
-    return capability, [build_dataset(o, capability, encoder, tokenizer) for o in outcomes]
+    parts = split_folders(outcomes)
+    return capability, [
+        build_dataset(o, capability, encoder, tokenizer, p)
+        for o, p in zip(outcomes, parts, strict=True)
+    ]
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[Int64Array]:

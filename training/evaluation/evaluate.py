@@ -4,10 +4,12 @@
 
 Data folders have the form of docs/reference/data-folders.md. Candidates' aptitude
 comes from aptitude.json, or from a part of their own scores. Instructions whose question the bundle
-was trained or calibrated on are left out. It scores through the exported bundle, the thing that is
-served.
+was trained or calibrated on are left out, and so are near-duplicates of them and of aptitude items
+(training/data/near_duplicates.py). It scores through the exported bundle, the thing that is served.
+Routed accuracy is reported with that of the best constant: the candidate with the highest mean
+score on the training part of the folder.
 
-Shapes: B instructions, M candidates.
+Shapes: B instructions, M candidates, T training instructions.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,58 +28,65 @@ from engine.api.candidate import DEFAULT_OUTPUT_TOKENS
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
 from engine.bundle.arrays import load_arrays
 from engine.bundle.training_set import load_training_set
-from engine.bundle.types import Float32Array, FloatArray, Int64Array
-from engine.datasets.outcomes import Outcomes, drop_candidates, fingerprint, read_outcomes
+from engine.bundle.types import FloatArray, Int64Array
+from engine.datasets.outcomes import Outcomes, drop_candidates, fingerprint, read_outcomes, split
 from engine.registry.catalog import costs_of
 from engine.routing import tradeoff
 from engine.serving.settings import Settings
+from training.data.near_duplicates import near_duplicates
 from training.evaluation import metrics
 from training.evaluation.memory import Feedback, MemoryTrial, measure_memory, mixture
-from training.evaluation.plots import plot_dataset, plot_memory
+from training.evaluation.mixture import describe_worst, measure_mixture
+from training.evaluation.plots import plot_dataset, plot_gains, plot_memory
 from training.evaluation.score_cache import score_once
+from training.evaluation.scored import MIN_ROWS, ScoredDataset
 
-MIN_ROWS = 30  # instructions below which a benchmark has no metrics of its own
 ROUTING = (
     "routed_accuracy",
     "best_single_accuracy",
     "routed_gain",
     "random_accuracy",
     "oracle_accuracy",
+    "best_constant_accuracy",
+    "gain_over_constant",
 )
 COSTS = ("cost_at_95", "cost_at_100", "mix_at_95", "area")
 
 
-@dataclass(frozen=True)
-class ScoredDataset:
-    """Outcomes and what a bundle predicts for them.
+def unseen_folders(
+    bundle: Path, folders: Sequence[Outcomes], trained: Sequence[Outcomes] = ()
+) -> list[Outcomes]:
+    """Leave out of every folder what the bundle was trained on.
 
-    p: (B, M) probabilities. scores: (B, M), NaN if not measured. costs: (B, M) US dollars, NaN if
-    no price is known. embeddings: (B, D) of the instructions.
-    """
+    That is equal questions, and near-duplicates of a trained row or an aptitude item of any of the
+    folders.
 
-    outcomes: Outcomes
-    p: FloatArray
-    scores: FloatArray
-    costs: FloatArray
-    embeddings: Float32Array
-
-
-def unseen_rows(bundle: Path, outcomes: Outcomes) -> Outcomes:
-    """Leave out the instructions whose question the bundle was trained on.
+    trained: more folders that the bundle was trained on; they are only compared with.
 
     Raises:
-        InvalidInputError: nothing is left.
+        InvalidInputError: nothing of a folder is left.
     """
     training_set = load_training_set(bundle)
-    if training_set is None:
-        return outcomes
-    fingerprints = np.array([fingerprint(t) for t in outcomes.texts], dtype=np.uint32)
-    rows = np.flatnonzero(~np.isin(fingerprints, training_set.fingerprints))
-    if not len(rows):
-        raise InvalidInputError(
-            Violation(outcomes.name, "the bundle was trained on all of its questions.")
-        )
-    return drop_candidates(outcomes.take(rows))
+    seen = np.zeros(0, dtype=np.uint32) if training_set is None else training_set.fingerprints
+    every = [*folders, *trained]
+    known = [np.isin([fingerprint(t) for t in o.texts], seen) for o in every]
+    found = near_duplicates(every, known)
+    left = []
+    for outcomes, mine, match in zip(folders, known, found, strict=False):
+        rows = np.flatnonzero(~mine & (match < 0))
+        if not len(rows):
+            raise InvalidInputError(
+                Violation(outcomes.name, "the bundle was trained on all of its questions.")
+            )
+        left.append(drop_candidates(outcomes.take(rows)))
+    return left
+
+
+def with_training_scores(scored: ScoredDataset, whole: Outcomes) -> ScoredDataset:
+    """Return `scored` with the scores of its candidates on the training part of the folder."""
+    training, _, _ = split(whole.texts)
+    columns = np.array([whole.candidates.index(name) for name in scored.outcomes.candidates])
+    return replace(scored, training_scores=whole.scores[np.ix_(columns, training)].T)
 
 
 def score_dataset(
@@ -114,6 +123,13 @@ def measure(scored: ScoredDataset) -> dict[str, Any]:
     add("per_instruction_auc", lambda r: metrics.nanmean(aucs[r]))
     add("brier", lambda r: metrics.brier(p[r], y[r]))
     add("ece", lambda r: metrics.ece(p[r], y[r]))
+    names = scored.outcomes.benchmarks
+
+    def cell_error(rows: Int64Array) -> float:
+        groups = [names[i] for i in rows]
+        return metrics.nanmean(metrics.cell_errors(p[rows], y[rows], groups))
+
+    add("cell_error", cell_error)
     return (
         result | measure_routing(scored) | {"top_candidate_share": metrics.top_candidate_share(p)}
     )
@@ -143,26 +159,30 @@ def measure_routing(scored: ScoredDataset) -> dict[str, Any]:
         return with_intervals(ROUTING, lambda _: [float("nan")] * len(ROUTING), 0)
     chosen = y[np.arange(len(y)), p.argmax(axis=1)]
     single = y[:, int(y.mean(axis=0).argmax())]
-    gains = (chosen, single, chosen - single, y, y.max(axis=1))
+    best = scored.best_constant(block.candidates)
+    constant = y[:, best]
+    gains = (chosen, single, chosen - single, y, y.max(axis=1), constant, chosen - constant)
     result = with_intervals(ROUTING, lambda r: [float(x[r].mean()) for x in gains], len(y))
+    result["best_constant"] = scored.outcomes.candidates[block.candidates[best]]
+    result["complete_instructions"], result["complete_candidates"] = y.shape
     priced = np.flatnonzero(~np.isnan(costs).any(axis=0))
     if len(priced) > 1:
         p, y, costs = p[:, priced], y[:, priced], costs[:, priced]
-        result |= with_intervals(COSTS, lambda r: cost_metrics(p[r], y[r], costs[r]), len(y))
+        best = scored.best_constant(block.candidates[priced])
+        result |= with_intervals(COSTS, lambda r: cost_metrics(p[r], y[r], costs[r], best), len(y))
     return result
 
 
-def cost_metrics(p: FloatArray, y: FloatArray, costs: FloatArray) -> list[float]:
+def cost_metrics(p: FloatArray, y: FloatArray, costs: FloatArray, best: int) -> list[float]:
     """Compute the metrics named in COSTS from one curve of accuracy against cost.
 
-    They are the lowest cost at 95 % and at 100 % of the best single candidate's accuracy, as shares
-    of that candidate's cost; the one at 95 % as a share of the cheapest random mix of candidates
-    that is as accurate; and the area under the curve. A cost is infinite if no cost sensitivity is
-    accurate enough, so that a resample which misses counts.
+    They are the lowest cost at 95 % and at 100 % of the accuracy of candidate `best`, as shares of
+    its cost; the one at 95 % as a share of the cheapest random mix of candidates that is as
+    accurate; and the area under the curve. A cost is infinite if no cost sensitivity is accurate
+    enough, so that a resample which misses counts.
     """
     points = tradeoff.curve(p, y, costs)
     accuracy, cost = tradeoff.single_candidate_baselines(y, costs)
-    best = int(accuracy.argmax())
     wanted = 0.95 * float(accuracy[best])
     found = tradeoff.cheapest_at(points, wanted), tradeoff.cheapest_at(points, accuracy[best])
     least, whole = (np.inf if x is None else x.cost for x in found)
@@ -207,9 +227,10 @@ def as_markdown(datasets: Mapping[str, Mapping[str, Any]]) -> str:
         cells = []
         for name in names:
             value = datasets[name].get(metric)
-            low, high = datasets[name].get(f"{metric}_ci", (0.0, 0.0))
-            interval = f"({_format(low, 3)} to {_format(high, 3)})"
-            cells.append("" if value is None else f"{_format(value, 4)} {interval}")
+            cell = "" if value is None else _format(value, 4)
+            if bounds := datasets[name].get(f"{metric}_ci"):
+                cell += f" ({_format(bounds[0], 3)} to {_format(bounds[1], 3)})"
+            cells.append(cell)
         lines.append(f"| {metric} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -253,6 +274,8 @@ def main() -> None:
     )
     text = "data folders; given again, --data adds to them"
     parser.add_argument("--data", type=Path, nargs="+", action="extend", required=True, help=text)
+    text = "more data folders that the bundle was trained on, whose near-duplicates are left out"
+    parser.add_argument("--trained", type=Path, nargs="+", default=[], help=text)
     parser.add_argument("--catalog", type=Path, help="file with prices (the bundle's own)")
     parser.add_argument("--out", type=Path, required=True, help="folder for report and plots")
     parser.add_argument(
@@ -284,10 +307,13 @@ def main() -> None:
     require_distinct(arguments.data)
     catalog = arguments.catalog or arguments.bundle / "zoo.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
+    folders = [read_outcomes(folder) for folder in arguments.data]
+    trained = [read_outcomes(folder) for folder in arguments.trained]
+    unseen = unseen_folders(arguments.bundle, folders, trained)
+    evaluated: list[ScoredDataset] = []
     datasets: dict[str, dict[str, Any]] = {}
     trials: list[MemoryTrial] = []
-    for folder in arguments.data:
-        outcomes = unseen_rows(arguments.bundle, read_outcomes(folder))
+    for folder, whole, outcomes in zip(arguments.data, folders, unseen, strict=True):
         scored = score_dataset(
             arguments.bundle,
             outcomes,
@@ -295,6 +321,8 @@ def main() -> None:
             arguments.scores,
             matched=not arguments.no_match,
         )
+        scored = with_training_scores(scored, whole)
+        evaluated.append(scored)
         datasets[folder.name] = measure(scored) | breakdown(scored)
         datasets[folder.name]["dropped_candidates"] = dict(outcomes.dropped)
         if arguments.memory is not None:
@@ -312,15 +340,22 @@ def main() -> None:
             datasets[folder.name]["memory"] = memory
         plot_dataset(scored.p, scored.scores, scored.costs, arguments.out / folder.name)
     report: dict[str, Any] = {"datasets": datasets}
+    if len(evaluated) > 1:
+        report["mixture"] = measure_mixture(evaluated)
+        gains = {name: d["gain_over_constant"] for name, d in datasets.items()}
+        report["mixture"] |= describe_worst(gains)
+        plot_gains(datasets | {"all, alike": report["mixture"]}, arguments.out / "gains.png")
     if len(trials) > 1:
-        together = measure_memory(mixture(trials), arguments.memory, arguments.draws)
-        report["mixture"] = {"memory": together}
+        memory = measure_memory(mixture(trials), arguments.memory, arguments.draws)
+        report["mixture"]["memory"] = memory
     remembered = {name: d["memory"] for name, d in datasets.items() if d.get("memory")}
     if remembered:
         plot_memory(remembered, arguments.out / "memory.png")
     text = json.dumps(report, indent=1, allow_nan=True)
     (arguments.out / "report.json").write_text(text + "\n", encoding="utf-8")
-    table = as_markdown(datasets)
+    table = as_markdown(
+        datasets | {"all, alike": report["mixture"]} if "mixture" in report else datasets
+    )
     (arguments.out / "report.md").write_text(table, encoding="utf-8")
     print(table)
     for name, figures in (datasets | {"mixture": report.get("mixture", {})}).items():

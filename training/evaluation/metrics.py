@@ -16,6 +16,7 @@ from engine.bundle.types import FloatArray, Int64Array
 from engine.routing.tradeoff import largest_complete_subset
 
 RESAMPLES = 200
+MIN_CELL = 20  # outcomes of a (benchmark, candidate) cell
 
 
 def pooled_auc(p: FloatArray, outcomes: FloatArray) -> float:
@@ -70,6 +71,23 @@ def ece(p: FloatArray, outcomes: FloatArray) -> float:
     return float((np.abs(mean - seen) * share).sum()) if len(share) else float("nan")
 
 
+def cell_errors(p: FloatArray, outcomes: FloatArray, groups: Sequence[str]) -> FloatArray:
+    """|mean p - mean outcome| of each cell, a cell being a candidate's outcomes in one group.
+
+    groups: (B,) such as benchmarks. Cells of fewer than MIN_CELL outcomes are left out. Chance adds
+    to a cell's error, so that resampling gives higher values than the rows themselves.
+    """
+    names, found = np.array(groups), []
+    for group in np.unique(names):
+        p_group, y_group = p[names == group], outcomes[names == group]
+        known = ~np.isnan(y_group)
+        count = known.sum(axis=0)
+        used = count >= MIN_CELL
+        error = np.where(known, p_group - np.nan_to_num(y_group), 0).sum(axis=0)
+        found.append(np.abs(error[used] / count[used]))
+    return np.concatenate(found) if found else np.zeros(0)
+
+
 def routed(p: FloatArray, outcomes: FloatArray) -> tuple[float, float]:
     """Mean outcome of the candidate with the highest p, and of the best single candidate.
 
@@ -114,10 +132,10 @@ def intervals(
     """95 % bootstrap intervals of several metrics, computed together on the same resamples."""
     random = np.random.default_rng(seed)
     values = np.array([metrics(random.integers(0, rows, rows)) for _ in range(RESAMPLES)])
-    return [_middle_95(of_metric) for of_metric in values.T]
+    return [middle_95(of_metric) for of_metric in values.T]
 
 
-def _middle_95(values: FloatArray) -> tuple[float, float]:
+def middle_95(values: FloatArray) -> tuple[float, float]:
     """Bounds of the middle 95 % of `values`, which may be infinite; NaN are left out."""
     known = values[~np.isnan(values)]
     if not len(known):

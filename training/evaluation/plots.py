@@ -54,6 +54,24 @@ def _cost_quality(p: FloatArray, outcomes: FloatArray, costs: FloatArray, path: 
     _save(figure, path)
 
 
+def plot_gains(folders: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Plot the gain of the highest probability over the best constant of each folder.
+
+    folders: name -> figures of training.evaluation.evaluate.measure.
+    """
+    known = [name for name, found in folders.items() if not np.isnan(found["gain_over_constant"])]
+    gains = [100 * folders[name]["gain_over_constant"] for name in known]
+    bounds = np.array([folders[name]["gain_over_constant_ci"] for name in known]) * 100
+    figure, axes = plt.subplots(figsize=(6, 0.8 + 0.32 * len(known)))
+    at = np.arange(len(known))[::-1]
+    reach = np.abs(bounds.T - gains) if known else None
+    axes.errorbar(gains, at, xerr=reach, fmt="o", markersize=4, capsize=2)
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_yticks(at, known)
+    axes.set(xlabel="points above the best constant, 95 %")
+    _save(figure, path)
+
+
 def plot_memory(folders: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
     """Plot AUC and APGR against the number of remembered instructions, a line for each folder.
 
@@ -100,7 +118,7 @@ def plot_lines(
     lines: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str, path: Path
 ) -> None:
     """Plot named lines over the same labelled steps."""
-    figure, axes = plt.subplots(figsize=(8, 4))
+    figure, axes = plt.subplots(figsize=(max(8, 0.12 * len(labels)), 4))
     for name, values in lines.items():
         axes.plot(range(len(values)), values, marker="o", markersize=3, label=name)
     axes.set_xticks(range(len(labels)), labels, rotation=70, fontsize=7)

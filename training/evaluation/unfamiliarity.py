@@ -27,7 +27,7 @@ from engine.bundle.training_set import load_training_set
 from engine.bundle.types import Float32Array, Float64Array, FloatArray
 from engine.datasets.outcomes import Outcomes, read_outcomes
 from training.evaluation import metrics
-from training.evaluation.evaluate import unseen_rows
+from training.evaluation.evaluate import unseen_folders
 from training.evaluation.plots import plot_lines
 from training.evaluation.score_cache import score_once
 
@@ -89,10 +89,9 @@ def main() -> None:
         raise BundleError(f"{arguments.bundle} does not know what it was trained on")
     space = load_arrays(arguments.bundle).instruction_space
     tokenizer = Tokenizer.from_file(str(arguments.bundle / "tokenizer.json"))
-    drawn = {
-        folder: _drawn(unseen_rows(arguments.bundle, read_outcomes(folder)), arguments.limit)
-        for folder in (*arguments.known, *arguments.data)
-    }
+    paths = [*arguments.known, *arguments.data]
+    unseen = unseen_folders(arguments.bundle, [read_outcomes(folder) for folder in paths])
+    drawn = {f: _drawn(o, arguments.limit) for f, o in zip(paths, unseen, strict=True)}
     scored = {f: score_once(arguments.bundle, o, arguments.scores) for f, o in drawn.items()}
     # Of folders that training knows, one half is what the other half is compared with.
     reference = np.concatenate([scored[folder].embeddings[::2] for folder in arguments.known])
