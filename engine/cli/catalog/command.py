@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from engine.api.candidate import Candidate, to_json
+from engine.cli.catalog.price_table import fetch_newest, read_wheel, renewed
 from engine.registry.catalog import catalog_text, read_catalog
-from engine.registry.price_table import fetch_newest, read_wheel, renewed
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.cli.catalog.price_table import IN_WHEEL
 from engine.cli.main import main
 from engine.registry.catalog import read_catalog
-from engine.registry.price_table import IN_WHEEL
 
 TABLE: dict[str, Any] = {
     "vendor/model-5": {
