@@ -117,12 +117,12 @@ clean: ## delete checkpoint and bundle; the next target builds them again
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## also delete environments and kernel, but keep base weights and stores
-	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_kernel*.so
+	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_kernel*.so cpp_ext/forward/_forward*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h cpp_ext/sizes.h
+$(VENV)/.serve: $(VENV)/bin/python requirements/export.txt setup.py cpp_ext/score_cpu.cc cpp_ext/score.h cpp_ext/sizes.h $(wildcard cpp_ext/forward/*.h cpp_ext/forward/*.cc)
 	$(BIN)/python $(INSTALL) -r requirements/export.txt
 	$(BIN)/python $(INSTALL) --no-build-isolation -e .
 	@touch $@
@@ -161,4 +161,4 @@ $(VENV)/.trt: $(VENV)/.serve requirements/trt.txt
 	@touch $@
 
 $(BUNDLE): $(CHECKPOINT) $(wildcard export/*.py export/*/*.py engine/bundle/*.py engine/registry/*.py)
-	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle --formats onnx,int8
+	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle --formats onnx,int8,fused

@@ -1,9 +1,13 @@
-"""Build file: flat packages and the scoring kernel; versions are locked in requirements/."""
+"""Build file: flat packages, the scoring kernel and the fused forward pass; versions are locked in
+requirements/."""
 
+import platform
 from pathlib import Path
 from runpy import run_path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 # What the server needs besides the client. A bare `pip install modelsat` gives the client and the
 # commands that call a server; the extras cpu, gpu and cuda add the server.
@@ -69,6 +73,62 @@ EXTRAS = {
     ],
 }
 
+FORWARD = "cpp_ext/forward"
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
+# GCC 12 warns of the intrinsics' own undefined values (its bug 105593).
+AVX512 += ["-Wno-maybe-uninitialized"]
+AMX = ["-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+# Each path is compiled for its own instruction set, and chosen at run time. A compiler that does
+# not know an instruction set gives a library without its paths.
+PATHS = {
+    "amx": ([*AVX512, *AMX], "MODELSAT_WITHOUT_AMX"),
+    "avx512_vnni": (AVX512, "MODELSAT_WITHOUT_AVX512"),
+    "avx512_bf16": ([*AVX512, "-mavx512bf16"], "MODELSAT_WITHOUT_AVX512_BF16"),
+    "avx2_vnni": ([*AVX2, "-mavxvnni"], "MODELSAT_WITHOUT_AVX_VNNI"),
+    "avx2": (AVX2, "MODELSAT_WITHOUT_AVX2"),
+}
+
+
+class BuildKernels(build_ext):
+    """Compile the paths of the forward pass with flags of their own."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one extension."""
+        if ext.name != "cpp_ext.forward._forward":
+            super().build_extension(ext)
+            return
+        objects: list[str] = []
+        missing: list[tuple[str, str | None]] = []
+        for name, (flags, without) in PATHS.items():
+            try:
+                if platform.machine() not in ("x86_64", "AMD64"):
+                    raise CompileError("another architecture")
+                objects += self.compiler.compile(
+                    [f"{FORWARD}/path_{name}.cc"],
+                    output_dir=self.build_temp,
+                    extra_postargs=[*ext.extra_compile_args, *flags],
+                    depends=ext.depends,
+                )
+            except CompileError as error:
+                self.warn(f"the forward pass is built without its path {name}: {error}")
+                missing.append((without, None))
+        objects += self.compiler.compile(
+            ext.sources,
+            output_dir=self.build_temp,
+            macros=missing,
+            extra_postargs=ext.extra_compile_args,
+            depends=ext.depends,
+        )
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            extra_postargs=ext.extra_link_args,
+            build_temp=self.build_temp,
+            target_lang="c++",
+        )
+
+
 HOME = "https://github.com/modelsat/modelsat"  # the one place of the project's address here
 
 setup(
@@ -109,6 +169,7 @@ setup(
         "modelsat": ["py.typed"],
         "engine": ["py.typed"],
         "cpp_ext": ["*.h", "*.cc", "*.cu", "*.sh"],
+        "cpp_ext.forward": ["*.h", "*.cc"],
         "engine.aptitude": ["*.json"],
         "engine.aptitude.marking": ["*.json"],
         "engine.datasets": ["*.json"],
@@ -116,8 +177,9 @@ setup(
         "engine.serving.console": ["static/*"],
         "training": ["configs/*.json"],
     },
-    # A plain shared library behind a C ABI, found by cpp_ext/__init__.py through ctypes. Optional:
-    # without a C++ compiler the NumPy path serves, and the server says so.
+    # Plain shared libraries behind a C ABI, found by cpp_ext/__init__.py and
+    # cpp_ext/forward/__init__.py through ctypes.
+    # Optional: without a C++ compiler NumPy and ONNX Runtime serve, and the server says so.
     ext_modules=[
         Extension(
             "cpp_ext._kernel",
@@ -126,8 +188,26 @@ setup(
             extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wextra"],
             language="c++",
             optional=True,
-        )
+        ),
+        Extension(
+            "cpp_ext.forward._forward",
+            [
+                *(
+                    f"{FORWARD}/{name}.cc"
+                    for name in ("forward", "weights", "threads", "paths", "cpu", "reference")
+                ),
+                "cpp_ext/score_cpu.cc",
+            ],
+            depends=sorted(map(str, [*Path(FORWARD).glob("*.h"), Path("cpp_ext/score.h")])),
+            extra_compile_args=[
+                *("-O3", "-std=c++20", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden")
+            ],
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+        ),
     ],
+    cmdclass={"build_ext": BuildKernels},
     install_requires=[
         "grpcio>=1.85",
         "grpcio-health-checking>=1.85",

@@ -8,21 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
+from cpp_ext.forward import paths
 from engine.api.candidate import MAX_CANDIDATES
+from engine.api.errors import BundleError
 from engine.bundle.manifest import Device
 from engine.bundle.prompt import INQUIRY, MAX_INSTRUCTION_TOKENS
+from engine.bundle.types import Int64Array
+from engine.inference.fused import FusedBackend
 from engine.inference.onnx import OnnxBackend
 from export.onnx.fp16 import HalfGraph
 from export.onnx.graph import Graph
 from export.onnx.llama import CachedPrompt, emit_backbone
 from export.onnx.ops import Int8, LlamaConfig, OnnxRuntime, Portable
-from export.parity import ParityCheck
+from export.packed import Number, write_packed
+from export.parity import HiddenBackend, ParityCheck
 from export.reference import keys_values
 from training.weights.base import Base
 
 # Rows of the rotary tables: the longest prompt (64 is more than the inquiry prompt has) and as many
 # candidates as a table may hold. ONNX Runtime rejects a sequence that is longer than the tables.
 POSITIONS = MAX_INSTRUCTION_TOKENS + 64 + MAX_CANDIDATES
+PROMPT_POSITIONS = POSITIONS - MAX_CANDIDATES + 1  # in the fused forward pass candidates share one
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Format:
     ops: type[Portable]
     limit: float
     graph: type[Graph] = Graph
+    number: Number | None = None
 
 
 # fp32 comes first, because a bundle needs it. int8 moves a probability by up to .083 on llmrouter9
@@ -48,6 +55,8 @@ FORMATS = (
     Format("onnx", "backbone.onnx", ("cpu", "cpu-fp32", "cuda"), OnnxRuntime, 1e-3),
     Format("int8", "backbone.int8.onnx", ("cpu",), Int8, 0.1),
     Format("fp16", "backbone.fp16.onnx", ("cuda",), Portable, 5e-3, HalfGraph),
+    Format("fused", "backbone.int8.fused", ("cpu-fused",), Int8, 0.1, number="int8"),
+    Format("fused-bf16", "backbone.bf16.fused", ("cpu-bf16",), Portable, 5e-3, number="bf16"),
 )
 
 
@@ -80,16 +89,12 @@ def write_formats(
             continue
         progress(output.name)
         path = folder / output.file
-        emit_backbone(
-            config,
-            backbone.arrays,
-            path,
-            ops=output.ops,
-            graph=output.graph,
-            cached=cached,
-            positions=POSITIONS,
-        )
-        difference = parity.max_difference(OnnxBackend(path))
+        try:
+            difference = parity.max_difference(_write(output, path, backbone, config, cached))
+        except BundleError as error:  # a fused format where it cannot run, and so not be checked
+            path.unlink()
+            written.skipped[output.name] = str(error)
+            continue
         written.parity[output.name] = difference
         if difference <= output.limit or output is FORMATS[0]:
             written.graphs.update(dict.fromkeys(output.devices, output.file))
@@ -101,7 +106,38 @@ def write_formats(
     return written
 
 
+def _write(
+    output: Format, path: Path, backbone: Base, config: LlamaConfig, cached: CachedPrompt
+) -> HiddenBackend:
+    """Write one format and open it. Raises BundleError if it cannot be opened here."""
+    if output.number is None:
+        emit_backbone(
+            config,
+            backbone.arrays,
+            path,
+            ops=output.ops,
+            graph=output.graph,
+            cached=cached,
+            positions=POSITIONS,
+        )
+        return OnnxBackend(path)
+    write_packed(
+        config,
+        backbone.arrays,
+        path,
+        number=output.number,
+        prompt=prompt_tokens(backbone),
+        cached=cached,
+        positions=PROMPT_POSITIONS,
+    )
+    return FusedBackend(path, allowed=paths())
+
+
+def prompt_tokens(backbone: Base) -> Int64Array:
+    """Tokenize the inquiry prompt: (P,)."""
+    return np.array(backbone.tokenizer.encode(INQUIRY, add_special_tokens=False).ids)
+
+
 def cached_prompt(backbone: Base, config: LlamaConfig) -> CachedPrompt:
     """Compute the keys and values of the inquiry prompt, which become constants of the graph."""
-    ids = backbone.tokenizer.encode(INQUIRY, add_special_tokens=False).ids
-    return keys_values(config, backbone.arrays, np.array(ids))
+    return keys_values(config, backbone.arrays, prompt_tokens(backbone))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -11,7 +13,7 @@ from cpp_ext import score_reference
 from engine.bundle.manifest import Manifest
 from engine.bundle.prompt import render
 from engine.bundle.types import Float32Array, Int64Array
-from engine.inference.onnx import OnnxBackend
+from engine.inference.backend import Hidden
 from export.onnx.ops import LlamaConfig, Weights
 from export.reference import hidden_row
 
@@ -21,6 +23,13 @@ INSTRUCTIONS = (
     "Write a haiku about the sea, then explain its metre to a child of ten in two sentences.",
     "Which treaty ended the Thirty Years' War, and what did it change in the Holy Roman Empire?",
 )
+
+
+class HiddenBackend(Protocol):
+    """A backend that gives the rows before the final norm."""
+
+    def hidden(self, tokens: Sequence[Int64Array], embeddings: Float32Array) -> Hidden:
+        """Run the forward pass: (B, K, D), see OnnxBackend.hidden."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class ParityCheck:
     manifest: Manifest
     hidden: Float32Array
 
-    def max_difference(self, backend: OnnxBackend) -> float:
+    def max_difference(self, backend: HiddenBackend) -> float:
         """Return the largest |p - p(reference)|, with all prompts in one batch."""
         p = self._probabilities(backend.hidden(self.prompts, self.embeddings))
         return float(np.abs(p - self._probabilities(self.hidden)).max())

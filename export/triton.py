@@ -179,7 +179,7 @@ def main() -> None:
         "--bundle", type=Path, default=Path("artifacts/bundle"), help="folder of the bundle"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the model repository")
-    devices = [name for name in get_args(Device) if name != "tensorrt"]
+    devices = [name for name in get_args(Device) if name in ("cpu", "cpu-fp32", "cuda")]
     parser.add_argument(
         "--device", choices=devices, default="cpu", help="device that Triton runs the graph on"
     )

@@ -23,7 +23,8 @@ MANIFEST = "manifest.json"
 ArtifactKind = Literal["checkpoint", "bundle"]
 # Export and engine support no others; research/ trains and measures more, in torch.
 LAYOUT, REPRESENTATION = "candidate_last", "accuracy_weighted"
-Device = Literal["cpu", "cpu-fp32", "cuda", "tensorrt"]
+# cpu takes cpu-fused where it runs, and cpu-onnx elsewhere.
+Device = Literal["cpu", "cpu-fused", "cpu-bf16", "cpu-onnx", "cpu-fp32", "cuda", "tensorrt"]
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ class BatchScores:
     """The result of one forward pass.
 
     p: (B, K). embeddings: (B, D) of the instructions, rounded by round_embeddings. inference_s:
-    seconds of the forward pass. scoring_s: seconds of the scoring kernel; 0 on a GPU, where
-    inference_s includes it.
+    seconds of the forward pass. scoring_s: seconds of the scoring kernel; 0 on a GPU and in the
+    fused forward pass, where inference_s includes it.
 
     The embedding of an instruction is the row before the final norm of the null candidate, whose
     own embedding is zero: what the backbone makes of the instruction for a candidate of which it

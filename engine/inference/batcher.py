@@ -49,7 +49,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class BatchLimits:
     """max_rows: of a forward pass, tokens and candidates with padding. max_queue_size: requests,
-    max_per_principal: of one principal.
+    max_per_principal: of one principal. padded: whether the backend pads prompts to the longest of
+    a pass.
 
     On 2 cores, sharing a forward pass gains up to 1.7 times for prompts of 32 tokens and nothing
     beyond 270 rows (docs/explanation/performance.md), while every request waits for all of it.
@@ -58,6 +59,7 @@ class BatchLimits:
     max_rows: int = 512
     max_queue_size: int = 256
     max_per_principal: int = 256
+    padded: bool = True
 
 
 class Batcher:
@@ -78,7 +80,8 @@ class Batcher:
         self._head = head
         self._limits = limits
         self._on_forward = on_forward
-        self._queue = RequestQueue()  # at most max_queue_size, each of a few hundred tokens
+        # at most max_queue_size, each of a few hundred tokens
+        self._queue = RequestQueue(padded=limits.padded)
         self._arrival = asyncio.Event()
         self._thread: InferenceThread[list[ScoreResult]] = InferenceThread()
         self._task: asyncio.Task[None] | None = None

@@ -12,14 +12,16 @@ import onnxruntime as ort
 
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.arrays import load_arrays
-from engine.bundle.manifest import Manifest, check_hash
+from engine.bundle.manifest import Device, Manifest, check_hash
 from engine.inference.backend import Backend, ScoringHead
+from engine.inference.fused import FusedBackend
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
 
 log = logging.getLogger(__name__)
 
 GPU_DEVICES = ("tensorrt", "cuda")  # fastest first
+FUSED: Device = "cpu-fused"
 LABELS = {"tensorrt": "TensorRT", "cuda": "CUDA"}
 FALLBACKS = {"tensorrt": "CUDA", "cuda": "the CPU"}
 PLAN_TOLERANCE = 5e-3  # of p; the export allows the fp16 graph as much (export/formats.py)
@@ -36,6 +38,7 @@ def open_backend(
         bundle: folder of the bundle.
         manifest: of the bundle.
         device: "auto" tries TensorRT, ONNX Runtime's CUDA and the CPU, and logs why it skipped one.
+            "cpu" tries the fused forward pass before ONNX Runtime, and logs likewise.
         threads: CPU threads; 0 means one per core.
 
     Raises:
@@ -53,7 +56,13 @@ def open_backend(
 
 
 def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backend:
-    if device not in manifest.graphs:
+    if device == "cpu" and FUSED in manifest.graphs:
+        try:
+            return _open(bundle, manifest, FUSED, threads)
+        except BundleError as error:
+            log.info("%s ONNX Runtime serves instead.", error)
+    graph = manifest.graphs.get("cpu" if device == "cpu-onnx" else device)
+    if graph is None:
         raise BundleError(
             f"{bundle} has no graph for --device {device}, only for {sorted(manifest.graphs)};"
             " `make export` prints why it left one out."
@@ -63,8 +72,10 @@ def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backen
     # This lists what the wheel was built with. Whether there is a GPU shows when a session opens.
     if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise BundleError("This onnxruntime is built without CUDA; `pip install '.[gpu]'`.")
-    check_hash(bundle, manifest, manifest.graphs[device])
-    return OnnxBackend(bundle / manifest.graphs[device], threads, cuda=device == "cuda")
+    check_hash(bundle, manifest, graph)
+    if device in (FUSED, "cpu-bf16"):
+        return FusedBackend(bundle / graph, threads)
+    return OnnxBackend(bundle / graph, threads, cuda=device == "cuda")
 
 
 def open_tensorrt(bundle: Path, manifest: Manifest, libraries: Libraries) -> TensorRTBackend:

@@ -76,9 +76,11 @@ class Batch:
     """Requests that share a forward pass; all read the same table.
 
     row_union: (U,) candidate rows that any of the requests needs, ascending. max_length: tokens of
-    the longest prompt. num_tokens: of all prompts. deadline: the earliest of the requests.
+    the longest prompt. num_tokens: of all prompts. deadline: the earliest of the requests. padded:
+    whether the backend pads prompts to the longest.
     """
 
+    padded: bool = True
     requests: list[PendingRequest] = field(default_factory=list)
     row_union: Int64Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     max_length: int = 0
@@ -92,7 +94,9 @@ class Batch:
 
     def is_full(self, budget: float) -> bool:
         """True if no further request fits within `budget` rows, padding included."""
-        return bool(self.requests) and self._padded_size(self.max_length, self.row_union) > budget
+        if not self.requests:
+            return False
+        return self._padded_size(self.max_length, self.num_tokens, self.row_union) > budget
 
     def try_add(
         self, request: PendingRequest, budget: float, now: float, seconds_per_row: float
@@ -110,8 +114,8 @@ class Batch:
         if self.requests:
             if request.table is not self.requests[0].table:
                 return False
-            padded_size = self._padded_size(max_length, row_union)
-            padding = (len(self.requests) + 1) * max_length - num_tokens
+            padded_size = self._padded_size(max_length, num_tokens, row_union)
+            padding = (len(self.requests) + 1) * max_length - num_tokens if self.padded else 0
             if padded_size > budget or padding > MAX_PADDING_SHARE * padded_size:
                 return False
             if now + seconds_per_row * (padded_size - padding) > deadline:
@@ -121,9 +125,10 @@ class Batch:
         self.deadline = deadline
         return True
 
-    def _padded_size(self, max_length: int, row_union: Int64Array) -> int:
+    def _padded_size(self, max_length: int, num_tokens: int, row_union: Int64Array) -> int:
         """Rows of the forward pass with one more request."""
-        return (len(self.requests) + 1) * (max_length + len(row_union))
+        count = len(self.requests) + 1
+        return (count * max_length if self.padded else num_tokens) + count * len(row_union)
 
 
 @dataclass
@@ -137,9 +142,10 @@ class PrincipalQueue:
 
 
 class RequestQueue:
-    """The queued requests. size: the sum of their sizes."""
+    """The queued requests. size: the sum of their sizes. padded: see Batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, padded: bool = True) -> None:
+        self._padded = padded
         self._requests: dict[PendingRequest, None] = {}
         self._principals: dict[str, PrincipalQueue] = {}
         # Principal -> when its last request arrived, and its size; the oldest first.
@@ -256,7 +262,7 @@ class RequestQueue:
         with a long backlog adds little to the pass of one without. No request is
         bypassed by more than MAX_BYPASSED others and those of one more batch.
         """
-        batch, most = Batch(), float(budget)
+        batch, most = Batch(padded=self._padded), float(budget)
         removed, skipped = list[PendingRequest](), list[tuple[PendingRequest, int]]()
         for request in self:
             if batch.is_full(most):

@@ -25,6 +25,7 @@ from engine.inference.backend import Backend, ScoringHead
 from engine.inference.batcher import Batcher, BatchLimits
 from engine.inference.cache import ScoreCache
 from engine.inference.devices import open_backend
+from engine.inference.fused import FusedBackend
 from engine.pb import (
     adaptation_service_pb2,
     adaptation_service_pb2_grpc,
@@ -106,7 +107,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         last_table=settings.last_table_file if settings.last_table_file.name else None,
     )
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
-    batcher = Batcher(backend, head, _batch_limits(settings), telemetry.forwarded)
+    batcher = Batcher(backend, head, _batch_limits(settings, backend), telemetry.forwarded)
     cache = ScoreCache(settings.score_cache_mb << 20)
     space = arrays.instruction_space
     memory = build_memory(settings, manifest, space, registry, batcher, tokenizer)
@@ -152,10 +153,11 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     )
 
 
-def _batch_limits(settings: Settings) -> BatchLimits:
+def _batch_limits(settings: Settings, backend: Backend) -> BatchLimits:
     size = settings.max_queue_size
     share = max(1, round(settings.max_queue_share * size))
-    return BatchLimits(max_queue_size=size, max_per_principal=share)
+    padded = not isinstance(backend, FusedBackend)
+    return BatchLimits(max_queue_size=size, max_per_principal=share, padded=padded)
 
 
 def warm_up(components: Components) -> None:

@@ -109,7 +109,7 @@ class Settings:
     )
     device: str = _of(
         "auto",
-        "Inference device (auto tries tensorrt, cuda, cpu).",
+        "Inference device (auto tries tensorrt, cuda, cpu; cpu tries cpu-fused, cpu-onnx).",
         among=("auto", *get_args(Device)),
     )
     inference_threads: int = _of(

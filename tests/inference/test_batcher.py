@@ -107,6 +107,19 @@ async def queue_of(
     return queue
 
 
+@pytest.mark.parametrize(("padded", "together"), [(True, [300]), (False, [300, 20, 90])])
+async def test_lengths_share_a_pass_unless_prompts_are_padded(
+    padded: bool, together: list[int]
+) -> None:
+    queue, shared = RequestQueue(padded=padded), table(1, 7)
+    for n in (300, 20, 90, 60):
+        result = asyncio.get_running_loop().create_future()
+        tokens, rows = np.zeros(n, np.int64), np.arange(7)
+        queue.add(PendingRequest(tokens, shared, rows, float("inf"), 0.0, result, n + 7))
+    batch = queue.next_batch(300 + 20 + 90 + 3 * 7, 0.0, 0.0)
+    assert [len(request.tokens) for request in batch.requests] == together
+
+
 @given(
     st.lists(REQUEST, max_size=20),
     st.lists(st.floats(0.0, 3.0) | st.just(float("inf")), min_size=20, max_size=20),

@@ -11,8 +11,8 @@ from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.bundle.types import Float32Array
 from engine.inference.backend import ScoringHead
-from engine.inference.onnx import OnnxBackend
 from tests.conftest import INSTRUCTIONS
+from tests.support.backends import open_format
 from tools.processes import ROOT
 
 BUNDLE = ROOT / "artifacts" / "bundle"
@@ -20,14 +20,18 @@ BUNDLE = ROOT / "artifacts" / "bundle"
 
 @pytest.mark.parametrize(
     ("graph", "largest", "mean"),
-    [("backbone.int8.onnx", 0.02, 0.001), ("backbone.onnx", 1e-4, 1e-5)],
+    [
+        ("backbone.int8.onnx", 0.02, 0.001),
+        ("backbone.onnx", 1e-4, 1e-5),
+        ("backbone.int8.fused", 1e-7, 1e-8),  # packed: the same arithmetic in any company
+    ],
 )
 def test_a_probability_hardly_depends_on_its_batch(graph: str, largest: float, mean: float) -> None:
     """The bounds are those of docs/adr/0007."""
     manifest, arrays = read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE)
     tokenizer = Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
     head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
-    backend = OnnxBackend(BUNDLE / graph, 2)
+    backend = open_format(graph, 2)
     texts = [text * (1 + i % 3) for i, text in enumerate(INSTRUCTIONS[:24])]
     prompts = [render(text, tokenizer).tokens for text in texts]
     embeddings = np.random.default_rng(7).normal(0, 0.05, (8, arrays.readout.shape[-1]))

@@ -12,11 +12,13 @@ from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.bundle.types import Float32Array
 from engine.inference.backend import ScoringHead, log_odds, round_embeddings
+from engine.inference.fused import FusedBackend
 from engine.inference.onnx import OnnxBackend
 from tests.conftest import INSTRUCTIONS
+from tests.support.backends import open_format
 from tools.processes import BUNDLE
 
-GRAPHS = ["backbone.int8.onnx", "backbone.onnx"]
+GRAPHS = ["backbone.int8.onnx", "backbone.onnx", "backbone.int8.fused"]
 MANIFEST, ARRAYS = read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE)
 HEAD = ScoringHead(ARRAYS.readout, MANIFEST.norm_eps, MANIFEST.calibration)
 TOKENIZER = Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
@@ -26,13 +28,13 @@ NULL = np.zeros((1, MANIFEST.width), dtype=np.float32)
 
 
 @pytest.fixture(scope="module", params=GRAPHS)
-def backend(request: pytest.FixtureRequest) -> OnnxBackend:
-    return OnnxBackend(BUNDLE / request.param, 1)
+def backend(request: pytest.FixtureRequest) -> OnnxBackend | FusedBackend:
+    return open_format(request.param, 1)
 
 
 @pytest.mark.parametrize("rows", [[], [3], [5, 0, 11], list(range(40))])
 def test_the_null_candidate_changes_no_probability_and_has_its_own_row(
-    backend: OnnxBackend, rows: list[int]
+    backend: OnnxBackend | FusedBackend, rows: list[int]
 ) -> None:
     """As before it was there, and as a forward pass of its own gives it."""
     calibration = MANIFEST.calibration
@@ -53,7 +55,9 @@ def test_the_null_candidate_changes_no_probability_and_has_its_own_row(
         np.testing.assert_array_equal(found.embeddings, round_embeddings(found.embeddings))
 
 
-def test_each_request_of_a_batch_gets_the_embedding_of_its_own_prompt(backend: OnnxBackend) -> None:
+def test_each_request_of_a_batch_gets_the_embedding_of_its_own_prompt(
+    backend: OnnxBackend | FusedBackend,
+) -> None:
     """Centered, an embedding is far nearer to itself than to that of another instruction, although
     an int8 product depends on its batch (docs/adr/0007)."""
     together = backend.probabilities(PROMPTS, TABLE, np.arange(5), HEAD).embeddings

@@ -35,7 +35,7 @@ CANDIDATES_OF_0_1 = 15
 
 INT8 = Path(__file__).with_name("golden_decisions.json")
 FP32 = Path(__file__).with_name("golden_decisions_fp32.json")
-FP32_DEVICE = "cpu-fp32"
+FP32_DEVICE, ONNX_DEVICE = "cpu-fp32", "cpu-onnx"
 TIMEOUT_S = 60.0
 # Levels of each file that have a line for each entry, down to a request or a decision.
 DEPTHS = {INT8: 6, FP32: 3}
@@ -99,13 +99,14 @@ def fill(path: Path) -> None:
 def play(golden: dict[str, Any], device: str = "") -> Iterator[tuple[Step, Decisions]]:
     """Yield each step that decides something with its decisions, one server after another.
 
-    device: of every server; empty leaves it as the file has it.
+    device: of every server; empty leaves it as the file has it, or takes the int8 graph.
     """
     with tempfile.TemporaryDirectory() as folder:
         for i, record in enumerate(golden["servers"]):
             store = Path(folder) / f"{i}.sqlite"
             fill(store)
-            settings = record["settings"] | ({"device": device} if device else {})
+            graph = {"device": ONNX_DEVICE}
+            settings = graph | record["settings"] | ({"device": device} if device else {})
             with serving(store, *adapter.flags(settings)) as server, Player(server) as on:
                 for each in golden["candidates"]:
                     on.change({"add": each}, golden["tasks"])

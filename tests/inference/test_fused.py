@@ -1,0 +1,93 @@
+"""Test the fused forward pass on the shipped bundle, and when it serves."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from cpp_ext.forward import paths
+from engine.api.errors import BundleError, UnavailableError
+from engine.bundle.arrays import load_arrays
+from engine.bundle.manifest import read_manifest
+from engine.bundle.prompt import render
+from engine.inference import devices
+from engine.inference.backend import ScoringHead
+from engine.inference.fused import FAST_PATHS, PATHS_VARIABLE, FusedBackend, allowed_paths
+from engine.inference.onnx import OnnxBackend
+from tests.conftest import INSTRUCTIONS
+from tests.support.backends import open_format
+from tools.processes import BUNDLE
+
+MANIFEST, ARRAYS = read_manifest(BUNDLE, "bundle"), load_arrays(BUNDLE)
+HEAD = ScoringHead(ARRAYS.readout, MANIFEST.norm_eps, MANIFEST.calibration)
+TOKENIZER = Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
+PROMPTS = [render(text, TOKENIZER).tokens for text in INSTRUCTIONS[:8]]
+TABLE = np.random.default_rng(7).normal(0, 0.05, (15, MANIFEST.width)).astype(np.float32)
+ROWS = np.arange(len(TABLE))
+
+
+@pytest.mark.parametrize(
+    "path", [name for name in paths() if name != "scalar" and not name.endswith("bf16")] or [None]
+)
+def test_int8_is_as_near_to_fp32_as_the_graph_is(path: str | None) -> None:
+    """docs/adr/0007 bounds the int8 graph's p by .1; the mean is what a wrong layer would move."""
+    fused = open_format("backbone.int8.fused", 2, path)
+    exact, graph = open_format("backbone.onnx", 2), open_format("backbone.int8.onnx", 2)
+    expected = exact.probabilities(PROMPTS, TABLE, ROWS, HEAD)
+    of_graph = np.abs(graph.probabilities(PROMPTS, TABLE, ROWS, HEAD).p - expected.p)
+    found = fused.probabilities(PROMPTS, TABLE, ROWS, HEAD)
+    moved = np.abs(found.p - expected.p)
+    assert moved.max() < 0.1
+    assert moved.mean() < 2 * of_graph.mean() + 1e-4
+    error = np.linalg.norm(found.embeddings - expected.embeddings, axis=1)
+    assert (error / np.linalg.norm(expected.embeddings, axis=1)).max() < 0.1
+
+
+def test_bf16_is_near_fp32() -> None:
+    fused, exact = open_format("backbone.bf16.fused", 2), open_format("backbone.onnx", 2)
+    found = fused.probabilities(PROMPTS, TABLE, ROWS, HEAD)
+    expected = exact.probabilities(PROMPTS, TABLE, ROWS, HEAD)
+    assert np.abs(found.p - expected.p).max() < 0.005
+
+
+def test_cpu_takes_the_fused_pass_where_it_is_fast(caplog: pytest.LogCaptureFixture) -> None:
+    open_format("backbone.int8.fused", 1)
+    with caplog.at_level(logging.INFO, devices.log.name):
+        backend = devices.open_backend(BUNDLE, MANIFEST, "cpu", 1)
+    if set(paths()) & set(FAST_PATHS):
+        assert isinstance(backend, FusedBackend)
+        assert (
+            backend.describe()
+            == f"fused forward {allowed_paths()[0]}, 1 threads, backbone.int8.fused"
+        )
+    else:
+        assert isinstance(backend, OnnxBackend)
+        assert "ONNX Runtime serves instead" in caplog.text
+    assert isinstance(devices.open_backend(BUNDLE, MANIFEST, "cpu-onnx", 1), OnnxBackend)
+
+
+@pytest.mark.parametrize("named", ["", "sse2", "amx-bf16"])
+def test_onnx_runtime_serves_if_no_path_is_allowed(
+    named: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the only path allowed is for another number format."""
+    open_format("backbone.int8.fused", 1)
+    monkeypatch.setenv(PATHS_VARIABLE, named)
+    with caplog.at_level(logging.INFO, devices.log.name):
+        backend = devices.open_backend(BUNDLE, MANIFEST, "cpu", 1)
+    assert isinstance(backend, OnnxBackend)
+    assert "cannot serve backbone.int8.fused" in caplog.text
+    with pytest.raises(BundleError, match="cannot serve"):
+        devices.open_backend(BUNDLE, MANIFEST, "cpu-fused", 1)
+
+
+def test_refused_tokens_fail_their_batch_alone() -> None:
+    fused = open_format("backbone.int8.fused", 1)
+    other = PROMPTS[0].copy()
+    other[0] += 1
+    with pytest.raises(UnavailableError, match="do not begin with the inquiry prompt"):
+        fused.probabilities([other], TABLE, ROWS, HEAD)
+    assert np.isfinite(fused.probabilities([PROMPTS[0]], TABLE, ROWS, HEAD).p).all()
