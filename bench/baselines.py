@@ -19,8 +19,10 @@ from bench import llama_cpp
 from bench.paper_pipeline import reference_pipeline
 from bench.roofline import Shape, products, session
 from cpp_ext import score, score_reference
+from cpp_ext.forward import Forward, paths
 from engine.bundle.manifest import Manifest, read_manifest
 from engine.bundle.prompt import INQUIRY, render
+from engine.inference.fused import FAST_PATHS, FusedBackend
 from engine.inference.onnx import OnnxBackend
 from export.formats import POSITIONS, cached_prompt
 from export.onnx.llama import emit_backbone
@@ -33,6 +35,7 @@ REPEATS = 20  # of the kernel in one turn: its rows are in the cache, as after a
 KERNEL, NUMPY = f"kernel, {REPEATS} x 1,024 rows", f"kernel in NumPy, {REPEATS} x 1,024 rows"
 LLAMA_CPP, REFERENCE = "llama.cpp, Q4_1, equal depth", "reference pipeline, {} layers"
 STEPS = ("fp32, standard operators, prompt read", "fp32, standard operators")
+FUSED, PRODUCTS, ONE_THREAD = "fused, {}", "products alone, {}", "{}, one thread"
 Call = Callable[[], object]
 
 
@@ -83,6 +86,7 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
         KERNEL: lambda: [score(hidden, weight, **fixed) for _ in range(REPEATS)],
         NUMPY: lambda: [score_reference(hidden, weight, **fixed) for _ in range(REPEATS)],
     }
+    baselines |= fused(manifest, threads, tokens, some)
     if not quick:
         baselines |= steps(manifest, threads, scratch, tokens, some)
     rounds = dict.fromkeys(baselines, 10 if quick else 40)
@@ -108,6 +112,24 @@ def forwards(quick: bool, threads: int, scratch: Path, skipped: dict[str, str]) 
                 raise
             skipped[REFERENCE.format(FULL_DEPTH)] = "torch is not installed"
         return medians(baselines, rounds)
+
+
+def fused(
+    manifest: Manifest, threads: int, tokens: NDArray[np.int64], some: NDArray[np.float32]
+) -> dict[str, Call]:
+    """Return the fused forward pass on each fast path that this processor and bundle have."""
+    calls: dict[str, Call] = {}
+    for path in FAST_PATHS:
+        graph = manifest.graphs.get("cpu-bf16" if path.endswith("bf16") else "cpu-fused")
+        if graph is None or path not in paths():
+            continue
+        name, forward = FUSED.format(path), Forward(BUNDLE / graph, path, threads)
+        read = LENGTH - _inquiry_tokens()
+        calls[PRODUCTS.format(name)] = lambda f=forward, n=read: f.products(n, CANDIDATES + 1)  # type: ignore[misc]
+        for used, label in ((threads, name), (1, ONE_THREAD.format(name))):
+            backend = FusedBackend(BUNDLE / graph, used, [path])
+            calls[label] = lambda b=backend: b.hidden([tokens], some)  # type: ignore[misc]
+    return calls
 
 
 def steps(
