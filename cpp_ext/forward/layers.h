@@ -5,7 +5,7 @@
 // - Shared: all threads work on all rows and share the columns of each matrix, so that a thread reads its
 //   share of the weights once. Nine steps a layer, and rows cross between cores at every one.
 // - Owned: each thread has rows of its own and reads all weights. Two steps a layer, because only keys and
-//   values cross between cores. Better where products are fast beside that traffic (Path::own_rows).
+//   values cross between cores. Better where products are fast along with that traffic (Path::own_rows).
 #ifndef MODELSAT_FORWARD_LAYERS_H
 #define MODELSAT_FORWARD_LAYERS_H
 

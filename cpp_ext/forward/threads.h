@@ -1,9 +1,9 @@
 // The threads of one handle, and how they share the steps of a pass.
 //
 // A pass is a list of steps, and a step is a number of units. Every thread goes through the steps in
-// order, takes units that nobody has begun, and goes on when all units of the step are *done*. A step
+// order, takes units that no other thread has begun, and goes on when all units of the step are *done*. A step
 // does not wait until all threads have arrived: one that the system has taken off its core holds up
-// nothing but the unit that it holds. (A barrier of all threads took 19 ms in place of 3 beside a busy
+// nothing but the unit that it holds. (A barrier of all threads took 19 ms in place of 3 next to a busy
 // neighbour.)
 //
 // So a late thread may still look at steps when the next pass has begun. It therefore reads nothing of a
