@@ -15,6 +15,7 @@ from typing import Any
 from engine.serving.settings import Settings, flag, resolve
 
 M_ARENA_MAX, ARENAS = -8, 2
+MOST_IN_USAGE = 5  # names of a setting
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -30,12 +31,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = (
             {"action": "store_const", "const": "true"} if default is False else {}
         )
-        if f.metadata["among"]:
-            options["metavar"] = "{" + ",".join(f.metadata["among"]) + "}"
+        text = f.metadata["about"]
+        if among := f.metadata["among"]:
+            short = len(among) <= MOST_IN_USAGE  # more would make a line of the usage too long
+            options["metavar"] = "{" + ",".join(among) + "}" if short else "NAME"
+            text += "" if short else f" One of {', '.join(among)}."
         elif default is not False:
             options["metavar"] = METAVARS.get(type(default), "PATH")
-        suffix = f" (default {default})" if default and str(default) != "." else ""
-        text = f.metadata["about"] + suffix
+        text += f" (default {default})" if default and str(default) != "." else ""
         command.add_argument(flag(f.name), dest=f.name, help=text, **options)
     command.set_defaults(run=_run)
 

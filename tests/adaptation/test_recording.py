@@ -63,7 +63,9 @@ def test_an_outcome_by_decision_needs_no_text(client: Client, file: Path) -> Non
     logits = np.frombuffer(row["logits"], dtype="<f2").astype(float)  # type: ignore[call-overload]
     ranked = sorted(decision.ranking, key=lambda r: r.candidate)
     base = [r.probability if r.base_probability is None else r.base_probability for r in ranked]
-    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), base, atol=2e-3)
+    explained = client.explain_decision(decision.decision_id).candidates
+    match = [each.match for each in sorted(explained, key=lambda each: each.candidate)]
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits - match)), base, atol=2e-3)
     (recorded,) = outcomes(file, decision.decision_id).values()
     assert recorded.usage == used
 

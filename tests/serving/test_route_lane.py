@@ -52,12 +52,14 @@ async def codes_of(address: str, token: str, calls: int, timeout_s: float) -> Co
 async def test_calls_whose_turn_comes_too_late_are_answered_before_their_deadline(
     tmp_path: Path, fallback: str, refused: str
 ) -> None:
-    """More calls than the lane takes within the deadline, all of one principal."""
+    """More calls than the lane takes within the deadline, all of one principal. By the slower of the
+    forward passes, so that they are more."""
     text, entry = new_token("route", "gateway-1")
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps({"tokens": [vars(entry)]}))
     flags = ("--auth-tokens-file", str(file), "--score-cache-mb", "0", "--fallback", fallback)
-    with serving(tmp_path / "candidates.sqlite", *flags) as server:
+    onnx = ("--device", "cpu-onnx")
+    with serving(tmp_path / "candidates.sqlite", *flags, *onnx) as server:
         await codes_of(server.address, text, 1, 30)
         seen = await codes_of(server.address, text, 800, 2.5)
     assert seen["DECISION_KIND_RANKED"] > 0

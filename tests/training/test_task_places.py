@@ -29,7 +29,7 @@ def test_shipped_places_are_of_the_shipped_test_and_hold_no_text() -> None:
     assert shipped is not None
     assert served is not None
     assert shipped.id == served.id
-    (*_, candidate) = read_catalog(BUNDLE / "zoo.json")
+    (candidate, *_) = read_catalog(BUNDLE / "zoo.json")
     assert set(served.of_tasks) == {result.task for result in candidate.aptitude}
     cosines = np.stack(list(served.of_tasks.values())) @ np.stack(list(served.of_tasks.values())).T
     assert (cosines.argmax(axis=1) == np.arange(50)).all()

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.api.candidate import Candidate
+from engine.api.candidate import USUAL_QUESTIONS, Candidate
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.task_places import TaskPlaces, normalized
 from engine.bundle.types import Float32Array
@@ -236,12 +236,19 @@ def _group(
     tasks = sorted(by_task)
     column = {task: i for i, task in enumerate(tasks)}
     accuracies = np.full((len(rows), len(tasks)), np.nan)
+    questions = np.full(accuracies.shape, float(USUAL_QUESTIONS))
     for i, row in enumerate(rows):
         for result in candidates[row].aptitude:
             accuracies[i, column[result.task]] = result.accuracy
+            questions[i, column[result.task]] = result.questions or USUAL_QUESTIONS
     vectors, estimated = place({task: by_task[task] for task in tasks})
     new = ramp(places.nearness(vectors), *NEW_TASK)
     taken = ~np.isnan(accuracies)
+    deviations = np.zeros(accuracies.shape)
+    # Tests differ in how much is chance, so that one says nothing of another's evidence.
+    for test in np.unique(taken, axis=0):
+        block = np.ix_((taken == test).all(axis=1), test)
+        deviations[block] = shrunk_deviations(accuracies[block], questions[block])
     total = np.where(taken, accuracies, 0).sum(axis=0) + PRIOR_CANDIDATES / 2
     mean = np.clip(total / (taken.sum(axis=0) + PRIOR_CANDIDATES), 0.03, 0.97)
     center = vectors.mean(axis=0)
@@ -251,7 +258,7 @@ def _group(
         places=vectors,
         center=center,
         away=normalized(vectors - center),
-        deviations=(shrunk_deviations(accuracies) * new).astype(np.float32),
+        deviations=(deviations * new).astype(np.float32),
         taken=taken.astype(np.float32),
         estimated=estimated,
         common=np.log(mean / (1 - mean)).astype(np.float32),
