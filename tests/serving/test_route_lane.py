@@ -52,8 +52,8 @@ async def codes_of(address: str, token: str, calls: int, timeout_s: float) -> Co
 async def test_calls_whose_turn_comes_too_late_are_answered_before_their_deadline(
     tmp_path: Path, fallback: str, refused: str
 ) -> None:
-    """More calls than the lane takes within the deadline, all of one principal. By the slower of the
-    forward passes, so that they are more."""
+    """More calls than the lane takes within the deadline, all of one principal. The slower of the
+    forward passes serves, so that they are more."""
     text, entry = new_token("route", "gateway-1")
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps({"tokens": [vars(entry)]}))
