@@ -41,7 +41,7 @@ from engine.adaptation.regression import (
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
-METHOD = "6"  # part of an adaptation's ID; change it with anything that changes its figures
+METHOD = "7"  # part of an adaptation's ID; change it with anything that changes its figures
 MAX_LANDMARKS = 512
 MAX_LOGIT = 9.2  # of p = 1e-4 and 1 - 1e-4
 MEANS_CHUNK = 1024

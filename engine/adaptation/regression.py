@@ -4,13 +4,13 @@ one candidate. Shapes: N instructions, M candidates, R features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
-NEWTON_STEPS = 6
+NEWTON_STEPS, HALVINGS = 6, 12
 MAX_LEVERAGE = 0.999
 
 
@@ -47,7 +47,9 @@ def fit_logistic(
     prior: LogisticWeights,
     precision: tuple[Float64Array, Float64Array, float],
 ) -> LogisticWeights:
-    """Fit a logistic regression with normal priors by Newton steps on two blocks in turn.
+    """Fit a logistic regression with normal priors by Newton steps on two blocks in turn, halved
+    until the penalized loss does not rise: where the prior is almost sure and wrong, the curvature
+    says little of a whole step.
 
     Weights of common features say the same of all candidates; weights of relative features and the
     candidates' offsets decide between them. The two learn from an outcome by weights of their own.
@@ -62,12 +64,33 @@ def fit_logistic(
         precision: of common weights (C,), of relative weights (F,), and of offsets.
     """
     fitted, count = prior, len(prior.offsets)
+
+    def loss(at: LogisticWeights, weight: Float64Array) -> float:
+        z = at.logits(common, relative, m)
+        penalty = precision[0] @ (at.common - prior.common) ** 2
+        penalty += precision[1] @ (at.relative - prior.relative) ** 2
+        penalty += precision[2] * ((at.offsets - prior.offsets) ** 2).sum()
+        return float(weight @ (np.logaddexp(0, z) - y * z) + penalty / 2)
+
+    def moved(step: LogisticWeights, weight: Float64Array) -> LogisticWeights:
+        before = loss(fitted, weight)
+        for share in 0.5 ** np.arange(HALVINGS):
+            there = LogisticWeights(
+                fitted.common - share * step.common,
+                fitted.relative - share * step.relative,
+                fitted.offsets - share * step.offsets,
+            )
+            if loss(there, weight) <= before:
+                return there
+        return fitted
+
+    still = LogisticWeights(*(np.zeros_like(x) for x in vars(prior).values()))
     for _ in range(NEWTON_STEPS):
         q = sigmoid(fitted.logits(common, relative, m))
         gradient = common @ (weights[0] * (q - y)) + precision[0] * (fitted.common - prior.common)
         hessian = (common * (weights[0] * q * (1 - q))) @ common.T + np.diag(precision[0])
         step = np.linalg.solve(hessian, gradient)
-        fitted = LogisticWeights(fitted.common - step, fitted.relative, fitted.offsets)
+        fitted = moved(replace(still, common=step), weights[0])
         q = sigmoid(fitted.logits(common, relative, m))
         slope, curve = weights[1] * (q - y), weights[1] * q * (1 - q)
         first = relative @ slope + precision[1] * (fitted.relative - prior.relative)
@@ -77,8 +100,8 @@ def fit_logistic(
         # The offsets' block is diagonal, so its Schur complement is cheap.
         hessian = (relative * curve) @ relative.T + np.diag(precision[1]) - (cross / own) @ cross.T
         step = np.linalg.solve(hessian, first - (cross / own) @ second)
-        offsets = fitted.offsets - (second - cross.T @ step) / own
-        fitted = LogisticWeights(fitted.common, fitted.relative - step, offsets)
+        offsets = (second - cross.T @ step) / own
+        fitted = moved(replace(still, relative=step, offsets=offsets), weights[1])
     return fitted
 
 

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from engine.adaptation.fit import fit
 from engine.adaptation.fitted import FittedAdaptation
 from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
-from engine.adaptation.regression import fit_ridge, log_loss, sigmoid
+from engine.adaptation.regression import (
+    LogisticWeights,
+    fit_logistic,
+    fit_ridge,
+    log_loss,
+    sigmoid,
+)
 from engine.bundle.instruction_space import InstructionSpace
 from engine.routing.guard import Evidence, first_above_bound
 
@@ -348,3 +354,20 @@ def test_nearest_are_the_most_similar() -> None:
     assert found[0][0] == 17
     assert found[0][1] == pytest.approx(1, abs=2e-3)
     assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+
+
+def test_a_regression_from_a_prior_that_is_sure_and_wrong_ends_near_the_outcomes() -> None:
+    """Where the curvature is almost 0, a whole Newton step goes too far, the next one further."""
+    y, m = np.repeat([0.0, 1.0, 1.0], 40), np.repeat([0, 1, 2], 40)
+    ones, zeros = np.ones(120), np.zeros(3)
+    fitted = fit_logistic(
+        y,
+        m,
+        (ones, ones),
+        ones[None],
+        np.full((1, 120), 5.4),
+        LogisticWeights(np.zeros(1), np.ones(1), zeros),
+        (np.array([2.0]), np.array([30.0]), 30.0),
+    )
+    p = sigmoid(fitted.logits(ones[None], np.full((1, 120), 5.4), m))
+    assert log_loss(y, p).mean() < 0.5  # .436 at the optimum, 1.8 by whole steps
