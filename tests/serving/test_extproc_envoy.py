@@ -238,7 +238,11 @@ def test_other_bodies_and_overrides(both: Stack) -> None:
     for headers, body, word in (
         ({"x-modelsat-allowed-candidates": "no-one"}, sent, "no-one, which is not registered"),
         ({"x-modelsat-cost-sensitivity": "much"}, sent, "is not a number"),
-        ({}, raw("Why?", tools=[{"type": "function"}]), "a modality, feature or tag is missing"),
+        (
+            {"x-modelsat-allowed-candidates": "yi-6b-chat"},
+            raw("Why?", tools=[{"type": "function"}]),
+            "a modality, feature or tag is missing",
+        ),
     ):
         refused = both.ask(body, headers)
         assert refused.status == 400
