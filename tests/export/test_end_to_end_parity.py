@@ -16,6 +16,7 @@ from engine.bundle.manifest import read_manifest
 from engine.bundle.prompt import render
 from engine.inference.onnx import OnnxBackend
 from engine.registry.catalog import read_catalog
+from engine.registry.matching.task_match import add_log_odds
 from engine.registry.onnx_encoder import load_encoder
 from modelsat import Client
 from tests.conftest import CHECKPOINT, INSTRUCTIONS
@@ -102,9 +103,14 @@ def test_graph_and_kernel_agree_with_torch(
 
 
 def test_server_agrees_with_torch(client: Client, from_torch: NDArray[np.float32]) -> None:
-    rankings = [client.route(text).ranking for text in INSTRUCTIONS]
-    by_name = [{r.candidate: r.probability for r in ranking} for ranking in rankings]
-    found = np.array([[p[c.id] for c in CATALOG] for p in by_name])
+    """In what the weights say: without the match with the candidates' tests."""
+    decisions = [client.route(text) for text in INSTRUCTIONS]
+    by_name = [{r.candidate: r.probability for r in decision.ranking} for decision in decisions]
+    explained = [client.explain_decision(decision.decision_id) for decision in decisions]
+    added = [{e.candidate: e.match for e in each.candidates} for each in explained]
+    p = np.array([[p[c.id] for c in CATALOG] for p in by_name], dtype=np.float32)
+    match = np.array([[m[c.id] for c in CATALOG] for m in added], dtype=np.float32)
+    found = add_log_odds(p, -match)
     np.testing.assert_allclose(found, from_torch, atol=INT8_MOST)
     off = np.abs(found - from_torch)
     assert np.quantile(off, 0.99) < INT8_LIMIT
