@@ -57,6 +57,7 @@ COMMON, PRIOR_CANDIDATES = 0.47, 4
 LIFT = 4.0
 DECIMALS = 5
 MAX_GROUPS = 8  # sets of tasks with a mean of their own; each costs a request some 30 us
+MAX_JOINED_TASKS = 1000  # of the last group, whose cost is candidates x tasks
 
 
 def ramp(values: NDArray[Any], zero: Any, one: Any) -> Float32Array:
@@ -147,7 +148,14 @@ class TaskMatch:
         """Identify what log_odds depends on, within one bundle."""
         digest = hashlib.sha256()
         for group in self._groups:
-            for array in (group.rows, group.places, group.deviations, group.taken):
+            for array in (
+                group.rows,
+                group.places,
+                group.deviations,
+                group.taken,
+                group.estimated,
+                group.common,
+            ):
                 digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
@@ -216,7 +224,11 @@ def match_tasks(
             test = tuple(sorted([r.task for r in candidate.aptitude]))
             by_test.setdefault(test, []).append(row)
     largest = sorted(by_test, key=lambda test: (-len(by_test[test]), by_test[test][0]))
-    joined = [row for test in largest[MAX_GROUPS - 1 :] for row in by_test[test]]
+    joined, known = list[int](), set[str]()
+    for test in largest[MAX_GROUPS - 1 :]:  # what does not fit is not matched
+        if len(known.union(test)) <= MAX_JOINED_TASKS:
+            known.update(test)
+            joined += by_test[test]
     members = [by_test[test] for test in largest[: MAX_GROUPS - 1]]
     groups = [
         _group(candidates, sorted(rows), place, places)
@@ -231,8 +243,9 @@ def _group(
     packed: Counter[tuple[str, bytes]] = Counter()
     for row in rows:
         packed.update([(r.task, r.place) for r in candidates[row].aptitude])
-    # Of several places of one task, that of most candidates is used.
-    by_task = {task: place_of for (task, place_of), _ in reversed(packed.most_common())}
+    # Of several places of one task, that of most candidates is used, if the weights can read it.
+    ranked = sorted(packed.most_common(), key=lambda item: places.unpack(item[0][1]) is None)
+    by_task = {task: place_of for (task, place_of), _ in reversed(ranked)}
     tasks = sorted(by_task)
     column = {task: i for i, task in enumerate(tasks)}
     accuracies = np.full((len(rows), len(tasks)), np.nan)
