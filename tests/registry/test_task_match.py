@@ -104,7 +104,8 @@ def test_candidates_without_a_test_or_with_another_one_do_not_disturb_others() -
     other = candidate("other", (0.1, 0.9, 0.5), TASKS[2:])
     alone = match(PLAYER, POET).log_odds(CHESS)
     found = match(PLAYER, bare, POET, single, other).log_odds(CHESS)
-    assert found[0, [0, 2]] == pytest.approx(alone[0])
+    # Not equal: what all candidates reach in a task is common to them.
+    assert found[0, [0, 2]] == pytest.approx(alone[0], abs=2e-3)
     assert not found[0, [1, 3]].any()
 
 
@@ -130,6 +131,16 @@ def test_a_task_that_most_fail_lowers_all_near_it_and_an_easy_one_raises_them(
     assert (np.sign(near) == np.sign(accuracy - 0.5)).all()
     assert 0.2 < np.abs(near).max() < 1.2
     assert not far.any()
+
+
+def test_what_is_common_does_not_depend_on_who_has_the_same_other_tasks() -> None:
+    """Kind: published figures, whose tests share most tasks. It gave those in large groups more."""
+    strong = (0.9, 0.9, 0.9, 0.9)
+    many = [candidate(f"many-{i}", strong, TASKS[:4]) for i in range(8)]
+    alone = candidate("alone", (*strong, 0.9), TASKS)
+    found = match(*many, alone).log_odds(CHESS)[0]
+    assert found[-1] > 0.5
+    assert found[:-1] == pytest.approx(found[-1], abs=0.02)
 
 
 def test_an_everyday_prompt_raises_all_unless_a_test_has_questions_like_it() -> None:
