@@ -160,7 +160,9 @@ def _read_candidate(item: Any, field: str, problems: list[Violation]) -> Publish
         if name not in CANDIDATE_FIELDS and name != "figures":
             known = sorted([*CANDIDATE_FIELDS, "figures"])
             problems.append(Violation(f"{field}.{name}", f"is unknown; known fields are {known}."))
-        elif name != "figures" and not isinstance(value, CANDIDATE_FIELDS[name]):
+        elif name != "figures" and (
+            isinstance(value, bool) or not isinstance(value, CANDIDATE_FIELDS[name])
+        ):
             problem = f"is {str(value)[:80]!r}, a {type(value).__name__}."
             problems.append(Violation(f"{field}.{name}", problem))
     read = [_read_figure(f, f"{field}.figures[{i}]", problems) for i, f in enumerate(figures)]
@@ -200,11 +202,15 @@ def _read_figure(raw: Any, field: str, problems: list[Violation]) -> Figure | No
     if subject and (benchmark != ANCHOR or subject not in scale.subject_means):
         known = sorted(scale.subject_means)
         refuse("subject", f"is {subject!r}; {ANCHOR} has {known}, the others none.")
-    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+    if (
+        isinstance(accuracy, bool)
+        or not isinstance(accuracy, int | float)
+        or not 0 <= accuracy <= 1
+    ):
         percent = isinstance(accuracy, int | float) and 1 < accuracy <= 100
         advice = f"; if it is in percent, give {accuracy / 100:g}" if percent else ""
         refuse("accuracy", f"is {accuracy!r}, expected a share in [0, 1]{advice}.")
-    if not isinstance(questions, int) or not 0 <= questions <= 10**6:
+    if isinstance(questions, bool) or not isinstance(questions, int) or not 0 <= questions <= 10**6:
         refuse("questions", f"is {questions!r}; expected a whole number, 0 if unknown.")
     if not str(raw.get("source", "")).strip():
         refuse("source", "is missing; a figure is taken only with where it was published.")

@@ -129,25 +129,42 @@ def score_outcomes(bundle: Path, outcomes: Outcomes, *, matched: bool = True) ->
     bundle: folder of the bundle. matched: whether instructions are matched with the tasks of the
     test, as a server does. Raises BundleError.
     """
-    manifest, arrays = read_manifest(bundle, "bundle"), load_arrays(bundle)
-    encoder = load_encoder(bundle, arrays, cut_long_tasks=True)
-    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
-    prompts = [render(text, tokenizer) for text in outcomes.texts]
-    head = ScoringHead(arrays.readout, manifest.norm_eps, manifest.calibration)
-    backend = open_backend(bundle, manifest)
-    embedder = InstructionEmbedder(backend, head, tokenizer, manifest.width)
-    places = pack_places(outcomes.test.questions, embedder, arrays) if matched else []
+    embedder = open_embedder(bundle)
+    questions = outcomes.test.questions
+    places = pack_places(questions, embedder, load_arrays(bundle)) if matched else []
     candidates = candidates_of(outcomes, places)
+    return score_candidates(
+        bundle, outcomes.texts, candidates, matched=matched, label=outcomes.name, embedder=embedder
+    )
+
+
+def score_candidates(
+    bundle: Path,
+    texts: Sequence[str],
+    candidates: Sequence[Candidate],
+    *,
+    matched: bool = True,
+    label: str = "texts",
+    embedder: InstructionEmbedder | None = None,
+) -> OfflineScores:
+    """Score every instruction for every candidate, with a progress bar.
+
+    bundle, matched: see score_outcomes. label: for the progress bar. embedder: of the bundle, if it
+    is open. Raises BundleError.
+    """
+    embedder = embedder or open_embedder(bundle)
+    encoder = load_encoder(bundle, load_arrays(bundle), cut_long_tasks=True)
+    prompts = [render(text, embedder.tokenizer) for text in texts]
     match = encoder.match(candidates) if matched else None
     embeddings = np.stack([encoder.encode(c) for c in candidates])
     all_rows = np.arange(len(embeddings))
-    p = np.empty((len(prompts), len(outcomes.candidates)), dtype=np.float32)
-    instructions = np.empty((len(prompts), manifest.width), dtype=np.float32)
+    p = np.empty((len(prompts), len(candidates)), dtype=np.float32)
+    instructions = np.empty((len(prompts), embedder.width), dtype=np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
-    for start in track(range(0, len(order), BATCH_SIZE), description=f"score {outcomes.name}"):
+    for start in track(range(0, len(order), BATCH_SIZE), description=f"score {label}"):
         rows = order[start : start + BATCH_SIZE]
         tokens = [prompts[i].tokens for i in rows]
-        scores = backend.probabilities(tokens, embeddings, all_rows, head)
+        scores = embedder.backend.probabilities(tokens, embeddings, all_rows, embedder.head)
         instructions[rows] = scores.embeddings
         p[rows] = scores.p
         if match is not None:

@@ -23,6 +23,7 @@ Shapes: T tasks, E encoder width, C = E + 1 representation width, D backbone wid
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,6 +136,7 @@ class CapabilityEncoder:
         self._connector = connector
         self._cut_long_tasks = cut_long_tasks
         self._cache: dict[str, Float32Array] = {}  # task -> (E,)
+        self._lock = threading.Lock()  # tables are built, and candidates encoded, at the same time
 
     def encode(self, candidate: Candidate) -> Float32Array:
         """Return the candidate's embedding, (D,); the order of its tasks does not matter.
@@ -183,6 +185,10 @@ class CapabilityEncoder:
         return normalized(center + r[:, None] * vectors)
 
     def _task_vectors(self, tasks: Sequence[str]) -> Float32Array:
+        with self._lock:
+            return self._cached_vectors(tasks)
+
+    def _cached_vectors(self, tasks: Sequence[str]) -> Float32Array:
         new = [t for t in tasks if t not in self._cache]
         for task in new:
             if (count := self._count_tokens(task)) > self._max_tokens:

@@ -254,6 +254,8 @@ class Checkpoint:
         origin = (PROMPT_VERSION, job.manifest_hash, job.table.embeddings.shape)
         self._origin = hashlib.sha256(repr(origin).encode())
         self._origin.update(job.table.embeddings.tobytes())
+        for candidate in job.table.candidates:  # for the match, which sees more than embeddings do
+            self._origin.update(repr(candidate.aptitude).encode(errors="replace"))
 
     def key(self, conversations: Sequence[Conversation]) -> str:
         """Name the scores of these conversations."""

@@ -127,6 +127,7 @@ def test_the_shipped_models_are_made_of_figures_with_sources() -> None:
         ({"date": "January"}, r"date: is 'January'; expected the day"),
         ({"accuracy": 80}, r"in percent, give 0\.8"),
         ({"accuracy": "0.8"}, "accuracy: is '0.8'"),
+        ({"accuracy": True}, "accuracy: is True"),
         ({"accuracy": float("nan")}, "accuracy: is nan"),
         ({"benchmark": "arena"}, "benchmark: is 'arena'; known are"),
         ({"subject": "law"}, "subject: is 'law'; mmlu_pro has"),

@@ -54,16 +54,18 @@ def test_prices_limits_and_abilities_are_those_of_the_named_entry(
         ),
         entry("unknown", input_usd_per_million=3.0, price_source="a page, 2024-01-01"),
         entry("free"),
+        entry("paid", input_usd_per_million=2.0, price_source="my contract, entry free"),
         entry("pictures"),
     ]
-    file.write_text(json.dumps({"about": "mine", "candidates": candidates}))
-    before = file.read_text()
+    content = json.dumps({"about": "mine", "candidates": candidates})
+    file.write_text("\ufeff" + content, encoding="utf-8")
+    before = file.read_text(encoding="utf-8")
     command = ["catalog", "update", str(file), "--wheel", str(wheel(tmp_path))]
     assert main([*command, "--dry-run"]) == 0
-    assert file.read_text() == before
+    assert file.read_text(encoding="utf-8") == before
     assert "model-5-high: $9 / $9 -> $1.25 / $10" in capsys.readouterr().out
     assert main(command) == 0
-    high, unknown, free, pictures = read_catalog(file)
+    high, unknown, free, paid, pictures = read_catalog(file)
     assert (high.input_usd_per_million, high.output_usd_per_million) == (1.25, 10.0)
     assert (high.context_window, high.modalities) == (272000, ("image",))
     assert high.features == ("own-word", "tools")
@@ -71,6 +73,7 @@ def test_prices_limits_and_abilities_are_those_of_the_named_entry(
     assert high.price_source.endswith(", entry vendor/model-5")
     assert unknown.price_source == "a page, 2024-01-01"
     assert (free.input_usd_per_million, pictures.input_usd_per_million) == (None, None)
+    assert (paid.input_usd_per_million, paid.price_source) == (2.0, "my contract, entry free")
     assert {r.questions for r in high.aptitude} == {7}
     assert json.loads(file.read_text())["about"] == "mine"
     once = file.read_text()

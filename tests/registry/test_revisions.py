@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,6 +21,8 @@ from engine.pb import candidate_service_pb2 as pb
 from engine.pb import candidate_service_pb2_grpc
 from engine.registry.catalog import read_catalog
 from engine.registry.registry import Registry
+from engine.registry.stores.base import StoredTable
+from engine.registry.table import Table
 from engine.serving.rpc.candidate_service import CandidateService, encoded
 from engine.serving.rpc.interceptors import StatusInterceptor
 from modelsat import Client
@@ -203,3 +206,24 @@ def test_an_answer_encoded_in_pieces_is_the_same() -> None:
     )
     others.changed.extend([candidate_to(candidate("a")), candidate_to(candidate("b"))])
     assert answer == others
+
+
+async def test_a_table_that_is_built_late_does_not_replace_a_newer_one(tmp_path: Path) -> None:
+    """Tables are built in threads: one read before a change may be ready after it."""
+    members = registry(str(tmp_path / "s.sqlite"), candidate("a"))
+    outdated, release = members._store.newest(), threading.Event()
+    built = members._build
+
+    def build(stored: StoredTable) -> Table:
+        if stored is outdated:
+            release.wait(5)
+        return built(stored)
+
+    members._build = build  # type: ignore[method-assign]
+    late = asyncio.create_task(members._publish_built(outdated))
+    await asyncio.sleep(0)
+    await members.create(candidate("b"))
+    release.set()
+    assert (await late).revision == 1
+    assert members.table().revision == 2
+    await members.close()

@@ -17,6 +17,7 @@ from engine.registry.matching.deviations import shrunk_deviations
 from engine.registry.matching.task_match import (
     FACTOR,
     LIFT,
+    MAX_JOINED_TASKS,
     TaskMatch,
     add_log_odds,
     match_tasks,
@@ -103,7 +104,8 @@ def test_candidates_without_a_test_or_with_another_one_do_not_disturb_others() -
     other = candidate("other", (0.1, 0.9, 0.5), TASKS[2:])
     alone = match(PLAYER, POET).log_odds(CHESS)
     found = match(PLAYER, bare, POET, single, other).log_odds(CHESS)
-    assert found[0, [0, 2]] == pytest.approx(alone[0])
+    # Not equal: what all candidates reach in a task is common to them.
+    assert found[0, [0, 2]] == pytest.approx(alone[0], abs=2e-3)
     assert not found[0, [1, 3]].any()
 
 
@@ -131,6 +133,16 @@ def test_a_task_that_most_fail_lowers_all_near_it_and_an_easy_one_raises_them(
     assert not far.any()
 
 
+def test_what_is_common_does_not_depend_on_who_has_the_same_other_tasks() -> None:
+    """Kind: published figures, whose tests share most tasks. It gave those in large groups more."""
+    strong = (0.9, 0.9, 0.9, 0.9)
+    many = [candidate(f"many-{i}", strong, TASKS[:4]) for i in range(8)]
+    alone = candidate("alone", (*strong, 0.9), TASKS)
+    found = match(*many, alone).log_odds(CHESS)[0]
+    assert found[-1] > 0.5
+    assert found[:-1] == pytest.approx(found[-1], abs=0.02)
+
+
 def test_an_everyday_prompt_raises_all_unless_a_test_has_questions_like_it() -> None:
     weights = np.append(20 * AXES[8] + 20 * AXES[0], -10).astype(np.float32)  # and chess, wrongly
     everyday = replace(PLACES, everyday=weights)
@@ -155,6 +167,44 @@ def test_deviations_are_shrunk_by_their_evidence(questions: float, kept: float) 
     assert np.mean((shrunk - true) ** 2) <= np.mean((plain - true) ** 2) + 1e-6
     share = np.linalg.norm(shrunk) / np.linalg.norm(plain)
     assert share > kept if kept > 0.6 else share < kept
+
+
+def test_an_accuracy_of_few_questions_moves_its_candidate_less() -> None:
+    def asked(questions: int) -> float:
+        results = [replace(r, questions=questions) for r in PLAYER.aptitude]
+        found = match(replace(PLAYER, aptitude=results), POET, *others).log_odds(CHESS)
+        return float(found[0, 0] - found[0, 1])
+
+    profile = (0.95, 0.2, 0.8, 0.4, 0.6)
+    others = [candidate(f"c{i}", profile[i:] + profile[:i]) for i in range(5)]
+    assert asked(1) < asked(3) < 0.9 * asked(20)
+    assert asked(0) == asked(20) < asked(200)
+
+
+def test_tests_beyond_a_number_of_tasks_are_not_matched() -> None:
+    """Kind: 1,000 candidates, each with a test of its own. Time and memory stay bounded."""
+    pool = [
+        Candidate(f"c{i}", tuple(TaskResult(f"{i} {t}", 0.5) for t in range(50)))
+        for i in range(100)
+    ]
+
+    def place(tasks: Mapping[str, bytes]) -> tuple[Float32Array, NDArray[np.bool_]]:
+        assert len(tasks) <= MAX_JOINED_TASKS
+        return np.resize(AXES, (len(tasks), P)), np.zeros(len(tasks), np.bool_)
+
+    assert match_tasks(pool, place, SPACE, PLACES).log_odds(CHESS).shape == (1, 100)
+
+
+def test_a_place_that_the_weights_can_read_is_preferred() -> None:
+    def unread(place: bytes) -> Candidate:
+        return replace(POET, aptitude=[replace(r, place=place) for r in POET.aptitude])
+
+    def place(tasks: Mapping[str, bytes]) -> tuple[Float32Array, NDArray[np.bool_]]:
+        assert all(PLACES.unpack(content) is not None for content in tasks.values())
+        return by_packed(tasks)
+
+    pool = (PLAYER, unread(b""), unread(b""), unread(b"of other weights"))
+    assert match_tasks(pool, place, SPACE, PLACES).log_odds(CHESS)[0, 0] > 1
 
 
 def test_noise_alone_is_shrunk_to_nothing_and_hard_tasks_are_kept() -> None:

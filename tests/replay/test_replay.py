@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -38,7 +39,7 @@ from engine.replay import render, scoring
 from engine.replay.log import COLUMNS, PastRequest, past_request
 from engine.replay.policies import read_policies
 from engine.replay.report import Resampling
-from engine.replay.run import LogSource, replay
+from engine.replay.run import Checkpoint, LogSource, replay
 from engine.replay.scoring import (
     NO_CANDIDATE,
     ChunkResult,
@@ -388,6 +389,18 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(log: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """report.json of one worker."""
     return run(log, tmp_path_factory.mktemp("one"), "--workers", "1")
+
+
+def test_scores_are_not_those_of_another_test_of_the_same_candidates(tmp_path: Path) -> None:
+    """Kind: what the match sees and an embedding does not."""
+    first = TABLE.candidates[0]
+    placed = replace(first, aptitude=[replace(r, place=b"a place") for r in first.aptitude])
+    other = replace(TABLE, candidates=(placed, *TABLE.candidates[1:]))
+    keys = {
+        Checkpoint(tmp_path, ReplayJob(BUNDLE, "made-up", table, POLICIES)).key([])
+        for table in (TABLE, other)
+    }
+    assert len(keys) == 2
 
 
 def test_killed_and_resumed_run_gives_the_same_report(

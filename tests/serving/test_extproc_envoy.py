@@ -29,7 +29,8 @@ from tools.processes import BUNDLE, Server, serving
 
 pytestmark = [pytest.mark.integration, needs(missing(ENVOY))]
 CATALOG = read_catalog(BUNDLE / "zoo.json")
-LARGE = re.compile(r".*-70b-.*|.*-72b-.*|.*-large|.*-pro-.*")  # as the routes have it
+# As the routes have it.
+LARGE = re.compile(r".*-70b-.*|.*-72b-.*|.*-large|.*-pro(-.*)?|.*-opus-.*|gpt-5.*")
 CHAT = "/v1/chat/completions"
 HEADER, DECISION = "x-selected-model", "x-modelsat-decision-id"
 

@@ -296,6 +296,8 @@ def test_the_best_constant_is_chosen_on_training_rows() -> None:
     assert found["best_constant_accuracy"] == 0.0
     assert found["gain_over_constant"] == found["best_single_accuracy"] == 1.0
     assert found["routed_gain"] == 0.0
+    none = evaluate.measure_routing(scored(np.tile([0.2, 0.8], (50, 1)), y[:, :2], None, y[:0, :2]))
+    assert none["best_constant"] == "c1"  # a folder of a few rows may have no training part
 
 
 def test_costs_are_shares_of_the_best_constants_cost() -> None:

@@ -20,6 +20,7 @@ from engine.registry.onnx_encoder import load_encoder
 from tests.support import datasets
 from tools.processes import BUNDLE, ROOT
 from training import task_places
+from training.evaluation.texts import score_texts
 
 SHIPPED = load_training_set(ROOT / "pretrained")
 
@@ -84,3 +85,13 @@ def test_offline_scores_are_those_of_the_weights_and_the_match(tmp_path: Path) -
     added = match.log_odds(plain.embeddings)
     assert matched.p == pytest.approx(add_log_odds(plain.p, added), abs=1e-6)
     assert matched.embeddings == pytest.approx(plain.embeddings)
+
+
+def test_candidates_of_a_catalog_are_scored_with_their_numbers_of_questions() -> None:
+    """Kind: figures of an evaluation that no server would give."""
+    (candidate, *_) = read_catalog(BUNDLE / "zoo.json")
+    few = tuple(replace(r, questions=1 + i % 3) for i, r in enumerate(candidate.aptitude))
+    p, _ = score_texts(
+        BUNDLE, ["Why is the sky blue?"], [candidate, replace(candidate, aptitude=few)]
+    )
+    assert abs(p[0, 0] - p[0, 1]) > 1e-3

@@ -18,12 +18,12 @@ from engine import __version__
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "images"
 
-# `modelsat route "If 3x + 7 = 22, what is x?"` with the shipped bundle, four of its 15 candidates.
+# `modelsat route "If 3x + 7 = 22, what is x?"` with the shipped bundle, four of its 69 candidates.
 CANDIDATES = (
-    ("gemini-1.5-flash-002", 0.929),
-    ("llama-3.1-70b-instruct", 0.912),
-    ("llama-3.1-8b-instruct", 0.776),
-    ("mistral-7b-instruct-v0.2", 0.459),
+    ("gemini-3-pro-high", 0.983),
+    ("gpt-4.1", 0.957),
+    ("llama-3.1-8b-instruct", 0.823),
+    ("mistral-7b-instruct-v0.2", 0.532),
 )
 
 # The quality page, "The shipped bundle, on instructions that it was not trained on". Instructions x

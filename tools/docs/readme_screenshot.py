@@ -9,6 +9,7 @@ import io
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from rich.console import Console
 from engine.cli.route import print_decision
 from modelsat import Client
 from tools.processes import serving
+
+ROWS = 14  # that are shown
 
 
 def main() -> None:
@@ -28,7 +31,9 @@ def main() -> None:
             for i in range(5):  # warm up, but not with this text
                 client.route(f"{text} {i}")
             console.print(f'$ modelsat route "{text}"')
-            print_decision(client.route(text), console)
+            decision = client.route(text)
+            print_decision(replace(decision, ranking=decision.ranking[:ROWS]), console)
+            console.print(f"({len(decision.ranking) - ROWS} candidates more)")
     svg = console.export_svg(title="modelsat")
     # rich refers to a web font on another host; any monospace font will do.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)

@@ -76,7 +76,10 @@ def unseen_folders(
         rows = np.flatnonzero(~mine & (match < 0))
         if not len(rows):
             raise InvalidInputError(
-                Violation(outcomes.name, "the bundle was trained on all of its questions.")
+                Violation(
+                    outcomes.name,
+                    "the bundle was trained on all of its questions or near-duplicates of them.",
+                )
             )
         left.append(drop_candidates(outcomes.take(rows)))
     return left

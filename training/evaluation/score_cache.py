@@ -13,7 +13,7 @@ import numpy as np
 from engine.bundle.manifest import MANIFEST
 from engine.datasets.outcomes import Outcomes
 from engine.inference.offline import OfflineScores, score_outcomes
-from engine.registry.matching.task_match import FACTOR, TEMPERATURE
+from engine.registry.matching import deviations, task_match
 
 
 def score_once(
@@ -39,11 +39,13 @@ def score_once(
 
 
 def _key(bundle: Path, outcomes: Outcomes, matched: bool) -> str:
-    """Identify the bundle's files, the instructions, the test and the candidates' aptitude."""
+    """Identify the bundle's files, the code of the match, the instructions, the test and the
+    candidates' aptitude."""
     digest = hashlib.sha256((bundle / MANIFEST).read_bytes())
     asked = [question for each in outcomes.test.questions for question in each]
-    settings = (str(matched), str(FACTOR), str(TEMPERATURE))
-    for text in (*settings, *outcomes.texts, *map(str, outcomes.test.keywords), *asked):
+    for module in (deviations, task_match):  # nothing else says how the match is made
+        digest.update(Path(str(module.__file__)).read_bytes())
+    for text in (str(matched), *outcomes.texts, *map(str, outcomes.test.keywords), *asked):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     digest.update(outcomes.test.accuracies.tobytes())
     return digest.hexdigest()[:16]

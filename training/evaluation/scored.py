@@ -22,7 +22,7 @@ class ScoredDataset:
 
     p: (B, M) probabilities. scores: (B, M), NaN if not measured. costs: (B, M) US dollars, NaN if
     no price is known. embeddings: (B, D) of the instructions. training_scores: (T, M) on the
-    training part, which the best constant is chosen by; None takes `scores`.
+    training part, which the best constant is chosen by; None or no rows takes `scores`.
     """
 
     outcomes: Outcomes
@@ -38,7 +38,8 @@ class ScoredDataset:
         They are compared where all of them were measured, if that is on MIN_ROWS instructions;
         else those that were measured on MIN_ROWS, if there are any.
         """
-        scores = self.scores if self.training_scores is None else self.training_scores
+        trained = self.training_scores
+        scores = self.scores if trained is None or not len(trained) else trained
         scores = scores[:, candidates]
         complete = ~np.isnan(scores).any(axis=1)
         if complete.sum() >= MIN_ROWS:

@@ -12,9 +12,7 @@ import numpy as np
 
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
 from engine.bundle.types import FloatArray, Int64Array
-from engine.datasets.aptitude_test import AptitudeTest
-from engine.datasets.outcomes import Outcomes
-from engine.inference.offline import score_outcomes
+from engine.inference.offline import score_candidates
 from engine.routing import tradeoff
 
 
@@ -25,18 +23,7 @@ def score_texts(
 
     Raises BundleError.
     """
-    tasks = list(dict.fromkeys(result.task for c in candidates for result in c.aptitude))
-    accuracies = np.full((len(candidates), len(tasks)), np.nan, dtype=np.float32)
-    for row, candidate in enumerate(candidates):
-        for result in candidate.aptitude:
-            accuracies[row, tasks.index(result.task)] = result.accuracy
-    names = [c.id for c in candidates]
-    kinds = [""] * len(texts)
-    unknown = np.full((len(candidates), len(texts)), np.nan, dtype=np.float32)
-    test = AptitudeTest(tasks, [""] * len(tasks), accuracies, None)
-    scores = score_outcomes(
-        bundle, Outcomes("texts", list(texts), kinds, kinds, names, unknown, test)
-    )
+    scores = score_candidates(bundle, texts, candidates)
     costs = [
         [c.expected_cost_usd(int(tokens), DEFAULT_OUTPUT_TOKENS) for c in candidates]
         for tokens in scores.input_tokens

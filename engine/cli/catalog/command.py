@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from engine.api.candidate import Candidate, to_json
+from engine.api.text_files import read_utf8
 from engine.cli.catalog.price_table import fetch_newest, read_wheel, renewed
 from engine.registry.catalog import catalog_text, read_catalog
 
@@ -38,14 +39,14 @@ def _update(parsed: argparse.Namespace) -> None:
     new = {c.id: renewed(c, table) for c in candidates}
     for candidate in candidates:
         if (after := new[candidate.id]) is None:
-            print(f"{candidate.id}: not in the table, left as it is")
+            print(f"{candidate.id}: no entry or no price in the table, left as it is")
         elif _prices(after) != _prices(candidate):
             print(f"{candidate.id}: {_prices(candidate)} -> {_prices(after)}")
     found = sum(c is not None for c in new.values())
     print(f"{found} of {len(candidates)} candidates renewed from {table.source}")
     if parsed.dry_run:
         return
-    raw = json.loads(parsed.file.read_text(encoding="utf-8"))
+    raw = json.loads(read_utf8(parsed.file))
     holder = raw if isinstance(raw, dict) and "candidates" in raw else {"candidates": raw}
     items = holder["candidates"]
     items = items if isinstance(items, list) else [items]

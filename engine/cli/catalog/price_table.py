@@ -84,13 +84,17 @@ def fetch_newest() -> PriceTable:
 
 
 def renewed(candidate: Candidate, table: PriceTable) -> Candidate | None:
-    """Return the candidate with what the table says of it; None if it has no entry for it."""
+    """Return the candidate with what the table says of it; None if it has no entry for it, or an
+    entry without a price that is known."""
     named = ENTRY.search(candidate.price_source)
     name = named[1] if named else candidate.id
     entry = table.entries.get(name)
     if entry is None or entry.get("mode") not in MODES:
         return None
     prices = [_per_million(entry.get(f"{way}_cost_per_token")) for way in ("input", "output")]
+    known = candidate.input_usd_per_million, candidate.output_usd_per_million
+    if any(old is not None and new is None for old, new in zip(known, prices, strict=True)):
+        return None
     window = entry.get("max_input_tokens")
     return replace(
         candidate,

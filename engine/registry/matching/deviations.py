@@ -33,8 +33,15 @@ def shrunk_deviations(
     noise_of_one = noise.sum() / max(taken.sum(), 1)
     noise_of_mean = float((noise_of_one / count).mean()) if accuracies.size else 0.0
     kept_shared = _signal(float(shared.var()) if shared.size else 0.0, noise_of_mean)
-    own_variance = float(own[taken].var()) if taken.any() else 0.0
-    kept_own = _signal(own_variance, noise_of_one - noise_of_mean)
+    # Accuracies of few questions say little of how much candidates differ.
+    weight = np.where(taken, questions, 0.0)
+    weight = weight / max(float(weight.sum()), 1e-12)
+    own_share = 1 - noise_of_mean / noise_of_one if noise_of_one > 0 else 0.0
+    skill = max(0.0, float((weight * (own**2 - own_share * noise)).sum()))
+    # By the number of questions alone: the noise of a single accuracy is itself uncertain.
+    spread = float((weight * values * (1 - values)).sum())
+    own_noise = own_share * (spread / questions + 0.25 / np.square(questions))
+    kept_own = skill / np.maximum(skill + own_noise, 1e-12)
     return np.asarray(np.where(taken, kept_shared * shared + kept_own * own, 0.0))
 
 

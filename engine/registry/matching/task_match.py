@@ -30,8 +30,9 @@ Shapes: B instructions, M candidates, T tasks, D width, P axes, E encoder width.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,6 +58,7 @@ COMMON, PRIOR_CANDIDATES = 0.47, 4
 LIFT = 4.0
 DECIMALS = 5
 MAX_GROUPS = 8  # sets of tasks with a mean of their own; each costs a request some 30 us
+MAX_JOINED_TASKS = 1000  # of the last group, whose cost is candidates x tasks
 
 
 def ramp(values: NDArray[Any], zero: Any, one: Any) -> Float32Array:
@@ -88,7 +90,7 @@ class _TestGroup:
 
     rows: positions of the candidates. places, away: (T, P) of the tasks, and relative to their mean
     `center` (P,). deviations: (M, T), with new_t. taken: (M, T). estimated: (T,). common: (T,)
-    log-odds of the candidates' mean accuracy.
+    log-odds of the mean accuracy of all candidates of the table.
     """
 
     rows: NDArray[np.int64]
@@ -107,26 +109,31 @@ class _TestGroup:
         highest = cosines.max(axis=1, keepdims=True)
         return np.asarray(np.exp((cosines - highest) / TEMPERATURE), dtype=np.float32)
 
+    @cached_property
+    def members(self) -> Float32Array:
+        """`taken`, or one row of it for all candidates if they are alike."""
+        return self.taken[:1] if self.taken.all() else self.taken
+
     def relevance(self, units: Float32Array) -> Float32Array:
         """Return how relevant the tests are for instructions, (B, M) or (B, 1)."""
         zero = np.where(self.estimated, RELEVANT_ESTIMATED[0], RELEVANT[0])
         one = np.where(self.estimated, RELEVANT_ESTIMATED[1], RELEVANT[1])
-        by_task = ramp(units @ self.places.T, zero, one)
-        if self.taken.all():
-            return np.asarray(by_task.max(axis=1, keepdims=True))
-        return np.asarray((by_task[:, None, :] * self.taken).max(axis=2))
+        return self._highest(ramp(units @ self.places.T, zero, one))
 
     def relevance_of_known(self, units: Float32Array) -> Float32Array:
-        """Return how relevant the tasks are whose questions are known, (B, 1)."""
-        cosines = np.where(self.estimated, -1, units @ self.places.T)
-        return ramp(cosines.max(axis=1), *RELEVANT)[:, None]
+        """Return how relevant the tasks are whose questions are known, (B, M) or (B, 1)."""
+        by_task = ramp(units @ self.places.T, *RELEVANT)
+        return self._highest(np.where(self.estimated, np.float32(0), by_task))
+
+    def _highest(self, by_task: Float32Array) -> Float32Array:
+        return np.asarray((by_task[:, None, :] * self.members).max(axis=2))
 
     def common_log_odds(self, weights: Float32Array) -> Float32Array:
-        """Return COMMON x the log-odds of the tasks nearby whose questions are known, (B, 1).
-        weights: (B, T) of the tasks."""
-        known = np.where(self.estimated, 0, weights)
-        nearby = (known @ self.common) / np.maximum(known.sum(axis=1), 1e-9)
-        return np.asarray(COMMON * nearby[:, None])
+        """Return COMMON x the log-odds of the tasks nearby whose questions are known, (B, M) or
+        (B, 1). weights: (B, T) of the tasks."""
+        known = np.where(self.estimated, np.float32(0), weights)
+        total = np.maximum(known @ self.members.T, 1e-9)
+        return np.asarray(COMMON * ((known * self.common) @ self.members.T) / total)
 
 
 class TaskMatch:
@@ -147,7 +154,14 @@ class TaskMatch:
         """Identify what log_odds depends on, within one bundle."""
         digest = hashlib.sha256()
         for group in self._groups:
-            for array in (group.rows, group.places, group.deviations, group.taken):
+            for array in (
+                group.rows,
+                group.places,
+                group.deviations,
+                group.taken,
+                group.estimated,
+                group.common,
+            ):
                 digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
@@ -166,7 +180,7 @@ class TaskMatch:
         for group in self._groups:
             weights = group.weights(units)
             known = group.relevance_of_known(units)
-            unlike = np.minimum(unlike, 1 - known)
+            unlike = np.minimum(unlike, 1 - known.max(axis=1, keepdims=True))
             shared = known * group.common_log_odds(weights)
             total = np.maximum(weights @ group.taken.T, 1e-9)
             weights = np.where(group.estimated, weights * fade[:, None], weights)
@@ -216,23 +230,48 @@ def match_tasks(
             test = tuple(sorted([r.task for r in candidate.aptitude]))
             by_test.setdefault(test, []).append(row)
     largest = sorted(by_test, key=lambda test: (-len(by_test[test]), by_test[test][0]))
-    joined = [row for test in largest[MAX_GROUPS - 1 :] for row in by_test[test]]
+    joined, known = list[int](), set[str]()
+    for test in largest[MAX_GROUPS - 1 :]:  # what does not fit is not matched
+        if len(known.union(test)) <= MAX_JOINED_TASKS:
+            known.update(test)
+            joined += by_test[test]
     members = [by_test[test] for test in largest[: MAX_GROUPS - 1]]
+    common = _common_log_odds(c for c in candidates if len(c.aptitude) > 1)
     groups = [
-        _group(candidates, sorted(rows), place, places)
+        _group(candidates, sorted(rows), place, places, common)
         for rows in [*members, *([joined] if joined else [])]
     ]
     return TaskMatch(groups, len(candidates), space, places)
 
 
+def _common_log_odds(candidates: Iterable[Candidate]) -> dict[str, float]:
+    """Return task -> log-odds of the mean accuracy of all that took it, whatever their other tasks:
+    by that of their group, candidates with rarer tests would rank lower."""
+    taken: dict[str, list[float]] = {}
+    for candidate in candidates:
+        for result in candidate.aptitude:
+            taken.setdefault(result.task, []).append(result.accuracy)
+    found = {}
+    for task, accuracies in taken.items():
+        total = math.fsum(accuracies) + PRIOR_CANDIDATES / 2
+        mean = min(max(total / (len(accuracies) + PRIOR_CANDIDATES), 0.03), 0.97)
+        found[task] = math.log(mean / (1 - mean))
+    return found
+
+
 def _group(
-    candidates: Sequence[Candidate], rows: list[int], place: PlaceTasks, places: TaskPlaces
+    candidates: Sequence[Candidate],
+    rows: list[int],
+    place: PlaceTasks,
+    places: TaskPlaces,
+    common: Mapping[str, float],
 ) -> _TestGroup:
     packed: Counter[tuple[str, bytes]] = Counter()
     for row in rows:
         packed.update([(r.task, r.place) for r in candidates[row].aptitude])
-    # Of several places of one task, that of most candidates is used.
-    by_task = {task: place_of for (task, place_of), _ in reversed(packed.most_common())}
+    # Of several places of one task, that of most candidates is used, if the weights can read it.
+    ranked = sorted(packed.most_common(), key=lambda item: places.unpack(item[0][1]) is None)
+    by_task = {task: place_of for (task, place_of), _ in reversed(ranked)}
     tasks = sorted(by_task)
     column = {task: i for i, task in enumerate(tasks)}
     accuracies = np.full((len(rows), len(tasks)), np.nan)
@@ -249,8 +288,6 @@ def _group(
     for test in np.unique(taken, axis=0):
         block = np.ix_((taken == test).all(axis=1), test)
         deviations[block] = shrunk_deviations(accuracies[block], questions[block])
-    total = np.where(taken, accuracies, 0).sum(axis=0) + PRIOR_CANDIDATES / 2
-    mean = np.clip(total / (taken.sum(axis=0) + PRIOR_CANDIDATES), 0.03, 0.97)
     center = vectors.mean(axis=0)
     return _TestGroup(
         rows=np.array(rows, dtype=np.int64),
@@ -261,5 +298,5 @@ def _group(
         deviations=(deviations * new).astype(np.float32),
         taken=taken.astype(np.float32),
         estimated=estimated,
-        common=np.log(mean / (1 - mean)).astype(np.float32),
+        common=np.array([common[task] for task in tasks], dtype=np.float32),
     )
