@@ -89,7 +89,7 @@ def fit_logistic(
         q = sigmoid(fitted.logits(common, relative, m))
         gradient = common @ (weights[0] * (q - y)) + precision[0] * (fitted.common - prior.common)
         hessian = (common * (weights[0] * q * (1 - q))) @ common.T + np.diag(precision[0])
-        step = np.linalg.solve(hessian, gradient)
+        step: Float64Array = np.linalg.solve(hessian, gradient).astype(np.float64)
         fitted = moved(replace(still, common=step), weights[0])
         q = sigmoid(fitted.logits(common, relative, m))
         slope, curve = weights[1] * (q - y), weights[1] * q * (1 - q)
@@ -99,7 +99,7 @@ def fit_logistic(
         cross = np.stack([np.bincount(m, curve * each, count) for each in relative])
         # The offsets' block is diagonal, so its Schur complement is cheap.
         hessian = (relative * curve) @ relative.T + np.diag(precision[1]) - (cross / own) @ cross.T
-        step = np.linalg.solve(hessian, first - (cross / own) @ second)
+        step = np.linalg.solve(hessian, first - (cross / own) @ second).astype(np.float64)
         offsets = (second - cross.T @ step) / own
         fitted = moved(replace(still, relative=step, offsets=offsets), weights[1])
     return fitted
