@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -90,11 +92,12 @@ BACKBONES = {  # width, heads, key/value heads, head width, inner, layers
     "three tiles a head": (96, 2, 1, 96, 128, 1),
     "deep": (64, 4, 4, 64, 128, 5),
 }
+SIZES = BACKBONES | {"many heads": (64, 256, 1, 32, 64, 2), "large heads": (64, 16, 16, 256, 64, 2)}
 
 
 @cache
 def weights_file(backbone: str, number: Number, cached: bool = True) -> Path:
-    made = base(*BACKBONES[backbone])
+    made = base(*SIZES[backbone])
     config = LlamaConfig.of(made.config)
     prompt = PROMPT if cached else PROMPT[:0]
     constants = keys_values(config, made.arrays, prompt) if cached else ()
@@ -199,6 +202,38 @@ def test_a_thousand_candidates_take_several_passes(path: str) -> None:
     rows = table[[i - 1 for i in some[1:]]]
     expected = hidden(opened("deep", number, "scalar", 1), prompts, rows)
     agree(found[:, some], expected, number)
+
+
+def test_many_short_requests_take_several_passes(path: str) -> None:
+    """A step of attention counts a unit for each head and 16 rows, of which a pass has a limit."""
+    forward = opened("many heads", number_of(path), path, 1)
+    prompts, table = draw_prompts([1] * 64), draw_table(0, 64)
+    together = hidden(forward, prompts, table)
+    np.testing.assert_array_equal(hidden(forward, prompts[-1:], table)[0], together[-1])
+
+
+def test_results_are_right_after_memory_ran_out(path: str) -> None:
+    """Wherever it ran out: the inquiry prompt's keys must be placed again, and sizes must not stay
+    those of the request that failed."""
+    number, table, one = number_of(path), draw_table(2, 64), draw_prompts([3])
+    expected = hidden(opened("large heads", number, path, 1), one, table)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    errors = []
+    # The main thread's stack grows when it is used, which fails under the limit; this one's is there.
+    thread = ThreadPoolExecutor(1)
+    thread.submit(int).result()
+    for room in range(0, 80 << 20, 4 << 20):
+        forward = Forward(weights_file("large heads", number), path, 1)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (size + room, hard))
+            thread.submit(hidden, forward, draw_prompts([320] * 3), table).result()
+        except ForwardError as error:
+            errors.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        np.testing.assert_array_equal(hidden(forward, one, table), expected)
+    assert "out of memory" in "".join(errors)
 
 
 def test_a_row_depends_on_nothing_else_in_its_batch(path: str) -> None:
