@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Forward", "ForwardError", "ForwardResult", "implementation", "paths"]
+__all__ = ["WRONG", "Forward", "ForwardError", "ForwardResult", "implementation", "paths"]
 
-ABI_VERSION = 1  # MODELSAT_FORWARD_ABI_VERSION of forward.h
+ABI_VERSION = 2  # MODELSAT_FORWARD_ABI_VERSION of forward.h
 FREE_AFFINITY, SHARE_WEIGHTS = 1, 2
-BAD_FILE, BAD_PATH = 3, 4
+BAD_FILE, BAD_PATH, WRONG = 3, 4, 10
 _PROBLEMS = {
     1: "a null pointer",
     2: "a size that is negative or too large",
@@ -30,6 +30,7 @@ _PROBLEMS = {
     7: "a row outside of the table",
     8: "more tokens than the file has positions",
     9: "out of memory, or a thread could not start",
+    WRONG: "its results differ from those of plain loops on this machine",
 }
 # modelsat_forward_request. Rows of this array are read by C, so their order and types are the ABI.
 _REQUEST = np.dtype(
@@ -184,6 +185,11 @@ class Forward:
             raise ForwardError(f"the forward pass was refused: {_PROBLEMS[code]}", code)
         return ForwardResult(p, null_rows, hidden)
 
+    def test(self) -> None:
+        """Compare the path with plain loops on two layers. Raises ForwardError if they differ."""
+        if code := self._library.modelsat_forward_test(self._handle):
+            raise ForwardError(f"the test of path {self.path} failed: {_PROBLEMS[code]}", code)
+
     def products(self, tokens: int, candidates: int) -> None:
         """Run the matrix products alone of a pass of so many rows, for measurements.
 
@@ -230,6 +236,7 @@ def _load(folder: Path) -> Any:
         library.modelsat_forward_close.restype = None
         library.modelsat_forward_describe.argtypes = [pointer, pointer]
         library.modelsat_forward_run.argtypes = [pointer, pointer, size, pointer]
+        library.modelsat_forward_test.argtypes = [pointer]
         library.modelsat_forward_products.argtypes = [pointer, size, size]
     except (OSError, AttributeError) as error:
         return f"{name} does not load: {error}"

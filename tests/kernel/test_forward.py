@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import cpp_ext.forward
 from cpp_ext.forward import Forward, ForwardError, _load, paths
 from engine.bundle.types import Float32Array, Int64Array
-from export.onnx.ops import LlamaConfig
+from export.onnx.ops import Int8, LlamaConfig
 from export.packed import NUMBERS, Number, to_bf16, write_packed
 from export.reference import hidden_row, keys_values
 from tests.support.tiny_llama import tokenizer
@@ -219,7 +219,7 @@ def test_results_are_right_after_memory_ran_out(path: str) -> None:
     expected = hidden(opened("large heads", number, path, 1), one, table)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     errors = []
-    # The main thread's stack grows when it is used, which fails under the limit; this one's is there.
+    # The main thread's stack grows when it is used, which would fail under the limit.
     thread = ThreadPoolExecutor(1)
     thread.submit(int).result()
     for room in range(0, 80 << 20, 4 << 20):
@@ -322,6 +322,26 @@ def test_damaged_file_is_refused(path: str, tmp_path: Path, damage: str) -> None
         file.write_bytes(changed)
     with pytest.raises(ForwardError, match="missing, damaged or of another version"):
         Forward(file, path, 2)
+
+
+def test_a_path_that_computes_something_else_is_found(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong sums of columns, which the plain loops do not read, stand for a CPU that goes wrong."""
+    number = number_of(path)
+    opened("plain", number, path, 2).test()
+    if number == "bf16":
+        pytest.skip("bf16 has no number that the path reads and the plain loops do not")
+    monkeypatch.setattr(Int8, "ZERO", 120)
+    made = base(*BACKBONES["plain"])
+    config = LlamaConfig.of(made.config)
+    cached = keys_values(config, made.arrays, PROMPT)
+    write_packed(
+        config, made.arrays, tmp_path / "wrong.fused",
+        number=number, prompt=PROMPT, cached=cached, positions=POSITIONS,
+    )  # fmt: skip
+    with pytest.raises(ForwardError, match="differ from those of plain loops"):
+        Forward(tmp_path / "wrong.fused", path, 2).test()
 
 
 def test_path_of_another_number_format_is_refused(path: str) -> None:
