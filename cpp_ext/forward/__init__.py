@@ -6,6 +6,7 @@ forward.h describes the library, which `pip install` builds where there is a C++
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,9 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WRONG", "Forward", "ForwardError", "ForwardResult", "implementation", "paths"]
+__all__ = [
+    "MAX_THREADS",
+    "WRONG",
+    "Forward",
+    "ForwardError",
+    "ForwardResult",
+    "implementation",
+    "paths",
+]
 
 ABI_VERSION = 2  # MODELSAT_FORWARD_ABI_VERSION of forward.h
+MAX_THREADS = 256  # kMaxThreads of threads.h
 FREE_AFFINITY, SHARE_WEIGHTS = 1, 2
 BAD_FILE, BAD_PATH, WRONG = 3, 4, 10
 _PROBLEMS = {
@@ -109,7 +119,7 @@ class Forward:
             raise ForwardError(library)
         self._library = library
         code = library.modelsat_forward_open(
-            str(file).encode(), None if path is None else path.encode(), threads,
+            os.fsencode(file), None if path is None else path.encode(), threads,
             (0 if affinity else FREE_AFFINITY) + SHARE_WEIGHTS * share, ctypes.byref(self._handle),
         )  # fmt: skip
         if code:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpp_ext.forward import WRONG, Forward, ForwardError, implementation, paths
+from cpp_ext.forward import MAX_THREADS, WRONG, Forward, ForwardError, implementation, paths
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.types import Float32Array, Int64Array
 from engine.inference.backend import BatchScores, Hidden, ScoringHead, round_embeddings
@@ -33,7 +33,7 @@ class FusedBackend:
     """
 
     def __init__(self, file: Path, threads: int = 0, allowed: Sequence[str] | None = None) -> None:
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
         self._file = file.name
         self._forward = _open(file, threads, allowed_paths() if allowed is None else allowed)
 

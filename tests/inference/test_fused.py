@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -107,6 +108,13 @@ def test_a_path_that_fails_its_test_does_not_serve(
     assert isinstance(backend, FusedBackend if len(allowed) > wrong else OnnxBackend)
     message = f"the test of path {allowed[0]} failed"
     assert any(r.levelname == "WARNING" and message in r.message for r in caplog.records)
+
+
+def test_a_machine_of_many_cores_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes at most MAX_THREADS threads, and refuses more."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(384)))
+    monkeypatch.setattr(Forward, "test", lambda _: None)
+    open_format("backbone.int8.fused", 0)
 
 
 def test_refused_tokens_fail_their_batch_alone() -> None:

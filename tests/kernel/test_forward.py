@@ -344,6 +344,12 @@ def test_a_path_that_computes_something_else_is_found(
         Forward(tmp_path / "wrong.fused", path, 2).test()
 
 
+def test_a_file_name_of_any_bytes_is_opened(path: str, tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.fused"))
+    file.symlink_to(weights_file("plain", number_of(path)))
+    assert Forward(file, path).path == path
+
+
 def test_path_of_another_number_format_is_refused(path: str) -> None:
     other: Number = "int8" if number_of(path) == "bf16" else "bf16"
     with pytest.raises(ForwardError, match="no such path"):
