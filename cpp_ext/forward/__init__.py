@@ -102,8 +102,8 @@ class Forward:
         path: a name of paths(), or None for the best one for the file's number format.
         threads: at least 1.
         affinity: keep helper threads off the caller's core.
-        share: read the matrices from the mapped file, which processes share, and not from huge
-            pages of this process; slower by 5 to 14 %.
+        share: map the file, which processes share and which must not be written meanwhile, and do
+            not read it into huge pages of this process; slower by 5 to 14 %.
 
     Raises:
         ForwardError: there is no library, or it refuses the file or the path.

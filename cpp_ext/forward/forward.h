@@ -40,7 +40,7 @@ enum {
 
 enum {
   MODELSAT_FORWARD_FREE_AFFINITY = 1, /* never set the affinity of helper threads */
-  MODELSAT_FORWARD_SHARE_WEIGHTS = 2, /* read matrices from the file that processes share; slower */
+  MODELSAT_FORWARD_SHARE_WEIGHTS = 2, /* map the file, which processes share; slower */
 };
 
 typedef struct modelsat_forward modelsat_forward;
@@ -77,7 +77,7 @@ int32_t modelsat_forward_abi_version(void) MODELSAT_FORWARD_NOEXCEPT;
  * kernel for AMX. A static string. */
 const char* modelsat_forward_paths(void) MODELSAT_FORWARD_NOEXCEPT;
 
-/* Maps a weights file and starts threads - 1 helpers. path: a name of modelsat_forward_paths(), or
+/* Opens a weights file and starts threads - 1 helpers. path: a name of modelsat_forward_paths(), or
  * null for the first that the file's numbers allow. flags: a sum of the above. */
 int modelsat_forward_open(const char* file, const char* path, int32_t threads, int32_t flags,
                           modelsat_forward** handle) MODELSAT_FORWARD_NOEXCEPT;

@@ -350,6 +350,17 @@ def test_a_file_name_of_any_bytes_is_opened(path: str, tmp_path: Path) -> None:
     assert Forward(file, path).path == path
 
 
+def test_a_file_that_is_overwritten_changes_nothing(path: str, tmp_path: Path) -> None:
+    """A mapped file would end the process with SIGBUS where it was truncated."""
+    file = tmp_path / "backbone.fused"
+    file.write_bytes(weights_file("plain", number_of(path)).read_bytes())
+    forward = Forward(file, path, 2)
+    prompts, table = draw_prompts([9]), draw_table(4, 128)
+    before = hidden(forward, prompts, table)
+    file.write_bytes(b"")
+    np.testing.assert_array_equal(hidden(forward, prompts, table), before)
+
+
 def test_path_of_another_number_format_is_refused(path: str) -> None:
     other: Number = "int8" if number_of(path) == "bf16" else "bf16"
     with pytest.raises(ForwardError, match="no such path"):
