@@ -4,6 +4,7 @@
 
 #include "../score.h"
 #include "paths.h"
+#include "self_test.h"
 #include "reference.h"
 #include "threads.h"
 #include "workspace.h"
@@ -311,52 +312,6 @@ void run_reference(const Weights& weights, const modelsat_forward_request* reque
   }
 }
 
-// Rows of one request for a test: 17 candidates and the null candidate, 16 tokens after the inquiry prompt.
-// So there are full and partial tiles of rows, products' blocks and attention's. More rows take longer.
-constexpr int kTestTokens = 16, kTestCandidates = 17, kTestLayers = 2;
-// Of what the layers add to a row, relative to its length; measured .06. One lane of 16 without a result gives .25.
-constexpr double kTestTolerance = 0.2;
-
-// Compares a pass of the first layers with the plain loops. The mutex is held.
-int test(modelsat_forward& opened) {
-  Shape& shape = opened.weights.shape;
-  struct Restored {  // also if memory runs out
-    Shape& shape;
-    const int layers;
-    ~Restored() { shape.layers = layers; }
-  } const restored{shape, shape.layers};
-  shape.layers = std::min(shape.layers, kTestLayers);
-  const auto width = static_cast<size_t>(shape.width);
-  std::vector<int64_t> tokens(opened.weights.prompt, opened.weights.prompt + shape.prompt), rows;
-  for (int i = 0; i < std::min(kTestTokens, shape.positions - 1 - shape.prompt); ++i)
-    tokens.push_back((7919 * int64_t{i} + 1) % shape.vocabulary);
-  std::vector<float> table(kTestCandidates * width), p(kTestCandidates), null_row(width),
-      hidden(kTestCandidates * width), ones(width, 1);
-  for (size_t i = 0; i < table.size(); ++i)
-    table[i] = static_cast<float>(static_cast<int>(i * 2654435761u >> 16 & 1023) - 512) / 4096;
-  for (int i = 0; i < kTestCandidates; ++i) rows.push_back(i);
-  const auto length = static_cast<int64_t>(tokens.size());
-  const modelsat_forward_request request{tokens.data(), length, table.data(), kTestCandidates,
-                                         rows.data(), kTestCandidates, p.data(), null_row.data(),
-                                         hidden.data()};
-  if (const int code = check(opened.weights, request)) return code;
-  run_all(*opened.passes, shape, &request, 1, {ones.data(), 1, 1, 0});
-  std::vector<const float*> embeddings{nullptr};
-  for (int i = 0; i < kTestCandidates; ++i) embeddings.push_back(&table[i * width]);
-  const auto expected = reference_rows(opened.weights, tokens.data(), length, embeddings);
-  for (int i = 0; i <= kTestCandidates; ++i) {
-    const float* found = i ? &hidden[(i - 1) * width] : null_row.data();
-    double error = 0, added = 0;
-    for (size_t d = 0; d < width; ++d) {
-      const double exact = expected[i][d], start = i ? embeddings[i][d] : 0;
-      error += (found[d] - exact) * (found[d] - exact);
-      added += (exact - start) * (exact - start);
-    }
-    if (!(error <= kTestTolerance * kTestTolerance * added)) return MODELSAT_FORWARD_WRONG;  // NaN too
-  }
-  return MODELSAT_FORWARD_OK;
-}
-
 // Runs f, which returns a code, and turns what it throws into one.
 template <class F>
 int guarded(F f) noexcept {
@@ -429,7 +384,13 @@ extern "C" int modelsat_forward_test(modelsat_forward* handle) noexcept {
   if (!handle) return MODELSAT_FORWARD_NULL_POINTER;
   return guarded([&] {
     const std::lock_guard<std::mutex> lock(handle->mutex);
-    return handle->passes ? test(*handle) : int{MODELSAT_FORWARD_OK};
+    if (!handle->passes) return int{MODELSAT_FORWARD_OK};
+    Weights& weights = handle->weights;
+    return self_test(weights, [&](const modelsat_forward_request& r, const modelsat_forward_head& head) {
+      const int code = check(weights, r);
+      if (!code) run_all(*handle->passes, weights.shape, &r, 1, head);
+      return code;
+    });
   });
 }
 
