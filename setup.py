@@ -74,6 +74,7 @@ EXTRAS = {
 }
 
 FORWARD = "cpp_ext/forward"
+SOURCES = ("forward", "weights", "threads", "paths", "cpu", "reference", "self_test")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
 # GCC 12 warns of the intrinsics' own undefined values (its bug 105593).
@@ -192,10 +193,7 @@ setup(
         Extension(
             "cpp_ext.forward._forward",
             [
-                *(
-                    f"{FORWARD}/{name}.cc"
-                    for name in ("forward", "weights", "threads", "paths", "cpu", "reference")
-                ),
+                *(f"{FORWARD}/{name}.cc" for name in SOURCES),
                 "cpp_ext/score_cpu.cc",
             ],
             depends=sorted(map(str, [*Path(FORWARD).glob("*.h"), Path("cpp_ext/score.h")])),

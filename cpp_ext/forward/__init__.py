@@ -6,6 +6,7 @@ forward.h describes the library, which `pip install` builds where there is a C++
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,11 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Forward", "ForwardError", "ForwardResult", "implementation", "paths"]
+__all__ = [
+    "MAX_THREADS",
+    "WRONG",
+    "Forward",
+    "ForwardError",
+    "ForwardResult",
+    "implementation",
+    "paths",
+]
 
-ABI_VERSION = 1  # MODELSAT_FORWARD_ABI_VERSION of forward.h
+ABI_VERSION = 2  # MODELSAT_FORWARD_ABI_VERSION of forward.h
+MAX_THREADS = 256  # kMaxThreads of threads.h
 FREE_AFFINITY, SHARE_WEIGHTS = 1, 2
-BAD_FILE, BAD_PATH = 3, 4
+BAD_FILE, BAD_PATH, WRONG = 3, 4, 10
 _PROBLEMS = {
     1: "a null pointer",
     2: "a size that is negative or too large",
@@ -30,6 +40,7 @@ _PROBLEMS = {
     7: "a row outside of the table",
     8: "more tokens than the file has positions",
     9: "out of memory, or a thread could not start",
+    WRONG: "its results differ from those of plain loops on this machine",
 }
 # modelsat_forward_request. Rows of this array are read by C, so their order and types are the ABI.
 _REQUEST = np.dtype(
@@ -91,8 +102,8 @@ class Forward:
         path: a name of paths(), or None for the best one for the file's number format.
         threads: at least 1.
         affinity: keep helper threads off the caller's core.
-        share: read the matrices from the mapped file, which processes share, and not from huge
-            pages of this process; slower by 5 to 14 %.
+        share: map the file, which processes share and which must not be written meanwhile, and do
+            not read it into huge pages of this process; slower by 5 to 14 %.
 
     Raises:
         ForwardError: there is no library, or it refuses the file or the path.
@@ -108,7 +119,7 @@ class Forward:
             raise ForwardError(library)
         self._library = library
         code = library.modelsat_forward_open(
-            str(file).encode(), None if path is None else path.encode(), threads,
+            os.fsencode(file), None if path is None else path.encode(), threads,
             (0 if affinity else FREE_AFFINITY) + SHARE_WEIGHTS * share, ctypes.byref(self._handle),
         )  # fmt: skip
         if code:
@@ -184,6 +195,11 @@ class Forward:
             raise ForwardError(f"the forward pass was refused: {_PROBLEMS[code]}", code)
         return ForwardResult(p, null_rows, hidden)
 
+    def test(self) -> None:
+        """Compare the path with plain loops on two layers. Raises ForwardError if they differ."""
+        if code := self._library.modelsat_forward_test(self._handle):
+            raise ForwardError(f"the test of path {self.path} failed: {_PROBLEMS[code]}", code)
+
     def products(self, tokens: int, candidates: int) -> None:
         """Run the matrix products alone of a pass of so many rows, for measurements.
 
@@ -230,6 +246,7 @@ def _load(folder: Path) -> Any:
         library.modelsat_forward_close.restype = None
         library.modelsat_forward_describe.argtypes = [pointer, pointer]
         library.modelsat_forward_run.argtypes = [pointer, pointer, size, pointer]
+        library.modelsat_forward_test.argtypes = [pointer]
         library.modelsat_forward_products.argtypes = [pointer, size, size]
     except (OSError, AttributeError) as error:
         return f"{name} does not load: {error}"

@@ -18,6 +18,7 @@ namespace {
 
 struct Leaf {
   unsigned a = 0, b = 0, c = 0, d = 0;
+  Leaf() = default;
   Leaf(unsigned leaf, unsigned sub) { __get_cpuid_count(leaf, sub, &a, &b, &c, &d); }
 };
 
@@ -33,6 +34,9 @@ bool saves(uint64_t state) {
 
 constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
 
+// Leaf 7, subleaf 1. Without the check, some hypervisors would answer with subleaf 0.
+Leaf extended() { return Leaf(7, 0).a >= 1 ? Leaf(7, 1) : Leaf(); }
+
 bool has_avx512() {  // F, DQ, BW, VL
   const unsigned b = Leaf(7, 0).b;
   return has_avx2() && saves(kZmm) && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
@@ -46,9 +50,11 @@ bool granted_tiles() {
   return granted;
 }
 
-bool has_amx(int number) {  // the path is compiled with AVX-512 VNNI and bf16 too
+// Both paths are compiled with AVX-512 VNNI and bf16 too, and attention is in bf16 tiles: a hypervisor may
+// hide any of them.
+bool has_amx() {
   const unsigned d = Leaf(7, 0).d;
-  return has_avx512_vnni() && has_avx512_bf16() && bit(d, 24) && bit(d, number) && granted_tiles();
+  return has_avx512_vnni() && has_avx512_bf16() && bit(d, 24) && bit(d, 22) && granted_tiles();
 }
 
 }  // namespace
@@ -57,11 +63,11 @@ bool has_avx2() {
   const unsigned c = Leaf(1, 0).c;
   return saves(kYmm) && bit(c, 12) && bit(c, 28) && bit(c, 29) && bit(Leaf(7, 0).b, 5);  // FMA, AVX, F16C
 }
-bool has_avx2_vnni() { return has_avx2() && bit(Leaf(7, 1).a, 4); }
+bool has_avx2_vnni() { return has_avx2() && bit(extended().a, 4); }
 bool has_avx512_vnni() { return has_avx512() && bit(Leaf(7, 0).c, 11); }
-bool has_avx512_bf16() { return has_avx512() && bit(Leaf(7, 1).a, 5); }
-bool has_amx_int8() { return has_amx(25); }
-bool has_amx_bf16() { return has_amx(22); }
+bool has_avx512_bf16() { return has_avx512() && bit(extended().a, 5); }
+bool has_amx_int8() { return bit(Leaf(7, 0).d, 25) && has_amx(); }
+bool has_amx_bf16() { return has_amx(); }
 #else
 bool has_avx2() { return false; }
 bool has_avx2_vnni() { return false; }

@@ -4,6 +4,7 @@
 
 #include "../score.h"
 #include "paths.h"
+#include "self_test.h"
 #include "reference.h"
 #include "threads.h"
 #include "workspace.h"
@@ -218,11 +219,21 @@ struct modelsat_forward {
 
 namespace {
 
+int64_t tiles_of(int64_t candidates, int64_t tokens) {
+  return (candidates + kTile - 1) / kTile + (tokens + kTile - 1) / kTile;
+}
+
+// Tiles of a pass: a step of attention has a unit for each tile and head, and groups of rows cut some tiles.
+int64_t most_tiles(const Shape& s) { return kMaxUnits / s.heads - 2 * kMaxGroups; }
+
 int check(const Weights& w, const modelsat_forward_request& r) {
   const Shape& s = w.shape;
   if (r.length < s.prompt || r.count < 0 || r.table_rows < 0) return MODELSAT_FORWARD_BAD_SIZE;
   if (r.length >= s.positions) return MODELSAT_FORWARD_TOO_LONG;
   if (r.count >= kMaxUnits * int64_t{kRowChunk}) return MODELSAT_FORWARD_BAD_SIZE;
+  if (tiles_of(kPassCandidates, r.length - s.prompt) > most_tiles(s) ||
+      r.length + kPassCandidates > kMaxUnits * int64_t{kRowChunk})
+    return MODELSAT_FORWARD_BAD_SIZE;
   if ((r.length && !r.tokens) || !r.null_row) return MODELSAT_FORWARD_NULL_POINTER;
   if (r.count && (!r.table || !r.rows || !r.probability)) return MODELSAT_FORWARD_NULL_POINTER;
   for (int64_t i = 0; i < r.length; ++i)
@@ -263,18 +274,21 @@ void run_pass(Passes& passes, const Shape& s, const std::vector<Part>& parts,
 void run_all(Passes& passes, const Shape& s, const modelsat_forward_request* requests, int64_t batch,
              const modelsat_forward_head& head) {
   std::vector<Part> parts;
-  int64_t rows = 0;
+  int64_t rows = 0, tiles = 0;
   for (int64_t i = 0; i < batch; ++i) {
     const modelsat_forward_request& r = requests[i];
-    const int64_t candidates = 1 + r.count, own = r.length - s.prompt + candidates;
-    if (!parts.empty() && (rows + own > kPassRows || candidates > kPassCandidates)) {
+    const int64_t tokens = r.length - s.prompt, candidates = 1 + r.count, own = tokens + candidates;
+    const int64_t own_tiles = tiles_of(candidates, tokens);
+    if (!parts.empty() && (rows + own > kPassRows || tiles + own_tiles > most_tiles(s) ||
+                           candidates > kPassCandidates)) {
       run_pass(passes, s, parts, head);
       parts.clear();
-      rows = 0;
+      rows = tiles = 0;
     }
     if (candidates <= kPassCandidates) {
       parts.push_back({&r, 0, candidates, true});
       rows += own;
+      tiles += own_tiles;
       continue;
     }
     for (int64_t first = 0; first < candidates; first += kPassCandidates) {
@@ -363,6 +377,20 @@ extern "C" int modelsat_forward_run(modelsat_forward* handle, const modelsat_for
       run_reference(handle->weights, requests, batch, *head);
     }
     return int{MODELSAT_FORWARD_OK};
+  });
+}
+
+extern "C" int modelsat_forward_test(modelsat_forward* handle) noexcept {
+  if (!handle) return MODELSAT_FORWARD_NULL_POINTER;
+  return guarded([&] {
+    const std::lock_guard<std::mutex> lock(handle->mutex);
+    if (!handle->passes) return int{MODELSAT_FORWARD_OK};
+    Weights& weights = handle->weights;
+    return self_test(weights, [&](const modelsat_forward_request& r, const modelsat_forward_head& head) {
+      const int code = check(weights, r);
+      if (!code) run_all(*handle->passes, weights.shape, &r, 1, head);
+      return code;
+    });
   });
 }
 

@@ -22,7 +22,7 @@ extern "C" {
 #pragma GCC visibility push(default) /* all else is compiled with -fvisibility=hidden */
 
 /* Raised with every change below. */
-enum { MODELSAT_FORWARD_ABI_VERSION = 1 };
+enum { MODELSAT_FORWARD_ABI_VERSION = 2 };
 
 enum {
   MODELSAT_FORWARD_OK = 0,
@@ -35,11 +35,12 @@ enum {
   MODELSAT_FORWARD_BAD_ROW = 7,     /* a row outside of the table */
   MODELSAT_FORWARD_TOO_LONG = 8,    /* more tokens than the file has positions */
   MODELSAT_FORWARD_NO_MEMORY = 9,
+  MODELSAT_FORWARD_WRONG = 10, /* the path computes something else than plain loops */
 };
 
 enum {
   MODELSAT_FORWARD_FREE_AFFINITY = 1, /* never set the affinity of helper threads */
-  MODELSAT_FORWARD_SHARE_WEIGHTS = 2, /* read matrices from the file that processes share; slower */
+  MODELSAT_FORWARD_SHARE_WEIGHTS = 2, /* map the file, which processes share; slower */
 };
 
 typedef struct modelsat_forward modelsat_forward;
@@ -76,7 +77,7 @@ int32_t modelsat_forward_abi_version(void) MODELSAT_FORWARD_NOEXCEPT;
  * kernel for AMX. A static string. */
 const char* modelsat_forward_paths(void) MODELSAT_FORWARD_NOEXCEPT;
 
-/* Maps a weights file and starts threads - 1 helpers. path: a name of modelsat_forward_paths(), or
+/* Opens a weights file and starts threads - 1 helpers. path: a name of modelsat_forward_paths(), or
  * null for the first that the file's numbers allow. flags: a sum of the above. */
 int modelsat_forward_open(const char* file, const char* path, int32_t threads, int32_t flags,
                           modelsat_forward** handle) MODELSAT_FORWARD_NOEXCEPT;
@@ -90,6 +91,10 @@ int modelsat_forward_describe(const modelsat_forward* handle,
  * neither on the other requests nor on the other candidates. After an error nothing is written. */
 int modelsat_forward_run(modelsat_forward* handle, const modelsat_forward_request* requests,
                          int64_t batch, const modelsat_forward_head* head) MODELSAT_FORWARD_NOEXCEPT;
+
+/* Compares the first two layers' results for a fixed request with those of plain loops: MODELSAT_FORWARD_WRONG
+ * if this path goes wrong on this CPU. Takes some hundred milliseconds; see reference.h. */
+int modelsat_forward_test(modelsat_forward* handle) MODELSAT_FORWARD_NOEXCEPT;
 
 /* For measurements: the matrix products alone of a pass of this many token rows (the inquiry prompt
  * not counted) and candidate rows. */

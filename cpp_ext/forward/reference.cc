@@ -25,17 +25,25 @@ float round_to_bf16(float value) {
   return from_bf16(static_cast<uint16_t>(bits >> 16));
 }
 
-// The weight of an input in a packed column; weights.h describes the order.
-float weight(const Matrix& m, Number number, int column, int input) {
-  const int block_inputs = number == Number::kInt8 ? 64 : 32, group = number == Number::kInt8 ? 4 : 2;
-  const int64_t block = int64_t{column / kPanel} * (m.inputs / block_inputs) + input / block_inputs;
-  const int tile = column % kPanel / 16, in_block = input % block_inputs;
-  const int64_t at =
-      block * kBlockBytes + tile * kTileBytes + in_block / group * 64 + column % 16 * 4;
-  if (number == Number::kInt8) return static_cast<int8_t>(m.panels[at + in_block % 4]);
-  uint16_t half;
-  std::memcpy(&half, m.panels + at + in_block % 2 * 2, sizeof half);
-  return from_bf16(half);
+// The products of a packed column and x, added up; weights.h describes the order.
+template <Number kNumber>
+double column_sum(const Matrix& m, int column, const Row& x) {
+  constexpr int kBlock = kNumber == Number::kInt8 ? 64 : 32, kGroup = kNumber == Number::kInt8 ? 4 : 2;
+  const uint8_t* from = m.panels + int64_t{column / kPanel} * (m.inputs / kBlock) * kBlockBytes +
+                        column % kPanel / 16 * kTileBytes + column % 16 * 4;
+  double sum = 0;
+  for (int block = 0; block < m.inputs / kBlock; ++block, from += kBlockBytes)
+    for (int i = 0; i < kBlock; ++i) {
+      const uint8_t* at = from + i / kGroup * 64 + i % kGroup * (4 / kGroup);
+      float weight = static_cast<int8_t>(*at);
+      if constexpr (kNumber == Number::kBf16) {
+        uint16_t half;
+        std::memcpy(&half, at, sizeof half);
+        weight = from_bf16(half);
+      }
+      sum += double{x[static_cast<size_t>(block * kBlock + i)]} * weight;
+    }
+  return sum;
 }
 
 // x (inputs) times the matrix, in the order of packed columns.
@@ -52,8 +60,8 @@ Row product(const Matrix& m, Number number, const Row& x) {
     for (float& value : rounded) value = round_to_bf16(value);
   }
   for (int column = 0; column < m.columns; ++column) {
-    double sum = 0;
-    for (int i = 0; i < m.inputs; ++i) sum += double{rounded[i]} * weight(m, number, column, i);
+    const double sum = number == Number::kInt8 ? column_sum<Number::kInt8>(m, column, rounded)
+                                               : column_sum<Number::kBf16>(m, column, rounded);
     const float scale = number == Number::kInt8 ? m.scale[column] * step : 1;
     y[column] = static_cast<float>(sum) * scale;
   }

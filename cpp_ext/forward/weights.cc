@@ -1,9 +1,10 @@
-// Maps and checks a weights file (weights.h).
+// Reads or maps, and checks a weights file (weights.h).
 
 #include "weights.h"
 
 #include "forward.h"
 
+#include <cerrno>
 #include <cstring>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -59,7 +60,6 @@ class Sections {
     return {columns, inputs, panels, scale, take<int32_t>(n)};
   }
   bool complete() const { return at_ == size_; }
-  size_t next() const { return (at_ + 63) / 64 * 64; }
 
  private:
   const uint8_t* data_;
@@ -70,43 +70,51 @@ class Sections {
 
 Weights::~Weights() {
   delete[] layers;
-  if (data_) munmap(const_cast<uint8_t*>(data_), size_);
+  if (mapped_) munmap(const_cast<uint8_t*>(mapped_), size_);
   if (copy_) munmap(copy_, copy_size_);
 }
 
-const uint8_t* Weights::layers_from(size_t start, bool share) {
+const uint8_t* Weights::read_all(int fd) {
   constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t size = size_ - start;
-  if (share) return data_ + start;
-  copy_size_ = (size + kHugePage - 1) / kHugePage * kHugePage + kHugePage;  // room to align
+  copy_size_ = (size_ + kHugePage - 1) / kHugePage * kHugePage + kHugePage;  // room to align
   void* mapped = mmap(nullptr, copy_size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) return data_ + start;
+  if (mapped == MAP_FAILED) return nullptr;
   copy_ = static_cast<uint8_t*>(mapped);
   const auto address = reinterpret_cast<uintptr_t>(copy_);
   uint8_t* const aligned = copy_ + (kHugePage - address % kHugePage) % kHugePage;
 #if defined(MADV_HUGEPAGE)
   madvise(aligned, copy_size_ - kHugePage, MADV_HUGEPAGE);
 #endif
-  std::memcpy(aligned, data_ + start, size);
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), from = (start + page - 1) / page * page;
-  if (from < size_) madvise(const_cast<uint8_t*>(data_) + from, size_ - from, MADV_DONTNEED);
+  for (size_t at = 0; at < size_;) {
+    const ssize_t count = ::read(fd, aligned + at, size_ - at);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return nullptr;
+    at += static_cast<size_t>(count);
+  }
   return aligned;
+}
+
+const uint8_t* Weights::map(int fd) {
+  void* mapped = mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  mapped_ = static_cast<const uint8_t*>(mapped);
+  return mapped_;
 }
 
 int Weights::open(const char* file, bool share) {
   const int fd = ::open(file, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return MODELSAT_FORWARD_BAD_FILE;
   struct stat about;
-  void* mapped = MAP_FAILED;
+  const uint8_t* data = nullptr;
   if (!fstat(fd, &about) && about.st_size >= static_cast<off_t>(sizeof(Header))) {
     size_ = static_cast<size_t>(about.st_size);
-    mapped = mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
+    if (!share) data = read_all(fd);
+    if (!copy_) data = map(fd);  // also where there is no memory for a copy
   }
   ::close(fd);
-  if (mapped == MAP_FAILED) return MODELSAT_FORWARD_BAD_FILE;
-  data_ = static_cast<const uint8_t*>(mapped);
+  if (!data) return MODELSAT_FORWARD_BAD_FILE;
 
-  Sections sections(data_, size_);
+  Sections sections(data, size_);
   Header h;
   std::memcpy(&h, sections.take<Header>(1), sizeof h);
   if (!valid(h)) return MODELSAT_FORWARD_BAD_FILE;
@@ -125,23 +133,22 @@ int Weights::open(const char* file, bool share) {
   const auto angles = static_cast<size_t>(shape.positions) * static_cast<size_t>(shape.head_width / 2);
   cosine = sections.take<float>(angles);
   sine = sections.take<float>(angles);
-  if (!sine || sections.next() > size_) return MODELSAT_FORWARD_BAD_FILE;
-  Sections tail(layers_from(sections.next(), share), size_ - sections.next());
+  if (!sine) return MODELSAT_FORWARD_BAD_FILE;
   layers = new Layer[static_cast<size_t>(shape.layers)];
   const size_t cached = static_cast<size_t>(shape.kv_heads) * static_cast<size_t>(shape.prompt) *
                         static_cast<size_t>(shape.head_width);
   for (int i = 0; i < shape.layers; ++i) {
     Layer& layer = layers[i];
-    layer.attention_gain = tail.take<float>(width);
-    layer.qkv = tail.matrix(shape.qkv_columns(), shape.padded_width, number);
-    layer.out = tail.matrix(shape.padded_width, shape.mixed_width(), number);
-    layer.mlp_gain = tail.take<float>(width);
-    layer.up = tail.matrix(2 * shape.inner, shape.padded_width, number);
-    layer.down = tail.matrix(shape.padded_width, shape.inner, number);
-    layer.keys = tail.take<float>(cached);
-    layer.values = tail.take<float>(cached);
+    layer.attention_gain = sections.take<float>(width);
+    layer.qkv = sections.matrix(shape.qkv_columns(), shape.padded_width, number);
+    layer.out = sections.matrix(shape.padded_width, shape.mixed_width(), number);
+    layer.mlp_gain = sections.take<float>(width);
+    layer.up = sections.matrix(2 * shape.inner, shape.padded_width, number);
+    layer.down = sections.matrix(shape.padded_width, shape.inner, number);
+    layer.keys = sections.take<float>(cached);
+    layer.values = sections.take<float>(cached);
   }
-  return tail.complete() ? MODELSAT_FORWARD_OK : MODELSAT_FORWARD_BAD_FILE;
+  return sections.complete() ? MODELSAT_FORWARD_OK : MODELSAT_FORWARD_BAD_FILE;
 }
 
 }  // namespace modelsat

@@ -1,5 +1,5 @@
 // The weights file: a backbone's matrices, packed once in the order in which every instruction set reads
-// them, and mapped into memory.
+// them.
 //
 // Numbers are little-endian, sections are aligned to 64 bytes and follow each other in this order:
 //
@@ -70,7 +70,7 @@ struct Layer {
   const float *keys, *values;
 };
 
-// A mapped file. layers: of shape.layers.
+// An open file. layers: of shape.layers.
 class Weights {
  public:
   Weights() = default;
@@ -78,9 +78,10 @@ class Weights {
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
-  // Returns a code of forward.h. share: read the matrices from the mapped file, which all processes share.
-  // Otherwise they are copied to huge pages if there are any: a pass reads thousands of small pages, more
-  // than the processor remembers (5 % of its time with one thread, 14 % with two).
+  // Returns a code of forward.h. share: use the mapped file, which all processes share, and which must
+  // not be written or truncated meanwhile: a read beyond its end would end the process. Otherwise it is read into
+  // huge pages if there are any: a pass reads thousands of small pages, more than the processor remembers
+  // (5 % of its time with one thread, 14 % with two).
   int open(const char* file, bool share);
 
   Shape shape{};
@@ -92,10 +93,11 @@ class Weights {
   Layer* layers = nullptr;
 
  private:
-  // The file from `start` on: its copy in huge pages, or the mapped file.
-  const uint8_t* layers_from(size_t start, bool share);
+  // The file's contents; null if they cannot be had in this way.
+  const uint8_t* read_all(int fd);
+  const uint8_t* map(int fd);
 
-  const uint8_t* data_ = nullptr;
+  const uint8_t* mapped_ = nullptr;
   size_t size_ = 0;
   uint8_t* copy_ = nullptr;
   size_t copy_size_ = 0;

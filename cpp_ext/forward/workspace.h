@@ -53,11 +53,25 @@ class Workspace {
   }
 
   // Makes room for a pass, and sets its pointers. blocks: of keys, the inquiry prompt's included;
-  // request_blocks: of the longest request alone.
+  // request_blocks: of the longest request alone. Without memory for it, a smaller pass may still have room.
   void reserve(Pass& pass, int64_t rows, int64_t candidates, int64_t blocks, int64_t request_blocks) {
+    try {
+      grow(pass, rows, candidates, blocks, request_blocks);
+    } catch (const std::bad_alloc&) {
+      rows_ = candidates_ = blocks_ = placed_ = 0;
+      throw;
+    }
+  }
+
+  std::vector<Scratch> scratch;  // of each thread
+
+ private:
+  static constexpr int kPadding = 32;  // rows that a kernel may read beyond the last
+
+  void grow(Pass& pass, int64_t rows, int64_t candidates, int64_t blocks, int64_t request_blocks) {
     const Shape& s = weights_.shape;
     const int64_t bytes = s.number == Number::kInt8 ? 1 : 2;  // of an element of an operand
-    if (rows > rows_) rows_ = (rows + kPadding + 127) / 128 * 128;
+    if (rows + kPadding > rows_) rows_ = (rows + kPadding + 127) / 128 * 128;
     if (candidates > candidates_) candidates_ = (candidates + 127) / 128 * 128;
     hidden_.reserve(rows_ * s.padded_width);
     mixed_.reserve(rows_ * s.mixed_width());
@@ -89,23 +103,20 @@ class Workspace {
     }
     if (blocks > blocks_) blocks_ = (blocks + 15) / 16 * 16;
     const int64_t size = int64_t{s.layers} * s.kv_heads * blocks_ * kSlots * s.head_width * path_.element;
-    const bool grown = keys_.reserve(size);
-    values_.reserve(size);
+    if (keys_.reserve(size)) placed_ = 0;
+    if (values_.reserve(size)) placed_ = 0;
     pass.keys = keys_.get();
     pass.values = values_.get();
     pass.blocks = blocks_;
-    if (grown) path_.place_prompt(pass);
+    if (placed_ != blocks_) path_.place_prompt(pass);
+    placed_ = blocks_;
   }
-
-  std::vector<Scratch> scratch;  // of each thread
-
- private:
-  static constexpr int kPadding = 32;  // rows that a kernel may read beyond the last
 
   const Weights& weights_;
   const Path& path_;
   const int threads_;
   int64_t rows_ = 0, candidates_ = 0, blocks_ = 0;
+  int64_t placed_ = 0;  // `blocks_` when the inquiry prompt was placed, 0 if it has to be again
   Buffer<float> hidden_, mixed_, inner_, own_keys_, own_values_;
   Buffer<float> normed_scale_, mixed_scale_, inner_scale_;
   Buffer<uint8_t> normed_, mixed_operand_, inner_operand_;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cpp_ext.forward import Forward, ForwardError, implementation, paths
+from cpp_ext.forward import MAX_THREADS, WRONG, Forward, ForwardError, implementation, paths
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.types import Float32Array, Int64Array
 from engine.inference.backend import BatchScores, Hidden, ScoringHead, round_embeddings
 
+log = logging.getLogger(__name__)
 # Paths that are faster than ONNX Runtime where they run, best first. The others serve only if
 # PATHS_VARIABLE names them.
 FAST_PATHS = ("amx-int8", "amx-bf16", "avx512-vnni")
@@ -26,11 +28,12 @@ class FusedBackend:
 
     file: written by export/packed.py. threads: CPU threads; 0 means one per core. allowed: names of
     cpp_ext.forward.paths(), of which the first that can read the file serves; allowed_paths() if it
-    is None. Raises BundleError if none can.
+    is None. Raises BundleError if none can,
+    or if none passes Forward.test().
     """
 
     def __init__(self, file: Path, threads: int = 0, allowed: Sequence[str] | None = None) -> None:
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
         self._file = file.name
         self._forward = _open(file, threads, allowed_paths() if allowed is None else allowed)
 
@@ -90,11 +93,16 @@ def allowed_paths() -> list[str]:
 
 
 def _open(file: Path, threads: int, names: Sequence[str]) -> Forward:
-    """Open `file` with the first of `names` that its number format allows."""
+    """Open `file` with the first of `names` that its number format allows and that computes what
+    plain loops compute: a path may never have run on this kind of CPU."""
     reason = f"no path for this CPU among {', '.join(FAST_PATHS)} ({implementation()})"
     for name in names:
         try:
-            return Forward(file, name, threads)
+            forward = Forward(file, name, threads)
+            forward.test()
+            return forward
         except ForwardError as error:
             reason = str(error)
+            if error.code == WRONG:
+                log.warning("%s; please report this CPU", reason)
     raise BundleError(f"The fused forward pass cannot serve {file.name}: {reason}.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from cpp_ext.forward import paths
+from cpp_ext.forward import WRONG, Forward, ForwardError, paths
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
@@ -82,6 +83,38 @@ def test_onnx_runtime_serves_if_no_path_is_allowed(
     assert "cannot serve backbone.int8.fused" in caplog.text
     with pytest.raises(BundleError, match="cannot serve"):
         devices.open_backend(BUNDLE, MANIFEST, "cpu-fused", 1)
+
+
+@pytest.mark.parametrize("wrong", [1, 9])
+def test_a_path_that_fails_its_test_does_not_serve(
+    wrong: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next one serves if there is one, and else ONNX Runtime. wrong: paths that fail."""
+    open_format("backbone.int8.fused", 1)
+    allowed = [name for name in allowed_paths() if not name.endswith("bf16")]
+    if not allowed:
+        pytest.skip("no path would serve on this CPU")
+    tested: list[str] = []
+
+    def test(forward: Forward) -> None:
+        tested.append(forward.path)
+        if len(tested) <= wrong:
+            raise ForwardError(f"the test of path {forward.path} failed", WRONG)
+
+    monkeypatch.setattr(Forward, "test", test)
+    with caplog.at_level(logging.INFO):
+        backend = devices.open_backend(BUNDLE, MANIFEST, "cpu", 1)
+    assert tested == allowed[: wrong + 1]
+    assert isinstance(backend, FusedBackend if len(allowed) > wrong else OnnxBackend)
+    message = f"the test of path {allowed[0]} failed"
+    assert any(r.levelname == "WARNING" and message in r.message for r in caplog.records)
+
+
+def test_a_machine_of_many_cores_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes at most MAX_THREADS threads, and refuses more."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(384)))
+    monkeypatch.setattr(Forward, "test", lambda _: None)
+    open_format("backbone.int8.fused", 0)
 
 
 def test_refused_tokens_fail_their_batch_alone() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 import cpp_ext.forward
 from cpp_ext.forward import Forward, ForwardError, _load, paths
 from engine.bundle.types import Float32Array, Int64Array
-from export.onnx.ops import LlamaConfig
+from export.onnx.ops import Int8, LlamaConfig
 from export.packed import NUMBERS, Number, to_bf16, write_packed
 from export.reference import hidden_row, keys_values
 from tests.support.tiny_llama import tokenizer
@@ -90,11 +92,12 @@ BACKBONES = {  # width, heads, key/value heads, head width, inner, layers
     "three tiles a head": (96, 2, 1, 96, 128, 1),
     "deep": (64, 4, 4, 64, 128, 5),
 }
+SIZES = BACKBONES | {"many heads": (64, 256, 1, 32, 64, 2), "large heads": (64, 16, 16, 256, 64, 2)}
 
 
 @cache
 def weights_file(backbone: str, number: Number, cached: bool = True) -> Path:
-    made = base(*BACKBONES[backbone])
+    made = base(*SIZES[backbone])
     config = LlamaConfig.of(made.config)
     prompt = PROMPT if cached else PROMPT[:0]
     constants = keys_values(config, made.arrays, prompt) if cached else ()
@@ -201,6 +204,38 @@ def test_a_thousand_candidates_take_several_passes(path: str) -> None:
     agree(found[:, some], expected, number)
 
 
+def test_many_short_requests_take_several_passes(path: str) -> None:
+    """A step of attention counts a unit for each head and 16 rows, of which a pass has a limit."""
+    forward = opened("many heads", number_of(path), path, 1)
+    prompts, table = draw_prompts([1] * 64), draw_table(0, 64)
+    together = hidden(forward, prompts, table)
+    np.testing.assert_array_equal(hidden(forward, prompts[-1:], table)[0], together[-1])
+
+
+def test_results_are_right_after_memory_ran_out(path: str) -> None:
+    """Wherever it ran out: the inquiry prompt's keys must be placed again, and sizes must not stay
+    those of the request that failed."""
+    number, table, one = number_of(path), draw_table(2, 64), draw_prompts([3])
+    expected = hidden(opened("large heads", number, path, 1), one, table)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    errors = []
+    # The main thread's stack grows when it is used, which would fail under the limit.
+    thread = ThreadPoolExecutor(1)
+    thread.submit(int).result()
+    for room in range(0, 80 << 20, 4 << 20):
+        forward = Forward(weights_file("large heads", number), path, 1)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (size + room, hard))
+            thread.submit(hidden, forward, draw_prompts([320] * 3), table).result()
+        except ForwardError as error:
+            errors.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        np.testing.assert_array_equal(hidden(forward, one, table), expected)
+    assert "out of memory" in "".join(errors)
+
+
 def test_a_row_depends_on_nothing_else_in_its_batch(path: str) -> None:
     """Bit by bit: on no other request or candidate, on their order, or on the number of threads."""
     number = number_of(path)
@@ -287,6 +322,43 @@ def test_damaged_file_is_refused(path: str, tmp_path: Path, damage: str) -> None
         file.write_bytes(changed)
     with pytest.raises(ForwardError, match="missing, damaged or of another version"):
         Forward(file, path, 2)
+
+
+def test_a_path_that_computes_something_else_is_found(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong sums of columns, which the plain loops do not read, stand for a CPU that goes wrong."""
+    number = number_of(path)
+    opened("plain", number, path, 2).test()
+    if number == "bf16":
+        pytest.skip("bf16 has no number that the path reads and the plain loops do not")
+    monkeypatch.setattr(Int8, "ZERO", 120)
+    made = base(*BACKBONES["plain"])
+    config = LlamaConfig.of(made.config)
+    cached = keys_values(config, made.arrays, PROMPT)
+    write_packed(
+        config, made.arrays, tmp_path / "wrong.fused",
+        number=number, prompt=PROMPT, cached=cached, positions=POSITIONS,
+    )  # fmt: skip
+    with pytest.raises(ForwardError, match="differ from those of plain loops"):
+        Forward(tmp_path / "wrong.fused", path, 2).test()
+
+
+def test_a_file_name_of_any_bytes_is_opened(path: str, tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.fused"))
+    file.symlink_to(weights_file("plain", number_of(path)))
+    assert Forward(file, path).path == path
+
+
+def test_a_file_that_is_overwritten_changes_nothing(path: str, tmp_path: Path) -> None:
+    """A mapped file would end the process with SIGBUS where it was truncated."""
+    file = tmp_path / "backbone.fused"
+    file.write_bytes(weights_file("plain", number_of(path)).read_bytes())
+    forward = Forward(file, path, 2)
+    prompts, table = draw_prompts([9]), draw_table(4, 128)
+    before = hidden(forward, prompts, table)
+    file.write_bytes(b"")
+    np.testing.assert_array_equal(hidden(forward, prompts, table), before)
 
 
 def test_path_of_another_number_format_is_refused(path: str) -> None:
