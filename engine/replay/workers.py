@@ -91,6 +91,16 @@ LOCAL = "local"
 CONNECT_S = 5.0
 
 
+class RayWorker(Worker):
+    """A Worker whose job is in Ray's object store: large arguments of an actor are lost with it."""
+
+    def __init__(self, held: list[Any]) -> None:
+        """held: the reference of the job alone; Ray resolves those outside of lists itself."""
+        import ray
+
+        super().__init__(ray.get(held[0]))
+
+
 @contextmanager
 def ray_cluster(job: ReplayJob, address: str, workers: int) -> Iterator[Execute]:
     """Run tasks on the Ray cluster at `address`; LOCAL starts one on this machine meanwhile.
@@ -104,8 +114,9 @@ def ray_cluster(job: ReplayJob, address: str, workers: int) -> Iterator[Execute]
     ray = _connected(address, workers)
     try:
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        kind = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(Worker)
-        actors = [kind.remote(job) for _ in range(count)]
+        kind = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(RayWorker)
+        held = ray.put(job)  # until the end, so that an actor that starts again still finds it
+        actors = [kind.remote([held]) for _ in range(count)]
         yield lambda tasks: _execute(ray, actors, tasks)
     finally:
         ray.shutdown()

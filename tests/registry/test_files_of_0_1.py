@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.api.candidate import Candidate
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
 from engine.cli.main import main as cli
@@ -86,7 +87,7 @@ def test_replay_scores_of_0_1_are_ignored_and_recomputed() -> None:
     is kept to read the names in them."""
     plan: Any = SimpleNamespace(
         manifest_hash="",
-        table=SimpleNamespace(candidates=[None] * 15, embeddings=np.zeros((15, 1))),
+        table=SimpleNamespace(candidates=[Candidate("a", ())] * 15, embeddings=np.zeros((15, 1))),
     )
     kept = Checkpoint(FILES / "scores", plan)
     names = [file.stem for file in (FILES / "scores").glob("*.npz")]

@@ -427,7 +427,7 @@ def test_ray_cluster_gives_the_same_report_though_a_worker_dies(
 ) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     process = start(log, tmp_path, "--ray", "local", "--workers", "2")
-    actors = [pid for pid in descendants(process.pid) if _name(pid).startswith("ray::Worker")]
+    actors = [pid for pid in descendants(process.pid) if _name(pid).startswith("ray::RayWorker")]
     os.kill(actors[0], signal.SIGKILL)
     output = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 0, output
