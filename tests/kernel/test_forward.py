@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,6 +24,7 @@ from export.onnx.ops import Int8, LlamaConfig
 from export.packed import NUMBERS, Number, to_bf16, write_packed
 from export.reference import hidden_row, keys_values
 from tests.support.tiny_llama import tokenizer
+from tools.processes import ROOT
 from training.weights.base import Base
 
 VOCABULARY, POSITIONS = 97, 330
@@ -213,6 +216,12 @@ def test_many_short_requests_take_several_passes(path: str) -> None:
 
 
 def test_results_are_right_after_memory_ran_out(path: str) -> None:
+    """In a process of its own, which has no memory that other tests have freed."""
+    code = f"from tests.kernel.test_forward import run_out_of_memory as run; run({path!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def run_out_of_memory(path: str) -> None:
     """Wherever it ran out: the inquiry prompt's keys must be placed again, and sizes must not stay
     those of the request that failed."""
     number, table, one = number_of(path), draw_table(2, 64), draw_prompts([3])
