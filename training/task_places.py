@@ -75,7 +75,7 @@ def main() -> None:
     )
 
     def place(texts: list[str]) -> Float32Array:
-        return normalized(space.project(embedder.embed(texts) - space.mean))
+        return space.unit_vectors(embedder.embed(texts), space.mean)
 
     trained = sample_trained(arguments.data, known.fingerprints.tolist(), arguments.landmarks)
     texts = sample_texts(arguments.data, arguments.texts)

@@ -28,8 +28,7 @@ class FusedBackend:
 
     file: written by export/packed.py. threads: CPU threads; 0 means one per core. allowed: names of
     cpp_ext.forward.paths(), of which the first that can read the file serves; allowed_paths() if it
-    is None. Raises BundleError if none can,
-    or if none passes Forward.test().
+    is None. Raises BundleError if none can, or if none passes Forward.test().
     """
 
     def __init__(self, file: Path, threads: int = 0, allowed: Sequence[str] | None = None) -> None:

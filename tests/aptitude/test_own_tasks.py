@@ -110,7 +110,7 @@ def test_places_by_questions_say_who_is_good_at_an_instruction(
                 decision = client.route(instruction("brackets", 7), Policy())
                 explained = client.explain_decision(decision.decision_id)
                 own = {e.candidate: e for e in explained.candidates}
-                assert own["wordsmith"].match > own["calendar"].match + 0.5
+                assert own["wordsmith"].match > 0.25 > -0.25 > own["calendar"].match
                 assert 0 < sum(task.weight for task in explained.tasks) <= 1
         finally:
             for name in SKILLS:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from cpp_ext.forward import WRONG, Forward, ForwardError, paths
+from cpp_ext.forward import MAX_THREADS, WRONG, Forward, ForwardError, paths
 from engine.api.errors import BundleError, UnavailableError
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import read_manifest
@@ -114,7 +114,7 @@ def test_a_machine_of_many_cores_is_served(monkeypatch: pytest.MonkeyPatch) -> N
     """The library takes at most MAX_THREADS threads, and refuses more."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(384)))
     monkeypatch.setattr(Forward, "test", lambda _: None)
-    open_format("backbone.int8.fused", 0)
+    assert f"{MAX_THREADS} threads" in open_format("backbone.int8.fused", 0).describe()
 
 
 def test_refused_tokens_fail_their_batch_alone() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from engine.api.errors import BundleError, ModelsatError
 from engine.bundle.arrays import load_arrays
-from engine.bundle.task_places import load_task_places, normalized, save_task_places
+from engine.bundle.task_places import load_task_places, save_task_places
 from engine.bundle.types import Float32Array, Float64Array
 from engine.datasets.outcomes import read_outcomes, split
 from engine.inference.offline import open_embedder
@@ -116,7 +116,7 @@ def main() -> None:
     embedder = open_embedder(arguments.bundle)
 
     def place(texts: list[str]) -> Float32Array:
-        return normalized(space.project(embedder.embed(texts) - space.mean))
+        return space.unit_vectors(embedder.embed(texts), space.mean)
 
     folders = [training_texts(folder, arguments.texts) for folder in arguments.data]
     stems = without_options(text for texts in folders for text in texts)[: arguments.texts]
