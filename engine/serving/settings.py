@@ -16,6 +16,7 @@ from typing import Any, get_args
 from engine.api.candidate import ID_PATTERN
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, MIB
+from engine.api.overrides import OVERRIDE_PREFIX
 from engine.api.text_files import read_utf8
 from engine.bundle.manifest import Device
 from engine.registry.stores.base import without_password
@@ -30,7 +31,6 @@ from engine.serving.setting_values import (
 
 MILLION = 1_000_000
 EXTPROC_MAX_BODY_BYTES = 10 * MIB  # of one HTTP request
-OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
 NO_FILE = Path()
 BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
 LAST_TABLE = Path("artifacts/last-table.json")

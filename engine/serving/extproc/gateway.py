@@ -26,18 +26,17 @@ from engine.api.errors import (
     Violation,
 )
 from engine.api.limits import MIB
+from engine.api.overrides import OVERRIDE_PREFIX, has_lists, policy_and_session
 from engine.api.proto import check_text
 from engine.api.text_files import read_utf8
 from engine.routing.decision import Decision
 from engine.routing.router import Router
 from engine.serving.extproc.body import MODEL, is_routed, parse, takes_any_type, with_model
 from engine.serving.extproc.named_models import may_name
-from engine.serving.extproc.overrides import has_lists, policy_and_session
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
 from engine.serving.settings import (
     EXTPROC_MAX_BODY_BYTES,
     HEADER_VALUE,
-    OVERRIDE_PREFIX,
     Settings,
 )
 

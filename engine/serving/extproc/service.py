@@ -15,6 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from engine.api.errors import InvalidInputError, Violation
+from engine.api.overrides import NAMESPACE, OVERRIDE_FIELDS, RENAMED
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc
 from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
@@ -28,7 +29,6 @@ from engine.serving.extproc.gateway import (
     Reservation,
     error_response,
 )
-from engine.serving.extproc.overrides import NAMESPACE, OVERRIDE_FIELDS, RENAMED
 from engine.serving.telemetry import Telemetry
 from engine.serving.telemetry.logs import RateLimitedLogger
 

@@ -1,4 +1,4 @@
-"""Per-request policy overrides from HTTP headers and Envoy metadata."""
+"""Per-request policy overrides from HTTP headers and a gateway's metadata."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from engine.api.candidate import NAME_PREFIX, parse_names
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.policy import Policy, Session, named_session
-from engine.serving.settings import OVERRIDE_PREFIX
 
 NAMESPACE = "modelsat"  # of metadata, both ways
+OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
 LISTS = ("allowed_candidates", "denied_candidates")
 OBJECTIVES = ("cost_sensitivity", "target_probability", "budget_usd")
 NAMES = (*LISTS, *OBJECTIVES, "confidence", "session")
