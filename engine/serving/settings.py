@@ -37,6 +37,7 @@ LAST_TABLE = Path("artifacts/last-table.json")
 LEVELS = ("debug", "info", "warning", "error")
 HEADER_PATTERN = re.compile(r"[a-z0-9-]{1,100}")
 HEADER_VALUE = re.compile(r"[!-~]{1,256}")
+HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 # Headers that HTTP itself depends on.
 HTTP_HEADERS = (
     "authorization",
@@ -69,6 +70,9 @@ class Settings:
     )
     metrics_address: str = _of("", "HOST:PORT of Prometheus' /metrics; empty turns it off.")
     console_address: str = _of("", "HOST:PORT of the read-only web console; empty turns it off.")
+    console_hosts: str = _of(
+        "", "Host names that browsers reach the console by; separate several by commas."
+    )
     extproc_address: str = _of(
         "", "HOST:PORT of Envoy's ExternalProcessor service; empty turns it off."
     )
@@ -252,8 +256,13 @@ class Settings:
         if self.default_candidate and not ID_PATTERN.fullmatch(self.default_candidate):
             violations.append(Violation("--default-candidate", "is not a valid candidate ID."))
         violations += [*_check_extproc(self), *_check_addresses(self), *_check_access(self)]
+        violations += _check_console(self)
         if violations:
             raise InvalidInputError(*violations)
+
+    def console_host_names(self) -> list[str]:
+        """Return the names of console_hosts in lower case."""
+        return [name.strip().lower() for name in self.console_hosts.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
@@ -356,6 +365,17 @@ def _check_extproc(settings: Settings) -> list[Violation]:
         problem = f"is {alias!r}; expected names without spaces, separated by commas."
         violations.append(Violation("--extproc-model-alias", problem))
     return violations
+
+
+def _check_console(settings: Settings) -> list[Violation]:
+    """Refuse what no browser sends as a Host: it would never match."""
+    if all(HOST_NAME.fullmatch(name) for name in settings.console_host_names()):
+        return []
+    problem = (
+        f"is {settings.console_hosts!r}; expected names like console.example.com, without scheme,"
+        " port or wildcard, separated by commas."
+    )
+    return [Violation("--console-hosts", problem)]
 
 
 def _check_access(settings: Settings) -> list[Violation]:

@@ -32,7 +32,8 @@ SECRET = "zanzibar-quokka"
 
 @pytest.fixture(scope="module")
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
-    with showing(tmp_path_factory.mktemp("console")) as found:
+    hosts = ("--console-hosts", "other.example, routing.example")
+    with showing(tmp_path_factory.mktemp("console"), *hosts) as found:
         yield found
 
 
@@ -148,10 +149,11 @@ def test_errors_of_a_text_are_those_of_route(console: Console) -> None:
 
 def test_a_name_that_was_made_to_point_here_is_refused(console: Console) -> None:
     port = console.port
-    for host in (f"evil.example:{port}", "evil.example", f"127.0.0.1.evil.example:{port}", ""):
+    names = (f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "sub.routing.example", "")
+    for host in ("evil.example", *names):
         for path in ("/", "/api/info"):
             assert console.ask("GET", path, Host=host)[0] == 403, host
-    for host in (f"localhost:{port}", f"[::1]:{port}", "10.0.0.1"):
+    for host in (f"localhost:{port}", f"[::1]:{port}", "10.0.0.1", "Routing.example:8443"):
         assert console.ask("GET", "/api/info", Host=host)[0] == 200, host
 
 

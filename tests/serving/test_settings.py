@@ -75,6 +75,9 @@ def test_every_wrong_value_of_every_source_is_listed(tmp_path: Path) -> None:
     [
         ({"extproc_model_alias": "auto,,best"}, ["--extproc-model-alias"]),
         ({"extproc_model_alias": "auto, best one"}, ["--extproc-model-alias"]),
+        ({"console_hosts": "https://a.example"}, ["--console-hosts"]),
+        ({"console_hosts": "a.example:8071"}, ["--console-hosts"]),
+        ({"console_hosts": "*.example"}, ["--console-hosts"]),
         ({"extproc_model_header": "content-length"}, ["--extproc-model-header"]),
         ({"extproc_model_header": ":path"}, ["--extproc-model-header"]),
         (

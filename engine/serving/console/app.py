@@ -107,6 +107,7 @@ class Console:
         }
         settings = components.settings
         self._host, _, _ = settings.console_address.rpartition(":")
+        self._names = {"localhost", self._host.lower(), *settings.console_host_names()}
         # Text in JSON may take two bytes for one: line breaks, quotes.
         limits = HttpLimits(max_body=2 * settings.max_text_bytes + 65536)
         tls = None if certificates is None else certificates.context
@@ -136,7 +137,7 @@ class Console:
 
     def _found(self, request: Request) -> Response:
         if not self._is_ours(request.headers.get_all("Host") or []):
-            return _text(HTTPStatus.FORBIDDEN, "Unexpected Host header; see docs/how-to/console.md")
+            return _text(HTTPStatus.FORBIDDEN, "Unexpected Host header; set --console-hosts")
         if request.method == "GET" and request.path in self._files:
             file = self._files[request.path]
             return Response(HTTPStatus.OK, TYPES[file.suffix], file.read_bytes())
@@ -150,14 +151,14 @@ class Console:
 
     def _is_ours(self, hosts: list[str]) -> bool:
         """A page of another site whose name was made to resolve to this address names itself in
-        Host. A literal address resolves to nothing, so it may be any."""
+        Host. A literal address resolves to nothing, so it may be any; other names are set."""
         if len(hosts) != 1:
             return False
         host = re.sub(r":\d*$", "", hosts[0]).strip("[]").lower()
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            return host in ("localhost", self._host.lower())
+            return host in self._names
         return True
 
     def _check_token(self, request: Request, needed: frozenset[str]) -> None:
