@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from engine.registry.stores.backup import back_up, restore
@@ -30,12 +31,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         description = f"{summary[0].upper()}{summary[1:]}."
         action = actions.add_parser(name, help=summary, description=description)
         action.add_argument("file", type=Path, metavar="FILE", help=text)
+        place = os.environ.get("MODELSAT_CANDIDATES_DB")  # so that no list of processes shows a URL
         action.add_argument(
             "--candidates-db",
-            required=True,
+            required=place is None,
+            default=place,
             type=_location,
             metavar="DATABASE",
-            help="candidate database of the server: an SQLite file or a postgresql:// URL",
+            help="candidate database of the server: an SQLite file or a postgresql:// URL"
+            " (MODELSAT_CANDIDATES_DB)",
         )
         action.set_defaults(run=run)
 

@@ -1,13 +1,15 @@
 """`modelsat outcomes`: export recorded outcomes as a data folder, which training, evaluation and
-`modelsat calibrate` read, and import a data folder into a server's memory."""
+`modelsat calibrate` read, import a data folder into a server's memory, back up and restore."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from engine.cli.outcomes import importing
 from engine.registry.outcome_export import export_outcomes
+from engine.registry.stores.backup import back_up_outcomes, restore_outcomes
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -15,8 +17,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(title="actions", required=True, metavar="ACTION")
     summary = "write recorded outcomes as a data folder for training and calibration"
     action = actions.add_parser("export", help=summary, description=f"W{summary[1:]}.")
-    store = "store of recorded outcomes, as given to serve: a file or a postgresql:// URL"
-    action.add_argument("--outcomes-db", required=True, metavar="LOCATION", help=store)
+    _add_store(action)
     for flag, required, text in (
         ("--out", True, "data folder to write"),
         ("--bundle", False, "bundle whose catalog has the candidates' aptitude results"),
@@ -26,6 +27,46 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     summary = "record the outcomes of a data folder or file on a server, which learns from them"
     action = actions.add_parser("import", help=summary, description=f"R{summary[1:]}.")
     importing.add_arguments(action)
+    for name, run, summary, text in (
+        (
+            "backup",
+            _back_up,
+            "copy recorded outcomes, even while they are served, to an SQLite file",
+            "SQLite file to write",
+        ),
+        (
+            "restore",
+            _restore,
+            "copy a backup into an empty store of outcomes",
+            "SQLite file that `modelsat outcomes backup` wrote",
+        ),
+    ):
+        description = f"{summary[0].upper()}{summary[1:]}."
+        action = actions.add_parser(name, help=summary, description=description)
+        action.add_argument("file", type=Path, metavar="FILE", help=text)
+        _add_store(action)
+        action.set_defaults(run=run)
+
+
+def _add_store(action: argparse.ArgumentParser) -> None:
+    place = os.environ.get("MODELSAT_OUTCOMES_DB")  # so that no list of processes shows a URL
+    about = (
+        "store of recorded outcomes, as given to serve: a file or a postgresql:// URL"
+        " (MODELSAT_OUTCOMES_DB)"
+    )
+    action.add_argument(
+        "--outcomes-db", required=place is None, default=place, metavar="LOCATION", help=about
+    )
+
+
+def _back_up(parsed: argparse.Namespace) -> None:
+    count = back_up_outcomes(parsed.outcomes_db, parsed.file)
+    print(f"wrote {count} outcomes to {parsed.file}")
+
+
+def _restore(parsed: argparse.Namespace) -> None:
+    count = restore_outcomes(parsed.outcomes_db, parsed.file)
+    print(f"restored {count} outcomes of {parsed.file}")
 
 
 def _export(parsed: argparse.Namespace) -> None:

@@ -1,8 +1,10 @@
-"""Back up a store to one SQLite file and restore it, for `modelsat store`.
+"""Back up candidates or outcomes to one SQLite file and restore them, for `modelsat store` and
+`modelsat outcomes`.
 
-Either kind of store can be restored from a copy of the other. A restored store gets a new revision,
-above all that the store or the copy had, so that no number stands for two tables in a cache or a
-watcher.
+Either kind of store can be restored from a copy of the other. A restored store of candidates gets a
+new revision, above all that the store or the copy had, so that no number stands for two tables in a
+cache or a watcher. Outcomes are restored into an empty store only, for the same reason: servers
+remember the position up to which they have read.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from engine.api.errors import StoreError
 from engine.registry.private_files import create_private
-from engine.registry.stores import sql, sqlite
+from engine.registry.stores import outcome_databases, sql, sqlite
 from engine.registry.stores.base import POSTGRES_DRIVER_HINT, is_postgres, without_password
+from engine.registry.stores.outcome_databases import open_outcomes
 from engine.registry.stores.sql import Database, Row
 from engine.registry.stores.sqlite import SqliteDatabase
 
@@ -79,6 +82,87 @@ def restore(url: str, file: Path) -> int:
                 revision = _add_revision(SqliteDatabase(copy), before)
                 copy.execute("COMMIT")
             return revision
+
+
+def back_up_outcomes(location: str, out: Path) -> int:
+    """Copy the outcomes at `location`, which servers may have open, to the SQLite file `out`, which
+    is replaced atomically. Return their number. Raises StoreError."""
+    if is_postgres(location):
+        with _database(location) as source, _new_file(out) as target, source.transaction():
+            source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            if source.execute("SELECT to_regclass('memory_state')").fetchone() == (None,):
+                raise StoreError(f"{without_password(location)} holds no store of outcomes.")
+            target.execute("BEGIN")
+            outcome_databases.create(target)
+            for table, columns in _outcome_tables(target):
+                target.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of the schema
+                with source.cursor("modelsat_backup") as cursor:  # on the server, read in batches
+                    cursor.itersize = BATCH_ROWS
+                    rows = cursor.execute(f"SELECT {columns} FROM {table}".encode())  # noqa: S608
+                    _copy(rows, SqliteDatabase(target), _insert(table, columns))
+            target.execute("COMMIT")
+            return _count_outcomes(SqliteDatabase(target))
+    path = Path(location)
+    with outcome_databases.opened_to_read(path) as file, _new_file(out, path) as target:
+        file.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")
+        outcome_databases.convert_if_old(target, path)
+        return _count_outcomes(SqliteDatabase(target))
+
+
+def restore_outcomes(location: str, file: Path) -> int:
+    """Copy `file`, which back_up_outcomes wrote, into an empty store; return how many outcomes.
+
+    Servers may have the store open. Raises StoreError, having changed nothing.
+    """
+    with outcome_databases.opened_to_read(file) as source:
+        if outcome_databases.check_schema(source, file) == outcome_databases.OLD_SCHEMA:
+            memory = sqlite3.connect(":memory:", isolation_level=None)
+            source.backup(memory)
+            source = memory
+            outcome_databases.convert_if_old(source, file)
+        database = open_outcomes(location)  # which creates the tables
+        try:
+            if not is_postgres(location):
+                with database.write() as target:
+                    return _put_outcomes(source, target, location)
+        finally:
+            database.close()
+        with _database(location) as db, db.transaction():
+            from engine.registry.stores.postgres_connection import PostgresDatabase
+
+            target = PostgresDatabase(db)
+            target.run("SET LOCAL statement_timeout TO 0")
+            target.run("SELECT pg_advisory_xact_lock(?)", (outcome_databases.WRITE_LOCK,))
+            return _put_outcomes(source, target, without_password(location))
+
+
+def _put_outcomes(source: sqlite3.Connection, target: Database, name: str) -> int:
+    if target.run("SELECT 1 FROM memory_instruction LIMIT 1"):
+        raise StoreError(f"{name} holds outcomes already; restore them into an empty store.")
+    for table, columns in _outcome_tables(source):
+        target.run(f"DELETE FROM {table}")  # noqa: S608 - a name of the schema
+        rows = source.execute(f"SELECT {columns} FROM {table}")  # noqa: S608
+        _copy(rows, target, _insert(table, columns))
+    return _count_outcomes(target)
+
+
+def _outcome_tables(file: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return each table of a file of outcomes with its columns, separated by commas."""
+    tables = file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return [
+        (name, ", ".join(row[1] for row in file.execute(f"PRAGMA table_info({name})")))
+        for (name,) in tables
+    ]
+
+
+def _insert(table: str, columns: str) -> str:
+    marks = ", ".join("?" * len(columns.split(",")))
+    return f"INSERT INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608
+
+
+def _count_outcomes(db: Database) -> int:
+    return int(db.run("SELECT coalesce(sum(count), 0) FROM memory_report")[0][0])
 
 
 def _add_revision(db: Database, before: int) -> int:

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,15 +95,13 @@ class SqliteOutcomes:
                 self.connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 with _transaction(self.connection):
                     if _is_new(self.connection):  # another process may have been faster
-                        _create(self.connection)
+                        create(self.connection)
             schema = check_schema(self.connection, self._path)
             make_private(self._path)
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
             if schema == OLD_SCHEMA:
-                with _transaction(self.connection):
-                    if check_schema(self.connection, self._path) == OLD_SCHEMA:
-                        convert(self.connection)
+                convert_if_old(self.connection, self._path)
             # Creates a new file's log.
             self.connection.execute("SELECT 1 FROM memory_state LIMIT 1").fetchone()
             self._file_identity = file_identity(self._path)
@@ -236,16 +234,12 @@ def read_recorded(location: str | Path) -> Iterator[RecordedOutcome]:
             database.close()
         return
     path = Path(location)
-    with translated(path, "read"):
-        connection = _open_to_read(path)
-        try:
-            if check_schema(connection, path) == OLD_SCHEMA:
-                for old in connection.execute(_old_query(connection)):
-                    yield _old_outcome(old)
-            else:
-                yield from _pages(lambda: nullcontext(SqliteDatabase(connection)))
-        finally:
-            connection.close()
+    with opened_to_read(path) as connection:
+        if check_schema(connection, path) == OLD_SCHEMA:
+            for old in connection.execute(_old_query(connection)):
+                yield _old_outcome(old)
+        else:
+            yield from _pages(lambda: nullcontext(SqliteDatabase(connection)))
 
 
 def _pages(read: Callable[[], AbstractContextManager[Database]]) -> Iterator[RecordedOutcome]:
@@ -285,17 +279,30 @@ def _old_outcome(row: Row) -> RecordedOutcome:
     return RecordedOutcome(*row[:6])
 
 
-def _create(connection: sqlite3.Connection) -> None:
+def convert_if_old(connection: sqlite3.Connection, path: Path) -> None:
+    """Convert a file of OLD_SCHEMA in a transaction; raises StoreError if it is of another one."""
+    with _transaction(connection):
+        if check_schema(connection, path) == OLD_SCHEMA:
+            convert(connection)
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Create the tables of an empty file in the open transaction."""
     outcome_sql.create_tables(SqliteDatabase(connection), SQLITE_TYPES)
     connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
-def _open_to_read(path: Path) -> sqlite3.Connection:
+@contextmanager
+def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a file of outcomes, which servers may write to; raises StoreError."""
     if not path.is_file():
         raise StoreError(
             f"{path} does not exist; it is the file of `modelsat serve --outcomes-db`."
         )
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+    with translated(path, "read"):
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)) as found:
+            yield found
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
