@@ -68,5 +68,5 @@ def test_the_panels_are_in_rows_and_do_not_overlap() -> None:
 def test_the_page_for_operators_explains_every_alert() -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text("utf-8"))
     alerts = [rule["alert"] for rule in rules["groups"][0]["rules"]]
-    page = (ROOT / "docs" / "how-to" / "operate.md").read_text("utf-8")
-    assert re.findall(r"^\| (Modelsat\w+) \|", page, re.MULTILINE) == alerts
+    page = (ROOT / "docs" / "how-to" / "alerts.md").read_text("utf-8")
+    assert re.findall(r"^### (Modelsat\w+)$", page, re.MULTILINE) == alerts

@@ -41,6 +41,7 @@ CHART = ROOT / "deploy" / "helm" / "modelsat"
 # Set by other values of the chart, or by the image.
 SET_BY_VALUES = {
     *("address", "admin_address", "metrics_address", "extproc_address", "bundle"),
+    *("console_address", "console_hosts"),
     *("candidates_db", "outcomes_db", "changes_log", "last_table_file"),
     *("auth_tokens_file", "allow_anonymous", "tls_certificate", "tls_key", "tls_client_ca"),
 }

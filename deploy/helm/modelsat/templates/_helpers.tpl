@@ -19,6 +19,11 @@ app.kubernetes.io/component: test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "modelsat.backupSelector" -}}
+app.kubernetes.io/component: backup
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "modelsat.labels" -}}
 {{ include "modelsat.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -38,11 +43,35 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.tls.clientSecret (not .Values.tls.secret) }}
 {{- fail "tls.clientSecret needs tls.secret" }}
 {{- end }}
+{{- if and .Values.backup.enabled (not .Values.store.urlSecret) (not .Values.store.persistence.enabled) }}
+{{- fail "backup.enabled needs store.urlSecret or store.persistence.enabled: otherwise no other pod reaches the stores" }}
+{{- end }}
 {{- end }}
 
 {{/* Not empty if the pod has a volume of its own for the SQLite files. */}}
 {{- define "modelsat.claim" -}}
 {{- if and .Values.store.persistence.enabled (not .Values.store.urlSecret) }}yes{{ end }}
+{{- end }}
+
+{{/* Where candidates and outcomes are, as environment variables; without a database the image's own. */}}
+{{- define "modelsat.stores" -}}
+{{- $found := list }}
+{{- if .Values.store.urlSecret }}
+{{- $from := dict "secretKeyRef" (dict "name" .Values.store.urlSecret "key" .Values.store.urlKey) }}
+{{- range $name := list "MODELSAT_CANDIDATES_DB" "MODELSAT_OUTCOMES_DB" }}
+{{- $found = append $found (dict "name" $name "valueFrom" $from) }}
+{{- end }}
+{{- end }}
+{{- $found | toYaml }}
+{{- end }}
+
+{{/* A file of deploy/, which the folder files/ has as a link. */}}
+{{- define "modelsat.file" -}}
+{{- $text := .root.Files.Get (printf "files/%s" .name) }}
+{{- if not (contains "\n" $text) }}
+{{- fail (printf "files/%s of the chart is missing, or a link that was not followed: package the chart from a complete checkout" .name) }}
+{{- end }}
+{{- $text }}
 {{- end }}
 
 {{/* A number in a form that TOML and Python read: not 1e+06. */}}
