@@ -24,7 +24,8 @@ class Policy:
     value is that of the objective. allowed_candidates, denied_candidates and default_candidate hold
     candidate IDs. expected_output_tokens: room to leave in the context window. ranking_size: 0
     returns the whole ranking. Prices are in US dollars per million tokens; a price or max_ood_score
-    of None sets no limit. confidence: standard errors, None for the server's setting.
+    of None sets no limit. confidence: standard errors, None for the server's setting. required_api:
+    the API that the candidate must answer in, of conversation.providers.APIS; "" for any.
     """
 
     objective: Objective = "cost_sensitivity"
@@ -44,6 +45,7 @@ class Policy:
     max_ood_score: float | None = None
     default_candidate: str = ""
     confidence: float | None = None
+    required_api: str = ""
 
 
 @dataclass(frozen=True)

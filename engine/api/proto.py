@@ -130,6 +130,7 @@ def policy_from(message: router_service_pb2.Policy) -> Policy:
         allowed_candidates=parse_names(message.allowed_candidates, "policy.allowed_candidates"),
         denied_candidates=parse_names(message.denied_candidates, "policy.denied_candidates"),
         default_candidate=parse_name(default, "policy.default_candidate") if default else "",
+        required_api=message.required_api,
         **fields,
     )
 
@@ -141,6 +142,7 @@ def policy_to(policy: Policy) -> router_service_pb2.Policy:
         allowed_candidates=[NAME_PREFIX + i for i in policy.allowed_candidates],
         denied_candidates=[NAME_PREFIX + i for i in policy.denied_candidates],
         default_candidate=NAME_PREFIX + default if default else "",
+        required_api=policy.required_api,
         **{k: getattr(policy, k) for k in (*NUMBER_FIELDS, *OPTIONAL_LIMITS, *POLICY_WORDS)},
     )
     setattr(message, policy.objective, policy.value)

@@ -71,6 +71,8 @@ def _add_constraints(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             flag, action="append", default=[], metavar=metavar, help=f"{text} (repeatable)"
         )
+    text = "API that the candidate must answer in, such as openai.chat or anthropic.messages"
+    group.add_argument("--api", default="", metavar="NAME", help=text)
     text = "smallest context window that the candidate may have"
     group.add_argument("--min-context-window", type=int, default=0, metavar="TOKENS", help=text)
     for direction in ("input", "output"):
@@ -125,6 +127,7 @@ def _policy_from(parsed: argparse.Namespace) -> Policy:
         required_modalities=tuple(parsed.modality),
         required_features=tuple(parsed.feature),
         required_tags=tuple(parsed.tag),
+        required_api=parsed.api,
         allowed_regions=tuple(parsed.region),
         min_context_window=parsed.min_context_window,
         max_input_usd_per_million=parsed.max_input_usd_per_million,

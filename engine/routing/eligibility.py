@@ -14,6 +14,7 @@ from itertools import compress
 import numpy as np
 
 from engine.api.candidate import Candidate, check_word_lists
+from engine.api.conversation.providers import APIS
 from engine.api.errors import InvalidInputError, UnavailableError, Violation
 from engine.api.policy import POLICY_WORDS, Policy
 from engine.bundle.types import Float32Array, Int64Array
@@ -45,6 +46,9 @@ def validate_policy(policy: Policy, table: Table) -> None:
         for i, identifier in enumerate(getattr(policy, field)):
             if identifier not in table.rows:
                 violations.append(_not_registered(f"{field}[{i}]", identifier, table))
+    if policy.required_api and policy.required_api not in APIS:
+        expected = f"is {policy.required_api[:80]!r}; expected one of: {', '.join(sorted(APIS))}."
+        violations.append(Violation("policy.required_api", expected))
     default = policy.default_candidate
     if default and default not in table.rows:
         violations.append(_not_registered("default_candidate", default, table))
@@ -212,6 +216,8 @@ def _checks(policy: Policy, needed_tokens: int) -> list[Check]:
         checks.append(partial(_missing, "modalities", modalities))
     if policy.required_features:
         checks.append(partial(_missing, "features", frozenset(policy.required_features)))
+    if policy.required_api:
+        checks.append(partial(_other_api, policy.required_api))
     if policy.required_tags:
         checks.append(partial(_missing, "tags", frozenset(policy.required_tags)))
     if policy.allowed_regions:
@@ -243,6 +249,13 @@ def _window_below(minimum: int, candidate: Candidate, _: float | None) -> str:
 def _missing(field: str, words: frozenset[str], candidate: Candidate, _: float | None) -> str:
     missing = words.difference(getattr(candidate, field))
     return f"missing {field}: {', '.join(sorted(missing))}" if missing else ""
+
+
+def _other_api(required: str, candidate: Candidate, _: float | None) -> str:
+    apis = APIS.intersection(candidate.features)
+    if not apis or required in apis:
+        return ""
+    return f"answers in {', '.join(sorted(apis))}; the request is of {required}"
 
 
 def _elsewhere(allowed: tuple[str, ...], candidate: Candidate, _: float | None) -> str:

@@ -85,6 +85,12 @@ class Settings:
     extproc_model_map: Path = _of(
         NO_FILE, "JSON file: object of candidate ID -> the upstream's name for that model."
     )
+    extproc_fallbacks: int = _of(
+        0,
+        "Number of next candidates of the ranking to name in request headers, x-modelsat-fallback-1"
+        " and so on, for the gateway to try if an upstream fails.",
+        high=8,
+    )
     extproc_max_buffered_mb: int = _of(
         256,
         "Limit on all HTTP bodies in memory, in MiB; above it requests get 503.",

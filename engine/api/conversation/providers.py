@@ -266,6 +266,20 @@ def follow(body: Any, path: Path) -> Any:
     return body
 
 
+def api_of(path: str) -> str:
+    """Return the API that a path belongs to, one of APIS; "" if it is of none.
+
+    path: plain, without a query. /v1/messages/count_tokens belongs to the API of /v1/messages.
+    """
+    folded = path.casefold()
+    for row in FORMATS:  # "/chat/completions" before "/completions"
+        for end in row.paths:
+            end = end.casefold()
+            if folded.endswith(end) or (end.startswith("/") and f"{end}/" in folded):
+                return row.name.lower()
+    return ""
+
+
 def provider_of(path: str, body: Mapping[str, Any]) -> str:
     """Return whose sizes of images apply: "anthropic", "gemini", "bedrock", "ollama", "openai"."""
     path = path.partition("?")[0].rstrip("/")
@@ -289,6 +303,8 @@ def texts_of_other_fields(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+# Names of APIs, in the spelling of features: a candidate that lists some answers in those only.
+APIS = frozenset(row.name.lower() for row in FORMATS if row.paths)
 _CAMEL: dict[str, str] = {}
 _KNOWN = (
     IGNORED

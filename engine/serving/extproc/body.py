@@ -94,15 +94,16 @@ def is_routed(path: str) -> bool:
     The path is read as the most lenient upstream does, or a client could get around the gateway's
     lists of candidates by another spelling of it.
     """
-    return _plain(path).endswith(_ROUTED)
+    return plain_path(path).endswith(_ROUTED)
 
 
 def takes_any_type(path: str) -> bool:
     """Whether the upstreams of a path read JSON under any content-type, such as that of curl -d."""
-    return _plain(path).endswith(OLLAMA)
+    return plain_path(path).endswith(OLLAMA)
 
 
-def _plain(path: str) -> str:
+def plain_path(path: str) -> str:
+    """Return a path as the most lenient upstream reads it: decoded, no query, in lower case."""
     plain = _END_OF_PATH.split(path, maxsplit=1)[0]
     for _ in range(MAX_DECODINGS):
         plain = unquote(plain)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.api.conversation.conversation import Needs
+from engine.api.conversation.providers import api_of
 from engine.api.conversation.reading import ConversationReading, read_body
 from engine.api.errors import (
     DeadlineError,
@@ -27,11 +28,19 @@ from engine.api.errors import (
 )
 from engine.api.limits import MIB
 from engine.api.overrides import OVERRIDE_PREFIX, has_lists, policy_and_session
+from engine.api.policy import Policy
 from engine.api.proto import check_text
 from engine.api.text_files import read_utf8
 from engine.routing.decision import Decision
 from engine.routing.router import Router
-from engine.serving.extproc.body import MODEL, is_routed, parse, takes_any_type, with_model
+from engine.serving.extproc.body import (
+    MODEL,
+    is_routed,
+    parse,
+    plain_path,
+    takes_any_type,
+    with_model,
+)
 from engine.serving.extproc.named_models import may_name
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
 from engine.serving.settings import (
@@ -42,6 +51,7 @@ from engine.serving.settings import (
 
 INLINE_PARSE_BYTES = 64 * 1024  # larger bodies are parsed in a thread; these take 5 ms at worst
 DECISION_HEADER = OVERRIDE_PREFIX + "decision-id"
+FALLBACK_HEADER = OVERRIDE_PREFIX + "fallback-"  # and a number from 1
 log = logging.getLogger(__name__)
 
 
@@ -109,6 +119,7 @@ class GatewayOptions:
     """What Settings say about HTTP requests.
 
     aliases: models to route. models: candidate ID -> the upstream's name for it, if that differs.
+    fallbacks: number of next candidates to name in headers.
     """
 
     aliases: frozenset[str]
@@ -119,6 +130,13 @@ class GatewayOptions:
     reject_unparsable: bool
     check_capabilities: bool
     models: Mapping[str, str]
+    fallbacks: int = 0
+
+    @property
+    def set_headers(self) -> tuple[str, ...]:
+        """Names of the headers that a decision sets, and that no client may send."""
+        numbered = (f"{FALLBACK_HEADER}{i + 1}" for i in range(self.fallbacks))
+        return (self.model_header, DECISION_HEADER, *numbered)
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,11 @@ class HttpRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def path(self) -> str:
+        """The path with its query; "" if there is none."""
+        return self.headers.get(":path", "")
+
+    @property
     def is_json(self) -> bool:
         """Whether the body can be parsed: not compressed, and JSON or of no declared type.
 
@@ -138,7 +161,7 @@ class HttpRequest:
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         encoding = self.headers.get("content-encoding", "").strip().lower()
         is_json = media_type in ("", "application/json") or media_type.endswith("+json")
-        is_json = is_json or takes_any_type(self.headers.get(":path", ""))
+        is_json = is_json or takes_any_type(self.path)
         return is_json and encoding in ("", "identity")
 
 
@@ -191,7 +214,8 @@ class Gateway:
         needs = reading.needs
         if not self.options.check_capabilities:
             needs = Needs(max_output_tokens=needs.max_output_tokens)
-        policy = needs.constrain(replace(policy, ranking_size=1))
+        size = 0 if self.options.fallbacks else 1  # several candidates may have one name
+        policy = needs.constrain(replace(self._in_api_of(request, policy), ranking_size=size))
         decision = await self._router.route(
             reading.ask,
             policy,
@@ -205,9 +229,16 @@ class Gateway:
         self, request: HttpRequest, raw: bytes, model: slice
     ) -> HttpChanges:
         policy, session = policy_and_session(request.overrides, request.headers)
+        policy = self._in_api_of(request, policy)
         identifier = self._router.standing_candidate(policy, session).id
         name = self.options.models.get(identifier, identifier)
         return HttpChanges({self.options.model_header: name}, with_model(raw, model, name))
+
+    def _in_api_of(self, request: HttpRequest, policy: Policy) -> Policy:
+        """Return the policy for candidates that answer in the API of the request's path."""
+        if not self.options.check_capabilities:
+            return policy
+        return replace(policy, required_api=api_of(plain_path(request.path)))
 
     async def _parse(
         self, request: HttpRequest, raw: bytes, deadline: float
@@ -232,7 +263,7 @@ class Gateway:
 
     def _parse_now(self, request: HttpRequest, raw: bytes) -> HttpChanges | slice | _RoutableBody:
         """From any thread. The parsed body is freed at the end, before the wait for a decision."""
-        routed = is_routed(request.headers.get(":path", ""))
+        routed = is_routed(request.path)
         try:
             body = parse(raw)
         except InvalidInputError:
@@ -246,11 +277,13 @@ class Gateway:
         if body.model is None or not HEADER_VALUE.fullmatch(body.model):
             return HttpChanges()
         if body.model not in self.options.aliases:
-            return HttpChanges({self.options.model_header: body.model})
+            if (name := self.options.models.get(body.model)) is None:
+                return HttpChanges({self.options.model_header: body.model})
+            mapped = with_model(raw, body.model_position, name)
+            return HttpChanges({self.options.model_header: name}, mapped)
         if not routed:
             return body.model_position
-        path = request.headers.get(":path", "")
-        reading = read_body(body.members, path, self._router.token_counter)
+        reading = read_body(body.members, request.path, self._router.token_counter)
         if reading.ask:
             check_text(reading.ask, self.options.max_text_bytes, "instruction")
         return _RoutableBody(reading, body.model_position)
@@ -270,7 +303,7 @@ class Gateway:
         Raises:
             HttpError: 413 or 415, if such a body is to be rejected.
         """
-        routed, is_json = is_routed(request.headers.get(":path", "")), request.is_json
+        routed, is_json = is_routed(request.path), request.is_json
         if not is_json and self.options.reject_unparsable and routed:
             message = (
                 "Unsupported body: send application/json without content-encoding, or decompress it"
@@ -286,10 +319,15 @@ class Gateway:
         return is_json and size <= EXTPROC_MAX_BODY_BYTES
 
     def _changes(self, raw: bytes, model: slice, decision: Decision) -> HttpChanges:
-        identifier = decision.selected.id
-        name = self.options.models.get(identifier, identifier)
+        ids = (ranked.candidate.id for ranked in decision.ranking)
+        # Candidates that share a name fail together.
+        names = list(dict.fromkeys(self.options.models.get(i, i) for i in ids))
+        name = names[0]
+        headers = {self.options.model_header: name, DECISION_HEADER: decision.id}
+        for i, fallback in enumerate(names[1 : self.options.fallbacks + 1], start=1):
+            headers[f"{FALLBACK_HEADER}{i}"] = fallback
         return HttpChanges(
-            {self.options.model_header: name, DECISION_HEADER: decision.id},
+            headers,
             with_model(raw, model, name),
             {
                 "selected": decision.selected.name,
@@ -320,6 +358,7 @@ def options_from(settings: Settings) -> GatewayOptions:
         reject_unparsable=settings.extproc_on_unparsable == "reject",
         check_capabilities=not settings.extproc_no_capability_check,
         models=_read_models(settings.extproc_model_map),
+        fallbacks=settings.extproc_fallbacks,
     )
 
 

@@ -21,7 +21,6 @@ from engine.pb import external_processor_pb2_grpc
 from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
 from engine.pb.external_processor_pb2 import ProcessingResponse as Response
 from engine.serving.extproc.gateway import (
-    DECISION_HEADER,
     Gateway,
     HttpChanges,
     HttpError,
@@ -269,7 +268,7 @@ class ExtProcStream:
         if changes.body is not None and self._request and "content-length" in self._request.headers:
             headers["content-length"] = str(size)
         mutation = pb.HeaderMutation(set_headers=header_options(headers))
-        for name in (self._gateway.options.model_header, DECISION_HEADER):
+        for name in self._gateway.options.set_headers:
             if name not in headers:  # a client may have spoofed it
                 mutation.remove_headers.append(name)
         return pb.CommonResponse(header_mutation=mutation, clear_route_cache=True)
