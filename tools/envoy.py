@@ -1,4 +1,4 @@
-"""Run a real Envoy with deploy/envoy/envoy.yaml, its ports replaced by free ones.
+"""Run a real Envoy with a configuration of deploy/envoy, its addresses replaced by local ones.
 
 The binary is in a virtual environment of its own (make .venv-envoy/.done).
 """
@@ -17,11 +17,26 @@ from tools.processes import ROOT, Server, free_port, running
 
 BINARY = ROOT / ".venv-envoy" / "bin" / "envoy"
 CONFIG = ROOT / "deploy" / "envoy" / "envoy.yaml"
-LISTENER, ADMIN, EXTPROC, LARGE, SMALL = 10000, 9901, 50052, 8001, 8002
+HOSTED = ROOT / "deploy" / "envoy" / "hosted.yaml"
+LISTENER, ADMIN, EXTPROC, LARGE, SMALL, VLLM = 10000, 9901, 50052, 8001, 8002, 8000
+KEYS = ("openai", "anthropic", "openrouter")
+TRUSTED = "/etc/ssl/certs/ca-certificates.crt"
 FULL_DUPLEX = {
     "request_body_mode: BUFFERED": "request_body_mode: FULL_DUPLEX_STREAMED",
     "request_trailer_mode: SKIP": "request_trailer_mode: SEND",
 }
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """Fakes for the upstreams of hosted.yaml.
+
+    by_host: host name -> the fake that has a certificate for it. authority: PEM of their issuer.
+    """
+
+    by_host: Mapping[str, Upstream]
+    vllm: Upstream
+    authority: Path
 
 
 @dataclass(frozen=True)
@@ -38,17 +53,32 @@ class Envoy:
             return str(page.read().decode())
 
 
-def config(ports: Mapping[int, int], changes: Mapping[str, str]) -> str:
-    """Return deploy/envoy/envoy.yaml with other ports. changes: further replacements of text."""
-    text = CONFIG.read_text(encoding="utf-8")
-    for old, new in [
-        *changes.items(),
-        *((f"port_value: {a}}}", f"port_value: {b}}}") for a, b in ports.items()),
-    ]:
+def config(file: Path, changes: Mapping[str, str]) -> str:
+    """Return a configuration of deploy/envoy with each key of `changes` replaced by its value."""
+    text = file.read_text(encoding="utf-8")
+    for old, new in changes.items():
         if old not in text:
-            raise ValueError(f"{CONFIG} has no {old!r}")
+            raise ValueError(f"{file} has no {old!r}")
         text = text.replace(old, new)
     return text
+
+
+def _ports(changes: Mapping[int, int]) -> dict[str, str]:
+    return {f"port_value: {old}}}": f"port_value: {new}}}" for old, new in changes.items()}
+
+
+@contextmanager
+def start_envoy(folder: Path, file: Path, changes: Mapping[str, str]) -> Iterator[Envoy]:
+    """Start Envoy on free ports, wait until it is ready, and stop it at the end."""
+    found = Envoy(free_port(), free_port(), folder / f"envoy-{time.monotonic_ns()}.log")
+    edited = found.log.with_suffix(".yaml")
+    ports = _ports({LISTENER: found.port, ADMIN: found.admin})
+    edited.write_text(config(file, {**changes, **ports}), encoding="utf-8")
+    command = [str(BINARY), "-c", str(edited), "--concurrency", "1", "--use-dynamic-base-id"]
+    command += ["--log-level", "warning", "--file-flush-interval-msec", "50"]
+    # /ready answers 200 once the clusters were health-checked for the first time.
+    with running(command, found.log, f"http://127.0.0.1:{found.admin}/ready"):
+        yield found
 
 
 @contextmanager
@@ -59,19 +89,31 @@ def envoy(
     small: Upstream,
     changes: Mapping[str, str] = {},
 ) -> Iterator[Envoy]:
-    """Start Envoy, wait until it is ready, and stop it at the end. server: has ext_proc."""
-    found = Envoy(free_port(), free_port(), folder / f"envoy-{time.monotonic_ns()}.log")
-    file = found.log.with_suffix(".yaml")
-    ports = {
-        LISTENER: found.port,
-        ADMIN: found.admin,
-        EXTPROC: int(server.extproc_address.rpartition(":")[2]),
-        LARGE: large.port,
-        SMALL: small.port,
-    }
-    file.write_text(config(ports, changes), encoding="utf-8")
-    command = [str(BINARY), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id"]
-    command += ["--log-level", "warning", "--file-flush-interval-msec", "50"]
-    # /ready answers 200 once the clusters were health-checked for the first time.
-    with running(command, found.log, f"http://127.0.0.1:{found.admin}/ready"):
+    """Start Envoy with two upstreams. server: has ext_proc."""
+    ports = {EXTPROC: extproc_port(server), LARGE: large.port, SMALL: small.port}
+    with start_envoy(folder, CONFIG, {**changes, **_ports(ports)}) as found:
         yield found
+
+
+@contextmanager
+def hosted_envoy(
+    folder: Path, server: Server, upstreams: Hosted, changes: Mapping[str, str] = {}
+) -> Iterator[Envoy]:
+    """Start Envoy with upstreams of several providers. server: has ext_proc."""
+    keys = folder / "keys"
+    keys.mkdir()
+    for name in KEYS:
+        (keys / name).write_text(f"key-of-{name}")
+    hosts = {
+        f"address: {host}, port_value: 443}}": f"address: 127.0.0.1, port_value: {each.port}}}"
+        for host, each in upstreams.by_host.items()
+    }
+    files = {"/etc/envoy/keys": str(keys), TRUSTED: str(upstreams.authority)}
+    ports = _ports({EXTPROC: extproc_port(server), VLLM: upstreams.vllm.port})
+    with start_envoy(folder, HOSTED, {**changes, **hosts, **files, **ports}) as found:
+        yield found
+
+
+def extproc_port(server: Server) -> int:
+    """Return the port of a server's ext_proc service."""
+    return int(server.extproc_address.rpartition(":")[2])

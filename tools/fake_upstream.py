@@ -1,4 +1,4 @@
-"""Fake upstreams with OpenAI's API, for demos, tests and benchmarks.
+"""Fake upstreams with OpenAI's and Anthropic's API, for demos, tests and benchmarks.
 
     python -m tools.fake_upstream NAME PORT
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,11 +25,19 @@ PAUSE_S = 0.02  # between the pieces of a streamed answer
 
 @dataclass
 class Upstream:
-    """bodies: of the requests received, oldest first; {} for a body that is not a JSON object."""
+    """A fake that is running.
+
+    bodies: of the requests received, oldest first; {} for a body that is not a JSON object.
+    models: those it serves, any if empty; others get 404. key: what it expects in `authorization`
+    or `x-api-key`, anything if empty. status: of its answers, until it is set to another one.
+    """
 
     name: str
     port: int
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    models: tuple[str, ...] = ()
+    key: str = ""
+    status: int = 200
 
     @property
     def url(self) -> str:
@@ -38,6 +48,26 @@ class Upstream:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     upstream: Upstream
+
+    def server_activate(self) -> None:
+        super().server_activate()
+        self._connections: set[socket.socket] = set()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, peer = super().get_request()
+        self._connections.add(connection)
+        return connection, peer
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """End the connections as well, like a process that is killed."""
+        super().server_close()
+        for connection in tuple(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         asked = asked if isinstance(asked, dict) else {}
         upstream, model = self.server.upstream, asked.get("model")
         upstream.bodies.append(asked)
+        if status := self._refusal(model):
+            self._send(status, {"error": {"message": f"{upstream.name} refuses with {status}"}})
+            return
         if asked.get("stream"):
             self._stream(pieces(upstream.name, model))
             return
@@ -83,8 +116,21 @@ class _Handler(BaseHTTPRequestHandler):
             "headers": {k.lower(): v for k, v in self.headers.items()},
         }
         answer = _whole(self.path, model, f"{upstream.name} answers")
-        content = json.dumps(answer | details).encode()
-        self.send_response(200)
+        self._send(200, answer | details)
+
+    def _refusal(self, model: str | None) -> int:
+        """Return the status of an error to answer with, 0 for none."""
+        upstream, keys = self.server.upstream, ("Authorization", "X-Api-Key")
+        sent = [self.headers[name].removeprefix("Bearer ") for name in keys if name in self.headers]
+        if upstream.status != 200:
+            return upstream.status
+        if upstream.key and sent != [upstream.key]:
+            return 401
+        return 404 if model and upstream.models and model not in upstream.models else 0
+
+    def _send(self, status: int, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -128,6 +174,11 @@ def _whole(path: str, model: str | None, said: str) -> dict[str, Any]:
         }
         more |= {"created_at": about["created"], "parallel_tool_calls": True}
         return {**about, **more, "tool_choice": "auto", "tools": [], "error": None}
+    if path.partition("?")[0].endswith("/messages"):
+        usage = {"input_tokens": 1, "output_tokens": 1}
+        block = {"type": "text", "text": said}
+        message = {"id": "1", "type": "message", "role": "assistant", "model": model}
+        return {**message, "content": [block], "stop_reason": "end_turn", "usage": usage}
     if path.endswith("/completions") and not path.endswith("/chat/completions"):
         return {**about, "object": "text_completion", "choices": [{**choice, "text": said}]}
     choice["message"] = {"role": "assistant", "content": said}
@@ -135,10 +186,16 @@ def _whole(path: str, model: str | None, said: str) -> dict[str, Any]:
 
 
 @contextmanager
-def upstream(name: str, port: int = 0) -> Iterator[Upstream]:
-    """Run an upstream, on a free port if `port` is 0."""
+def upstream(
+    name: str, port: int = 0, tls: ssl.SSLContext | None = None, **more: Any
+) -> Iterator[Upstream]:
+    """Run an upstream, on a free port if `port` is 0. more: attributes of Upstream."""
     server = _Server(("127.0.0.1", port), _Handler)
-    server.upstream = Upstream(name, int(server.server_address[1]))
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+    server.upstream = Upstream(name, int(server.server_address[1]), **more)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.upstream

@@ -24,8 +24,15 @@ class Pair:
     key: Path
 
 
-def make(folder: Path, name: str, issuer: Pair | None = None, *, days: float = 1) -> Pair:
-    """Create a certificate for localhost. Without an issuer it is a self-signed authority.
+def make(
+    folder: Path,
+    name: str,
+    issuer: Pair | None = None,
+    *,
+    days: float = 1,
+    host: str = "localhost",
+) -> Pair:
+    """Create a certificate for `host`. Without an issuer it is a self-signed authority.
 
     days: how long it is valid from now; negative for an expired one.
     """
@@ -33,7 +40,7 @@ def make(folder: Path, name: str, issuer: Pair | None = None, *, days: float = 1
     now = datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     names: list[x509.GeneralName] = [
-        x509.DNSName("localhost"),
+        x509.DNSName(host),
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
     ]
     certificate = (
