@@ -88,8 +88,10 @@ def main() -> None:
     if known is None:
         raise BundleError(f"{arguments.out} has no training_set.npz to add it to.")
     embeddings = embed_instructions(arguments.bundle, sample_texts(arguments.data, arguments.texts))
-    space = describe_space(embeddings)
-    save_training_set(arguments.out, replace(known, instruction_space=space))
+    space, bundled = describe_space(embeddings), load_training_set(arguments.bundle)
+    weights = "" if bundled is None else bundled.weights
+    known = replace(known, instruction_space=space, weights=weights)
+    save_training_set(arguments.out, known)
     print(f"{len(embeddings)} instructions, {space.axes.shape[1]} axes")
 
 

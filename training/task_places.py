@@ -85,7 +85,8 @@ def main() -> None:
     asked = {k: q for k, q in zip(test.keywords, test.questions, strict=True) if q}
     of_tasks = places_of(list(asked.values()), embedder, space)
     named = dict(zip(asked, of_tasks, strict=True))
-    save_task_places(arguments.out, TaskPlaces(named, weight, bias, place(trained)))
+    found = TaskPlaces(named, weight, bias, place(trained), space=space.id)
+    save_task_places(arguments.out, found)
     print(f"{len(named)} tasks, {len(trained)} training instructions, {len(texts)} texts")
 
 

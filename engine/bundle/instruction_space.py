@@ -5,7 +5,9 @@ Shapes: N instructions, D width of an embedding, P axes.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -24,6 +26,12 @@ class InstructionSpace:
 
     mean: Float32Array
     axes: Float32Array
+
+    @cached_property
+    def id(self) -> str:
+        """Identify mean and axes, in the precision that files keep them in."""
+        content = self.mean.astype("<f4").tobytes() + self.axes.astype("<f2").tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def center_of(self, embeddings: Float32Array) -> Float32Array:
         """Return what a memory with these embeddings (N, D) is centered on, (D,)."""

@@ -35,7 +35,8 @@ class TaskPlaces:
     of_tasks: keywords -> place (P,), of tasks whose questions are known. keyword_weight (E, P),
     keyword_bias (P,): estimate a place from a keyword embedding of length 1. landmarks: (L, P)
     places of training instructions. everyday, unusual: (P + 1,) weights and bias of logistic
-    classifiers (training/difficulty), None if there are none.
+    classifiers (training/difficulty), None if there are none. space: `id` of the instruction space
+    that all of it is in; empty if that is unknown.
     """
 
     of_tasks: Mapping[str, Float32Array]
@@ -44,6 +45,7 @@ class TaskPlaces:
     landmarks: Float32Array = field(repr=False)
     everyday: Float32Array | None = None
     unusual: Float32Array | None = None
+    space: str = ""
 
     @cached_property
     def id(self) -> bytes:
@@ -107,6 +109,7 @@ def to_arrays(places: TaskPlaces) -> dict[str, NDArray[Any]]:
         "keyword_weight": places.keyword_weight,
         "keyword_bias": places.keyword_bias,
         "landmarks": places.landmarks,
+        "space": np.array(places.space),
     }
     for name in CLASSIFIERS:
         if (weights := getattr(places, name)) is not None:
@@ -124,8 +127,9 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> TaskPlaces | None:
     vectors, weight, bias, landmarks = (arrays[PREFIX + n].astype(np.float32) for n in names)
     of_tasks = dict(zip(tasks, normalized(vectors), strict=True))
     fitted = {n: arrays[PREFIX + n].astype(np.float32) for n in CLASSIFIERS if PREFIX + n in arrays}
+    space = str(arrays.get(PREFIX + "space", ""))
     # Landmarks stay as they are, so that the identity survives further copies.
-    return TaskPlaces(of_tasks, weight, bias, landmarks, **fitted)
+    return TaskPlaces(of_tasks, weight, bias, landmarks, **fitted, space=space)
 
 
 def load_task_places(folder: Path) -> TaskPlaces | None:

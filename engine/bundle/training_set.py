@@ -28,13 +28,15 @@ class TrainingSet:
     fingerprints: (N,) uint32 of the normalized texts, sorted. surprisal: (V,), -log of each token's
     smoothed share of all training tokens; V is the vocabulary size. quantiles: (QUANTILES,) of the
     instructions' mean surprisal. instruction_space: how embeddings by these weights are compared
-    (python -m training.instruction_space); None if it was not computed.
+    (python -m training.instruction_space); None if it was not computed. weights: ID of the weights
+    that the space belongs to (training/weights/adapter.py); empty if that is unknown.
     """
 
     fingerprints: NDArray[np.uint32]
     surprisal: NDArray[np.float32]
     quantiles: NDArray[np.float32]
     instruction_space: InstructionSpace | None = None
+    weights: str = ""
 
     def ood_score(self, tokens: NDArray[np.int64]) -> float:
         """Return the out-of-distribution score of a prompt, in [0, 1]: the percentile of its mean
@@ -61,6 +63,7 @@ def save_training_set(folder: Path, training_set: TrainingSet) -> None:
         "fingerprints": training_set.fingerprints,
         "surprisal": training_set.surprisal.astype(np.float16),
         "quantiles": training_set.quantiles,
+        "weights": np.array(training_set.weights),
     }
     if (space := training_set.instruction_space) is not None:
         arrays["instruction_mean"] = space.mean
@@ -78,4 +81,5 @@ def load_training_set(folder: Path) -> TrainingSet | None:
         if "instruction_axes" in file:
             axes = file["instruction_axes"].astype(np.float32)
             space = InstructionSpace(file["instruction_mean"], axes)
-        return TrainingSet(file["fingerprints"], surprisal, file["quantiles"], space)
+        weights = str(file["weights"]) if "weights" in file else ""
+        return TrainingSet(file["fingerprints"], surprisal, file["quantiles"], space, weights)

@@ -113,6 +113,11 @@ def main() -> None:
     if known is None:
         raise BundleError(f"{arguments.out} has no task_places.npz to add it to.")
     space = load_arrays(arguments.bundle).instruction_space
+    if known.space not in ("", space.id):
+        raise BundleError(
+            f"{arguments.out} has places in space {known.space}, {arguments.bundle} embeds in"
+            f" {space.id}; run training.task_places first."
+        )
     embedder = open_embedder(arguments.bundle)
 
     def place(texts: list[str]) -> Float32Array:
@@ -128,6 +133,7 @@ def main() -> None:
         known,
         everyday=classify(everyday, [*prompts, (unusual, UNUSUAL)]),
         unusual=calibrate(uncalibrated, np.concatenate([everyday, *(each for each, _ in prompts)])),
+        space=space.id,
     )
     save_task_places(arguments.out, places)
     print(f"{len(everyday)} everyday prompts, {sum(len(p) for p, _ in prompts)} other ones")

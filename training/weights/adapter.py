@@ -1,14 +1,21 @@
 """Read and write what a training run leaves and the repository ships.
 
 adapter_config.json, adapter_model.safetensors   peft's form, half precision
+adapter_model.int8.safetensors   the same in half the size, in place of it: int8 and scales
 connector.safetensors    weight (D, C), bias (D,), center (E,), task_means (T,)
 model.json               base models, layers, calibration, config, report
-training_set.npz         fingerprints, token frequencies and mean embedding of instructions
+training_set.npz         fingerprints, token frequencies and space of instructions
 task_places.npz          where tasks and training instructions lie among instructions
+
+What was computed with adapter and connector names them by weights_id, so that a folder whose files
+belong to different weights is refused.
+
+Shapes: R rank, I inputs and O outputs of a matrix; lora_A (R, I), lora_B (O, R).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +33,8 @@ from engine.bundle.task_places import TaskPlaces, load_task_places
 from engine.bundle.training_set import TrainingSet, load_training_set
 
 ADAPTER = "adapter_model.safetensors"
+INT8_ADAPTER = "adapter_model.int8.safetensors"
+SCALE = ".scale"  # after a matrix's name: one for each rank
 ADAPTER_CONFIG = "adapter_config.json"
 CONNECTOR = "connector.safetensors"
 MODEL = "model.json"
@@ -38,8 +47,10 @@ LOCAL = {"data", "out", "weights"}  # paths, of which only the last part is kept
 class Pretrained:
     """A trained Model-SAT without its base weights.
 
-    lora: peft's names -> arrays. lora_scale: factor of the adapter's product.
+    id: see weights_id. lora: peft's names -> arrays. lora_scale: factor of the adapter's product.
     """
+
+    id: str
 
     backbone: str
     encoder: str
@@ -79,6 +90,34 @@ def load_connector(path: Path) -> tuple[Connector, TaskNorms]:
     return Connector(arrays["weight"], arrays["bias"]), TaskNorms(arrays["center"], means)
 
 
+def weights_id(folder: Path) -> str:
+    """Identify the trained weights in a folder by its adapter and connector."""
+    digest = hashlib.sha256()
+    for path in (_adapter_file(folder), folder / ADAPTER_CONFIG, folder / CONNECTOR):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _adapter_file(folder: Path) -> Path:
+    """Return the path of the adapter; raises BundleError if there is none, or more than one."""
+    found = [name for name in (ADAPTER, INT8_ADAPTER) if (folder / name).is_file()]
+    if len(found) == 2:
+        raise BundleError(f"{folder} has two adapters, {ADAPTER} and {INT8_ADAPTER}; remove one.")
+    return folder / (found[0] if found else ADAPTER)
+
+
+def dequantize(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """Return the float32 matrices of an adapter by name. Those with scales (R,) are int8: rows of
+    lora_A and columns of lora_B are multiplied."""
+    found = {}
+    for name, array in arrays.items():
+        if name.endswith(SCALE):
+            continue
+        scale = arrays.get(name + SCALE, np.ones(1)).astype(np.float32)
+        found[name] = array.astype(np.float32) * (scale[:, None] if ".lora_A." in name else scale)
+    return found
+
+
 def _names(value: str | Sequence[str]) -> str | list[str]:
     return Path(value).name if isinstance(value, str) else [Path(v).name for v in value]
 
@@ -103,6 +142,7 @@ def save_pretrained(
     kept = {k: config[k] for k in ("backbone", "encoder", "layers", *SERVED) if k in config}
     description = {
         **kept,
+        "weights": weights_id(folder),
         "calibration": asdict(calibration),
         "prompt_version": PROMPT_VERSION,
         "config": {k: _names(v) if k in LOCAL else v for k, v in config.items()},
@@ -115,12 +155,14 @@ def load_pretrained(folder: Path) -> Pretrained:
     """Read `folder`.
 
     Raises:
-        BundleError: a file is missing, or the model is not one that this version can serve.
+        BundleError: a file is missing, the model is not one that this version can serve, or
+            model.json describes other weights.
     """
     from safetensors.numpy import load_file
 
-    missing = [n for n in (ADAPTER, ADAPTER_CONFIG, CONNECTOR, MODEL) if not (folder / n).is_file()]
-    if missing:
+    adapter = _adapter_file(folder)
+    wanted = (adapter.name, ADAPTER_CONFIG, CONNECTOR, MODEL)
+    if missing := [name for name in wanted if not (folder / name).is_file()]:
         raise BundleError(f"{folder} has no {missing}; `make train` or the repository has them.")
     model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -135,15 +177,22 @@ def load_pretrained(folder: Path) -> Pretrained:
                 f"{folder / MODEL}: {name} is {found!r}, only {only!r} can be exported and trained"
                 " further; research/ trains and measures the others."
             )
+    own = weights_id(folder)
+    if (found := model.get("weights", own)) != own:
+        raise BundleError(
+            f"{folder / MODEL} describes weights {found}, but adapter and connector are {own}; its"
+            " calibration does not fit them."
+        )
     connector, norms = load_connector(folder / CONNECTOR)
     return Pretrained(
+        id=own,
         backbone=model["backbone"],
         encoder=model["encoder"],
         layers=model["layers"],
         calibration=Calibration(**model["calibration"]),
         connector=connector,
         norms=norms,
-        lora={k: v.astype(np.float32) for k, v in load_file(folder / ADAPTER).items()},
+        lora=dequantize(load_file(adapter)),
         lora_scale=config["lora_alpha"] / config["r"],
         report=model["report"],
         training_set=load_training_set(folder),

@@ -1,6 +1,10 @@
 """Fold a trained adapter into its base weights and write a checkpoint, with NumPy alone.
 
 python -m training.weights.merge --pretrained pretrained --out artifacts/checkpoint
+
+What compares instructions belongs to the weights that it was computed with. A folder in which it
+belongs to others is refused; --leave-out-stale merges it without, so that it can be computed again
+(training.instruction_space, training.task_places, training.difficulty.fit).
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +32,9 @@ from engine.bundle.manifest import (
     stage_dir,
 )
 from engine.bundle.prompt import NO, YES
+from engine.bundle.task_places import FILE as TASK_PLACES
 from engine.bundle.task_places import save_task_places
+from engine.bundle.training_set import FILE as TRAINING_SET
 from engine.bundle.training_set import save_training_set
 from engine.registry.catalog import read_catalog
 from training.weights.adapter import Pretrained, load_pretrained, save_connector
@@ -63,14 +70,39 @@ def fold(arrays: Arrays, lora: Mapping[str, NDArray[np.float32]], scale: float) 
     return merged
 
 
+def stale_parts(pretrained: Pretrained) -> dict[str, str]:
+    """Return which files were computed with other weights: name -> what is wrong."""
+    known, places, found = pretrained.training_set, pretrained.places, {}
+    space = None if known is None else known.instruction_space
+    if known is not None and space is not None and known.weights not in ("", pretrained.id):
+        found[TRAINING_SET] = f"its space is of weights {known.weights}, these are {pretrained.id}"
+        space = None
+    if places is not None and places.space and (space is None or places.space != space.id):
+        of = "none here" if space is None else space.id
+        found[TASK_PLACES] = f"its places are in space {places.space}, {TRAINING_SET} has {of}"
+    return found
+
+
+def without_stale(pretrained: Pretrained) -> Pretrained:
+    """Leave out what was computed with other weights."""
+    stale, known = stale_parts(pretrained), pretrained.training_set
+    if known is not None and TRAINING_SET in stale:
+        known = replace(known, instruction_space=None)
+    places = None if TASK_PLACES in stale else pretrained.places
+    return replace(pretrained, training_set=known, places=places)
+
+
 def write_checkpoint(pretrained: Pretrained, catalog: Path, out: Path) -> Manifest:
     """Write the checkpoint `out`, whole or not at all; an earlier one is replaced.
 
     Raises:
-        BundleError: `out` holds anything else.
+        BundleError: `out` holds anything else, or a part of `pretrained` belongs to other weights.
         InvalidInputError: the catalog of candidates has problems.
     """
     read_catalog(catalog)
+    if stale := stale_parts(pretrained):
+        problems = "; ".join(f"{name}: {problem}" for name, problem in stale.items())
+        raise BundleError(f"{problems}. Compute it again, see --leave-out-stale.")
     unfinished = stage_dir(out, "checkpoint")
     backbone = load_base(pretrained.backbone, CACHE, pretrained.layers)
     encoder = load_base(pretrained.encoder, CACHE)
@@ -82,7 +114,7 @@ def write_checkpoint(pretrained: Pretrained, catalog: Path, out: Path) -> Manife
     save_connector(unfinished / "connector.safetensors", pretrained.connector, pretrained.norms)
     shutil.copyfile(catalog, unfinished / "zoo.json")
     if pretrained.training_set is not None:
-        save_training_set(unfinished, pretrained.training_set)
+        save_training_set(unfinished, replace(pretrained.training_set, weights=pretrained.id))
     if pretrained.places is not None:
         save_task_places(unfinished, pretrained.places)
     manifest = _manifest(pretrained, backbone, encoder, hash_files(unfinished))
@@ -142,10 +174,15 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("artifacts/checkpoint"), help="folder of the checkpoint"
     )
+    text = "merge without what was computed with other weights, instead of refusing it"
+    parser.add_argument("--leave-out-stale", action="store_true", help=text)
     arguments = parser.parse_args()
-    manifest = write_checkpoint(
-        load_pretrained(arguments.pretrained), arguments.catalog, arguments.out
-    )
+    pretrained = load_pretrained(arguments.pretrained)
+    if arguments.leave_out_stale:
+        for name, problem in stale_parts(pretrained).items():
+            print(f"left out of {name}: {problem}")
+        pretrained = without_stale(pretrained)
+    manifest = write_checkpoint(pretrained, arguments.catalog, arguments.out)
     print(f"{arguments.out}: {manifest.depth} layers")
 
 
