@@ -112,8 +112,8 @@ class _Tasks:
     def __init__(self, groups: Sequence[_TestGroup], count: int) -> None:
         """count: M."""
         sizes = [len(group.tasks) for group in groups]
-        ends = np.cumsum(sizes)
-        self._starts = ends - sizes
+        ends = np.cumsum(sizes, dtype=np.int64)
+        self._starts: NDArray[np.int64] = ends - np.array(sizes)
         self._group_of_task = np.repeat(np.arange(len(groups)), sizes)
         self._group_of_row = np.zeros(count, dtype=np.int64)
         for number, group in enumerate(groups):
