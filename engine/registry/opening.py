@@ -43,7 +43,7 @@ def open_registry(
         encoder: computes the embeddings of candidates.
         encoder_id: identifies the encoder; a store that another one filled is refused.
         width: D, of an embedding.
-        catalog: candidates of a new store.
+        catalog: candidates of a new store; there may be none.
         reencode_candidates: recompute the embeddings of a store of another encoder instead.
         history_limit: revisions that the store keeps.
         last_table: file of the last table, for a start while the PostgreSQL database is away.
@@ -65,7 +65,7 @@ def open_registry(
     if store.revision() == 0:
         initial = Change([(c, encoder.encode(c)) for c in catalog])
         with suppress(ConflictError):  # another server did it at the same time
-            store.apply(initial, 0, f"initialized with the {len(catalog)} candidates of the bundle")
+            store.apply(initial, 0, f"initialized with {len(catalog) or 'no'} candidates")
     return Registry(store, encoder, width, last)
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import grpc
@@ -15,7 +16,8 @@ from tokenizers import Tokenizer
 
 import cpp_ext
 from engine import __version__
-from engine.api.errors import BundleError
+from engine.api.candidate import Candidate
+from engine.api.errors import BundleError, InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, MIB, ROUTER_MESSAGE_BYTES
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import Manifest, read_manifest
@@ -93,6 +95,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     """Load and check everything; raises BundleError, StoreError or InvalidInputError."""
     manifest = read_manifest(settings.bundle, "bundle")
     arrays = load_arrays(settings.bundle)
+    candidates = first_candidates(settings)
     encoder = load_encoder(settings.bundle, arrays)
     backend = open_backend(settings.bundle, manifest, settings.device, settings.inference_threads)
     tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
@@ -101,7 +104,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         encoder,
         manifest.encoder_id,
         manifest.width,
-        read_catalog(settings.bundle / "zoo.json"),
+        candidates,
         reencode_candidates=settings.reencode_candidates,
         history_limit=settings.revision_history_limit,
         last_table=settings.last_table_file if settings.last_table_file.name else None,
@@ -151,6 +154,20 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     return Components(
         settings, manifest, *inference, router, memory, decision_ids, changes, telemetry, scraped
     )
+
+
+def first_candidates(settings: Settings) -> Sequence[Candidate]:
+    """Return the candidates of a new store; raises InvalidInputError that names the flag."""
+    if settings.catalog == "none":
+        return ()
+    if settings.catalog == "default":
+        return read_catalog(settings.bundle / "zoo.json")
+    try:
+        return read_catalog(Path(settings.catalog))
+    except InvalidInputError as error:
+        expected = "expected default, none, or a file of candidates."
+        found = Violation("--catalog", f"is {settings.catalog!r}; {expected}")
+        raise InvalidInputError(found, *error.violations) from error
 
 
 def _batch_limits(settings: Settings, backend: Backend) -> BatchLimits:

@@ -13,6 +13,7 @@ from typing import Any
 from engine.api.errors import ModelsatError
 from engine.api.limits import ROUTER_MESSAGE_BYTES
 from engine.inference.batcher import Batcher
+from engine.registry.registry import Registry
 from engine.registry.stores.base import StoreState
 from engine.registry.stores.outcomes import OutcomeStore
 from engine.serving.auth.file_watch import ReloadedFiles
@@ -135,7 +136,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     filling = await components.memory.start()
     connections.start()
     for listener in listeners:
-        await listener.start()
+        await listener.start(bool(components.registry.table().candidates))
     if console is not None:
         console.start()
     on_state = _store_health_hook(listeners)
@@ -146,6 +147,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     watches: tuple[asyncio.Task[None], ...] = (
         asyncio.create_task(watch_stalls(components.batcher, listeners), name="stalls"),
         asyncio.create_task(watch_files(auth, access), name="files"),
+        asyncio.create_task(watch_table(components.registry, listeners), name="table"),
         asyncio.create_task(prune_outcomes(components.memory.store), name="prune"),
         asyncio.create_task(watch_half_sent(half_sent, ports), name="half-sent"),
         *([] if filling is None else [filling]),
@@ -197,6 +199,19 @@ def _store_health_hook(listeners: Sequence[Listener]) -> Callable[[StoreState], 
             task.add_done_callback(running.discard)
 
     return on_state
+
+
+async def watch_table(registry: Registry, listeners: Sequence[Listener]) -> None:
+    """Turn readiness off while no candidate is registered, because nothing can be routed."""
+    ready = None
+    async for table in registry.watch():
+        if ready is (has_candidates := bool(table.candidates)):
+            continue
+        ready = has_candidates
+        if not ready:
+            log.warning("no candidate is registered; `modelsat candidates create FILE` adds some")
+        for listener in listeners:
+            await listener.ready(ready)
 
 
 async def watch_files(auth: AuthConfig, access: AccessInterceptor) -> None:

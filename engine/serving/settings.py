@@ -111,6 +111,11 @@ class Settings:
     candidates_db: str = _of(
         "artifacts/candidates.sqlite", "Candidate store: an SQLite file or a postgresql:// URL."
     )
+    catalog: str = _of(
+        "default",
+        "Candidates of a new store: default (those of the bundle), none, or a file of candidates"
+        " as `modelsat candidates template` writes.",
+    )
     last_table_file: Path = _of(
         LAST_TABLE, "File of the last table, for a start while PostgreSQL is away; empty for none."
     )

@@ -142,7 +142,7 @@ def test_probes_use_health_names_of_the_server() -> None:
         name: container[f"{name}Probe"]["grpc"] for name in ("startup", "readiness", "liveness")
     }
     assert {p["port"] for p in probes.values()} == {50051}
-    assert [p["service"] for p in probes.values()] == ["readiness", "readiness", LIVENESS]
+    assert [p["service"] for p in probes.values()] == [LIVENESS, "readiness", LIVENESS]
     assert {p["service"] for p in probes.values()} <= set(PROBES)
 
 

@@ -16,10 +16,11 @@ from engine.serving.setting_values import is_loopback
 from engine.serving.settings import Settings, flag
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-LIVENESS = "liveness"
-PROBES = ("", "readiness", LIVENESS)
+READINESS, LIVENESS = "readiness", "liveness"
+PROBES = ("", READINESS, LIVENESS)
 STORE = "store"  # whether candidates can be changed; readiness does not depend on it
 CANDIDATES = "modelsat.v1.CandidateService"
+ROUTER = "modelsat.v1.RouterService"
 SECOND_MS = 1000
 PENDING = 1_000_000
 LIMITS: tuple[tuple[str, int], ...] = (
@@ -63,11 +64,18 @@ class Listener:
     _server: grpc.aio.Server
     _health: health.aio.HealthServicer
 
-    async def start(self) -> None:
-        """Start to answer, with every health name SERVING."""
+    async def start(self, has_candidates: bool = True) -> None:
+        """Start to answer, with every health name SERVING that `ready` does not turn off."""
         for name in self.names:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._report(name, True)
+        await self.ready(has_candidates)
         await self._server.start()
+
+    async def ready(self, has_candidates: bool) -> None:
+        """Report whether requests can be routed: under the name of RouterService, and under
+        `readiness` of its address. Candidates can be registered in any case."""
+        for name in (READINESS, ROUTER) if ROUTER in self.names else ():
+            await self._report(name, has_candidates)
 
     async def store(self, connected: bool) -> None:
         """Report whether the candidate store can be reached: under the health name `store`, and
