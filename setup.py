@@ -175,6 +175,7 @@ setup(
         "engine.aptitude.marking": ["*.json"],
         "engine.datasets": ["*.json"],
         "engine.pb": ["*.pyi"],
+        "engine.registry.candidate_files": ["*.json"],
         "engine.serving.console": ["static/*"],
         "training": ["configs/*.json"],
     },

@@ -20,8 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from engine.aptitude.questions import LETTERS, Question, lettered, read_file, reference_tasks
-from engine.datasets.outcomes import load_task_keywords
+from engine.aptitude.questions import LETTERS, Question, lettered, read_file
+from engine.datasets.known_tasks import load_task_keywords, reference_tasks
 
 REPLY_FORMATS = (
     "{x}",

@@ -11,9 +11,10 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.aptitude.answers import Reading, extract, read_answer
 from engine.aptitude.journal import Reply
 from engine.aptitude.marking.reasoning import without_reasoning
-from engine.aptitude.questions import Question, reference_tasks
+from engine.aptitude.questions import Question
 from engine.aptitude.selection import QUESTIONS_PER_TASK
-from engine.datasets.outcomes import keywords_of
+from engine.datasets.known_tasks import keywords_of
+from engine.registry.candidate_files.tasks import IMPUTED_QUESTIONS, PARTIAL, expected_accuracies
 
 __all__ = [
     "AptitudeResult",
@@ -25,9 +26,7 @@ __all__ = [
     "with_result",
 ]
 
-PARTIAL = "partial-test"  # tag of a candidate that was not given the whole test
 INCOMPLETE = "ended at --max-tokens before an answer"
-IMPUTED_QUESTIONS = 1  # an accuracy that no question was asked for weighs least
 # Characters of a first line, and of a reply of one line, that can be an answer though cut.
 MAX_FIRST_LINE, MAX_WHOLE_REPLY = 200, 24
 
@@ -157,19 +156,8 @@ def grade(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Aptitu
 
 
 def imputed_accuracies(result: AptitudeResult) -> dict[str, float]:
-    """Estimate the accuracy of tasks that were not tested, so that there are TEST_TASKS in all.
-
-    Each is the training candidates' mean on the task, plus this candidate's lead over them on the
-    tasks that it was tested on. The overall level stays that of the tested tasks, and the task
-    profile says nothing about the others.
-    """
-    reference = reference_tasks()
-    average = math.fsum(t.mean for t in reference.values()) / len(reference)
-    usual = [reference[s.task].mean if s.task in reference else average for s in result.scores]
-    lead = result.accuracy - math.fsum(usual) / len(usual)
-    tested = {s.task for s in result.scores}
-    missing = [t for t in reference if t not in tested][: TEST_TASKS - len(tested)]
-    return {t: round(min(1.0, max(0.0, reference[t].mean + lead)), 4) for t in missing}
+    """Estimate the accuracy of tasks that were not tested; see expected_accuracies."""
+    return expected_accuracies({s.task: s.accuracy for s in result.scores})
 
 
 def with_result(

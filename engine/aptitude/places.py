@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from engine.aptitude.questions import reference_tasks
 from engine.aptitude.selection import QuestionSet
+from engine.datasets.known_tasks import reference_tasks
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -165,24 +164,3 @@ def _records(path: Path) -> list[dict[str, Any]]:
     if others := [n for n, r in enumerate(records, start=1) if not isinstance(r, dict)]:
         raise InvalidInputError(Violation(f"{path}, line {others[0]}", "is not a JSON object."))
     return records
-
-
-FILE = Path(__file__).parent / "reference_test.json"
-
-
-@dataclass(frozen=True)
-class ReferenceTask:
-    """What is known of a task of the reference test.
-
-    mean: mean accuracy of the training candidates. items: keys of the questions they were asked.
-    """
-
-    mean: float
-    items: frozenset[str]
-
-
-@lru_cache(maxsize=1)
-def reference_tasks() -> dict[str, ReferenceTask]:
-    """Read the reference test: task -> what is known of it."""
-    raw = json.loads(FILE.read_text(encoding="utf-8"))
-    return {t: ReferenceTask(e["mean"], frozenset(e["items"])) for t, e in raw.items()}

@@ -11,8 +11,9 @@ from engine import __version__
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, TEST_TASKS, Candidate, to_json
 from engine.aptitude.grading import AptitudeResult, TaskScore, imputed_accuracies
 from engine.aptitude.llm import Endpoint, estimated_tokens, prompt_of
-from engine.aptitude.questions import Question, reference_tasks
+from engine.aptitude.questions import Question
 from engine.aptitude.selection import QUESTIONS_PER_TASK, QuestionSet
+from engine.datasets.known_tasks import reference_tasks
 
 COMPARABLE_OVERLAP = 0.9  # share of reference questions from which the level compares
 TYPICAL_ANSWER_TOKENS = {True: 5, False: 350}  # a letter; a few steps of reasoning

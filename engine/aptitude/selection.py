@@ -15,7 +15,8 @@ from pathlib import Path
 from engine.api.candidate import TEST_TASKS
 from engine.api.errors import InvalidInputError, Violation
 from engine.aptitude.hub import read_hub
-from engine.aptitude.questions import Question, read_file, read_folder, reference_tasks
+from engine.aptitude.questions import Question, read_file, read_folder
+from engine.datasets.known_tasks import reference_tasks
 
 QUESTIONS_PER_TASK = 20
 

@@ -21,8 +21,6 @@ from engine.aptitude.grading import grade, with_result
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import Endpoint, run
 from engine.aptitude.places import places_of_tasks
-from engine.aptitude.published import candidate_from as candidate_of
-from engine.aptitude.published import document, read_published
 from engine.aptitude.questions import Question
 from engine.aptitude.report import chart, content, cost_usd, estimate, run_fingerprint, summary
 from engine.aptitude.selection import QuestionSet, sample_questions
@@ -32,6 +30,8 @@ from engine.cli.aptitude_flags import candidate_from, endpoint_from
 from engine.cli.output import confirm_start, progress_bar
 from engine.cli.server_flags import connect
 from engine.client.errors import ModelsatClientError
+from engine.registry.candidate_files.published import candidate_from as candidate_of
+from engine.registry.candidate_files.published import document, read_published
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Shapes: N instructions, M candidates.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from engine.datasets.aptitude_test import (
     derive_keywords,
 )
 from engine.datasets.folder import read_folder
+from engine.datasets.known_tasks import keywords_of
 
 logger = logging.getLogger(__name__)
 TEST_PERCENT, VALIDATION_PERCENT = 10, 5
@@ -170,19 +170,6 @@ def _usable_rows(texts: Sequence[str], scores: Float32Array, items: Sequence[int
         i for i, text in enumerate(texts) if measured[i] and normalize_text(text) not in item_texts
     ]
     return np.array(rows, dtype=np.int64)
-
-
-def keywords_of(tasks: Sequence[str]) -> list[str]:
-    """Return the five keywords of each task; for an unknown task, the words of its name."""
-    known = load_task_keywords()
-    return [known.get(t, re.sub(r"[_\-]+", " ", t)) for t in tasks]
-
-
-def load_task_keywords() -> dict[str, str]:
-    """Return task -> its five keywords, for the tasks of the shipped aptitude test."""
-    path = Path(__file__).parent / "task_keywords.json"
-    keywords: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return keywords
 
 
 def question_of(text: str) -> str:

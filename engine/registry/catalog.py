@@ -1,9 +1,10 @@
-"""Read candidates from JSON files: a bundle's catalog, and the files that users register."""
+"""Read candidates from files: a bundle's catalog, and the files that users write and register."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from engine.api.candidate import (
 )
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.prices import in_usd_per_million
-from engine.api.text_files import read_utf8
+from engine.registry.candidate_files.documents import read_document
+from engine.registry.candidate_files.published import parse_figures, with_figures
+from engine.registry.candidate_files.tasks import PARTIAL, task_keywords, whole_test
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,23 +35,32 @@ TEXT_FIELDS = ("display_name", "price_source")
 
 
 def read_catalog(path: Path, price_unit: str | None = None) -> list[Candidate]:
-    """Read and validate the candidates of a JSON file: an object, a list, or {"candidates": [...]}.
+    """Read and validate the candidates of a file, see read_document and parse_catalog.
 
-    price_unit: of the prices, see engine/api/prices.py; None refuses prices that look like prices
-    per token or per thousand.
-
-    Raises InvalidInputError that lists every problem of the values, duplicates included. Unknown
-    fields and values of the wrong type are reported for the first candidate that has one.
+    Raises:
+        InvalidInputError: the file cannot be read, or has invalid values.
     """
-    try:
-        raw = json.loads(read_utf8(path))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            Violation(str(path), f"is not a readable JSON file ({error}).")
-        ) from error
-    if isinstance(raw, dict) and "candidates" in raw:
-        raw = raw["candidates"]
-    items = raw if isinstance(raw, list) else [raw]
+    return parse_catalog(read_document(path), price_unit)
+
+
+def parse_catalog(document: Any, price_unit: str | None = None) -> list[Candidate]:
+    """Make candidates of an object, a list, or {"candidates": [...]}.
+
+    Tasks may be named or given by their keywords. A candidate with fewer than TEST_TASKS tasks gets
+    estimates for the others, from its published `figures` if it has any.
+
+    Args:
+        document: as read_document returns it.
+        price_unit: of the prices, see engine/api/prices.py; None refuses prices that look like
+            prices per token or per thousand.
+
+    Raises:
+        InvalidInputError: lists every problem of the values, duplicates included. Unknown fields
+            and values of the wrong type are reported for the first candidate that has one.
+    """
+    if isinstance(document, dict) and "candidates" in document:
+        document = document["candidates"]
+    items = document if isinstance(document, list) else [document]
     candidates = [_parse_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
     require_valid(candidates)
     return [in_usd_per_million(c, price_unit, f"candidates[{i}]") for i, c in enumerate(candidates)]
@@ -61,17 +73,16 @@ def catalog_text(content: Any) -> str:
     return re.sub(r"\[\s+([\d.]+),\s+(\d+)\s+\]", r"[\1, \2]", text) + "\n"
 
 
-def require_readable_test(path: Path, *, accept_unreadable: bool = False) -> None:
+def require_readable_test(document: Any, path: Path, *, accept_unreadable: bool = False) -> None:
     """Refuse the report of an aptitude test that says little about its candidate.
 
-    path: a file that `read_catalog` reads; one without provenance is taken as it is.
+    document: of the file `path`; one without provenance is taken as it is.
     accept_unreadable: take it although many replies choose no option.
 
     Raises:
         InvalidInputError: no question was graded, or too many replies are unreadable.
     """
-    raw = json.loads(read_utf8(path))
-    provenance = raw.get("provenance") if isinstance(raw, dict) else None
+    provenance = document.get("provenance") if isinstance(document, dict) else None
     if not isinstance(provenance, dict) or "asked" not in provenance:
         return
     tasks = provenance.get("tasks")
@@ -105,7 +116,7 @@ def _count(counts: dict[str, Any], name: str) -> float:
 
 
 def _parse_candidate(item: Any, field: str) -> Candidate:
-    fields = {"name", "id", "aptitude", "context_window"}
+    fields = {"name", "id", "aptitude", "figures", "context_window"}
     fields |= {*NUMBER_FIELDS, *TEXT_FIELDS, *WORD_LISTS}
     if not isinstance(item, dict):
         raise InvalidInputError(
@@ -123,14 +134,14 @@ def _parse_candidate(item: Any, field: str) -> Candidate:
         for name in TEXT_FIELDS:
             values[name] = str(item.get(name, ""))
         for name in NUMBER_FIELDS:
-            values[name] = None if item.get(name) is None else float(item[name])
+            values[name] = None if item.get(name) is None else _number(name, item[name])
         for name in WORD_LISTS:
             if name in item:
                 values[name] = _parse_words(name, item[name])
         window = item.get("context_window")
-        return Candidate(
+        candidate = Candidate(
             id=str(item.get("id") or item.get("name", "")).removeprefix(NAME_PREFIX),
-            aptitude=_parse_aptitude(item.get("aptitude", [])),
+            aptitude=_parse_aptitude(item.get("aptitude", {})),
             context_window=None
             if window is None
             else _parse_whole_number("context_window", window),
@@ -138,12 +149,38 @@ def _parse_candidate(item: Any, field: str) -> Candidate:
         )
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InvalidInputError(
-            Violation(field, f"has a value of the wrong type ({error}).")
+            Violation(field, f"has a value that cannot be used: {error}.")
         ) from error
+    if "figures" in item:
+        return with_figures(candidate, parse_figures(item["figures"], field))
+    return _with_whole_test(candidate, field)
+
+
+def _with_whole_test(candidate: Candidate, field: str) -> Candidate:
+    """Estimate the accuracies of tasks that a file leaves out, and tag the candidate."""
+    if not candidate.aptitude:
+        problem = (
+            "has neither results nor published figures; give `aptitude` with the accuracy of at"
+            " least one task, or `figures` (`modelsat candidates template` shows both)."
+        )
+        raise InvalidInputError(Violation(field, problem))
+    results = whole_test(tuple(candidate.aptitude))
+    if len(results) == len(candidate.aptitude):
+        return candidate
+    return replace(candidate, aptitude=results, tags=tuple(sorted({*candidate.tags, PARTIAL})))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is {value}, expected a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {str(value)[:80]!r}, expected a number") from None
 
 
 def _parse_whole_number(name: str, value: Any) -> int:
-    if value != int(value):
+    if isinstance(value, bool | str) or value != int(value):
         raise ValueError(f"{name} is {value}, expected a whole number")
     return int(value)
 
@@ -156,21 +193,29 @@ def _parse_words(name: str, value: Any) -> tuple[str, ...]:
 
 def _parse_aptitude(value: Any) -> tuple[TaskResult, ...]:
     """Parse a list of {"task", "accuracy", "questions", "place"}, of which the last two are
-    optional, or the short form {task: accuracy} or {task: [accuracy, questions]}."""
-    if isinstance(value, dict):
-        pairs = {t: r if isinstance(r, list) else [r, 0] for t, r in value.items()}
-        return tuple(
-            TaskResult(str(task), float(accuracy), _parse_whole_number("questions", questions))
-            for task, (accuracy, questions) in pairs.items()
-        )
-    return tuple(
-        TaskResult(
-            str(r["task"]),
-            float(r["accuracy"]),
-            _parse_whole_number("questions", r.get("questions", 0)),
-            decode_place(str(r.get("place", ""))),
-        )
-        for r in value
+    optional, or the short form {task: result}, where a result is an accuracy, [accuracy,
+    questions], or an object of them."""
+    if not isinstance(value, dict | list):
+        raise TypeError(f"aptitude is a {type(value).__name__}, expected an object of tasks")
+    if isinstance(value, list) and not all(isinstance(r, dict) and "task" in r for r in value):
+        raise TypeError("a result in the list aptitude names no task")
+    pairs = value.items() if isinstance(value, dict) else [(r["task"], r) for r in value]
+    return tuple(_parse_result(str(task), result) for task, result in pairs)
+
+
+def _parse_result(task: str, result: Any) -> TaskResult:
+    if isinstance(result, list) and len(result) == 2:
+        result = {"accuracy": result[0], "questions": result[1]}
+    elif not isinstance(result, dict):
+        result = {"accuracy": result}
+    if "accuracy" not in result or set(result) - {"task", "accuracy", "questions", "place"}:
+        expected = "accuracy, and optionally questions and place"
+        raise ValueError(f"{task[:80]!r} has the fields {sorted(result)}, expected {expected}")
+    return TaskResult(
+        task_keywords(task),
+        _number(f"accuracy of {task[:80]!r}", result["accuracy"]),
+        _parse_whole_number(f"questions of {task[:80]!r}", result.get("questions", 0)),
+        decode_place(str(result.get("place", ""))),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from engine.api.candidate import Candidate
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.usage import Usage
-from engine.datasets.outcomes import load_task_keywords
+from engine.datasets.known_tasks import load_task_keywords
 from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import RecordedOutcome, read_recorded
 

@@ -17,7 +17,7 @@ from engine.aptitude.places import places_of_tasks
 from engine.aptitude.questions import lettered
 from engine.aptitude.selection import QuestionSet, sample_questions
 from engine.bundle.arrays import load_arrays
-from engine.datasets.outcomes import load_task_keywords
+from engine.datasets.known_tasks import load_task_keywords
 from modelsat import Client
 from tools.processes import BUNDLE, Server
 

@@ -11,7 +11,10 @@ import pytest
 
 from engine.api.candidate import Candidate
 from engine.api.errors import InvalidInputError
-from engine.aptitude.published import (
+from engine.cli.main import main
+from engine.datasets.outcomes import read_outcomes
+from engine.inference.offline import candidates_of
+from engine.registry.candidate_files.published import (
     Figure,
     PublishedCandidate,
     Scale,
@@ -20,9 +23,6 @@ from engine.aptitude.published import (
     read_published,
     read_scale,
 )
-from engine.cli.main import main
-from engine.datasets.outcomes import read_outcomes
-from engine.inference.offline import candidates_of
 from engine.registry.catalog import read_catalog
 from tests.support.placing import mean_p
 from tools.processes import ROOT

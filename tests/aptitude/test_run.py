@@ -25,10 +25,10 @@ from engine.aptitude.grading import TaskScore, grade, with_result
 from engine.aptitude.hub import from_rows
 from engine.aptitude.journal import Journal, Reply
 from engine.aptitude.llm import retry_after_s
-from engine.aptitude.questions import read_file, reference_tasks
+from engine.aptitude.questions import read_file
 from engine.aptitude.report import chart
 from engine.aptitude.selection import sample_questions
-from engine.datasets.outcomes import load_task_keywords
+from engine.datasets.known_tasks import load_task_keywords, reference_tasks
 from engine.registry.catalog import read_catalog
 from examples.fake_llm import FakeLLM, chance, listening, specialist, write_questions
 from modelsat import Client

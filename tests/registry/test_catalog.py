@@ -111,16 +111,15 @@ def test_catalog_of_version_0_1_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_report_that_says_little_is_not_registered(
-    provenance: dict[str, Any], words: str, tmp_path: Path
+    provenance: dict[str, Any], words: str
 ) -> None:
-    path = tmp_path / "report.json"
-    path.write_text(json.dumps({"candidates": [], "provenance": provenance}))
+    path = Path("report.json")
     with pytest.raises(InvalidInputError, match=words):
-        require_readable_test(path)
-    path.write_text(json.dumps({"candidates": [], "provenance": {"asked": 100, "unparsed": 5}}))
-    require_readable_test(path)
-    path.write_text(json.dumps({"candidates": [], "provenance": {"asked": 9, "unparsed": 9}}))
-    require_readable_test(path, accept_unreadable=True)
+        require_readable_test({"candidates": [], "provenance": provenance}, path)
+    few = {"candidates": [], "provenance": {"asked": 100, "unparsed": 5}}
+    require_readable_test(few, path)
+    many = {"candidates": [], "provenance": {"asked": 9, "unparsed": 9}}
+    require_readable_test(many, path, accept_unreadable=True)
 
 
 @pytest.mark.parametrize(

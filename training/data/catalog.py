@@ -25,9 +25,9 @@ import numpy as np
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_valid, to_json
 from engine.api.errors import ModelsatError
-from engine.aptitude.published import candidate_from, read_published
 from engine.bundle.types import Float32Array
 from engine.datasets.outcomes import Outcomes, read_outcomes
+from engine.registry.candidate_files.published import candidate_from, read_published
 from engine.registry.catalog import catalog_text, read_catalog
 
 

@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.aptitude.published import (
+from engine.datasets.flags import add_data
+from engine.datasets.outcomes import Outcomes, read_outcomes
+from engine.registry.candidate_files.published import (
     SCALE_FILE,
     Benchmark,
     Figure,
@@ -36,12 +38,11 @@ from engine.aptitude.published import (
     read_published,
     read_scale,
 )
-from engine.datasets.flags import add_data
-from engine.datasets.outcomes import Outcomes, read_outcomes
 
 ABOUT = (
     "Lines that put published accuracies on the aptitude test's scale; see"
-    " engine/aptitude/published.py. Written by python -m training.data.published_scale."
+    " engine/registry/candidate_files/published.py. Written by"
+    " python -m training.data.published_scale."
 )
 FIGURES = [Path("pretrained/published.json"), Path(__file__).with_name("published_older.json")]
 MIN_MODELS = 6  # that a benchmark is fitted on

@@ -1,4 +1,4 @@
-"""Write engine/aptitude/reference_test.json from a data folder with an aptitude test.
+"""Write engine/datasets/reference_test.json from a data folder with an aptitude test.
 
     python -m training.data.reference_test --data ../shared/data/mmlu_pro_cot
 
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.aptitude.questions import FILE, read_folder
+from engine.aptitude.questions import read_folder
 from engine.datasets.flags import add_data
+from engine.datasets.known_tasks import REFERENCE_FILE
 
 
 def reference_test(folder: Path) -> dict[str, object]:
@@ -36,8 +37,8 @@ def main() -> None:
     add_data(parser, "data folder with aptitude.json")
     test = reference_test(parser.parse_args().data)
     lines = ",\n".join(f" {json.dumps(task)}: {json.dumps(entry)}" for task, entry in test.items())
-    FILE.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
-    print(f"{len(test)} tasks written to {FILE}")
+    REFERENCE_FILE.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    print(f"{len(test)} tasks written to {REFERENCE_FILE}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import json
 from pathlib import Path
 
 from engine.api.candidate import Candidate, to_json
+from engine.api.errors import InvalidInputError, Violation
 from engine.api.text_files import read_utf8
 from engine.cli.catalog.price_table import fetch_newest, read_wheel, renewed
 from engine.registry.catalog import catalog_text, read_catalog
+
+RESULTS = ("aptitude", "figures")  # fields that stay as they are written
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -46,16 +49,20 @@ def _update(parsed: argparse.Namespace) -> None:
     print(f"{found} of {len(candidates)} candidates renewed from {table.source}")
     if parsed.dry_run:
         return
-    raw = json.loads(read_utf8(parsed.file))
+    try:
+        raw = json.loads(read_utf8(parsed.file))
+    except ValueError as error:
+        problem = "is not JSON, and only JSON can be rewritten; --dry-run prints the changes."
+        raise InvalidInputError(Violation(str(parsed.file), problem)) from error
     holder = raw if isinstance(raw, dict) and "candidates" in raw else {"candidates": raw}
     items = holder["candidates"]
     items = items if isinstance(items, list) else [items]
     for item, candidate in zip(items, candidates, strict=True):
         if (after := new[candidate.id]) is not None:
-            results = item["aptitude"]  # stay as they are written
+            results = {k: item[k] for k in RESULTS if k in item}
             item.clear()
-            item.update({k: v for k, v in to_json(after).items() if k != "aptitude"})
-            item["aptitude"] = results
+            item.update({k: v for k, v in to_json(after).items() if k not in RESULTS})
+            item.update(results)
     unfinished = parsed.file.with_name(parsed.file.name + ".tmp")
     unfinished.write_text(catalog_text(raw), encoding="utf-8")
     unfinished.replace(parsed.file)

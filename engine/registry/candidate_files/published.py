@@ -34,8 +34,7 @@ from engine.api.candidate import (
 )
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.text_files import read_utf8
-from engine.aptitude.questions import reference_tasks
-from engine.datasets.outcomes import keywords_of
+from engine.datasets.known_tasks import keywords_of, reference_tasks
 
 SCALE_FILE = Path(__file__).with_name("published_scale.json")
 ANCHOR = "mmlu_pro"
@@ -165,12 +164,7 @@ def _read_candidate(item: Any, field: str, problems: list[Violation]) -> Publish
         ):
             problem = f"is {str(value)[:80]!r}, a {type(value).__name__}."
             problems.append(Violation(f"{field}.{name}", problem))
-    read = [_read_figure(f, f"{field}.figures[{i}]", problems) for i, f in enumerate(figures)]
-    names = [(f.benchmark, f.subject, f.source) for f in read if f]
-    for repeated in sorted({n for n in names if names.count(n) > 1}):
-        problems.append(
-            Violation(field, f"has {' '.join(filter(None, repeated[:2]))} twice of one source.")
-        )
+    read = _read_figures(figures, field, problems)
     if len(problems) > before:
         return None
     fields: dict[str, Any] = {
@@ -179,8 +173,32 @@ def _read_candidate(item: Any, field: str, problems: list[Violation]) -> Publish
     del fields["figures"]
     return PublishedCandidate(
         Candidate(id=str(fields.pop("id", "")), aptitude=(), **fields),
-        tuple(f for f in read if f),
+        read,
     )
+
+
+def parse_figures(raw: Any, field: str) -> tuple[Figure, ...]:
+    """Read the figures of one candidate; raises InvalidInputError that lists every problem.
+
+    field: path of the candidate.
+    """
+    problems: list[Violation] = []
+    if not isinstance(raw, list) or not raw:
+        raise InvalidInputError(Violation(f"{field}.figures", "is not a list of figures."))
+    figures = _read_figures(raw, field, problems)
+    if problems:
+        raise InvalidInputError(*problems)
+    return figures
+
+
+def _read_figures(raw: Sequence[Any], field: str, problems: list[Violation]) -> tuple[Figure, ...]:
+    read = [_read_figure(f, f"{field}.figures[{i}]", problems) for i, f in enumerate(raw)]
+    names = [(f.benchmark, f.subject, f.source) for f in read if f]
+    for repeated in sorted({n for n in names if names.count(n) > 1}):
+        problems.append(
+            Violation(field, f"has {' '.join(filter(None, repeated[:2]))} twice of one source.")
+        )
+    return tuple(f for f in read if f)
 
 
 def _read_figure(raw: Any, field: str, problems: list[Violation]) -> Figure | None:
@@ -276,20 +294,29 @@ def _subject_accuracies(figures: Sequence[Figure], scale: Scale) -> dict[str, fl
 
 
 def candidate_from(published: PublishedCandidate, scale: Scale | None = None) -> Candidate:
-    """Make the TEST_TASKS results of a candidate from its published figures.
+    """Make a candidate of its published figures. scale: the shipped one if None.
 
-    scale: the shipped one if None.
+    Raises:
+        InvalidInputError: a field of the candidate is invalid.
     """
-    scale = scale or read_scale()
-    level = estimate_level(published.figures, scale)
+    results = expected_results(published.figures, scale or read_scale())
+    candidate = replace(published.candidate, aptitude=results)
+    require_valid([candidate])
+    return candidate
+
+
+def expected_results(figures: Sequence[Figure], scale: Scale) -> tuple[TaskResult, ...]:
+    """Return the TEST_TASKS results that published figures lead to expect; those of other
+    benchmarks than MMLU-Pro are first."""
+    level = estimate_level(figures, scale)
     own = []
-    for name, accuracy, questions in _by_benchmark(published.figures, scale):
+    for name, accuracy, questions in _by_benchmark(figures, scale):
         benchmark = scale.benchmarks[name]
         if benchmark.keywords:
             shown = shown_level(benchmark, accuracy, questions)
             count = _questions(shown.accuracy, shown.error, 1, min(questions, MAX_QUESTIONS))
             own.append(TaskResult(benchmark.keywords, round(shown.accuracy, 4), count))
-    leads = _leads(published.figures, scale)
+    leads = _leads(figures, scale)
     reference = list(reference_tasks().items())[: TEST_TASKS - len(own)]
     keywords = keywords_of([task for task, _ in reference])
     offsets = [
@@ -300,9 +327,15 @@ def candidate_from(published: PublishedCandidate, scale: Scale | None = None) ->
     missing = level.accuracy * TEST_TASKS - sum(r.accuracy for r in own)
     accuracies = _shifted(offsets, missing / len(offsets))
     results = [TaskResult(k, round(a, 4), count) for k, a in zip(keywords, accuracies, strict=True)]
-    candidate = replace(published.candidate, aptitude=(*own, *results))
-    require_valid([candidate])
-    return candidate
+    return (*own, *results)
+
+
+def with_figures(candidate: Candidate, figures: tuple[Figure, ...]) -> Candidate:
+    """Add to a candidate's own results those that its published figures lead to expect."""
+    own = tuple(candidate.aptitude)
+    tested = {result.task for result in own}
+    others = [r for r in expected_results(figures, read_scale()) if r.task not in tested]
+    return replace(candidate, aptitude=(*own, *others[: max(0, TEST_TASKS - len(own))]))
 
 
 def _leads(figures: Sequence[Figure], scale: Scale) -> dict[str, float]:
