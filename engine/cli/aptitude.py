@@ -27,9 +27,19 @@ from engine.aptitude.selection import QuestionSet, sample_questions
 from engine.aptitude.unreadable import UnreadableReplies
 from engine.cli import aptitude_flags
 from engine.cli.aptitude_flags import candidate_from, endpoint_from
-from engine.cli.output import confirm_start, progress_bar
+from engine.cli.output import (
+    Column,
+    confirm_start,
+    print_json,
+    print_table,
+    progress_bar,
+    replace_text,
+    require_new,
+    write_text,
+)
 from engine.cli.server_flags import connect
 from engine.client.errors import ModelsatClientError
+from engine.datasets.known_tasks import load_task_keywords, reference_tasks
 from engine.registry.candidate_files.published import candidate_from as candidate_of
 from engine.registry.candidate_files.published import document, read_published
 
@@ -62,7 +72,26 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON file for `modelsat candidates create` (default: only print the levels)",
     )
+    command.add_argument("--force", action="store_true", help="overwrite the file of --out")
     command.set_defaults(run=_from_published)
+    summary = "list the tasks that are known by name, with their keywords"
+    command = actions.add_parser("tasks", help=summary, description=f"L{summary[1:]}.")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.set_defaults(run=_tasks)
+
+
+def _tasks(parsed: argparse.Namespace) -> None:
+    reference = reference_tasks()
+    rows = [
+        (task, keywords, reference[task].mean if task in reference else None)
+        for task, keywords in load_task_keywords().items()
+    ]
+    if parsed.json:
+        print_json([{"task": t, "keywords": k, "mean_accuracy": mean} for t, k, mean in rows])
+        return
+    columns = [Column("task", text=True), Column("keywords", text=True), Column("mean")]
+    print_table(columns, [[t, k, "" if mean is None else f"{mean:.2f}"] for t, k, mean in rows])
+    print("mean: accuracy of the candidates that the weights were trained with")
 
 
 def _from_published(parsed: argparse.Namespace) -> None:
@@ -76,8 +105,8 @@ def _from_published(parsed: argparse.Namespace) -> None:
     if parsed.out:
         require_valid(candidates)
         content = json.dumps(document(found), indent=1, ensure_ascii=False)
-        _write(parsed.out, content + "\n")
-        print(f"wrote {parsed.out}; register with: modelsat candidates create {parsed.out}")
+        write_text(parsed.out, content + "\n", force=parsed.force)
+        print(f"register with: modelsat candidates create {parsed.out}")
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -90,6 +119,8 @@ def _run(parsed: argparse.Namespace) -> None:
     if parsed.server:
         _require_free(candidate, parsed)
     files = _files(parsed.out or Path(f"aptitude-{candidate.id}.json"))
+    # Of a run that goes on from its journal, the earlier result is its own.
+    require_new(files.out, force=parsed.force or files.journal.exists())
     with Journal(files.journal, run_fingerprint(question_set, endpoint)) as journal:
         unreadable = UnreadableReplies(question_set.questions, endpoint.key)
         for reply in journal.replies.values():
@@ -99,8 +130,8 @@ def _run(parsed: argparse.Namespace) -> None:
     places = places_of_tasks(question_set, parsed.bundle)
     candidate = with_result(candidate, result, answer_only=endpoint.answer_only, places=places)
     document = content(candidate, result, question_set, endpoint)
-    _write(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(files.chart, chart(candidate.display_name, result))
+    replace_text(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    replace_text(files.chart, chart(candidate.display_name, result))
     print("\n".join(summary(result, question_set, answer_only=endpoint.answer_only)))
     print(f"wrote {files.out} and {files.chart}")
     if unreadable.unreadable:
@@ -188,10 +219,3 @@ def _files(out: Path) -> Files:
             Violation("--out", f"is {out}; expected a .json file in an existing folder.")
         )
     return files
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

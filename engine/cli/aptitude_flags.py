@@ -16,6 +16,7 @@ from engine.api.prices import in_usd_per_million
 from engine.aptitude.llm import Endpoint, url_problems
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.cli import server_flags
+from engine.cli.candidates import fields
 
 QUESTIONS = "TIGER-Lab/MMLU-Pro"  # has the questions that the catalog's candidates answered
 MINIMA = {
@@ -85,15 +86,8 @@ def candidate_from(parsed: argparse.Namespace) -> Candidate:
     if not (parsed.id or slug):
         problem = f"is not set, and {parsed.model!r} has no letter for one; give --id my-model."
         raise InvalidInputError(Violation("--id", problem))
-    candidate = Candidate(
-        id=parsed.id or slug,
-        aptitude=(),
-        display_name=parsed.model,
-        context_window=parsed.context_window,
-        input_usd_per_million=parsed.input_usd_per_million,
-        output_usd_per_million=parsed.output_usd_per_million,
-        price_source=parsed.price_source,
-    )
+    given = {"display_name": parsed.model} | fields.given_fields(parsed)
+    candidate = Candidate(parsed.id or slug, (), **given)
     candidate = in_usd_per_million(candidate, parsed.price_unit)
     placeholder = tuple(TaskResult(f"task {i}", 0.0) for i in range(TEST_TASKS))
     require_valid([replace(candidate, aptitude=placeholder)])
@@ -218,21 +212,7 @@ def _add_test(group: argparse._ArgumentGroup) -> None:
 def _add_candidate(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--id", default="", metavar="ID", help="candidate ID (default: made from --model)")
-    for direction in ("input", "output"):
-        add(
-            f"--{direction}-usd-per-million",
-            type=float,
-            metavar="USD",
-            help=f"list price in US dollars per million {direction} tokens (default: unknown)",
-        )
-    server_flags.add_price_unit(group)
-    add("--price-source", default="", metavar="TEXT", help="where and when the prices were listed")
-    add(
-        "--context-window",
-        type=int,
-        metavar="TOKENS",
-        help="context window in tokens (default: unknown)",
-    )
+    fields.add_arguments(group, without=("display_name", "mean_output_tokens"))
     add(
         "--out",
         type=Path,
@@ -240,6 +220,7 @@ def _add_candidate(group: argparse._ArgumentGroup) -> None:
         help="JSON file for the result (default aptitude-ID.json); a picture and the journal of"
         " answers, from which a stopped run resumes, are written next to it",
     )
+    add("--force", action="store_true", help="overwrite the file of --out if it is of another run")
     add(
         "--bundle",
         type=Path,
@@ -251,7 +232,10 @@ def _add_candidate(group: argparse._ArgumentGroup) -> None:
     add(
         "--register",
         dest="server",
+        nargs="?",
+        const=server_flags.default_server(),
         type=server_flags.server_address,
         metavar="HOST:PORT",
-        help="server to register the candidate with (default: only write the result)",
+        help="register the candidate with this server, without an address with that of"
+        f" ${server_flags.SERVER_VARIABLE} (default: only write the result)",
     )

@@ -7,18 +7,24 @@ too, and raises BrokenPipeError for both.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.api.errors import InvalidInputError, Violation
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+FRAME = 3  # characters around a cell of a framed table
+MIN_TEXT_WIDTH = 12
 SIGPIPE_STATUS = 128 + 13  # what a shell reports of a program that SIGPIPE ended
 
 
@@ -31,6 +37,86 @@ def stdout_console() -> Console:
             raise  # rich calls this where it has caught BrokenPipeError
 
     return StdoutConsole(highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. text: it is shortened if the table is too wide, and other columns only
+    if that does not help; they are numbers, and right-aligned."""
+
+    heading: str
+    text: bool = False
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, a line for each row, within the width of the terminal or $COLUMNS.
+
+    If it is too wide, its texts are shortened; if that leaves too little of them, it has no frame.
+    """
+    from rich.table import Table
+
+    console = stdout_console()
+    widths = [
+        max(map(len, cells)) for cells in zip([c.heading for c in columns], *rows, strict=True)
+    ]
+    texts = [i for i, column in enumerate(columns) if column.text]
+    framed = sum(widths) + FRAME * len(columns) + 1
+    table = Table()
+    excess = framed - console.width
+    if excess > 0 and sum(max(0, widths[i] - MIN_TEXT_WIDTH) for i in texts) < excess:
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        excess = sum(widths) + len(columns) - console.width
+    while excess > 0 and any(widths[i] > 1 for i in texts):
+        widths[max(texts, key=widths.__getitem__)] -= 1
+        excess -= 1
+    for column, width in zip(columns, widths, strict=True):
+        justify: Literal["left", "right"] = "left" if column.text else "right"
+        table.add_column(
+            column.heading, justify=justify, no_wrap=True, overflow="ellipsis", width=width
+        )
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Print a value as JSON; times in ISO 8601."""
+
+    def plain(other: Any) -> str:
+        return other.isoformat() if isinstance(other, datetime) else str(other)
+
+    print(json.dumps(value, indent=indent, ensure_ascii=False, default=plain))
+
+
+def write_text(path: Path | None, text: str, *, force: bool) -> None:
+    """Write a whole file or nothing, and say so; print the text if `path` is None.
+
+    Raises:
+        InvalidInputError: the file cannot be written, or exists and `force` is False.
+    """
+    if path is None:
+        print(text, end="")
+        return
+    require_new(path, force=force)
+    try:
+        replace_text(path, text)
+    except OSError as error:
+        problem = f"is {path}, which cannot be written ({error.strerror})."
+        raise InvalidInputError(Violation("--out", problem)) from error
+    print(f"wrote {path}")
+
+
+def require_new(path: Path, *, force: bool) -> None:
+    """Raise InvalidInputError if a file exists and may not be overwritten."""
+    if path.exists() and not force:
+        raise InvalidInputError(Violation("--out", f"is {path}, which exists; add --force."))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the whole file or nothing; raises OSError."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def confirm_start(estimate_flag: str) -> None:

@@ -11,18 +11,28 @@ from engine.api.prices import UNITS
 from engine.client.channel import DEFAULT_SERVER, TOKEN_VARIABLE, Credentials, read_file
 from engine.client.sync import Client
 
+SERVER_VARIABLE = "MODELSAT_SERVER"
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Add --server and the flags of its TLS and token."""
-    group = command.add_argument_group("server")
+
+def add_arguments(
+    command: argparse.ArgumentParser, title: str = "server"
+) -> argparse._ArgumentGroup:
+    """Add --server and the flags of its TLS and token; return their group."""
+    group = command.add_argument_group(title)
     group.add_argument(
         "--server",
         type=server_address,
-        default=DEFAULT_SERVER,
+        default=default_server(),
         metavar="HOST:PORT",
-        help=f"address of the server (default {DEFAULT_SERVER})",
+        help=f"address of the server (default ${SERVER_VARIABLE}, else {DEFAULT_SERVER})",
     )
     add_credentials(group)
+    return group
+
+
+def default_server() -> str:
+    """Return the server of a command that names none."""
+    return os.environ.get(SERVER_VARIABLE, "").strip() or DEFAULT_SERVER
 
 
 def server_address(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from engine.api.candidate import (
     Candidate,
     TaskResult,
     decode_place,
+    encode_place,
     require_valid,
+    to_json,
 )
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.prices import in_usd_per_million
@@ -64,6 +67,22 @@ def parse_catalog(document: Any, price_unit: str | None = None) -> list[Candidat
     candidates = [_parse_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
     require_valid(candidates)
     return [in_usd_per_million(c, price_unit, f"candidates[{i}]") for i, c in enumerate(candidates)]
+
+
+def document_of(candidates: Iterable[Candidate]) -> dict[str, Any]:
+    """Return what parse_catalog reads, with the results of a candidate in the short form."""
+    return {
+        "candidates": [
+            to_json(c) | {"aptitude": {r.task: _short(r) for r in c.aptitude}} for c in candidates
+        ]
+    }
+
+
+def _short(result: TaskResult) -> Any:
+    if not result.place:
+        return [result.accuracy, result.questions]
+    place = encode_place(result.place)
+    return {"accuracy": result.accuracy, "questions": result.questions, "place": place}
 
 
 def catalog_text(content: Any) -> str:

@@ -17,7 +17,7 @@ from engine.registry.stores.location import location_problem, path_problem
 
 ENVIRONMENT = "MODELSAT_"
 # Variables of the command line, the clients and the tests.
-NOT_SETTINGS = ("CONFIG", "TOKEN", "REQUIRE_KERNEL", "REQUIRE_TOOLS")
+NOT_SETTINGS = ("CONFIG", "SERVER", "TOKEN", "REQUIRE_KERNEL", "REQUIRE_TOOLS")
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 PROTECTIONS = ("auth_tokens_file", "tls_certificate", "tls_key", "tls_client_ca")
 STORES = ("candidates_db", "outcomes_db")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.cli import server_flags
-from engine.cli.output import stdout_console
+from engine.cli.output import Column, print_json, print_table, stdout_console
 from engine.cli.server_flags import connect
 from engine.client.adaptation import AdaptationInfo, DecisionExplanation
 from engine.client.sync import Client
@@ -62,28 +60,24 @@ def _history(parsed: argparse.Namespace) -> None:
     with connect(parsed) as client:
         fits = client.adaptation_history(parsed.count)
     if parsed.json:
-        _print_json([asdict(fit) for fit in fits])
+        print_json([asdict(fit) for fit in fits])
         return
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("id", "newest outcome (UTC)", "active"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("instructions", "log loss", "after"):
-        table.add_column(heading, justify="right")
+    rows = []
     for fit in fits:
         figures = (f"{fit.log_loss_before:.4f}", f"{fit.log_loss_after:.4f}")
         at = "" if fit.as_of is None else f"{fit.as_of:%Y-%m-%d %H:%M:%S}"
         active = "yes" if fit.active else "no"
-        table.add_row(fit.id, at, active, f"{fit.instructions:,}", *figures)
-    stdout_console().print(table)
+        rows.append([fit.id, at, active, f"{fit.instructions:,}", *figures])
+    columns = [Column("id", text=True), *map(Column, ("newest outcome (UTC)", "active"))]
+    columns += map(Column, ("instructions", "log loss", "after"))
+    print_table(columns, rows)
 
 
 def _explain(parsed: argparse.Namespace) -> None:
     with connect(parsed) as client:
         explanation = client.explain_decision(parsed.decision_id)
     if parsed.json:
-        _print_json(asdict(explanation))
+        print_json(asdict(explanation))
     else:
         print_explanation(explanation, stdout_console())
 
@@ -122,7 +116,7 @@ def _show(call: Callable[[Client], AdaptationInfo], parsed: argparse.Namespace) 
     with connect(parsed) as client:
         adaptation = call(client)
     if parsed.json:
-        _print_json(asdict(adaptation))
+        print_json(asdict(adaptation))
         return
     state = "active" if adaptation.active else "not active"
     console = stdout_console()
@@ -142,10 +136,3 @@ def _show(call: Callable[[Client], AdaptationInfo], parsed: argparse.Namespace) 
     if adaptation.as_of is not None:
         at = f"{adaptation.as_of:%Y-%m-%d %H:%M:%S}"
         console.print(f"newest outcome {at} UTC; fitted in {adaptation.fit_seconds:.2f} s")
-
-
-def _print_json(value: Any) -> None:
-    def plain(other: Any) -> str:
-        return other.isoformat() if isinstance(other, datetime) else str(other)
-
-    print(json.dumps(value, ensure_ascii=False, default=plain))

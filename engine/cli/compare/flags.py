@@ -13,7 +13,7 @@ from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.text_files import read_utf8
 from engine.cli import server_flags
-from engine.client.channel import DEFAULT_SERVER, TOKEN_VARIABLE
+from engine.client.channel import TOKEN_VARIABLE
 from engine.compare.costs import JudgePlan
 from engine.compare.endpoints import KEY_VARIABLE, PricedEndpoint, read_endpoints
 from engine.compare.graders.answers import ANSWER_GRADERS, TOLERANCE, AnswerOptions, answer_check
@@ -36,17 +36,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     _add_candidates(command.add_argument_group("candidates"))
     _add_graders(command.add_argument_group("graders"))
     _add_run(command.add_argument_group("the run"))
-    group = command.add_argument_group("the server that records the comparisons")
-    group.add_argument(
-        "--server",
-        type=server_flags.server_address,
-        default=DEFAULT_SERVER,
-        metavar="HOST:PORT",
-        help=f"address of the server (default {DEFAULT_SERVER})",
-    )
+    group = server_flags.add_arguments(command, "the server that records the comparisons")
     text = "let the server keep the instructions' text (default: embeddings and scores alone)"
     group.add_argument("--store-text", action="store_true", help=text)
-    server_flags.add_credentials(group)
 
 
 def _add_instructions(group: argparse._ArgumentGroup) -> None:
