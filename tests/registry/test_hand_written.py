@@ -93,7 +93,7 @@ def test_a_known_task_is_known_however_it_is_written(written: str, task: str) ->
         ("colege_physics", "college_physics"),
         ("physics_college", "college_physics"),
         ("highschool_statistics", "high_school_statistics"),
-        ("profesional law", "professional_law"),
+        ("professional lav", "professional_law"),
         ("Anatomi", "anatomy"),
         ("econometric", "econometrics"),
         ("formal-logics", "formal_logic"),

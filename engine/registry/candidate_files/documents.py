@@ -64,7 +64,7 @@ def _yaml(text: str) -> Any:
     except ImportError as error:
         raise ValueError("PyYAML is not installed; install it, or write TOML or JSON") from error
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
             value_of = self.construct_object
             pairs = [(str(value_of(k, deep=True)), value_of(v, deep=True)) for k, v in node.value]
