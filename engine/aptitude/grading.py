@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from engine.api.candidate import TEST_TASKS, Candidate, TaskResult
 from engine.api.errors import InvalidInputError, Violation
@@ -22,10 +23,13 @@ __all__ = [
     "extract",
     "grade",
     "imputed_accuracies",
+    "is_complete",
     "read_reply",
+    "why_unreadable",
     "with_result",
 ]
 
+NO_SCORES: Mapping[str, float] = MappingProxyType({})
 INCOMPLETE = "ended at --max-tokens before an answer"
 # Characters of a first line, and of a reply of one line, that can be an answer though cut.
 MAX_FIRST_LINE, MAX_WHOLE_REPLY = 200, 24
@@ -35,13 +39,14 @@ MAX_FIRST_LINE, MAX_WHOLE_REPLY = 200, 24
 class TaskScore:
     """Counts of questions of one task: asked, answered right, and without a readable answer.
 
-    Unparsed replies count as wrong. Incomplete ones, which ended at the token limit before an
-    answer, say nothing about the task and count neither as right nor as wrong.
+    right: a sum of scores, which a program may give in parts. Unparsed replies count as wrong.
+    Incomplete ones, which ended at the token limit before an answer, say nothing about the task and
+    count neither as right nor as wrong.
     """
 
     task: str
     asked: int
-    right: int
+    right: float
     unparsed: int
     incomplete: int = 0
 
@@ -124,21 +129,41 @@ def read_reply(reply: Reply, options: Sequence[str]) -> Reading:
     return reading if reading and reading.letter else Reading(None, INCOMPLETE)
 
 
-def grade(questions: Sequence[Question], replies: Mapping[str, Reply]) -> AptitudeResult:
+def is_complete(reply: Reply) -> bool:
+    """True if a reply to a free-text question ended by itself, and not within its reasoning."""
+    return not reply.cut and without_reasoning(reply.text) is not None
+
+
+def why_unreadable(reply: Reply, options: Sequence[str]) -> str:
+    """Say why a reply cannot be graded, "" if it can. options: none for free text."""
+    if not options:
+        return "" if is_complete(reply) else INCOMPLETE
+    reading = read_reply(reply, options)
+    return reading.problem if reading.letter is None else ""
+
+
+def grade(
+    questions: Sequence[Question],
+    replies: Mapping[str, Reply],
+    free_text: Mapping[str, float] = NO_SCORES,
+) -> AptitudeResult:
     """Grade `questions`, each of which has a reply (question key -> reply).
 
     A task without a complete reply is left out.
 
+    free_text: question key -> score in [0, 1] of the complete replies to free-text questions.
+
     Raises:
         InvalidInputError: there is no complete reply at all.
     """
-    readings = {q.key: read_reply(replies[q.key], q.options) for q in questions}
+    problems = {q.key: why_unreadable(replies[q.key], q.options) for q in questions}
     scores = []
     for task in sorted({q.task for q in questions}):
         of_task = [q for q in questions if q.task == task]
-        right = sum(readings[q.key].letter == q.answer for q in of_task)
-        incomplete = sum(readings[q.key].problem == INCOMPLETE for q in of_task)
-        unparsed = sum(readings[q.key].letter is None for q in of_task) - incomplete
+        complete = [q for q in of_task if problems[q.key] != INCOMPLETE]
+        right = math.fsum(_score(q, replies[q.key], free_text) for q in complete)
+        unparsed = sum(bool(problems[q.key]) for q in complete)
+        incomplete = len(of_task) - len(complete)
         score = TaskScore(task, len(of_task), right, unparsed, incomplete)
         if score.graded:
             scores.append(score)
@@ -153,6 +178,12 @@ def grade(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Aptitu
         cut=sum(r.cut for r in graded),
         counted=sum(r.counted for r in graded),
     )
+
+
+def _score(question: Question, reply: Reply, free_text: Mapping[str, float]) -> float:
+    if not question.options:
+        return free_text[question.key]
+    return float(read_reply(reply, question.options).letter == question.answer)
 
 
 def imputed_accuracies(result: AptitudeResult) -> dict[str, float]:

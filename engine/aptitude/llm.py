@@ -129,7 +129,9 @@ def url_problems(field: str, url: str, key: str) -> list[Violation]:
 
 
 def prompt_of(question: Question, *, answer_only: bool) -> str:
-    """Render the prompt that the model reads."""
+    """Render the prompt that the model reads; a free-text question is asked as it is."""
+    if not question.options:
+        return question.text
     return f"{question.text}\n\n{LETTER_ONLY if answer_only else STEP_BY_STEP}"
 
 

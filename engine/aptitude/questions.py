@@ -1,8 +1,10 @@
-"""Read multiple-choice questions from a file or from a data folder.
+"""Read questions from a file or from a data folder.
 
 A file has a JSON object on each line: text (the question, then its options, each on a line that
-begins "A. "), answer (a letter), mmlu_subject or subtask (the task), and optionally id. Of a data
-folder the items of its aptitude test are read.
+begins "A. "), answer (a letter), task (or mmlu_subject or subtask), and optionally id. A question
+without options has free text as its answer: `answer` is the right one, a list of right ones, or a
+JSON schema, and `grader` says how replies are compared with it, see
+engine/compare/graders/answers.py. Of a data folder the items of its aptitude test are read.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,17 @@ from engine.datasets.aptitude_test import derive_items
 from engine.datasets.folder import instructions_file, read_lines
 from engine.datasets.outcomes import split
 
+FREE_TEXT_GRADERS = ("exact", "numeric", "contains", "regex", "json-schema", "program")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question.
+    """A question: multiple-choice, or with free text as the answer.
 
     task: empty if the source names none. text: the question and its options, as the model reads
-    them. options: texts of the options, from A on. answer: the right letter.
+    them. options: texts of the options, from A on; none for free text. answer: the right letter,
+    "" for free text. references, grader: what replies are compared with, and how, for free text.
     """
 
     id: str
@@ -40,6 +44,8 @@ class Question:
     text: str
     options: tuple[str, ...]
     answer: str
+    references: tuple[Any, ...] = ()
+    grader: str = ""
 
     @property
     def key(self) -> str:
@@ -65,29 +71,57 @@ def options_of(text: str) -> tuple[str, ...]:
     return tuple(options)
 
 
-def question_from(record: Mapping[str, Any], at: str) -> Question:
+def question_from(record: Mapping[str, Any], at: str, grader: str = "") -> Question:
     """Read one line of a file, which `at` names in errors.
 
+    grader: of free-text questions that name none.
+
     Raises:
-        InvalidInputError: the record is not a question with options and a right answer.
+        InvalidInputError: the record is not a question with options and a right answer, nor one
+            with a grader.
     """
     text, answer = str(record.get("text", "")).strip(), str(record.get("answer", "")).strip()
+    task = str(record.get("task") or record.get("mmlu_subject") or record.get("subtask") or "")
+    identifier = str(record.get("id") or at)
     options = options_of(text)
+    if "grader" in record or (grader and len(options) < 2):
+        given = record.get("answer")
+        references = tuple(given) if isinstance(given, list) else () if given is None else (given,)
+        # Graders compare texts; a JSON schema is an object.
+        texts = tuple(r if isinstance(r, dict) else _text(r) for r in references)
+        return _free_text(Question(identifier, task, text, (), "", texts, grader), record, at)
     if len(options) < 2 or len(answer) != 1 or answer not in LETTERS[: len(options)]:
         raise InvalidInputError(
             Violation(
                 at,
                 f"has {len(options)} options and the answer {answer[:20]!r}; expected a text with"
-                ' two or more lines that begin "A. ", "B. " and so on, and the letter of one.',
+                ' two or more lines that begin "A. ", "B. " and so on, and the letter of one, or a'
+                " question for free text with a grader (--grader, or `grader` on its line).",
             )
         )
-    task = str(record.get("mmlu_subject") or record.get("subtask") or "")
-    return Question(str(record.get("id") or at), task, text, options, answer)
+    return Question(identifier, task, text, options, answer)
 
 
-def read_file(path: Path) -> list[Question]:
-    """Read the questions of a .jsonl or .jsonl.gz file."""
-    return [question_from(r, f"{path}, line {n}") for n, r in enumerate(_records(path), start=1)]
+def _free_text(question: Question, record: Mapping[str, Any], at: str) -> Question:
+    named = replace(question, grader=str(record.get("grader") or question.grader))
+    problem = ""
+    if named.grader not in FREE_TEXT_GRADERS:
+        problem = f"has the grader {named.grader[:40]!r}; expected one of {FREE_TEXT_GRADERS}."
+    elif not named.text or not named.task:
+        problem = "is a question for free text; expected a `text` and a `task`."
+    if problem:
+        raise InvalidInputError(Violation(at, problem))
+    return named
+
+
+def _text(reference: Any) -> str:
+    return reference if isinstance(reference, str) else json.dumps(reference)
+
+
+def read_file(path: Path, grader: str = "") -> list[Question]:
+    """Read the questions of a .jsonl or .jsonl.gz file. grader: see question_from."""
+    lines = enumerate(_records(path), start=1)
+    return [question_from(record, f"{path}, line {n}", grader) for n, record in lines]
 
 
 def read_folder(folder: Path) -> dict[str, list[Question]]:

@@ -66,7 +66,7 @@ def content(
             "tasks": {
                 s.task: {
                     "asked": s.asked,
-                    "right": s.right,
+                    "right": int(s.right) if s.right.is_integer() else round(s.right, 4),
                     "unparsed": s.unparsed,
                     "incomplete": s.incomplete,
                     "standard_error": round(s.standard_error, 4),

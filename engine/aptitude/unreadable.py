@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from engine.api.errors import ModelsatError
-from engine.aptitude.grading import read_reply
+from engine.aptitude.grading import why_unreadable
 from engine.aptitude.journal import Reply
 from engine.aptitude.questions import Question
 from engine.registry.catalog import MAX_UNREADABLE_SHARE
@@ -54,11 +54,11 @@ class UnreadableReplies:
         if reply.question not in self._options:
             return
         self.replies += 1
-        reading = read_reply(reply, self._options[reply.question])
-        if reading.letter is None:
-            self.kinds[reading.problem] += 1
+        problem = why_unreadable(reply, self._options[reply.question])
+        if problem:
+            self.kinds[problem] += 1
             if len(self._samples) < SAMPLES and reply.text.strip():
-                self._samples.append((reading.problem, self._shortened(reply.text)))
+                self._samples.append((problem, self._shortened(reply.text)))
 
     @property
     def surely_too_many(self) -> bool:

@@ -26,7 +26,7 @@ from engine.aptitude.report import chart, content, cost_usd, estimate, run_finge
 from engine.aptitude.selection import QuestionSet, sample_questions
 from engine.aptitude.unreadable import UnreadableReplies
 from engine.cli import aptitude_flags
-from engine.cli.aptitude_flags import candidate_from, endpoint_from
+from engine.cli.aptitude_flags import candidate_from, endpoint_from, free_text_graders
 from engine.cli.output import (
     Column,
     confirm_start,
@@ -112,7 +112,11 @@ def _from_published(parsed: argparse.Namespace) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     candidate, endpoint = candidate_from(parsed), endpoint_from(parsed, os.environ)
     tasks = [t for t in parsed.tasks.split(",") if t]
-    question_set = sample_questions(parsed.questions, parsed.questions_per_task, tasks, parsed.seed)
+    question_set = sample_questions(
+        parsed.questions, parsed.questions_per_task, tasks, parsed.seed, parsed.grader or ""
+    )
+    graders = free_text_graders(parsed)
+    graders.require_gradable(question_set.questions)
     if parsed.dry_run:
         _print_estimate(question_set.questions, endpoint, candidate, parsed)
         return
@@ -126,7 +130,8 @@ def _run(parsed: argparse.Namespace) -> None:
         for reply in journal.replies.values():
             unreadable.add(reply)
         _ask_questions(question_set, endpoint, candidate, journal, unreadable, parsed)
-        result = grade(question_set.questions, journal.replies)
+        scores = graders.scores(question_set.questions, journal.replies)
+        result = grade(question_set.questions, journal.replies, scores)
     places = places_of_tasks(question_set, parsed.bundle)
     candidate = with_result(candidate, result, answer_only=endpoint.answer_only, places=places)
     document = content(candidate, result, question_set, endpoint)

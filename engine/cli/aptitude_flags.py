@@ -14,9 +14,14 @@ from engine.api.candidate import TEST_TASKS, Candidate, TaskResult, require_vali
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.prices import in_usd_per_million
 from engine.aptitude.llm import Endpoint, url_problems
+from engine.aptitude.questions import FREE_TEXT_GRADERS
 from engine.aptitude.selection import QUESTIONS_PER_TASK
 from engine.cli import server_flags
 from engine.cli.candidates import fields
+from engine.client.channel import TOKEN_VARIABLE
+from engine.compare.graders.answers import TOLERANCE, AnswerOptions
+from engine.compare.graders.free_text import FreeTextGraders
+from engine.compare.graders.program import ProgramGrader
 
 QUESTIONS = "TIGER-Lab/MMLU-Pro"  # has the questions that the catalog's candidates answered
 MINIMA = {
@@ -92,6 +97,15 @@ def candidate_from(parsed: argparse.Namespace) -> Candidate:
     placeholder = tuple(TaskResult(f"task {i}", 0.0) for i in range(TEST_TASKS))
     require_valid([replace(candidate, aptitude=placeholder)])
     return candidate
+
+
+def free_text_graders(parsed: argparse.Namespace) -> FreeTextGraders:
+    """Build the graders of free-text questions; raises InvalidInputError."""
+    program = None
+    if parsed.program:
+        hidden = frozenset({parsed.api_key_env, TOKEN_VARIABLE})
+        program = ProgramGrader(parsed.program, hidden=hidden)
+    return FreeTextGraders(AnswerOptions(tolerance=parsed.tolerance), program)
 
 
 def _add_endpoint(group: argparse._ArgumentGroup) -> None:
@@ -188,6 +202,24 @@ def _add_test(group: argparse._ArgumentGroup) -> None:
         default=0,
         metavar="N",
         help="seed of the random choice of questions (default %(default)s)",
+    )
+    add(
+        "--grader",
+        choices=FREE_TEXT_GRADERS,
+        help="how replies to questions without options are graded, where a question does not say",
+    )
+    add(
+        "--program",
+        default="",
+        metavar="COMMAND",
+        help="command of the grader program, as in `modelsat compare run`",
+    )
+    add(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="X",
+        help="relative difference of numbers that count as equal (default %(default)g)",
     )
     add(
         "--answer-only",

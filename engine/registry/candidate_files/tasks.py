@@ -17,7 +17,13 @@ MIN_CHARS_PER_TYPO = 4  # shorter names differ by less
 
 
 def task_keywords(name: str) -> str:
-    """Return the keywords under which a task is registered.
+    """Return the keywords under which a task is registered; name and errors as in known_task."""
+    task = known_task(name)
+    return task if "," in task else keywords_of([task])[0]
+
+
+def known_task(name: str) -> str:
+    """Return the name of the known task that is meant, or the name itself of any other task.
 
     name: of a known task ("college_physics", "College Physics"), its keywords, or a name of your
     own for another task.
@@ -27,7 +33,7 @@ def task_keywords(name: str) -> str:
     """
     words = _words(name)
     if (known := _known_words().get(words)) is not None:
-        return load_task_keywords()[known]
+        return known
     if "," in name:  # keywords
         return name
     if meant := [task for known, task in _known_words().items() if _is_like(words, known)]:
@@ -35,7 +41,7 @@ def task_keywords(name: str) -> str:
             f"{name[:80]!r} is no known task; did you mean {' or '.join(meant)}? Give a task of"
             " your own a name that is less like it"
         )
-    return keywords_of([name])[0]
+    return name
 
 
 def own_tasks(results: Iterable[TaskResult]) -> list[str]:
