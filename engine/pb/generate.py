@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROTO = ROOT / "proto"
 TARGET = ROOT / "engine" / "pb"
-PACKAGES = ("modelsat/v1", "envoy/service/ext_proc/v3")
+PACKAGES = ("modelsat/v1", "envoy/service/ext_proc/v3", "envoy/service/accesslog/v3")
 
 
 def generate(folder: Path) -> dict[str, str]:

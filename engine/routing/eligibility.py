@@ -6,7 +6,7 @@ Shapes: M candidates of the table, E eligible ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -136,6 +136,22 @@ def find_eligible(
 
         excluded = {c.id: excluded[c.id] for c in sorted(table.candidates, key=distance)}
     return Eligible(np.array(rows, dtype=np.int64), tuple(costs), excluded)
+
+
+def leave_out(table: Table, eligible: Eligible, reasons: Mapping[str, str]) -> Eligible:
+    """Exclude candidates for a time, unless that leaves none.
+
+    reasons: candidate ID -> why.
+    """
+    if not reasons:
+        return eligible
+    ids = [table.candidates[row].id for row in eligible.rows]
+    kept = np.array([identifier not in reasons for identifier in ids], dtype=bool)
+    if kept.all() or not kept.any():
+        return eligible
+    dropped = {identifier: reasons[identifier] for identifier in ids if identifier in reasons}
+    costs = tuple(compress(eligible.costs, kept))
+    return Eligible(eligible.rows[kept], costs, eligible.excluded | dropped)
 
 
 def drop_non_finite(

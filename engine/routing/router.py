@@ -40,8 +40,9 @@ from engine.routing.decision import (
     select_eligible,
     with_embedding,
 )
-from engine.routing.eligibility import Eligible, revise_costs, validate_policy
+from engine.routing.eligibility import Eligible, leave_out, revise_costs, validate_policy
 from engine.routing.exploration import NO_EXPLORATION, Exploration, explore
+from engine.routing.health import CandidateHealth
 from engine.routing.ranking import DecisionContext
 from engine.routing.sessions import SessionStore
 
@@ -89,7 +90,8 @@ class _PreparedRequest:
 class Router:
     """Select a candidate for each request. For one event loop.
 
-    token_counter: counts context by the bundle's tokenizer; for any thread.
+    token_counter: counts context by the bundle's tokenizer; for any thread. health: of the
+    candidates, by what is reported.
     """
 
     def __init__(
@@ -107,7 +109,9 @@ class Router:
         draw: Callable[[], float] = random.random,
         recent: RecentDecisions | None = None,
         answer_lengths: Callable[[], AnswerLengths | None] = lambda: None,
+        health: CandidateHealth | None = None,
     ) -> None:
+        self.health = CandidateHealth() if health is None else health
         self._answer_lengths = answer_lengths
         self._recent = recent
         self._draw = draw
@@ -209,7 +213,8 @@ class Router:
         """
         table = self._registry.table()
         validate_policy(policy, table)
-        rows = select_eligible(table, PromptInfo(0, False, None), policy).rows
+        eligible = select_eligible(table, PromptInfo(0, False, None), policy)
+        rows = leave_out(table, eligible, self.health.set_aside(PRINCIPAL.get())).rows
         current = "" if session is None else self._sessions.get(session.name, PRINCIPAL.get())
         for name in (current, policy.default_candidate, self._config.default_candidate):
             if (row := table.rows.get(name)) is not None and row in rows:
@@ -233,6 +238,7 @@ class Router:
         prompt, info = prepare_prompt(text, context, self._tokenizer, self._training_set)
         lengths = self._answer_lengths()
         eligible = select_eligible(table, info, policy, None if lengths is None else lengths.mean)
+        eligible = leave_out(table, eligible, self.health.set_aside(PRINCIPAL.get()))
         return _PreparedRequest(table, prompt, info, eligible, size, lengths)
 
     async def _score_or_fall_back(

@@ -29,6 +29,7 @@ from engine.inference.cache import ScoreCache
 from engine.inference.devices import open_backend
 from engine.inference.fused import FusedBackend
 from engine.pb import (
+    access_log_pb2_grpc,
     adaptation_service_pb2,
     adaptation_service_pb2_grpc,
     candidate_service_pb2,
@@ -42,10 +43,13 @@ from engine.registry.onnx_encoder import load_encoder
 from engine.registry.opening import open_registry
 from engine.registry.registry import Registry
 from engine.routing.exploration import Exploration
+from engine.routing.health import CandidateHealth
 from engine.routing.router import FallbackMode, Router, RouterConfig
 from engine.routing.sessions import SessionStore
 from engine.serving.auth.decision_ids import DecisionIds
 from engine.serving.auth.outcome_gate import OutcomeGate
+from engine.serving.extproc.access_log import NAME as ACCESS_LOG
+from engine.serving.extproc.access_log import AccessLog
 from engine.serving.extproc.gateway import Gateway, options_from
 from engine.serving.extproc.service import NAME as EXTPROC
 from engine.serving.extproc.service import ExternalProcessor
@@ -135,6 +139,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         adaptation=memory.refresher.current,
         recent=memory.recent,
         answer_lengths=memory.refresher.answer_lengths,
+        health=CandidateHealth(settings.set_aside_failures, settings.set_aside_s),
     )
     kernel = cpp_ext.implementation()
     if not kernel.startswith("c++"):
@@ -150,6 +155,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         lambda: registry.store_state.connected,
         lambda: registry.from_file,
         memory.refresher,
+        router.health,
     )
     return Components(
         settings, manifest, *inference, router, memory, decision_ids, changes, telemetry, scraped
@@ -210,6 +216,7 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
             components.registry.table,
             components.memory.recent,
             components.memory.scorer if components.memory.enabled else None,
+            components.router.health,
         ),
     )
     candidate_service = CandidateService(components.registry, components.changes)
@@ -233,7 +240,7 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
 
     router, candidates = Service(ROUTER, add_router), Service(CANDIDATES, add_candidates)
     adaptation = Service(ADAPTATION, add_adaptation)
-    extproc = [("extproc_address", [_extproc(components)])] if settings.extproc_address else []
+    extproc = [("extproc_address", _extproc(components))] if settings.extproc_address else []
     if not settings.admin_address:
         return [("address", [router, candidates, adaptation]), *extproc]
     return [("address", [router]), ("admin_address", [candidates, adaptation]), *extproc]
@@ -245,16 +252,23 @@ def max_message_bytes(settings: Settings, services: Sequence[Service]) -> int:
         CANDIDATES: MAX_MESSAGE_BYTES,
         ADAPTATION: ROUTER_MESSAGE_BYTES,
         EXTPROC: EXTPROC_MAX_BODY_BYTES + MIB,
+        ACCESS_LOG: MIB,
         ROUTER: max(ROUTER_MESSAGE_BYTES, settings.max_text_bytes + MIB),
     }
     return min(MAX_MESSAGE_BYTES, max(sizes[service.name] for service in services))
 
 
-def _extproc(components: Components) -> Service:
-    gateway = Gateway(components.router, options_from(components.settings))
-    processor = ExternalProcessor(gateway, components.telemetry)
-    add = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
-    return Service(EXTPROC, partial(add, processor))
+def _extproc(components: Components) -> list[Service]:
+    options = options_from(components.settings)
+    processor = ExternalProcessor(Gateway(components.router, options), components.telemetry)
+    health, table = components.router.health, components.registry.table
+    attempts = AccessLog(health, lambda: table().rows, options.model_header, options.models)
+    add_processor = external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server
+    add_log = access_log_pb2_grpc.add_AccessLogServiceServicer_to_server
+    return [
+        Service(EXTPROC, partial(add_processor, processor)),
+        Service(ACCESS_LOG, partial(add_log, attempts)),
+    ]
 
 
 def server_info(components: Components) -> router_service_pb2.GetServerInfoResponse:

@@ -205,6 +205,17 @@ class Settings:
     exploration_max_loss: float = _of(
         0.05, "Utility below the selected candidate's that a drawn one may have at most."
     )
+    set_aside_failures: int = _of(
+        3,
+        "Reported failures in a row after which a candidate is set aside; 0 never sets one aside.",
+        high=MILLION,
+    )
+    set_aside_s: float = _of(
+        30.0,
+        "Seconds of its first pause; after each further failure it is twice as long, up to 600.",
+        low=0.1,
+        high=600,
+    )
     session_ttl_s: int = _of(
         1800, "Seconds after its last use at which a session expires.", low=1, high=MILLION
     )

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from engine.api.errors import InvalidInputError
 from engine.cli.main import main as cli
 from engine.client.channel import Credentials, open_channel
+from engine.pb import access_log_pb2 as alpb
 from engine.pb import adaptation_service_pb2 as apb
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import external_processor_pb2 as epb
@@ -372,6 +373,7 @@ def test_every_method_has_its_roles() -> None:
         cpb.DESCRIPTOR.services_by_name["CandidateService"],
         apb.DESCRIPTOR.services_by_name["AdaptationService"],
         epb.DESCRIPTOR.services_by_name["ExternalProcessor"],
+        alpb.DESCRIPTOR.services_by_name["AccessLogService"],
     )
     methods = {f"/{s.full_name}/{m.name}" for s in services for m in s.methods}
     assert methods == set(NEEDED)

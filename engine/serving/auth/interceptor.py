@@ -40,6 +40,7 @@ ROUTING, READING = ADMIN | {"route"}, ADMIN | {"read"}
 EXTPROC = "/envoy.service.ext_proc.v3.ExternalProcessor/"
 NEEDED: Mapping[str, frozenset[str]] = {
     EXTPROC + "Process": ROUTING,
+    "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs": ROUTING | {"outcomes"},
     ROUTER + "Route": ROUTING,
     ROUTER + "BatchRoute": ROUTING,
     ROUTER + "StreamRoute": ROUTING,

@@ -16,10 +16,12 @@ from engine.adaptation.vectors.text_scorer import TextScorer
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import NotFoundError, OverloadedError
 from engine.api.request_context import ROLE
+from engine.api.usage import Usage
 from engine.registry.outcome_changes import is_remembered
 from engine.registry.stores.outcome_types import OutcomeReport, RecordedOutcome, ScoredInstruction
 from engine.registry.stores.outcomes import OutcomeStore
 from engine.registry.table import Table
+from engine.routing.health import EVERYBODY, CandidateHealth
 from engine.serving.auth.decision_ids import DecisionIds
 
 FOR_EVERYBODY = frozenset({"admin", "outcomes"})
@@ -39,6 +41,7 @@ class OutcomeGate:
         table: Callable[[], Table],
         recent: RecentDecisions | None = None,
         scorer: TextScorer | None = None,
+        health: CandidateHealth | None = None,
     ) -> None:
         """Record into `store`.
 
@@ -48,7 +51,9 @@ class OutcomeGate:
             table: returns the candidates that are registered now.
             recent: the decisions that are remembered.
             scorer: scores texts that were not routed here; None records them without vectors.
+            health: receives which calls failed, and how long they took.
         """
+        self._health = CandidateHealth() if health is None else health
         self._store = store
         self._decisions = decisions
         self._table = table
@@ -77,6 +82,19 @@ class OutcomeGate:
             NotFoundError: a candidate is not registered.
             OverloadedError: the caller records too much at once, or the text cannot be scored now.
         """
+        recorded = await self._record(outcomes, text, deadline)
+        if recorded:
+            self._report(outcomes)
+        return recorded
+
+    def _report(self, outcomes: Sequence[RecordedOutcome]) -> None:
+        """Tell `health` how the calls of new outcomes ended."""
+        scope = scope_of(outcomes[0].principal, ROLE.get())
+        for outcome in outcomes:
+            usage = outcome.usage or Usage()
+            self._health.report(outcome.candidate, usage.error, scope, usage.latency_s)
+
+    async def _record(self, outcomes: Sequence[RecordedOutcome], text: str, deadline: float) -> int:
         first = outcomes[0]
         self._rates.take(first.principal, -(-len(outcomes) // COMPARED_PER_CALL))
         if not first.decision_id:
@@ -113,6 +131,11 @@ class OutcomeGate:
         for outcome in outcomes:
             if outcome.candidate not in rows:
                 raise NotFoundError(NAME_PREFIX + outcome.candidate)
+
+
+def scope_of(principal: str, role: str) -> str:
+    """Return for whose requests the reports of a caller count; see CandidateHealth."""
+    return EVERYBODY if role in FOR_EVERYBODY else principal
 
 
 class Rates:

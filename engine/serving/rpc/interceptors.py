@@ -22,7 +22,7 @@ from engine.api.errors import InvalidInputError, ModelsatError, Violation
 from engine.serving.rpc.status import failure_status, pushback
 from engine.serving.telemetry import Telemetry
 
-SERVICE_PREFIXES = ("/modelsat.", "/envoy.service.ext_proc.")
+SERVICE_PREFIXES = ("/modelsat.", "/envoy.service.")
 UNKNOWN_METHOD = "unknown"  # the metrics' one name for all methods that callers make up
 CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 TIMER_ERROR_S = 0.005  # by which gRPC may end a call before its deadline

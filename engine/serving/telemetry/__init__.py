@@ -25,6 +25,7 @@ from engine.inference.cache import ScoreCache
 from engine.registry.stores.base import RevisionId
 from engine.registry.table import Table
 from engine.routing.decision import Decision
+from engine.routing.health import CandidateHealth
 from engine.serving.console.feed import Feed
 from engine.serving.console.http_server import HttpServer
 from engine.serving.rpc.status import code_of
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from engine.serving.telemetry.tracing import Rpc, Tracing
 
 # Counted but not traced: probes come every few seconds, and traced() covers ext_proc.
-UNTRACED = ("grpc.health.", "grpc.reflection.", "envoy.service.ext_proc.")
+UNTRACED = ("grpc.health.", "grpc.reflection.", "envoy.service.")
 log = logging.getLogger(__name__)
 
 
@@ -188,6 +189,7 @@ def sources(
     store_up: Callable[[], bool] = lambda: True,
     from_file: Callable[[], bool] = lambda: False,
     adaptation: AdaptationSource | None = None,
+    health: CandidateHealth | None = None,
 ) -> Sources:
     """Return what a scrape reads.
 
@@ -201,7 +203,9 @@ def sources(
             scrape, so it must not wait.
         from_file: whether the table is that of an earlier run. Called like store_up.
         adaptation: what was learned from outcomes; None if the server does not learn.
+        health: of the candidates, by what is reported.
     """
+    health = CandidateHealth() if health is None else health
     info = {tuple(build_info.values()): 1.0}
     return Sources(
         lambda: table().rows,
@@ -217,6 +221,12 @@ def sources(
             "modelsat_score_cache_hits_total": lambda: {(): cache.hits},
             "modelsat_score_cache_misses_total": lambda: {(): cache.misses},
             "modelsat_score_cache_bytes": lambda: {(): cache.size},
+            "modelsat_candidate_set_aside": health.samples,
+            "modelsat_candidate_failures_total": lambda: {
+                (candidate,): count
+                for candidate, count in health.failures.copy().items()
+                if candidate in table().rows
+            },
             **adaptation_samples(adaptation),
         },
     )

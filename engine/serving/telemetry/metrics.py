@@ -99,6 +99,18 @@ METRICS = (
         "decisions by selected candidate; `other` for those no longer registered",
     ),
     Metric(
+        "modelsat_candidate_set_aside",
+        "gauge",
+        ("candidate",),
+        "1 while a candidate is set aside for some caller, because calls of it failed in a row",
+    ),
+    Metric(
+        "modelsat_candidate_failures_total",
+        "counter",
+        ("candidate",),
+        "calls that failed, by what callers and the gateway reported",
+    ),
+    Metric(
         "modelsat_adapted_decisions_total",
         "counter",
         ("selection",),

@@ -1,0 +1,164 @@
+"""What callers and gateways report of calls sets candidates aside, and every answer says so."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from engine.api.policy import Policy
+from engine.pb import access_log_pb2 as pb
+from engine.pb import access_log_pb2_grpc as stubs
+from engine.serving.auth.tokens import new_token
+from modelsat import Client, Credentials, RouteDecision, Usage
+from tests.serving.test_extproc_upstreams import candidates
+from tools.processes import Server, serving
+
+CALLERS = {"alice": "route", "bob": "route", "judge": "outcomes", "root": "admin"}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server, a client for each caller, and the token of the judge."""
+
+    server: Server
+    clients: dict[str, Client]
+    judge: str
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("aside")
+    made = {name: new_token(role, name) for name, role in CALLERS.items()}
+    tokens, models = folder / "tokens.json", folder / "models.json"
+    tokens.write_text(json.dumps({"tokens": [vars(entry) for _, entry in made.values()]}))
+    models.write_text('{"gpt": "gpt-5-mini", "claude": "gpt-5-mini"}')
+    flags = ["--auth-tokens-file", str(tokens), "--metrics-address", "127.0.0.1:0"]
+    flags += ["--extproc-address", "127.0.0.1:0", "--extproc-model-map", str(models)]
+    with serving(folder / "s.sqlite", *flags, "--set-aside-s", "1.5") as server:
+        clients = {
+            name: Client(server.address, 30, Credentials(token=text))
+            for name, (text, _) in made.items()
+        }
+        clients["root"].replace_candidates([replace(c, features=()) for c in candidates()])
+        yield Running(server, clients, made["judge"][0])
+        for client in clients.values():
+            client.close()
+
+
+def call(client: Client, error: str, reporter: Client | None = None) -> RouteDecision:
+    """Route, and report how the call of the selected candidate ended."""
+    decision = client.route("Why?")
+    usage = Usage(latency_s=0.5, error=error)
+    (reporter or client).record_outcome(
+        decision.decision_id, decision.selected, float(not error), usage=usage
+    )
+    return decision
+
+
+def test_failures_of_one_caller_set_aside_for_it_alone(running: Running) -> None:
+    server, clients = running.server, running.clients
+    chosen = [call(clients["alice"], "HTTP 529").selected for _ in range(3)]
+    assert chosen == ["gpt"] * 3
+    decision = clients["alice"].route("Why?")
+    assert decision.selected == "claude"
+    assert re.fullmatch(
+        r"set aside for [12] s more: 3 failures in a row, the last with HTTP 529",
+        decision.excluded["gpt"],
+    )
+    assert clients["bob"].route("Why?").selected == "gpt"
+    page = metrics(server)
+    assert 'modelsat_candidate_set_aside{candidate="gpt"} 1.0' in page
+    assert 'modelsat_candidate_failures_total{candidate="gpt"} 3.0' in page
+    assert "candidates/gpt is set aside for 1.5 s: 3 failures in a row" in server.printed()
+    # If nothing else is allowed, it is tried all the same.
+    only = clients["alice"].route("Why?", Policy(allowed_candidates=("gpt",)))
+    assert (only.selected, "gpt" in only.excluded) == ("gpt", False)
+    time.sleep(1.6)
+    assert call(clients["alice"], "").selected == "gpt"
+    assert 'set_aside{candidate="gpt"}' not in metrics(server)
+
+
+def test_a_judges_reports_count_for_everyone(running: Running) -> None:
+    clients = running.clients
+    for _ in range(3):
+        call(clients["bob"], "timed out", clients["judge"])
+    assert {clients[name].route("Why?").selected for name in ("alice", "bob")} == {"claude"}
+    time.sleep(1.6)
+    assert call(clients["bob"], "", clients["judge"]).selected == "gpt"
+
+
+def test_errors_of_requests_set_nothing_aside(running: Running) -> None:
+    clients = running.clients
+    assert {call(clients["alice"], "HTTP 400").selected for _ in range(5)} == {"gpt"}
+
+
+def entry(name: str, status: int, *, gone: bool = False) -> pb.HttpLogEntry:
+    found = pb.HttpLogEntry(request={"request_headers": {"x-selected-model": name}})
+    if status:
+        found.response.response_code.value = status
+    found.common_properties.response_flags.downstream_connection_termination = gone
+    return found
+
+
+def log(running: Running, *entries: pb.HttpLogEntry) -> None:
+    """Send entries as Envoy does, with the token of a judge."""
+    message = pb.StreamAccessLogsMessage(http_logs={"log_entry": entries})
+    with grpc.insecure_channel(running.server.extproc_address) as channel:
+        stub = stubs.AccessLogServiceStub(channel)
+        metadata = (("authorization", f"Bearer {running.judge}"),)
+        stub.StreamAccessLogs(iter([message]), timeout=10, metadata=metadata)
+
+
+def test_an_access_log_reports_every_candidate_of_an_upstreams_name(
+    running: Running,
+) -> None:
+    clients = running.clients
+    harmless = [entry("gpt-5-mini", status) for status in (400, 404, 422, 302)]
+    harmless += [entry("gpt-5-mini", 503, gone=True), entry("other", 503), entry("", 503)]
+    log(running, *harmless * 3)
+    assert clients["alice"].route("Why?").selected == "gpt"
+    log(running, *[entry("gpt-5-mini", status) for status in (503, 0, 429)])
+    assert clients["alice"].route("Why?").selected == "claude-thinking"
+    excluded = clients["bob"].route("Why?").excluded
+    assert {"gpt", "claude"} == set(excluded)
+    time.sleep(1.6)
+    log(running, entry("gpt-5-mini", 200))
+    assert clients["alice"].route("Why?").selected == "gpt"
+
+
+def test_an_access_log_of_too_many_entries_is_refused(running: Running) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        log(running, *[pb.HttpLogEntry()] * 10_001)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    log(running, *[pb.HttpLogEntry()] * 10_000)
+
+
+def test_an_open_log_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    def forever() -> Iterator[pb.StreamAccessLogsMessage]:
+        yield pb.StreamAccessLogsMessage()
+        time.sleep(20)
+
+    with (
+        serving(tmp_path / "s.sqlite", "--extproc-address", "127.0.0.1:0") as server,
+        grpc.insecure_channel(server.extproc_address) as channel,
+    ):
+        answer = stubs.AccessLogServiceStub(channel).StreamAccessLogs.future(forever())
+        time.sleep(0.3)
+        server.process.terminate()
+        assert server.process.wait(8) == 0
+        assert answer.result(5) == pb.StreamAccessLogsResponse()
+
+
+def metrics(server: Server) -> str:
+    port = re.search(r"metrics on port (\d+)", server.printed())
+    assert port is not None
+    with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as page:
+        return str(page.read().decode())
