@@ -56,9 +56,10 @@ def open_backend(
 
 
 def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backend:
-    if device == "cpu" and FUSED in manifest.graphs:
+    if device == "cpu" and (fused := manifest.graphs.get(FUSED)) is not None:
+        check_hash(bundle, manifest, fused)  # a damaged bundle is no reason to serve more slowly
         try:
-            return _open(bundle, manifest, FUSED, threads)
+            return FusedBackend(bundle / fused, threads)
         except BundleError as error:
             log.info("%s ONNX Runtime serves instead.", error)
     graph = manifest.graphs.get("cpu" if device == "cpu-onnx" else device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,16 @@ def test_onnx_runtime_serves_if_no_path_is_allowed(
     assert "cannot serve backbone.int8.fused" in caplog.text
     with pytest.raises(BundleError, match="cannot serve"):
         devices.open_backend(BUNDLE, MANIFEST, "cpu-fused", 1)
+
+
+def test_a_damaged_file_does_not_make_the_server_slower_without_a_word(tmp_path: Path) -> None:
+    """It is refused, as any other damaged file is."""
+    open_format("backbone.int8.fused", 1)
+    content = bytearray((BUNDLE / "backbone.int8.fused").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "backbone.int8.fused").write_bytes(content)
+    with pytest.raises(BundleError, match="changed or damaged"):
+        devices.open_backend(tmp_path, MANIFEST, "cpu", 1)
 
 
 @pytest.mark.parametrize("wrong", [1, 9])
