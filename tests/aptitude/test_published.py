@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.api.candidate import Candidate
+from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
 from engine.api.errors import InvalidInputError
 from engine.cli.main import main
 from engine.datasets.outcomes import read_outcomes
@@ -115,6 +115,10 @@ def test_the_shipped_models_are_made_of_figures_with_sources() -> None:
     for each in published:
         assert catalog[each.candidate.id].aptitude == candidate_from(each).aptitude
         assert all(f.source.startswith("https://") and f.date >= "2025" for f in each.figures)
+    thinking = [
+        p.candidate for p in published if {"thinking", "effort-high"} & set(p.candidate.tags)
+    ]
+    assert all((catalog[c.id].mean_output_tokens or 0) > DEFAULT_OUTPUT_TOKENS for c in thinking)
     priced = [catalog[p.candidate.id] for p in published]
     assert sum(c.input_usd_per_million is not None for c in priced) >= 25
     assert all(", entry " in c.price_source for c in priced if c.input_usd_per_million)

@@ -98,7 +98,10 @@ def merged(described: Sequence[Candidate], made: Sequence[Candidate]) -> list[Ca
     ID, whose prices and capabilities stay."""
     known = {c.id: c for c in described}
     kept = [c for c in described if c.id not in {m.id for m in made}]
-    return kept + [replace(known.get(m.id, m), aptitude=m.aptitude) for m in made]
+    return kept + [
+        replace(known.get(m.id, m), aptitude=m.aptitude, mean_output_tokens=m.mean_output_tokens)
+        for m in made
+    ]
 
 
 def _about(catalog: Path) -> str:
