@@ -45,7 +45,8 @@ EXTRAS = {
     ],
     "replay": ["pyarrow>=26", "matplotlib>=3.11"],
     "ray": ["ray>=2.60"],
-    "litellm": ["litellm[proxy]>=1.106,<1.107"],
+    # For the environment that the proxy already has: no upper bound may replace its version.
+    "litellm": ["litellm[proxy]>=1.106"],
     "docs": [
         "mkdocs-material>=9.8",
         "mkdocstrings[python]>=1.0",

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tools.processes import ROOT, free_port, running
 
-ENVIRONMENT = ROOT / ".venv-litellm"  # made by `make litellm`
+# Made by `make litellm`; LITELLM_ENVIRONMENT names one with another version of LiteLLM.
+ENVIRONMENT = Path(os.environ.get("LITELLM_ENVIRONMENT", ROOT / ".venv-litellm"))
 CONFIG = ROOT / "deploy" / "litellm" / "config.yaml"
 START_S = 120.0
 
@@ -31,7 +32,8 @@ def proxy(folder: Path, settings: dict[str, str], config: Path = CONFIG) -> Iter
     port, log, key = free_port(), folder / "litellm.log", f"sk-{secrets.token_hex(32)}"
     keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TMPDIR", "LANG")}
     environment = keep | {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    environment["LITELLM_MASTER_KEY"] = key
+    # Otherwise it asks for a tokenizer to count what a model with "llama-3" in its name streamed.
+    environment |= {"LITELLM_MASTER_KEY": key, "HF_HUB_OFFLINE": "1"}
     command = [str(ENVIRONMENT / "bin" / "litellm"), "--config", str(config)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     url, more = f"http://127.0.0.1:{port}", {"cwd": folder, "env": environment | settings}

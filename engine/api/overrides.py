@@ -63,6 +63,17 @@ def policy_and_session(
     return Policy(**fields), session
 
 
+def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine overrides of several sources: a later one takes precedence, and its objective
+    replaces every objective before it."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        if not layer.keys().isdisjoint(OBJECTIVES):
+            result = {name: value for name, value in result.items() if name not in OBJECTIVES}
+        result |= layer
+    return result
+
+
 def has_lists(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
     """Whether a request has a list of allowed or denied candidates."""
     return any(n in metadata or OVERRIDE_PREFIX + n.replace("_", "-") in headers for n in LISTS)

@@ -5,34 +5,40 @@ In LiteLLM's config.yaml, with modelsat installed in the same environment:
     litellm_settings:
       callbacks: engine.integrations.litellm.router
 
-Settings come from environment variables, see `options_from`. Any failure sends the request to the
-fallback model. A candidate's ID is its model_name in LiteLLM, and the best ranked candidate that
-LiteLLM knows is chosen.
+Settings come from environment variables, see `options_from`. If there is no choice, the request
+goes to the fallback model; if the chosen model fails, LiteLLM tries the next ones of the ranking. A
+candidate's ID is its model_name in LiteLLM, or `modelsat_candidate` in its model_info.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.policy import Policy
-from engine.client import AsyncClient, Credentials, ModelsatClientError, RouteDecision
-from engine.client.channel import DEFAULT_SERVER, INSECURE, TOKEN_VARIABLE
-from engine.client.requests import conversation_from_body
-
-ENVIRONMENT = "LITELLM_MODELSAT_"  # MODELSAT_ is the server's
-SETTINGS = (
-    "SERVER, ALIAS, FALLBACK, TIMEOUT_MS, COST_SENSITIVITY, CONFIDENCE, TLS_CA, TLS_CERT, TLS_KEY"
+from engine.api.overrides import (
+    NAMESPACE,
+    OBJECTIVES,
+    OVERRIDE_FIELDS,
+    OVERRIDE_PREFIX,
+    RENAMED,
+    combined,
+    policy_and_session,
 )
-METADATA_KEY = "modelsat"  # of the choice in a request's metadata
-MODEL_HEADER, HEADER_PREFIX = "x-selected-model", "x-modelsat-"
+from engine.api.policy import Policy, Session
+from engine.client import AsyncClient, ModelsatClientError, RouteDecision
+from engine.client.requests import conversation_from_body
+from engine.integrations.litellm_options import CallbackOptions, options_from
+
+METADATA_KEYS = ("metadata", "litellm_metadata")  # of a caller's request, and of LiteLLM
+MODEL_HEADER = "x-selected-model"
+CANDIDATE = "modelsat_candidate"  # in a model's model_info: the ID, if model_name is another
 # LiteLLM's names of chat completions, completions, responses and Anthropic's messages.
 _PATHS = {
     "acompletion": "/chat/completions",
@@ -51,30 +57,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CallbackOptions:
-    """Settings of the callback.
-
-    Attributes:
-        server: Address of the modelsat server.
-        alias: Model name of the requests to route.
-        fallback: Model to use if there is no choice. Empty keeps the alias, which LiteLLM then
-            looks up in its own configuration.
-        timeout_s: Seconds to wait for a choice.
-        cost_sensitivity: Objective of the policy, see Policy in the proto.
-        confidence: See Policy in the proto; None for the server's setting.
-        credentials: TLS files and token.
-    """
-
-    server: str = DEFAULT_SERVER
-    alias: str = "auto"
-    fallback: str = ""
-    timeout_s: float = 0.2
-    cost_sensitivity: float = 0.0
-    confidence: float | None = None
-    credentials: Credentials = INSECURE
-
-
-@dataclass(frozen=True)
 class ModelChoice:
     """The model for one request.
 
@@ -84,6 +66,9 @@ class ModelChoice:
         decision_id: See `RouteDecision.decision_id`; empty if unrouted.
         probability: Of a good answer; None if unrouted.
         why: Cause of an unrouted request, such as a gRPC status name.
+        candidate: Its ID; empty if unrouted.
+        fallbacks: model_name of those to try next, best first.
+        failed: model_name of the first choice, if another model answered in its place.
     """
 
     model: str
@@ -91,76 +76,106 @@ class ModelChoice:
     decision_id: str = ""
     probability: float | None = None
     why: str = ""
+    candidate: str = ""
+    fallbacks: tuple[str, ...] = ()
+    failed: str = ""
 
     def headers(self) -> dict[str, str]:
         """Return the headers to add to the reply."""
         values = {"kind": self.kind, "decision-id": self.decision_id, "why": self.why}
+        values |= {"candidate": self.candidate, "failed": self.failed}
         return {MODEL_HEADER: self.model} | {
-            HEADER_PREFIX + name: value for name, value in values.items() if value
+            OVERRIDE_PREFIX + name: value for name, value in values.items() if value
         }
 
 
-def options_from(environ: Mapping[str, str]) -> CallbackOptions:
-    """Read the variables LITELLM_MODELSAT_* (SETTINGS) and MODELSAT_TOKEN.
+@dataclass(frozen=True)
+class RequestPolicy:
+    """What holds for one request: the policy and the session, see `policy_of`."""
 
-    Raises one InvalidInputError that lists every wrong value.
+    policy: Policy
+    session: Session | None = None
+
+    def permits(self, candidate: str) -> bool:
+        """Whether the lists of candidates permit one."""
+        allowed, denied = self.policy.allowed_candidates, self.policy.denied_candidates
+        return candidate not in denied and (not allowed or candidate in allowed)
+
+
+def policy_of(
+    options: CallbackOptions,
+    headers: Mapping[str, str],
+    caller: Mapping[str, Any],
+    *operator: Mapping[str, Any],
+) -> RequestPolicy:
+    """Combine the environment, the caller's headers and metadata, and the metadata of team and key,
+    each of which takes precedence over those before.
+
+    Raises:
+        InvalidInputError: a value is wrong, or a name is none of OVERRIDE_FIELDS.
     """
-    values = {
-        name.removeprefix(ENVIRONMENT).lower(): value.strip()
-        for name, value in environ.items()
-        if name.startswith(ENVIRONMENT) and value.strip()
+    fields = combined(caller, *operator)
+    for name in fields:
+        if name not in (*OVERRIDE_FIELDS, *RENAMED):
+            problem = (
+                f"is not a setting of a request; expected one of {', '.join(OVERRIDE_FIELDS)}."
+            )
+            raise InvalidInputError(Violation(f"metadata {NAMESPACE}.{name}", problem))
+    sent = {
+        name: value
+        for name, value in headers.items()
+        if name.startswith(OVERRIDE_PREFIX) and value.strip(" ,")
     }
-    problems: list[Violation] = []
+    objectives = {OVERRIDE_PREFIX + name.replace("_", "-") for name in OBJECTIVES}
+    defaults = dict(options.policy)
+    if not objectives.isdisjoint(sent):
+        defaults = {name: value for name, value in defaults.items() if name not in objectives}
+    return RequestPolicy(*policy_and_session(fields, {**defaults, **sent}))
 
-    def number(name: str, default: float, minimum: float) -> float:
-        text = values.pop(name, str(default))
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not minimum <= value < math.inf:
-            problem = f"is {text!r}; expected a number of at least {minimum:g}."
-            problems.append(Violation(ENVIRONMENT + name.upper(), problem))
-        return value
 
-    options = CallbackOptions(
-        server=values.pop("server", DEFAULT_SERVER),
-        alias=values.pop("alias", "auto"),
-        fallback=values.pop("fallback", ""),
-        timeout_s=number("timeout_ms", 200, 1) / 1000,
-        cost_sensitivity=number("cost_sensitivity", 0, 0),
-        confidence=number("confidence", 0, 0) if "confidence" in values else None,
-        credentials=Credentials(
-            tls_ca=values.pop("tls_ca", None),
-            tls_cert=values.pop("tls_cert", None),
-            tls_key=values.pop("tls_key", None),
-            token=environ.get(TOKEN_VARIABLE, "").strip(),
-        ),
+def choose_models(
+    decision: RouteDecision, models: Mapping[str, str], fallbacks: int
+) -> ModelChoice | None:
+    """Return the best ranked candidate among `models` and the next ones; None if there is none.
+
+    models: candidate ID -> model_name.
+    """
+    ranked = [r for r in decision.ranking if r.candidate in models]  # the selected one is first
+    if not ranked:
+        return None
+    first, *others = ranked
+    return ModelChoice(
+        models[first.candidate],
+        decision.kind,
+        decision.decision_id,
+        round(first.probability, 4),
+        candidate=first.candidate,
+        fallbacks=tuple(models[r.candidate] for r in others[:fallbacks]),
     )
-    problems += [
-        Violation(ENVIRONMENT + name.upper(), f"is not a setting; expected one of {SETTINGS}.")
-        for name in values
-    ]
-    if problems:
-        raise InvalidInputError(*problems)
-    return options
 
 
-def choose_model(decision: RouteDecision, models: Collection[str]) -> ModelChoice | None:
-    """Return the best ranked candidate that is in `models`; None if none is."""
-    for ranked in decision.ranking:  # the selected one is first
-        if ranked.candidate in models:
-            probability = round(ranked.probability, 4)
-            return ModelChoice(ranked.candidate, decision.kind, decision.decision_id, probability)
-    return None
+def _models() -> dict[str, str]:
+    """Return candidate ID -> model_name of every model that the proxy has now."""
+    router = _router()
+    models = {name: name for name in router.model_names} if router is not None else {}
+    for entry in getattr(router, "model_list", None) or ():
+        if candidate := (entry.get("model_info") or {}).get(CANDIDATE):
+            models.pop(entry["model_name"], None)
+            models[str(candidate)] = entry["model_name"]
+    return models
 
 
-def _models() -> Collection[str]:
-    """Return model_name of every model that the proxy has now."""
+def _deployments(model: str) -> int:
+    """Return among how many deployments the proxy balances the load of a model."""
+    entries = getattr(_router(), "model_list", None) or ()
+    return sum(entry.get("model_name") == model for entry in entries)
+
+
+def _router() -> Any:
+    """Return the router of the proxy, None before it has one."""
     from litellm.proxy import proxy_server  # imported late: it loads this module
 
-    router = proxy_server.llm_router
-    return router.model_names if router is not None else ()
+    return proxy_server.llm_router
 
 
 class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not installed where this is checked
@@ -169,7 +184,6 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
     def __init__(self, options: CallbackOptions) -> None:
         super().__init__()
         self._options = options
-        self._policy = Policy(value=options.cost_sensitivity, confidence=options.confidence)
         self._client: AsyncClient | None = None
         self._failure = ""
 
@@ -177,38 +191,80 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
         """Set the model of a request for the alias; LiteLLM calls this before every request."""
-        key = _metadata_of(data)
-        _metadata(data, key).pop(METADATA_KEY, None)  # a caller must not set our headers
-        if data.get("model") == self._options.alias and call_type in ROUTED_CALLS:
-            choice = await self._choose(data, call_type)
-            data["model"] = choice.model
-            data[key] = {**_metadata(data, key), METADATA_KEY: asdict(choice)}
+        overrides = _take_overrides(data)  # a caller must not set our headers
+        if data.get("model") != self._options.alias or call_type not in ROUTED_CALLS:
+            return data
+        try:
+            asked = policy_of(
+                self._options,
+                _headers_of(data),
+                _fields(overrides),
+                _fields(_metadata(user_api_key_dict, "team_metadata").get(NAMESPACE)),
+                _fields(_metadata(user_api_key_dict, "metadata").get(NAMESPACE)),
+            )
+        except InvalidInputError as error:
+            raise _http_error(400, str(error)) from None
+        choice = await self._choose(data, call_type, asked)
+        data["model"] = choice.model
+        if choice.fallbacks and "fallbacks" not in data:
+            data["fallbacks"] = list(choice.fallbacks)
+            if _deployments(choice.model) == 1:  # the next model is better than the same again
+                data.setdefault("num_retries", 0)
+        key = _own_metadata(data)
+        data[key] = {**_metadata(data, key), NAMESPACE: asdict(choice)}
         return data
 
     async def async_post_call_response_headers_hook(
         self, data: dict[str, Any], user_api_key_dict: Any, response: Any, **_: Any
     ) -> dict[str, str] | None:
         """Return the headers that describe the choice; LiteLLM calls this for every reply."""
-        chosen = _metadata(data, _metadata_of(data)).get(METADATA_KEY)
-        return ModelChoice(**chosen).headers() if chosen else None
+        chosen = _metadata(data, _own_metadata(data)).get(NAMESPACE)
+        if not chosen:
+            return None
+        choice = ModelChoice(**chosen)
+        answered = getattr(data.get("deployment"), "model_name", "")
+        if answered in choice.fallbacks:
+            ids = {model: candidate for candidate, model in _models().items()}
+            choice = replace(
+                choice, model=answered, candidate=ids.get(answered, ""), failed=choice.model
+            )
+        return choice.headers()
 
-    async def _choose(self, data: Mapping[str, Any], call_type: str) -> ModelChoice:
+    async def _choose(
+        self, data: Mapping[str, Any], call_type: str, asked: RequestPolicy
+    ) -> ModelChoice:
+        models: dict[str, str] = {}
         try:
+            models = _models()
             if self._client is None:
                 o = self._options
                 self._client = AsyncClient(o.server, o.timeout_s, o.credentials, retries=False)
             conversation = conversation_from_body(_body_of(data), _PATHS.get(call_type, ""))
-            decision = await self._client.route(conversation, self._policy)
-            choice = choose_model(decision, _models())
+            decision = await self._client.route(conversation, asked.policy, session=asked.session)
+            choice = choose_models(decision, models, self._options.fallbacks)
             why = "" if choice else "no candidate is a model of this proxy"
         except ModelsatClientError as error:
             choice, why = None, error.code
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
             choice, why = None, type(error).__name__
         self._log_change(why)
-        return choice or ModelChoice(
-            self._options.fallback or self._options.alias, "unrouted", why=why
-        )
+        return choice or self._without_choice(asked, models, why)
+
+    def _without_choice(
+        self, asked: RequestPolicy, models: Mapping[str, str], why: str
+    ) -> ModelChoice:
+        """Return the fallback model, unless the request's lists of candidates forbid it.
+
+        Raises:
+            HTTPException: 503, no model of the proxy is permitted.
+        """
+        fallback = self._options.fallback or self._options.alias
+        if asked.permits(fallback):
+            return ModelChoice(fallback, "unrouted", why=why)
+        for candidate, model in models.items():
+            if asked.permits(candidate) and model != self._options.alias:
+                return ModelChoice(model, "unrouted", why=why)
+        raise _http_error(503, f"Not routed ({why}), and no model is permitted.")
 
     def _log_change(self, failure: str) -> None:
         """Log the first failure of a kind, and the recovery; never the text of a request."""
@@ -230,15 +286,53 @@ def _body_of(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in data.items() if name not in _OWN_FIELDS}
 
 
-def _metadata_of(data: Mapping[str, Any]) -> str:
+def _http_error(status: int, message: str) -> Exception:
+    """Return an error that the proxy answers with this status."""
+    from fastapi import HTTPException  # of the proxy's environment
+
+    error: Exception = HTTPException(status, {"error": message})
+    return error
+
+
+def _headers_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the caller's headers, names in lower case."""
+    headers = _metadata(data.get("proxy_server_request"), "headers")
+    return {str(name).lower(): str(value) for name, value in headers.items()}
+
+
+def _take_overrides(data: dict[str, Any]) -> Any:
+    """Remove what the caller put into metadata under our name, and return it."""
+    taken = None
+    for key in METADATA_KEYS:
+        if NAMESPACE in (metadata := _metadata(data, key)):
+            taken = metadata[NAMESPACE]
+            data[key] = {k: v for k, v in metadata.items() if k != NAMESPACE}
+    return taken
+
+
+def _fields(overrides: Any) -> Mapping[str, Any]:
+    """Return overrides as an object: some clients send metadata as strings, so JSON is read."""
+    if isinstance(overrides, str) and overrides.strip():
+        try:
+            overrides = json.loads(overrides)
+        except ValueError:
+            overrides = [overrides]
+    if overrides in (None, "", {}):
+        return {}
+    if not isinstance(overrides, Mapping):
+        raise InvalidInputError(Violation(f"metadata {NAMESPACE}", "is not an object."))
+    return overrides
+
+
+def _own_metadata(data: Mapping[str, Any]) -> str:
     """Return the key of LiteLLM's own metadata; in some routes `metadata` goes to the provider."""
     return "litellm_metadata" if "litellm_metadata" in data else "metadata"
 
 
-def _metadata(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the metadata; empty if the caller sent something that is not an object."""
-    metadata = data.get(key)
-    return metadata if isinstance(metadata, dict) else {}
+def _metadata(holder: Any, key: str) -> dict[str, Any]:
+    """Return an object of a mapping or an object; empty if it is anything else."""
+    found = holder.get(key) if isinstance(holder, Mapping) else getattr(holder, key, None)
+    return found if isinstance(found, dict) else {}
 
 
 router = RoutingCallback(options_from(os.environ))

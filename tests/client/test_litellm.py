@@ -6,19 +6,20 @@ import json
 import os
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelsat import Client
+from modelsat import Client, Policy
 from tests.support.optional_tools import LITELLM, missing, needs
 from tools.fake_upstream import Upstream, upstream
-from tools.litellm_proxy import ENVIRONMENT, Proxy, proxy
+from tools.litellm_proxy import CONFIG, ENVIRONMENT, Proxy, proxy
 from tools.processes import ROOT, Server, await_ready, launch
 
 pytestmark = [pytest.mark.integration, needs(missing(LITELLM))]
@@ -28,6 +29,27 @@ TURNS = [
     {"role": "user", "content": [{"type": "text", "text": f"What is 3 + 4? {SECRET}"}]},
 ]
 BEST, FALLBACK = "gemini-1.5-pro-002", "llama-3.1-8b-instruct"
+# Keys of the proxy. LiteLLM keeps their metadata in its database; a hook gives them here.
+KEYS = """
+from litellm.proxy._types import UserAPIKeyAuth
+METADATA = {
+    "sk-denied": {"modelsat": {"denied_candidates": ["gemini-1.5-pro-002"]}},
+    "sk-allowed": {"modelsat": '{"allowed_candidates": ["llama-3.1-8b-instruct"]}'},
+    "sk-cheap": {"modelsat": {"cost_sensitivity": 30}},
+    "sk-mistyped": {"modelsat": {"denied_candidate": ["gemini-1.5-pro-002"]}},
+}
+async def user_api_key_auth(request, api_key):
+    team = {"modelsat": {"cost_sensitivity": 30}} if api_key == "sk-team" else {}
+    return UserAPIKeyAuth(
+        api_key=api_key, metadata=METADATA.get(api_key, {}), team_metadata=team, team_id="t"
+    )
+"""
+CONFIG_OF_KEYS = """
+general_settings:
+  custom_auth: keys.user_api_key_auth
+router_settings:
+  disable_cooldowns: true
+"""
 
 
 @dataclass
@@ -46,12 +68,35 @@ class Gateway:
     upstreams: dict[str, Upstream]
     server: Server
     store: Path
+    contexts: dict[str, ExitStack]
 
-    def ask(self, path: str = "chat/completions", **body: Any) -> Answer:
+    @contextmanager
+    def down(self, model: str) -> Iterator[None]:
+        """Kill an upstream for a while."""
+        port = self.upstreams[model].port
+        self.contexts[model].close()
+        try:
+            yield
+        finally:
+            again = self.contexts[model].enter_context(upstream(model, port))
+            again.bodies[:0] = self.upstreams[model].bodies
+            self.upstreams[model] = again
+
+    def ask(
+        self,
+        path: str = "chat/completions",
+        headers: dict[str, str] | None = None,
+        key: str = "",
+        **body: Any,
+    ) -> Answer:
         request = urllib.request.Request(
             f"{self.proxy.url}/v1/{path}",
             json.dumps({"model": "auto", **body}).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {self.proxy.key}"},
+            {
+                "Content-Type": "application/json",
+                "Authorization": f"Bearer {key or self.proxy.key}",
+                **(headers or {}),
+            },
         )
         with urllib.request.urlopen(request, timeout=60) as reply:
             headers = {k.lower(): v for k, v in reply.headers.items()}
@@ -67,7 +112,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("litellm")
     with ExitStack() as stack:
         models = ("calculus-tutor", BEST, FALLBACK)
-        upstreams = {m: stack.enter_context(upstream(m)) for m in models}
+        contexts = {m: stack.enter_context(ExitStack()) for m in models}
+        upstreams = {m: contexts[m].enter_context(upstream(m)) for m in models}
         server = await_ready(launch(folder / "s.sqlite"))
         settings = {
             f"UPSTREAM_{letter}": u.url for letter, u in zip("ABC", upstreams.values(), strict=True)
@@ -77,9 +123,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             "LITELLM_MODELSAT_SERVER": server.address,
             "LITELLM_MODELSAT_TIMEOUT_MS": "2000",
         }
-        found = Gateway(
-            stack.enter_context(proxy(folder, settings)), upstreams, server, folder / "s.sqlite"
-        )
+        (folder / "keys.py").write_text(KEYS)
+        config = folder / "config.yaml"
+        config.write_text(CONFIG.read_text("utf-8") + CONFIG_OF_KEYS)
+        running = stack.enter_context(proxy(folder, settings, config))
+        found = Gateway(running, upstreams, server, folder / "s.sqlite", contexts)
         try:
             yield found
         finally:
@@ -135,6 +183,106 @@ def test_streamed_reply_has_the_headers_of_the_choice(gateway: Gateway) -> None:
     assert text.split() == [answer.headers["x-selected-model"], "answers"]
 
 
+def expected(gateway: Gateway, policy: Policy) -> str:
+    """Return the best ranked model of the proxy."""
+    with Client(gateway.server.address, timeout_s=30) as client:
+        ranking = client.route(f"What is 3 + 4? {SECRET}", policy).ranking
+    return next(r.candidate for r in ranking if r.candidate in gateway.upstreams)
+
+
+CHEAP = Policy(value=30.0)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {"headers": {"x-modelsat-cost-sensitivity": "30"}},
+        {"headers": {"X-Modelsat-Budget-Usd": "0.0001"}},
+        {"metadata": {"modelsat": {"cost_sensitivity": 30}}},
+        {"metadata": {"modelsat": '{"cost_sensitivity": "30"}'}},
+        {"key": "sk-cheap"},
+        {"key": "sk-team"},
+        # The key takes precedence over the metadata, and that over the headers.
+        {"key": "sk-cheap", "metadata": {"modelsat": {"target_probability": 0.99}}},
+        {
+            "headers": {"x-modelsat-target-probability": "0.99"},
+            "metadata": {"modelsat": {"cost_sensitivity": 30}},
+        },
+    ],
+    ids=json.dumps,
+)
+def test_objective_comes_with_the_request_or_its_key(
+    gateway: Gateway, request_of: dict[str, Any]
+) -> None:
+    cheap = expected(gateway, CHEAP)
+    assert cheap != BEST == expected(gateway, Policy())
+    answer = gateway.ask(messages=TURNS, **request_of)
+    assert answer.headers["x-selected-model"] == cheap
+    assert answer.headers["x-modelsat-candidate"] == cheap
+    assert "modelsat" not in json.dumps(gateway.upstreams[cheap].bodies[-1])
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages", "responses"])
+def test_lists_of_a_key_bind_every_route(gateway: Gateway, path: str) -> None:
+    body: dict[str, Any] = {"messages": TURNS[1:], "max_tokens": 9}
+    if path == "responses":
+        body = {"input": f"What is 3 + 4? {SECRET}"}
+    forged = {"headers": {"x-modelsat-denied-candidates": FALLBACK}}
+    assert gateway.ask(path, key="sk-denied", **body).headers["x-selected-model"] != BEST
+    allowed = gateway.ask(path, key="sk-allowed", **body)
+    assert allowed.headers["x-selected-model"] == FALLBACK
+    assert gateway.ask(path, **body, **forged).headers["x-selected-model"] == BEST
+
+
+@pytest.mark.parametrize(
+    ("request_of", "named"),
+    [
+        ({"headers": {"x-modelsat-cost-sensitivity": "cheap"}}, "x-modelsat-cost-sensitivity"),
+        ({"headers": {"x-modelsat-allow": BEST}}, "allowed_candidates"),
+        ({"metadata": {"modelsat": {"cost": 1}}}, "modelsat.cost"),
+        ({"metadata": {"modelsat": {"denied_candidates": []}}}, "denied_candidates"),
+        ({"metadata": {"modelsat": {"budget_usd": 1, "cost_sensitivity": 1}}}, "mutually"),
+        ({"metadata": {"modelsat": [1]}}, "is not an object"),
+        ({"key": "sk-mistyped"}, "denied_candidate"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else json.dumps(value),
+)
+def test_wrong_policy_of_a_request_is_refused_with_its_name(
+    gateway: Gateway, request_of: dict[str, Any], named: str
+) -> None:
+    before = gateway.request_counts()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        gateway.ask(messages=TURNS, **request_of)
+    assert refused.value.code == 400
+    assert named in refused.value.read().decode()
+    assert gateway.request_counts() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat/completions", {}),
+        ("chat/completions", {"stream": True}),
+        ("messages", {"max_tokens": 9}),
+        ("responses", {"input": f"What is 3 + 4? {SECRET}"}),
+    ],
+)
+def test_next_ranked_model_answers_for_one_that_is_down(
+    gateway: Gateway, path: str, more: dict[str, Any]
+) -> None:
+    body = more if "input" in more else {"messages": TURNS[1:], **more}
+    second = expected(gateway, Policy(denied_candidates=(BEST,)))
+    with gateway.down(BEST):
+        answer = gateway.ask(path, **body)
+    assert f"{second} " in answer.body
+    assert answer.headers["x-selected-model"] == second
+    assert answer.headers["x-modelsat-failed"] == BEST
+    with Client(gateway.server.address, timeout_s=30) as client:
+        identifier = answer.headers["x-modelsat-decision-id"]
+        assert client.record_outcome(identifier, answer.headers["x-modelsat-candidate"], 1.0)
+    assert gateway.ask(path, **body).headers["x-selected-model"] == BEST
+
+
 def test_request_for_another_model_is_not_routed(gateway: Gateway) -> None:
     before = gateway.request_counts()
     forged = {"modelsat": {"model": "x", "kind": "forged"}}
@@ -162,7 +310,11 @@ for sent in ("abc", ["x"], 7, None):
 
 
 def assert_fallback(gateway: Gateway, why: str) -> None:
-    """Check that the next request goes to the fallback model, for this reason."""
+    """Check that the next request goes to the fallback model, for this reason, or to one that the
+    lists of candidates permit."""
+    allowed = gateway.ask(messages=TURNS, headers={"x-modelsat-allowed-candidates": BEST})
+    assert allowed.headers["x-modelsat-kind"] == "unrouted"
+    assert allowed.headers["x-selected-model"] == BEST
     before = gateway.request_counts()
     answer = gateway.ask(messages=TURNS)
     assert answer.headers["x-modelsat-kind"] == "unrouted"

@@ -14,6 +14,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.support.optional_tools import LITELLM, missing, needs
+from tools.litellm_proxy import ENVIRONMENT
 from tools.lock import read_pins
 from tools.processes import BUNDLE, ROOT, Server, await_ready, start
 
@@ -55,6 +57,18 @@ def environment(folder: Path, *requirements: str) -> Path:
         require = os.environ.get("MODELSAT_REQUIRE_TOOLS") == "1"
         (pytest.fail if require else pytest.skip)(reason)
     return python
+
+
+CALLBACK = """
+import asyncio, sys
+from pathlib import Path
+from litellm.proxy.types_utils.utils import get_instance_fn
+router = get_instance_fn("engine.integrations.litellm.router", str(Path("config.yaml").resolve()))
+data = {"model": "auto", "messages": [{"role": "user", "content": "What is 3 + 4?"}]}
+data = asyncio.run(router.async_pre_call_hook(None, None, data, "acompletion"))
+import engine
+print(engine.__file__, data["metadata"]["modelsat"]["why"], *sorted(sys.modules))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +127,18 @@ def test_installed_client_needs_grpc_and_protobuf_alone(wheel: Path, tmp_path: P
     loaded = set(imported["modules"])
     assert not loaded & {"numpy", "onnxruntime", "engine.serving", "engine.registry"}
     assert len(loaded) < 400
+
+
+@needs(missing(LITELLM))
+def test_installed_wheel_gives_litellm_its_callback_in_any_folder(
+    wheel: Path, tmp_path: Path
+) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site"]
+    run([*pip, wheel], tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    python = ENVIRONMENT / "bin" / "python"
+    code = f"import sys; sys.path.append({str(tmp_path / 'site')!r}); {CALLBACK}"
+    file, why, *modules = run([python, "-c", code], tmp_path / "elsewhere").split()
+    assert Path(file).is_relative_to(tmp_path)
+    assert why == "UNAVAILABLE"  # it asked, and no server runs
+    assert not {"onnxruntime", "engine.serving", "engine.routing"} & set(modules)
