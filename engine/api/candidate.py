@@ -110,7 +110,8 @@ def _shared(places: tuple[bytes, ...]) -> tuple[bytes, ...]:
 class Candidate:
     """One LLM that requests can be routed to. None means unknown; unknown values are never guessed.
 
-    Prices are in US dollars per million tokens, context_window and mean_output_tokens in tokens.
+    Prices are in US dollars per million tokens, context_window and mean_output_tokens in tokens,
+    time_to_first_token_ms in milliseconds, output_tokens_per_s in tokens a second after the first.
     modalities (in addition to text), features, tags and regions are what policies select by, see
     candidate.proto.
     """
@@ -123,6 +124,8 @@ class Candidate:
     output_usd_per_million: float | None = None
     price_source: str = ""
     mean_output_tokens: float | None = None
+    time_to_first_token_ms: float | None = None
+    output_tokens_per_s: float | None = None
     modalities: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -166,6 +169,12 @@ class Candidate:
         """
         stated = self.mean_output_tokens
         return self.cost_usd(input_tokens, default_output_tokens if stated is None else stated)
+
+    def expected_latency_ms(self, output_tokens: float) -> float | None:
+        """Estimate the time until the last token of an answer; None if a figure is unknown."""
+        if self.time_to_first_token_ms is None or not self.output_tokens_per_s:
+            return None
+        return self.time_to_first_token_ms + 1000 * output_tokens / self.output_tokens_per_s
 
     def cost_usd(self, input_tokens: int, output_tokens: float) -> float | None:
         """Return the list price of a call in US dollars; None if a price is unknown."""
@@ -403,7 +412,10 @@ def _accuracy_advice(value: float) -> str:
 
 def _check_numbers(candidate: Candidate, field: str) -> list[Violation]:
     problems = []
-    for label in ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens"):
+    for label in (
+        *("input_usd_per_million", "output_usd_per_million", "mean_output_tokens"),
+        *("time_to_first_token_ms", "output_tokens_per_s"),
+    ):
         value = getattr(candidate, label)
         if value is not None and not 0 <= value <= MAX_NUMBER:  # true for NaN too
             problems.append(

@@ -13,7 +13,8 @@ NAMESPACE = "modelsat"  # of metadata, both ways
 OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
 LISTS = ("allowed_candidates", "denied_candidates")
 OBJECTIVES = ("cost_sensitivity", "target_probability", "budget_usd")
-NAMES = (*LISTS, *OBJECTIVES, "confidence", "session")
+NUMBERS = ("confidence", "max_latency_ms")
+NAMES = (*LISTS, *OBJECTIVES, *NUMBERS, "session")
 HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in NAMES}
 OVERRIDE_FIELDS = tuple(HEADERS.values())
 # Names of version 0.1. They are refused, because ignoring a denied candidate would admit it.
@@ -56,7 +57,7 @@ def policy_and_session(
             fields[name] = parse_names(resource_names, f"policy.{name}")
         elif name in OBJECTIVES:
             fields |= {"objective": name, "value": _number(source, value)}
-        elif name == "confidence":
+        elif name in NUMBERS:
             fields[name] = _number(source, value)
         else:
             session = named_session(_session_text(source, value))

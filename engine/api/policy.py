@@ -26,6 +26,7 @@ class Policy:
     returns the whole ranking. Prices are in US dollars per million tokens; a price or max_ood_score
     of None sets no limit. confidence: standard errors, None for the server's setting. required_api:
     the API that the candidate must answer in, of conversation.providers.APIS; "" for any.
+    max_latency_ms: until the last token, None for no limit.
     """
 
     objective: Objective = "cost_sensitivity"
@@ -46,6 +47,7 @@ class Policy:
     default_candidate: str = ""
     confidence: float | None = None
     required_api: str = ""
+    max_latency_ms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ OPTIONAL_FIELDS = (  # of a candidate; unset means unknown
     "input_usd_per_million",
     "output_usd_per_million",
     "mean_output_tokens",
+    "time_to_first_token_ms",
+    "output_tokens_per_s",
 )
 # Fields of a policy. The first mean something else unset than at 0: no limit, or the server's
 # setting.
@@ -48,6 +50,7 @@ OPTIONAL_LIMITS = (
     "max_output_usd_per_million",
     "max_ood_score",
     "confidence",
+    "max_latency_ms",
 )
 NUMBER_FIELDS = (
     "expected_output_tokens",

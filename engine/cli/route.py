@@ -75,6 +75,8 @@ def _add_constraints(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--api", default="", metavar="NAME", help=text)
     text = "smallest context window that the candidate may have"
     group.add_argument("--min-context-window", type=int, default=0, metavar="TOKENS", help=text)
+    text = "longest expected time until the last token; excludes candidates of unknown latency"
+    group.add_argument("--max-latency-ms", type=float, metavar="MS", help=text)
     for direction in ("input", "output"):
         text = f"highest list price per million {direction} tokens"
         flag = f"--max-{direction}-usd-per-million"
@@ -136,6 +138,7 @@ def _policy_from(parsed: argparse.Namespace) -> Policy:
         max_ood_score=parsed.max_ood_score,
         default_candidate=parsed.default_candidate.removeprefix(NAME_PREFIX),
         confidence=parsed.confidence,
+        max_latency_ms=parsed.max_latency_ms,
     )
 
 

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from engine.bundle.types import Int64Array
     from engine.datasets.outcomes import Outcomes
 
-NUMBER_FIELDS = ("input_usd_per_million", "output_usd_per_million", "mean_output_tokens")
+NUMBER_FIELDS = (
+    *("input_usd_per_million", "output_usd_per_million", "mean_output_tokens"),
+    *("time_to_first_token_ms", "output_tokens_per_s"),
+)
 MAX_UNREADABLE_SHARE = 0.05  # of the replies of an aptitude test
 TEXT_FIELDS = ("display_name", "price_source")
 

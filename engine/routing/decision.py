@@ -25,7 +25,13 @@ from engine.bundle.prompt import (
 from engine.bundle.training_set import TrainingSet
 from engine.bundle.types import Float32Array
 from engine.registry.table import Table
-from engine.routing.eligibility import Eligible, OutputTokens, drop_non_finite, find_eligible
+from engine.routing.eligibility import (
+    Eligible,
+    Latency,
+    OutputTokens,
+    drop_non_finite,
+    find_eligible,
+)
 from engine.routing.guard import Evidence, with_level_errors
 from engine.routing.ranking import DecisionContext, decide
 
@@ -158,6 +164,7 @@ def select_eligible(
     info: PromptInfo,
     policy: Policy,
     known_output_tokens: OutputTokens | None = None,
+    known_latency: Latency | None = None,
 ) -> Eligible:
     """Return the candidates that a valid `policy` admits; see find_eligible.
 
@@ -165,7 +172,12 @@ def select_eligible(
         NoEligibleCandidateError: it admits none; the error has a reason for each candidate.
     """
     eligible = find_eligible(
-        table, policy, info.input_tokens, DEFAULT_OUTPUT_TOKENS, known_output_tokens
+        table,
+        policy,
+        info.input_tokens,
+        DEFAULT_OUTPUT_TOKENS,
+        known_output_tokens,
+        known_latency,
     )
     if not len(eligible.rows):
         raise NoEligibleCandidateError(eligible.excluded)

@@ -22,6 +22,7 @@ from engine.registry.table import Table
 
 IMPLIED_MODALITY = "text"  # every candidate supports it, so requiring it excludes none
 OutputTokens = Callable[[Candidate], float | None]
+Latency = Callable[[Candidate], float | None]  # in milliseconds
 Check = Callable[[Candidate, float | None], str]  # (candidate, expected cost) -> why not, or ""
 
 
@@ -72,6 +73,7 @@ def _check_numbers(policy: Policy) -> list[Violation]:
         ("max_input_usd_per_million", policy.max_input_usd_per_million),
         ("max_output_usd_per_million", policy.max_output_usd_per_million),
         ("confidence", policy.confidence),
+        ("max_latency_ms", policy.max_latency_ms),
         (policy.objective, None if is_share else value),
     ):
         if amount is not None and not (math.isfinite(amount) and amount >= 0):
@@ -97,6 +99,7 @@ def find_eligible(
     input_tokens: int,
     default_output_tokens: float,
     known_output_tokens: OutputTokens | None = None,
+    known_latency: Latency | None = None,
 ) -> Eligible:
     """Split the table's candidates into eligible and excluded ones.
 
@@ -106,17 +109,26 @@ def find_eligible(
         input_tokens: tokens that the selected candidate will read.
         default_output_tokens: output tokens to expect of a candidate that states no mean.
         known_output_tokens: output tokens to expect of a candidate in any case, None if unknown.
+        known_latency: latency to expect of a candidate in any case, None if unknown.
     """
 
-    def expected_cost(candidate: Candidate) -> float | None:
+    def output_tokens(candidate: Candidate) -> float:
         known = None if known_output_tokens is None else known_output_tokens(candidate)
-        if known is None:
-            return candidate.expected_cost_usd(input_tokens, default_output_tokens)
-        return candidate.cost_usd(input_tokens, known)
+        known = candidate.mean_output_tokens if known is None else known
+        return default_output_tokens if known is None else known
+
+    def expected_cost(candidate: Candidate) -> float | None:
+        return candidate.cost_usd(input_tokens, output_tokens(candidate))
+
+    def expected_latency_ms(candidate: Candidate) -> float | None:
+        known = None if known_latency is None else known_latency(candidate)
+        return candidate.expected_latency_ms(output_tokens(candidate)) if known is None else known
 
     rows, costs, excluded = [], [], dict[str, str]()
     by_name = _name_checks(policy)
     checks = by_name + _checks(policy, input_tokens + policy.expected_output_tokens)
+    if policy.max_latency_ms is not None:
+        checks.append(partial(_slower, policy.max_latency_ms, expected_latency_ms))
     for row, candidate in enumerate(table.candidates):
         cost = expected_cost(candidate)
         for check in checks:
@@ -288,6 +300,15 @@ def _price_above(side: str, maximum: float, candidate: Candidate, _: float | Non
     if price <= maximum:
         return ""
     return f"{side} price is ${price:.3g} per million tokens; the maximum is ${maximum:.3g}"
+
+
+def _slower(maximum: float, expected: Latency, candidate: Candidate, _: float | None) -> str:
+    latency_ms = expected(candidate)
+    if latency_ms is None:
+        return "latency unknown; policy sets a maximum"
+    if latency_ms <= maximum:
+        return ""
+    return f"expected latency is {latency_ms:.0f} ms; the maximum is {maximum:g} ms"
 
 
 def _cost_above(cost: float | None, budget: float) -> str:

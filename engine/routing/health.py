@@ -137,12 +137,12 @@ class CandidateHealth:
             if now < record.until and scope in (EVERYBODY, principal)
         }
 
-    def latency_s(self, candidate: str, principal: str) -> float | None:
-        """Return the mean latency of recent calls, None if too few are known."""
+    def latency_ms(self, candidate: str, principal: str) -> float | None:
+        """Return the mean latency of recent calls in milliseconds, None if too few are known."""
         for scope in (principal, EVERYBODY):
             record = self._records.get((scope, candidate))
             if record is not None and record.measured >= MIN_MEASURED:
-                return record.latency_s
+                return 1000 * record.latency_s
         return None
 
     def samples(self) -> dict[tuple[str, ...], float]:

@@ -213,8 +213,7 @@ class Router:
         """
         table = self._registry.table()
         validate_policy(policy, table)
-        eligible = select_eligible(table, PromptInfo(0, False, None), policy)
-        rows = leave_out(table, eligible, self.health.set_aside(PRINCIPAL.get())).rows
+        rows = self._eligible(table, PromptInfo(0, False, None), policy).rows
         current = "" if session is None else self._sessions.get(session.name, PRINCIPAL.get())
         for name in (current, policy.default_candidate, self._config.default_candidate):
             if (row := table.rows.get(name)) is not None and row in rows:
@@ -237,9 +236,23 @@ class Router:
         validate_policy(policy, table)
         prompt, info = prepare_prompt(text, context, self._tokenizer, self._training_set)
         lengths = self._answer_lengths()
-        eligible = select_eligible(table, info, policy, None if lengths is None else lengths.mean)
-        eligible = leave_out(table, eligible, self.health.set_aside(PRINCIPAL.get()))
+        eligible = self._eligible(table, info, policy, lengths)
         return _PreparedRequest(table, prompt, info, eligible, size, lengths)
+
+    def _eligible(
+        self, table: Table, info: PromptInfo, policy: Policy, lengths: AnswerLengths | None = None
+    ) -> Eligible:
+        """Return the candidates that a valid policy admits, by what was reported of them as well;
+        raises NoEligibleCandidateError."""
+        principal = PRINCIPAL.get()
+        eligible = select_eligible(
+            table,
+            info,
+            policy,
+            None if lengths is None else lengths.mean,
+            lambda candidate: self.health.latency_ms(candidate.id, principal),
+        )
+        return leave_out(table, eligible, self.health.set_aside(principal))
 
     async def _score_or_fall_back(
         self, request: _PreparedRequest, deadline: float

@@ -110,9 +110,9 @@ def test_latency_is_a_moving_mean_of_enough_calls() -> None:
     health = CandidateHealth(3, 30, Clock())
     for i in range(4):
         health.report("a", latency_s=1.0)
-        assert health.latency_s("a", "") is None, i
+        assert health.latency_ms("a", "") is None, i
     health.report("a", latency_s=2.0)
-    assert health.latency_s("a", "") == pytest.approx(1.2)
+    assert health.latency_ms("a", "") == pytest.approx(1200)
     for _ in range(60):
         health.report("a", latency_s=4.0)
-    assert health.latency_s("a", "tenant") == pytest.approx(4.0, abs=0.02)
+    assert health.latency_ms("a", "tenant") == pytest.approx(4000, abs=20)

@@ -111,9 +111,20 @@ def test_fallbacks_obey_the_policy(server: Server) -> None:
     assert only == ("Qwen/Qwen3-32B", [])
 
 
+def test_a_header_limits_the_latency(server: Server) -> None:
+    sent = headers(x_modelsat_max_latency_ms="500")
+    assert refusal(talk(server, sent, body())[-1]) == (400, "no_eligible_candidate")
+    sent = headers(x_modelsat_max_latency_ms="soon")
+    assert refusal(talk(server, sent, body())[-1]) == (400, "invalid_input")
+
+
 def test_a_path_whose_api_no_candidate_speaks_is_refused(server: Server) -> None:
     sent = headers(x_modelsat_allowed_candidates="gpt", **{":path": "/v1/messages"})
-    assert refusal(talk(server, sent, body())[-1]) == (400, "no_eligible_candidate")
+    refused = talk(server, sent, body())[-1]
+    assert refusal(refused) == (400, "no_eligible_candidate")
+    assert (
+        b"the API of the request is not one of the candidate's" in refused.immediate_response.body
+    )
 
 
 def test_route_takes_the_api_as_well(server: Server) -> None:

@@ -17,7 +17,7 @@ from engine.api.policy import Policy
 from engine.pb import access_log_pb2 as pb
 from engine.pb import access_log_pb2_grpc as stubs
 from engine.serving.auth.tokens import new_token
-from modelsat import Client, Credentials, RouteDecision, Usage
+from modelsat import Client, Credentials, ModelsatClientError, RouteDecision, Usage
 from tests.serving.test_extproc_upstreams import candidates
 from tools.processes import Server, serving
 
@@ -98,6 +98,35 @@ def test_a_judges_reports_count_for_everyone(running: Running) -> None:
 def test_errors_of_requests_set_nothing_aside(running: Running) -> None:
     clients = running.clients
     assert {call(clients["alice"], "HTTP 400").selected for _ in range(5)} == {"gpt"}
+
+
+def test_latency_is_registered_and_then_measured(running: Running) -> None:
+    """The first token after 200 ms and 100 tokens a second: 4.2 s for 400 tokens."""
+    clients = running.clients
+    quick = {"time_to_first_token_ms": 200.0, "output_tokens_per_s": 100.0}
+    table = [replace(c, mean_output_tokens=None, features=()) for c in candidates()]
+    table[1] = replace(table[1], **quick)
+    clients["root"].replace_candidates(table)
+    assert clients["root"].get_candidate("claude").output_tokens_per_s == 100
+
+    def chosen(limit_ms: float) -> tuple[str, dict[str, str]]:
+        decision = clients["bob"].route("Why?", Policy(max_latency_ms=limit_ms))
+        return decision.selected, decision.excluded
+
+    selected, excluded = chosen(4200)
+    assert (selected, excluded["qwen"]) == ("claude", "latency unknown; policy sets a maximum")
+    with pytest.raises(ModelsatClientError, match="the expected latency is above"):
+        chosen(4000)
+    for _ in range(5):
+        decision = clients["bob"].route("Why?", Policy(allowed_candidates=("qwen", "claude")))
+        for name, latency_s in (("qwen", 0.2), ("claude", 0.9)):
+            usage = Usage(latency_s=latency_s)
+            clients["bob"].record_outcome(decision.decision_id, name, 1.0, usage=usage)
+    assert {chosen(limit_ms)[0] for limit_ms in (300, 800)} == {"qwen"}
+    selected, excluded = chosen(1000)
+    assert (selected, set(excluded)) == ("claude", {"gpt", "claude-thinking", "anything"})
+    with pytest.raises(ModelsatClientError, match="max_latency_ms: is -1"):
+        chosen(-1)
 
 
 def entry(name: str, status: int, *, gone: bool = False) -> pb.HttpLogEntry:

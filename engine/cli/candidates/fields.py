@@ -18,7 +18,8 @@ EXAMPLES = {
 }
 NAMES = (
     *("display_name", "context_window", "input_usd_per_million", "output_usd_per_million"),
-    *("price_source", "mean_output_tokens", *WORD_LISTS),
+    *("price_source", "mean_output_tokens", "time_to_first_token_ms", "output_tokens_per_s"),
+    *WORD_LISTS,
 )
 
 
@@ -46,6 +47,10 @@ def add_arguments(
     add("price_source", str, "TEXT", "where and when the prices were listed")
     text = "mean length of an answer in tokens"
     add("mean_output_tokens", _number_or_unknown(float), "N", text)
+    text = "milliseconds until the first token of an answer"
+    add("time_to_first_token_ms", _number_or_unknown(float), "MS", text)
+    text = "tokens a second after the first one"
+    add("output_tokens_per_s", _number_or_unknown(float), "N", text)
     for name in WORD_LISTS:
         add(name, words, "A,B", EXAMPLES[name])
 

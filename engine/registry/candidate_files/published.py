@@ -43,12 +43,13 @@ PRIOR_THETA, PRIOR_ERROR = 1.0, 1.5  # of models at large: levels from .38 to .9
 # best, in log-odds of the level.
 COMMON_ERROR, MIN_BENCHMARK_ERROR = 0.1, 0.2
 MAX_QUESTIONS = 1000
+LATENCIES = ("time_to_first_token_ms", "output_tokens_per_s")
 PRICES = ("input_usd_per_million", "output_usd_per_million")
 FIGURE_FIELDS = {"benchmark", "subject", "accuracy", "questions", "source", "date"}
 CANDIDATE_FIELDS: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("id", "display_name", "price_source"), str),
     "context_window": int,
-    **dict.fromkeys(("mean_output_tokens", *PRICES), (int, float)),
+    **dict.fromkeys(("mean_output_tokens", *LATENCIES, *PRICES), (int, float)),
     **dict.fromkeys(WORD_LISTS, list),
 }
 
