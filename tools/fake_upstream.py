@@ -62,6 +62,9 @@ class _Server(ThreadingHTTPServer):
         self._connections.discard(request)
         super().shutdown_request(request)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log nothing: connections end when this server or its client is killed."""
+
     def server_close(self) -> None:
         """End the connections as well, like a process that is killed."""
         super().server_close()
