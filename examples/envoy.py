@@ -50,8 +50,8 @@ def main() -> int:
         port = running.port
         print("The alias `auto`: the candidate with the highest probability is chosen.")
         best = curl(port, "auto", HARD)
-        print("With a cost sensitivity, a cheaper candidate is chosen:")
-        cheap = curl(port, "auto", HARD, "x-modelsat-cost-sensitivity: 5")
+        print("At a cent per success, a cheaper candidate is chosen:")
+        cheap = curl(port, "auto", HARD, "x-modelsat-willingness-to-pay-usd: 0.01")
         print("Only two candidates are allowed:")
         allowed = curl(
             port, "auto", HARD, "x-modelsat-allowed-candidates: yi-6b-chat,qwen1.5-7b-chat"

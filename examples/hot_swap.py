@@ -64,7 +64,7 @@ def show(client: Client, policy: Policy) -> list[str]:
 def main() -> int:
     """Run the demo; returns 1 if the newcomer was chosen wrongly or a call failed."""
     (newcomer,) = read_catalog(NEWCOMER)
-    policy = Policy("cost_sensitivity", 40.0)  # at which the cheap specialist beats the best
+    policy = Policy("willingness_to_pay_usd", 0.001)  # at which the cheap specialist beats the best
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "candidates.sqlite"
         with serving(store, bundle=BUNDLE) as server, Client(server.address) as client:

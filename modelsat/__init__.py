@@ -3,7 +3,7 @@
     from modelsat import Client, Policy
 
     with Client("127.0.0.1:50051") as client:
-        decision = client.route("If 3x + 7 = 22, what is x?", Policy("cost_sensitivity", 0.5))
+        decision = client.route("If 3x + 7 = 22, what is x?", Policy("willingness_to_pay_usd", 0.1))
         print(decision.selected, decision.reason)
 
 Arguments and results are plain immutable values, and candidates are named by their IDs. Every error

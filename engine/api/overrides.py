@@ -7,12 +7,11 @@ from typing import Any
 
 from engine.api.candidate import NAME_PREFIX, parse_names
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.policy import Policy, Session, named_session
+from engine.api.policy import OBJECTIVES, Policy, Session, named_session
 
 NAMESPACE = "modelsat"  # of metadata, both ways
 OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
 LISTS = ("allowed_candidates", "denied_candidates")
-OBJECTIVES = ("cost_sensitivity", "target_probability", "budget_usd")
 NUMBERS = ("confidence", "max_latency_ms")
 NAMES = (*LISTS, *OBJECTIVES, *NUMBERS, "session")
 HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in NAMES}

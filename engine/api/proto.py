@@ -148,7 +148,8 @@ def policy_to(policy: Policy) -> router_service_pb2.Policy:
         required_api=policy.required_api,
         **{k: getattr(policy, k) for k in (*NUMBER_FIELDS, *OPTIONAL_LIMITS, *POLICY_WORDS)},
     )
-    setattr(message, policy.objective, policy.value)
+    if policy.has_objective:
+        setattr(message, policy.objective, policy.value)
     return message
 
 

@@ -1,9 +1,10 @@
-"""`modelsat calibrate`: find the cost sensitivity that meets a target on recorded outcomes."""
+"""`modelsat calibrate`: find the willingness to pay that meets a target on recorded outcomes."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,11 +59,11 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def print_recommendation(recommendation: Recommendation, console: Console) -> None:
-    """Print accuracy and cost by sensitivity, with the recommended line marked."""
+    """Print accuracy and cost by willingness to pay, with the recommended line marked."""
     from rich.table import Table
 
     table = Table()
-    headings = ["", "cost sensitivity", "accuracy", "of the best", "cost / 1,000", "of its cost"]
+    headings = ["", "US$ per success", "accuracy", "of the best", "cost / 1,000", "of its cost"]
     is_estimate = recommendation.points[0].standard_error is not None
     if is_estimate:
         headings += ["standard error", "worth outcomes", "covered"]
@@ -74,11 +75,11 @@ def print_recommendation(recommendation: Recommendation, console: Console) -> No
             continue  # the same choices as the line before
         previous = (point.accuracy, point.cost)
         chosen = recommendation.point
-        mark = "->" if chosen is not None and point.sensitivity == chosen.sensitivity else ""
+        mark = "->" if point is chosen else ""
         accuracy, cost = (
             "-" if share is None else f"{share:.1%}" for share in shares(point, recommendation)
         )
-        cells = [f"{point.sensitivity:.3g}", f"{point.accuracy:.4f}", accuracy]
+        cells = [_usd(point.willingness_to_pay_usd), f"{point.accuracy:.4f}", accuracy]
         cells += [f"${1e3 * point.cost:.4f}", cost]
         if is_estimate:
             error, worth = f"{point.standard_error:.4f}", f"{point.effective_outcomes:.0f}"
@@ -91,9 +92,16 @@ def print_recommendation(recommendation: Recommendation, console: Console) -> No
     )
     _print_scope(recommendation, console)
     if recommendation.point is None:
-        console.print("no cost sensitivity meets the target on these outcomes")
+        console.print("no willingness to pay meets the target on these outcomes")
+    elif recommendation.point.willingness_to_pay_usd == math.inf:
+        console.print("-> no objective: the highest probability meets the target")
     else:
-        console.print(f"-> cost sensitivity {recommendation.point.sensitivity:.3g}")
+        usd = recommendation.point.willingness_to_pay_usd
+        console.print(f"-> --willingness-to-pay-usd {usd:.3g}, for serve, route and the policies")
+
+
+def _usd(willingness: float) -> str:
+    return "any" if willingness == math.inf else f"{willingness:.3g}"
 
 
 def _print_scope(recommendation: Recommendation, console: Console) -> None:
@@ -102,8 +110,8 @@ def _print_scope(recommendation: Recommendation, console: Console) -> None:
     console.print(f"this holds for the evaluated candidates: {names}", soft_wrap=True)
     if (name := recommendation.unevaluated_most_expensive) is not None:
         console.print(
-            f"warning: {name} of the catalog costs more than all of these and was"
-            " not evaluated; if it is eligible, the same sensitivity saves less: deny it, or"
-            " record outcomes of it too",
+            f"warning: {name} of the catalog costs more than all of these and was not evaluated;"
+            " if it is eligible, requests may go to it and cost more: deny it, or record outcomes"
+            " of it too",
             soft_wrap=True,
         )

@@ -9,7 +9,7 @@ modelsat token --role route --name gateway-1
 modelsat outcomes export --outcomes-db FILE --out DIR
 modelsat adaptation status
 modelsat calibrate --data DIR --min-accuracy-ratio 0.97
-modelsat replay LOG --policy thrifty=cost_sensitivity=0.3 --out DIR
+modelsat replay LOG --policy thrifty=willingness_to_pay_usd=0.05 --out DIR
 modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
 modelsat aptitude from-published FILE
 modelsat catalog update candidates.json
@@ -37,7 +37,7 @@ COMMANDS = {
     "token": "create a bearer token and its entry for the server's tokens file",
     "outcomes": "export recorded outcomes as a data folder, or import one",
     "adaptation": "see and steer what a server learned from outcomes",
-    "calibrate": "find the cost sensitivity that meets a target on your own outcomes",
+    "calibrate": "find the willingness to pay that meets a target on your own traffic",
     "replay": "route logged requests under other policies and compare cost and quality",
     "aptitude": "make a candidate of a live LLM's aptitude test or of published figures",
     "catalog": "renew the prices of a file of candidates",

@@ -38,7 +38,7 @@ def _add_policies(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     text = (
         "a policy to replay, as FIELD=VALUE,... with the API's field names (repeatable):"
-        " thrifty=cost_sensitivity=0.3,denied_candidates=ID"
+        " thrifty=willingness_to_pay_usd=0.05,denied_candidates=ID"
     )
     add("--policy", action="append", default=[], metavar="NAME=FIELDS", help=text)
     text = "TOML file of policies, one table [NAME] for each"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError
-from engine.api.policy import Objective, Policy, Session
+from engine.api.policy import OBJECTIVES, Policy, Session
 from engine.api.prices import price_problem
 from engine.cli import server_flags
 from engine.cli.output import stdout_console
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OOD_WARNING = 0.98  # out-of-distribution score from which the table carries a warning
-OBJECTIVES: tuple[Objective, ...] = ("cost_sensitivity", "target_probability", "budget_usd")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -45,9 +44,10 @@ def _add_objective(group: argparse._ArgumentGroup) -> None:
     objective = group.add_mutually_exclusive_group()
     for flag, metavar, text in (
         (
-            "--cost-sensitivity",
-            "X",
-            "weight of cost against the probability of a good answer; 0, the default, ignores cost",
+            "--willingness-to-pay-usd",
+            "USD",
+            "what a success is worth, 0.001 to 1 for chats: choose the highest probability less"
+            " cost / this (default: that of the server)",
         ),
         (
             "--target-probability",
@@ -55,6 +55,7 @@ def _add_objective(group: argparse._ArgumentGroup) -> None:
             "choose the cheapest candidate that answers well with at least this probability",
         ),
         ("--budget-usd", "USD", "choose the best candidate whose expected cost is at most this"),
+        ("--cost-sensitivity", "X", "the earlier form: a willingness to pay of $0.01 / X"),
     ):
         objective.add_argument(flag, type=float, metavar=metavar, help=text)
 
@@ -120,7 +121,7 @@ def _policy_from(parsed: argparse.Namespace) -> Policy:
     if problems := [p for price, flag in flags if (p := price_problem(price, flag, "."))]:
         raise InvalidInputError(*problems)
     chosen = [name for name in OBJECTIVES if getattr(parsed, name) is not None]
-    objective = chosen[0] if chosen else OBJECTIVES[0]
+    objective = chosen[0] if chosen else Policy.objective
     return Policy(
         objective,
         getattr(parsed, objective) or 0.0,
@@ -162,7 +163,7 @@ def print_decision(decision: RouteDecision, console: Console) -> None:
     for heading in ("", "candidate"):
         table.add_column(heading)
     learned = decision.adaptation_id != ""
-    for heading in ("probability", *(("before", "error") if learned else ()), "expected cost"):
+    for heading in ("probability", *(("before", "error") if learned else ()), "cost", "utility"):
         table.add_column(heading, justify="right")
     for ranked in decision.ranking:
         cost = ranked.expected_cost_usd
@@ -172,6 +173,7 @@ def print_decision(decision: RouteDecision, console: Console) -> None:
             f"{ranked.probability:.3f}",
             *(map(_number, (ranked.base_probability, ranked.standard_error)) if learned else ()),
             "unknown" if cost is None else f"${cost:.6f}",
+            "last" if cost is None and ranked.utility < -1 else f"{ranked.utility:.3f}",
         )
     for candidate, reason in decision.excluded.items():
         blanks = ("", "") if learned else ()

@@ -119,7 +119,7 @@ class AsyncClient(AsyncCandidateCalls, AsyncAdaptationCalls):
         """Choose the candidate that should answer an instruction; see `Client.route`.
 
         Example:
-            decision = await client.route("Who wrote Faust?", Policy("cost_sensitivity", 0.5))
+            decision = await client.route("Who wrote Faust?", Policy("willingness_to_pay_usd", 0.1))
             print(decision.selected, decision.ranking[0].probability, decision.reason)
         """
         request = route_request(instruction, policy, session, dry_run, min_revision_token)

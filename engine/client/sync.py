@@ -136,7 +136,8 @@ class Client(CandidateCalls, AdaptationCalls):
                 `revision_token` of this client after a change, or of an answer.
 
         Example:
-            decision = client.route("If 3x + 7 = 22, what is x?", Policy("cost_sensitivity", 0.5))
+            policy = Policy("willingness_to_pay_usd", 0.1)
+            decision = client.route("If 3x + 7 = 22, what is x?", policy)
             print(decision.selected, decision.ranking[0].probability, decision.reason)
         """
         request = route_request(instruction, policy, session, dry_run, min_revision_token)

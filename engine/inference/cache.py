@@ -1,7 +1,7 @@
 """Cache probabilities and instruction embeddings by everything that they depend on.
 
 Decisions are not cached. Policies and prices are applied to the probabilities afterwards, so one
-forward pass serves every policy, and a request with another cost sensitivity is a hit too.
+forward pass serves every policy, and a request with another objective is a hit too.
 """
 
 from __future__ import annotations

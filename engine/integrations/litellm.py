@@ -24,14 +24,13 @@ from litellm.integrations.custom_logger import CustomLogger
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.overrides import (
     NAMESPACE,
-    OBJECTIVES,
     OVERRIDE_FIELDS,
     OVERRIDE_PREFIX,
     RENAMED,
     combined,
     policy_and_session,
 )
-from engine.api.policy import Policy, Session
+from engine.api.policy import OBJECTIVES, Policy, Session
 from engine.client import AsyncClient, ModelsatClientError, RouteDecision
 from engine.client.requests import conversation_from_body
 from engine.integrations.litellm_options import CallbackOptions, options_from

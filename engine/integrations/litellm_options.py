@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.overrides import NAMES, OBJECTIVES, OVERRIDE_PREFIX, policy_and_session
+from engine.api.overrides import NAMES, OVERRIDE_PREFIX, policy_and_session
+from engine.api.policy import OBJECTIVES
 from engine.client import Credentials
 from engine.client.channel import DEFAULT_SERVER, INSECURE, TOKEN_VARIABLE
 

@@ -83,10 +83,11 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., text_parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("cost_sensitivity", "target_probability", "budget_usd", "allowed_candidates", "denied_candidates", "expected_output_tokens", "ranking_size", "required_modalities", "required_features", "required_tags", "allowed_regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "abstain_below_probability", "max_ood_score", "default_candidate", "confidence", "required_api", "max_latency_ms")
+    __slots__ = ("cost_sensitivity", "target_probability", "budget_usd", "willingness_to_pay_usd", "allowed_candidates", "denied_candidates", "expected_output_tokens", "ranking_size", "required_modalities", "required_features", "required_tags", "allowed_regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "abstain_below_probability", "max_ood_score", "default_candidate", "confidence", "required_api", "max_latency_ms")
     COST_SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
     TARGET_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     BUDGET_USD_FIELD_NUMBER: _ClassVar[int]
+    WILLINGNESS_TO_PAY_USD_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     DENIED_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +108,7 @@ class Policy(_message.Message):
     cost_sensitivity: float
     target_probability: float
     budget_usd: float
+    willingness_to_pay_usd: float
     allowed_candidates: _containers.RepeatedScalarFieldContainer[str]
     denied_candidates: _containers.RepeatedScalarFieldContainer[str]
     expected_output_tokens: int
@@ -124,7 +126,7 @@ class Policy(_message.Message):
     confidence: float
     required_api: str
     max_latency_ms: float
-    def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ..., confidence: _Optional[float] = ..., required_api: _Optional[str] = ..., max_latency_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., willingness_to_pay_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ..., confidence: _Optional[float] = ..., required_api: _Optional[str] = ..., max_latency_ms: _Optional[float] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
     __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "token_count_method", "uncounted", "revision_token", "adaptation_id", "propensity")

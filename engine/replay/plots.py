@@ -58,7 +58,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _cost_quality(report: Report) -> Any:
-    """Plot policies, the curve of cost sensitivities, and each candidate alone."""
+    """Plot policies, the curve of willingness to pay, and each candidate alone."""
     figure, axes = _figure(8, 5)
     frontier = report["frontier"]
     curve = frontier["curve"]
@@ -67,7 +67,7 @@ def _cost_quality(report: Report) -> Any:
         [x["quality"] for x in curve],
         color=GREY,
         linewidth=1.2,
-        label="every cost sensitivity",
+        label="every willingness to pay",
     )
     for name, one in frontier["always_one"].items():
         at = (1e3 * one["cost_usd"], one["quality"])

@@ -60,7 +60,7 @@ def _toml(file: Path) -> dict[str, Any]:
 
 
 def _fields(name: str, spec: str) -> dict[str, Any]:
-    """Parse cost_sensitivity=0.3,denied_candidates=a,denied_candidates=b.
+    """Parse budget_usd=0.3,denied_candidates=a,denied_candidates=b.
 
     A field with several values is repeated.
     """

@@ -276,7 +276,7 @@ class Sample:
 
 
 def frontier(p: NDArray[np.float32], input_tokens: NDArray[np.int64], table: Table) -> Any:
-    """Compute mean p and mean cost at each cost sensitivity, and of each candidate alone.
+    """Compute mean p and mean cost at each willingness to pay, and of each candidate alone.
 
     Among the candidates with prices; None if fewer than two have one. p: (n, M). input_tokens:
     (n,).
@@ -300,7 +300,11 @@ def frontier(p: NDArray[np.float32], input_tokens: NDArray[np.int64], table: Tab
     return {
         "requests": len(p),
         "curve": [
-            {"cost_sensitivity": x.sensitivity, "quality": x.accuracy, "cost_usd": x.cost}
+            {
+                "willingness_to_pay_usd": tradeoff.finite(x.willingness_to_pay_usd),
+                "quality": x.accuracy,
+                "cost_usd": x.cost,
+            }
             for x in points
         ],
         "always_one": {

@@ -1,4 +1,4 @@
-"""Recommend the cost sensitivity that meets a target on a user's own outcomes."""
+"""Recommend the willingness to pay that meets a target on a user's own outcomes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,9 @@ class Recommendation:
 
     candidates: names of the evaluated ones. best, accuracy, cost: name of the best single one, its
     accuracy in [0, 1] and its cost in US dollars a request. points: the whole curve. point: the
-    recommended one, None if no cost sensitivity meets the target. unevaluated_most_expensive: ID of
-    the catalog's most expensive candidate if it costs more than all evaluated ones. A cost
-    sensitivity weighs costs against the highest of the eligible candidates, so with that one
-    eligible the same value saves less.
+    recommended one, None if no willingness to pay meets the target. unevaluated_most_expensive:
+    ID of the catalog's most expensive candidate if it costs more than all evaluated ones: if it is
+    eligible, requests may go to it as well, and cost more than the curve says.
     """
 
     candidates: list[str]
@@ -104,14 +103,14 @@ def recommend_from_log(
         InvalidInputError: no candidate has enough outcomes.
     """
 
-    def point(selected: Int64Array, sensitivity: float) -> OperatingPoint:
+    def point(selected: Int64Array, willingness: float) -> OperatingPoint:
         found = estimate_choices(p, outcomes, propensities, selected)
         is_robust = estimator == "doubly-robust"
         accuracy = found.doubly_robust if is_robust else found.inverse_propensity
         shares = np.bincount(selected, minlength=len(names)) / len(selected)
         cost = float(costs[np.arange(len(selected)), selected].mean())
         return OperatingPoint(
-            sensitivity,
+            willingness,
             accuracy.value,
             cost,
             shares,
@@ -120,7 +119,7 @@ def recommend_from_log(
             found.coverage,
         )
 
-    alone = [point(np.full(len(p), m), 0.0) for m in range(len(names))]
+    alone = [point(np.full(len(p), m), np.inf) for m in range(len(names))]
     if not any(map(_is_known, alone)):
         most = max(alone, key=lambda x: x.effective_outcomes or 0.0)
         raise InvalidInputError(
@@ -133,7 +132,7 @@ def recommend_from_log(
             )
         )
     accuracy = np.array([x.accuracy if _is_known(x) else -np.inf for x in alone])
-    points = [point(tradeoff.select(p, costs, s), s) for s in tradeoff.SENSITIVITIES]
+    points = [point(tradeoff.select(p, costs, w), w) for w in tradeoff.WILLINGNESSES_USD]
     return _recommend(accuracy, costs.mean(axis=0), points, names, target)
 
 
@@ -293,7 +292,7 @@ def as_dict(recommendation: Recommendation) -> dict[str, Any]:
             "coverage": x.coverage,
         }
         return {
-            "cost_sensitivity": x.sensitivity,
+            "willingness_to_pay_usd": tradeoff.finite(x.willingness_to_pay_usd),
             "accuracy": x.accuracy,
             **({} if x.standard_error is None else off_policy),
             "cost_usd": x.cost,

@@ -60,7 +60,11 @@ def validate_policy(policy: Policy, table: Table) -> None:
 def _check_numbers(policy: Policy) -> list[Violation]:
     value = policy.value
     is_share = policy.objective == "target_probability"
+    is_willingness = policy.objective == "willingness_to_pay_usd"
     violations = []
+    if is_willingness and not value > 0:  # true for NaN too
+        expected = f"is {value}; expected US dollars per success, above 0."
+        violations.append(Violation("policy.willingness_to_pay_usd", expected))
     for field, share in (
         ("abstain_below_probability", policy.abstain_below_probability),
         ("max_ood_score", policy.max_ood_score),
@@ -74,7 +78,7 @@ def _check_numbers(policy: Policy) -> list[Violation]:
         ("max_output_usd_per_million", policy.max_output_usd_per_million),
         ("confidence", policy.confidence),
         ("max_latency_ms", policy.max_latency_ms),
-        (policy.objective, None if is_share else value),
+        (policy.objective, None if is_share or is_willingness else value),
     ):
         if amount is not None and not (math.isfinite(amount) and amount >= 0):
             expected = f"is {amount}; expected a finite number of at least 0."

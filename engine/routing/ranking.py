@@ -15,6 +15,7 @@ import numpy as np
 from engine.api.policy import DecisionKind, Policy
 from engine.bundle.types import FloatArray
 from engine.routing.guard import Evidence, first_above_bound
+from engine.routing.utility import cost_adjusted_utility, target_utility
 
 
 @dataclass(frozen=True)
@@ -203,37 +204,18 @@ def rank(
     known_costs = [math.inf if c is None else c for c in costs]
     if policy.objective == "target_probability":
         return _rank_by_cost(ids, probability, known_costs, policy.value)
-    utility = probability
-    if policy.objective == "cost_sensitivity" and policy.value:
+    utility, willingness = probability, policy.willingness
+    if willingness != math.inf:
         array = np.array([np.nan if c is None else c for c in costs])
-        utility = cost_adjusted_utility(np.array(probability), array, policy.value).tolist()
+        utility = cost_adjusted_utility(np.array(probability), array, willingness).tolist()
     order = sorted(range(len(ids)), key=lambda i: (-utility[i], known_costs[i], ids[i]))
     best = order[0]
     reason = f"{ids[best]} has the highest probability ({probability[best]:.3f}) of {len(ids)}"
     if policy.objective == "budget_usd":
         reason += f" within the budget of ${policy.value:.3g}"
-    elif policy.value > 0:
-        reason = _explain(ids, probability, known_costs, best, policy.value)
+    elif willingness != math.inf:
+        reason = _explain(ids, probability, known_costs, best, policy)
     return RankingResult(tuple(order), tuple(utility), reason + ".")
-
-
-def cost_adjusted_utility(p: FloatArray, costs: FloatArray, sensitivity: float) -> FloatArray:
-    """Return p - sensitivity * cost / (highest known cost of the same row).
-
-    Args:
-        p: (..., M) success probabilities.
-        costs: (..., M) expected costs in US dollars; unknown ones (NaN) count as the highest.
-        sensitivity: 0 ignores costs.
-
-    Dividing by the row's highest cost gives one sensitivity the same meaning for short and long
-    prompts.
-    """
-    if sensitivity == 0:
-        return p
-    known = np.where(np.isnan(costs), -np.inf, costs)
-    max_cost = known.max(axis=-1, keepdims=True)
-    max_cost = np.where(max_cost > 0, max_cost, 1.0)
-    return p - sensitivity * (np.where(np.isnan(costs), max_cost, costs) / max_cost)
 
 
 def _explain(
@@ -241,11 +223,15 @@ def _explain(
     probability: list[float],
     known_costs: list[float],
     best: int,
-    sensitivity: float,
+    policy: Policy,
 ) -> str:
     top = max(range(len(ids)), key=lambda i: (probability[i], -known_costs[i]))
+    if policy.objective == "cost_sensitivity":
+        objective = f"cost sensitivity {policy.value:g}"
+    else:
+        objective = f"a willingness to pay of ${policy.value:.3g} per success"
     reason = (
-        f"{ids[best]} has the highest utility at cost sensitivity {sensitivity:g}: probability"
+        f"{ids[best]} has the highest utility at {objective}: probability"
         f" {probability[best]:.3f} for {_usd(known_costs[best])}"
     )
     if top != best:
@@ -280,23 +266,8 @@ def _rank_by_cost(
             f"no candidate reaches probability {target:g}; the highest is"
             f" {probability[best]:.3f} ({ids[best]})"
         )
-    utility = _savings_utility(probability, known_costs, target)
+    utility = target_utility(np.array(probability), np.array(known_costs), target).tolist()
     return RankingResult(tuple(order), tuple(utility), reason + ".")
-
-
-def _savings_utility(
-    probability: list[float], known_costs: list[float], target: float
-) -> list[float]:
-    """Return the share of the highest cost that each candidate saves, in [0, 1], if it reaches the
-    target; else how far it is below the target, as a negative number.
-
-    This gives a session's switching margin a meaning under this objective too.
-    """
-    max_cost = max((c for c in known_costs if c != math.inf), default=0.0) or 1.0
-    return [
-        1.0 - min(cost, max_cost) / max_cost if p >= target else p - target
-        for p, cost in zip(probability, known_costs, strict=True)
-    ]
 
 
 def _usd(cost: float) -> str:

@@ -63,6 +63,8 @@ class RouterConfig:
     fallback: when to rank by mean accuracy instead of scores; see Settings. default_candidate: ID
     selected on abstention, "" for none. switching_margin: utility that another candidate must gain
     before a session switches to it. confidence: see Policy. exploration: off by default.
+    willingness_to_pay_usd: in US dollars per success, of policies without an objective; infinite
+    takes the highest probability.
     """
 
     fallback: FallbackMode = "off"
@@ -70,6 +72,7 @@ class RouterConfig:
     switching_margin: float = 0.05
     confidence: float = 0.0
     exploration: Exploration = NO_EXPLORATION
+    willingness_to_pay_usd: float = math.inf
 
 
 # Called with (decision with its whole ranking, policy, text, whether it is a dry run); must not
@@ -162,6 +165,7 @@ class Router:
         """
         started = time.monotonic()
         decision_id = self._new_id()
+        policy = policy.or_willingness(self._config.willingness_to_pay_usd)
         DECISION.set(decision_id)  # so that every log line of this request carries it
         request = self._prepare(text, policy, context, deadline)
         prepared = time.monotonic()

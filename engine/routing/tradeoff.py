@@ -1,4 +1,4 @@
-"""Accuracy and cost on recorded outcomes, as a function of the cost sensitivity.
+"""Accuracy and cost on recorded outcomes, as a function of the willingness to pay.
 
 Pure functions. Shapes: B instructions, M candidates; p, outcomes and costs are (B, M). Costs are
 in US dollars. A NaN outcome was not measured, a NaN cost is unknown.
@@ -11,21 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.bundle.types import Float64Array, FloatArray, Int64Array
-from engine.routing.ranking import cost_adjusted_utility
+from engine.routing.utility import cost_adjusted_utility
 
-SENSITIVITIES = (0.0, *np.geomspace(0.003, 30.0, 60).tolist())
+# In US dollars per success, from quality alone to next to nothing, ten in each decade.
+WILLINGNESSES_USD = (np.inf, *np.geomspace(1e3, 1e-6, 91).tolist())
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Mean outcome and mean cost of the selected candidates at one cost sensitivity.
+    """Mean outcome and mean cost of the selected candidates at one willingness to pay, in US
+    dollars per success.
 
     shares: (M,) how often each candidate is selected. standard_error: of accuracy; None if every
     outcome was measured. effective_outcomes, coverage: see OffPolicyEstimates; None if every
     outcome was measured.
     """
 
-    sensitivity: float
+    willingness_to_pay_usd: float
     accuracy: float
     cost: float
     shares: Float64Array
@@ -64,21 +66,21 @@ def largest_complete_subset(outcomes: FloatArray) -> CompleteSubset:
 
 
 def operating_point(
-    p: FloatArray, outcomes: FloatArray, costs: FloatArray, sensitivity: float
+    p: FloatArray, outcomes: FloatArray, costs: FloatArray, willingness_to_pay_usd: float
 ) -> OperatingPoint:
     """Select by cost-adjusted utility, as ranking.rank does, and measure the result."""
-    selected = select(p, costs, sensitivity)
+    selected = select(p, costs, willingness_to_pay_usd)
     rows = np.arange(len(p))
     shares = np.bincount(selected, minlength=p.shape[1]) / max(1, len(p))
     # float64: in float32 the mean depends on the order of the outcomes.
     accuracy = outcomes[rows, selected].mean(dtype=np.float64)
     cost = costs[rows, selected].mean()
-    return OperatingPoint(sensitivity, float(accuracy), float(cost), shares)
+    return OperatingPoint(willingness_to_pay_usd, float(accuracy), float(cost), shares)
 
 
-def select(p: FloatArray, costs: FloatArray, sensitivity: float) -> Int64Array:
-    """Return (B,) columns that ranking.rank selects at a cost sensitivity."""
-    return _cheapest_best(cost_adjusted_utility(p, costs, sensitivity), costs)
+def select(p: FloatArray, costs: FloatArray, willingness_to_pay_usd: float) -> Int64Array:
+    """Return (B,) columns that ranking.rank selects at a willingness to pay."""
+    return _cheapest_best(cost_adjusted_utility(p, costs, willingness_to_pay_usd), costs)
 
 
 def _cheapest_best(utility: FloatArray, costs: FloatArray) -> Int64Array:
@@ -90,8 +92,13 @@ def _cheapest_best(utility: FloatArray, costs: FloatArray) -> Int64Array:
 
 
 def curve(p: FloatArray, outcomes: FloatArray, costs: FloatArray) -> list[OperatingPoint]:
-    """Return a point for each of SENSITIVITIES, from the most accurate to the cheapest."""
-    return [operating_point(p, outcomes, costs, s) for s in SENSITIVITIES]
+    """Return a point for each of WILLINGNESSES_USD, from the most accurate to the cheapest."""
+    return [operating_point(p, outcomes, costs, usd) for usd in WILLINGNESSES_USD]
+
+
+def finite(willingness_to_pay_usd: float) -> float | None:
+    """Return a willingness to pay as JSON has it: None if only the probability counts."""
+    return None if willingness_to_pay_usd == np.inf else willingness_to_pay_usd
 
 
 def single_candidate_baselines(

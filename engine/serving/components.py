@@ -133,6 +133,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
             settings.switching_margin,
             settings.confidence,
             Exploration(settings.exploration_share, settings.exploration_max_loss),
+            settings.willingness_to_pay_usd,
         ),
         on_decision=telemetry.decided,
         new_id=decision_ids.new,

@@ -48,7 +48,7 @@ def parse(name: str, default: Any, raw: Any) -> Any:
             raise ValueError(f"expected one of {sorted(BOOLEANS)}.")
         return BOOLEANS[text.lower()]
     if kind in (int, float):
-        return _number(kind, raw)
+        return _number(kind, raw, may_be_infinite=default == math.inf)
     if not isinstance(raw, str | Path):
         raise ValueError("expected text in quotes.")
     if isinstance(default, Path):
@@ -91,7 +91,7 @@ def _path(name: str, text: str) -> Path:
     return Path(text) if text else Path()
 
 
-def _number(kind: type, raw: Any) -> Any:
+def _number(kind: type, raw: Any, *, may_be_infinite: bool = False) -> Any:
     words = f"expected {'a whole' if kind is int else 'a'} number."
     if isinstance(raw, bool) or (kind is int and isinstance(raw, float)):
         raise ValueError(words)
@@ -99,6 +99,6 @@ def _number(kind: type, raw: Any) -> Any:
         number = kind(raw)
     except (TypeError, ValueError):
         raise ValueError(words) from None
-    if math.isinf(number):
+    if math.isinf(number) and not may_be_infinite:
         raise ValueError(words)
     return number

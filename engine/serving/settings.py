@@ -6,6 +6,7 @@ in the environment.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -192,6 +193,12 @@ class Settings:
     )
     switching_margin: float = _of(
         0.05, "Minimum utility gain before a session switches candidates."
+    )
+    willingness_to_pay_usd: float = _of(
+        math.inf,
+        "US dollars that a success is worth, for requests without an objective (0.001 to 1 for"
+        " chats; see `modelsat calibrate`); inf weighs no costs.",
+        low=1e-9,
     )
     confidence: float = _of(
         0.5,

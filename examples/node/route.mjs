@@ -41,7 +41,7 @@ if (process.env.MODELSAT_TOKEN) {
   metadata.set('authorization', `Bearer ${process.env.MODELSAT_TOKEN}`);
 }
 
-const request = { text, policy: { cost_sensitivity: 0.2, ranking_size: 3 } };
+const request = { text, policy: { willingness_to_pay_usd: 0.1, ranking_size: 3 } };
 const options = { deadline: Date.now() + TIMEOUT_MS };
 client.Route(request, metadata, options, (error, answer) => {
   if (error) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import re
 import socket
 import time
@@ -106,10 +107,12 @@ def test_it_shows_what_was_learned_and_how_each_fit_did(console: Console) -> Non
 
 
 def test_a_text_is_ranked_as_route_ranks_it(console: Console) -> None:
-    policy = {"cost_sensitivity": 0.3, "denied_candidates": [CATALOG[0].name]}
+    policy = {"willingness_to_pay_usd": 0.1, "denied_candidates": [CATALOG[0].name]}
     answer = console.route(text=QUESTION, policy=policy)
     with Client(console.server.address) as client:
-        routed = client.route(QUESTION, Policy(value=0.3, denied_candidates=(CATALOG[0].id,)))
+        routed = client.route(
+            QUESTION, Policy("willingness_to_pay_usd", 0.1, denied_candidates=(CATALOG[0].id,))
+        )
         decision = answer["decision"]
         assert decision["selected"] == f"candidates/{routed.selected}"
         assert decision["reason"] == routed.reason
@@ -119,7 +122,8 @@ def test_a_text_is_ranked_as_route_ranks_it(console: Console) -> None:
         assert [e["candidate"] for e in decision["excluded"]] == [CATALOG[0].name]
         assert len(answer["curve"]) > 1
         for step in answer["curve"]:
-            at = Policy(value=step["cost_sensitivity"], denied_candidates=(CATALOG[0].id,))
+            usd = step["willingness_to_pay_usd"] or math.inf
+            at = Policy("willingness_to_pay_usd", usd, denied_candidates=(CATALOG[0].id,))
             assert f"candidates/{client.route(QUESTION, at).selected}" == step["candidate"]
 
 

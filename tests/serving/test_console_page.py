@@ -57,7 +57,7 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     rows = page.locator("#ask-ranking tbody tr")
     rows.nth(len(CATALOG) - 1).wait_for()
     best = page.locator("#ask-ranking tr.selected th").inner_text()
-    page.get_by_label("Cost sensitivity").press("End")
+    page.get_by_label("Willingness to pay").press("Home")
     page.wait_for_function(
         "best => !document.querySelector('#ask-ranking tr.selected th').innerText.includes(best)",
         arg=best.split()[0],

@@ -20,6 +20,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from engine.api.policy import OBJECTIVES
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc as stubs
 from engine.serving.extproc.gateway import Gateway, options_from
@@ -142,7 +143,7 @@ def overriding(values: dict[str, Any], **more: str) -> Any:
     return message
 
 
-@pytest.mark.parametrize("header", ["cost_sensitivity", "target_probability", "budget_usd"])
+@pytest.mark.parametrize("header", OBJECTIVES)
 def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, header: str) -> None:
     def chosen(*messages: Any) -> str:
         _, second = talk(server, *messages)

@@ -78,9 +78,9 @@ def test_different_instructions_give_different_rankings(client: Client) -> None:
 
 
 def test_policies_reach_the_choice(client: Client) -> None:
-    # Of candidates that are not so far apart that no cost makes up for it.
     alike = tuple(c.id for c in CATALOG[:15])
-    cheap = client.route(QUESTION, Policy("cost_sensitivity", 100.0, allowed_candidates=alike))
+    worthless = Policy("willingness_to_pay_usd", 1e-7, allowed_candidates=alike)
+    cheap = client.route(QUESTION, worthless)
     known = {r.candidate: r.expected_cost_usd for r in cheap.ranking if r.expected_cost_usd}
     assert cheap.selected == min(known, key=known.__getitem__)
     two = ("yi-6b-chat", "command-r-v01")

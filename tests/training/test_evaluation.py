@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -127,13 +128,13 @@ def test_complete_subset_keeps_two_candidates() -> None:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([math.inf, 10.0, 2.0]))
 def test_curve_breaks_ties_by_cost_as_the_policy_does(seed: int, value: float) -> None:
     random = np.random.default_rng(seed)
     p, costs = random.integers(0, 3, (20, 4)) / 10, random.choice([1.0, 2.0, np.nan], (20, 4))
     for i in range(20):
         known = [None if np.isnan(c) else c for c in costs[i]]
-        taken = rank(["a", "b", "c", "d"], p[i], known, Policy("cost_sensitivity", value))
+        taken = rank(["a", "b", "c", "d"], p[i], known, Policy("willingness_to_pay_usd", value))
         found = tradeoff.operating_point(p[[i]], p[[i]], costs[[i]], value)
         assert int(found.shares.argmax()) == taken.order[0]
 
@@ -149,11 +150,11 @@ def test_best_accuracy_is_reached_despite_rounding(seed: int) -> None:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 20))
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 1e3))
 def test_curve_selects_as_the_policy_does(seed: int, value: float) -> None:
     p, outcomes, costs = made_up(5, seed)
     ids = ["a", "b", "c", "d"]
-    policy = Policy("cost_sensitivity", value)
+    policy = Policy("willingness_to_pay_usd", value)
     taken = [rank(ids, p[i], list(costs[i]), policy).order[0] for i in range(5)]
     found = tradeoff.operating_point(p, outcomes, costs, value)
     rows = np.arange(5)
@@ -189,7 +190,7 @@ def test_max_cost_ratio_tolerates_rounding_and_wastes_nothing() -> None:
     names, whole = ["dear", "cheap"], CalibrationTarget(None, 1.0)
     costs = np.random.default_rng(0).random((1000, 2)) * [1.0, 1e-3]
     p, y = np.tile([0.9, 0.1], (1000, 1)), np.tile([1.0, 0.0], (1000, 1))
-    always = tradeoff.operating_point(p, y, costs, 0.0).cost
+    always = tradeoff.operating_point(p, y, costs, math.inf).cost
     assert always > tradeoff.single_candidate_baselines(y, costs)[1][0]
     found = calibration.recommend(p, y, costs, names, whole).point
     assert found is not None
@@ -420,7 +421,8 @@ def test_folder_is_evaluated_through_the_bundle(
     # lie above it.
     data = datasets.write(tmp_path / "own", aptitude=False, subjects=2, seed=1)
     names = [f"c{i}" for i in range(datasets.CANDIDATES)]
-    catalog = write_catalog(tmp_path / "zoo.json", dict.fromkeys(names, 1.0))
+    prices = dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True))
+    catalog = write_catalog(tmp_path / "zoo.json", prices)
     out = tmp_path / "out"
     words = ["--bundle", str(BUNDLE), "--data", str(data), "--catalog", str(catalog)]
     monkeypatch.setattr("sys.argv", ["evaluate", *words, "--out", str(out)])
@@ -448,8 +450,8 @@ def test_folder_is_evaluated_through_the_bundle(
     assert modelsat(["calibrate", *words, *target]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert answer["recommended"]["accuracy_ratio"] >= 0.5
-    assert modelsat(["calibrate", *words, "--max-cost-ratio", "1.0"]) == 0
-    assert "-> cost sensitivity" in capsys.readouterr().out
+    assert modelsat(["calibrate", *words, "--max-cost-ratio", "0.5"]) == 0
+    assert "-> --willingness-to-pay-usd" in capsys.readouterr().out
     assert modelsat(["calibrate", *words[:4], "--min-accuracy-ratio", "0.9"]) == 1
     assert "at least 2 are needed" in capsys.readouterr().err
 

@@ -37,12 +37,12 @@ def main() -> None:
         with serving(store, "--console-address", console) as server:
             page.goto(f"http://{console}/")
             page.get_by_label("Instruction").fill(TEXT)
-            page.get_by_label("Cost sensitivity").fill("40")
+            page.get_by_label("Willingness to pay").fill("60")
             page.get_by_role("button", name="Rank").click()
             page.locator("#ask-curve polyline").wait_for()
             with Client(server.address, timeout_s=30) as client:
                 for text in REQUESTS:
-                    client.route(text, Policy("cost_sensitivity", 0.3))
+                    client.route(text, Policy("willingness_to_pay_usd", 0.1))
             page.locator("#live-table tbody tr").nth(len(REQUESTS) - 1).wait_for()
             page.screenshot(path=target)
         browser.close()

@@ -33,7 +33,7 @@ from engine.api.request_context import PRINCIPAL, ROLE
 from engine.pb import router_service_pb2 as pb
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
-from engine.routing.tradeoff import curve
+from engine.routing.tradeoff import curve, finite
 from engine.serving.auth.interceptor import READING, ROUTING, RefusalLog, access_error, bearer_token
 from engine.serving.auth.tls import Certificates
 from engine.serving.auth.tokens import TokenFile
@@ -364,8 +364,9 @@ def route_view(response: pb.RouteResponse) -> dict[str, Any]:
 
 
 def _curve(ranking: Sequence[pb.RankedCandidate]) -> list[dict[str, Any]]:
-    """Who is taken as the cost sensitivity grows, one entry from each sensitivity on at which the
-    choice changes; expected_cost_usd is None where unknown."""
+    """Who is taken as the willingness to pay falls, one entry from each value on at which the
+    choice changes; its first is None, for quality alone. expected_cost_usd is None where
+    unknown."""
     # Cheapest first, then by id: the first of equals is what ranking.rank selects.
     ordered = sorted(ranking, key=lambda r: (_cost(r, math.inf), r.candidate))
     p = np.array([[r.probability for r in ordered]])
@@ -377,7 +378,7 @@ def _curve(ranking: Sequence[pb.RankedCandidate]) -> list[dict[str, Any]]:
             continue
         steps.append(
             {
-                "cost_sensitivity": point.sensitivity,
+                "willingness_to_pay_usd": finite(point.willingness_to_pay_usd),
                 "candidate": taken.candidate,
                 "probability": taken.probability,
                 "expected_cost_usd": _cost(taken, None),

@@ -1,4 +1,4 @@
-// The ranking of a text, and what each cost sensitivity would choose.
+// The ranking of a text, and what each willingness to pay would choose.
 
 import { post } from "./api.js";
 import { curve } from "./curve.js";
@@ -8,14 +8,16 @@ const OOD_WARNING = 0.98;
 let request = null;
 let timer = 0;
 
-/** Map slider positions 0 to 100 to 0, then .003 to 30 in equal ratios: the range of `modelsat calibrate`. */
-const sensitivity = (position) => (position ? Number((0.003 * 10 ** (position / 25)).toPrecision(2)) : 0);
+/** Map slider positions 0 to 99 to $.001 to $1 in equal ratios, the recommended range, and 100 to quality alone. */
+const willingness = (position) => (position < 100 ? Number((10 ** (position / 33 - 3)).toPrecision(2)) : Infinity);
 
 const splitWords = (text) => text.split(/[\s,]+/).filter(Boolean);
 
 function policy() {
   const field = (name) => $("ask-form").elements.namedItem(name).value;
-  const result = { cost_sensitivity: sensitivity(Number($("ask-sensitivity").value)) };
+  const result = {};
+  const value = willingness(Number($("ask-willingness").value));
+  result.willingness_to_pay_usd = value === Infinity ? "Infinity" : value; // as JSON of protos has it
   result.denied_candidates = splitWords(field("deny")).map((id) => `candidates/${bare(id)}`);
   result.required_features = splitWords(field("features"));
   result.required_tags = splitWords(field("tags"));
@@ -58,7 +60,7 @@ function ranking(decision) {
       h("td", { class: "bar" }, bar(r.probability), h("span", {}, number(r.probability))),
       learned ? h("td", { class: "figure wide" }, before(r)) : null,
       h("td", { class: "figure" }, usd(r.expected_cost_usd)),
-      h("td", { class: "figure wide" }, number(r.utility)));
+      h("td", { class: "figure wide" }, r.utility < -1e9 ? "no price" : number(r.utility)));
   });
   const excluded = decision.excluded.map((e) =>
     h("tr", { class: "excluded" },
@@ -90,10 +92,11 @@ function summary(decision) {
   return parts.join(" · ");
 }
 
-function showSensitivity() {
-  const value = sensitivity(Number($("ask-sensitivity").value));
-  $("ask-sensitivity-value").textContent = String(value);
-  $("ask-sensitivity").setAttribute("aria-valuetext", `${value}; 0 means quality only`);
+function showWillingness() {
+  const value = willingness(Number($("ask-willingness").value));
+  const text = value === Infinity ? "quality only" : `$${value} per success`;
+  $("ask-willingness-value").textContent = text;
+  $("ask-willingness").setAttribute("aria-valuetext", text);
 }
 
 export function start() {
@@ -104,10 +107,10 @@ export function start() {
   $("ask-text").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
   });
-  $("ask-sensitivity").addEventListener("input", () => {
-    showSensitivity();
+  $("ask-willingness").addEventListener("input", () => {
+    showWillingness();
     clearTimeout(timer);
     timer = setTimeout(ask, 120);
   });
-  showSensitivity();
+  showWillingness();
 }

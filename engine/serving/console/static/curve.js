@@ -1,4 +1,4 @@
-// Expected cost and probability of every candidate, and the path that a rising cost sensitivity takes.
+// Expected cost and probability of every candidate, and the path that a falling willingness to pay takes.
 
 import { bare, known, number, svg, usd } from "./dom.js";
 
