@@ -214,6 +214,7 @@ setup(
         "googleapis-common-protos>=1.76",
         "protobuf>=7.36",
         "rich>=13.9",  # below 14 is what LiteLLM lives with
+        "shtab>=1.7",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["modelsat=engine.cli.main:main"]},

@@ -14,6 +14,7 @@ modelsat aptitude run --base-url URL --model NAME --register HOST:PORT
 modelsat aptitude from-published FILE
 modelsat catalog update candidates.json
 modelsat compare run --log LOG --candidates A,B,C --grader numeric --endpoints FILE
+modelsat completion bash
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ COMMANDS = {
     "aptitude": "make a candidate of a live LLM's aptitude test or of published figures",
     "catalog": "renew the prices of a file of candidates",
     "compare": "ask several LLMs the same past requests and record how well each did",
+    "completion": "print a script that completes this command in a shell",
 }
 EXTRAS = {
     "aptitude": "cpu,aptitude",

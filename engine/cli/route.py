@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `modelsat route`."""
     command.usage = "modelsat route TEXT [options]"
     add = command.add_argument
-    add("text", metavar="TEXT", help="the instruction to route")
+    add("text", metavar="TEXT", help='the instruction to route; "-" reads the standard input')
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add("--dry-run", action="store_true", help="decide as usual, but record nothing")
     _add_objective(command.add_argument_group("objective (at most one)"))
@@ -105,10 +106,9 @@ def _run(parsed: argparse.Namespace) -> None:
     session = None
     if parsed.session is not None:
         session = Session(parsed.session, parsed.switching_margin)
+    text = sys.stdin.read().removesuffix("\n") if parsed.text == "-" else parsed.text
     with connect(parsed) as client:
-        decision = client.route(
-            parsed.text, _policy_from(parsed), session=session, dry_run=parsed.dry_run
-        )
+        decision = client.route(text, _policy_from(parsed), session=session, dry_run=parsed.dry_run)
     if parsed.json:
         print(json.dumps(as_json(decision), ensure_ascii=False))
     else:

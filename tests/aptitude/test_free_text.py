@@ -30,7 +30,7 @@ REPLIES = {
     "20": "<think>It is 14.</think>It is 13.",
     "JSON": '```json\n{"total": 3}\n```',
     "invoice": "It is from Bruges.\n\nAnswer: Ghent",
-    "tool": "A hammmer.",
+    "tool": "A hammer.",
     "even": "The answer is B.",
 }
 
