@@ -337,7 +337,8 @@ def task_count_violation(count: int, field: str) -> Violation:
     """Describe an aptitude test that has `count` accuracies instead of TEST_TASKS."""
     return Violation(
         field,
-        f"has {count} accuracies, expected {TEST_TASKS}: one for each task of the aptitude test.",
+        f"has {count} accuracies, expected {TEST_TASKS}: one for each task of the aptitude test."
+        " `modelsat candidates create FILE` estimates those that a file leaves out.",
     )
 
 

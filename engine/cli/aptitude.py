@@ -29,6 +29,7 @@ from engine.cli import aptitude_flags
 from engine.cli.aptitude_flags import candidate_from, endpoint_from, free_text_graders
 from engine.cli.output import (
     Column,
+    add_force,
     confirm_start,
     print_json,
     print_table,
@@ -72,7 +73,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON file for `modelsat candidates create` (default: only print the levels)",
     )
-    command.add_argument("--force", action="store_true", help="overwrite the file of --out")
+    add_force(command, "the file of --out")
     command.set_defaults(run=_from_published)
     summary = "list the tasks that are known by name, with their keywords"
     command = actions.add_parser("tasks", help=summary, description=f"L{summary[1:]}.")

@@ -7,6 +7,7 @@ too, and raises BrokenPipeError for both.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import select
@@ -106,10 +107,16 @@ def write_text(path: Path | None, text: str, *, force: bool) -> None:
     print(f"wrote {path}")
 
 
-def require_new(path: Path, *, force: bool) -> None:
-    """Raise InvalidInputError if a file exists and may not be overwritten."""
+def require_new(path: Path, *, force: bool, argument: str = "--out") -> None:
+    """Raise InvalidInputError if a file exists and may not be overwritten. argument: names it."""
     if path.exists() and not force:
-        raise InvalidInputError(Violation("--out", f"is {path}, which exists; add --force."))
+        raise InvalidInputError(Violation(argument, f"is {path}, which exists; add --force."))
+
+
+def add_force(command: argparse._ActionsContainer, what: str) -> None:
+    """Add --force, which overwrites `what`."""
+    text = f"overwrite {what} if it exists"
+    command.add_argument("--force", action="store_true", help=text)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from engine.cli.output import add_force, require_new
 from engine.registry.stores.backup import back_up, restore
 from engine.registry.stores.location import location_problem
 from engine.serving.telemetry.change_log import verify
@@ -42,6 +43,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
             " (MODELSAT_CANDIDATES_DB)",
         )
         action.set_defaults(run=run)
+        if run is _backup:
+            add_force(action, "the file")
 
     name, summary = "verify-changes", "check that no line of a --changes-log was altered or removed"
     description = f"{summary[0].upper()}{summary[1:]}, and print its last hash."
@@ -64,6 +67,7 @@ def _location(text: str) -> str:
 
 
 def _backup(parsed: argparse.Namespace) -> None:
+    require_new(parsed.file, force=parsed.force, argument="FILE")
     revision = back_up(parsed.candidates_db, parsed.file)
     print(f"wrote revision {revision} to {parsed.file}")
 

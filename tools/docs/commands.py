@@ -14,8 +14,9 @@ MAKEFILE = Path(__file__).resolve().parents[2] / "Makefile"
 WIDTH = 100
 HEAD = """# Command line
 
-Generated from the commands themselves; `--help` says the same. If a command fails for a reason that
-you can fix, it prints one sentence that begins with `error:` and exits with status 1.
+Generated from the commands themselves; `--help` says the same. What all of them have in common,
+such as exit statuses, JSON and environment variables, is in
+[Conventions of the command line](cli.md).
 
 """
 MAKE = """## make

@@ -13,7 +13,7 @@ from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
 from engine.api.prices import in_usd_per_million
 from engine.cli import server_flags
 from engine.cli.candidates import fields
-from engine.cli.output import Column, print_json, print_table, write_text
+from engine.cli.output import Column, add_force, print_json, print_table, write_text
 from engine.cli.server_flags import connect
 from engine.registry.candidate_files.template import FORMS, template
 
@@ -78,7 +78,7 @@ def _add_validate_only(action: argparse.ArgumentParser) -> None:
 def _add_out(action: argparse.ArgumentParser) -> None:
     text = "file to write (default: the standard output)"
     action.add_argument("--out", type=Path, metavar="FILE", help=text)
-    action.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+    add_force(action, "the file")
 
 
 def _add_template(action: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from engine.api.candidate import Candidate, to_json
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.text_files import read_utf8
 from engine.cli.catalog.price_table import fetch_newest, read_wheel, renewed
+from engine.cli.output import replace_text
 from engine.registry.catalog import catalog_text, read_catalog
 
 RESULTS = ("aptitude", "figures")  # fields that stay as they are written
@@ -63,9 +64,8 @@ def _update(parsed: argparse.Namespace) -> None:
             item.clear()
             item.update({k: v for k, v in to_json(after).items() if k not in RESULTS})
             item.update(results)
-    unfinished = parsed.file.with_name(parsed.file.name + ".tmp")
-    unfinished.write_text(catalog_text(raw), encoding="utf-8")
-    unfinished.replace(parsed.file)
+    replace_text(parsed.file, catalog_text(raw))
+    print(f"wrote {parsed.file}")
 
 
 def _prices(candidate: Candidate) -> str:

@@ -16,7 +16,13 @@ from engine.api.policy import Policy
 from engine.aptitude.journal import Journal
 from engine.bundle.types import FloatArray
 from engine.cli.compare import flags
-from engine.cli.output import confirm_start, progress_bar, stdout_console
+from engine.cli.output import (
+    confirm_start,
+    progress_bar,
+    replace_text,
+    require_new,
+    stdout_console,
+)
 from engine.cli.server_flags import connect
 from engine.client.results import RouteDecision, RouteResult
 from engine.compare.asking import journal_key
@@ -67,7 +73,10 @@ def _run(parsed: argparse.Namespace) -> None:
         _require_references(pool, graders)
     sample = _sample(pool, names, parsed)
     plan = replace(plan, instructions=sample.instructions)
-    with Journal(parsed.out.with_suffix(".journal.jsonl"), JOURNAL) as journal:
+    journal_file = parsed.out.with_suffix(".journal.jsonl")
+    if not parsed.estimate:  # of a run that goes on from its journal, the earlier report is its own
+        require_new(parsed.out, force=parsed.force or journal_file.exists())
+    with Journal(journal_file, JOURNAL) as journal:
         if not _confirmed(plan, journal, parsed):
             return
         with progress_bar(len(plan.instructions)) as advance:
@@ -221,6 +230,4 @@ def _record(plan: ComparePlan, run: CompareRun, parsed: argparse.Namespace) -> d
 
 
 def _write(document: dict[str, object], out: Path) -> None:
-    unfinished = out.with_name(out.name + ".tmp")
-    unfinished.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    unfinished.replace(out)
+    replace_text(out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

@@ -13,6 +13,7 @@ from engine.api.candidate import NAME_PREFIX
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.text_files import read_utf8
 from engine.cli import server_flags
+from engine.cli.output import add_force
 from engine.client.channel import TOKEN_VARIABLE
 from engine.compare.costs import JudgePlan
 from engine.compare.endpoints import KEY_VARIABLE, PricedEndpoint, read_endpoints
@@ -118,6 +119,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         " stopped run resumes, is written next to it"
     )
     add("--out", type=Path, default=Path("compare.json"), metavar="FILE", help=text)
+    add_force(group, "a report of another run")
     text = "stop before more than this is spent, earlier runs of the journal included"
     add("--budget-usd", type=float, metavar="USD", help=text)
     text = "mean output tokens of an answer, for the estimate (default: the candidate's own)"

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 from engine.cli.outcomes import importing
+from engine.cli.output import add_force, require_new
+from engine.datasets.folder import instructions_file
 from engine.registry.outcome_export import export_outcomes
 from engine.registry.stores.backup import back_up_outcomes, restore_outcomes
 
@@ -23,6 +25,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         ("--bundle", False, "bundle whose catalog has the candidates' aptitude results"),
     ):
         action.add_argument(flag, type=Path, required=required, metavar="DIR", help=text)
+    add_force(action, "a data folder")
     action.set_defaults(run=_export)
     summary = "record the outcomes of a data folder or file on a server, which learns from them"
     action = actions.add_parser("import", help=summary, description=f"R{summary[1:]}.")
@@ -46,6 +49,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action.add_argument("file", type=Path, metavar="FILE", help=text)
         _add_store(action)
         action.set_defaults(run=run)
+        if run is _back_up:
+            add_force(action, "the file")
 
 
 def _add_store(action: argparse.ArgumentParser) -> None:
@@ -60,6 +65,7 @@ def _add_store(action: argparse.ArgumentParser) -> None:
 
 
 def _back_up(parsed: argparse.Namespace) -> None:
+    require_new(parsed.file, force=parsed.force, argument="FILE")
     count = back_up_outcomes(parsed.outcomes_db, parsed.file)
     print(f"wrote {count} outcomes to {parsed.file}")
 
@@ -70,6 +76,7 @@ def _restore(parsed: argparse.Namespace) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
+    require_new(instructions_file(parsed.out), force=parsed.force)
     exported = export_outcomes(parsed.outcomes_db, parsed.out, parsed.bundle)
     print(f"{parsed.out}: {exported.instructions} instructions x {exported.candidates} candidates")
     if exported.without_text:
