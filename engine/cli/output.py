@@ -49,14 +49,17 @@ class Column:
     text: bool = False
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def print_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], console: Console | None = None
+) -> None:
     """Print a table, a line for each row, within the width of the terminal or $COLUMNS.
 
     If it is too wide, its texts are shortened; if that leaves too little of them, it has no frame.
+    console: stdout_console() if None.
     """
     from rich.table import Table
 
-    console = stdout_console()
+    console = console or stdout_console()
     widths = [
         max(map(len, cells)) for cells in zip([c.heading for c in columns], *rows, strict=True)
     ]

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from engine.api.candidate import NAME_PREFIX
-from engine.api.errors import InvalidInputError
+from engine.api.errors import LISTED_CANDIDATES, InvalidInputError
 from engine.api.policy import OBJECTIVES, Policy, Session
 from engine.api.prices import price_problem
 from engine.cli import server_flags
-from engine.cli.output import stdout_console
+from engine.cli.output import Column, print_table, stdout_console
 from engine.cli.server_flags import connect
 from engine.client.results import RouteDecision
 
@@ -157,17 +157,12 @@ def _number(value: float | None) -> str:
 
 def print_decision(decision: RouteDecision, console: Console) -> None:
     """Print a decision as a table, with a line that explains it and one about the request."""
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("", "candidate"):
-        table.add_column(heading)
     learned = decision.adaptation_id != ""
-    for heading in ("probability", *(("before", "error") if learned else ()), "cost", "utility"):
-        table.add_column(heading, justify="right")
+    headings = ("probability", *(("before", "error") if learned else ()), "cost", "utility")
+    rows = []
     for ranked in decision.ranking:
         cost = ranked.expected_cost_usd
-        table.add_row(
+        row = (
             "->" if ranked.candidate == decision.selected else "",
             ranked.candidate,
             f"{ranked.probability:.3f}",
@@ -175,10 +170,16 @@ def print_decision(decision: RouteDecision, console: Console) -> None:
             "unknown" if cost is None else f"${cost:.6f}",
             "last" if cost is None and ranked.utility < -1 else f"{ranked.utility:.3f}",
         )
+        rows.append(row)
+    columns = [Column(""), Column("candidate", text=True), *map(Column, headings)]
+    print_table(columns, rows, console)
+    by_reason: dict[str, list[str]] = {}
     for candidate, reason in decision.excluded.items():
-        blanks = ("", "") if learned else ()
-        table.add_row("", candidate, "excluded", *blanks, reason, style="dim")
-    console.print(table)
+        by_reason.setdefault(reason, []).append(candidate)
+    for reason, names in by_reason.items():
+        more = len(names) - LISTED_CANDIDATES
+        listed = ", ".join(names[:LISTED_CANDIDATES]) + (f" and {more} more" if more > 0 else "")
+        console.print(f"excluded: {listed}: {reason}")
     console.print(f"-> {decision.reason}")
     adapted = f", adaptation {decision.adaptation_id}" if learned else ""
     console.print(f"{decision.kind}, decision {decision.decision_id}{adapted}")

@@ -13,6 +13,7 @@ import pytest
 
 from engine.cli import health
 from engine.cli.main import main
+from modelsat import Client
 from tools.processes import ROOT, Server
 
 PAGE = (ROOT / "docs" / "reference" / "cli.md").read_text("utf-8")
@@ -78,6 +79,22 @@ def test_an_instruction_from_the_standard_input_is_the_same(
         decisions.append(json.loads(capsys.readouterr().out))
     assert decisions[0]["ranking"] == decisions[1]["ranking"]
     assert decisions[0]["input_tokens"] == decisions[1]["input_tokens"]
+
+
+def test_a_decision_fits_the_width_and_names_reasons_once(
+    shared_server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSAT_SERVER", shared_server.address)
+    monkeypatch.setenv("COLUMNS", "80")
+    with Client(shared_server.address) as client:
+        ids = [candidate.id for candidate in client.list_candidates()]
+    assert main(["route", "Name two primes.", "--deny", ids[0], "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("│") for line in lines) == len(ids) - 1
+    assert main(["route", "Name two primes.", "--allow", ids[0], "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"and {len(ids) - 4} more: not among the allowed" in " ".join(printed.split())
 
 
 def test_a_wrong_address_in_the_environment_is_refused_like_a_flag(

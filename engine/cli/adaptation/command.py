@@ -84,18 +84,14 @@ def _explain(parsed: argparse.Namespace) -> None:
 
 def print_explanation(explanation: DecisionExplanation, console: Console) -> None:
     """Print the parts of each candidate's probability, and the nearest remembered instructions."""
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("candidate")
-    for heading in ("before", "probability", "error", "match", "offset", "common", "relative"):
-        table.add_column(heading, justify="right")
+    rows = []
     for each in explanation.candidates:
         shares = (each.base_probability, each.probability, each.standard_error)
         parts = (each.match, each.offset, each.common, each.relative)
         cells = [*(f"{share:.3f}" for share in shares), *(f"{part:+.2f}" for part in parts)]
-        table.add_row(each.candidate, *cells)
-    console.print(table)
+        rows.append([each.candidate, *cells])
+    headings = ("before", "probability", "error", "match", "offset", "common", "relative")
+    print_table([Column("candidate", text=True), *map(Column, headings)], rows, console)
     console.print(
         f"decided by {explanation.decided_by or 'the weights'}; match is part of"
         " before; offset, common and relative are parts in log-odds by"
