@@ -173,12 +173,11 @@ class NoEligibleCandidateError(ModelsatError):
     def for_outsiders(self) -> NoEligibleCandidateError:
         """Return the error without IDs, numbers and prices of candidates, for a caller who may not
         list them."""
+        if not self.reasons:  # says nothing of any candidate
+            return self
         known = dict.fromkeys(_without_figures(reason) for reason in self.reasons.values())
         error = NoEligibleCandidateError({})
-        if known:
-            error.args = (f"No candidate is eligible: {'; '.join(known)}.",)
-        else:
-            error.args = ("No candidate is eligible.",)
+        error.args = (f"No candidate is eligible: {'; '.join(known)}.",)
         return error
 
 

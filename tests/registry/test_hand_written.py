@@ -14,6 +14,7 @@ from engine.api.candidate import TEST_TASKS, Candidate
 from engine.api.errors import InvalidInputError
 from engine.datasets.known_tasks import load_task_keywords, reference_tasks
 from engine.registry.candidate_files.template import template
+from engine.registry.candidate_files.words import notes
 from engine.registry.catalog import document_of, parse_catalog, read_catalog
 
 KEYWORDS = load_task_keywords()
@@ -181,3 +182,32 @@ def test_a_price_per_token_is_recognized_in_every_form(tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="price per token"):
             read_catalog(tmp_path / name)
         assert read_catalog(tmp_path / name, "token")[0].input_usd_per_million == 0.5
+
+
+@pytest.mark.parametrize(
+    ("label", "word", "meant"),
+    [
+        ("features", "function_calling", "tools"),
+        ("features", "tool-use", "tools"),
+        ("features", "json", "json_mode"),
+        ("features", "structured_outputs", "json_mode"),
+        ("features", "openai_chat", "openai.chat"),
+        ("features", "anthropic.message", "anthropic.messages"),
+        ("modalities", "vision", "image"),
+        ("modalities", "images", "image"),
+        ("modalities", "pdf", "file"),
+    ],
+)
+def test_a_word_that_no_request_asks_for_is_noted_with_the_one_meant(
+    label: str, word: str, meant: str
+) -> None:
+    (note,) = notes(one(aptitude={"invoices": 0.5}, **{label: [word]}))
+    assert note == f"mine: {label} has {word!r}; requests ask for {meant!r}"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["tools", "json_mode", "openai.responses", "ollama", "long-context", "reasoning", "fast"],
+)
+def test_other_words_are_not_noted(word: str) -> None:
+    assert not list(notes(one(aptitude={"invoices": 0.5}, features=[word])))

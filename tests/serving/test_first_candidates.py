@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.api.errors import InvalidInputError
+from engine.api.errors import InvalidInputError, NoEligibleCandidateError
 from engine.registry.catalog import read_catalog
 from engine.serving.components import first_candidates
 from engine.serving.settings import Settings
@@ -59,6 +59,12 @@ def test_a_server_without_candidates_says_so_and_takes_some(tmp_path: Path) -> N
     again = serving(tmp_path / "c.sqlite", "--catalog", str(TUTOR))
     with again as server, Client(server.address) as client:
         assert client.list_candidates() == [], "the store was filled before, with nothing"
+
+
+def test_callers_who_may_not_list_candidates_learn_that_there_is_none() -> None:
+    message = str(NoEligibleCandidateError({}).for_outsiders())
+    assert "No candidate is registered" in message
+    assert "candidates create" in message
 
 
 async def test_a_file_fills_a_new_store(tmp_path: Path) -> None:

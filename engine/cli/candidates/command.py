@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from engine.cli.candidates import fields
 from engine.cli.output import Column, add_force, print_json, print_table, write_text
 from engine.cli.server_flags import connect
 from engine.registry.candidate_files.template import FORMS, template
+from engine.registry.candidate_files.words import notes
 
 FILE = 'file of candidates, as `modelsat candidates template` writes; "-" reads the standard input'
 
@@ -147,7 +149,14 @@ def _read(parsed: argparse.Namespace) -> list[Candidate]:
     document = read_document(parsed.file)
     candidates = parse_catalog(document, parsed.price_unit)
     require_readable_test(document, parsed.file, accept_unreadable=parsed.accept_unreadable)
+    for candidate in candidates:
+        _print_notes(candidate)
     return candidates
+
+
+def _print_notes(candidate: Candidate) -> None:
+    for note in notes(candidate):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _create(parsed: argparse.Namespace) -> None:
@@ -199,6 +208,7 @@ def _update(parsed: argparse.Namespace) -> None:
             print(f"{before.id} has these values already; nothing was changed")
             return
         after = replace(before, **changed)
+        _print_notes(after)
         client.update_candidate(
             after, list(changed), etag=before.etag, validate_only=parsed.validate_only
         )

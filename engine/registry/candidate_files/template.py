@@ -23,6 +23,8 @@ mean_output_tokens = 400           # of an answer; if it is unknown, costs are c
 time_to_first_token_ms = 600       # for policies with max_latency_ms
 output_tokens_per_s = 80           # after the first one
 features = ["json_mode", "tools"]  # what requests can ask for; words of your own are fine
+# A candidate that answers in some APIs only lists them too, such as "openai.chat" and
+# "anthropic.messages"; without one of them it gets requests of every API.
 modalities = ["image"]             # in addition to text: image, audio, video, file
 regions = ["eu"]
 tags = ["production"]
