@@ -38,6 +38,7 @@ from engine.pb import (
     router_service_pb2,
     router_service_pb2_grpc,
 )
+from engine.registry.candidate_files.words import notes
 from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.opening import open_registry
@@ -171,7 +172,10 @@ def first_candidates(settings: Settings) -> Sequence[Candidate]:
     if settings.catalog == "default":
         return read_catalog(settings.bundle / "zoo.json")
     try:
-        return read_catalog(Path(settings.catalog))
+        candidates = read_catalog(Path(settings.catalog))
+        for note in (note for candidate in candidates for note in notes(candidate)):
+            log.warning("%s", note)
+        return candidates
     except InvalidInputError as error:
         expected = "expected default, none, or a file of candidates."
         found = Violation("--catalog", f"is {settings.catalog!r}; {expected}")

@@ -44,6 +44,10 @@ def test_from_the_template_to_a_choice_and_back(run: Run, client: Client, tmp_pa
     assert run("template", "--out", file) == f"wrote {file}\n"
     assert "add --force" in run("template", "--out", file, status=1)
     assert run("template", "--format", "json").startswith("{")
+    for name in ("mine.yaml", "mine.json", "mine.txt"):
+        assert "ends with .toml" in run(
+            "template", "--out", tmp_path / name, "--format", "toml", status=1
+        )
     ids = {"my-model", "published-model"}
     assert "would be created my-model" in run("create", file, "--validate-only")
     assert not ids & {c.id for c in client.list_candidates()}

@@ -153,9 +153,10 @@ def test_bash_completes_commands_flags_and_choices() -> None:
     assert done.stdout.split("\n")[:4] == ["candidates", "update", "--tags", "toml json"]
 
 
-def test_completion_needs_no_package_of_the_server() -> None:
+@pytest.mark.parametrize("command", [["completion", "zsh"], ["candidates", "template"]])
+def test_what_needs_no_server_needs_no_package_of_it(command: list[str]) -> None:
     blocked = "import sys; sys.modules.update(numpy=None, onnxruntime=None);"
-    code = f"{blocked} from engine.cli.main import main; sys.exit(main(['completion', 'zsh']))"
+    code = f"{blocked} from engine.cli.main import main; sys.exit(main({command}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "candidates" in done.stdout

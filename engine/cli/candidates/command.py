@@ -138,8 +138,11 @@ def _get(parsed: argparse.Namespace) -> None:
 
 def _template(parsed: argparse.Namespace) -> None:
     suffix = parsed.out.suffix.removeprefix(".") if parsed.out else ""
-    text = template(parsed.format or (suffix if suffix in FORMS else FORMS[0]))
-    write_text(parsed.out, text, force=parsed.force)
+    form = parsed.format or suffix or FORMS[0]
+    if suffix not in ("", form) or form not in FORMS:
+        problem = f"is {parsed.out}; expected a name that ends with .{parsed.format or FORMS[0]}."
+        raise InvalidInputError(Violation("--out", problem))
+    write_text(parsed.out, template(form), force=parsed.force)
 
 
 def _read(parsed: argparse.Namespace) -> list[Candidate]:
