@@ -24,8 +24,10 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_data(parser: argparse.ArgumentParser, description: str) -> None:
+def add_data(
+    parser: argparse._ActionsContainer, description: str, *, required: bool = True
+) -> None:
     """Add --data DIR, which may be given once."""
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", action=_Once, help=description
+        "--data", type=Path, required=required, metavar="DIR", action=_Once, help=description
     )

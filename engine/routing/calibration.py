@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,16 +16,19 @@ from engine.datasets.outcomes import Outcomes, read_outcomes
 from engine.inference.offline import score_outcomes
 from engine.registry.catalog import costs_of, read_catalog
 from engine.routing import tradeoff
-from engine.routing.off_policy import LoggedOutcomes, OffPolicyEstimates, estimate
+from engine.routing.off_policy import Estimate, LoggedOutcomes, OffPolicyEstimates, estimate
 from engine.routing.tradeoff import OperatingPoint
 
 ROUNDING = 1 + 1e-9  # the same costs added in another order have another sum
 # What an off-policy estimate must be worth, and must cover, to be recommended.
 MIN_EFFECTIVE_OUTCOMES, MIN_COVERAGE = 30, 0.5
+# Standard error of the mean prediction of a candidate without outcomes; ECE of unseen kinds.
+LARGEST_ERROR = 0.1
 # How accuracies are found: "measured" on instructions with the outcomes of all candidates, or
-# estimated from the single outcomes of a server that explores, see off_policy.
-Estimator = Literal["measured", "inverse-propensity", "doubly-robust"]
-ESTIMATORS: tuple[Estimator, ...] = ("measured", "inverse-propensity", "doubly-robust")
+# estimated from single outcomes: of a server that explores, see off_policy, or of any server, see
+# assisted_estimate.
+Estimator = Literal["measured", "inverse-propensity", "doubly-robust", "model-assisted"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,13 @@ def recommend(
 def recommend_from_log(
     p: FloatArray,
     outcomes: FloatArray,
-    propensities: FloatArray,
+    propensities: FloatArray | None,
     costs: FloatArray,
     names: list[str],
     target: CalibrationTarget,
     estimator: Estimator,
 ) -> Recommendation:
-    """Recommend as `recommend` does, from the outcomes of a server that explores.
+    """Recommend as `recommend` does, from outcomes of one candidate a request.
 
     What is worth fewer than MIN_EFFECTIVE_OUTCOMES, or covered by less than MIN_COVERAGE, is not
     the best candidate, and not recommended.
@@ -93,7 +97,7 @@ def recommend_from_log(
     Args:
         p: (B, M) success probabilities.
         outcomes: (B, M), NaN where none is known.
-        propensities: (B, M), NaN where none is known; see Outcomes.
+        propensities: (B, M), NaN where none is known; see Outcomes. None for "model-assisted".
         costs: (B, M) in US dollars, all known.
         names: (M,) of the candidates.
         target: to meet.
@@ -104,9 +108,12 @@ def recommend_from_log(
     """
 
     def point(selected: Int64Array, willingness: float) -> OperatingPoint:
-        found = estimate_choices(p, outcomes, propensities, selected)
-        is_robust = estimator == "doubly-robust"
-        accuracy = found.doubly_robust if is_robust else found.inverse_propensity
+        if propensities is None:
+            found = assisted_estimate(p, outcomes, selected)
+        else:
+            found = estimate_choices(p, outcomes, propensities, selected)
+        is_weighted = estimator == "inverse-propensity"
+        accuracy = found.inverse_propensity if is_weighted else found.doubly_robust
         shares = np.bincount(selected, minlength=len(names)) / len(selected)
         cost = float(costs[np.arange(len(selected)), selected].mean())
         return OperatingPoint(
@@ -124,7 +131,7 @@ def recommend_from_log(
         most = max(alone, key=lambda x: x.effective_outcomes or 0.0)
         raise InvalidInputError(
             Violation(
-                "outcomes with propensities",
+                "outcomes" if propensities is None else "outcomes with propensities",
                 f"are worth at most {most.effective_outcomes:.0f} outcomes of one candidate, which"
                 f" could be drawn for {most.coverage:.0%} of the requests; at least"
                 f" {MIN_EFFECTIVE_OUTCOMES} and {MIN_COVERAGE:.0%} are needed. Explore longer, or"
@@ -148,6 +155,40 @@ def estimate_choices(
         np.where(same, outcome, 0.0), np.where(same, propensity, 1.0), predicted
     )
     return estimate(logged, same, predicted)
+
+
+def assisted_estimate(
+    p: FloatArray, outcomes: FloatArray, selected: Int64Array
+) -> OffPolicyEstimates:
+    """Estimate what (B,) selected columns would have given, from outcomes without propensities.
+
+    It is the mean predicted probability of the choices plus, for each candidate by its share of
+    them, the mean of outcome minus prediction over its own outcomes (the model-assisted difference
+    estimator of survey sampling; C.-E. Sarndal et al., 1992). It is right if a candidate errs
+    alike on the requests that it had and on those that it would have, which a server cannot test
+    that does not explore. coverage: share of the choices of candidates with
+    MIN_EFFECTIVE_OUTCOMES outcomes; the others are taken at their predictions.
+    """
+    rows, count = np.arange(len(selected)), p.shape[1]
+    shares = np.bincount(selected, minlength=count) / len(selected)
+    value = float(p[rows, selected].mean(dtype=np.float64))
+    variance = float(p[rows, selected].var(dtype=np.float64)) / len(selected)
+    covered, spread = 0.0, 0.0
+    for column in np.flatnonzero(shares):
+        measured = ~np.isnan(outcomes[:, column])
+        error = (outcomes[measured, column] - p[measured, column]).astype(np.float64)
+        share = float(shares[column])
+        if len(error) < MIN_EFFECTIVE_OUTCOMES:
+            variance += share**2 * LARGEST_ERROR**2
+            continue
+        value += share * float(error.mean())
+        variance += share**2 * float(error.var(ddof=1)) / len(error)
+        covered += share
+        spread += share**2 / len(error)
+    found = Estimate(value, math.sqrt(variance))
+    worth = covered**2 / spread if spread else 0.0
+    nothing = Estimate(math.nan, math.nan)
+    return OffPolicyEstimates(nothing, found, len(selected), worth, covered)
 
 
 def _is_known(point: OperatingPoint) -> bool:
@@ -209,15 +250,20 @@ def calibrate(
         if len(subset.candidates) < 2:
             raise InvalidInputError(_too_few_common(data, outcomes.scores[priced]))
         rows, columns = subset.rows, priced[subset.candidates]
+    elif estimator == "model-assisted":
+        columns = priced
+        rows = np.flatnonzero(~np.isnan(outcomes.scores[priced]).all(axis=0))
     else:
         rows, columns = _logged_rows(data, outcomes), priced
     part = np.ix_(rows, columns)
     names = [outcomes.candidates[i] for i in columns]
     p, scores = scored.p[part], outcomes.scores.T[part]
-    if estimator == "measured" or outcomes.propensities is None:
+    if estimator == "measured":
         recommendation = recommend(p, scores, costs[part], names, target)
     else:
-        propensities = outcomes.propensities.T[part]
+        propensities = None
+        if estimator != "model-assisted" and outcomes.propensities is not None:
+            propensities = outcomes.propensities.T[part]
         recommendation = recommend_from_log(
             p, scores, propensities, costs[part], names, target, estimator
         )
@@ -259,7 +305,7 @@ def _too_few_common(data: Path, scores: FloatArray) -> Violation:
         f"has {shared} instructions measured for two or more of the {len(scores)} candidates with"
         " prices, and none measured for all of the most often measured ones. A choice can only be"
         " compared with alternatives that were measured too: send the same instructions to at least"
-        " 2 candidates and record the outcomes.",
+        " 2 candidates and record the outcomes, or add --estimator model-assisted.",
     )
 
 

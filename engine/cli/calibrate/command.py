@@ -1,4 +1,5 @@
-"""`modelsat calibrate`: find the willingness to pay that meets a target on recorded outcomes."""
+"""`modelsat calibrate`: find the willingness to pay that meets a target, on the traffic of a server
+or on recorded outcomes."""
 
 from __future__ import annotations
 
@@ -8,11 +9,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.api.errors import InvalidInputError, Violation
+from engine.cli import server_flags
 from engine.cli.output import stdout_console
+from engine.client.channel import DEFAULT_SERVER
 from engine.datasets.flags import add_data
 from engine.routing.calibration import (
     ESTIMATORS,
     CalibrationTarget,
+    Estimator,
     Recommendation,
     as_dict,
     calibrate,
@@ -27,31 +32,81 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `modelsat calibrate`."""
     add = command.add_argument
-    text = "data folder of outcomes, as `modelsat outcomes export` writes it"
-    add_data(command, text)
-    text = "bundle whose probabilities to calibrate (default %(default)s)"
+    command.usage = "modelsat calibrate (--traffic FILE... | --data DIR) [target] [options]"
+    source = command.add_mutually_exclusive_group(required=True)
+    text = (
+        "requests without outcomes, judged by the server's candidates: logs as `modelsat replay`"
+        " reads them, or .txt files with an instruction on each line"
+    )
+    source.add_argument("--traffic", nargs="+", metavar="FILE", help=text)
+    text = (
+        "data folder of outcomes, as `modelsat outcomes export` writes it; judged by the server's"
+        " candidates with --server, else by the folder's own and --bundle"
+    )
+    add_data(source, text, required=False)
+    text = "requests to ask the server for, evenly spaced (default %(default)s)"
+    add("--sample", type=_count, default=1000, metavar="N", help=text)
+    text = "without --server: bundle whose probabilities to calibrate (default %(default)s)"
     add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help=text)
-    text = "JSON file of candidates with prices (default: the bundle's catalog)"
+    text = "without --server: file of candidates with prices (default: the bundle's catalog)"
     add("--catalog", type=Path, metavar="FILE", help=text)
     text = (
-        "how to find accuracies: measured (default), on instructions with the outcomes of all"
-        " candidates; inverse-propensity or doubly-robust, from those of a server that explores"
+        "how to find accuracies: measured, on instructions with the outcomes of all candidates;"
+        " inverse-propensity or doubly-robust, from those of a server that explores; or"
+        " model-assisted, from any outcomes (default: measured; with --server, the first of"
+        " measured, doubly-robust and model-assisted that the outcomes allow)"
     )
-    add("--estimator", choices=ESTIMATORS, default="measured", metavar="METHOD", help=text)
+    add("--estimator", choices=ESTIMATORS, metavar="METHOD", help=text)
     add("--json", action="store_true", help="print one JSON object instead of a table")
-    target = command.add_argument_group("target (exactly one)")
-    target = target.add_mutually_exclusive_group(required=True)
+    target = command.add_argument_group("target (one; with --traffic, none proposes a start)")
+    target = target.add_mutually_exclusive_group()
     text = "keep at least this share of the best single candidate's accuracy, such as 0.97"
-    target.add_argument("--min-accuracy-ratio", type=float, metavar="SHARE", help=text)
+    target.add_argument("--min-accuracy-ratio", type=_share, metavar="SHARE", help=text)
     text = "spend at most this share of the best single candidate's cost, such as 0.5"
-    target.add_argument("--max-cost-ratio", type=float, metavar="SHARE", help=text)
+    target.add_argument("--max-cost-ratio", type=_share, metavar="SHARE", help=text)
+    text = "with --traffic: send at least this share of the requests to the strong candidate"
+    target.add_argument("--strong-share", type=_share, metavar="SHARE", help=text)
+    text = "with --traffic: the strong candidate, which is also the one that costs are compared"
+    text += " with (default: the highest mean probability)"
+    command.add_argument("--strong", metavar="ID", help=text)
+    server = command.add_argument_group("server")
+    text = f"address of the server (with --traffic: default ${server_flags.SERVER_VARIABLE}, else"
+    text += f" {DEFAULT_SERVER})"
+    kind = server_flags.server_address
+    server.add_argument("--server", type=kind, metavar="HOST:PORT", help=text)
+    server_flags.add_credentials(server)
     command.set_defaults(run=_run)
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not value > 0:  # true for NaN too
+        raise argparse.ArgumentTypeError(f"{text} is not a share above 0, such as 0.5")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
 def _run(parsed: argparse.Namespace) -> None:
+    targets = (parsed.min_accuracy_ratio, parsed.max_cost_ratio)
+    if parsed.data is not None and targets == (None, None):
+        problem = "needs --min-accuracy-ratio or --max-cost-ratio."
+        raise InvalidInputError(Violation("--data", problem))
+    if parsed.traffic is not None or parsed.server is not None:
+        from engine.cli.calibrate import report
+
+        parsed.server = parsed.server or server_flags.default_server()
+        report.run(parsed)
+        return
     target = CalibrationTarget(parsed.min_accuracy_ratio, parsed.max_cost_ratio)
     catalog = parsed.catalog or parsed.bundle / "zoo.json"
-    recommendation = calibrate(parsed.bundle, parsed.data, catalog, target, parsed.estimator)
+    estimator: Estimator = parsed.estimator or "measured"
+    recommendation = calibrate(parsed.bundle, parsed.data, catalog, target, estimator)
     if parsed.json:
         print(json.dumps(as_dict(recommendation), ensure_ascii=False))
     else:
