@@ -77,8 +77,9 @@ class Adaptation(Protocol):
         """
 
     def mean_probabilities(self, candidates: Sequence[str]) -> Float32Array:
-        """Return the mean corrected probability of each of E candidates over the remembered
-        instructions, (E,)."""
+        """Return the mean probability of each of E candidates over the remembered instructions,
+        corrected by what holds on all of them: without the relative parts. (E,), NaN if nothing but
+        choices of the router's own is known."""
 
     def without(self, candidates: Collection[str]) -> Adaptation:
         """Return the same fit with nothing learned of these candidates alone."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,7 +41,7 @@ from engine.adaptation.regression import (
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 
-METHOD = "7"  # part of an adaptation's ID; change it with anything that changes its figures
+METHOD = "8"  # part of an adaptation's ID; change it with anything that changes its figures
 MAX_LANDMARKS = 512
 MAX_LOGIT = 9.2  # of p = 1e-4 and 1 - 1e-4
 MEANS_CHUNK = 1024
@@ -86,9 +86,15 @@ class _Model:
         self, n: Int64Array, m: Int64Array, z: Float64Array, features: Float32Array
     ) -> Float64Array:
         """Return the logits (K,) of candidates m with weights' logits z on instructions n."""
-        shared = reach_of(z, self.lowest) * (self.level + features @ self.common)[n]
         relative = (features @ self.relative)[n, m]
-        return np.asarray(self.slope * z + shared + self.offsets[m] + relative)
+        return np.asarray(self.logits_everywhere(n, m, z, features) + relative)
+
+    def logits_everywhere(
+        self, n: Int64Array, m: Int64Array, z: Float64Array, features: Float32Array
+    ) -> Float64Array:
+        """Return the same without the relative parts, which hold on some instructions only."""
+        shared = reach_of(z, self.lowest) * (self.level + features @ self.common)[n]
+        return np.asarray(self.slope * z + shared + self.offsets[m])
 
 
 def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
@@ -124,13 +130,15 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
     parts = _candidate_parts(matrix, row, outcomes, model, similarities, kernel, features)
     common = CommonPart(model.lowest, model.level, kernel.mix @ model.common)
     gain = gain_of_weights(outcomes, parts.means)
-    decides = active or (gain < 0 and len(distinct) >= MIN_INSTRUCTIONS)
+    decides = active or (loss.unbiased and gain < 0 and len(distinct) >= MIN_INSTRUCTIONS)
     if decides and not active:
         default = matrix.candidates[int(parts.means.argmax())]
         reason += (
             f" But the weights' choices scored {-gain:.3f} less than {default} on what is"
             f" remembered, so {default} is left only on evidence."
         )
+    if not loss.unbiased:  # own choices do not say which candidate is best on average
+        parts = replace(parts, means=np.full_like(parts.means, np.nan))
     figures = FitFigures(
         instructions=len(matrix),
         outcomes={name: int((matrix.provenance == i).sum()) for i, name in enumerate(PROVENANCES)},
@@ -344,7 +352,9 @@ def _candidate_parts(
         here, at = matrix.logits[start : start + MEANS_CHUNK], row[start : start + MEANS_CHUNK]
         n, m = np.nonzero(~np.isnan(here))
         z = np.clip(here[n, m].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
-        p = sigmoid(model.logits_of(n, m, z, features[at]))
+        # The default is what is best everywhere. With the relative parts, ten lies on one kind of
+        # instructions would move the mean by what they say of that kind, and every choice with it.
+        p = sigmoid(model.logits_everywhere(n, m, z, features[at]))
         scored += np.bincount(m, minlength=count)
         total += np.bincount(m, p, count)
     return CandidateParts(

@@ -51,7 +51,8 @@ class CandidateParts:
     columns: candidate ID -> row. by_landmark: (M + 1, 3, R) for products with similarities:
     coefficients of the relative part, Fisher information of the outcomes nearest to each landmark,
     and their number. everywhere: (M + 1, 2) the offset in log-odds, and the information of all
-    outcomes. means: (M,) mean corrected probability over the remembered instructions.
+    outcomes. means: (M,) mean probability over the remembered instructions, without the relative
+    parts, NaN if the outcomes do not tell.
     """
 
     columns: Mapping[str, int]

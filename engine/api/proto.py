@@ -51,7 +51,6 @@ OPTIONAL_LIMITS = (
     "max_ood_score",
     "confidence",
     "max_latency_ms",
-    "escalate_after_failures",
 )
 NUMBER_FIELDS = (
     "expected_output_tokens",
@@ -217,7 +216,7 @@ def conversation_from(message: router_service_pb2.Conversation) -> Conversation:
             raise InvalidInputError(Violation(field, problem))
         parts = turn.text_parts
         newest = parts if len(parts) < budget else parts[len(parts) - budget :]
-        turns.append(ConversationTurn(ROLES[turn.role], tuple(newest), turn.failed))
+        turns.append(ConversationTurn(ROLES[turn.role], tuple(newest)))
         budget -= 1 + len(newest)
         first -= 1
     if not count:
@@ -248,9 +247,7 @@ def conversation_to(conversation: Conversation) -> router_service_pb2.Conversati
         uncounted=conversation.uncounted,
     )
     for turn in conversation.turns:
-        message.messages.add(
-            role=ROLE_NUMBERS[turn.role], text_parts=turn.parts, failed=turn.failed
-        )
+        message.messages.add(role=ROLE_NUMBERS[turn.role], text_parts=turn.parts)
     return message
 
 

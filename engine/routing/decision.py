@@ -49,7 +49,6 @@ class PromptInfo:
     out-of-distribution score in [0, 1], None if the bundle has no training statistics.
     token_count_method: "tokenizer", "estimate" or "mixed". uncounted: what input_tokens leaves out
     because its size is unknown.
-    failures: how much failed since the ask; see engine/api/conversation/progress.py.
     """
 
     input_tokens: int
@@ -57,7 +56,6 @@ class PromptInfo:
     ood_score: float | None
     token_count_method: str = "tokenizer"  # noqa: S105 - no password
     uncounted: tuple[str, ...] = ()
-    failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -214,12 +212,14 @@ def build_decision(
         # Far from what is remembered, what is best on average there says nothing.
         if is_asked and corrected.coverage >= MIN_COVERAGE:
             mean_p = correction.adaptation.mean_probabilities(ids)
-            if not np.isnan(mean_p).all():  # one without outcomes is not the best on average
-                errors = with_level_errors(
-                    corrected.standard_error,
-                    table.level_errors[eligible.rows],
-                    corrected.similar_outcomes,
-                )
+            errors = with_level_errors(
+                corrected.standard_error,
+                table.level_errors[eligible.rows],
+                corrected.similar_outcomes,
+            )
+            if np.isnan(mean_p).all():
+                evidence = Evidence(p, errors, "the weights' choice")
+            else:  # one without outcomes is not the best on average
                 evidence = Evidence(np.nan_to_num(mean_p), errors)
         result = decide(ids, corrected.p, costs, policy, context, evidence)
     ranking = tuple(

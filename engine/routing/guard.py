@@ -2,15 +2,16 @@
 
 Errors of the probabilities make the first of a ranking look better than it is, the more so the more
 candidates there are. So another candidate than the default, which has the highest utility on
-average, is selected only if its gain in utility exceeds `confidence` standard errors of the
-difference. Errors are known where outcomes are, so without an adaptation there is no guard: with
-the weights' mean error and the aptitude test's order in their place, it cost up to 2.1 points of
-routed accuracy and won .9 at most (ten folders). Pure functions. Shapes: E eligible candidates.
+average, is selected only if its gain exceeds `confidence` standard errors of it. Where only choices
+of the router's own are known, they do not say who is best on average; the default is then what the
+weights alone would select. Errors are known where outcomes are, so without an adaptation there is
+no guard: with the weights' mean error and the aptitude test's order in their place, it cost up to
+2.1 points of routed accuracy and won .9 at most (ten folders). Pure functions. Shapes: E eligible
+candidates.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,16 +28,19 @@ OUTCOME_VARIANCE = 0.25  # the largest of an outcome in [0, 1]
 class Evidence:
     """How sure the probabilities of one request are.
 
-    mean_p: (E,) probabilities on average over instructions. standard_error: (E,) of those for this
-    instruction, whose errors are taken as independent.
+    mean_p: (E,) probabilities on average over instructions; if those are unknown, by the weights
+    for this one. standard_error: (E,) of the corrected ones, whose errors are taken as independent.
+    default_is: what the best by `mean_p` is called.
     """
 
     mean_p: FloatArray
     standard_error: FloatArray
+    default_is: str = "the best on average"
 
-    def error_of_difference(self, one: int, other: int) -> float:
-        """Return the standard error of the difference between two candidates' probabilities."""
-        return math.hypot(self.standard_error[one], self.standard_error[other])
+    def errors_of_differences(self, default: int) -> list[float]:
+        """Return the standard errors (E,) of the differences from the default's probability."""
+        found: list[float] = np.hypot(self.standard_error, self.standard_error[default]).tolist()
+        return found
 
 
 def with_level_errors(
@@ -59,25 +63,24 @@ def with_level_errors(
 
 def first_above_bound(
     order: Sequence[int],
-    utility: Sequence[float],
+    gains: Sequence[float],
+    errors: Sequence[float],
     default: int,
-    evidence: Evidence,
     confidence: float,
 ) -> int:
     """Return the position of the candidate to select.
 
     Args:
-        order: (E,) positions, highest utility first.
-        utility: (E,).
-        default: the position that is best on average.
-        evidence: of the same candidates.
+        order: (E,) positions, best first.
+        gains: (E,) over the default.
+        errors: (E,) standard errors of the gains.
+        default: a position.
         confidence: in standard errors. 0 selects the first of the order; the higher it is, the
             later in the order is the selected one, up to the default.
     """
     if not confidence:
         return order[0]
     for i in order:
-        needed = confidence * evidence.error_of_difference(i, default)
-        if i == default or utility[i] - utility[default] > needed:
+        if i == default or gains[i] > confidence * errors[i]:
             return i
     return default

@@ -28,8 +28,6 @@ class DecisionContext:
     switching_margin: utility that another candidate must gain before the session switches to it.
     fallback_reason: why the probabilities are mean accuracies instead of scores of this prompt
     ("the queue is full"); "" if they are scores.
-    escalation: why the most probable candidate is to be chosen, whatever the objective and the
-    session say; "" if it is not.
     confidence: standard errors that the gain over the candidate that is best on average must
     exceed, unless the policy says otherwise; 0 for no such condition.
     """
@@ -40,7 +38,6 @@ class DecisionContext:
     switching_margin: float = 0.0
     fallback_reason: str = ""
     confidence: float = 0.0
-    escalation: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,7 @@ def decide(
         return _abstain(ids, ranking, reason, policy.default_candidate or context.default)
     confidence = context.confidence if policy.confidence is None else policy.confidence
     if evidence is not None and confidence:
-        ranking = _guard(ids, ranking, costs, policy, evidence, confidence)
-    if context.escalation:
-        return _escalate(ids, p, ranking, context)
+        ranking = _guard(ids, ranking, p, costs, policy, evidence, confidence)
     if context.session_candidate in ids:
         return _apply_session_affinity(ids, ranking, context)
     return ranking
@@ -129,48 +124,39 @@ def _abstain(
 def _guard(
     ids: Sequence[str],
     ranking: RankingResult,
+    p: FloatArray,
     costs: Sequence[float | None],
     policy: Policy,
     evidence: Evidence,
     confidence: float,
 ) -> RankingResult:
-    """Select the first candidate that is better than the one with the best utility on average, by
-    enough standard errors, or that one."""
+    """Select the first candidate that is better than the default of `evidence` by enough standard
+    errors, or the default."""
     default = rank(ids, evidence.mean_p, costs, policy).order[0]
-    first, utility = ranking.order[0], ranking.utility
-    selected = first_above_bound(ranking.order, utility, default, evidence, confidence)
-    gain = utility[first] - utility[default]
-    needed = confidence * evidence.error_of_difference(first, default)
-    limit = f"{confidence:g} standard error{'s' * (confidence != 1)} ({needed:.3f})"
+    first, name = ranking.order[0], f"{ids[default]}, {evidence.default_is}"
+    errors = evidence.errors_of_differences(default)
+    gains, over = [u - ranking.utility[default] for u in ranking.utility], f"utility over {name}"
+    if policy.objective == "target_probability":
+        # Costs are known: what is uncertain is who reaches the target.
+        gains, over = (p - p[default]).tolist(), f"probability over {name}"
+        if p[default] >= policy.value:
+            gains, errors = (p - policy.value).tolist(), evidence.standard_error.tolist()
+            over = f"probability over the target, and costs less than {name}"
+    selected = first_above_bound(ranking.order, gains, errors, default, confidence)
+    limit = (
+        f"{confidence:g} standard error{'s' * (confidence != 1)} ({confidence * errors[first]:.3f})"
+    )
     if first == default:
-        reason = f"{ranking.reason[:-1]}, and is the best on average."
+        reason = f"{ranking.reason[:-1]}, and is {evidence.default_is}."
     elif selected == first:
-        reason = (
-            f"{ranking.reason[:-1]}; it gains {gain:.3f} in utility over {ids[default]}, the best"
-            f" on average, more than {limit}."
-        )
+        reason = f"{ranking.reason[:-1]}; it gains {gains[first]:.3f} in {over}, more than {limit}."
     else:
-        reason = (
-            f"{ids[first]} would gain {gain:.3f} in utility over {ids[default]}, the best on"
-            f" average, not more than {limit}; selected {ids[selected]}"
-        )
+        reason = f"{ids[first]} would gain {gains[first]:.3f} in {over}, not more than {limit}"
+        reason += f"; selected {ids[selected]}"
         if selected != default:
-            surer = utility[selected] - utility[default]
-            reason += f", which gains {surer:.3f} with more certainty"
+            reason += f", which gains {gains[selected]:.3f} with more certainty"
         reason += "."
     return _promote(selected, ranking, reason, ranking.kind)
-
-
-def _escalate(
-    ids: Sequence[str], p: FloatArray, ranking: RankingResult, context: DecisionContext
-) -> RankingResult:
-    """Select the most probable candidate, the first of the ranking among equals."""
-    top = max(ranking.order, key=lambda i: float(p[i]))
-    stays = ids[top] == context.session_candidate
-    reason = f"{context.escalation}: {ids[top]} has the highest probability ({float(p[top]):.3f})"
-    if stays:
-        reason += ", and is the session's candidate"
-    return _promote(top, ranking, reason + ".", "session_affinity" if stays else "ranked")
 
 
 def _apply_session_affinity(

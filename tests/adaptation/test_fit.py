@@ -189,6 +189,39 @@ def test_a_principal_moves_no_more_choices_than_its_share() -> None:
     assert np.mean(moved) <= 0.05
 
 
+def test_lies_about_one_kind_of_instructions_hold_there_alone() -> None:
+    """The liar, with 5 % of the outcomes, says that only the second best candidate is right. Nobody
+    else reports on that kind."""
+    moved = []
+    for seed in range(10):
+        world = World.of(seed)
+        honest, lies = world.draw(190, seed, kinds=(0, 1, 2)), world.draw(10, seed, kinds=(3,))
+        lies.scores[:] = np.arange(CANDIDATES) == honest.scores.mean(axis=0).argsort()[-2]
+        principals = tuple(f"caller-{i % 3}" for i in range(190))
+        together = OutcomeMatrix(
+            np.concatenate([honest.embeddings, lies.embeddings]),
+            NAMES,
+            np.concatenate([honest.logits, lies.logits]),
+            np.concatenate([honest.scores, lies.scores]),
+            np.concatenate([honest.provenance, lies.provenance]),
+            np.concatenate([honest.propensity, lies.propensity]),
+            (*principals, *["liar"] * 10),
+            np.arange(200, dtype=np.float64),
+        )
+        new = world.draw(400, seed + 1, kinds=(0, 1, 2))
+        alone = chosen(fit(replace(honest, principals=principals), SPACE), new)
+        moved.append(np.mean(alone != chosen(fit(together, SPACE), new)))
+    assert np.mean(moved) <= 0.05
+
+
+def test_own_choices_do_not_say_who_is_best_on_average() -> None:
+    drawn = World.of(5).draw(100, 5)
+    assert np.isfinite(fit(drawn, SPACE).mean_probabilities(NAMES)).all()
+    others = np.arange(CANDIDATES) != 2
+    drawn.scores[:, others], drawn.provenance[:] = np.nan, np.where(others, -1, CHOSEN)
+    assert np.isnan(fit(drawn, SPACE).mean_probabilities(NAMES)).all()
+
+
 def chosen(fitted: FittedAdaptation, matrix: OutcomeMatrix) -> NDArray[np.int64]:
     """The guarded choices at a confidence of .5, which is the shipped one."""
     p = sigmoid(matrix.logits.astype(np.float64)).astype(np.float32)
@@ -196,9 +229,9 @@ def chosen(fitted: FittedAdaptation, matrix: OutcomeMatrix) -> NDArray[np.int64]
     for embedding, row in zip(matrix.embeddings, p, strict=True):
         found = fitted.correct(embedding, row, NAMES)
         evidence = Evidence(fitted.mean_probabilities(NAMES), found.standard_error)
-        order, default = np.argsort(-found.p), int(evidence.mean_p.argmax())
-        utility = found.p.tolist()
-        choices.append(first_above_bound(order.tolist(), utility, default, evidence, 0.5))
+        order, default = np.argsort(-found.p).tolist(), int(evidence.mean_p.argmax())
+        gains, errors = found.p - found.p[default], evidence.errors_of_differences(default)
+        choices.append(first_above_bound(order, gains.tolist(), errors, default, 0.5))
     return np.array(choices)
 
 
@@ -333,8 +366,10 @@ def test_mean_probabilities_do_not_depend_on_the_size_of_steps(
         monkeypatch.setattr("engine.adaptation.fit.MEANS_CHUNK", step)
         means.append(fit(drawn, SPACE).mean_probabilities(NAMES))
     np.testing.assert_allclose(means[0], means[1], rtol=1e-6)
-    p = corrected(replace(fit(drawn, SPACE), active=True), drawn)
-    np.testing.assert_allclose(means[0][:2], p.mean(axis=0)[:2], atol=0.02)
+    fitted, z = fit(drawn, SPACE), drawn.logits[0].astype(np.float64)
+    found = [fitted.correct(e, sigmoid(z).astype(np.float32), NAMES) for e in drawn.embeddings]
+    everywhere = sigmoid(z + np.array([f.common + f.offset for f in found], dtype=np.float64))
+    np.testing.assert_allclose(means[0][:2], everywhere.mean(axis=0)[:2], atol=0.02)
 
 
 def test_a_candidate_without_outcomes_gets_the_common_part_alone() -> None:

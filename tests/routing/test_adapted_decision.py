@@ -103,6 +103,14 @@ def test_the_default_of_the_guard_is_the_best_of_the_remembered_instructions() -
     assert decision(adaptation).selected.id == "c"
 
 
+def test_if_nobody_is_known_to_be_best_on_average_the_default_is_the_weights_choice() -> None:
+    unknown = FakeAdaptation({"c": 1.0}, 0.1, means=dict.fromkeys("abc", float("nan")))
+    assert decision(unknown, Policy(confidence=0.1)).selected.id == "c"
+    made = decision(unknown, Policy(confidence=1.0))
+    assert made.selected.id == "a"
+    assert "c would gain 0.044 in utility over a, the weights' choice, not more" in made.reason
+
+
 def test_the_guard_asks_more_of_a_candidate_whose_test_was_short() -> None:
     """Kind: levels that rest on few questions. Many outcomes make up for them."""
     adaptation = FakeAdaptation({"c": 1.0}, standard_error=0.1, means={"b": 0.9})

@@ -75,6 +75,9 @@ def test_what_is_selected_is_the_default_or_better_than_it_by_enough(
     first = choice.order[0]
     error = float(np.hypot(errors[first], errors[default]))
     gain = choice.utility[first] - choice.utility[default]
+    if policy.objective == "target_probability":
+        gain = pool[first][0] - min(pool[default][0], policy.value)
+        error = error if pool[default][0] < policy.value else errors[first]
     assert not confidence or first == default or gain > confidence * error
     assert ids(pool)[first] in choice.reason
     assert choice.reason.endswith(".")
@@ -102,6 +105,27 @@ def test_the_reason_says_which_of_the_two_decided(objective: Objective, value: f
     agreed = decided([(0.8, 0.1, 0.8, 1.0), *pool[1:]], policy, 4.0)
     assert agreed.order[0] == 0
     assert "is the best on average" in agreed.reason
+
+
+@pytest.mark.parametrize("price", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize(
+    ("first", "default", "expected"),
+    [
+        ((0.75, 0.04), 0.9, 0),  # .05 above the target is sure
+        ((0.75, 0.06), 0.9, 1),  # not sure, however much is saved
+        ((0.99, 0.3), 0.9, 1),
+        ((0.75, 0.06), 0.6, 0),  # the default misses the target, so what it saves does not count
+        ((0.75, 0.2), 0.6, 1),
+        ((0.65, 0.01), 0.6, 0),  # nobody reaches it
+    ],
+)
+def test_a_target_is_left_to_the_default_unless_another_surely_reaches_it(
+    first: tuple[float, float], default: float, expected: int, price: float
+) -> None:
+    pool: Guarded = [(*first, 0.5, 0.9 * price), (default, 0.0, 0.9, price)]
+    choice = decided(pool, Policy("target_probability", 0.7), 1.0)
+    assert choice.order[0] == expected
+    assert "in probability over " + ("the target" if default > 0.7 else "c01") in choice.reason
 
 
 def test_the_policy_overrides_the_server_and_a_fallback_is_not_guarded() -> None:

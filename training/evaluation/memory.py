@@ -132,7 +132,8 @@ def _routing(
     guarded = accuracy
     if evidence is not None and trial.confidence:
         means, errors = evidence[0][block.candidates], evidence[1][part]
-        guarded = _accuracy(y, guarded_choices(after, means, errors, trial.confidence))
+        defaults = before if np.isnan(means).all() else np.broadcast_to(means, before.shape)
+        guarded = _accuracy(y, guarded_choices(after, defaults, errors, trial.confidence))
     figures = {
         "routed_accuracy_before": _accuracy(y, before.argmax(axis=1)),
         "routed_accuracy": accuracy,
@@ -217,18 +218,17 @@ def correct(
 def guarded_choices(
     p: FloatArray, means: FloatArray, errors: FloatArray, confidence: float
 ) -> Int64Array:
-    """Return the guarded choice for each row of p (B, M); see engine.routing.guard."""
-    default = int(means.argmax())
-    choices = [
-        first_above_bound(
-            np.argsort(-row, kind="stable").tolist(),
-            row.tolist(),
-            default,
-            Evidence(means, error),
-            confidence,
-        )
-        for row, error in zip(p, errors, strict=True)
-    ]
+    """Return the guarded choice for each row of p (B, M); see engine.routing.guard.
+
+    means: (B, M), whose highest is the default.
+    """
+    choices = []
+    for row, mean, error in zip(p, means, errors, strict=True):
+        default, order = int(mean.argmax()), np.argsort(-row, kind="stable").tolist()
+        gains = (row - row[default]).tolist()
+        evidence = Evidence(mean, error)
+        errors_of_gains = evidence.errors_of_differences(default)
+        choices.append(first_above_bound(order, gains, errors_of_gains, default, confidence))
     return np.array(choices)
 
 
