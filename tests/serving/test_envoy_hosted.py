@@ -132,6 +132,13 @@ def test_a_clients_own_key_stays_where_it_belongs_on_other_paths(whole: Stack) -
     assert "authorization" not in reply.json["headers"]
 
 
+def test_uploads_of_any_size_pass(whole: Stack) -> None:
+    upload = {"Content-Type": "multipart/form-data; boundary=x"}
+    chunks = (b"x" * 1_000_000 for _ in range(20))
+    reply = ask(whole.envoy.port, chunks, upload, "/v1/files")
+    assert (reply.status, reply.json["bytes"]) == (200, 20_000_000)
+
+
 def test_forged_choices_are_removed(whole: Stack) -> None:
     forged = {
         "x-selected-model": "claude-sonnet-4-5",
@@ -230,6 +237,15 @@ def test_without_modelsat_an_alias_becomes_a_default_model(tmp_path: Path) -> No
         # A body that names its model reaches that model's upstream as it is.
         sent = raw("Why?", "qwen/qwen3-32b")
         assert_answered(running.ask(sent), sent, "qwen/qwen3-32b")
+        # Uploads are not held to look for a model, once the health check has seen that it is down.
+        until = time.monotonic() + 20
+        while "health_flags::/failed_active_hc" not in running.envoy.clusters():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        upload = {"Content-Type": "multipart/form-data; boundary=x"}
+        chunks = (b"x" * 1_000_000 for _ in range(20))
+        reply = ask(running.envoy.port, chunks, upload, "/v1/files")
+        assert (reply.status, reply.json["bytes"]) == (200, 20_000_000)
         for sent in (b"", b"[]", b"x", b'{"a": {"model": "auto"}}', b'{"model": "au', b"{" * 1000):
             assert running.ask(sent).json["upstream"] == "vllm"
         injected = b'{"model": "a\r\nx-injected: 1"}'
