@@ -172,8 +172,9 @@ class RememberedOutcomes:
             if (packed := repack(row[4])) is not None:
                 self._remember(row, packed, changes.lists)
         if changes.reports:
-            self._outcomes = np.concatenate([self._outcomes, *map(_outcomes, changes.reports)])
             codes = {name: code for code, name in self._ids.items()}
+            new = [_outcomes(report, codes) for report in changes.reports]
+            self._outcomes = np.concatenate([self._outcomes, *new])
             known = [_answers(report, codes) for report in changes.reports if report[4]]
             self._answers = np.concatenate([self._answers, *known])
         if changes.remaining is not None:
@@ -290,15 +291,20 @@ class RememberedOutcomes:
                        several, logits, tuple(columns))  # fmt: skip
 
 
-def _outcomes(report: Row) -> NDArray[np.void]:
-    """Convert a row of OutcomeChanges.reports."""
-    number, instruction, blob, compared, _ = report
+def _outcomes(report: Row, codes: Mapping[str, int]) -> NDArray[np.void]:
+    """Convert a row of OutcomeChanges.reports, without calls that failed: that an upstream was down
+    says nothing about its answers."""
+    number, instruction, blob, compared, details = report
     pairs = unpack(blob)
     outcomes = np.empty(len(pairs), dtype=_OUTCOME)
     outcomes["report"], outcomes["instruction"] = number, instruction
     outcomes["code"], outcomes["score"] = pairs["code"], pairs["score"]
     outcomes["compared"] = bool(compared)
-    return outcomes
+    if not details or '"error"' not in details:  # saves parsing nearly all of them
+        return outcomes
+    used = json.loads(details).get("usage", {})
+    failed = [codes[n] for n, usage in used.items() if usage.get("error") and n in codes]
+    return outcomes[~np.isin(outcomes["code"], failed)]
 
 
 def _answers(report: Row, codes: Mapping[str, int]) -> NDArray[np.void]:

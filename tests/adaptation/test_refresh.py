@@ -24,6 +24,7 @@ from engine.adaptation.remembered import (
     OTHER_WEIGHTS,
 )
 from engine.api.errors import AdaptationNotFoundError
+from engine.api.usage import Usage
 from engine.registry.embedding_bytes import BLOCK
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
@@ -87,6 +88,20 @@ async def test_provenance_says_how_an_outcome_came_about(
         await replica.record(1, each, replica.scored(1, **how))  # type: ignore[arg-type]
     matrix = await replica.matrix()
     assert (provenances(matrix, 0)[0], round(float(matrix.propensity[0, 0]), 4)) == expected
+
+
+async def test_a_call_that_failed_says_nothing_of_the_answers(replica: Replica) -> None:
+    failed = Usage(output_tokens=3, error="HTTP 529")
+    for usage, scored in ((failed, 1), (Usage(latency_s=1.0), 2), (None, 3)):
+        outcome = RecordedOutcome(f"{scored:032x}", "bb", 0.0, usage=usage)
+        await replica.store.record_report(OutcomeReport([outcome], replica.scored(scored)))
+    several = [
+        RecordedOutcome("4" * 32, name, 0.0, usage=usage, compared=True)
+        for name, usage in (("a", failed), ("ccc", None))
+    ]
+    await replica.store.record_report(OutcomeReport(several, replica.scored(4)))
+    matrix = await replica.matrix()
+    np.testing.assert_array_equal((~np.isnan(matrix.scores)).sum(axis=0), [0, 2, 1])
 
 
 async def test_outcomes_that_cannot_be_used_are_counted_by_reason(replica: Replica) -> None:
