@@ -114,7 +114,7 @@ class CandidateHealth:
         if now - max(record.failed_at, record.until) > FORGET_S:
             record.failures, record.until, record.pause_s = 0, 0.0, self._pause_s
         record.failures += 1
-        record.failed_at, record.error = now, error[:MAX_ERROR_CHARS]
+        record.failed_at, record.error = now, _one_line(error)
         if record.failures < self._limit and not record.until:
             return
         record.until = now + record.pause_s
@@ -153,6 +153,11 @@ class CandidateHealth:
             for (_, candidate), record in self._set_aside.copy().items()
             if now < record.until
         }
+
+
+def _one_line(error: str) -> str:
+    """Return the beginning of what a caller reported, fit for a log."""
+    return "".join(c if c.isprintable() else " " for c in error[:MAX_ERROR_CHARS])
 
 
 def is_upstream_failure(error: str) -> bool:

@@ -107,7 +107,8 @@ class Settings:
         among=("pass", "reject"),
     )
     extproc_no_capability_check: bool = _of(
-        False, "Do not require candidates to support the tools, JSON mode and modalities of a body."
+        False,
+        "Do not require candidates to support the API, tools, JSON mode and modalities of a body.",
     )
     candidates_db: str = _of(
         "artifacts/candidates.sqlite", "Candidate store: an SQLite file or a postgresql:// URL."

@@ -98,6 +98,12 @@ def test_errors_of_the_request_are_not_the_candidates(error: str, expected: bool
     assert bool(health.set_aside("")) is expected
 
 
+def test_what_is_reported_cannot_break_a_line_of_the_log() -> None:
+    health, _ = failing(3, "HTTP 500\n2026 ERROR forged" + "x" * 1000)
+    reason = health.set_aside("")["a"]
+    assert reason.endswith("HTTP 500 2026 ERROR forged" + "x" * 54)
+
+
 def test_zero_failures_turn_it_off() -> None:
     health = CandidateHealth(0, 30, Clock())
     for _ in range(10):
