@@ -11,14 +11,15 @@ import numpy as np
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.cli import server_flags
+from engine.cli.calibrate import solve
 from engine.cli.calibrate.live import LiveMix, LiveScores, LiveTable, read_traffic
+from engine.cli.calibrate.solve import ExpectedPoint, TrafficTarget
 from engine.cli.output import progress_bar, stdout_console
 from engine.client.requests import Instruction
 from engine.datasets.folder import DataFolder, read_folder
 from engine.datasets.outcomes import circular_eval
-from engine.routing import calibration, solve, tradeoff
+from engine.routing import calibration, tradeoff
 from engine.routing.calibration import CalibrationTarget, Estimator, Recommendation
-from engine.routing.solve import ExpectedPoint, TrafficTarget
 
 if TYPE_CHECKING:
     from rich.console import Console

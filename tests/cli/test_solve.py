@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.bundle.types import Float64Array
-from engine.routing import solve
+from engine.cli.calibrate import solve
+from engine.cli.calibrate.solve import TrafficTarget
 from engine.routing.calibration import assisted_estimate
-from engine.routing.solve import TrafficTarget
 
 COSTS = np.array([0.0002, 0.001, 0.004, 0.02])
 
