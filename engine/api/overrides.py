@@ -13,8 +13,9 @@ NAMESPACE = "modelsat"  # of metadata, both ways
 OVERRIDE_PREFIX = "x-modelsat-"  # of headers in which HTTP clients override the policy
 LISTS = ("allowed_candidates", "denied_candidates")
 NUMBERS = ("confidence", "max_latency_ms")
-NAMES = (*LISTS, *OBJECTIVES, *NUMBERS, "session")
+NAMES = (*LISTS, *OBJECTIVES, *NUMBERS, "escalate_after_failures", "session")
 HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in NAMES}
+MAX_COUNT = 1_000_000_000
 OVERRIDE_FIELDS = tuple(HEADERS.values())
 # Names of version 0.1. They are refused, because ignoring a denied candidate would admit it.
 RENAMED = {
@@ -58,6 +59,8 @@ def policy_and_session(
             fields |= {"objective": name, "value": _number(source, value)}
         elif name in NUMBERS:
             fields[name] = _number(source, value)
+        elif name == "escalate_after_failures":
+            fields[name] = _count(source, value)
         else:
             session = named_session(_session_text(source, value))
     return Policy(**fields), session
@@ -110,6 +113,15 @@ def _number(source: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise InvalidInputError(Violation(source, "is not a number.")) from None
+
+
+def _count(source: str, value: Any) -> int:
+    number = _number(source, value)
+    if not 0 <= number <= MAX_COUNT or number != int(number):
+        raise InvalidInputError(
+            Violation(source, f"is {value}; expected a whole number, 0 or more.")
+        )
+    return int(number)
 
 
 def _session_text(source: str, value: Any) -> str:

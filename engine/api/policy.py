@@ -37,7 +37,7 @@ class Policy:
     a price or max_ood_score of None sets no limit. confidence: standard errors, None for the
     server's setting. required_api: the API that the candidate must answer in, of
     conversation.providers.APIS; "" for any. max_latency_ms: until the last token, None for no
-    limit.
+    limit. escalate_after_failures: 0 for never, None for the server's setting.
     """
 
     objective: Objective = "cost_sensitivity"
@@ -57,6 +57,7 @@ class Policy:
     max_ood_score: float | None = None
     default_candidate: str = ""
     confidence: float | None = None
+    escalate_after_failures: int | None = None
     required_api: str = ""
     max_latency_ms: float | None = None
 

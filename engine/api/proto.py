@@ -51,6 +51,7 @@ OPTIONAL_LIMITS = (
     "max_ood_score",
     "confidence",
     "max_latency_ms",
+    "escalate_after_failures",
 )
 NUMBER_FIELDS = (
     "expected_output_tokens",
@@ -216,7 +217,7 @@ def conversation_from(message: router_service_pb2.Conversation) -> Conversation:
             raise InvalidInputError(Violation(field, problem))
         parts = turn.text_parts
         newest = parts if len(parts) < budget else parts[len(parts) - budget :]
-        turns.append(ConversationTurn(ROLES[turn.role], tuple(newest)))
+        turns.append(ConversationTurn(ROLES[turn.role], tuple(newest), turn.failed))
         budget -= 1 + len(newest)
         first -= 1
     if not count:
@@ -247,7 +248,9 @@ def conversation_to(conversation: Conversation) -> router_service_pb2.Conversati
         uncounted=conversation.uncounted,
     )
     for turn in conversation.turns:
-        message.messages.add(role=ROLE_NUMBERS[turn.role], text_parts=turn.parts)
+        message.messages.add(
+            role=ROLE_NUMBERS[turn.role], text_parts=turn.parts, failed=turn.failed
+        )
     return message
 
 

@@ -72,6 +72,8 @@ class RouteDecision:
             the probabilities are those of the weights.
         propensity: The probability with which the selected candidate was drawn; None if the server
             does not explore.
+        recent_failures: How many of the last 10 results of tools since the ask failed; each of the
+            first three halved the odds of every candidate.
     """
 
     selected: str
@@ -90,6 +92,7 @@ class RouteDecision:
     revision_token: str = ""
     adaptation_id: str = ""
     propensity: float | None = None
+    recent_failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,7 @@ def decision_from(response: router_service_pb2.RouteResponse) -> RouteDecision:
         uncounted=tuple(response.uncounted),
         adaptation_id=response.adaptation_id,
         propensity=optional(response, "propensity"),
+        recent_failures=response.recent_failures,
     )
 
 

@@ -75,15 +75,17 @@ class Conversation(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., other_texts: _Optional[_Iterable[str]] = ..., media_tokens: _Optional[int] = ..., uncounted: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("role", "text_parts")
+    __slots__ = ("role", "text_parts", "failed")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     TEXT_PARTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     role: Role
     text_parts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., text_parts: _Optional[_Iterable[str]] = ...) -> None: ...
+    failed: bool
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., text_parts: _Optional[_Iterable[str]] = ..., failed: _Optional[bool] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("cost_sensitivity", "target_probability", "budget_usd", "willingness_to_pay_usd", "allowed_candidates", "denied_candidates", "expected_output_tokens", "ranking_size", "required_modalities", "required_features", "required_tags", "allowed_regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "abstain_below_probability", "max_ood_score", "default_candidate", "confidence", "required_api", "max_latency_ms")
+    __slots__ = ("cost_sensitivity", "target_probability", "budget_usd", "willingness_to_pay_usd", "allowed_candidates", "denied_candidates", "expected_output_tokens", "ranking_size", "required_modalities", "required_features", "required_tags", "allowed_regions", "min_context_window", "max_input_usd_per_million", "max_output_usd_per_million", "abstain_below_probability", "max_ood_score", "default_candidate", "confidence", "escalate_after_failures", "required_api", "max_latency_ms")
     COST_SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
     TARGET_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     BUDGET_USD_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +105,7 @@ class Policy(_message.Message):
     MAX_OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    ESCALATE_AFTER_FAILURES_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_API_FIELD_NUMBER: _ClassVar[int]
     MAX_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
     cost_sensitivity: float
@@ -124,12 +127,13 @@ class Policy(_message.Message):
     max_ood_score: float
     default_candidate: str
     confidence: float
+    escalate_after_failures: int
     required_api: str
     max_latency_ms: float
-    def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., willingness_to_pay_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ..., confidence: _Optional[float] = ..., required_api: _Optional[str] = ..., max_latency_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, cost_sensitivity: _Optional[float] = ..., target_probability: _Optional[float] = ..., budget_usd: _Optional[float] = ..., willingness_to_pay_usd: _Optional[float] = ..., allowed_candidates: _Optional[_Iterable[str]] = ..., denied_candidates: _Optional[_Iterable[str]] = ..., expected_output_tokens: _Optional[int] = ..., ranking_size: _Optional[int] = ..., required_modalities: _Optional[_Iterable[str]] = ..., required_features: _Optional[_Iterable[str]] = ..., required_tags: _Optional[_Iterable[str]] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., min_context_window: _Optional[int] = ..., max_input_usd_per_million: _Optional[float] = ..., max_output_usd_per_million: _Optional[float] = ..., abstain_below_probability: _Optional[float] = ..., max_ood_score: _Optional[float] = ..., default_candidate: _Optional[str] = ..., confidence: _Optional[float] = ..., escalate_after_failures: _Optional[int] = ..., required_api: _Optional[str] = ..., max_latency_ms: _Optional[float] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "token_count_method", "uncounted", "revision_token", "adaptation_id", "propensity")
+    __slots__ = ("selected", "reason", "ranking", "excluded", "revision", "timing", "input_tokens", "truncated", "ood_score", "decision_id", "kind", "token_count_method", "uncounted", "revision_token", "adaptation_id", "propensity", "recent_failures")
     SELECTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +150,7 @@ class RouteResponse(_message.Message):
     REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ADAPTATION_ID_FIELD_NUMBER: _ClassVar[int]
     PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FAILURES_FIELD_NUMBER: _ClassVar[int]
     selected: str
     reason: str
     ranking: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
@@ -162,7 +167,8 @@ class RouteResponse(_message.Message):
     revision_token: str
     adaptation_id: str
     propensity: float
-    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ..., token_count_method: _Optional[str] = ..., uncounted: _Optional[_Iterable[str]] = ..., revision_token: _Optional[str] = ..., adaptation_id: _Optional[str] = ..., propensity: _Optional[float] = ...) -> None: ...
+    recent_failures: int
+    def __init__(self, selected: _Optional[str] = ..., reason: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedCandidate, _Mapping]]] = ..., revision: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., input_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., ood_score: _Optional[float] = ..., decision_id: _Optional[str] = ..., kind: _Optional[_Union[DecisionKind, str]] = ..., token_count_method: _Optional[str] = ..., uncounted: _Optional[_Iterable[str]] = ..., revision_token: _Optional[str] = ..., adaptation_id: _Optional[str] = ..., propensity: _Optional[float] = ..., recent_failures: _Optional[int] = ...) -> None: ...
 
 class BatchRouteRequest(_message.Message):
     __slots__ = ("requests",)

@@ -49,6 +49,7 @@ class PromptInfo:
     out-of-distribution score in [0, 1], None if the bundle has no training statistics.
     token_count_method: "tokenizer", "estimate" or "mixed". uncounted: what input_tokens leaves out
     because its size is unknown.
+    failures: how much failed since the ask; see engine/api/conversation/progress.py.
     """
 
     input_tokens: int
@@ -56,6 +57,7 @@ class PromptInfo:
     ood_score: float | None
     token_count_method: str = "tokenizer"  # noqa: S105 - no password
     uncounted: tuple[str, ...] = ()
+    failures: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ from engine.api.policy import POLICY_WORDS, Policy
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.table import Table
 
+COUNTS = (
+    *("expected_output_tokens", "ranking_size", "min_context_window"),
+    "escalate_after_failures",
+)
 IMPLIED_MODALITY = "text"  # every candidate supports it, so requiring it excludes none
 OutputTokens = Callable[[Candidate], float | None]
 Latency = Callable[[Candidate], float | None]  # in milliseconds
@@ -83,8 +87,8 @@ def _check_numbers(policy: Policy) -> list[Violation]:
         if amount is not None and not (math.isfinite(amount) and amount >= 0):
             expected = f"is {amount}; expected a finite number of at least 0."
             violations.append(Violation(f"policy.{field}", expected))
-    for field in ("expected_output_tokens", "ranking_size", "min_context_window"):
-        if (count := getattr(policy, field)) < 0:
+    for field in COUNTS:
+        if (count := getattr(policy, field) or 0) < 0:
             violations.append(Violation(f"policy.{field}", f"is {count}; expected 0 or more."))
     return violations
 

@@ -28,6 +28,8 @@ class DecisionContext:
     switching_margin: utility that another candidate must gain before the session switches to it.
     fallback_reason: why the probabilities are mean accuracies instead of scores of this prompt
     ("the queue is full"); "" if they are scores.
+    escalation: why the most probable candidate is to be chosen, whatever the objective and the
+    session say; "" if it is not.
     confidence: standard errors that the gain over the candidate that is best on average must
     exceed, unless the policy says otherwise; 0 for no such condition.
     """
@@ -38,6 +40,7 @@ class DecisionContext:
     switching_margin: float = 0.0
     fallback_reason: str = ""
     confidence: float = 0.0
+    escalation: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def decide(
     confidence = context.confidence if policy.confidence is None else policy.confidence
     if evidence is not None and confidence:
         ranking = _guard(ids, ranking, p, costs, policy, evidence, confidence)
+    if context.escalation:
+        return _escalate(ids, p, ranking, context)
     if context.session_candidate in ids:
         return _apply_session_affinity(ids, ranking, context)
     return ranking
@@ -157,6 +162,18 @@ def _guard(
             reason += f", which gains {gains[selected]:.3f} with more certainty"
         reason += "."
     return _promote(selected, ranking, reason, ranking.kind)
+
+
+def _escalate(
+    ids: Sequence[str], p: FloatArray, ranking: RankingResult, context: DecisionContext
+) -> RankingResult:
+    """Select the most probable candidate, the first of the ranking among equals."""
+    top = max(ranking.order, key=lambda i: float(p[i]))
+    stays = ids[top] == context.session_candidate
+    reason = f"{context.escalation}: {ids[top]} has the highest probability ({float(p[top]):.3f})"
+    if stays:
+        reason += ", and is the session's candidate"
+    return _promote(top, ranking, reason + ".", "session_affinity" if stays else "ranked")
 
 
 def _apply_session_affinity(

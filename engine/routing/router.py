@@ -40,6 +40,7 @@ from engine.routing.decision import (
     select_eligible,
     with_embedding,
 )
+from engine.routing.difficulty import escalation, harder
 from engine.routing.eligibility import Eligible, leave_out, revise_costs, validate_policy
 from engine.routing.exploration import NO_EXPLORATION, Exploration, explore
 from engine.routing.health import CandidateHealth
@@ -62,7 +63,8 @@ class RouterConfig:
 
     fallback: when to rank by mean accuracy instead of scores; see Settings. default_candidate: ID
     selected on abstention, "" for none. switching_margin: utility that another candidate must gain
-    before a session switches to it. confidence: see Policy. exploration: off by default.
+    before a session switches to it. confidence, escalate_after_failures: see Policy.
+    exploration: off by default.
     willingness_to_pay_usd: in US dollars per success, of policies without an objective; infinite
     takes the highest probability.
     """
@@ -73,6 +75,7 @@ class RouterConfig:
     confidence: float = 0.0
     exploration: Exploration = NO_EXPLORATION
     willingness_to_pay_usd: float = math.inf
+    escalate_after_failures: int = 0
 
 
 # Called with (decision with its whole ranking, policy, text, whether it is a dry run); must not
@@ -144,6 +147,7 @@ class Router:
         deadline: float = float("inf"),
         session: Session | None = None,
         dry_run: bool = False,
+        failures: int = 0,
     ) -> Decision:
         """Select a candidate for `text`.
 
@@ -156,6 +160,7 @@ class Router:
             deadline: of time.monotonic(), infinite for none.
             session: requests of one session stick to one candidate.
             dry_run: read the session but leave it unchanged.
+            failures: how much failed since the ask; see recent_failures.
 
         Raises:
             InvalidInputError: the policy is invalid.
@@ -175,11 +180,13 @@ class Router:
             scored, fallback_reason = _levels(request, 0.0), "the request has no text to route by"
         scored_at = time.monotonic()
         info = with_embedding(request.info, request.table, scored.embedding)
-        conditions = self._context(info, session, fallback_reason)
+        info = replace(info, failures=failures) if failures else info
+        conditions = self._context(info, session, fallback_reason, policy)
         correction = None if fallback_reason else self._correction(scored)
         eligible, p = self._with_expected_costs(request, scored, policy)
+        p = harder(p, failures)
         decision = build_decision(request.table, info, eligible, policy, p, conditions, correction)
-        if self._config.exploration.share:
+        if self._config.exploration.share and not conditions.escalation:
             draw = None if dry_run else self._draw()
             decision = explore(decision, self._config.exploration, draw)
         if session is not None and not dry_run and decision.kind in STICKY_KINDS:
@@ -335,9 +342,9 @@ class Router:
         return np.asarray(added[request.eligible.rows])
 
     def _context(
-        self, info: PromptInfo, session: Session | None, fallback_reason: str
+        self, info: PromptInfo, session: Session | None, fallback_reason: str, policy: Policy
     ) -> DecisionContext:
-        config = self._config
+        config, limit = self._config, policy.escalate_after_failures
         current, margin = "", config.switching_margin
         if session is not None:
             margin = margin if session.margin is None else session.margin
@@ -349,6 +356,7 @@ class Router:
             margin,
             fallback_reason,
             config.confidence,
+            escalation(info.failures, config.escalate_after_failures if limit is None else limit),
         )
 
     def _correction(self, scored: ScoreResult) -> Correction | None:

@@ -135,6 +135,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
             settings.confidence,
             Exploration(settings.exploration_share, settings.exploration_max_loss),
             settings.willingness_to_pay_usd,
+            settings.escalate_after_failures,
         ),
         on_decision=telemetry.decided,
         new_id=decision_ids.new,

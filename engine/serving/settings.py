@@ -207,6 +207,12 @@ class Settings:
         " that is best on average to be selected in its place; 0 selects the ranking's first.",
         high=100,
     )
+    escalate_after_failures: int = _of(
+        0,
+        "In a tool loop: how many of the last 10 results must have failed until the most probable"
+        " candidate is chosen; 0 keeps the session's candidate whatever fails.",
+        high=10,
+    )
     exploration_share: float = _of(
         0.0, "Share of requests for which another candidate is drawn, to learn from it.", high=1
     )

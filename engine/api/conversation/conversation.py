@@ -24,10 +24,14 @@ MAX_PARTS = 10_000  # turns and content parts that are read, from the end of a c
 
 @dataclass(frozen=True)
 class ConversationTurn:
-    """One turn, as its author and the texts of its parts; a turn of images alone has no text."""
+    """One turn, as its author and the texts of its parts; a turn of images alone has no text.
+
+    failed: of a tool's result: the sender says that the tool failed.
+    """
 
     role: Role
     parts: tuple[str, ...]
+    failed: bool = False
 
     @property
     def text(self) -> str:

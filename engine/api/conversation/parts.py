@@ -98,9 +98,11 @@ class PartReader:
         texts: list[str] = []
         results: list[str] = []
         has_result = False
+        failed = _says_failed(value)
         for part in _parts(value):
             if _is_tool_result(part):
                 has_result = True
+                failed = failed or _says_failed(part)
                 self.part(part, results)
             else:
                 self.part(part, texts)
@@ -114,9 +116,9 @@ class PartReader:
         for name, other in value.items():
             if name not in ("role", "content", "parts", "images", *_ID_FIELDS):
                 self.other(name, other, 0)
-        turns = [ConversationTurn("tool", tuple(results))] if has_result else []
+        turns = [ConversationTurn("tool", tuple(results), failed)] if has_result else []
         if texts or not has_result:
-            turns.append(ConversationTurn(role, tuple(texts)))
+            turns.append(ConversationTurn(role, tuple(texts), failed and role == "tool"))
         return turns
 
     def part(self, part: Any, texts: list[str], depth: int = 0) -> None:
@@ -249,6 +251,18 @@ def _is_tool_result(part: Any) -> bool:
     return _string(part.get("type")) in TOOL_RESULTS or any(
         get(part, name) is not None for name in TOOL_RESULT_KEYS
     )
+
+
+def _says_failed(result: Mapping[str, Any]) -> bool:
+    """Return True if a result, or the object that holds it, is marked as an error."""
+    for value in (result, *(get(result, name) for name in TOOL_RESULT_KEYS)):
+        if isinstance(value, Mapping) and (
+            get(value, "is_error") is True
+            or value.get("status") in ("error", "failed", "incomplete")
+            or value.get("success") is False
+        ):
+            return True
+    return False
 
 
 def _provider_of_part(part: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from engine.api.conversation.body import from_body
 from engine.api.conversation.conversation import NO_NEEDS, Conversation, ConversationTurn, Needs
 from engine.api.conversation.harness import human_text
+from engine.api.conversation.progress import goes_on, recent_failures
 from engine.api.conversation.tokens import TokenCount, TokenCounter, count_texts
 from engine.api.policy import Session, named_session
 
@@ -19,10 +20,13 @@ class ConversationReading:
     """What a request says about the choice of a model.
 
     Attributes:
-        ask: What the human asks for now; "" if there is no text to route by.
+        ask: The task: what the human last asked for. A turn that only tells the model to go on is
+            no ask. "" if there is no text to route by.
         context: Tokens that the selected candidate reads besides `ask`, and how they were counted.
         kind: "instruction", or "none" if `ask` is empty.
-        in_tool_loop: True if the model is at work on `ask`: tools answered after it.
+        in_tool_loop: True if the model is at work on `ask`: tools answered after it, or the human
+            told the model to go on.
+        failures: How much failed since `ask`; see recent_failures.
         needs: What the model must support.
         session: Hint that names the session; "" for none.
     """
@@ -31,6 +35,7 @@ class ConversationReading:
     context: TokenCount
     kind: Literal["instruction", "none"]
     in_tool_loop: bool = False
+    failures: int = 0
     needs: Needs = NO_NEEDS
     session: str = ""
 
@@ -74,22 +79,34 @@ def read(conversation: Conversation, counter: TokenCounter | None = None) -> Con
         context=_with_unread(counted, conversation),
         kind="instruction" if ask else "none",
         in_tool_loop=in_tool_loop(turns, asked_at),
+        failures=recent_failures(turns, asked_at),
         needs=conversation.needs,
         session=conversation.session,
     )
 
 
 def find_ask(turns: Sequence[ConversationTurn]) -> tuple[str, int]:
-    """Return the last ask of a human and the position of its turn; ("", -1) if there is none."""
+    """Return the last ask of a human and the position of its turn; ("", -1) if there is none.
+
+    Replies to the model that only tell it to go on are skipped, unless there is no other turn.
+    """
+    last = "", -1
     for i in range(len(turns) - 1, -1, -1):
         if turns[i].role == "user" and (ask := human_text(turns[i].parts)):
-            return ask, i
-    return "", -1
+            if not goes_on(ask) or i == 0 or turns[i - 1].role not in ("assistant", "tool"):
+                return ask, i
+            if last[1] < 0:
+                last = ask, i
+    return last
 
 
 def in_tool_loop(turns: Sequence[ConversationTurn], asked_at: int) -> bool:
-    """Return True if tools answered after the ask at that position."""
-    return any(turn.role == "tool" for turn in turns[asked_at + 1 :])
+    """Return True if tools answered after the ask at that position, or the human told the model to
+    go on."""
+    later = turns[asked_at + 1 :]
+    if any(turn.role == "tool" for turn in later):
+        return True
+    return any(turn.role == "user" and human_text(turn.parts) != "" for turn in later)
 
 
 def hinted_session(hint: str, in_loop: bool) -> Session | None:

@@ -222,6 +222,7 @@ class Gateway:
             context=reading.context,
             deadline=deadline,
             session=reading.session_of(session),
+            failures=reading.failures,
         )
         return self._changes(raw, parsed.model, decision)
 

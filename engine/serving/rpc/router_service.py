@@ -174,6 +174,7 @@ def response_from(decision: Decision) -> pb.RouteResponse:
         uncounted=decision.prompt.uncounted,
         adaptation_id=decision.adaptation_id,
         propensity=decision.propensity,
+        recent_failures=decision.prompt.failures,
     )
     for ranked in decision.ranking:
         response.ranking.add(
@@ -206,6 +207,7 @@ async def route(
         deadline=deadline,
         session=reading.session_of(session_from(request)),
         dry_run=request.dry_run,
+        failures=reading.failures,
     )
     return response_from(decision)
 
