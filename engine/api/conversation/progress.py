@@ -35,8 +35,8 @@ _FILLERS = frozenset(
 _GO_ON_ELSEWHERE = """
     weiter|mach weiter|bitte weiter|weitermachen|fahr fort|fortfahren|ja|ja bitte|nochmal
     continuez|continuer|poursuis|poursuivez|vas-y|oui|oui vas-y|encore|d'accord
-    continúa|continua|continuar|sigue|sigue adelante|adelante|sí|si|procede|de acuerdo
-    prossiga|prosseguir|continue por favor|sim|vai|avanti|prosegui|procedi|sì|va bene
+    continúa|continua|continuar|sigue|sigue adelante|adelante|sí|si|de acuerdo
+    prossiga|prosseguir|continue por favor|sim|avanti|prosegui|procedi|sì|va bene
     ga door|ga verder|verder|doorgaan|fortsätt|fortsett|fortsæt|jatka|kyllä
     kontynuuj|dalej|tak|pokračuj|ano|pokračovať|folytasd|igen|continuă|da
     продолжай|продолжайте|продолжи|дальше|давай|да|хорошо|продовжуй|так|далі
