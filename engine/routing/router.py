@@ -190,7 +190,9 @@ class Router:
             draw = None if dry_run else self._draw()
             decision = explore(decision, self._config.exploration, draw)
         if session is not None and not dry_run and decision.kind in STICKY_KINDS:
-            self._sessions.put(session.name, decision.selected.id, PRINCIPAL.get())
+            self._sessions.put(
+                session.name, decision.selected.id, PRINCIPAL.get(), info.input_tokens
+            )
         ended = time.monotonic()
         timing = {
             "tokenize": prepared - started,

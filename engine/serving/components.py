@@ -59,6 +59,7 @@ from engine.serving.rpc.adaptation_service import AdaptationService
 from engine.serving.rpc.candidate_service import CandidateService
 from engine.serving.rpc.listener import Service
 from engine.serving.rpc.router_service import RouterService
+from engine.serving.session_sync import SessionSync, session_secret
 from engine.serving.settings import EXTPROC_MAX_BODY_BYTES, Settings
 from engine.serving.telemetry import Telemetry, sources
 from engine.serving.telemetry.change_log import ChangeLog
@@ -89,6 +90,7 @@ class Components:
     changes: ChangeLog | None
     telemetry: Telemetry
     sources: Sources
+    sessions: SessionSync
 
     async def close_changes(self) -> None:
         """Finish the audit of changes, if there is one."""
@@ -121,13 +123,15 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     memory = build_memory(settings, manifest, space, registry, batcher, tokenizer)
     changes = ChangeLog(settings.changes_log) if settings.changes_log.name else None
     decision_ids = DecisionIds(registry.decision_key)
+    secret = session_secret(registry.decision_key)
+    sessions = SessionStore(settings.max_sessions, settings.session_ttl_s, secret=secret)
     router = Router(
         registry,
         batcher,
         tokenizer,
         load_training_set(settings.bundle),
         cache,
-        SessionStore(settings.max_sessions, settings.session_ttl_s),
+        sessions,
         RouterConfig(
             cast(FallbackMode, settings.fallback),
             settings.default_candidate,
@@ -161,7 +165,16 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
         router.health,
     )
     return Components(
-        settings, manifest, *inference, router, memory, decision_ids, changes, telemetry, scraped
+        settings,
+        manifest,
+        *inference,
+        router,
+        memory,
+        decision_ids,
+        changes,
+        telemetry,
+        scraped,
+        SessionSync(sessions, settings.outcomes_db),
     )
 
 

@@ -97,6 +97,7 @@ class RunningServer:
         await asyncio.gather(
             bounded("inference", components.batcher.stop(), deadline),
             bounded("the outcomes", components.memory.close(), deadline),
+            bounded("the sessions", components.sessions.close(), deadline),
             bounded("the candidate store", components.registry.close(registry_s), deadline),
             bounded("the audit of changes", components.close_changes(), deadline),
             bounded("telemetry", components.telemetry.stop(), deadline),
@@ -134,6 +135,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
     components.telemetry.start(replace(components.sources, sampled=sampled))
     components.batcher.start()
     filling = await components.memory.start()
+    await components.sessions.start()
     connections.start()
     for listener in listeners:
         await listener.start(bool(components.registry.table().candidates))
@@ -150,6 +152,7 @@ async def start_server(components: Components, auth: AuthConfig) -> RunningServe
         asyncio.create_task(watch_table(components.registry, listeners), name="table"),
         asyncio.create_task(prune_outcomes(components.memory.store), name="prune"),
         asyncio.create_task(watch_half_sent(half_sent, ports), name="half-sent"),
+        asyncio.create_task(components.sessions.run(), name="sessions"),
         *([] if filling is None else [filling]),
     )
     return RunningServer(listeners, components, drain, connections, watches, console)
