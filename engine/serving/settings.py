@@ -122,7 +122,8 @@ class Settings:
         LAST_TABLE, "File of the last table, for a start while PostgreSQL is away; empty for none."
     )
     outcomes_db: str = _of(
-        str(OUTCOMES), "Store of recorded outcomes: an SQLite file or a postgresql:// URL."
+        str(OUTCOMES),
+        "Store of recorded outcomes and of sessions: an SQLite file or a postgresql:// URL.",
     )
     device: str = _of(
         "auto",
