@@ -56,7 +56,7 @@ async def test_servers_of_one_store_share_their_sessions(location: str) -> None:
     assert entry.input_tokens == 700
     assert first.sessions.get("other") == "b"
     assert second.sessions.get(NAME, "q") == ""  # of another principal
-    second.sessions.put(NAME, "c", "p")  # the later use counts, whoever copies first
+    second.sessions.put(NAME, "c", "p")  # the later use counts, in any order of copies
     await first.sync.copy()
     await second.sync.copy()
     await first.sync.copy()
