@@ -111,6 +111,7 @@ class Candidate:
     """One LLM that requests can be routed to. None means unknown; unknown values are never guessed.
 
     Prices are in US dollars per million tokens, context_window and mean_output_tokens in tokens,
+    cached_input_usd_per_million is that of input tokens from the provider's prompt cache.
     time_to_first_token_ms in milliseconds, output_tokens_per_s in tokens a second after the first.
     modalities (in addition to text), features, tags and regions are what policies select by, see
     candidate.proto.
@@ -125,6 +126,7 @@ class Candidate:
     price_source: str = ""
     mean_output_tokens: float | None = None
     time_to_first_token_ms: float | None = None
+    cached_input_usd_per_million: float | None = None
     output_tokens_per_s: float | None = None
     modalities: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -175,6 +177,14 @@ class Candidate:
         if self.time_to_first_token_ms is None or not self.output_tokens_per_s:
             return None
         return self.time_to_first_token_ms + 1000 * output_tokens / self.output_tokens_per_s
+
+    def cache_saving_usd(self, cached_tokens: int) -> float:
+        """Return what a call costs less in US dollars if the provider has so many of its input
+        tokens in its prompt cache; 0 if a price is unknown."""
+        full, cached = self.input_usd_per_million, self.cached_input_usd_per_million
+        if full is None or cached is None:
+            return 0.0
+        return cached_tokens * max(0.0, full - cached) / 1e6
 
     def cost_usd(self, input_tokens: int, output_tokens: float) -> float | None:
         """Return the list price of a call in US dollars; None if a price is unknown."""
@@ -415,7 +425,7 @@ def _check_numbers(candidate: Candidate, field: str) -> list[Violation]:
     problems = []
     for label in (
         *("input_usd_per_million", "output_usd_per_million", "mean_output_tokens"),
-        *("time_to_first_token_ms", "output_tokens_per_s"),
+        *("time_to_first_token_ms", "output_tokens_per_s", "cached_input_usd_per_million"),
     ):
         value = getattr(candidate, label)
         if value is not None and not 0 <= value <= MAX_NUMBER:  # true for NaN too

@@ -56,11 +56,12 @@ def in_usd_per_million(candidate: Candidate, unit: str | None, field: str = "") 
         InvalidInputError: no unit is stated and a price looks like one of another unit.
     """
     if unit is not None:
-        scaled = [
-            None if price is None else round(price * UNITS[unit], 9)
-            for price in (candidate.input_usd_per_million, candidate.output_usd_per_million)
-        ]
-        return replace(candidate, input_usd_per_million=scaled[0], output_usd_per_million=scaled[1])
+        scaled = {
+            name: round(price * UNITS[unit], 9)
+            for name in (*FIELDS, "cached_input_usd_per_million")
+            if (price := getattr(candidate, name)) is not None
+        }
+        return replace(candidate, **scaled)
     names = {f: f"{field}.{f}" if field else f"--{f.replace('_', '-')}" for f in FIELDS}
     found = [price_problem(getattr(candidate, f), names[f]) for f in FIELDS]
     if problems := [p for p in found if p]:

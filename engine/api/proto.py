@@ -41,6 +41,7 @@ OPTIONAL_FIELDS = (  # of a candidate; unset means unknown
     "output_usd_per_million",
     "mean_output_tokens",
     "time_to_first_token_ms",
+    "cached_input_usd_per_million",
     "output_tokens_per_s",
 )
 # Fields of a policy. The first mean something else unset than at 0: no limit, or the server's

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Candidate(_message.Message):
-    __slots__ = ("name", "display_name", "aptitude", "context_window", "input_usd_per_million", "output_usd_per_million", "price_source", "mean_output_tokens", "etag", "modalities", "features", "tags", "regions", "time_to_first_token_ms", "output_tokens_per_s", "level_standard_error")
+    __slots__ = ("name", "display_name", "aptitude", "context_window", "input_usd_per_million", "output_usd_per_million", "price_source", "mean_output_tokens", "etag", "modalities", "features", "tags", "regions", "time_to_first_token_ms", "output_tokens_per_s", "cached_input_usd_per_million", "level_standard_error")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     APTITUDE_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class Candidate(_message.Message):
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    CACHED_INPUT_USD_PER_MILLION_FIELD_NUMBER: _ClassVar[int]
     LEVEL_STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
@@ -39,8 +40,9 @@ class Candidate(_message.Message):
     regions: _containers.RepeatedScalarFieldContainer[str]
     time_to_first_token_ms: float
     output_tokens_per_s: float
+    cached_input_usd_per_million: float
     level_standard_error: float
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., aptitude: _Optional[_Iterable[_Union[TaskResult, _Mapping]]] = ..., context_window: _Optional[int] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., price_source: _Optional[str] = ..., mean_output_tokens: _Optional[float] = ..., etag: _Optional[str] = ..., modalities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., time_to_first_token_ms: _Optional[float] = ..., output_tokens_per_s: _Optional[float] = ..., level_standard_error: _Optional[float] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., aptitude: _Optional[_Iterable[_Union[TaskResult, _Mapping]]] = ..., context_window: _Optional[int] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., price_source: _Optional[str] = ..., mean_output_tokens: _Optional[float] = ..., etag: _Optional[str] = ..., modalities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., time_to_first_token_ms: _Optional[float] = ..., output_tokens_per_s: _Optional[float] = ..., cached_input_usd_per_million: _Optional[float] = ..., level_standard_error: _Optional[float] = ...) -> None: ...
 
 class TaskResult(_message.Message):
     __slots__ = ("task_keywords", "accuracy", "questions", "place")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NUMBER_FIELDS = (
     *("input_usd_per_million", "output_usd_per_million", "mean_output_tokens"),
-    *("time_to_first_token_ms", "output_tokens_per_s"),
+    *("time_to_first_token_ms", "output_tokens_per_s", "cached_input_usd_per_million"),
 )
 MAX_UNREADABLE_SHARE = 0.05  # of the replies of an aptitude test
 TEXT_FIELDS = ("display_name", "price_source")

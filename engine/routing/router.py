@@ -185,6 +185,7 @@ class Router:
         correction = None if fallback_reason else self._correction(scored)
         eligible, p = self._with_expected_costs(request, scored, policy)
         p = harder(p, failures)
+        eligible = self._with_cached_input(request, eligible, session)
         decision = build_decision(request.table, info, eligible, policy, p, conditions, correction)
         if self._config.exploration.share and not conditions.escalation:
             draw = None if dry_run else self._draw()
@@ -316,6 +317,25 @@ class Router:
             for candidate, tokens in zip(candidates, expected, strict=True)
         ]
         return revise_costs(table, request.eligible, scored.p, policy, costs)
+
+    def _with_cached_input(
+        self, request: _PreparedRequest, eligible: Eligible, session: Session | None
+    ) -> Eligible:
+        """Return the eligible candidates, at a lower cost the one that the session uses: it would
+        read the conversation so far from its provider's prompt cache."""
+        if session is None:
+            return eligible
+        principal = PRINCIPAL.get()
+        current = request.table.rows.get(self._sessions.get(session.name, principal))
+        tokens = self._sessions.cached_tokens(session.name, principal, request.info.input_tokens)
+        if current is None or not tokens:
+            return eligible
+        saving = request.table.candidates[current].cache_saving_usd(tokens)
+        costs = tuple(
+            cost if cost is None or row != current else max(0.0, cost - saving)
+            for row, cost in zip(eligible.rows.tolist(), eligible.costs, strict=True)
+        )
+        return replace(eligible, costs=costs)
 
     def _remember(self, request: _PreparedRequest, scored: ScoreResult, decision: Decision) -> None:
         """Keep what an outcome of the decision needs to be learned from."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 HashedName = bytes
+PROMPT_CACHE_S = 300.0  # for which providers keep what they have read, at least
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class SessionStore:
         """Return what is known of a session, None if it is unknown or expired."""
         entry = self._entries.get(self._hash(name, principal))
         return None if entry is None or self._clock() - entry.used_s >= self.ttl_s else entry
+
+    def cached_tokens(self, name: str, principal: str, input_tokens: int) -> int:
+        """Return how many tokens of a request the provider of the session's candidate has in its
+        prompt cache: what that read last, unless it is long ago or the request is shorter, so that
+        the conversation does not begin in the same way any more."""
+        entry = self.entry(name, principal)
+        if entry is None or self._clock() - entry.used_s > PROMPT_CACHE_S:
+            return 0
+        return entry.input_tokens if entry.input_tokens <= input_tokens else 0
 
     def put(self, name: str, candidate: str, principal: str = "", input_tokens: int = 0) -> None:
         """Set the session's candidate, and drop expired sessions and those above the limit."""

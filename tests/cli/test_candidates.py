@@ -131,7 +131,8 @@ def test_listings_have_stable_fields_in_json(run: Run, client: Client) -> None:
     assert list(listed[0]) == [
         *("id", "display_name", "context_window", "input_usd_per_million"),
         *("output_usd_per_million", "price_source", "mean_output_tokens"),
-        *("time_to_first_token_ms", "output_tokens_per_s", "modalities"),
+        *("time_to_first_token_ms", "output_tokens_per_s"),
+        *("cached_input_usd_per_million", "modalities"),
         *("features", "tags", "regions", "mean_accuracy", "level_standard_error", "etag"),
     ]
     revisions = json.loads(run("revisions", "--json"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine.api.candidate import Candidate
 from engine.api.policy import Policy
 from engine.routing.difficulty import escalation, harder
 from engine.routing.ranking import DecisionContext, RankingResult, decide
+from engine.routing.sessions import SessionStore
 
 IDS = ("cheap", "middling", "strong")
 P = np.array([0.86, 0.9, 0.97], np.float32)
@@ -47,6 +49,22 @@ def test_loop_keeps_its_candidate_unless_it_is_to_escalate(failures: int) -> Non
         assert f"{failures} of the last 10 steps" in asked.reason
         stays = choose(failures, 3, session="strong")
         assert (IDS[stays.order[0]], stays.kind) == ("strong", "session_affinity")
+
+
+def test_switch_costs_what_the_prompt_cache_saves() -> None:
+    now = 0.0
+    sessions = SessionStore(10, 1e6, lambda: now)
+    sessions.put("s", "a", "p", 800)
+    assert sessions.cached_tokens("s", "p", 1000) == 800
+    assert sessions.cached_tokens("s", "q", 1000) == 0
+    assert sessions.cached_tokens("s", "p", 799) == 0  # it was compacted, or is another one
+    now = 301.0
+    assert sessions.cached_tokens("s", "p", 1000) == 0
+    prices = {"input_usd_per_million": 3.0, "cached_input_usd_per_million": 0.3}
+    assert Candidate("a", (), **prices).cache_saving_usd(800) == pytest.approx(800 * 2.7e-6)
+    assert Candidate("a", (), input_usd_per_million=3.0).cache_saving_usd(800) == 0
+    dearer = {"input_usd_per_million": 1.0, "cached_input_usd_per_million": 2.0}
+    assert Candidate("a", (), **dearer).cache_saving_usd(800) == 0
 
 
 def test_abstention_comes_before_an_escalation() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from engine.api.policy import Policy, Session
 from engine.routing.sessions import SessionStore
 from engine.serving.session_sync import SessionSync
-from modelsat import Client
+from modelsat import Client, RouteDecision, Turn
 from tests.support.postgres import Postgres, postgres
 from tests.support.stores import fresh
 from tools.processes import await_ready, launch
@@ -109,14 +110,26 @@ async def test_what_cannot_be_stored_is_stored_later(
     assert NAME.encode() not in key
 
 
-def test_session_keeps_its_candidate_when_the_server_was_killed(tmp_path: Path) -> None:
-    asked, kept = Policy(allowed_candidates=("llama-3.1-8b-instruct",)), Session("s", 1e6)
+def cost_of(decision: RouteDecision, candidate: str) -> float:
+    (cost,) = [r.expected_cost_usd for r in decision.ranking if r.candidate == candidate]
+    assert cost is not None
+    return cost
+
+
+def test_session_and_its_prompt_cache_outlive_a_killed_server(tmp_path: Path) -> None:
+    name = "llama-3.1-8b-instruct"
+    asked, kept = Policy(allowed_candidates=(name,)), Session("s", 1e6)
+    before = [Turn("user", "Describe each of these 12 towns. " * 30), Turn("assistant", "Done.")]
     store = tmp_path / "s.sqlite"
     server = await_ready(launch(store))
     try:
         with Client(server.address, timeout_s=30) as client:
-            client.route("What is 3 + 4?", asked, session=kept)
-            assert client.route("Prove it.").selected != "llama-3.1-8b-instruct"
+            model = client.get_candidate(name)
+            priced = replace(model, cached_input_usd_per_million=0.0)
+            client.update_candidate(priced, ["cached_input_usd_per_million"])
+            cached = client.route(before, asked, session=kept).input_tokens
+            assert cached > 200
+            assert client.route("Prove it.").selected != name
         stored = store.with_name("outcomes.sqlite")
         with sqlite3.connect(stored) as db:
             stored_by = time.monotonic() + 30
@@ -126,8 +139,16 @@ def test_session_keeps_its_candidate_when_the_server_was_killed(tmp_path: Path) 
         server.kill()
         server = await_ready(launch(store))
         with Client(server.address, timeout_s=30) as client:
-            decision = client.route("Prove it.", session=kept)
-        assert (decision.selected, decision.kind) == ("llama-3.1-8b-instruct", "session_affinity")
+            turns = [*before, Turn("user", "Prove it.")]
+            decision, new = client.route(turns, session=kept), client.route(turns)
+            short = client.route("Prove it.", session=kept)  # a conversation of another beginning
+            again = client.route("Prove it.")
+        assert (decision.selected, decision.kind) == (name, "session_affinity")
+        assert model.input_usd_per_million is not None
+        saved = cached * model.input_usd_per_million / 1e6
+        assert cost_of(new, name) - cost_of(decision, name) == pytest.approx(saved)
+        assert cost_of(new, new.selected) == cost_of(decision, new.selected)
+        assert cost_of(short, name) == cost_of(again, name)
         assert server.terminate() == 0
     finally:
         server.kill()

@@ -19,6 +19,7 @@ EXAMPLES = {
 NAMES = (
     *("display_name", "context_window", "input_usd_per_million", "output_usd_per_million"),
     *("price_source", "mean_output_tokens", "time_to_first_token_ms", "output_tokens_per_s"),
+    *("cached_input_usd_per_million",),
     *WORD_LISTS,
 )
 
@@ -43,6 +44,8 @@ def add_arguments(
         name = f"{direction}_usd_per_million"
         text = f"list price in US dollars per million {direction} tokens"
         add(name, _number_or_unknown(float), "USD", text)
+    text = "list price in US dollars per million input tokens from the provider's prompt cache"
+    add("cached_input_usd_per_million", _number_or_unknown(float), "USD", text)
     server_flags.add_price_unit(group)
     add("price_source", str, "TEXT", "where and when the prices were listed")
     text = "mean length of an answer in tokens"

@@ -95,11 +95,13 @@ def renewed(candidate: Candidate, table: PriceTable) -> Candidate | None:
     known = candidate.input_usd_per_million, candidate.output_usd_per_million
     if any(old is not None and new is None for old, new in zip(known, prices, strict=True)):
         return None
+    cached = _per_million(entry.get("cache_read_input_token_cost"))
     window = entry.get("max_input_tokens")
     return replace(
         candidate,
         input_usd_per_million=prices[0],
         output_usd_per_million=prices[1],
+        cached_input_usd_per_million=cached or candidate.cached_input_usd_per_million,
         context_window=int(window) if window else candidate.context_window,
         features=_words(candidate.features, FEATURES, entry),
         modalities=_words(candidate.modalities, MODALITIES, entry),

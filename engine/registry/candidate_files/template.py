@@ -20,6 +20,7 @@ input_usd_per_million = 0.5        # list price in US dollars per million input 
 output_usd_per_million = 1.5
 price_source = "example.com/pricing, 2026-11-27"
 mean_output_tokens = 400           # of an answer; if it is unknown, costs are computed with 400
+cached_input_usd_per_million = 0.05  # of input tokens from the provider's prompt cache
 time_to_first_token_ms = 600       # for policies with max_latency_ms
 output_tokens_per_s = 80           # after the first one
 features = ["json_mode", "tools"]  # what requests can ask for; words of your own are fine
