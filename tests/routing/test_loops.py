@@ -63,8 +63,8 @@ def test_switch_costs_what_the_prompt_cache_saves() -> None:
     prices = {"input_usd_per_million": 3.0, "cached_input_usd_per_million": 0.3}
     assert Candidate("a", (), **prices).cache_saving_usd(800) == pytest.approx(800 * 2.7e-6)
     assert Candidate("a", (), input_usd_per_million=3.0).cache_saving_usd(800) == 0
-    dearer = {"input_usd_per_million": 1.0, "cached_input_usd_per_million": 2.0}
-    assert Candidate("a", (), **dearer).cache_saving_usd(800) == 0
+    worse = {"input_usd_per_million": 1.0, "cached_input_usd_per_million": 2.0}
+    assert Candidate("a", (), **worse).cache_saving_usd(800) == 0
 
 
 def test_abstention_comes_before_an_escalation() -> None:
