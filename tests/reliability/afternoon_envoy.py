@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     (MESSAGES, {"max_tokens": 99, "tools": [{"name": "weather", "input_schema": TOOL}]}),
     (CHAT, {"stream": True}),
 )
+# Sends a request by its number; returns the model that answered, and whether it was not the first.
+Ask = Callable[[int], tuple[str, bool]]
 # Upstreams' names by the API of a path.
 SPEAKERS = {
     CHAT: {"gpt-5-mini", "meta-llama/Llama-3.3-70B-Instruct"},
@@ -76,9 +79,9 @@ class Phase:
         return sum(self.models.values()) + self.cut + len(self.failures)
 
 
-def block(language: str, start: str = "") -> str:
-    """Return the page's first block of a language that begins with `start`."""
-    fences = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", PAGE.read_text(), re.M | re.S)
+def block(language: str, start: str = "", page: Path = PAGE) -> str:
+    """Return the first block of a page in a language that begins with `start`."""
+    fences = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", page.read_text(), re.M | re.S)
     texts = (textwrap.dedent(text) for _, text in fences)
     return next(text for text in texts if text.startswith(start))
 
@@ -110,7 +113,9 @@ def ask(port: int, number: int) -> tuple[str, bool]:
     return model, answer.headers["x-envoy-attempt-count"] != "1"
 
 
-def during(name: str, port: int, seconds: float, event: Callable[[], object] | None) -> Phase:
+def during(
+    name: str, send_one: Ask, seconds: float, event: Callable[[], object] | None = None
+) -> Phase:
     """Send requests from several clients, and let `event` happen after a third of the time."""
     phase, begun = Phase(name), time.monotonic()
     streams_cut: list[tuple[float, str]] = []  # (when it was asked for, the error)
@@ -120,7 +125,7 @@ def during(name: str, port: int, seconds: float, event: Callable[[], object] | N
         number = first
         while (asked := time.monotonic()) < begun + seconds:
             try:
-                model, repeated = ask(port, number)
+                model, repeated = send_one(number)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 found = f"{type(error).__name__}: {error}"
                 is_cut = isinstance(error, http.client.IncompleteRead)
@@ -168,16 +173,25 @@ def play(folder: Path, seconds: float = 4.0) -> list[Phase]:
         hosted_envoy(folder, server, fakes.hosted) as envoy,
     ):
         return [
-            during("all is well", envoy.port, seconds, None),
-            during("an upstream is killed", envoy.port, seconds, lambda: fakes.kill("openai")),
-            during("modelsat is killed", envoy.port, seconds, server.kill),
+            during("all is well", partial(ask, envoy.port), seconds),
+            during(
+                "an upstream is killed",
+                partial(ask, envoy.port),
+                seconds,
+                lambda: fakes.kill("openai"),
+            ),
+            during("modelsat is killed", partial(ask, envoy.port), seconds, server.kill),
         ]
 
 
 def main() -> int:
     """Play it once; returns 1 if a request failed."""
     with tempfile.TemporaryDirectory() as name:
-        phases = play(Path(name))
+        return report(play(Path(name)))
+
+
+def report(phases: list[Phase]) -> int:
+    """Print what clients saw; returns 1 if a request failed."""
     for phase in phases:
         models = ", ".join(f"{model} {count}" for model, count in phase.models.most_common())
         print(
