@@ -29,7 +29,7 @@ class Upstream:
 
     bodies: of the requests received, oldest first; {} for a body that is not a JSON object.
     models: those it serves, any if empty; others get 404. key: what it expects in `authorization`
-    or `x-api-key`, anything if empty. status: of its answers, until it is set to another one.
+    or `x-api-key`, anything if empty. status, delay_s: of its answers, until they are set again.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Upstream:
     models: tuple[str, ...] = ()
     key: str = ""
     status: int = 200
+    delay_s: float = 0.0
 
     @property
     def url(self) -> str:
@@ -105,6 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = asked if isinstance(asked, dict) else {}
         upstream, model = self.server.upstream, asked.get("model")
         upstream.bodies.append(asked)
+        time.sleep(upstream.delay_s)
         if status := self._refusal(model):
             self._send(status, {"error": {"message": f"{upstream.name} refuses with {status}"}})
             return

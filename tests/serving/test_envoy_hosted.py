@@ -188,12 +188,16 @@ def test_a_request_that_is_wrong_is_not_repeated(whole: Stack) -> None:
 
 
 def test_a_killed_upstream_fails_no_request(tmp_path: Path) -> None:
-    with stack(tmp_path) as running:
+    with stack(tmp_path, {"stream_idle_timeout: 300s": "stream_idle_timeout: 1s"}) as running:
         sent = [raw(f"Why {i}?", padding="é" * 1000 * i) for i in range(40)]
         for each in sent[:5]:
             assert_answered(running.ask(each), each, "gpt-5-mini")
-        running.fakes.kill("openai")
         llama = "meta-llama/Llama-3.3-70B-Instruct"
+        running.fakes["openai"].delay_s = 3.0  # it stays silent
+        assert_answered(running.ask(sent[0]), sent[0], llama, 2)
+        running.fakes["openai"].delay_s = 0.0
+        assert_answered(running.ask(sent[1]), sent[1], "gpt-5-mini")
+        running.fakes.kill("openai")
         first = running.ask(sent[5])
         assert_answered(first, sent[5], llama, 2)
         attempts = [running.ask(each) for each in sent[6:]]
