@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.adaptation.adaptation import Adaptation, CorrectedScores
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
+from engine.api.conversation.progress import RECENT_RESULTS
 from engine.api.conversation.tokens import TokenCount
 from engine.api.errors import NoEligibleCandidateError
 from engine.api.policy import DecisionKind, Policy
@@ -35,6 +36,9 @@ from engine.routing.eligibility import (
 from engine.routing.guard import Evidence, with_level_errors
 from engine.routing.ranking import DecisionContext, decide
 
+# What failed on the way says that a task is harder than its words show.
+# No outcomes of agents' turns were measured: half the odds for each failure is an assumption.
+ODDS_FACTOR, MAX_HALVINGS = 0.5, 3
 MIN_COVERAGE = 0.5  # of an instruction by the memory, for a guarded decision
 CHARS_PER_TOKEN = 4.0  # estimates tokens before the text is tokenized
 CLIPPED_CHARS = 2 * MAX_INSTRUCTION_TOKENS * MAX_CHARS_PER_TOKEN
@@ -184,6 +188,27 @@ def select_eligible(
     if not len(eligible.rows):
         raise NoEligibleCandidateError(eligible.excluded)
     return eligible
+
+
+def harder(p: Float32Array, failures: int) -> Float32Array:
+    """Return the probabilities p (E,) with odds that are halved for each failure, three at most.
+
+    All candidates share the factor, so their order stays. But of high probabilities the lower one
+    falls faster, so that a better candidate is worth more than before.
+    """
+    if failures <= 0:
+        return p
+    factor = ODDS_FACTOR ** min(failures, MAX_HALVINGS)
+    return np.asarray(p * factor / (1 - p * (1 - factor)), dtype=np.float32)
+
+
+def escalation(failures: int, limit: int) -> str:
+    """Say why the most probable candidate is to be chosen; "" if it is not. limit: 0 for never."""
+    if not 0 < limit <= failures:
+        return ""
+    return (
+        f"{failures} of the last {RECENT_RESULTS} steps on this task failed, {limit} is the limit"
+    )
 
 
 def build_decision(

@@ -36,11 +36,12 @@ from engine.routing.decision import (
     PromptInfo,
     TokenizerCounter,
     build_decision,
+    escalation,
+    harder,
     prepare_prompt,
     select_eligible,
     with_embedding,
 )
-from engine.routing.difficulty import escalation, harder
 from engine.routing.eligibility import Eligible, leave_out, revise_costs, validate_policy
 from engine.routing.exploration import NO_EXPLORATION, Exploration, explore
 from engine.routing.health import CandidateHealth

@@ -7,7 +7,7 @@ import pytest
 
 from engine.api.candidate import Candidate
 from engine.api.policy import Policy
-from engine.routing.difficulty import escalation, harder
+from engine.routing.decision import escalation, harder
 from engine.routing.ranking import DecisionContext, RankingResult, decide
 from engine.routing.sessions import SessionStore
 
