@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.api.candidate import NAME_PREFIX
+from engine.api.candidate import NAME_PREFIX, Candidate
 from engine.api.errors import InvalidInputError, StoreError, Violation
+from engine.cli import server_flags
 from engine.cli.output import stdout_console
 from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import read_recorded
@@ -31,6 +32,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     _add_policies(command.add_argument_group("policies and candidates"))
     _add_columns(command.add_argument_group("reading the log"))
     _add_execution(command.add_argument_group("execution"))
+    about = "server whose registered candidates and prices to replay with, in place of --catalog"
+    server_flags.add_optional(command, about)
     command.set_defaults(run=_run)
 
 
@@ -105,9 +108,7 @@ def _run(parsed: argparse.Namespace) -> None:
         log_format(parsed.format) if parsed.format else None,
         TextFormat(parsed.encoding),
     )
-    table = scoring.open_table(
-        parsed.bundle, read_catalog(parsed.catalog or parsed.bundle / "zoo.json")
-    )
+    table = scoring.open_table(parsed.bundle, _candidates(parsed))
     wanted = policies.read_policies(parsed.policy, parsed.policies, table)
     names = candidate_names(table, parsed.candidate_alias)
     job = scoring.make_job(parsed.bundle, table, wanted)
@@ -124,6 +125,14 @@ def _run(parsed: argparse.Namespace) -> None:
         raise StoreError(f"cannot write to {parsed.out} ({error}); choose another --out") from error
     render.print_report(report, stdout_console())
     print(f"wrote {', '.join(written)} to {parsed.out}")
+
+
+def _candidates(parsed: argparse.Namespace) -> list[Candidate]:
+    """Return those of the server or the file that the flags name."""
+    if parsed.server is None:
+        return read_catalog(parsed.catalog or parsed.bundle / "zoo.json")
+    with server_flags.connect(parsed) as client:
+        return client.list_candidates()
 
 
 def _write(report: dict[str, object], out: Path, *, pictures: bool) -> list[str]:

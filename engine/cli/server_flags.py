@@ -30,6 +30,16 @@ def add_arguments(
     return group
 
 
+def add_optional(command: argparse.ArgumentParser, about: str) -> None:
+    """Add --server, None if it is not given, and the flags of its TLS and token.
+
+    about: what the command does with a server.
+    """
+    group = command.add_argument_group("server")
+    group.add_argument("--server", type=server_address, metavar="HOST:PORT", help=about)
+    add_credentials(group)
+
+
 def default_server() -> str:
     """Return the server of a command that names none."""
     return os.environ.get(SERVER_VARIABLE, "").strip() or DEFAULT_SERVER

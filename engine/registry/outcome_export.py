@@ -109,11 +109,13 @@ def group_by_text(
     return list(by_text.values()), without_text
 
 
-def export_outcomes(file: str | Path, out: Path, bundle: Path | None = None) -> ExportSummary:
+def export_outcomes(
+    file: str | Path, out: Path, bundle: Path | None = None, registered: Sequence[Candidate] = ()
+) -> ExportSummary:
     """Export the outcomes of a store to the data folder `out`.
 
-    With `bundle`, the aptitude results of its catalog are written as well, and candidates that are
-    not in the catalog are left out.
+    With `bundle`, the aptitude results of its catalog are written as well, or those of the
+    `registered` candidates, and other candidates are left out.
 
     Raises:
         InvalidInputError: there is nothing to export.
@@ -123,8 +125,10 @@ def export_outcomes(file: str | Path, out: Path, bundle: Path | None = None) -> 
     names = sorted({name for each in instructions for name in each.scores})
     unknown: Counter[str] = Counter()
     catalog: dict[str, Candidate] = {}
-    if bundle is not None:
-        catalog = {c.id: c for c in read_catalog(bundle / "zoo.json")}
+    if bundle is not None and not registered:
+        registered = read_catalog(bundle / "zoo.json")
+    if registered:
+        catalog = {c.id: c for c in registered}
         for each in instructions:
             unknown.update({n: len(s) for n, s in each.scores.items() if n not in catalog})
         names = [name for name in names if name in catalog]

@@ -113,7 +113,10 @@ def test_outcomes_of_one_candidate_a_request_are_exported_calibrated_and_come_tr
         while client.adaptation().instructions < len(PROMPTS) and time.monotonic() < until:
             time.sleep(0.2)
     store, folder = str(server.log.with_name("outcomes.sqlite")), tmp_path / "own"
-    assert modelsat(["outcomes", "export", "--outcomes-db", store, "--out", str(folder)]) == 0
+    export = ["outcomes", "export", "--outcomes-db", store, "--out", str(folder)]
+    assert modelsat([*export, "--server", server.address]) == 0
+    test = json.loads((folder / "aptitude.json").read_text("utf-8"))
+    assert set(test["scores"]) <= set(ASKED)
     words = ("--data", str(folder), "--server", server.address)
     found = calibrated(capsys, *words, "--max-cost-ratio", "2")  # of the best with outcomes
     point = found["recommended"]
@@ -121,6 +124,19 @@ def test_outcomes_of_one_candidate_a_request_are_exported_calibrated_and_come_tr
     assert point["effective_outcomes"] >= 30
     assert len(found["live_mix"]) > 1
     assert_alike(found["live_mix"], live(server, point["willingness_to_pay_usd"])[0])
+
+
+def test_a_replay_knows_the_candidates_of_the_server(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(json.dumps({"text": text}) for text in PROMPTS[:12]), "utf-8")
+    words = ["replay", str(log), "--out", str(tmp_path / "out"), "--no-plots", "--workers", "1"]
+    policy = "own=willingness_to_pay_usd=0.05"
+    assert modelsat([*words, "--policy", policy, "--server", server.address]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["candidates"] == sorted(ASKED)
+    assert sum(report["policies"]["own"]["selection_share"].values()) == 12
 
 
 def test_data_without_registered_candidates_and_unknown_names_are_refused(

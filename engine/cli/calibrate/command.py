@@ -69,12 +69,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     text = "with --traffic: the strong candidate, which is also the one that costs are compared"
     text += " with (default: the highest mean probability)"
     command.add_argument("--strong", metavar="ID", help=text)
-    server = command.add_argument_group("server")
     text = f"address of the server (with --traffic: default ${server_flags.SERVER_VARIABLE}, else"
-    text += f" {DEFAULT_SERVER})"
-    kind = server_flags.server_address
-    server.add_argument("--server", type=kind, metavar="HOST:PORT", help=text)
-    server_flags.add_credentials(server)
+    server_flags.add_optional(command, f"{text} {DEFAULT_SERVER})")
     command.set_defaults(run=_run)
 
 

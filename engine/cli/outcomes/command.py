@@ -7,6 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
+from engine.api.candidate import Candidate
+from engine.cli import server_flags
 from engine.cli.outcomes import importing
 from engine.cli.output import add_force, require_new
 from engine.datasets.folder import instructions_file
@@ -26,6 +28,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     ):
         action.add_argument(flag, type=Path, required=required, metavar="DIR", help=text)
     add_force(action, "a data folder")
+    about = "server whose registered candidates have the aptitude results, in place of --bundle"
+    server_flags.add_optional(action, about)
     action.set_defaults(run=_export)
     summary = "record the outcomes of a data folder or file on a server, which learns from them"
     action = actions.add_parser("import", help=summary, description=f"R{summary[1:]}.")
@@ -77,9 +81,14 @@ def _restore(parsed: argparse.Namespace) -> None:
 
 def _export(parsed: argparse.Namespace) -> None:
     require_new(instructions_file(parsed.out), force=parsed.force)
-    exported = export_outcomes(parsed.outcomes_db, parsed.out, parsed.bundle)
+    registered: list[Candidate] = []
+    if parsed.server is not None:
+        with server_flags.connect(parsed) as client:
+            registered = client.list_candidates()
+    exported = export_outcomes(parsed.outcomes_db, parsed.out, parsed.bundle, registered)
+    catalog = parsed.server or f"the catalog of {parsed.bundle}"
     print(f"{parsed.out}: {exported.instructions} instructions x {exported.candidates} candidates")
     if exported.without_text:
         print(f"skipped {exported.without_text} outcomes without text")
     for name, count in sorted(exported.unknown.items()):
-        print(f"skipped {count} outcomes of {name}, which is not in the catalog of {parsed.bundle}")
+        print(f"skipped {count} outcomes of {name}, which {catalog} does not have")
