@@ -38,7 +38,7 @@ from engine.pb import (
     router_service_pb2,
     router_service_pb2_grpc,
 )
-from engine.registry.candidate_files.words import notes
+from engine.registry.candidate_files.notes import notes
 from engine.registry.catalog import read_catalog
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.opening import open_registry

@@ -13,8 +13,8 @@ import yaml
 from engine.api.candidate import TEST_TASKS, Candidate
 from engine.api.errors import InvalidInputError
 from engine.datasets.known_tasks import load_task_keywords, reference_tasks
+from engine.registry.candidate_files.notes import notes
 from engine.registry.candidate_files.template import template
-from engine.registry.candidate_files.words import notes
 from engine.registry.catalog import document_of, parse_catalog, read_catalog
 
 KEYWORDS = load_task_keywords()
@@ -201,7 +201,7 @@ def test_a_price_per_token_is_recognized_in_every_form(tmp_path: Path) -> None:
 def test_a_word_that_no_request_asks_for_is_noted_with_the_one_meant(
     label: str, word: str, meant: str
 ) -> None:
-    (note,) = notes(one(aptitude={"invoices": 0.5}, **{label: [word]}))
+    (note,) = notes(one(aptitude={"philosophy": 0.5}, **{label: [word]}))
     assert note == f"mine: {label} has {word!r}; requests ask for {meant!r}"
 
 
@@ -210,4 +210,11 @@ def test_a_word_that_no_request_asks_for_is_noted_with_the_one_meant(
     ["tools", "json_mode", "openai.responses", "ollama", "long-context", "reasoning", "fast"],
 )
 def test_other_words_are_not_noted(word: str) -> None:
-    assert not list(notes(one(aptitude={"invoices": 0.5}, features=[word])))
+    assert not list(notes(one(aptitude={"philosophy": 0.5}, features=[word])))
+
+
+def test_a_level_by_tasks_of_ones_own_alone_is_noted() -> None:
+    (note,) = notes(one(aptitude={"invoices": [0.9, 20], "sql joins": 0.8}))
+    assert "rests on tasks of your own alone" in note
+    assert not list(notes(one(aptitude={"invoices": [0.9, 20], "philosophy": 0.5})))
+    assert not list(notes(one(aptitude={"invoices": [0.9, 20]}, figures=[FIGURE])))

@@ -16,8 +16,8 @@ from engine.cli import server_flags
 from engine.cli.candidates import fields
 from engine.cli.output import Column, add_force, print_json, print_table, write_text
 from engine.cli.server_flags import connect
+from engine.registry.candidate_files.notes import notes
 from engine.registry.candidate_files.template import FORMS, template
-from engine.registry.candidate_files.words import notes
 
 FILE = 'file of candidates, as `modelsat candidates template` writes; "-" reads the standard input'
 

@@ -1,7 +1,8 @@
-"""Notice words of a candidate that are near to those that requests ask for, but are not they.
+"""Notice what is valid in a candidate, but probably not what was meant.
 
-Words of your own are fine, so this only gives notes: a candidate that lists `function_calling`
-would never be chosen for a request with tools, and nothing would say why.
+Words of your own are fine, but a candidate that lists `function_calling` would never be chosen for
+a request with tools, and nothing would say why. A level by tasks of your own alone is no better
+than these tasks are like the test's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 from engine.api.candidate import Candidate
 from engine.api.conversation.providers import APIS
+from engine.registry.candidate_files.tasks import IMPUTED_QUESTIONS, PARTIAL, own_tasks
 
 # Word that the gateway asks for -> how others call it. Separators do not matter.
 ASKED_FOR = {
@@ -38,11 +40,20 @@ SIMILAR = 0.84  # difflib's ratio from which a word is taken for a misspelt one
 
 
 def notes(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence for each feature or modality that may be meant as another word."""
+    """Yield a sentence for each feature or modality that may be meant as another word, and for a
+    level that rests on tasks of your own alone."""
     for label, asked in ASKED_FOR.items():
         for word in getattr(candidate, label):
             if word not in asked and (meant := _meant(word, asked)):
                 yield f"{candidate.id}: {label} has {word!r}; requests ask for {meant!r}"
+    own = own_tasks(candidate.aptitude)
+    tested = {r.task for r in candidate.aptitude if r.questions != IMPUTED_QUESTIONS}
+    if PARTIAL in candidate.tags and own and tested <= {*own}:
+        yield (
+            f"{candidate.id}: its level, {candidate.mean_accuracy():.2f}, rests on tasks of your"
+            " own alone, which count as if they were as hard as the test's; it compares with"
+            " candidates that took the same tasks"
+        )
 
 
 def _meant(word: str, asked: dict[str, tuple[str, ...]]) -> str:
