@@ -1,6 +1,7 @@
 """Expect the length of a candidate's answer from what its calls on similar instructions used.
 
-Shapes: N instructions with a known answer length, M candidates, E eligible ones, D width, P axes.
+Shapes: N instructions with a known answer length, M candidates, E eligible ones, D width, P axes,
+R landmarks.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.adaptation.kernel import KERNEL_WIDTH
+from engine.adaptation.kernel import choose_landmarks, kernel_of
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.types import Float32Array
 
-MAX_INSTRUCTIONS = 4000  # the newest ones: a decision looks at all of them
+MAX_INSTRUCTIONS = 4000  # the newest ones
+MAX_LANDMARKS = 256  # a decision looks at all of them
 MEAN_WEIGHT = 2.0  # of the candidate's mean, in similar instructions
 PRIOR_WEIGHT = 10.0  # of the length that the candidate states, or of 400 tokens, in calls
 HIGHEST_QUANTILE = 0.95  # longer answers of a candidate count as that: one report moves little
@@ -35,20 +37,20 @@ class AnswerTokens:
 
 @dataclass(frozen=True, eq=False)
 class AnswerLengths:
-    """Expected output tokens, by similarity.
+    """Expected output tokens, by similarity to landmarks among the instructions.
 
-    vectors: (N, P) unit vectors. center: (D,) of the embeddings. tokens: (N, M), 0 where unknown.
-    known: (N, M) 1 where known, else 0. columns: ID -> column. sums, counts: (M,) over all N.
+    landmarks: (R, P) unit vectors. center: (D,) of the embeddings. near: (R, 2 M) of the
+    instructions around each landmark, the output tokens of each candidate and then its number of
+    calls. columns: ID -> column. sums, counts: M of the tokens and of the calls over all N.
     """
 
     space: InstructionSpace
     center: Float32Array
-    vectors: Float32Array
-    tokens: Float32Array
-    known: Float32Array
+    landmarks: Float32Array
+    near: Float32Array
     columns: dict[str, int]
-    sums: Float32Array
-    counts: Float32Array
+    sums: list[float]
+    counts: list[float]
 
     @classmethod
     def of(cls, answers: AnswerTokens, space: InstructionSpace) -> AnswerLengths | None:
@@ -62,15 +64,19 @@ class AnswerLengths:
             rows = known[:, column]
             highest = np.quantile(tokens[rows, column], HIGHEST_QUANTILE, method="nearest")
             tokens[rows, column] = np.minimum(tokens[rows, column], highest)
+        vectors = space.unit_vectors(answers.embeddings, center)
+        landmarks = vectors[choose_landmarks(vectors, MAX_LANDMARKS)]
+        nearest = (vectors @ landmarks.T).argmax(axis=1)
+        near = np.zeros((len(landmarks), 2 * len(answers.candidates)), dtype=np.float32)
+        np.add.at(near, nearest, np.concatenate([tokens, known], axis=1))
         return cls(
             space,
             center,
-            space.unit_vectors(answers.embeddings, center),
-            tokens,
-            known.astype(np.float32),
+            landmarks,
+            near,
             {name: i for i, name in enumerate(answers.candidates)},
-            tokens.sum(axis=0),
-            known.sum(axis=0).astype(np.float32),
+            tokens.sum(axis=0).tolist(),
+            known.sum(axis=0, dtype=np.float32).tolist(),
         )
 
     def expected(
@@ -85,8 +91,7 @@ class AnswerLengths:
         if not np.isfinite(embedding).all():
             return [None] * len(candidates)
         vector = self.space.unit_vectors(embedding, self.center)
-        weights = np.exp((self.vectors @ vector - 1) / KERNEL_WIDTH)
-        near, near_count = weights @ self.tokens, weights @ self.known
+        near: list[float] = (kernel_of(self.landmarks @ vector) @ self.near).tolist()
         lengths: list[float | None] = []
         for candidate in candidates:
             mean = self.mean(candidate)
@@ -94,8 +99,8 @@ class AnswerLengths:
                 lengths.append(None)
                 continue
             column = self.columns[candidate.id]
-            total = near[column] + MEAN_WEIGHT * mean
-            lengths.append(float(total / (near_count[column] + MEAN_WEIGHT)))
+            total, count = near[column], near[column + len(self.counts)]
+            lengths.append((total + MEAN_WEIGHT * mean) / (count + MEAN_WEIGHT))
         return lengths
 
     def mean(self, candidate: Candidate) -> float | None:
@@ -107,4 +112,4 @@ class AnswerLengths:
         stated = candidate.mean_output_tokens
         prior = DEFAULT_OUTPUT_TOKENS if stated is None else stated
         total = self.sums[column] + PRIOR_WEIGHT * prior
-        return float(total / (self.counts[column] + PRIOR_WEIGHT))
+        return total / (self.counts[column] + PRIOR_WEIGHT)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.adaptation.answer_length import AnswerLengths, AnswerTokens
+from engine.adaptation.answer_length import MAX_LANDMARKS, AnswerLengths, AnswerTokens
 from engine.api.policy import Policy
 from engine.api.usage import Usage
 from engine.bundle.instruction_space import InstructionSpace
@@ -41,6 +41,21 @@ def test_similar_instructions_count_most() -> None:
     assert short_a is not None
     assert long_a > 800 > 250 > short_a
     assert long_b == pytest.approx(short_b, rel=0.01)
+
+
+def test_many_instructions_are_told_apart_by_the_nearest_landmarks() -> None:
+    """More kinds than landmarks: a kind has the length of its neighborhood, not of all."""
+    random = np.random.default_rng(0)
+    kinds = random.normal(size=(4, WIDTH))
+    kind = random.integers(4, size=3000)
+    embeddings = (kinds[kind] + 0.1 * random.normal(size=(3000, WIDTH))).astype(np.float32)
+    tokens = np.full((3000, 1), 100.0, dtype=np.float32) * (1 + kind[:, None])
+    found = AnswerLengths.of(AnswerTokens(embeddings, ("a",), tokens), SPACE)
+    assert found is not None
+    assert len(found.landmarks) <= MAX_LANDMARKS
+    for number, vector in enumerate(kinds.astype(np.float32)):
+        (length,) = found.expected(vector, (A,))
+        assert length == pytest.approx(100 * (1 + number), rel=0.15)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
@@ -105,7 +120,7 @@ async def test_recorded_usage_is_read_until_it_is_reset(tmp_path: Path) -> None:
     await replica.source.refresh()
     found = replica.source.answer_lengths()
     assert found is not None
-    assert found.counts.tolist() == [10, 0, 0]
+    assert found.counts == [10, 0, 0]
     (expected, unknown) = found.expected(embedding(0), (A, BB))
     assert expected is not None
     assert expected > 4000
