@@ -88,3 +88,37 @@ class KnownOutcomes:
             self.unbiased[kept],
             self.candidates,
         )
+
+
+def is_preference(grader: str) -> bool:
+    """Tell whether a grader's scores are shares of pairs that were won, as `modelsat compare`
+    names its pairwise judges: they say who is better, not who succeeds."""
+    return bool(grader) and all(name.startswith("pairwise ") for name in grader.split(", "))
+
+
+def scores_of_preferences(shares: Float32Array, logits: Float32Array) -> Float32Array:
+    """Return scores (N, M) that say the same of the order as shares of won pairs, and nothing of a
+    level that the weights do not say already.
+
+    The weights expect a share, the mean over the others of sigmoid(z_m - z_other) (Bradley and
+    Terry, 1952). What a share exceeds that by is added to the probability by the weights, scaled so
+    that all stay in [0, 1] and centered so that an instruction's sum stays that of the weights.
+
+    Args:
+        shares: (N, M) in [0, 1], NaN where unknown.
+        logits: (N, M) by the weights, known where a share is.
+    """
+    known = ~np.isnan(shares)
+    z = np.where(known, logits, 0).astype(np.float64)
+    expected = np.zeros_like(z)
+    for column in np.flatnonzero(known.any(axis=0)):
+        wins = 1 / (1 + np.exp(z[:, [column]] - z))
+        expected += np.where(known[:, [column]], wins, 0)
+    count = np.maximum(known.sum(axis=1, keepdims=True), 1)
+    expected = (expected - 0.5) / np.maximum(count - 1, 1)  # none is compared with itself
+    excess = np.where(known, shares - expected, 0)
+    excess -= np.where(known, excess.sum(axis=1, keepdims=True) / count, 0)
+    p = 1 / (1 + np.exp(-z))
+    room = np.where(excess > 0, 1 - p, p)
+    scale = np.minimum(room / np.maximum(np.abs(excess), 1e-9), 1).min(axis=1, keepdims=True)
+    return np.where(known, p + scale * excess, np.nan).astype(np.float32)

@@ -17,7 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.adaptation.answer_length import AnswerTokens
-from engine.adaptation.outcome_matrix import PROVENANCES, OutcomeMatrix
+from engine.adaptation.outcome_matrix import (
+    PROVENANCES,
+    OutcomeMatrix,
+    is_preference,
+    scores_of_preferences,
+)
 from engine.bundle.types import Float32Array, Int64Array
 from engine.registry.embedding_bytes import (
     repack,
@@ -39,7 +44,8 @@ MATCHED_AT_ONCE = 64  # instructions: a match of many tests takes memory for eac
 MAX_TOKENS = 1e6  # of one answer; more is taken for that
 _ANSWER = np.dtype([("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("tokens", "f4")])
 _OUTCOME = np.dtype(
-    [("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("compared", "?"), ("score", "f4")]
+    [("report", "u4"), ("instruction", "u4"), ("code", "u2"), ("score", "f4")]
+    + [(kind, "?") for kind in ("compared", "preferred")]
 )
 
 
@@ -296,13 +302,15 @@ def _outcomes(report: Row, codes: Mapping[str, int]) -> NDArray[np.void]:
     says nothing about its answers."""
     number, instruction, blob, compared, details = report
     pairs = unpack(blob)
-    outcomes = np.empty(len(pairs), dtype=_OUTCOME)
+    outcomes = np.zeros(len(pairs), dtype=_OUTCOME)
     outcomes["report"], outcomes["instruction"] = number, instruction
     outcomes["code"], outcomes["score"] = pairs["code"], pairs["score"]
     outcomes["compared"] = bool(compared)
-    if not details or '"error"' not in details:  # saves parsing nearly all of them
+    if '"error"' not in details and '"pairwise ' not in details:  # saves parsing nearly all of them
         return outcomes
-    used = json.loads(details).get("usage", {})
+    content = json.loads(details)
+    outcomes["preferred"] = is_preference(content.get("grader") or "")
+    used = content.get("usage") or {}
     failed = [codes[n] for n, usage in used.items() if usage.get("error") and n in codes]
     return outcomes[~np.isin(outcomes["code"], failed)]
 
@@ -348,6 +356,8 @@ def _matrix(
     provenance = np.full(shape, -1, dtype=np.int8)
     propensity = np.ones(shape, dtype=np.float32)
     scores[at, column] = outcomes["score"]
+    preferred = np.setdiff1d(at[outcomes["preferred"]], at[~outcomes["preferred"]])
+    scores[preferred] = scores_of_preferences(scores[preferred], logits[preferred])
     provenance[at, column] = kind[at]
     propensity[at, column] = np.where(compared, 1.0, drawn)[at]
     used = np.unique(at)

@@ -43,7 +43,7 @@ def test_similar_instructions_count_most() -> None:
     assert long_b == pytest.approx(short_b, rel=0.01)
 
 
-def test_many_instructions_are_told_apart_by_the_nearest_landmarks() -> None:
+def test_many_instructions_go_by_the_nearest_landmarks() -> None:
     """More kinds than landmarks: a kind has the length of its neighborhood, not of all."""
     random = np.random.default_rng(0)
     kinds = random.normal(size=(4, WIDTH))

@@ -190,8 +190,8 @@ def test_a_principal_moves_no_more_choices_than_its_share() -> None:
 
 
 def test_lies_about_one_kind_of_instructions_hold_there_alone() -> None:
-    """The liar, with 5 % of the outcomes, says that only the second best candidate is right. Nobody
-    else reports on that kind."""
+    """The liar, with 5 % of the outcomes, says that only the second best candidate is right, and is
+    alone with that kind."""
     moved = []
     for seed in range(10):
         world = World.of(seed)

@@ -103,7 +103,7 @@ def test_the_default_of_the_guard_is_the_best_of_the_remembered_instructions() -
     assert decision(adaptation).selected.id == "c"
 
 
-def test_if_nobody_is_known_to_be_best_on_average_the_default_is_the_weights_choice() -> None:
+def test_if_none_is_known_to_be_best_on_average_the_default_is_the_weights_choice() -> None:
     unknown = FakeAdaptation({"c": 1.0}, 0.1, means=dict.fromkeys("abc", float("nan")))
     assert decision(unknown, Policy(confidence=0.1)).selected.id == "c"
     made = decision(unknown, Policy(confidence=1.0))

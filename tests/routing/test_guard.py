@@ -116,7 +116,7 @@ def test_the_reason_says_which_of_the_two_decided(objective: Objective, value: f
         ((0.99, 0.3), 0.9, 1),
         ((0.75, 0.06), 0.6, 0),  # the default misses the target, so what it saves does not count
         ((0.75, 0.2), 0.6, 1),
-        ((0.65, 0.01), 0.6, 0),  # nobody reaches it
+        ((0.65, 0.01), 0.6, 0),  # neither reaches it
     ],
 )
 def test_a_target_is_left_to_the_default_unless_another_surely_reaches_it(
