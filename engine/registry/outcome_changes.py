@@ -1,10 +1,13 @@
-"""Read what changed in a store of outcomes since a position, for those who keep them in memory."""
+"""Read outcomes for those who keep them in memory: changes since a position, the newest ones."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from engine.api.usage import Usage
 from engine.registry.stores.outcome_sql import candidate_ids, read_state
 from engine.registry.stores.outcome_types import ScoredCandidates, unpack
 from engine.registry.stores.sql import Database, Row
@@ -190,3 +193,71 @@ def is_remembered(db: Database, key: str) -> bool:
     """Whether an instruction of that key is recorded, and does not wait for its vectors."""
     rows = db.run("SELECT open FROM memory_instruction WHERE key = ?", (key,))
     return bool(rows) and not rows[0][0]
+
+
+@dataclass(frozen=True, eq=False)
+class RecentReport:
+    """What one call recorded.
+
+    candidates: number of the list that the logits belong to. embedding, logits: packed; all three
+    are None if the instruction is not remembered. outcomes: candidate ID -> score. usage: candidate
+    ID -> of its call. compared: whether it was a comparison. recorded_at: Unix time in seconds.
+    """
+
+    candidates: int | None
+    embedding: bytes | None
+    logits: bytes | None
+    outcomes: Mapping[str, float]
+    usage: Mapping[str, Usage]
+    compared: bool
+    recorded_at: float
+
+
+@dataclass(frozen=True, eq=False)
+class RecentReports:
+    """The newest reports, newest first. lists: number -> the candidates of that list."""
+
+    reports: Sequence[RecentReport]
+    lists: Mapping[int, ScoredCandidates]
+
+
+def read_position(db: Database) -> tuple[int, int]:
+    """Return numbers that change with every report, and with every deletion."""
+    state = read_state(db)
+    return state["position"], state["deletions"]
+
+
+def read_recent_reports(db: Database, limit: int) -> RecentReports:
+    """Return the newest `limit` reports."""
+    rows = db.run(
+        "SELECT i.candidates, i.embedding, i.logits, r.outcomes, r.details, r.compared,"
+        " r.recorded_at FROM memory_report r JOIN memory_instruction i ON i.number = r.instruction"
+        " ORDER BY r.number DESC LIMIT ?",
+        (limit,),
+    )
+    ids = candidate_ids(db) if rows else {}
+    reports = [
+        RecentReport(
+            candidates,
+            embedding,
+            logits,
+            {ids[int(code)]: float(score) for code, score in unpack(outcomes)},
+            {name: Usage(**used) for name, used in _usage_of(details).items()},
+            bool(compared),
+            recorded_at,
+        )
+        for candidates, embedding, logits, outcomes, details, compared, recorded_at in rows
+    ]
+    lists = {
+        number: ScoredCandidates.parse(
+            db.run("SELECT content FROM memory_candidate_list WHERE number = ?", (number,))[0][0]
+        )
+        for number in sorted({r.candidates for r in reports if r.candidates is not None})
+    }
+    return RecentReports(reports, lists)
+
+
+def _usage_of(details: str) -> dict[str, dict[str, Any]]:
+    """Return candidate ID -> fields of Usage."""
+    usage: dict[str, dict[str, Any]] = json.loads(details).get("usage", {}) if details else {}
+    return usage

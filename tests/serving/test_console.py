@@ -221,7 +221,7 @@ def test_a_request_that_comes_byte_by_byte_is_let_go(begun: bytes) -> None:
 def test_with_tokens_the_pages_are_open_and_the_figures_are_not(guarded: Console) -> None:
     assert guarded.tokens is not None
     assert guarded.ask("GET", "/")[0] == 200
-    paths = ("/api/info", "/api/candidates", "/api/revisions", "/api/decisions")
+    paths = ("/api/info", "/api/candidates", "/api/revisions", "/api/decisions", "/api/outcomes")
     bearer = {role: f"Bearer {token}" for role, token in guarded.tokens.items()}
     for path in paths:
         assert guarded.ask("GET", path)[0] == 401

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.api.usage import Usage
 from engine.registry.catalog import read_catalog
 from modelsat import Client
 from tests.support.browser import Console, showing, showing_guarded
@@ -78,6 +79,89 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     assert complaints == []
     assert requests
     assert all(url.startswith(console.url) for url in requests)
+
+
+OUTCOMES = ((1.0, Usage(900, 200)), (0.0, Usage(1500, 400)), (1.0, None))
+# Some that the focus reaches, in this order.
+STOPS = ("#ask-text", "#ask-ranking", "#live-pause", "#spend-baseline", "#reliability-candidate")
+
+
+@pytest.fixture(scope="module")
+def judged(console: Console) -> Console:
+    """A console with outcomes of some decisions."""
+    with Client(console.server.address) as client:
+        for i, (score, usage) in enumerate(4 * OUTCOMES):
+            answer = client.route(f"{QUESTION} Then what is {i} times x?")
+            client.record_outcome(answer.decision_id, answer.selected, score, usage=usage)
+    return console
+
+
+def test_the_page_shows_spend_savings_and_reliability(judged: Console, browser: Any) -> None:
+    view = judged.get("/api/outcomes")
+    assert (view["reports"], view["spend"]["calls"]) == (12, 8)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(judged.url)
+    best, other = view["spend"]["always"][:2]
+    about = page.locator("#spend-about")
+    about.get_by_text(f"by {best['candidate']} alone").wait_for()
+    page.get_by_label("Compare with always").select_option(other["candidate"])
+    about.get_by_text(f"by {other['candidate']} alone").wait_for()
+    (reliable, *_) = view["reliability"]["candidates"]
+    page.get_by_label("Show").select_option(reliable["candidate"])
+    row = page.locator("#reliability-table tr.selected").inner_text()
+    assert row.split()[0] == reliable["candidate"]
+    assert f"{reliable['observed']:.2f}" in row
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [420, 1280])
+def test_the_page_passes_axe(judged: Console, browser: Any, width: int, scheme: str) -> None:
+    """All rules of axe-core, contrast among them, with every section filled and opened."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(judged.url)
+    page.locator("#reliability-table tbody tr").first.wait_for()
+    page.get_by_text("Constraints", exact=True).click()
+    page.get_by_role("button", name="Rank").click()
+    page.locator("#ask-curve polyline").wait_for()
+    for candidate in CATALOG[:2]:
+        page.get_by_label(f"compare {candidate.id}", exact=True).check()
+    violations = axe.run(page).response["violations"]
+    assert [(v["id"], [n["target"] for n in v["nodes"]]) for v in violations] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no sideways scroll"
+    cut = "nodes => nodes.filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.id)"
+    assert page.locator("main .scroll").evaluate_all(cut) == [], "no table is cut off"
+    page.close()
+
+
+def test_the_page_is_used_by_keyboard_alone(judged: Console, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 420, "height": 900})
+    page.goto(judged.url)
+    page.locator("#reliability-table tbody tr").first.wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # skips the navigation
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "ask-text"
+    page.keyboard.press("Control+Enter")
+    page.locator("#ask-ranking tr.selected").wait_for()
+    reached = ["ask-text"]
+    hidden = []
+    while reached[-1] != "revisions-table":
+        page.keyboard.press("Tab")
+        found, outline = page.evaluate(
+            "[document.activeElement.id, getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        reached.append(found)
+        hidden += [found] if outline == "none" else []
+        assert len(reached) < 200, reached
+    places = [reached.index(stop.removeprefix("#")) for stop in STOPS]
+    assert places == sorted(places)
+    assert hidden == [], "the focus is always visible"
+    page.locator("#live-pause").focus()
+    page.keyboard.press("Space")
+    assert page.locator("#live-pause").inner_text() == "Resume"
+    page.close()
 
 
 def test_the_page_asks_for_a_token_and_keeps_it(guarded: Console, browser: Any) -> None:

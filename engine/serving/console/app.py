@@ -30,7 +30,9 @@ from engine.api.conversation.body import from_body
 from engine.api.errors import InvalidInputError, UnavailableError, Violation
 from engine.api.proto import conversation_to, policy_from, policy_to
 from engine.api.request_context import PRINCIPAL, ROLE
+from engine.bundle.manifest import weights_id
 from engine.pb import router_service_pb2 as pb
+from engine.registry.outcome_changes import read_position, read_recent_reports
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
 from engine.routing.tradeoff import curve, finite
@@ -47,6 +49,7 @@ from engine.serving.console.learning import (
     region_view,
     regions,
 )
+from engine.serving.console.outcomes import MAX_REPORTS, outcomes_view
 from engine.serving.rpc.adaptation_service import served
 from engine.serving.rpc.router_service import route
 from engine.serving.rpc.status import HTTP_STATUS, failure_status
@@ -95,6 +98,7 @@ class Console:
         self._components, self._feed, self._tokens = components, feed, tokens
         self._refused = RefusalLog()
         self._streams = BoundedSemaphore(MAX_STREAMS)
+        self._judged: tuple[Any, dict[str, Any]] | None = None  # state of the outcomes, their view
         self._files = {f"/{file.name}": file for file in FILES.iterdir() if file.suffix in TYPES}
         self._files["/"] = self._files.pop("/index.html")
         self._api: dict[str, Callable[[Request], Response]] = {
@@ -102,6 +106,7 @@ class Console:
             "GET /api/candidates": lambda _: _json(candidates_view(components.registry.table())),
             "GET /api/revisions": lambda _: _json(self._revisions()),
             "GET /api/adaptation": lambda _: _json(self._on_loop(self._learned())),
+            "GET /api/outcomes": lambda _: _json(self._on_loop(self._outcomes())),
             "GET /api/decisions": self._decisions,
             "POST /api/route": self._route,
         }
@@ -210,6 +215,16 @@ class Console:
                 for region in found
             ],
         }
+
+    async def _outcomes(self) -> dict[str, Any]:
+        """Answer from the last view while neither outcomes nor candidates change."""
+        store, table = self._components.memory.store, self._components.registry.table()
+        state = await store.read(read_position), table.id
+        if self._judged is None or self._judged[0] != state:
+            recent = await store.read(lambda db: read_recent_reports(db, MAX_REPORTS))
+            bundle = weights_id(self._components.manifest)
+            self._judged = state, await asyncio.to_thread(outcomes_view, recent, table, bundle)
+        return self._judged[1]
 
     def _route(self, request: Request) -> Response:
         # What a form of another site can send is no JSON; what is JSON, a browser asks about first.

@@ -44,7 +44,7 @@ function row(candidate) {
     h("th", { scope: "row" }, candidate.id, candidate.display_name && candidate.display_name !== candidate.id
       ? h("span", { class: "also" }, candidate.display_name) : null),
     h("td", {}, strip(candidate)),
-    h("td", { class: "figure" }, number(candidate.mean_accuracy, 2)),
+    h("td", { class: "figure wide" }, number(candidate.mean_accuracy, 2)),
     h("td", { class: "figure" }, price(candidate)),
     h("td", { class: "figure wide" }, known(candidate.context_window) ? candidate.context_window.toLocaleString() : "unknown"),
     h("td", { class: "wide" }, ...features(candidate)));
@@ -53,8 +53,8 @@ function row(candidate) {
 function draw() {
   const filter = $("candidates-filter").value.toLowerCase();
   const matching = data.candidates.filter((c) => `${c.id} ${c.display_name ?? ""}`.toLowerCase().includes(filter));
-  const headings = [["", "check"], ["Candidate"], ["Aptitude"], ["Mean", "figure"], ["$ per million in / out", "figure"],
-    ["Context", "figure wide"], ["", "wide"]];
+  const headings = [["Compare", "check"], ["Candidate"], ["Aptitude"], ["Mean", "figure wide"], ["$ per million in / out", "figure"],
+    ["Context", "figure wide"], ["Reads, supports, is tagged", "wide"]];
   const rows = matching.slice(0, MAX_ROWS).map(row);
   if (matching.length > MAX_ROWS) {
     rows.push(h("tr", {}, h("td", { colspan: "7" }, `${matching.length - MAX_ROWS} more; use the filter`)));

@@ -49,10 +49,10 @@ function list(regions) {
   const rows = regions.map((r, i) =>
     h("tr", {},
       h("th", { scope: "row" }, r.categories.join(", ") || (r.coverage < 0.5 ? "not remembered" : `region ${i + 1}`)),
-      h("td", { class: "figure" }, String(r.decisions)),
-      h("td", { class: "figure" }, number(r.shift)),
+      h("td", { class: "figure wide" }, String(r.decisions)),
+      h("td", { class: "figure wide" }, number(r.shift)),
       h("td", { class: "figure" }, `${Math.round(100 * r.changed)} %`),
       h("td", {}, r.candidates.filter((c) => number(c.before, 2) !== number(c.after, 2)).map((c) => `${bare(c.candidate)} ${number(c.before, 2)} → ${number(c.after, 2)}`).join(" · "))));
-  const headings = [["Region"], ["Decisions", "figure"], ["Mean shift of p", "figure"], ["Changed", "figure"], ["Candidates that differ most"]];
+  const headings = [["Region"], ["Decisions", "figure wide"], ["Mean shift of p", "figure wide"], ["Changed", "figure"], ["Candidates that differ most"]];
   return table(headings, rows, "Regions of recent decisions, those that differ most first");
 }

@@ -6,6 +6,7 @@ import * as candidates from "./candidates.js";
 import { $, show } from "./dom.js";
 import * as learning from "./learning.js";
 import * as live from "./live.js";
+import * as outcomes from "./outcomes.js";
 import * as revisions from "./revisions.js";
 
 const REFRESH_MS = 5000, LEARNING_MS = 30000;
@@ -29,6 +30,7 @@ async function refresh() {
   if (performance.now() - shownLearning > LEARNING_MS) {
     shownLearning = performance.now();
     await learning.refresh();
+    await outcomes.refresh();
   }
   return info;
 }
@@ -48,6 +50,7 @@ async function keepUp() {
 
 ask.start();
 candidates.start();
+outcomes.start();
 try {
   live.start(await refresh());
 } catch (error) {

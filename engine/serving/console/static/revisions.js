@@ -10,7 +10,7 @@ export async function refresh(current) {
       h("th", { scope: "row" }, String(r.number), r.number === current ? h("span", { class: "badge" }, "served") : null),
       h("td", { class: "time" }, date(r.time)),
       h("td", {}, r.description),
-      h("td", { class: "figure" }, String(r.candidates))));
+      h("td", { class: "figure wide" }, String(r.candidates))));
   $("revisions-table").replaceChildren(
-    table([["Revision"], ["Time"], ["Change"], ["Candidates", "figure"]], rows, "Revisions, newest first"));
+    table([["Revision"], ["Time"], ["Change"], ["Candidates", "figure wide"]], rows, "Revisions, newest first"));
 }
