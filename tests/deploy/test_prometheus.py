@@ -32,6 +32,8 @@ pytestmark = [
     ),
 ]
 QUIET = {
+    "Failed calls",
+    "Candidates set aside",
     "Errors by code",
     "Audit records",
     "Failed reloads",
