@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.api.usage import Usage
+from engine.pb.router_service_pb2 import Policy
 from engine.registry.catalog import read_catalog
 from modelsat import Client
 from tests.support.browser import Console, showing, showing_guarded
@@ -81,6 +82,7 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     assert all(url.startswith(console.url) for url in requests)
 
 
+OBJECTIVES = {field.name for field in Policy.DESCRIPTOR.oneofs_by_name["objective"].fields}
 OUTCOMES = ((1.0, Usage(900, 200)), (0.0, Usage(1500, 400)), (1.0, None))
 # Some that the focus reaches, in this order.
 STOPS = ("#ask-text", "#ask-ranking", "#live-pause", "#spend-baseline", "#reliability-candidate")
@@ -111,6 +113,39 @@ def test_the_page_shows_spend_savings_and_reliability(judged: Console, browser: 
     row = page.locator("#reliability-table tr.selected").inner_text()
     assert row.split()[0] == reliable["candidate"]
     assert f"{reliable['observed']:.2f}" in row
+    page.close()
+
+
+def test_the_page_ranks_by_each_objective_among_those_allowed(
+    console: Console, browser: Any
+) -> None:
+    ranking = console.route(text=QUESTION)["decision"]["ranking"]
+    names = [r["candidate"].split("/")[1] for r in ranking if "expected_cost_usd" in r][:3]
+    allowed = [f"candidates/{name}" for name in names]
+    page = browser.new_page()
+    page.goto(console.url)
+    page.get_by_text("Constraints", exact=True).click()
+    page.get_by_label("Allowed candidates").fill(f"{names[0]}, candidates/{names[1]} {names[2]}")
+    page.get_by_label("Instruction").fill(QUESTION)
+    for objective, label, limit in (
+        ("willingness_to_pay_usd", "", None),
+        ("target_probability", "Probability", 0.5),
+        ("budget_usd", "US dollars a request", 1.0),
+        ("", "", None),
+    ):
+        page.get_by_label("Objective").select_option(objective)
+        if label:
+            page.get_by_label(label, exact=True).fill(str(limit))
+        with page.expect_response("**/api/route") as answered:
+            page.get_by_role("button", name="Rank").click()
+        policy = answered.value.request.post_data_json["policy"]
+        assert policy["allowed_candidates"] == allowed
+        assert {name: policy[name] for name in OBJECTIVES & policy.keys()} == (
+            {objective: limit or "Infinity"} if objective else {}
+        )
+        reason = console.route(text=QUESTION, policy=policy)["decision"]["reason"]
+        page.locator("#ask-reason").get_by_text(reason, exact=True).wait_for()
+        assert page.locator("#ask-ranking tbody tr:not(.excluded)").count() == 3
     page.close()
 
 

@@ -11,14 +11,27 @@ let timer = 0;
 /** Map slider positions 0 to 99 to $.001 to $1 in equal ratios, the recommended range, and 100 to quality alone. */
 const willingness = (position) => (position < 100 ? Number((10 ** (position / 33 - 3)).toPrecision(2)) : Infinity);
 
+/** Objectives that take a number of their own: its name, and where it starts. */
+const LIMITS = {
+  target_probability: ["Probability", "0.9"],
+  budget_usd: ["US dollars a request", "0.001"],
+};
+
 const splitWords = (text) => text.split(/[\s,]+/).filter(Boolean);
 
 function policy() {
   const field = (name) => $("ask-form").elements.namedItem(name).value;
+  const names = (list) => splitWords(field(list)).map((id) => `candidates/${bare(id)}`);
   const result = {};
-  const value = willingness(Number($("ask-willingness").value));
-  result.willingness_to_pay_usd = value === Infinity ? "Infinity" : value; // as JSON of protos has it
-  result.denied_candidates = splitWords(field("deny")).map((id) => `candidates/${bare(id)}`);
+  const objective = $("ask-objective").value;
+  if (objective in LIMITS) result[objective] = Number($("ask-limit-value").value);
+  else if (objective) {
+    const value = willingness(Number($("ask-willingness").value));
+    result[objective] = value === Infinity ? "Infinity" : value; // as JSON of protos has it
+  }
+  result.allowed_candidates = names("allow");
+  result.denied_candidates = names("deny");
+  result.allowed_regions = splitWords(field("regions"));
   result.required_features = splitWords(field("features"));
   result.required_tags = splitWords(field("tags"));
   result.min_context_window = Number(field("min_context_window") || 0);
@@ -99,7 +112,18 @@ function showWillingness() {
   $("ask-willingness").setAttribute("aria-valuetext", text);
 }
 
+/** Show the control of the objective: the slider, a number, or nothing. */
+function showObjective() {
+  const objective = $("ask-objective").value, [name, first] = LIMITS[objective] ?? [];
+  $("ask-form").querySelector(".slider").hidden = objective !== "willingness_to_pay_usd";
+  $("ask-limit").hidden = !name;
+  if (!name) return;
+  $("ask-limit-name").textContent = name;
+  $("ask-limit-value").value = first;
+}
+
 export function start() {
+  $("ask-objective").addEventListener("change", showObjective);
   $("ask-form").addEventListener("submit", (event) => {
     event.preventDefault();
     ask();
@@ -113,4 +137,5 @@ export function start() {
     timer = setTimeout(ask, 120);
   });
   showWillingness();
+  showObjective();
 }
