@@ -258,7 +258,8 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
             HTTPException: 503, no model of the proxy is permitted.
         """
         fallback = self._options.fallback or self._options.alias
-        if asked.permits(fallback):
+        candidates = [c for c, model in models.items() if model == fallback] or [fallback]
+        if all(map(asked.permits, candidates)):
             return ModelChoice(fallback, "unrouted", why=why)
         for candidate, model in models.items():
             if asked.permits(candidate) and model != self._options.alias:

@@ -322,6 +322,28 @@ def assert_fallback(gateway: Gateway, why: str) -> None:
     assert gateway.request_counts() == before | {FALLBACK: before[FALLBACK] + 1}
 
 
+def test_lists_bind_the_fallback_by_the_id_of_its_candidate() -> None:
+    code = """
+import asyncio, engine.integrations.litellm as m
+m._models = lambda: {"one": "model-1", "two": "model-2"}
+for sent in (
+    {"x-modelsat-denied-candidates": "one"},
+    {"x-modelsat-denied-candidates": "two"},
+    {"x-modelsat-allowed-candidates": "one"},
+    {"x-modelsat-allowed-candidates": "two"},
+    {"x-modelsat-denied-candidates": "model-1"},
+):
+    data = {"model": "auto", "messages": [], "proxy_server_request": {"headers": sent}}
+    print(asyncio.run(m.router.async_pre_call_hook(None, None, data, "acompletion"))["model"])
+"""
+    environment = {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment["LITELLM_MODELSAT_FALLBACK"] = "model-1"
+    command = [str(ENVIRONMENT / "bin" / "python"), "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    expected = ["model-2", "model-1", "model-1", "model-2", "model-1"]  # the last one is no ID
+    assert done.stdout.split() == expected, done.stderr
+
+
 def test_request_without_text_goes_to_the_fallback(gateway: Gateway) -> None:
     before = gateway.request_counts()
     picture = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
