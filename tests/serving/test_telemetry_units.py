@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import math
 import os
 import random
 import socket
@@ -291,6 +292,18 @@ def test_about_the_asked_share_is_kept(tmp_path: Path) -> None:
     audit.stop()
     assert 60 < audit.records["written"] < 140
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == audit.records["written"]
+
+
+def test_every_line_is_json_for_any_reader(tmp_path: Path) -> None:
+    """Infinity is no JSON, but a valid willingness to pay."""
+    audit = AuditLog(tmp_path / "a.jsonl", 1, with_text=False)
+    for value in (math.inf, 0.01):
+        policy = Policy("willingness_to_pay_usd", value)
+        audit.offer(decision(identifier="0" * 32), policy, "", "")
+    audit.stop()
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    read = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [each["policy"]["value"] for each in read] == [None, 0.01]
 
 
 def test_lines_follow_a_rename_and_survive_a_missing_folder(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from engine.api.errors import ModelsatError
 from engine.api.policy import Policy
 from engine.routing.decision import Decision
+from engine.routing.tradeoff import finite
 
 QUEUE_SIZE = 256  # records; with --audit-include-text each may hold a whole instruction
 ERROR_LOG_INTERVAL_S = 60.0
@@ -59,7 +60,7 @@ class AuditRecord:
             "adaptation_id": d.adaptation_id,
             "propensity": d.propensity,
             "costs": {r.candidate.name: r.expected_cost_usd for r in d.ranking},
-            "policy": asdict(self.policy),
+            "policy": {**asdict(self.policy), "value": finite(self.policy.value)},
             "input_tokens": d.prompt.input_tokens,
             "token_count_method": d.prompt.token_count_method,
             "uncounted": d.prompt.uncounted,
