@@ -32,6 +32,7 @@ from engine.serving.setting_values import (
 
 MILLION = 1_000_000
 EXTPROC_MAX_BODY_BYTES = 10 * MIB  # of one HTTP request
+EXTPROC_MAX_FALLBACKS = 8
 NO_FILE = Path()
 BUNDLE, OUTCOMES = Path("artifacts/bundle"), Path("artifacts/outcomes.sqlite")
 LAST_TABLE = Path("artifacts/last-table.json")
@@ -90,7 +91,7 @@ class Settings:
         0,
         "Number of next candidates of the ranking to name in request headers, x-modelsat-fallback-1"
         " and so on, for the gateway to try if an upstream fails.",
-        high=8,
+        high=EXTPROC_MAX_FALLBACKS,
     )
     extproc_max_buffered_mb: int = _of(
         256,

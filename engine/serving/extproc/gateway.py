@@ -45,6 +45,7 @@ from engine.serving.extproc.named_models import may_name
 from engine.serving.rpc.status import HTTP_STATUS, failure_status, reason_of
 from engine.serving.settings import (
     EXTPROC_MAX_BODY_BYTES,
+    EXTPROC_MAX_FALLBACKS,
     HEADER_VALUE,
     Settings,
 )
@@ -134,8 +135,8 @@ class GatewayOptions:
 
     @property
     def set_headers(self) -> tuple[str, ...]:
-        """Names of the headers that a decision sets, and that no client may send."""
-        numbered = (f"{FALLBACK_HEADER}{i + 1}" for i in range(self.fallbacks))
+        """Names of the headers that a decision may set, and that no client may send."""
+        numbered = (f"{FALLBACK_HEADER}{i + 1}" for i in range(EXTPROC_MAX_FALLBACKS))
         return (self.model_header, DECISION_HEADER, *numbered)
 
 
