@@ -22,11 +22,16 @@ FORGET_S = 300.0  # failures that lie further apart are not in a row
 MAX_REMEMBERED = 10_000  # pairs of scope and candidate; the least recent one is forgotten
 MAX_ERROR_CHARS = 80
 MIN_MEASURED = 5  # calls before their mean latency counts
+# A mean latency is forgotten after that time without a call: a limit that excludes a candidate
+# would keep it from ever being measured again.
+LATENCY_AGE_S = 3600.0
 LATENCY_WEIGHT = 0.1  # of the newest call in the moving mean
 EVERYBODY = ""  # the scope of reports that count for all callers
 # Statuses of the class 4xx that are the upstream's fault: a key, a model or a limit of its own.
 UPSTREAM_4XX = frozenset({401, 403, 404, 408, 425, 429})
-_STATUS = re.compile(r"(?<!\d)[1-5]\d\d(?!\d)")
+# A status, but not the time in "timed out after 400 s".
+_STATUS = re.compile(r"(?<![\d.])[45]\d\d(?![\d.]|\s?(?:ms|s|sec|seconds|tokens)\b)")
+_WORDS = re.compile(r"[\w .-]*")
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +40,8 @@ class _Record:
     """What was reported of one candidate within one scope.
 
     failures: in a row. failed_at: when the last of them was. until: end of the pause, 0 for none.
-    pause_s: length of the next pause. latency_s: moving mean of `measured` calls.
+    pause_s: length of the next pause. latency_s: moving mean of `measured` calls, the last of which
+    was reported at `measured_at`.
     """
 
     pause_s: float
@@ -45,6 +51,7 @@ class _Record:
     until: float = 0.0
     latency_s: float = 0.0
     measured: int = 0
+    measured_at: float = -math.inf
 
 
 class CandidateHealth:
@@ -65,7 +72,7 @@ class CandidateHealth:
         self._pause_s = pause_s
         self._clock = clock
         self._records: OrderedDict[tuple[str, str], _Record] = OrderedDict()
-        self._set_aside: dict[tuple[str, str], _Record] = {}
+        self._set_aside: dict[str, dict[str, _Record]] = {}  # scope -> candidate -> its record
         self.failures: Counter[str] = Counter()
 
     def report(
@@ -90,31 +97,40 @@ class CandidateHealth:
         record = self._records.setdefault(key, _Record(self._pause_s))
         self._records.move_to_end(key)
         if len(self._records) > MAX_REMEMBERED:
-            oldest, _ = self._records.popitem(last=False)
-            self._set_aside.pop(oldest, None)
+            self._readmit(*self._records.popitem(last=False)[0])
         if error:
             self._failed(key, record, error)
             return
+        now = self._clock()
         if latency_s is not None:
+            if now - record.measured_at > LATENCY_AGE_S:
+                record.latency_s, record.measured = 0.0, 0
             weight = max(LATENCY_WEIGHT, 1 / (record.measured + 1))
             record.latency_s += weight * (latency_s - record.latency_s)
             record.measured += 1
-        if self._clock() < record.until:
+            record.measured_at = now
+        if now < record.until:
             return  # the answer to a request from before the pause
         if record.until:
             log.info("%s%s answers again", NAME_PREFIX, candidate)
         record.failures, record.until, record.pause_s = 0, 0.0, self._pause_s
-        self._set_aside.pop(key, None)
+        self._readmit(*key)
+
+    def _readmit(self, scope: str, candidate: str) -> None:
+        found = self._set_aside.get(scope, {})
+        found.pop(candidate, None)
+        if not found:
+            self._set_aside.pop(scope, None)
 
     def _failed(self, key: tuple[str, str], record: _Record, error: str) -> None:
-        candidate, now = key[1], self._clock()
+        (scope, candidate), now = key, self._clock()
         self.failures[candidate] += 1
         if not self._limit or now < record.until:
             return
         if now - max(record.failed_at, record.until) > FORGET_S:
             record.failures, record.until, record.pause_s = 0, 0.0, self._pause_s
         record.failures += 1
-        record.failed_at, record.error = now, _one_line(error)
+        record.failed_at, record.error = now, kind_of(error)
         if record.failures < self._limit and not record.until:
             return
         record.until = now + record.pause_s
@@ -123,7 +139,7 @@ class CandidateHealth:
             *(NAME_PREFIX, candidate, record.pause_s, record.failures, record.error),
         )
         record.pause_s = min(2 * record.pause_s, MAX_PAUSE_S)
-        self._set_aside[key] = record
+        self._set_aside.setdefault(scope, {})[candidate] = record
 
     def set_aside(self, principal: str) -> Mapping[str, str]:
         """Return candidate ID -> why it is set aside for the requests of `principal`."""
@@ -133,15 +149,19 @@ class CandidateHealth:
         return {
             candidate: f"set aside for {record.until - now:.0f} s more: {record.failures} failures"
             f" in a row, the last with {record.error}"
-            for (scope, candidate), record in self._set_aside.items()
-            if now < record.until and scope in (EVERYBODY, principal)
+            for scope in (EVERYBODY, principal)
+            for candidate, record in self._set_aside.get(scope, {}).items()
+            if now < record.until
         }
 
     def latency_ms(self, candidate: str, principal: str) -> float | None:
         """Return the mean latency of recent calls in milliseconds, None if too few are known."""
+        oldest = self._clock() - LATENCY_AGE_S
         for scope in (principal, EVERYBODY):
             record = self._records.get((scope, candidate))
-            if record is not None and record.measured >= MIN_MEASURED:
+            if record is None or record.measured_at < oldest:
+                continue
+            if record.measured >= MIN_MEASURED:
                 return 1000 * record.latency_s
         return None
 
@@ -150,14 +170,22 @@ class CandidateHealth:
         now = self._clock()
         return {
             (candidate,): 1.0
-            for (_, candidate), record in self._set_aside.copy().items()
+            for records in list(self._set_aside.values())
+            for candidate, record in records.copy().items()
             if now < record.until
         }
 
 
-def _one_line(error: str) -> str:
-    """Return the beginning of what a caller reported, fit for a log."""
-    return "".join(c if c.isprintable() else " " for c in error[:MAX_ERROR_CHARS])
+def kind_of(error: str) -> str:
+    """Return an error as logs and answers show it: its status, or else its first words.
+
+    What comes after a colon or a quotation mark is left out, because it may be part of a prompt or
+    a key.
+    """
+    if status := _STATUS.search(error):
+        return f"HTTP {status[0]}"
+    words = _WORDS.match(error)
+    return (words[0] if words else "").strip()[:MAX_ERROR_CHARS] or "an error"
 
 
 def is_upstream_failure(error: str) -> bool:

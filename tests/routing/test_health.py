@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.routing.health import CandidateHealth, is_upstream_failure
+from engine.routing.health import LATENCY_AGE_S, CandidateHealth, is_upstream_failure
 
 
 class Clock:
@@ -86,6 +86,9 @@ def test_a_principals_reports_count_for_itself_alone() -> None:
         ("HTTP 429", True),
         ("HTTP 401: key of project 400", True),
         ("timed out after 4000 ms", True),
+        ("timed out after 400 s", True),
+        ("422 tokens, then no more", True),
+        ("timeout: 413.5 seconds", True),
         ("APIConnectionError", True),
         ("HTTP 400", False),
         ("HTTP 422", False),
@@ -98,10 +101,24 @@ def test_errors_of_the_request_are_not_the_candidates(error: str, expected: bool
     assert bool(health.set_aside("")) is expected
 
 
-def test_what_is_reported_cannot_break_a_line_of_the_log() -> None:
-    health, _ = failing(3, "HTTP 500\n2026 ERROR forged" + "x" * 1000)
-    reason = health.set_aside("")["a"]
-    assert reason.endswith("HTTP 500 2026 ERROR forged" + "x" * 54)
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("Error code: 401 - {'message': 'Incorrect API key provided: sk-123'}", "HTTP 401"),
+        ("Incorrect API key provided: sk-123", "Incorrect API key provided"),
+        ('cannot answer "my secret"', "cannot answer"),
+        ("timed out\n2026-01-01T00:00:00Z INFO forged", "timed out"),
+        ("\x1b[31mred", "an error"),
+        ("délai dépassé", "délai dépassé"),
+        ("x" * 300, "x" * 80),
+    ],
+)
+def test_what_is_shown_of_an_error_holds_no_prompt_key_or_line_break(
+    error: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    health, _ = failing(3, error)
+    assert health.set_aside("")["a"].endswith(f"the last with {shown}")
+    assert caplog.messages[-1].endswith(f"the last with {shown}")
 
 
 def test_zero_failures_turn_it_off() -> None:
@@ -122,3 +139,17 @@ def test_latency_is_a_moving_mean_of_enough_calls() -> None:
     for _ in range(60):
         health.report("a", latency_s=4.0)
     assert health.latency_ms("a", "tenant") == pytest.approx(4000, abs=20)
+
+
+def test_a_latency_is_forgotten_so_that_a_limit_cannot_exclude_a_candidate_for_good() -> None:
+    clock = Clock()
+    health = CandidateHealth(3, 30, clock)
+    for _ in range(9):
+        health.report("a", latency_s=60.0)
+    clock.now += LATENCY_AGE_S
+    assert health.latency_ms("a", "") == 60_000
+    clock.now += 1
+    assert health.latency_ms("a", "") is None
+    for _ in range(5):
+        health.report("a", latency_s=2.0)
+    assert health.latency_ms("a", "") == pytest.approx(2000)
