@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+envoy/service/accesslog/v3/access_log.proto\x12\x1a\x65nvoy.service.accesslog.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x1a\n\x18StreamAccessLogsResponse\"X\n\x17StreamAccessLogsMessage\x12=\n\thttp_logs\x18\x02 \x01(\x0b\x32*.envoy.service.accesslog.v3.HttpLogEntries\"M\n\x0eHttpLogEntries\x12;\n\tlog_entry\x18\x01 \x03(\x0b\x32(.envoy.service.accesslog.v3.HttpLogEntry\"\xca\x01\n\x0cHttpLogEntry\x12@\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32%.envoy.service.accesslog.v3.LogCommon\x12:\n\x07request\x18\x03 \x01(\x0b\x32).envoy.service.accesslog.v3.LoggedRequest\x12<\n\x08response\x18\x04 \x01(\x0b\x32*.envoy.service.accesslog.v3.LoggedResponse\"\x90\x01\n\tLogCommon\x12@\n\x1dtime_to_last_upstream_rx_byte\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32).envoy.service.accesslog.v3.ResponseFlags\":\n\rResponseFlags\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\"\x9e\x01\n\rLoggedRequest\x12V\n\x0frequest_headers\x18\r \x03(\x0b\x32=.envoy.service.accesslog.v3.LoggedRequest.RequestHeadersEntry\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x0eLoggedResponse\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value2\x96\x01\n\x10\x41\x63\x63\x65ssLogService\x12\x81\x01\n\x10StreamAccessLogs\x12\x33.envoy.service.accesslog.v3.StreamAccessLogsMessage\x1a\x34.envoy.service.accesslog.v3.StreamAccessLogsResponse\"\x00(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+envoy/service/accesslog/v3/access_log.proto\x12\x1a\x65nvoy.service.accesslog.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x1a\n\x18StreamAccessLogsResponse\"X\n\x17StreamAccessLogsMessage\x12=\n\thttp_logs\x18\x02 \x01(\x0b\x32*.envoy.service.accesslog.v3.HttpLogEntries\"M\n\x0eHttpLogEntries\x12;\n\tlog_entry\x18\x01 \x03(\x0b\x32(.envoy.service.accesslog.v3.HttpLogEntry\"\xca\x01\n\x0cHttpLogEntry\x12@\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32%.envoy.service.accesslog.v3.LogCommon\x12:\n\x07request\x18\x03 \x01(\x0b\x32).envoy.service.accesslog.v3.LoggedRequest\x12<\n\x08response\x18\x04 \x01(\x0b\x32*.envoy.service.accesslog.v3.LoggedResponse\"\x90\x01\n\tLogCommon\x12@\n\x1dtime_to_last_upstream_rx_byte\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32).envoy.service.accesslog.v3.ResponseFlags\"[\n\rResponseFlags\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"\xac\x01\n\rLoggedRequest\x12\x0c\n\x04path\x18\x05 \x01(\t\x12V\n\x0frequest_headers\x18\r \x03(\x0b\x32=.envoy.service.accesslog.v3.LoggedRequest.RequestHeadersEntry\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x0eLoggedResponse\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value2\x96\x01\n\x10\x41\x63\x63\x65ssLogService\x12\x81\x01\n\x10StreamAccessLogs\x12\x33.envoy.service.accesslog.v3.StreamAccessLogsMessage\x1a\x34.envoy.service.accesslog.v3.StreamAccessLogsResponse\"\x00(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,13 +46,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGCOMMON']._serialized_start=542
   _globals['_LOGCOMMON']._serialized_end=686
   _globals['_RESPONSEFLAGS']._serialized_start=688
-  _globals['_RESPONSEFLAGS']._serialized_end=746
-  _globals['_LOGGEDREQUEST']._serialized_start=749
-  _globals['_LOGGEDREQUEST']._serialized_end=907
-  _globals['_LOGGEDREQUEST_REQUESTHEADERSENTRY']._serialized_start=854
-  _globals['_LOGGEDREQUEST_REQUESTHEADERSENTRY']._serialized_end=907
-  _globals['_LOGGEDRESPONSE']._serialized_start=909
-  _globals['_LOGGEDRESPONSE']._serialized_end=978
-  _globals['_ACCESSLOGSERVICE']._serialized_start=981
-  _globals['_ACCESSLOGSERVICE']._serialized_end=1131
+  _globals['_RESPONSEFLAGS']._serialized_end=779
+  _globals['_LOGGEDREQUEST']._serialized_start=782
+  _globals['_LOGGEDREQUEST']._serialized_end=954
+  _globals['_LOGGEDREQUEST_REQUESTHEADERSENTRY']._serialized_start=901
+  _globals['_LOGGEDREQUEST_REQUESTHEADERSENTRY']._serialized_end=954
+  _globals['_LOGGEDRESPONSE']._serialized_start=956
+  _globals['_LOGGEDRESPONSE']._serialized_end=1025
+  _globals['_ACCESSLOGSERVICE']._serialized_start=1028
+  _globals['_ACCESSLOGSERVICE']._serialized_end=1178
 # @@protoc_insertion_point(module_scope)

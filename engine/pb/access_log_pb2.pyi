@@ -45,13 +45,15 @@ class LogCommon(_message.Message):
     def __init__(self, time_to_last_upstream_rx_byte: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., response_flags: _Optional[_Union[ResponseFlags, _Mapping]] = ...) -> None: ...
 
 class ResponseFlags(_message.Message):
-    __slots__ = ("downstream_connection_termination",)
+    __slots__ = ("downstream_connection_termination", "downstream_remote_reset")
     DOWNSTREAM_CONNECTION_TERMINATION_FIELD_NUMBER: _ClassVar[int]
+    DOWNSTREAM_REMOTE_RESET_FIELD_NUMBER: _ClassVar[int]
     downstream_connection_termination: bool
-    def __init__(self, downstream_connection_termination: _Optional[bool] = ...) -> None: ...
+    downstream_remote_reset: bool
+    def __init__(self, downstream_connection_termination: _Optional[bool] = ..., downstream_remote_reset: _Optional[bool] = ...) -> None: ...
 
 class LoggedRequest(_message.Message):
-    __slots__ = ("request_headers",)
+    __slots__ = ("path", "request_headers")
     class RequestHeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -59,9 +61,11 @@ class LoggedRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PATH_FIELD_NUMBER: _ClassVar[int]
     REQUEST_HEADERS_FIELD_NUMBER: _ClassVar[int]
+    path: str
     request_headers: _containers.ScalarMap[str, str]
-    def __init__(self, request_headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, path: _Optional[str] = ..., request_headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LoggedResponse(_message.Message):
     __slots__ = ("response_code",)

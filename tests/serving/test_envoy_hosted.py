@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,13 +67,13 @@ class Stack:
 
 
 @contextmanager
-def stack(folder: Path, changes: Mapping[str, str] = {}) -> Iterator[Stack]:
+def stack(folder: Path, changes: Mapping[str, str] = {}, *more: str) -> Iterator[Stack]:
     models = folder / "models.json"
     models.write_text(json.dumps({i: name for i, (name, _, _) in MODELS.items()}))
     flags = ("--extproc-address", "127.0.0.1:0", "--extproc-timeout-ms", "20000")
     flags += ("--extproc-fallbacks", "2", "--extproc-model-map", str(models))
     patient = {"message_timeout: 1s": "message_timeout: 30s", **changes}
-    with serving(folder / "s.sqlite", *flags) as server, hosted_fakes(folder) as fakes:
+    with serving(folder / "s.sqlite", *flags, *more) as server, hosted_fakes(folder) as fakes:
         with Client(server.address, timeout_s=60) as client:
             client.replace_candidates(candidates())
         with hosted_envoy(folder, server, fakes.hosted, patient) as running:
@@ -81,9 +82,10 @@ def stack(folder: Path, changes: Mapping[str, str] = {}) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack in which nothing is killed; tests put back what they change."""
+    """A stack in which nothing is killed or set aside; tests put back what they change."""
     steady = {"consecutive_5xx: 3": "consecutive_5xx: 1000"}
-    with stack(tmp_path_factory.mktemp("hosted"), steady) as running:
+    never = ("--set-aside-failures", "0")
+    with stack(tmp_path_factory.mktemp("hosted"), steady, *never) as running:
         yield running
 
 
@@ -187,6 +189,17 @@ def test_a_request_that_is_wrong_is_not_repeated(whole: Stack) -> None:
     assert (reply.status, reply.headers[ATTEMPTS]) == (400, "1")
 
 
+def hang_up(running: Stack, sent: bytes) -> None:
+    """Ask the slow upstream, and go away before it answers."""
+    fake = running.fakes["openai"]
+    received, end = len(fake.bodies), time.monotonic() + 30
+    with socket.create_connection(("127.0.0.1", running.envoy.port)) as client:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        client.sendall(f"{head}content-length: {len(sent)}\r\n\r\n".encode() + sent)
+        while len(fake.bodies) == received and time.monotonic() < end:
+            time.sleep(0.01)
+
+
 def test_a_killed_upstream_fails_no_request(tmp_path: Path) -> None:
     with stack(tmp_path, {"stream_idle_timeout: 300s": "stream_idle_timeout: 1s"}) as running:
         sent = [raw(f"Why {i}?", padding="é" * 1000 * i) for i in range(40)]
@@ -194,6 +207,10 @@ def test_a_killed_upstream_fails_no_request(tmp_path: Path) -> None:
             assert_answered(running.ask(each), each, "gpt-5-mini")
         llama = "meta-llama/Llama-3.3-70B-Instruct"
         running.fakes["openai"].delay_s = 3.0  # it stays silent
+        for each in sent[:4]:
+            hang_up(running, each)
+        time.sleep(0.5)  # the gateway sends its log every 0.2 s
+        # That clients went away has set nothing aside.
         assert_answered(running.ask(sent[0]), sent[0], llama, 2)
         running.fakes["openai"].delay_s = 0.0
         assert_answered(running.ask(sent[1]), sent[1], "gpt-5-mini")

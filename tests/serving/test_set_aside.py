@@ -129,11 +129,19 @@ def test_latency_is_registered_and_then_measured(running: Running) -> None:
         chosen(-1)
 
 
-def entry(name: str, status: int, *, gone: bool = False) -> pb.HttpLogEntry:
-    found = pb.HttpLogEntry(request={"request_headers": {"x-selected-model": name}})
+CHAT = "/v1/chat/completions?x=1"
+
+
+def entry(
+    name: str, status: int, *, gone: str = "", path: str = CHAT, latency_s: int = 0
+) -> pb.HttpLogEntry:
+    headers = {"x-selected-model": name}
+    found = pb.HttpLogEntry(request={"request_headers": headers, "path": path})
     if status:
         found.response.response_code.value = status
-    found.common_properties.response_flags.downstream_connection_termination = gone
+    if gone:
+        setattr(found.common_properties.response_flags, gone, True)
+    found.common_properties.time_to_last_upstream_rx_byte.seconds = latency_s
     return found
 
 
@@ -151,7 +159,11 @@ def test_an_access_log_reports_every_candidate_of_an_upstreams_name(
 ) -> None:
     clients = running.clients
     harmless = [entry("gpt-5-mini", status) for status in (400, 404, 422, 302)]
-    harmless += [entry("gpt-5-mini", 503, gone=True), entry("other", 503), entry("", 503)]
+    for flag in ("downstream_connection_termination", "downstream_remote_reset"):
+        harmless += [entry("gpt-5-mini", status, gone=flag) for status in (0, 503)]
+    for path in ("/v1/messages/count_tokens", "/v1/embeddings", "/v1/models"):
+        harmless.append(entry("gpt-5-mini", 500, path=path))
+    harmless += [entry("other", 503), entry("", 503)]
     log(running, *harmless * 3)
     assert clients["alice"].route("Why?").selected == "gpt"
     log(running, *[entry("gpt-5-mini", status) for status in (503, 0, 429)])
@@ -161,6 +173,23 @@ def test_an_access_log_reports_every_candidate_of_an_upstreams_name(
     time.sleep(1.6)
     log(running, entry("gpt-5-mini", 200))
     assert clients["alice"].route("Why?").selected == "gpt"
+
+
+def test_only_answers_end_a_row_of_failures_and_are_timed(running: Running) -> None:
+    """Not tokens that were counted, nor scores of texts of any time."""
+    clients = running.clients
+    log(running, entry("claude-thinking", 200))
+    for i in range(3):
+        log(running, entry("claude-thinking", 529, path="/v1/messages"))
+        log(running, entry("claude-thinking", 200, path="/v1/messages/count_tokens", latency_s=9))
+        clients["judge"].record_outcome("", "claude-thinking", 1.0, text=f"of last year {i}")
+    excluded = clients["alice"].route("Why?").excluded
+    assert "3 failures" in excluded["claude-thinking"]
+    time.sleep(1.6)
+    for _ in range(5):
+        log(running, entry("claude-thinking", 200, path="/v1/messages", latency_s=2))
+    quick = Policy(allowed_candidates=("claude-thinking",), max_latency_ms=2500)
+    assert clients["alice"].route("Why?", quick).selected == "claude-thinking"
 
 
 def test_an_access_log_of_too_many_entries_is_refused(running: Running) -> None:

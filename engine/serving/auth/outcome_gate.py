@@ -88,9 +88,14 @@ class OutcomeGate:
         return recorded
 
     def _report(self, outcomes: Sequence[RecordedOutcome]) -> None:
-        """Tell `health` how the calls of new outcomes ended."""
+        """Tell `health` how the calls of new outcomes ended.
+
+        The score of a text, without usage, may be of any time: it is no news of a call.
+        """
         scope = scope_of(outcomes[0].principal, ROLE.get())
         for outcome in outcomes:
+            if outcome.usage is None and not outcome.decision_id:
+                continue
             usage = outcome.usage or Usage()
             self._health.report(outcome.candidate, usage.error, scope, usage.latency_s)
 

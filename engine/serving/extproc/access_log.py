@@ -11,6 +11,7 @@ from engine.pb import access_log_pb2 as pb
 from engine.pb import access_log_pb2_grpc
 from engine.routing.health import CandidateHealth
 from engine.serving.auth.outcome_gate import scope_of
+from engine.serving.extproc.body import is_routed
 
 NAME = pb.DESCRIPTOR.services_by_name["AccessLogService"].full_name
 MAX_ENTRIES = 10_000  # of one message; Envoy sends 16 KiB or a second's at a time
@@ -59,8 +60,11 @@ class AccessLog(access_log_pb2_grpc.AccessLogServiceServicer):
 
     def _report(self, entry: pb.HttpLogEntry, scope: str) -> None:
         common, status = entry.common_properties, entry.response.response_code.value
-        if common.response_flags.downstream_connection_termination:
+        flags, path = common.response_flags, entry.request.path
+        if flags.downstream_connection_termination or flags.downstream_remote_reset:
             return  # the client went away, whatever the upstream would have done
+        if path and not is_routed(path):
+            return  # counting tokens works, and is quick, while answers fail
         error, latency_s = "", None
         if common.HasField("time_to_last_upstream_rx_byte"):
             latency_s = common.time_to_last_upstream_rx_byte.ToNanoseconds() / 1e9
