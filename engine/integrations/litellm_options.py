@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.overrides import NAMES, OVERRIDE_PREFIX, policy_and_session
-from engine.api.policy import OBJECTIVES
+from engine.api.policy import OBJECTIVES, Policy
 from engine.client import Credentials
 from engine.client.channel import DEFAULT_SERVER, INSECURE, TOKEN_VARIABLE
 
@@ -101,16 +101,26 @@ def _policy(given: Mapping[str, str], problems: list[Violation]) -> dict[str, st
     for name in policy:
         try:  # each by itself, so that every wrong value is listed
             read, _ = policy_and_session({}, {name: policy[name]})
-            for number in (read.value, read.confidence or 0.0):
-                if not 0 <= number < math.inf:
-                    problem = f"is {number}; expected a number of at least 0."
-                    problems.append(Violation(variables[name], problem))
+            if expected := _expected(read):
+                problem = f"is {policy[name]}; expected {expected}."
+                problems.append(Violation(variables[name], problem))
         except InvalidInputError as error:
             problems += [Violation(variables[name], v.description) for v in error.violations]
     if sum(_header(name) in policy for name in OBJECTIVES) > 1:
         problem = "must not be set together with another objective."
         problems += [Violation(_variable(n), problem) for n in OBJECTIVES if _header(n) in policy]
     return policy
+
+
+def _expected(policy: Policy) -> str:
+    """Say which numbers the one number of a policy should have been of; "" if it is one of them."""
+    value, is_share = policy.value, policy.objective == "target_probability"
+    if policy.objective == "willingness_to_pay_usd":
+        return "" if value > 0 else "US dollars per success, above 0"
+    if is_share and not 0 <= value <= 1:
+        return "a number in [0, 1]"
+    numbers = (value, policy.confidence or 0.0, policy.max_latency_ms or 0.0)
+    return "" if all(0 <= n < math.inf for n in numbers) else "a number of at least 0"
 
 
 def _header(name: str) -> str:

@@ -368,7 +368,8 @@ def test_fallback_while_the_server_hangs_or_is_away(gateway: Gateway) -> None:
 
 def test_start_fails_with_a_list_of_all_wrong_settings() -> None:
     wrong = {"TIMEOUT_MS": "soon", "COST_SENSITIVITY": "-1", "SEVRER": "router:50051"}
-    wrong["CONFIDENCE"] = "-1"
+    wrong |= {"CONFIDENCE": "-1", "MAX_LATENCY_MS": "nan", "TARGET_PROBABILITY": "70"}
+    wrong |= {"WILLINGNESS_TO_PAY_USD": "0", "ESCALATE_AFTER_FAILURES": "1.5"}
     environment = {f"LITELLM_MODELSAT_{name}": value for name, value in wrong.items()}
     environment |= {"PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [str(ENVIRONMENT / "bin" / "python"), "-c", "import engine.integrations.litellm"]
