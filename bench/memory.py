@@ -169,7 +169,9 @@ def measure(
         store = folder / str(count) / "candidates.sqlite"
         store.parent.mkdir()
         outcomes = store.with_name("outcomes.sqlite")
-        settings = Settings(bundle=bundle, candidates_db=str(store), outcomes_db=outcomes, **BOUNDS)
+        settings = Settings(
+            bundle=bundle, candidates_db=str(store), outcomes_db=str(outcomes), **BOUNDS
+        )
         seconds = asyncio.run(fill(settings, count))
         print(f"{count:,} comparisons recorded in {seconds:.1f} s", file=sys.stderr)
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in BOUNDS.items()]
