@@ -13,6 +13,8 @@ from engine.api.errors import StoreError
 from engine.cli.main import main as cli
 from engine.registry.stores.backup import back_up, back_up_outcomes, restore_outcomes
 from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome, read_recorded
+from engine.routing.sessions import SessionStore
+from engine.serving.session_sync import SessionSync
 from tests.support.postgres import Postgres, postgres
 from tests.support.stores import fresh, registry
 
@@ -41,6 +43,8 @@ def new_place(
 
 async def filled(place: str) -> OutcomeStore:
     store = OutcomeStore(place, 100)
+    await (sessions := SessionSync(SessionStore(10, 60), place)).start()  # as a server does
+    await sessions.close()
     await asyncio.gather(*(store.record(outcome) for outcome in OUTCOMES))
     return store
 

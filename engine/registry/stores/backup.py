@@ -148,8 +148,13 @@ def _put_outcomes(source: sqlite3.Connection, target: Database, name: str) -> in
 
 
 def _outcome_tables(file: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Return each table of a file of outcomes with its columns, separated by commas."""
-    tables = file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    """Return each table of outcomes in a file with its columns, separated by commas.
+
+    A server keeps sessions in the same file, and SQLite its statistics.
+    """
+    tables = file.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'memory_*'"
+    ).fetchall()
     return [
         (name, ", ".join(row[1] for row in file.execute(f"PRAGMA table_info({name})")))
         for (name,) in tables
