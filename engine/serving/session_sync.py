@@ -21,7 +21,7 @@ from engine.registry.stores.outcome_databases import (
     OutcomeDatabase,
     open_outcomes,
 )
-from engine.registry.stores.sql import Database
+from engine.registry.stores.sql import Database, Row
 from engine.routing.sessions import SessionEntry, SessionStore
 
 SYNC_S = 1.0
@@ -91,7 +91,12 @@ class SessionSync:
         if self._failing:
             log.info("sessions are stored again")
         self._failing = False
-        self._sessions.merge(read)
+        # Here and not in the thread: what was read by a copy that was cancelled is read again.
+        self._seen = max((int(row[-1]) for row in read), default=self._seen)
+        # Oldest first, in the order in which the store keeps them.
+        self._sessions.merge(
+            SessionEntry(bytes(k), c, float(s), int(n)) for k, c, s, n, _ in reversed(read)
+        )
 
     async def close(self) -> None:
         """Write what is left, and close the database."""
@@ -102,8 +107,8 @@ class SessionSync:
                 self._database.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _exchange(self, changed: list[SessionEntry]) -> list[SessionEntry]:
-        """Write, and return what was written since the last call; in the thread."""
+    def _exchange(self, changed: list[SessionEntry]) -> list[Row]:
+        """Write, and return what was written since the version `_seen`; in the thread."""
         if self._database is None:
             database = open_outcomes(self._location)
             with database.write() as db:
@@ -115,14 +120,11 @@ class SessionSync:
             with self._database.write() as db:
                 self._write(db, changed, now)
         with self._database.read() as db:
-            rows = db.run(
+            return db.run(
                 "SELECT key, candidate, used_s, input_tokens, version FROM session"
                 " WHERE version > ? AND used_s > ? ORDER BY used_s DESC LIMIT ?",
                 (self._seen, now - self._sessions.ttl_s, self._sessions.limit),
             )
-        self._seen = max((int(row[-1]) for row in rows), default=self._seen)
-        # Oldest first, in the order in which the store keeps them.
-        return [SessionEntry(bytes(k), c, float(s), int(n)) for k, c, s, n, _ in reversed(rows)]
 
     def _write(self, db: Database, changed: list[SessionEntry], now: float) -> None:
         """Write in the open transaction; writers take turns, so versions are in order."""

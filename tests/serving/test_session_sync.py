@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.api.policy import Policy, Session
 from engine.routing.sessions import SessionStore
+from engine.serving import session_sync
 from engine.serving.session_sync import SessionSync
 from modelsat import Client, RouteDecision, Turn
 from tests.support.postgres import Postgres, postgres
@@ -152,3 +154,25 @@ def test_session_and_its_prompt_cache_outlive_a_killed_server(tmp_path: Path) ->
         assert server.terminate() == 0
     finally:
         server.kill()
+
+
+async def test_what_a_slow_store_gives_after_the_start_is_read_again(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Server(location), Server(location)
+    first.sessions.put(NAME, "a", "p")
+    await first.sync.copy()
+    exchange = second.sync._exchange
+
+    def slowly(*changed: Any) -> Any:
+        time.sleep(0.2)
+        return exchange(*changed)
+
+    monkeypatch.setattr(session_sync, "START_S", 0.05)
+    monkeypatch.setattr(second.sync, "_exchange", slowly)
+    await second.sync.start()
+    assert second.sessions.get(NAME, "p") == ""
+    await second.sync.copy()
+    assert second.sessions.get(NAME, "p") == "a"
+    for server in (first, second):
+        await server.sync.close()
