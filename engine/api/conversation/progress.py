@@ -62,7 +62,7 @@ _EXIT_STATUS = re.compile(
     r"|exit status)[\"']?[:= >]{1,3}[\"']?(?:code |status )?(-?\d{1,10})\b",
     re.IGNORECASE,
 )
-_NONZERO = re.compile(r"returned non-zero exit|command not found|terminated by signal", re.I)
+_DIED = ("returned non-zero exit", "command not found", "terminated by signal")
 # At the beginning of a line, where a program that fails writes them; in code that was read they are
 # elsewhere.
 _FAILURE = re.compile(
@@ -136,10 +136,13 @@ def is_failure(result: str) -> bool:
     read = result
     if len(result) > HEAD_CHARS + TAIL_CHARS:
         read = f"{result[:HEAD_CHARS]}\n{result[-TAIL_CHARS:]}"
-    if statuses := _EXIT_STATUS.findall(read):
+    folded = read.lower()  # plain searches first: patterns that ignore case are slow
+    if ("exit" in folded or "return" in folded) and (statuses := _EXIT_STATUS.findall(read)):
         return int(statuses[-1]) != 0
-    return any(p.search(read) is not None for p in (_FAILURE, _NONZERO)) or bool(
-        _FIRST_LINE.match(read)
+    return (
+        any(words in folded for words in _DIED)
+        or _FAILURE.search(read) is not None
+        or _FIRST_LINE.match(read) is not None
     )
 
 
