@@ -252,14 +252,16 @@ def finish(run: TrainState, out: Path) -> dict[str, Any]:
 
 
 def ship_backbone(run: TrainState, out: Path) -> None:
-    """Write the adapter; a fully tuned backbone is first truncated to one of lora_rank."""
+    """Write the adapter; a fully tuned backbone is first truncated to one of lora_rank, or of the
+    rank of the weights that the run started from if that is higher."""
     config = run.config
     if config.tuning == "lora":
         run.model.backbone.save_pretrained(out)
         return
     base = load_base(config.backbone, CACHE, config.layers)
-    factors = truncate_to_rank(run.model.backbone, base.arrays, config.lora_rank)
-    write_adapter(out, factors, config.lora_rank, config.backbone)
+    rank = max(config.lora_rank, run.init.rank if run.init else 0)
+    factors = truncate_to_rank(run.model.backbone, base.arrays, rank)
+    write_adapter(out, factors, rank, config.backbone)
 
 
 def report_of(run: TrainState, calibration: Calibration) -> dict[str, Any]:

@@ -21,10 +21,15 @@ from engine.bundle.arrays import Connector
 from engine.bundle.manifest import Calibration
 from engine.bundle.training_set import TrainingSet, describe, save_training_set
 from engine.datasets.outcomes import fingerprint, read_outcomes, split
-from research.many_folders.restore import adapter_of
 from training.data.dataset import tokenize
 from training.model.lora import write_adapter
-from training.weights.adapter import load_pretrained, save_pretrained
+from training.weights.adapter import (
+    ADAPTER,
+    INT8_ADAPTER,
+    dequantize,
+    load_pretrained,
+    save_pretrained,
+)
 
 FIGURES = {
     "rows": "instructions_tested",
@@ -102,11 +107,14 @@ def main() -> None:
     result = found_in(arguments.results / "results.jsonl", arguments.name)
     with np.load(arguments.results / f"{arguments.name}.npz") as file:
         arrays = {n: np.ascontiguousarray(file[n]) for n in file.files}
-    factors = {n: torch.from_numpy(a) for n, a in adapter_of(arrays).items()}
+    int8 = {n: a for n, a in arrays.items() if ".lora_" in n}
+    factors = {n: torch.from_numpy(a) for n, a in dequantize(int8).items()}
     weight, bias = (arrays[f"connector/{n}"].astype(np.float32) for n in ("weight", "bias"))
     connector = Connector(weight, bias)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_adapter(arguments.out, factors, result["rank"], shipped.backbone)
+    (arguments.out / ADAPTER).unlink()  # its other form has half the size
+    save_file(int8, arguments.out / INT8_ADAPTER)
     a, b = result["platt"]
     old = shipped.calibration
     config = {

@@ -37,10 +37,10 @@ from research.many_folders.weights import (
     model_of,
     tuned_state,
 )
+from training.weights.adapter import SCALE
 
 WAIT = 0.5
 GIVEN_UP = 3  # failures before any success
-SCALE = ".scale"  # as research/many_folders/restore.py reads them
 SPARE = 12.0  # seconds before the end in which no run goes on training
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import gguf
 import numpy as np
 import pytest
@@ -24,12 +22,9 @@ from research.many_folders.left_out import LeftOut, draw_items, match_by_items
 from research.many_folders.loss import Memory, bce, contrast
 from research.many_folders.match import Match, matched
 from research.many_folders.model import FusedModel
-from research.many_folders.restore import restore
 from research.many_folders.weights import best_of_rank, dequantised
 from tests.support import tiny_llama
-from tools.processes import ROOT
 from training.model import loss
-from training.weights.adapter import load_pretrained
 
 
 def test_the_fused_model_is_the_model_that_is_exported() -> None:
@@ -128,18 +123,6 @@ def test_near_duplicates_are_found_beyond_templates() -> None:
     shingles = Shingles([first, second])
     fresh = shingles.fresh(1, np.arange(2), lambda text: text)
     assert fresh.tolist() == [False, True]
-
-
-def test_kept_weights_are_restored_in_the_form_of_pretrained(tmp_path: Path) -> None:
-    restore(tmp_path)
-    restored, shipped = load_pretrained(tmp_path), load_pretrained(ROOT / "pretrained")
-    assert set(restored.lora) == set(shipped.lora)
-    for name, factor in restored.lora.items():
-        rank_axis = 0 if ".lora_A." in name else 1
-        assert factor.shape[rank_axis] == 128
-        assert factor.shape[1 - rank_axis] == shipped.lora[name].shape[1 - rank_axis]
-        assert np.isfinite(factor).all()
-    assert restored.layers == shipped.layers
 
 
 def test_the_match_adds_the_figure_of_the_instructions_own_task() -> None:

@@ -23,7 +23,7 @@ def places(kind: int, count: int, seed: int) -> np.ndarray:
 
 def test_a_classifier_knows_new_places_of_its_kind_and_weighs_kinds_not_rows() -> None:
     found = fit.classify(
-        places(0, 300, 0), [(places(1, 20, 1), 2000.0), (places(2, 900, 2), 200.0)]
+        places(0, 300, 0), [(places(1, 20, 1), 2000.0), (places(2, 900, 2), 200.0)], 0.1
     )
     share = {k: 1 / (1 + np.exp(-(places(k, 200, 9) @ found[:-1] + found[-1]))) for k in range(3)}
     assert share[0].mean() > 0.9
@@ -32,7 +32,7 @@ def test_a_classifier_knows_new_places_of_its_kind_and_weighs_kinds_not_rows() -
 
 def test_few_known_instructions_are_far_after_calibration() -> None:
     known = np.concatenate([places(kind, 400, kind) for kind in range(1, 6)])
-    found = fit.calibrate(fit.classify(places(0, 300, 0), [(known, 2000.0)]), known)
+    found = fit.calibrate(fit.classify(places(0, 300, 0), [(known, 2000.0)], 0.1), known)
     share = 1 / (1 + np.exp(-(known @ found[:-1] + found[-1])))
     assert (share > fit.FAR).mean() == pytest.approx(1 - fit.KNOWN_SHARE, abs=0.001)
 

@@ -2,8 +2,9 @@
 
     python -m training.difficulty.fit --bundle artifacts/bundle --data DATA/* --out pretrained
 
-One classifier separates everyday prompts from instructions of data folders, from their questions
-without options, and from prompts that look like everyday ones, in twenty languages. The other
+One classifier separates everyday prompts from instructions of data folders, short ones above all,
+from their questions without options, and from prompts that look like everyday ones, in twenty
+languages. The other
 separates texts that are no instructions from all of these. Both are logistic regressions of the
 place of an instruction (engine/bundle/task_places.py), one weight an axis. Run it after
 training.task_places, then `make export`. It takes about two minutes on one core.
@@ -29,9 +30,13 @@ from engine.inference.offline import open_embedder
 from training.difficulty.prompts import everyday_prompts, other_prompts, unusual_texts
 
 SEED = 2
-PENALTY = 0.1
-# Weights of the kinds relative to one folder's instructions, which weigh FOLDER in all.
-FOLDER, EVERYDAY, OTHER, STEMS, UNUSUAL = 200.0, 2000.0, 1200.0, 300.0, 200.0
+# Of the squared weights. The smoother classifier of everyday prompts changes less with the rounding
+# of int8, at no loss; the other one would miss texts.
+EVERYDAY_PENALTY, UNUSUAL_PENALTY = 0.3, 0.1
+# Weights of the kinds, each in all.
+FOLDER, EVERYDAY, OTHER, STEMS, UNUSUAL = 800.0, 2000.0, 1200.0, 300.0, 200.0
+SHORT = 2000.0  # questions of folders that are as short as everyday prompts, and harder
+MAX_SHORT, SHORT_TEXTS = 160, 600  # characters of one, questions of a folder
 # Of known instructions, this share is at most FAR unusual: the out-of-distribution score that is
 # asked of what is far from all of them.
 KNOWN_SHARE, FAR = 0.995, 0.95
@@ -46,6 +51,14 @@ def training_texts(folder: Path, count: int) -> list[str]:
     return [texts[i] for i in rows]
 
 
+def short_texts(folder: Path) -> list[str]:
+    """Draw at most SHORT_TEXTS short instructions of a folder's training rows, always the same
+    ones."""
+    texts = read_outcomes(folder).texts
+    rows = np.random.default_rng(SEED).permutation(split(texts)[0])
+    return [texts[i] for i in rows if len(texts[i]) < MAX_SHORT][:SHORT_TEXTS]
+
+
 def without_options(texts: Iterable[str]) -> list[str]:
     """Return the questions among `texts` that have options, without these: they look like everyday
     prompts, and are as hard as before."""
@@ -55,7 +68,7 @@ def without_options(texts: Iterable[str]) -> list[str]:
 
 
 def fit_classifier(
-    x: Float64Array, y: Float64Array, weights: Float64Array, penalty: float = PENALTY
+    x: Float64Array, y: Float64Array, weights: Float64Array, penalty: float
 ) -> Float32Array:
     """Fit a logistic regression by Newton's method.
 
@@ -82,13 +95,16 @@ def fit_classifier(
     return found.astype(np.float32)
 
 
-def classify(one: Float32Array, others: Iterable[tuple[Float32Array, float]]) -> Float32Array:
+def classify(
+    one: Float32Array, others: Iterable[tuple[Float32Array, float]], penalty: float
+) -> Float32Array:
     """Fit a classifier of places `one` (N, P), which weigh EVERYDAY in all, against kinds of others
-    with their weights: (P + 1,)."""
+    with their weights: (P + 1,). penalty: see fit_classifier."""
     kinds = [(one, EVERYDAY), *((places, weight) for places, weight in others if len(places))]
     x = np.concatenate([places for places, _ in kinds]).astype(np.float64)
     weights = np.concatenate([np.full(len(places), w / len(places)) for places, w in kinds])
-    return fit_classifier(x, (np.arange(len(x)) < len(one)).astype(np.float64), weights)
+    y = (np.arange(len(x)) < len(one)).astype(np.float64)
+    return fit_classifier(x, y, weights, penalty)
 
 
 def calibrate(weights: Float32Array, known: Float32Array) -> Float32Array:
@@ -126,12 +142,13 @@ def main() -> None:
     folders = [training_texts(folder, arguments.texts) for folder in arguments.data]
     stems = without_options(text for texts in folders for text in texts)[: arguments.texts]
     prompts = [(place(texts), FOLDER) for texts in folders]
-    prompts += [(place(other_prompts()), OTHER), (place(stems), STEMS)]
+    short = [text for folder in arguments.data for text in short_texts(folder)]
+    prompts += [(place(other_prompts()), OTHER), (place(stems), STEMS), (place(short), SHORT)]
     everyday, unusual = place(everyday_prompts()), place(unusual_texts())
-    uncalibrated = classify(unusual, [*prompts, (everyday, EVERYDAY)])
+    uncalibrated = classify(unusual, [*prompts, (everyday, EVERYDAY)], UNUSUAL_PENALTY)
     places = replace(
         known,
-        everyday=classify(everyday, [*prompts, (unusual, UNUSUAL)]),
+        everyday=classify(everyday, [*prompts, (unusual, UNUSUAL)], EVERYDAY_PENALTY),
         unusual=calibrate(uncalibrated, np.concatenate([everyday, *(each for each, _ in prompts)])),
         space=space.id,
     )

@@ -14,7 +14,12 @@ HERE = Path(__file__).parent
 COPIES = 3  # of a prompt with places to fill
 NAMES = ("Anna", "Ben", "Chen", "David", "Emma", "Julia", "Leo", "Maria", "Nina", "Omar", "Yuki")
 CITIES = ("Berlin", "Cairo", "Lisbon", "London", "Madrid", "Oslo", "Rome", "Seoul", "Toronto")
+COUNTRIES = (
+    *("Brazil", "Canada", "Egypt", "France", "Germany", "Greece", "India", "Ireland", "Italy"),
+    *("Japan", "Kenya", "Mexico", "Norway", "Peru", "Poland", "Spain", "Thailand", "Turkey"),
+)
 THINGS = ("apples", "bags", "books", "chairs", "cups", "keys", "lamps", "pens", "shirts", "tickets")
+PLACES = (("{name}", NAMES), ("{city}", CITIES), ("{country}", COUNTRIES), ("{thing}", THINGS))
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -30,7 +35,7 @@ def everyday_prompts(seed: int = 0) -> list[str]:
         for _ in range(COPIES if "{" in prompt else 1):
             filled = prompt.replace("{n}", str(draw.randrange(3, 90)))
             filled = filled.replace("{m}", str(draw.randrange(3, 90)))
-            for place, words in (("{name}", NAMES), ("{city}", CITIES), ("{thing}", THINGS)):
+            for place, words in PLACES:
                 filled = filled.replace(place, draw.choice(words))
             found[filled] = None
     return list(found)

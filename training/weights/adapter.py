@@ -64,6 +64,11 @@ class Pretrained:
     training_set: TrainingSet | None
     places: TaskPlaces | None = None
 
+    @property
+    def rank(self) -> int:
+        """Rank of the adapter; 0 if it is empty."""
+        return max((a.shape[0] for n, a in self.lora.items() if ".lora_A." in n), default=0)
+
 
 def save_connector(path: Path, connector: Connector, norms: TaskNorms) -> None:
     """Write weight (D, C), bias (D,), center (E,), task_means (T,), and the tasks as metadata."""
@@ -130,14 +135,15 @@ def save_pretrained(
     calibration: Calibration,
     report: Mapping[str, Any],
 ) -> None:
-    """Write connector and model.json, and convert the adapter in `folder` to half precision.
+    """Write connector and model.json, and convert a float adapter in `folder` to half precision.
 
     config: the settings of the run. report: what model.json holds of its results.
     """
     from safetensors.numpy import load_file, save_file
 
-    adapter = load_file(folder / ADAPTER)
-    save_file({k: v.astype(np.float16) for k, v in adapter.items()}, folder / ADAPTER)
+    if (adapter := _adapter_file(folder)).name == ADAPTER:
+        halves = {k: v.astype(np.float16) for k, v in load_file(adapter).items()}
+        save_file(halves, adapter)
     save_connector(folder / CONNECTOR, connector, norms)
     kept = {k: config[k] for k in ("backbone", "encoder", "layers", *SERVED) if k in config}
     description = {

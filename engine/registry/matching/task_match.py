@@ -19,10 +19,10 @@ Two things are added for many candidates alike:
 - COMMON x relevance x logit(mean accuracy of all candidates on the tasks nearby). The questions of
   a test are chosen so that about half of the candidates fail them, so that accuracies are nearer to
   .5 than on the instructions that the test stands for.
-- LIFT x everyday(u) x (1 - the highest relevance), for all candidates of the table, so that their
-  order stays: what a classifier takes for an everyday prompt, which hardly any strong candidate
-  fails. Benchmarks do not hold such prompts. A test with questions like the instruction knows
-  better, so it takes precedence.
+- LIFT x everyday(u) x (1 - relevance x hard), the least of all candidates, for all of the table, so
+  that their order stays: what a classifier takes for an everyday prompt, which hardly any strong
+  candidate fails. Benchmarks do not hold such prompts. A test with questions like the instruction
+  knows better if its candidates fail them, so it takes precedence.
 
 Shapes: B instructions, M candidates, T tasks, D width, P axes, E encoder width.
 """
@@ -55,7 +55,9 @@ RELEVANT, RELEVANT_ESTIMATED = (0.35, 0.55), (0.2, 0.4)
 # Fitted on ten folders; without each of them in turn COMMON is .39 to .51. The mean accuracy of a
 # task is taken with PRIOR_CANDIDATES more at .5, as the candidates may be few.
 COMMON, PRIOR_CANDIDATES = 0.47, 4
-LIFT = 4.0
+# Ramp over the log-odds of the mean accuracy on the tasks nearby, from no to all suppression: where
+# candidates fail the tasks, a prompt that looks like an everyday one is none.
+LIFT, EASY = 3.4, (1.0, 0.6)
 DECIMALS = 5
 MAX_GROUPS = 8  # sets of tasks with a mean of their own; each costs a request some 30 us
 MAX_JOINED_TASKS = 1000  # of the last group, whose cost is candidates x tasks
@@ -216,9 +218,10 @@ class TaskMatch:
         if (tasks := self._tasks) is not None:
             weights, relevance = tasks.weights(units), tasks.relevance(units)
             relevance_of_known = tasks.highest(np.where(tasks.estimated, 0, relevance))
-            unlike -= (relevance_of_known * self._tested).max(axis=1, keepdims=True)
             known = np.where(tasks.estimated, 0, weights)
             common = tasks.sums(known * tasks.common) / np.maximum(tasks.sums(known), 1e-9)
+            hard = relevance_of_known * ramp(common, *EASY) * self._tested
+            unlike -= hard.max(axis=1, keepdims=True)
             total = np.maximum(tasks.sums(weights), 1e-9)
             if self._uses_keywords:
                 fade = ramp(self._places.nearness(units), *NEW_INSTRUCTION)[:, None]
