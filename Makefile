@@ -9,6 +9,8 @@ INSTALL := -m pip install --disable-pip-version-check --no-deps
 ADDRESS ?= 127.0.0.1:50051
 SHARED ?= ../shared/data
 DATA ?= $(addprefix $(SHARED)/,mmlu_pro_cot helm_mmlu llmrouter9 zeroeval)
+# What the shipped weights were trained on: DATA in two passes, then all of it on a GPU (pretrained/README.md).
+TRAINED ?= $(DATA) $(addprefix $(SHARED)/,reasoning_gym medagents kor_bench lineage_2025h1 planbench shaberi_gpt-41)
 ENVOY := .venv-envoy/.done
 NODE_EXAMPLE := examples/node
 # npm writes this file last, so an incomplete or empty folder is built again.
@@ -21,7 +23,7 @@ CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install checkpoint export serve demo test test-all lint sanitize audit train evaluate bench proto lock clean distclean \
+.PHONY: help install checkpoint export serve demo test test-all lint sanitize audit train evaluate figures bench proto lock clean distclean \
         docs wheel envoy demo-envoy litellm demo-litellm proto-archive sbom image
 
 help: ## list the targets
@@ -84,6 +86,12 @@ endif
 
 evaluate: $(BUNDLE) $(VENV)/.dev ## report on held-out rows of DATA through the bundle, with plots
 	$(BIN)/python -m training.evaluation.evaluate --bundle artifacts/bundle --data $(DATA) --out artifacts/evaluation
+
+figures: $(BUNDLE) $(VENV)/.dev ## measure the shipped bundle on TRAINED and write the figures of README, model card and quality page
+	$(BIN)/python -m training.evaluation.evaluate --bundle artifacts/bundle --data $(TRAINED) --out artifacts/evaluation
+	$(BIN)/python -m training.evaluation.publish --report artifacts/evaluation/report.json
+	$(BIN)/python -m tools.docs.pictures
+	$(BIN)/python -m tools.docs.readme_pictures
 
 bench: $(BUNDLE) $(VENV)/.dev ## measure latency under load, and every latency target
 	$(BIN)/python -m bench.latency $(BENCH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from engine.cli.main import main
 from modelsat import Client
 from tools.docs import readme_pictures as pictures
 from tools.processes import Server
+from training.evaluation import publish
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,14 +21,17 @@ def read(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
-def test_the_chart_shows_what_the_pages_say() -> None:
-    quality, performance = (read(f"docs/explanation/{n}.md") for n in ("quality", "performance"))
-    accuracies = (pictures.ROUTED, pictures.BEST_SINGLE, pictures.RANDOM, pictures.ORACLE)
-    for row in accuracies:
-        cells = r" \([^)]*\) \| ".join(map(re.escape, row))
-        assert re.search(rf"\| {cells} \(", quality), row
-    for sizes in pictures.DATASETS:
-        assert sizes.split("\n")[1].replace(",", "") in quality
+def test_the_pages_show_the_figures_of_the_shipped_weights() -> None:
+    model = json.loads(read("pretrained/model.json"))
+    assert set(pictures.DATASETS) == set(model["report"]["datasets"])
+    for page in publish.PAGES:
+        content = read(page)
+        assert "<!-- figures: " in content
+        assert publish.fill(content, model["report"]) == content
+
+
+def test_the_chart_shows_what_the_performance_page_says() -> None:
+    performance = read("docs/explanation/performance.md")
     for _, milliseconds in pictures.STEPS:
         assert f"| {milliseconds} |" in performance
 

@@ -6,6 +6,7 @@ python -m tools.docs.pictures
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -16,16 +17,8 @@ from engine.registry.catalog import read_catalog
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "images"
 CATALOG = ROOT / "pretrained" / "zoo.json"
+MODEL = ROOT / "pretrained" / "model.json"
 INK, FAINT, BLUE, ORANGE, PAPER = "#1f2933", "#c3ccd5", "#2f6fb0", "#d9822b", "#ffffff"
-# Calibration of the shipped bundle on the 1,215 held-out rows x 29 candidates of mmlu_pro_cot: mean
-# probability, share that succeeded, share of the pairs (training.evaluation.metrics.reliability).
-RELIABILITY = (
-    *((0.1143, 0.0962, 0.0238), (0.1700, 0.1345, 0.0944), (0.2343, 0.1818, 0.1253)),
-    *((0.2997, 0.2746, 0.1372), (0.3658, 0.3553, 0.1227), (0.4322, 0.4254, 0.1069)),
-    *((0.4995, 0.5231, 0.0934), (0.5654, 0.5958, 0.0825), (0.6329, 0.6746, 0.0683)),
-    *((0.6982, 0.7446, 0.0532), (0.7645, 0.7847, 0.0382), (0.8313, 0.8529, 0.0294)),
-    *((0.8970, 0.9235, 0.0193), (0.9465, 0.9806, 0.0054)),
-)
 COMPARED = ("gemini-1.5-flash-002", "mathstral-7b-v0.1")
 
 
@@ -170,9 +163,12 @@ def _bars(candidate: Candidate, top: float, colour: str) -> list[str]:
 
 
 def calibration() -> str:
-    """Draw predicted probability against observed frequency; areas are shares of the pairs."""
+    """Draw predicted probability against observed frequency on held-out rows of mmlu_pro_cot; areas
+    are shares of the pairs."""
     left, bottom, size = 60, 350, 310
-    at = [(left + size * p, bottom - size * seen, share) for p, seen, share in RELIABILITY]
+    figures = json.loads(MODEL.read_text(encoding="utf-8"))["report"]["datasets"]["mmlu_pro_cot"]
+    bins = figures["reliability"]
+    at = [(left + size * p, bottom - size * seen, share) for p, seen, share in bins]
     parts = [rect(left, bottom - size, size, size, PAPER, FAINT)]
     parts.append(line(left, bottom, left + size, bottom - size, INK, 'stroke-dasharray="5 4"'))
     parts += [

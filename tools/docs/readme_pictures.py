@@ -4,12 +4,13 @@
 
 Badges are files because the documentation site asks no other host for anything.
 
-Every number is copied from a documentation page; tests/docs/test_readme.py checks that the pages
-still say so.
+Accuracies are those of pretrained/model.json (training.evaluation.publish); times are copied from
+the performance page, and tests/docs/test_front_page.py checks that it still says so.
 """
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
 
@@ -20,24 +21,26 @@ TARGET = ROOT / "docs" / "images"
 
 # `modelsat route "If 3x + 7 = 22, what is x?"` with the shipped bundle, four of its 69 candidates.
 CANDIDATES = (
-    ("gemini-3-pro-high", 0.983),
-    ("gpt-4.1", 0.957),
-    ("llama-3.1-8b-instruct", 0.823),
-    ("mistral-7b-instruct-v0.2", 0.532),
+    ("gemini-3-pro-high", 0.955),
+    ("gpt-4.1", 0.926),
+    ("llama-3.1-8b-instruct", 0.834),
+    ("mistral-7b-instruct-v0.2", 0.658),
 )
 
-# The quality page, "The shipped bundle, on instructions that it was not trained on". Instructions x
-# candidates: the largest subset in which every candidate was measured, where routing is scored.
-DATASETS = (
-    "MMLU-Pro\n778 x 29",
-    "MMLU\n3,755 x 10",
-    "14 tasks\n504 x 9",
-    "math, code\n292 x 29",
-)
-ROUTED = (".751", ".882", ".649", ".932")
-BEST_SINGLE = (".737", ".881", ".594", ".921")
-RANDOM = (".432", ".842", ".412", ".686")
-ORACLE = (".950", ".967", ".795", ".976")
+MODEL = ROOT / "pretrained" / "model.json"
+# Of the folders in MODEL's report, in this order.
+DATASETS = {
+    "mmlu_pro_cot": "MMLU-\nPro",
+    "helm_mmlu": "MMLU",
+    "llmrouter9": "14\ntasks",
+    "zeroeval": "math,\ncode",
+    "reasoning_gym": "puz-\nzles",
+    "medagents": "medi-\ncine",
+    "kor_bench": "rules",
+    "lineage_2025h1": "deduc-\ntion",
+    "planbench": "plans",
+    "shaberi_gpt-41": "Japan.\nchat",
+}
 
 # The performance page, "Step by step", in milliseconds.
 STEPS = (
@@ -131,35 +134,27 @@ def draw_results(target: Path) -> None:
     matplotlib.rcParams |= {"svg.hashsalt": "modelsat", "svg.fonttype": "none", "font.size": 9.5}
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for column, (low, single, routed, high) in enumerate(
-        zip(RANDOM, BEST_SINGLE, ROUTED, ORACLE, strict=True)
-    ):
-        left.plot([column] * 2, [float(low), float(high)], color="#c3ccd5", linewidth=6, zorder=1)
-        for value, color, marker, shift in (
-            (single, GREY, "s", -0.06),
-            (routed, ORANGE, "o", 0.06),
-        ):
-            left.plot(column + shift, float(value), marker, color=color, markersize=8, zorder=2)
-            left.annotate(
-                value,
-                (column + shift, float(value)),
-                xytext=(-9 if shift < 0 else 9, 0),
-                textcoords="offset points",
-                ha="right" if shift < 0 else "left",
-                va="center",
-            )
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(11, 3.6), layout="constrained", width_ratios=(3, 2)
+    )
+    report = json.loads(MODEL.read_text(encoding="utf-8"))["report"]["datasets"]
+    names = ("random", "oracle", "best_constant", "routed")
+    for column, folder in enumerate(DATASETS):
+        low, high, constant, routed = (report[folder][f"{name}_accuracy"] for name in names)
+        left.plot([column] * 2, [low, high], color="#c3ccd5", linewidth=6, zorder=1)
+        left.plot(column - 0.1, constant, "s", color=GREY, markersize=7, zorder=2)
+        left.plot(column + 0.1, routed, "o", color=ORANGE, markersize=7, zorder=2)
     left.plot([], [], "o", color=ORANGE, label="modelsat")
-    left.plot([], [], "s", color=GREY, label="best single LLM")
+    left.plot([], [], "s", color=GREY, label="best constant LLM")
     left.plot([], [], color="#c3ccd5", linewidth=6, label="random to oracle")
-    left.set_xticks(range(len(DATASETS)), DATASETS)
+    left.set_xticks(range(len(DATASETS)), list(DATASETS.values()))
     left.set_xlim(-0.6, len(DATASETS) - 0.4)
     left.set_title("Accuracy on held-out instructions", loc="left", color=INK)
-    left.set_ylim(0.2, 1)
+    left.set_ylim(0, 1)
     left.legend(loc="lower center", fontsize=8.5, ncols=3, frameon=False, columnspacing=1)
-    names = [name for name, _ in STEPS][::-1]
+    labels = [name for name, _ in STEPS][::-1]
     times = [float(ms) for _, ms in STEPS][::-1]
-    right.barh(names, times, color=[ORANGE, *[BLUE] * (len(STEPS) - 1)])
+    right.barh(labels, times, color=[ORANGE, *[BLUE] * (len(STEPS) - 1)])
     right.set_xscale("log")
     right.set_xlim(1, 20_000)
     for row, ms in enumerate(times):

@@ -54,14 +54,19 @@ COSTS = ("cost_at_95", "cost_at_100", "mix_at_95", "area")
 
 
 def unseen_folders(
-    bundle: Path, folders: Sequence[Outcomes], trained: Sequence[Outcomes] = ()
+    bundle: Path,
+    folders: Sequence[Outcomes],
+    trained: Sequence[Outcomes] = (),
+    *,
+    near: bool = True,
 ) -> list[Outcomes]:
     """Leave out of every folder what the bundle was trained on.
 
     That is equal questions, and near-duplicates of a trained row or an aptitude item of any of the
     folders.
 
-    trained: more folders that the bundle was trained on; they are only compared with.
+    trained: more folders that the bundle was trained on; they are only compared with. near: whether
+    near-duplicates are left out too.
 
     Raises:
         InvalidInputError: nothing of a folder is left.
@@ -70,7 +75,7 @@ def unseen_folders(
     seen = np.zeros(0, dtype=np.uint32) if training_set is None else training_set.fingerprints
     every = [*folders, *trained]
     known = [np.isin([fingerprint(t) for t in o.texts], seen) for o in every]
-    found = near_duplicates(every, known)
+    found = near_duplicates(every, known) if near else [np.full(len(k), -1) for k in known]
     left = []
     for outcomes, mine, match in zip(folders, known, found, strict=False):
         rows = np.flatnonzero(~mine & (match < 0))
@@ -133,9 +138,11 @@ def measure(scored: ScoredDataset) -> dict[str, Any]:
         return metrics.nanmean(metrics.cell_errors(p[rows], y[rows], groups))
 
     add("cell_error", cell_error)
-    return (
-        result | measure_routing(scored) | {"top_candidate_share": metrics.top_candidate_share(p)}
-    )
+    result |= measure_routing(scored)
+    result["top_candidate_share"] = metrics.top_candidate_share(p)
+    # (mean p, share that succeeded, share of the pairs) of each bin.
+    result["reliability"] = np.stack(metrics.reliability(p, y), axis=1).tolist()
+    return result
 
 
 def with_intervals(
@@ -305,6 +312,8 @@ def main() -> None:
     )
     text = "leave out the match of instructions with the tasks of the candidates' tests"
     parser.add_argument("--no-match", action="store_true", help=text)
+    text = "keep near-duplicates of trained rows, to compare with figures of before they were found"
+    parser.add_argument("--keep-near-duplicates", action="store_true", help=text)
     parser.add_argument("--draws", type=int, default=5, help="of what is remembered (5)")
     arguments = parser.parse_args()
     require_distinct(arguments.data)
@@ -312,7 +321,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     folders = [read_outcomes(folder) for folder in arguments.data]
     trained = [read_outcomes(folder) for folder in arguments.trained]
-    unseen = unseen_folders(arguments.bundle, folders, trained)
+    near = not arguments.keep_near_duplicates
+    unseen = unseen_folders(arguments.bundle, folders, trained, near=near)
     evaluated: list[ScoredDataset] = []
     datasets: dict[str, dict[str, Any]] = {}
     trials: list[MemoryTrial] = []
