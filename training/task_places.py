@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.api.errors import BundleError, ModelsatError
-from engine.bundle.arrays import load_arrays
+from engine.bundle.arrays import keywords_id, load_arrays
 from engine.bundle.task_places import TaskPlaces, normalized, save_task_places
 from engine.bundle.training_set import load_training_set
 from engine.bundle.types import Float32Array
@@ -85,7 +85,9 @@ def main() -> None:
     asked = {k: q for k, q in zip(test.keywords, test.questions, strict=True) if q}
     of_tasks = places_of(list(asked.values()), embedder, space)
     named = dict(zip(asked, of_tasks, strict=True))
-    found = TaskPlaces(named, weight, bias, place(trained), space=space.id)
+    had = [task for folder in arguments.data for task in read_outcomes(folder).test.keywords]
+    keywords = np.unique(np.array([keywords_id(task) for task in had], dtype=np.uint32))
+    found = TaskPlaces(named, weight, bias, place(trained), space=space.id, trained=keywords)
     save_task_places(arguments.out, found)
     print(f"{len(named)} tasks, {len(trained)} training instructions, {len(texts)} texts")
 

@@ -36,7 +36,8 @@ class TaskPlaces:
     keyword_bias (P,): estimate a place from a keyword embedding of length 1. landmarks: (L, P)
     places of training instructions. everyday, unusual: (P + 1,) weights and bias of logistic
     classifiers (training/difficulty), None if there are none. space: `id` of the instruction space
-    that all of it is in; empty if that is unknown.
+    that all of it is in; empty if that is unknown. trained: (K,) uint32 keywords_id of the tasks
+    that training had; empty if that is unknown.
     """
 
     of_tasks: Mapping[str, Float32Array]
@@ -46,6 +47,7 @@ class TaskPlaces:
     everyday: Float32Array | None = None
     unusual: Float32Array | None = None
     space: str = ""
+    trained: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32), repr=False)
 
     @cached_property
     def id(self) -> bytes:
@@ -110,6 +112,7 @@ def to_arrays(places: TaskPlaces) -> dict[str, NDArray[Any]]:
         "keyword_bias": places.keyword_bias,
         "landmarks": places.landmarks,
         "space": np.array(places.space),
+        "trained": places.trained,
     }
     for name in CLASSIFIERS:
         if (weights := getattr(places, name)) is not None:
@@ -128,8 +131,9 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> TaskPlaces | None:
     of_tasks = dict(zip(tasks, normalized(vectors), strict=True))
     fitted = {n: arrays[PREFIX + n].astype(np.float32) for n in CLASSIFIERS if PREFIX + n in arrays}
     space = str(arrays.get(PREFIX + "space", ""))
+    trained = arrays.get(PREFIX + "trained", np.zeros(0, np.uint32))
     # Landmarks stay as they are, so that the identity survives further copies.
-    return TaskPlaces(of_tasks, weight, bias, landmarks, **fitted, space=space)
+    return TaskPlaces(of_tasks, weight, bias, landmarks, **fitted, space=space, trained=trained)
 
 
 def load_task_places(folder: Path) -> TaskPlaces | None:

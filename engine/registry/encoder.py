@@ -32,17 +32,20 @@ from numpy.typing import NDArray
 
 from engine.api.candidate import TEST_TASKS, USUAL_QUESTIONS, Candidate
 from engine.api.errors import InvalidInputError, Violation
-from engine.bundle.arrays import Connector, TaskNorms, keyword_set
+from engine.bundle.arrays import Connector, TaskNorms, keyword_set, keywords_id
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.task_places import TaskPlaces, normalized
 from engine.bundle.types import Float32Array
-from engine.registry.matching.task_match import TaskMatch, match_tasks
+from engine.registry.matching.task_match import TaskMatch, match_tasks, ramp
 
 logger = logging.getLogger(__name__)
 Embed = Callable[[Sequence[str]], Float32Array]
 MAX_CACHED_TASKS = 10_000  # 15 MB at E = 384
 # With so many questions, an accuracy's noise is as large as what candidates of one level differ by.
 PRIOR_QUESTIONS = 10.0
+# Ramp over the cosine of a task's places by keywords and by questions: below, the keywords say
+# nothing.
+READABLE = (0.1, 0.3)
 
 
 def keyword_vectors(embeddings: Float32Array, center: Float32Array) -> Float32Array:
@@ -157,7 +160,7 @@ class CapabilityEncoder:
         knows no places of tasks."""
         if self._places is None or self._space is None or not candidates:
             return None
-        return match_tasks(candidates, self._place, self._space, self._places)
+        return match_tasks(candidates, self._place, self._space, self._places, self._readable)
 
     def _place(self, tasks: Mapping[str, bytes]) -> tuple[Float32Array, NDArray[np.bool_]]:
         """Return the places of tasks (T, P), and whether each is estimated, (T,). tasks: keywords
@@ -175,6 +178,20 @@ class CapabilityEncoder:
         for i in np.flatnonzero(~estimated):
             result[i] = found[i]
         return result, estimated
+
+    def _readable(self, tasks: Sequence[str], vectors: Float32Array) -> Float32Array:
+        """Return how far the weights can read from a task's keywords what it is, (T,) in [0, 1]:
+        fully if training had them, else by how near their place is to that of the questions.
+
+        vectors: (T, P) places of the tasks.
+        """
+        places = self._places
+        assert places is not None
+        known = np.isin([keywords_id(task) for task in tasks], places.trained)
+        if known.all() or not len(places.trained):
+            return np.ones(len(tasks), dtype=np.float32)
+        near = (places.estimate(self._whole(self._task_vectors(tasks))) * vectors).sum(axis=1)
+        return np.maximum(known, ramp(near, *READABLE)).astype(np.float32)
 
     def _whole(self, vectors: Float32Array) -> Float32Array:
         """Return keyword embeddings (T, E) of length 1 from k_t: center + r k_t with that length,

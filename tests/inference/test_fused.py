@@ -39,13 +39,17 @@ def test_int8_is_as_near_to_fp32_as_the_graph_is(path: str | None) -> None:
     fused = open_format("backbone.int8.fused", 2, path)
     exact, graph = open_format("backbone.onnx", 2), open_format("backbone.int8.onnx", 2)
     expected = exact.probabilities(PROMPTS, TABLE, ROWS, HEAD)
-    of_graph = np.abs(graph.probabilities(PROMPTS, TABLE, ROWS, HEAD).p - expected.p)
-    found = fused.probabilities(PROMPTS, TABLE, ROWS, HEAD)
+    of_graph, found = (b.probabilities(PROMPTS, TABLE, ROWS, HEAD) for b in (graph, fused))
     moved = np.abs(found.p - expected.p)
     assert moved.max() < 0.1
-    assert moved.mean() < 2 * of_graph.mean() + 1e-4
-    error = np.linalg.norm(found.embeddings - expected.embeddings, axis=1)
-    assert (error / np.linalg.norm(expected.embeddings, axis=1)).max() < 0.1
+    assert moved.mean() < 2 * np.abs(of_graph.p - expected.p).mean() + 1e-4
+    # How large the errors of embeddings are depends on the weights; those of a wrong layer are not
+    # alike in both.
+    errors = [np.linalg.norm(x.embeddings - expected.embeddings, axis=1) for x in (of_graph, found)]
+    of_graph_max, own_max = (
+        (error / np.linalg.norm(expected.embeddings, axis=1)).max() for error in errors
+    )
+    assert own_max < 1.1 * of_graph_max < 0.15
 
 
 def test_bf16_is_near_fp32() -> None:

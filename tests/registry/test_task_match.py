@@ -243,3 +243,26 @@ def test_its_identity_follows_what_it_depends_on() -> None:
     other = candidate("player", (0.9, 0.2, 0.5, 0.6, 0.6))
     assert match(PLAYER, POET).id == match(PLAYER, POET).id
     assert len({match(PLAYER, POET).id, match(PLAYER).id, match(other, POET).id}) == 3
+
+
+def test_the_match_does_not_fade_where_the_weights_cannot_read_the_task() -> None:
+    """A task near the training instructions, under keywords that training had and others."""
+    pool = (
+        candidate("good", (0.2, 0.2, 0.5, 0.6, 0.95)),
+        candidate("bad", (0.9, 0.9, 0.5, 0.6, 0.2)),
+    )
+
+    def found(readable: float) -> Float32Array:
+        read = match_tasks(
+            pool,
+            by_packed,
+            SPACE,
+            PLACES,
+            lambda tasks, _: np.full(len(tasks), readable, np.float32),
+        )
+        return read.log_odds(KNOWN)[0]
+
+    known, unknown = found(1.0), found(0.0)
+    assert known == pytest.approx(match(*pool).log_odds(KNOWN)[0])
+    assert abs(known[0] - known[1]) < 0.1
+    assert unknown[0] - unknown[1] > 1

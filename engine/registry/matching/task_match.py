@@ -254,6 +254,7 @@ class TaskMatch:
         return []
 
 
+ReadTasks = Callable[[Sequence[str], Float32Array], Float32Array]
 PlaceTasks = Callable[[Mapping[str, bytes]], tuple[Float32Array, NDArray[np.bool_]]]
 
 
@@ -262,11 +263,13 @@ def match_tasks(
     place: PlaceTasks,
     space: InstructionSpace,
     places: TaskPlaces,
+    readable: ReadTasks | None = None,
 ) -> TaskMatch:
     """Prepare the match for M candidates.
 
     place: (task -> packed place, empty if none is known) -> places (T, P), and whether each is
-    estimated.
+    estimated. readable: (tasks, their places) -> how far the weights can read each from its
+    keywords, (T,); None if they can. The match does not fade for what they cannot.
     """
     by_test: dict[tuple[str, ...], list[int]] = {}
     for row, candidate in enumerate(candidates):
@@ -282,7 +285,7 @@ def match_tasks(
     members = [by_test[test] for test in largest[: MAX_GROUPS - 1]]
     common = _common_log_odds(c for c in candidates if len(c.aptitude) > 1)
     groups = [
-        _group(candidates, sorted(rows), place, places, common)
+        _group(candidates, sorted(rows), place, places, common, readable)
         for rows in [*members, *([joined] if joined else [])]
     ]
     return TaskMatch(groups, len(candidates), space, places)
@@ -309,6 +312,7 @@ def _group(
     place: PlaceTasks,
     places: TaskPlaces,
     common: Mapping[str, float],
+    readable: ReadTasks | None,
 ) -> _TestGroup:
     packed: Counter[tuple[str, bytes]] = Counter()
     for row in rows:
@@ -326,6 +330,8 @@ def _group(
             questions[i, column[result.task]] = result.questions or USUAL_QUESTIONS
     vectors, estimated = place({task: by_task[task] for task in tasks})
     new = ramp(places.nearness(vectors), *NEW_TASK)
+    if readable is not None:
+        new = np.maximum(new, 1 - np.where(estimated, 1, readable(tasks, vectors)))
     taken = ~np.isnan(accuracies)
     deviations = np.zeros(accuracies.shape)
     # Tests differ in how much is chance, so that one says nothing of another's evidence.
