@@ -143,7 +143,7 @@ def test_the_page_ranks_by_each_objective_among_those_allowed(
         assert {name: policy[name] for name in OBJECTIVES & policy.keys()} == (
             {objective: limit or "Infinity"} if objective else {}
         )
-        reason = console.route(text=QUESTION, policy=policy)["decision"]["reason"]
+        reason = answered.value.json()["decision"]["reason"]
         page.locator("#ask-reason").get_by_text(reason, exact=True).wait_for()
         assert page.locator("#ask-ranking tbody tr:not(.excluded)").count() == 3
     page.close()
