@@ -40,7 +40,8 @@ def cost_adjusted_utility(
         return p
     with np.errstate(over="ignore"):
         priced = np.maximum(p - costs / willingness_to_pay_usd, LOWEST)
-    return np.where(np.isnan(costs), p - NO_PRICE, priced)
+    # In float32 they would all be the same.
+    return np.where(np.isnan(costs), p.astype(np.float64) - NO_PRICE, priced)
 
 
 def target_utility(p: FloatArray, costs: FloatArray, target: float) -> FloatArray:

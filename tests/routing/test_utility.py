@@ -114,6 +114,13 @@ def test_a_policy_without_an_objective_takes_the_servers() -> None:
     assert not policy_to(Policy()).WhichOneof("objective")
 
 
+def test_candidates_without_a_price_keep_their_order_in_the_precision_of_scores() -> None:
+    p = np.array([[0.5, 0.9, 0.2]], dtype=np.float32)
+    unknown = np.full((1, 3), np.nan)
+    assert tradeoff.select(p, unknown, 0.01).tolist() == [1]
+    assert tradeoff.select(p, np.array([[np.nan, np.nan, 0.1]]), 0.01).tolist() == [2]
+
+
 @pytest.fixture(scope="module")
 def scored() -> tuple[FloatArray, FloatArray]:
     """Probabilities and costs (B, M) of mixed prompts for the catalog's candidates with prices."""

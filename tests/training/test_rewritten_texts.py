@@ -58,6 +58,7 @@ def test_choices_without_a_price_go_by_probability() -> None:
     dear = np.array([[1e-6, 1.0], [1e-6, 1.0]])
     assert choose(p, dear, 30.0).tolist() == [0, 0]
     assert choose(p, dear, 0.0).tolist() == [1, 0]
+    assert choose(p, dear, 0.001).tolist() == [1, 0], "a success is worth $10"
 
 
 def test_unchanged_choices_are_counted(

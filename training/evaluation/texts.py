@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.api.candidate import DEFAULT_OUTPUT_TOKENS, Candidate
+from engine.api.policy import Policy
 from engine.bundle.types import FloatArray, Int64Array
 from engine.inference.offline import score_candidates
 from engine.routing import tradeoff
@@ -32,10 +33,10 @@ def score_texts(
 
 
 def choose(p: FloatArray, costs: FloatArray, sensitivity: float) -> Int64Array:
-    """Return the (B,) columns that are chosen at a cost sensitivity, see engine/routing/ranking.py.
+    """Return the (B,) columns that are chosen at a cost sensitivity; see Policy.willingness.
 
     Without a single price the highest probability is chosen.
     """
     if sensitivity == 0 or np.isnan(costs).all():
         return np.asarray(p.argmax(axis=1))
-    return tradeoff.select(p, costs, sensitivity)
+    return tradeoff.select(p, costs, Policy("cost_sensitivity", sensitivity).willingness)
