@@ -135,8 +135,10 @@ class CandidateHealth:
             return
         record.until = now + record.pause_s
         log.warning(
-            "%s%s is set aside for %g s: %d failures in a row, the last with %s",
-            *(NAME_PREFIX, candidate, record.pause_s, record.failures, record.error),
+            "%s%s is set aside for %g s%s: %d failures in a row, the last with %s",
+            *(NAME_PREFIX, candidate, record.pause_s),
+            "" if scope == EVERYBODY else f", for {scope!r} alone",
+            *(record.failures, record.error),
         )
         record.pause_s = min(2 * record.pause_s, MAX_PAUSE_S)
         self._set_aside.setdefault(scope, {})[candidate] = record

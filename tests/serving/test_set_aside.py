@@ -77,7 +77,8 @@ def test_failures_of_one_caller_set_aside_for_it_alone(running: Running) -> None
     page = metrics(server)
     assert 'modelsat_candidate_set_aside{candidate="gpt"} 1.0' in page
     assert 'modelsat_candidate_failures_total{candidate="gpt"} 3.0' in page
-    assert "candidates/gpt is set aside for 1.5 s: 3 failures in a row" in server.printed()
+    printed = server.printed()
+    assert "candidates/gpt is set aside for 1.5 s, for 'alice' alone: 3 failures in" in printed
     # If nothing else is allowed, it is tried all the same.
     only = clients["alice"].route("Why?", Policy(allowed_candidates=("gpt",)))
     assert (only.selected, "gpt" in only.excluded) == ("gpt", False)
