@@ -372,7 +372,7 @@ def _judge(
     if count < MIN_INSTRUCTIONS:
         return (
             False,
-            f"{count} instructions are remembered; at least {MIN_INSTRUCTIONS} are needed.",
+            f"Instructions remembered: {count}; at least {MIN_INSTRUCTIONS} are needed.",
         )
     needed = GUARD if loss.unbiased else GUARD_OF_CHOSEN
     figures = f"from {loss.before:.3f} to {loss.after:.3f}"

@@ -27,7 +27,11 @@ def places_of_tasks(question_set: QuestionSet, bundle: Path) -> dict[str, bytes]
     if not own:
         return {}
     if not (bundle / "manifest.json").is_file():
-        log.warning("%s is no bundle; instructions are matched with keywords of tasks", bundle)
+        log.warning(
+            "%s has no bundle, so your own tasks are matched by keywords, which is less exact;"
+            " --bundle names the folder of the server's bundle",
+            bundle,
+        )
         return {}
     from engine.bundle.arrays import load_arrays
     from engine.inference.offline import open_embedder, pack_places

@@ -7,6 +7,7 @@ others are drawn by seed.
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from engine.aptitude.hub import read_hub
 from engine.aptitude.questions import Question, read_file, read_folder
 from engine.datasets.known_tasks import reference_tasks
 from engine.registry.candidate_files.tasks import known_task
+
+log = logging.getLogger(__name__)
 
 QUESTIONS_PER_TASK = 20
 
@@ -72,14 +75,17 @@ def sample_questions(
     draw = random.Random(seed)  # noqa: S311 - a draw that can be repeated
     reference = reference_tasks()
     chosen: list[Question] = []
-    overlap = 0
+    overlap = repeated = 0
     for task in _choose_tasks(by_task, tasks):
         items = reference[task].items if task in reference else frozenset[str]()
         candidates = sorted({q.key: q for q in by_task[task]}.values(), key=lambda q: q.key)
+        repeated += len(by_task[task]) - len(candidates)
         draw.shuffle(candidates)
         candidates.sort(key=lambda q: q.key not in items)
         chosen += candidates[:questions_per_task]
         overlap += sum(q.key in items for q in candidates[:questions_per_task])
+    if repeated:
+        log.warning("%s repeats %d of its questions; each is asked once", source, repeated)
     draw.shuffle(chosen)
     return QuestionSet(tuple(chosen), source, seed, overlap)
 

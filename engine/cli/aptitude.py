@@ -214,7 +214,9 @@ def _require_free(candidate: Candidate, parsed: argparse.Namespace) -> None:
         else:
             raise AlreadyExistsError(
                 candidate.name,
-                "is already registered; delete it with `modelsat candidates delete`, or set --id.",
+                "is already registered. To renew its results, run the test without --register, and"
+                f" pass the file to `modelsat candidates update {candidate.id} --results`. To test"
+                " another candidate, give an --id.",
             )
 
 

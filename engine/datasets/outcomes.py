@@ -116,7 +116,10 @@ def read_outcomes(folder: Path) -> Outcomes:
     test = replace(test, questions=questions)
     untested = np.asarray(np.isnan(test.accuracies).all(axis=1))
     if untested.all():
-        problem = f"has too few outcomes of {names} to derive an aptitude test from."
+        problem = (
+            f"has too few outcomes of {names} to derive an aptitude test from, and no aptitude.json"
+            " with one; `modelsat outcomes export --server` writes it."
+        )
         raise InvalidInputError(Violation(str(folder), problem))
     item_rows = sorted({i for group in items.values() for i in group})
     rows = _usable_rows(texts, scores, item_rows)

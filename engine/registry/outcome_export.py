@@ -138,7 +138,8 @@ def export_outcomes(
             Violation(
                 str(file),
                 f"has no outcome to export ({without_text} without text, {unknown.total()} of"
-                " candidates that are not in the bundle); send the text with RecordOutcome.",
+                " candidates that are not in the table). The server keeps a text only if it is sent"
+                " with RecordOutcome, or with `modelsat outcomes import --store-text`.",
             )
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -58,9 +58,12 @@ def run(llm: FakeChat, folder: Path, *flags: str, status: int = 0) -> None:
 
 
 def test_free_text_is_asked_as_it_is_and_graded_as_its_line_says(
-    llm: FakeChat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    llm: FakeChat,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    write(tmp_path / "q.jsonl", *QUESTIONS)
+    write(tmp_path / "q.jsonl", *QUESTIONS, QUESTIONS[0])
     run(
         llm,
         tmp_path,
@@ -77,6 +80,7 @@ def test_free_text_is_asked_as_it_is_and_graded_as_its_line_says(
         "--input-usd",
         "0.5",
     )
+    assert "repeats 1 of its questions" in caplog.text
     (candidate,) = read_catalog(tmp_path / "m.json")
     tested = {r.task: (r.accuracy, r.questions) for r in candidate.aptitude[:5]}
     assert tested == {

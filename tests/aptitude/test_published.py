@@ -148,6 +148,14 @@ def test_figures_that_say_too_little_are_refused(
         read_published(file)
 
 
+@pytest.mark.parametrize("written", ["GPQA Diamond", "gpqa-diamond", " GPQA_diamond "])
+def test_a_benchmark_is_known_however_it_is_written(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps({"id": "x", "figures": [GPQA | {"benchmark": written}]}))
+    (read,) = read_published(file)
+    assert read.figures[0].benchmark == "gpqa_diamond"
+
+
 def test_the_command_writes_candidates_that_can_be_registered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

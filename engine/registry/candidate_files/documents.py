@@ -37,7 +37,8 @@ def read_document(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         form = {".toml": "TOML", ".yaml": "YAML", ".yml": "YAML"}.get(path.suffix, "JSON")
         name = "standard input" if path == STDIN else str(path)
-        problem = f"is not a readable {form} file ({error})."
+        reason = error.strerror if isinstance(error, OSError) else error
+        problem = f"is not a readable {form} file ({reason})."
         raise InvalidInputError(Violation(name, problem)) from error
 
 

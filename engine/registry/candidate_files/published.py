@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -213,11 +214,12 @@ def _read_figure(raw: Any, field: str, problems: list[Violation]) -> Figure | No
         refuse("", f"is not an object of {sorted(FIGURE_FIELDS)}.")
         return None
     scale = read_scale()
-    benchmark, subject = str(raw.get("benchmark", "")), str(raw.get("subject", ""))
+    benchmark = re.sub(r"[\s-]+", "_", str(raw.get("benchmark", "")).strip().lower())
+    subject = str(raw.get("subject", ""))
     accuracy: Any = raw.get("accuracy")
     questions: Any = raw.get("questions", 0)
     if benchmark not in scale.benchmarks:
-        refuse("benchmark", f"is {benchmark!r}; known are {sorted(scale.benchmarks)}.")
+        refuse("benchmark", f"is {raw.get('benchmark')!r}; known are {sorted(scale.benchmarks)}.")
     if subject and (benchmark != ANCHOR or subject not in scale.subject_means):
         known = sorted(scale.subject_means)
         refuse("subject", f"is {subject!r}; {ANCHOR} has {known}, the others none.")
