@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,6 +81,24 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     assert complaints == []
     assert requests
     assert all(url.startswith(console.url) for url in requests)
+
+
+def test_the_page_begins_with_the_objective_of_the_server(tmp_path: Path, browser: Any) -> None:
+    """Kind: a server that weighs costs; the page must not show another choice than Route's."""
+    with showing(tmp_path, "--willingness-to-pay-usd", "0.002") as console:
+        with Client(console.server.address) as client:
+            answer = client.route(QUESTION)
+        page = browser.new_page()
+        page.goto(console.url)
+        page.get_by_label("Objective").get_by_text("own, $0.002 per success").wait_for(
+            state="attached"
+        )
+        page.get_by_role("button", name="Rank").click()
+        best = page.locator("#ask-ranking tr.selected th").inner_text()
+        page.close()
+    assert best.removesuffix("selected") == answer.selected
+    most_probable = max(answer.ranking, key=lambda r: r.probability)
+    assert answer.selected != most_probable.candidate, "costs count"
 
 
 OBJECTIVES = {field.name for field in Policy.DESCRIPTOR.oneofs_by_name["objective"].fields}

@@ -190,6 +190,7 @@ class Console:
             "waiting": components.batcher.queue_size,
             "max_queue_size": components.settings.max_queue_size,
             "shows_text": components.settings.audit_include_text,
+            "willingness_to_pay_usd": finite(components.settings.willingness_to_pay_usd),
             "store_connected": components.registry.store_state.connected,
         }
 

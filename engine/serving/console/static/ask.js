@@ -122,6 +122,14 @@ function showObjective() {
   $("ask-limit-value").value = first;
 }
 
+/** Begin with what the server does for requests without an objective, if it weighs costs. info: answer of api/info. */
+export function useServersOwn(info) {
+  if (info.willingness_to_pay_usd === null) return;
+  $("ask-own").textContent = `the server's own, $${info.willingness_to_pay_usd} per success`;
+  $("ask-objective").value = "";
+  showObjective();
+}
+
 export function start() {
   $("ask-objective").addEventListener("change", showObjective);
   $("ask-form").addEventListener("submit", (event) => {

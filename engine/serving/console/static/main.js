@@ -52,7 +52,9 @@ ask.start();
 candidates.start();
 outcomes.start();
 try {
-  live.start(await refresh());
+  const info = await refresh();
+  ask.useServersOwn(info);
+  live.start(info);
 } catch (error) {
   show("problem", `${error.message}. Reload the page.`);
 }
