@@ -14,8 +14,12 @@ def create_private(path: Path) -> None:
     """Create an empty file for its owner alone, whatever the umask is; keep one that exists.
 
     SQLite takes an empty file for a new database, and gives its logs the mode of the database.
+    A database that exists is not opened: to close it would release every lock that SQLite holds on
+    it in this process (POSIX), and the next reader to leave would take the log for unused.
     """
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, OWNER_ONLY))
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    with suppress(FileExistsError):
+        os.close(os.open(path.resolve(), flags, OWNER_ONLY))
 
 
 def make_private(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +33,7 @@ from engine.registry.catalog import read_catalog
 from engine.registry.outcome_changes import read_fits
 from engine.registry.outcome_export import export_outcomes, group_by_text
 from engine.registry.stores import outcomes as outcome_store
+from engine.registry.stores.outcome_databases import open_outcomes
 from engine.registry.stores.outcome_sql import OutcomeWriter
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
@@ -419,3 +421,20 @@ async def test_an_old_file_that_several_servers_open_at_once_is_converted_once(
         await stores[1].record(replace(before[4], score=0.9))
     for store in stores:
         await store.close()
+
+
+def test_a_file_that_is_open_twice_keeps_its_log(tmp_path: Path) -> None:
+    """To open it again released the locks of the first; then a reader that left took the log
+    with it, and nothing was recorded any more."""
+    path = tmp_path / "outcomes.sqlite"
+    first, second = open_outcomes(path), open_outcomes(path)
+    leave = (
+        "import sqlite3, sys; opened = sqlite3.connect(sys.argv[1]);"
+        " opened.execute('SELECT 1 FROM memory_state'); opened.close()"
+    )
+    for write_with in (first, second):
+        subprocess.run([sys.executable, "-c", leave, str(path)], check=True)
+        with write_with.write() as database:
+            database.run("SELECT 1")
+    first.close()
+    second.close()
