@@ -65,7 +65,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     summary = "make candidates of benchmark figures that others published"
     command = actions.add_parser("from-published", help=summary, description=f"M{summary[1:]}.")
     command.add_argument(
-        "file", type=Path, help="JSON file of candidates with their figures, sources and dates"
+        "file", type=Path, help="file of candidates with their figures, sources and dates"
     )
     command.add_argument(
         "--out",

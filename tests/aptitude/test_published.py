@@ -150,8 +150,9 @@ def test_figures_that_say_too_little_are_refused(
 
 @pytest.mark.parametrize("written", ["GPQA Diamond", "gpqa-diamond", " GPQA_diamond "])
 def test_a_benchmark_is_known_however_it_is_written(tmp_path: Path, written: str) -> None:
-    file = tmp_path / "figures.json"
-    file.write_text(json.dumps({"id": "x", "figures": [GPQA | {"benchmark": written}]}))
+    file = tmp_path / "figures.toml"
+    values = "".join(f"{k} = {json.dumps(v)}\n" for k, v in (GPQA | {"benchmark": written}).items())
+    file.write_text(f'id = "x"\n[[figures]]\n{values}')
     (read,) = read_published(file)
     assert read.figures[0].benchmark == "gpqa_diamond"
 

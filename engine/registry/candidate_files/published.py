@@ -34,8 +34,8 @@ from engine.api.candidate import (
     to_json,
 )
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.text_files import read_utf8
 from engine.datasets.known_tasks import keywords_of, reference_tasks
+from engine.registry.candidate_files.documents import read_document
 
 SCALE_FILE = Path(__file__).with_name("published_scale.json")
 ANCHOR = "mmlu_pro"
@@ -133,11 +133,7 @@ def read_published(path: Path) -> list[PublishedCandidate]:
     Raises:
         InvalidInputError: that lists every problem.
     """
-    try:
-        raw = json.loads(read_utf8(path))
-    except (OSError, ValueError) as error:
-        problem = f"is not a readable JSON file ({error})."
-        raise InvalidInputError(Violation(str(path), problem)) from error
+    raw = read_document(path)
     raw = raw["candidates"] if isinstance(raw, dict) and "candidates" in raw else raw
     items = raw if isinstance(raw, list) else [raw]
     problems: list[Violation] = []
