@@ -160,6 +160,19 @@ class CapabilityEncoder:
         knows no places of tasks."""
         if self._places is None or self._space is None or not candidates:
             return None
+        current = self._places.id
+        outdated = [
+            c.id
+            for c in candidates
+            if any(r.place and not r.place.startswith(current) for r in c.aptitude)
+        ]
+        if outdated:
+            logger.warning(
+                "the tasks of %s were placed by other weights, so keywords stand in;"
+                " `modelsat aptitude run` with the same flags places them again without asking,"
+                " and `modelsat candidates update ID --results FILE` registers that",
+                ", ".join(outdated[:5]) + (" and others" if len(outdated) > 5 else ""),
+            )
         return match_tasks(candidates, self._place, self._space, self._places, self._readable)
 
     def _place(self, tasks: Mapping[str, bytes]) -> tuple[Float32Array, NDArray[np.bool_]]:

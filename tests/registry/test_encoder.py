@@ -70,6 +70,17 @@ def test_tasks_unknown_to_training_are_encoded(encoder: CapabilityEncoder) -> No
     assert np.isfinite(embedding).all()
 
 
+def test_places_of_other_weights_are_named(
+    encoder: CapabilityEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kind: a bundle with other weights, under a store with tasks of one's own."""
+    own = replace(CATALOG[0], id="mine", aptitude=(TaskResult("invoices", 0.5, 20, b"old" * 88),))
+    encoder.match([CATALOG[1]])
+    assert not caplog.text
+    encoder.match([CATALOG[1], own])
+    assert "the tasks of mine were placed by other weights" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("task", "known"),
     [
