@@ -115,6 +115,11 @@ def read_manifest(folder: Path, kind: ArtifactKind) -> Manifest:
     Raises BundleError in one sentence that names the field, what was found and what was expected.
     """
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder} has no {MANIFEST}: there is no such folder; name another one by --{kind}, or"
+            " make it with `make export`."
+        )
     if not path.is_file():
         raise BundleError(
             f"{folder} has no {MANIFEST}, so it is not a complete {kind}; {REBUILD_HINT}."

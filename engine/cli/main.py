@@ -63,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else ""
     try:
         try:
-            parsed = parser([command]).parse_args(arguments)
+            top = parser([command])
+            parsed, unknown = top.parse_known_args(arguments)
+            if unknown:  # argparse would show the usage of `modelsat` alone
+                where = command if command in COMMANDS else "COMMAND"
+                top.error(f"no such arguments: {' '.join(unknown)}; see `modelsat {where} --help`")
             parsed.run(parsed)
         finally:
             sys.stdout.flush()  # here, because a closed pipe is noticed at the latest now

@@ -51,6 +51,15 @@ def test_exit_statuses_are_those_of_the_page(
         assert re.fullmatch(r"error: [^\n]+\n", printed.err)
 
 
+@pytest.mark.parametrize("arguments", [["--jason"], ["--wilingness", "1"], ["y"]])
+def test_a_wrong_argument_leads_to_the_help_of_its_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["route", "x", *arguments])
+    assert "see `modelsat route --help`" in capsys.readouterr().err
+
+
 def test_an_interrupted_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "run", interrupted)
     assert main(["health"]) == 130

@@ -413,7 +413,7 @@ def test_the_command_line_prints_a_decision(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--bundle", "nowhere"], "has no manifest.json"),
+        (["--bundle", "nowhere"], "there is no such folder; name another one by --bundle"),
         (
             ["--max-queue-size", "0", "--inference-threads", "-1"],
             "--max-queue-size: is 0; expected 1 to",
