@@ -210,6 +210,8 @@ def test_an_import_can_be_repeated(
     said = capsys.readouterr().out
     assert "14 outcomes of 12 instructions recorded, 10 were there" in said
     assert "skipped 12 outcomes of other" in said
+    assert cli([*command, "--store-text"]) == 0
+    assert "--store-text adds no text to outcomes that were there" in capsys.readouterr().out
     recorded = [r for r in read_recorded(file) if r.grader == "import measured.jsonl"]
     assert len(recorded) == 24
     assert {r.candidate for r in recorded} == {names[0], names[2]}

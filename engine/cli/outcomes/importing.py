@@ -83,6 +83,8 @@ def _import(parsed: argparse.Namespace) -> None:
         f"{source}: {summary.recorded} outcomes of {summary.instructions} instructions recorded,"
         f" {summary.present} were there"
     )
+    if parsed.store_text and summary.present:
+        print("--store-text adds no text to outcomes that were there")
     if summary.conflicts:
         print(f"kept the recorded scores of {summary.conflicts} instructions, which differ")
     for name, count in sorted(summary.unknown.items()):
