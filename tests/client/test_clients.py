@@ -348,7 +348,8 @@ def test_node_example_routes(shared_server: Server) -> None:
     done = run(shared_server.address)
     assert done.returncode == 0, done.stderr
     with Client(shared_server.address, LONG) as client:
-        ranking = client.route(QUESTION, Policy(value=0.2, ranking_size=3)).ranking
+        policy = Policy("willingness_to_pay_usd", 0.1, ranking_size=3)
+        ranking = client.route(QUESTION, policy).ranking
     names = [line.split()[1] for line in done.stdout.splitlines()[:3]]
     assert names == [ranked.candidate for ranked in ranking]
     unreachable = run("127.0.0.1:1")
