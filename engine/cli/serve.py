@@ -12,6 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+# Before NumPy is loaded. Its products are small here, and OpenBLAS's other threads would wait for
+# the next one by spinning, on the cores of the forward pass: 120 requests a second at 8
+# connections instead of 192.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from engine.serving.settings import Settings, flag, resolve
 
 M_ARENA_MAX, ARENAS = -8, 2

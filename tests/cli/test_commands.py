@@ -161,3 +161,21 @@ def test_a_closed_connection_is_no_closed_pipe(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(sys, "stdout", output)
         with pytest.raises(BrokenPipeError, match="of a connection"):
             main(["token", "--role", "route", "--name", "gateway-1"])
+
+
+def test_serve_has_one_blas_thread() -> None:
+    """OpenBLAS reads the number when NumPy is loaded, so it must be set before."""
+    watch = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("threads", os.environ.get("OPENBLAS_NUM_THREADS"))
+sys.meta_path.insert(0, Watch())
+from engine.cli.main import main
+main(["serve", "--help"])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", watch]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "threads 1"
