@@ -18,7 +18,7 @@ COSTS = np.array([0.0002, 0.001, 0.004, 0.02])
 
 
 def traffic(seed: int, count: int = 400) -> tuple[Float64Array, Float64Array]:
-    """The dearer the better on average, and not on every request."""
+    """The more expensive the better on average, and not on every request."""
     random = np.random.default_rng(seed)
     hard = random.random((count, 1))
     p = 1 / (

@@ -25,7 +25,7 @@ class ConversationReading:
         context: Tokens that the selected candidate reads besides `ask`, and how they were counted.
         kind: "instruction", or "none" if `ask` is empty.
         in_tool_loop: True if the model is at work on `ask`: tools answered after it, or the human
-            told the model to go on.
+            asked the model to go on.
         failures: How much failed since `ask`; see recent_failures.
         needs: What the model must support.
         session: Hint that names the session; "" for none.
@@ -101,7 +101,7 @@ def find_ask(turns: Sequence[ConversationTurn]) -> tuple[str, int]:
 
 
 def in_tool_loop(turns: Sequence[ConversationTurn], asked_at: int) -> bool:
-    """Return True if tools answered after the ask at that position, or the human told the model to
+    """Return True if tools answered after the ask at that position, or the human asked the model to
     go on."""
     later = turns[asked_at + 1 :]
     if any(turn.role == "tool" for turn in later):
