@@ -255,7 +255,7 @@ async def in_this_process(folder: Path) -> AsyncIterator[tuple[str, str]]:
         address="127.0.0.1:0",
         extproc_address="127.0.0.1:0",
         candidates_db=str(folder / "s.sqlite"),
-        outcomes_db=folder / "outcomes.sqlite",
+        outcomes_db=str(folder / "outcomes.sqlite"),
         inference_threads=1,
     )
     running = await start_server(components.build(settings, Telemetry()), AuthConfig(None, None))

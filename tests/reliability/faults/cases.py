@@ -213,7 +213,7 @@ async def _backend_raises(folder: Path) -> Case:
         bundle=BUNDLE,
         address="127.0.0.1:0",
         candidates_db=str(folder / "s.sqlite"),
-        outcomes_db=folder / "outcomes.sqlite",
+        outcomes_db=str(folder / "outcomes.sqlite"),
         score_cache_mb=0,
     )
     built = components.build(settings, Telemetry())
