@@ -55,8 +55,10 @@ demo-litellm: $(BUNDLE) .venv-litellm/.done ## the demo through a real LiteLLM p
 test: $(BUNDLE) $(VENV)/.dev ## run the fast tests, which need only the development environment
 	$(BIN)/python -m pytest -m "$(FAST)" $(TEST)
 
-test-all: $(BUNDLE) $(VENV)/.dev ## run every test, with coverage: Envoy, LiteLLM, PostgreSQL, a browser, the documentation's commands
+test-tools: ## install the programs that tests of the long suite need
 	@for tool in $(TOOLS); do $(MAKE) -s $$tool || echo "skipped: tests that need $$tool" >&2; done
+
+test-all: test-tools $(BUNDLE) $(VENV)/.dev ## run every test, with coverage: Envoy, LiteLLM, PostgreSQL, a browser, the documentation's commands
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(TEST)
 
 lint: $(VENV)/.dev ## check style, types, import rules, generated code and breaking changes of the API

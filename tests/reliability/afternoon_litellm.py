@@ -46,6 +46,8 @@ def ask(to: Proxy, number: int) -> tuple[str, bool]:
         raw = answer.read()
     finally:
         client.close()
+    if more.get("stream") and b'data: {"error' in raw:  # LiteLLM ends so what had begun
+        raise http.client.IncompleteRead(raw)
     model = answer.headers["x-selected-model"]
     if answer.status != 200 or model not in MODELS or b"answers" not in raw:
         raise ValueError(f"{path} {answer.status} by {model}: {raw[:300]!r}")
