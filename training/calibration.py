@@ -12,7 +12,6 @@ Shapes: B instructions, M candidates.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from engine.inference.offline import (
     score_candidates,
 )
 from engine.registry.onnx_encoder import load_encoder
+from training.fit_arguments import fit_parser
 from training.weights.adapter import MODEL, weights_id
 
 SEED, STEPS = 3, 30
@@ -91,13 +91,8 @@ def margins_of(
 
 def main() -> None:
     """Parse the command line, fit and write the calibration."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"), help="to score by")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="data folders")
-    parser.add_argument("--rows", type=int, default=1000, help="at most, of each folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path("pretrained"), help="folder whose model.json gets it"
-    )
+    description = (__doc__ or "").splitlines()[0]
+    parser = fit_parser(description, "rows", 1000, "model.json")
     arguments = parser.parse_args()
     known = load_training_set(arguments.bundle)
     if known is None or known.weights != weights_id(arguments.out):

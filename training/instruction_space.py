@@ -11,7 +11,6 @@ export`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from engine.bundle.types import Float32Array
 from engine.datasets.outcomes import read_outcomes
 from engine.inference.backend import ScoringHead
 from engine.inference.devices import open_backend
+from training.fit_arguments import fit_parser
 
 SEED = 0
 AXES = 128
@@ -76,13 +76,8 @@ def describe_space(embeddings: Float32Array, axes: int = AXES) -> InstructionSpa
 
 def main() -> None:
     """Parse the command line, compute the space and write it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"), help="to embed by")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="data folders")
-    parser.add_argument("--texts", type=int, default=400, help="at most, of each folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path("pretrained"), help="folder whose training_set.npz gets it"
-    )
+    description = (__doc__ or "").splitlines()[0]
+    parser = fit_parser(description, "texts", 400, "training_set.npz")
     arguments = parser.parse_args()
     known = load_training_set(arguments.out)
     if known is None:

@@ -52,12 +52,12 @@ class File {
       floats(s.kv_heads * s.prompt * s.head_width, 1);
       floats(s.kv_heads * s.prompt * s.head_width, 1);
     }
-    const int fd = mkstemp(name_);
+    const int fd = mkstemp(name_.data());
     if (fd < 0 || write(fd, bytes_.data(), bytes_.size()) != static_cast<ssize_t>(bytes_.size())) abort();
     close(fd);
   }
-  ~File() { unlink(name_); }
-  const char* name() const { return name_; }
+  ~File() { unlink(name()); }
+  const char* name() const { return name_.c_str(); }
 
  private:
   void add(const void* data, size_t size) {
@@ -102,7 +102,7 @@ class File {
   Random& random_;
   const bool int8_;
   std::vector<char> bytes_;
-  char name_[32] = "/tmp/forward-XXXXXX";
+  std::string name_ = std::string(getenv("TMPDIR") ? getenv("TMPDIR") : P_tmpdir) + "/forward-XXXXXX";
 };
 
 // One call with random requests; the same for the same seed.

@@ -12,7 +12,6 @@ training.task_places, then `make export`. It takes about two minutes on one core
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterable
@@ -28,6 +27,7 @@ from engine.bundle.types import Float32Array, Float64Array
 from engine.datasets.outcomes import read_outcomes, split
 from engine.inference.offline import open_embedder
 from training.difficulty.prompts import everyday_prompts, other_prompts, unusual_texts
+from training.fit_arguments import fit_parser
 
 SEED = 2
 # Of the squared weights. The smoother classifier of everyday prompts changes less with the rounding
@@ -117,13 +117,8 @@ def calibrate(weights: Float32Array, known: Float32Array) -> Float32Array:
 
 def main() -> None:
     """Parse the command line, fit both classifiers and write them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=Path("artifacts/bundle"), help="to embed by")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="data folders")
-    parser.add_argument("--texts", type=int, default=400, help="at most, of each folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path("pretrained"), help="folder whose task_places.npz gets it"
-    )
+    description = (__doc__ or "").splitlines()[0]
+    parser = fit_parser(description, "texts", 400, "task_places.npz")
     arguments = parser.parse_args()
     known = load_task_places(arguments.out)
     if known is None:

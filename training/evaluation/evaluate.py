@@ -276,8 +276,7 @@ def require_distinct(folders: Iterable[Path]) -> None:
         by_name[folder.name] = folder
 
 
-def main() -> None:
-    """Parse the command line, evaluate, write the report, print a table and the report as JSON."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--bundle", type=Path, default=Path("artifacts/bundle"), help="bundle to evaluate"
@@ -315,7 +314,12 @@ def main() -> None:
     text = "keep near-duplicates of trained rows, to compare with figures of before they were found"
     parser.add_argument("--keep-near-duplicates", action="store_true", help=text)
     parser.add_argument("--draws", type=int, default=5, help="of what is remembered (5)")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse the command line, evaluate, write the report, print a table and the report as JSON."""
+    arguments = _parser().parse_args()
     require_distinct(arguments.data)
     catalog = arguments.catalog or arguments.bundle / "zoo.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
