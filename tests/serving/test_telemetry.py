@@ -76,7 +76,10 @@ class Observed:
         """The audit line of a decision, once it is there."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            for line in self.audit.read_text("utf-8").splitlines() if self.audit.exists() else ():
+            lines = self.audit.read_text("utf-8").splitlines(True) if self.audit.exists() else ()
+            for line in lines:
+                if not line.endswith("\n"):
+                    break  # a long line is being written
                 entry: dict[str, Any] = json.loads(line)
                 if entry["decision_id"] == decision_id:
                     return entry
