@@ -31,8 +31,9 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")
 Dims = tuple[int, ...]
 InputProfile = Mapping[str, tuple[Dims, Dims, Dims]]  # input -> smallest, usual, largest shape
 
-# Rows are candidates and the null one.
-BATCH, LENGTH, ROWS = (1, 1, 32), (LENGTH_STEP, 128, 320), (1, 33, 1024)
+# Rows are candidates and the null one; more than 256 are split. The largest shapes decide how much
+# memory is allocated at start: .4 GB for the scores of one layer's attention.
+BATCH, LENGTH, ROWS = (1, 1, 64), (LENGTH_STEP, 128, 320), (1, 33, 257)
 
 
 def backbone_profile(width: int) -> InputProfile:

@@ -24,7 +24,9 @@ ArtifactKind = Literal["checkpoint", "bundle"]
 # Export and engine support no others; research/ trains and measures more, in torch.
 LAYOUT, REPRESENTATION = "candidate_last", "accuracy_weighted"
 # cpu takes cpu-fused where it runs, and cpu-onnx elsewhere.
-Device = Literal["cpu", "cpu-fused", "cpu-bf16", "cpu-onnx", "cpu-fp32", "cuda", "tensorrt"]
+Device = Literal[
+    "cpu", "cpu-fused", "cpu-bf16", "cpu-onnx", "cpu-fp32", "cuda", "cuda-fp16", "tensorrt"
+]
 
 
 @dataclass(frozen=True)

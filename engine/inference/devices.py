@@ -17,6 +17,7 @@ from engine.inference.backend import Backend, ScoringHead
 from engine.inference.fused import FusedBackend
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
+from engine.inference.tensorrt.shapes import usual_shapes
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +72,17 @@ def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backen
     if device == "tensorrt":
         return open_tensorrt(bundle, manifest, find_libraries())
     # This lists what the wheel was built with. Whether there is a GPU shows when a session opens.
-    if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+    cuda = device in ("cuda", "cuda-fp16")
+    if cuda and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise BundleError("This onnxruntime is built without CUDA; `pip install '.[gpu]'`.")
     check_hash(bundle, manifest, graph)
     if device in (FUSED, "cpu-bf16"):
         return FusedBackend(bundle / graph, threads)
-    return OnnxBackend(bundle / graph, threads, cuda=device == "cuda")
+    return OnnxBackend(bundle / graph, threads, cuda=cuda)
 
 
 def open_tensorrt(bundle: Path, manifest: Manifest, libraries: Libraries) -> TensorRTBackend:
-    """Open and test the bundle's TensorRT plan for this GPU.
+    """Open and test the bundle's TensorRT plan for this GPU, and capture the usual shapes.
 
     Raises BundleError if there is none, or if its probabilities differ from those of the graph that
     it was built from.
@@ -114,20 +116,23 @@ def choose_plan(files: Iterable[str], capability: str) -> str:
 
 def _reference(bundle: Path, manifest: Manifest) -> OnnxBackend:
     """Open the graph that plans are built from, on the CPU."""
-    name = manifest.graphs.get("cuda", manifest.graphs["cpu"])
+    graphs = manifest.graphs  # bundles of version 0.2 have the fp16 graph as "cuda"
+    name = graphs.get("cuda-fp16") or graphs.get("cuda") or graphs["cpu"]
     check_hash(bundle, manifest, name)
     return OnnxBackend(bundle / name)
 
 
 def _self_test(backend: TensorRTBackend, reference: Backend, width: int, head: ScoringHead) -> None:
-    """Check two prompts against `reference` when their forward pass is queued, when it is queued
-    and captured, and when it is launched as a CUDA graph."""
+    """Check two prompts against `reference` when their forward pass is queued, and again after the
+    usual shapes were captured, when it is launched as a CUDA graph."""
     random = np.random.default_rng(0)
     table = (0.1 * random.standard_normal((4, width))).astype(np.float32)
     longest = backend.profile.length.max
     tokens = [np.arange(n, dtype=np.int64) % 8 for n in (longest // 2, longest // 3)]
     expected = reference.probabilities(tokens, table, np.arange(len(table)), head)
-    runs = [backend.probabilities(tokens, table, np.arange(len(table)), head) for _ in range(3)]
+    runs = [backend.probabilities(tokens, table, np.arange(len(table)), head)]
+    backend.capture(head, usual_shapes(backend.profile))
+    runs.append(backend.probabilities(tokens, table, np.arange(len(table)), head))
     difference = max(float(np.abs(run.p - expected.p).max()) for run in runs)
     if not difference <= PLAN_TOLERANCE:  # NaN too
         raise BundleError(
@@ -143,3 +148,10 @@ def _self_test(backend: TensorRTBackend, reference: Backend, width: int, head: S
             f" graph on the CPU, at most {EMBEDDING_TOLERANCE} is allowed; use --device cuda or"
             " cpu."
         )
+
+
+def runs_on_gpu(backend: Backend) -> bool:
+    """Return True if forward passes of the backend run on a GPU."""
+    return isinstance(backend, TensorRTBackend) or (
+        isinstance(backend, OnnxBackend) and backend.cuda
+    )

@@ -32,7 +32,7 @@ class OnnxBackend:
 
     def __init__(self, graph: Path, threads: int = 0, *, cuda: bool = False) -> None:
         options = ort.SessionOptions()
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self.cuda, self._threads = cuda, threads or len(os.sched_getaffinity(0))
         options.intra_op_num_threads = self._threads
         # Idle threads must not spin, because a gateway on the same machine needs the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

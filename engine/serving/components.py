@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -24,9 +24,9 @@ from engine.bundle.manifest import Manifest, read_manifest
 from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, render
 from engine.bundle.training_set import load_training_set
 from engine.inference.backend import Backend, ScoringHead
-from engine.inference.batcher import Batcher, BatchLimits
+from engine.inference.batcher import GPU_ROWS, Batcher, BatchLimits
 from engine.inference.cache import ScoreCache
-from engine.inference.devices import open_backend
+from engine.inference.devices import open_backend, runs_on_gpu
 from engine.inference.fused import FusedBackend
 from engine.pb import (
     access_log_pb2_grpc,
@@ -199,7 +199,8 @@ def _batch_limits(settings: Settings, backend: Backend) -> BatchLimits:
     size = settings.max_queue_size
     share = max(1, round(settings.max_queue_share * size))
     padded = not isinstance(backend, FusedBackend)
-    return BatchLimits(max_queue_size=size, max_per_principal=share, padded=padded)
+    limits = BatchLimits(max_queue_size=size, max_per_principal=share, padded=padded)
+    return replace(limits, max_rows=GPU_ROWS) if runs_on_gpu(backend) else limits
 
 
 def warm_up(components: Components) -> None:

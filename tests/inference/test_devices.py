@@ -16,9 +16,13 @@ from engine.bundle.arrays import Connector, ScoringArrays, TaskNorms, save_array
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.manifest import Manifest, hash_files, read_manifest
 from engine.inference import devices, onnx
+from engine.inference.batcher import GPU_ROWS
 from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt import cuda
 from engine.inference.tensorrt.backend import TensorRTBackend
+from engine.inference.tensorrt.shapes import ForwardShape
+from engine.serving.components import _batch_limits
+from engine.serving.settings import Settings
 from export.onnx.fp16 import HalfGraph
 from export.onnx.llama import emit_backbone
 from export.onnx.ops import LlamaConfig
@@ -51,7 +55,7 @@ def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
     connector = Connector(np.zeros((tiny_llama.WIDTH, 3), np.float32), readout)
     space = InstructionSpace.unknown(tiny_llama.WIDTH)
     save_arrays(folder, ScoringArrays(readout, connector, norms, 8, space))
-    graphs = {"tensorrt": "backbone.sm89.plan", "cpu": path.name, "cuda": path.name}
+    graphs = {"tensorrt": "backbone.sm89.plan", "cpu": path.name, "cuda-fp16": path.name}
     manifest = replace(
         read_manifest(BUNDLE, "bundle"),
         width=tiny_llama.WIDTH, files=hash_files(folder), graphs=graphs,
@@ -64,13 +68,18 @@ def machine(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> M
     """A fake GPU (see test_tensorrt.py) in place of a real one."""
     fake = fake_machine(bundle[0] / "backbone.fp16.onnx")
     monkeypatch.setattr(devices, "find_libraries", lambda: fake.libraries)
+    few = [ForwardShape(1, 64, 17), ForwardShape(2, 192, 17)]  # the second is the self-test's
+    monkeypatch.setattr(devices, "usual_shapes", lambda _: few)
     return fake
 
 
 def test_auto_uses_tensorrt_if_it_works(bundle: tuple[Path, Manifest], machine: Machine) -> None:
+    launches = machine.fake.fake_launches()
     backend = devices.open_backend(*bundle)
     assert isinstance(backend, TensorRTBackend)
-    assert "backbone.sm89.plan, 1 CUDA graphs" in backend.describe(), "the self-test ran"
+    assert _batch_limits(Settings(), backend).max_rows == GPU_ROWS
+    assert "backbone.sm89.plan, 2 CUDA graphs" in backend.describe(), "the usual shapes"
+    assert machine.fake.fake_launches() > launches, "the self-test ran a graph"
     backend.close()
     machine.fake.fake_capability(b"86")
     try:
@@ -129,7 +138,7 @@ def test_auto_logs_why_it_falls_back_to_the_cpu(
     assert expected in messages[0]
     assert machine.fake.fake_live() == 0
     with pytest.raises(BundleError):
-        devices.open_backend(*bundle, device="cuda")
+        devices.open_backend(*bundle, device="cuda-fp16")
 
 
 def test_missing_graph_error_lists_the_available_devices() -> None:

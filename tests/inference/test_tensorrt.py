@@ -31,7 +31,8 @@ from engine.inference.onnx import OnnxBackend
 from engine.inference.tensorrt.backend import Libraries, TensorRTBackend, find_libraries
 from engine.inference.tensorrt.cuda import Cuda, find_cuda
 from engine.inference.tensorrt.memory import MAX_ROWS
-from engine.inference.tensorrt.plan import INPUTS, find_library
+from engine.inference.tensorrt.plan import INPUTS, BackboneEngine, find_library
+from engine.inference.tensorrt.shapes import ForwardShape, ShapeProfile, SizeRange, pad_shape
 from export.onnx.fp16 import HalfGraph
 from export.onnx.llama import emit_backbone
 from export.onnx.ops import LlamaConfig
@@ -43,6 +44,8 @@ BASE = tiny_llama.base()
 HEAD = ScoringHead(
     np.linspace(-1, 1, tiny_llama.WIDTH).astype(np.float32), 1e-5, Calibration(0.7, -0.2)
 )  # fmt: skip
+PROFILE = ShapeProfile(SizeRange(1, 64), SizeRange(64, 320), SizeRange(1, 257))
+SHAPE = ForwardShape(1, 64, 17)  # of ask()
 SOURCE = Path(__file__).parents[1] / "support" / "fake_cuda.cc"
 
 
@@ -56,8 +59,10 @@ class Machine:
     tolerance: float
     fake: ctypes.CDLL | None = None
 
-    def open(self, max_graphs: int = 4) -> TensorRTBackend:
-        return TensorRTBackend(self.plan, self.libraries, max_graphs)
+    def open(self, *captured: ForwardShape) -> TensorRTBackend:
+        backend = TensorRTBackend(self.plan, self.libraries)
+        backend.capture(HEAD, captured)
+        return backend
 
 
 def emit(folder: Path) -> Path:
@@ -116,7 +121,9 @@ def machine(request: pytest.FixtureRequest, graph: Path) -> Machine:
 @pytest.fixture(scope="module")
 def backend(machine: Machine) -> Iterator[TensorRTBackend]:
     """Shared by many tests; after close(), nothing may be allocated."""
-    opened = machine.open()
+    opened = machine.open(
+        *(pad_shape(PROFILE, b, n, k) for b in (1, 2) for n in (64, 96) for k in (9, 33))
+    )
     yield opened
     opened.close()
     if machine.fake is not None:
@@ -152,7 +159,7 @@ def test_any_shape_matches_the_cpu(
     machine: Machine, backend: TensorRTBackend, exact: OnnxBackend, lengths: list[int],
     candidates: int, seed: int, again: int, data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Queued, captured (the second time) and from a graph (the third); any rows in any order."""
+    """Queued, or from a graph for some shapes, again and again; any rows in any order."""
     of, prompts = table(seed, candidates), tiny_llama.prompts(lengths, seed)
     rows = np.array(data.draw(st.permutations(range(candidates))))[: 1 + seed * 5]
     expected = exact.probabilities(prompts, of, rows, HEAD)
@@ -173,8 +180,8 @@ def test_limits_of_the_profile_match_the_cpu(
     lengths, of = {
         "a thousand rows": ([20], table(3, 1000)),
         "the longest prompt": ([320], table(3, 1)),
-        "too many requests": ([9] * 33, table(3, 2)),
-        "too many rows": ([9], table(3, 1200)),
+        "too many requests": ([9] * 65, table(3, 2)),
+        "too many rows": ([9], table(3, 300)),
     }[case]
     prompts, rows = tiny_llama.prompts(lengths), np.arange(len(of))
     found = backend.probabilities(prompts, of, rows, HEAD)
@@ -261,7 +268,7 @@ def ask(backend: TensorRTBackend, length: int = 9, candidates: int = 3) -> np.nd
 
 def test_prefetch_during_a_forward_pass_leaves_its_table_alone(fake: Machine) -> None:
     """The upload ends before the forward pass reads its own table, and the next pass uses it."""
-    backend, old, new = fake.open(max_graphs=0), table(0, 3), table(1, 3)
+    backend, old, new = fake.open(), table(0, 3), table(1, 3)
     prompts, rows, module = tiny_llama.prompts([9]), np.arange(3), fake.libraries.tensorrt
     expected = [backend.probabilities(prompts, of, rows, HEAD).p for of in (new, old)]
 
@@ -279,29 +286,52 @@ def test_prefetch_during_a_forward_pass_leaves_its_table_alone(fake: Machine) ->
     backend.close()
 
 
-def test_graphs_are_bounded_and_created_at_the_second_use(fake: Machine) -> None:
-    backend = fake.open(max_graphs=2)
-    before = fake.fake.fake_launches()
-    counted = [(fake.fake.fake_launches() - before, ask(backend, n)) for n in (9, 9, 9, 30, 9)]
-    assert [launches for launches, _ in counted] == [0, 0, 0, 1, 2], "32 tokens are one shape"
-    for length in (40, 40, 80, 80, 120, 120):
+def test_graphs_and_contexts_are_made_at_start_and_in_no_request(
+    fake: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = fake.open(SHAPE, ForwardShape(1, 128, 17))
+    before, created = fake.fake.fake_launches(), []
+    monkeypatch.setattr(BackboneEngine, "create_context", lambda *_: created.append(1))
+    counted = []
+    for length in (9, 9, 30, 120, 200, 200, 200):
         ask(backend, length)
+        counted.append(fake.fake.fake_launches() - before)
+    assert counted == [1, 2, 3, 4, 4, 4, 4], "up to 64 tokens are one shape, 200 have no graph"
+    assert created == []
     assert "2 CUDA graphs" in backend.describe()
     backend.close()
-    assert fake.fake.fake_live() == 0, "dropped graphs are destroyed"
+    assert fake.fake.fake_live() == 0
+
+
+def test_shapes_beyond_the_time_are_queued(fake: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    backend = fake.open()
+    expected = ask(backend)
+    backend.capture(HEAD, [SHAPE], seconds=-1)
+    assert "0 of 1 shapes have a CUDA graph" in caplog.text
+    np.testing.assert_array_equal(ask(backend), expected)
+    backend.close()
+
+
+def test_an_equal_head_keeps_the_graphs(fake: Machine) -> None:
+    """The server makes a head of its own after the self-test's."""
+    backend = fake.open(SHAPE)
+    same = ScoringHead(HEAD.weight.copy(), HEAD.eps, HEAD.calibration)
+    backend.probabilities(tiny_llama.prompts([9]), table(0, 3), np.arange(3), same)
+    assert "1 CUDA graphs" in backend.describe()
+    backend.close()
 
 
 def test_failed_capture_disables_graphs(fake: Machine, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("cudaStreamBeginCapture", "modelsat_rank_cuda", "cudaGraphInstantiateWithFlags"):
         backend = fake.open()
         first = ask(backend)
-        second = partial(ask, backend)
+        capture = partial(backend.capture, HEAD, [SHAPE])
         if name == "modelsat_rank_cuda":  # must fail during the capture, not before
-            second = failing_in_capture(fake, second)
+            capture = failing_in_capture(fake, capture)
         else:
             fake.fake.fake_fail(name.encode(), 901)
         with caplog.at_level(logging.WARNING):
-            np.testing.assert_array_equal(second(), first)
+            capture()
         assert "CUDA graphs disabled" in caplog.text
         np.testing.assert_array_equal(ask(backend), first)
         assert "0 CUDA graphs" in backend.describe()
@@ -310,7 +340,7 @@ def test_failed_capture_disables_graphs(fake: Machine, caplog: pytest.LogCapture
         caplog.clear()
 
 
-def failing_in_capture(fake: Machine, call: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+def failing_in_capture(fake: Machine, call: Callable[[], None]) -> Callable[[], None]:
     module, capturing = fake.libraries.tensorrt, fake.libraries.tensorrt.capturing
 
     def armed() -> bool:
@@ -318,10 +348,10 @@ def failing_in_capture(fake: Machine, call: Callable[[], np.ndarray]) -> Callabl
             fake.fake.fake_fail(b"modelsat_rank_cuda", 4)
         return capturing()
 
-    def run() -> np.ndarray:
+    def run() -> None:
         module.capturing = armed
         try:
-            return call()
+            call()
         finally:
             module.capturing = capturing
 

@@ -2,7 +2,7 @@
 
 Only token ids and row numbers are copied to the device, and probabilities from it; the table and
 the hidden rows stay there. All buffers are allocated once, for the largest shapes that the engine
-accepts. Shapes that recur get a CUDA graph.
+accepts. Contexts and CUDA graphs are made by capture(), at start, and never in a request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from engine.inference.tensorrt.memory import NULL_ROW, Buffers, DeviceTables, Me
 from engine.inference.tensorrt.plan import find_library, load_plan
 from engine.inference.tensorrt.shapes import (
     ForwardShape,
-    GraphCache,
     ShapeProfile,
     check_lengths,
     chunk_slices,
@@ -35,7 +34,7 @@ from engine.inference.tensorrt.shapes import (
 
 log = logging.getLogger(__name__)
 
-MAX_GRAPHS = 32
+CAPTURE_S = 10.0  # at most, at start
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,13 @@ class _CapturedGraph:
 class TensorRTBackend:
     """See Backend. close() frees the GPU's memory; nothing may run during it or later."""
 
-    def __init__(self, path: Path, libraries: Libraries, max_graphs: int = MAX_GRAPHS) -> None:
-        """Load the plan at `path`. max_graphs: CUDA graphs to keep. Raises BundleError if it cannot
-        run here."""
+    def __init__(self, path: Path, libraries: Libraries) -> None:
+        """Load the plan at `path`. Raises BundleError if it cannot run here."""
         self._cuda, self._kernel, self._path = libraries.cuda, libraries.kernel, path
         self._engine = load_plan(path, libraries.tensorrt)
         self._memory = Memory(self._cuda)
         self._head: ScoringHead | None = None
-        self._graphs: GraphCache[_CapturedGraph] = GraphCache(
-            max_graphs if self._engine.capture_graphs else 0,
-            lambda graph: self._cuda.destroy_graph(graph.handle),
-        )
+        self._graphs: dict[ForwardShape, _CapturedGraph] = {}
         try:
             self._buffers = Buffers(self._memory, self._engine)
             self._tables = DeviceTables(self._cuda, self._memory, self._engine.width)
@@ -137,27 +132,87 @@ class TensorRTBackend:
     def close(self) -> None:
         """Free all memory and handles."""
         self._cuda.synchronize(self._stream)
-        self._graphs.clear()
+        self._drop_graphs()
         self._context = None
         self._tables.close()
         self._cuda.destroy_stream(self._stream)
         self._memory.close()
 
+    def capture(
+        self, head: ScoringHead, shapes: Sequence[ForwardShape], seconds: float = CAPTURE_S
+    ) -> None:
+        """Run a forward pass of each shape and capture it as a CUDA graph for later ones.
+
+        tensorrt_rtx captures its own graph in that pass. Shapes that are left after `seconds` or
+        after a failed capture are queued kernel by kernel when they come. Raises UnavailableError
+        if a forward pass fails.
+        """
+        self._set_head(head)
+        end = time.monotonic() + seconds
+        for number, shape in enumerate(shapes):
+            if time.monotonic() > end:
+                log.warning(
+                    "%d of %d shapes have a CUDA graph after %g s, the others are queued kernel by"
+                    " kernel",
+                    *(number, len(shapes), seconds),
+                )
+                return
+            if not self._prepare(shape):
+                return
+
+    def _prepare(self, shape: ForwardShape) -> bool:
+        """Capture a graph of one shape; return False if that failed."""
+        own_graph = self._engine.capture_graphs
+        context = (
+            self._engine.create_context(self._buffers.addresses) if own_graph else self._context
+        )
+        self._buffers.fill([], np.zeros(1, dtype=np.int64), shape)
+        # A capture needs a forward pass before it, which prepares the context for the shape.
+        self._engine.set_shape(context, shape)
+        try:
+            self._queue(context, shape)
+        except RuntimeError as error:
+            raise UnavailableError(f"The scoring kernel failed to launch: {error}.") from error
+        self._cuda.synchronize(self._stream)
+        if not own_graph:
+            return True
+        try:
+            self._cuda.begin_capture(self._stream)
+            self._queue(context, shape)
+            handle = self._cuda.end_capture(self._stream)
+        except (ModelsatError, RuntimeError) as error:
+            self._cuda.abandon_capture(self._stream)
+            log.warning("CUDA graphs disabled, forward passes are queued one by one: %s", error)
+            return False
+        self._graphs[shape] = _CapturedGraph(handle, context)
+        return True
+
+    def _drop_graphs(self) -> None:
+        while self._graphs:
+            self._cuda.destroy_graph(self._graphs.popitem()[1].handle)
+
     def _set_head(self, head: ScoringHead) -> None:
-        if head is self._head:
+        known = self._head
+        if head is known:
             return
         if head.weight.shape != (self._engine.width,):
             raise UnavailableError(
                 f"The scoring head is {head.weight.shape}, the plan's rows are {self._engine.width}"
                 " wide; `make export` builds the bundle again."
             )
+        self._head = head
+        if (
+            known is not None
+            and np.array_equal(known.weight, head.weight)
+            and (known.eps, known.calibration) == (head.eps, head.calibration)
+        ):
+            return
         host = self._buffers
-        self._graphs.clear()  # they contain the head's parameters
+        self._drop_graphs()  # they contain the head's parameters
         host.weight[:] = head.weight
         self._cuda.copy(
             host.device_weight, host.weight.ctypes.data, host.weight.nbytes, self._stream
         )
-        self._head = head
 
     def _forward(self, tokens: Sequence[Int64Array], table: int, rows: Int64Array) -> Float32Array:
         """Run one forward pass: (B, K) probabilities."""
@@ -196,27 +251,10 @@ class TensorRTBackend:
         graph = self._graphs.get(shape)
         if graph is not None:
             self._cuda.launch(graph.handle, self._stream)
-            self._cuda.synchronize(self._stream)
-            return
-        capture = self._graphs.seen_before(shape)
-        context = self._engine.create_context(self._buffers.addresses) if capture else self._context
-        # A capture needs a forward pass before it, which prepares the context for the shape.
-        self._engine.set_shape(context, shape)
-        self._queue(context, shape)
+        else:
+            self._engine.set_shape(self._context, shape)
+            self._queue(self._context, shape)
         self._cuda.synchronize(self._stream)
-        if capture:
-            self._capture(context, shape)
-
-    def _capture(self, context: Any, shape: ForwardShape) -> None:
-        """Capture a graph for the next pass of this shape. A failure disables graphs altogether."""
-        try:
-            self._cuda.begin_capture(self._stream)
-            self._queue(context, shape)
-            self._graphs.put(shape, _CapturedGraph(self._cuda.end_capture(self._stream), context))
-        except (ModelsatError, RuntimeError) as error:
-            self._cuda.abandon_capture(self._stream)
-            log.warning("CUDA graphs disabled, forward passes are queued one by one: %s", error)
-            self._graphs.disable()
 
     def _queue(self, context: Any, shape: ForwardShape) -> None:
         assert self._head is not None

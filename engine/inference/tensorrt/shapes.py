@@ -1,4 +1,4 @@
-"""Pad forward passes to few shapes, and keep CUDA graphs for the shapes that recur.
+"""Pad forward passes to few shapes, of which the usual ones get CUDA graphs at start.
 
 Padded tokens are masked, and the results of padded requests and candidates are dropped, so padding
 does not change a probability.
@@ -6,18 +6,14 @@ does not change a probability.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from engine.api.errors import UnavailableError
 
-LENGTH_STEP = 32  # prompts are padded to a multiple of it
-MIN_CANDIDATES = 8
-SEEN_PER_GRAPH = 4  # shapes remembered for each graph that may be kept
-
-T = TypeVar("T")
+LENGTH_STEP = 64  # prompts are padded to a multiple of it
+MIN_CANDIDATES = 16
+USUAL_CANDIDATES = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,20 @@ def pad_shape(profile: ShapeProfile, batch: int, length: int, candidates: int) -
     )
 
 
+def usual_shapes(profile: ShapeProfile) -> list[ForwardShape]:
+    """Return every shape that pad_shape() gives for at most 128 candidates, small batches first."""
+    last = profile.batch.max
+    batches = [*(1 << n for n in range((last - 1).bit_length())), last]
+    lengths = range(LENGTH_STEP, profile.length.max + LENGTH_STEP, LENGTH_STEP)
+    shapes = (
+        pad_shape(profile, batch, min(length, profile.length.max), candidates + 1)
+        for batch in batches
+        for candidates in USUAL_CANDIDATES
+        for length in lengths
+    )
+    return list(dict.fromkeys(shapes))
+
+
 def chunk_slices(count: int, size: int) -> Iterator[slice]:
     """Split range(count) into slices of at most `size`."""
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
@@ -80,52 +90,3 @@ def chunk_slices(count: int, size: int) -> Iterator[slice]:
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
-
-
-class GraphCache(Generic[T]):
-    """A least-recently-used cache of at most `limit` graphs; 0 disables it. Not thread-safe.
-
-    A shape gets a graph when it occurs for the second time within the last SEEN_PER_GRAPH * limit
-    shapes without one. drop: called with each graph that is evicted.
-    """
-
-    def __init__(self, limit: int, drop: Callable[[T], None]) -> None:
-        self._limit = limit
-        self._drop = drop
-        self._enabled = limit > 0
-        self._graphs: OrderedDict[ForwardShape, T] = OrderedDict()
-        self._seen: OrderedDict[ForwardShape, None] = OrderedDict()
-
-    def get(self, shape: ForwardShape) -> T | None:
-        """Return the graph of a shape and mark it as the most recently used."""
-        if shape in self._graphs:
-            self._graphs.move_to_end(shape)
-        return self._graphs.get(shape)
-
-    def seen_before(self, shape: ForwardShape) -> bool:
-        """Record a shape that has no graph; return True if it should get one."""
-        seen = shape in self._seen
-        self._seen[shape] = None
-        self._seen.move_to_end(shape)
-        if len(self._seen) > SEEN_PER_GRAPH * self._limit:
-            self._seen.popitem(last=False)
-        return seen and self._enabled
-
-    def put(self, shape: ForwardShape, graph: T) -> None:
-        """Store a graph and evict the least recently used ones beyond the limit."""
-        self._graphs[shape] = graph
-        self._seen.pop(shape, None)
-        while len(self._graphs) > self._limit:
-            self._drop(self._graphs.popitem(last=False)[1])
-
-    def disable(self) -> None:
-        """Store no further graphs; those that are stored stay."""
-        self._enabled = False
-
-    def clear(self) -> None:
-        """Evict all graphs."""
-        while self._graphs:
-            self._drop(self._graphs.popitem()[1])
-
-    def __len__(self) -> int:
-        return len(self._graphs)
