@@ -17,7 +17,7 @@ import pytest
 from tests.support.optional_tools import LITELLM, missing, needs
 from tools.litellm_proxy import ENVIRONMENT
 from tools.lock import read_pins
-from tools.processes import BUNDLE, ROOT, Server, await_ready, start
+from tools.processes import BUNDLE, ROOT, Server, await_ready, free_port, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 LOCK = ROOT / "requirements" / "serve.txt"
@@ -137,7 +137,9 @@ def test_installed_wheel_gives_litellm_its_callback_in_any_folder(
     run([*pip, wheel], tmp_path)
     (tmp_path / "elsewhere").mkdir()
     python = ENVIRONMENT / "bin" / "python"
-    code = f"import sys; sys.path.append({str(tmp_path / 'site')!r}); {CALLBACK}"
+    settings = {"LITELLM_MODELSAT_SERVER": f"127.0.0.1:{free_port()}"}  # the default may be in use
+    code = f"import os, sys; os.environ.update({settings}); sys.path.append({str(tmp_path / 'site')!r})"
+    code += f"\n{CALLBACK}"
     file, why, *modules = run([python, "-c", code], tmp_path / "elsewhere").split()
     assert Path(file).is_relative_to(tmp_path)
     assert why == "UNAVAILABLE"  # it asked, and no server runs

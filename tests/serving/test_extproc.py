@@ -305,6 +305,19 @@ def test_what_is_not_routed_passes_however_large(server: Server) -> None:
     assert [e.end_of_stream for e in echoed] == [False] * (len(echoed) - 1) + [True]
 
 
+def test_envoy_does_not_hold_a_body_that_passes(server: Server) -> None:
+    """Without it an upload beyond Envoy's buffer was answered with 413 on a busy machine."""
+    upload = {":path": "/v1/files", "content-type": "multipart/form-data; boundary=x"}
+    (answer,) = talk(server, headers(**upload))
+    assert answer.HasField("mode_override")
+    assert answer.mode_override.request_body_mode == pb.NONE
+    for others in (
+        talk(server, headers(), body()),
+        talk(server, headers(DUPLEX, **upload), body()),
+    ):
+        assert not any(each.HasField("mode_override") for each in others)
+
+
 COUNTED = b'{"model": "auto", "input": ["a", "b"], "messages": [{"role": "user", "content": "a"}]}'
 
 

@@ -38,6 +38,15 @@ NONE, BUFFERED, DUPLEX = pb.NONE, pb.BUFFERED, pb.FULL_DUPLEX_STREAMED
 BODY_TIMEOUT_S = 60.0
 MAX_HEADERS = 2000  # of one HTTP request; Envoy allows 100 unless configured
 MAX_OVERRIDE_BYTES = 128 * 1024  # of the metadata that is read; 1,000 names are 80,000
+# An end of the stream alone may reach Envoy after more of the body than its buffer holds, which it
+# would answer with 413.
+NOTHING_MORE = pb.ProcessingMode(
+    request_body_mode=pb.NONE,
+    response_header_mode=pb.SKIP,
+    response_body_mode=pb.NONE,
+    request_trailer_mode=pb.SKIP,
+    response_trailer_mode=pb.SKIP,
+)
 CHUNK_BYTES = 62_000  # Envoy accepts no more at once in FULL_DUPLEX_STREAMED
 OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 EMPTY: Mapping[str, Response] = {
@@ -171,8 +180,11 @@ class ExtProcStream:
             raise HttpError(500, "unsupported_body_mode", text)
         length = request.headers.get("content-length", "")
         if not self._gateway.should_parse(request, int(length[:20]) if length.isdecimal() else 0):
-            self.done = mode != DUPLEX
-            return [self._pass_through()]
+            passed = self._pass_through()
+            if mode == BUFFERED:
+                self.done = True
+                passed.mode_override.CopyFrom(NOTHING_MORE)
+            return [passed]
         if mode == BUFFERED:
             # Whatever comes next, headers that the client spoofed are removed here.
             return [self._headers_reply(HttpChanges())]
