@@ -138,8 +138,8 @@ def test_installed_wheel_gives_litellm_its_callback_in_any_folder(
     (tmp_path / "elsewhere").mkdir()
     python = ENVIRONMENT / "bin" / "python"
     settings = {"LITELLM_MODELSAT_SERVER": f"127.0.0.1:{free_port()}"}  # the default may be in use
-    code = f"import os, sys; os.environ.update({settings}); sys.path.append({str(tmp_path / 'site')!r})"
-    code += f"\n{CALLBACK}"
+    code = f"import os, sys; os.environ.update({settings}); "
+    code += f"sys.path.append({str(tmp_path / 'site')!r})\n{CALLBACK}"
     file, why, *modules = run([python, "-c", code], tmp_path / "elsewhere").split()
     assert Path(file).is_relative_to(tmp_path)
     assert why == "UNAVAILABLE"  # it asked, and no server runs
