@@ -80,6 +80,7 @@ def test_unchanged_choices_are_counted(
     capsys.readouterr()
     found = json.loads(out.read_text())["pairs"]
     assert found["unchanged"]["0.0"]["share"] == 0.75
+    assert found["lost"]["0.0"] == pytest.approx(0.2)
     assert found["moved"] == pytest.approx(0.2)
     assert found["top_candidate_share"] == 0.75
 

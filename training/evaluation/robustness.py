@@ -23,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.api.errors import InvalidInputError, ModelsatError, Violation
+from engine.api.policy import Policy
 from engine.datasets.outcomes import question_of, read_outcomes
 from engine.datasets.rows import read_rows
 from engine.registry.catalog import read_catalog
+from engine.routing.utility import cost_adjusted_utility
 from training.data.near_duplicates import split_folders
 from training.data.reformat import reformat
 from training.evaluation import metrics
@@ -95,23 +97,29 @@ def measure_rewrites(
 ) -> dict[str, dict[str, object]]:
     """Return for each kind of rewriting how many of its choices stay the same.
 
-    rewrites: kind -> texts and the same texts rewritten. A figure `unchanged` is by sensitivity,
-    with its 95 % interval; `moved` is the mean |difference| of a probability.
+    rewrites: kind -> texts and the same texts rewritten. By sensitivity are `unchanged`, with its
+    95 % interval, and `lost`: what the choice for the rewritten text has less in utility on the
+    plain one, on average. `moved` is the mean |difference| of a probability.
     """
     candidates = read_catalog(catalog)
     result: dict[str, dict[str, object]] = {}
     for kind, (texts, others) in rewrites.items():
         p, costs = score_texts(bundle, texts, candidates)
         other_p, other_costs = score_texts(bundle, others, candidates)
-        unchanged = {}
+        unchanged, lost = {}, {}
+        rows = np.arange(len(p))
         for sensitivity in sensitivities:
-            same = choose(p, costs, sensitivity) == choose(other_p, other_costs, sensitivity)
-            unchanged[str(sensitivity)] = _share(same)
+            chosen, other = choose(p, costs, sensitivity), choose(other_p, other_costs, sensitivity)
+            unchanged[str(sensitivity)] = _share(chosen == other)
+            willingness = Policy("cost_sensitivity", sensitivity).willingness
+            u = cost_adjusted_utility(p, costs, willingness)
+            lost[str(sensitivity)] = float((u[rows, chosen] - u[rows, other]).mean())
         top = float(metrics.top_candidate_share(p))
         moved = float(np.abs(p - other_p).mean())
         result[kind] = {
             "texts": len(texts),
             "unchanged": unchanged,
+            "lost": lost,
             "moved": moved,
             "top_candidate_share": top,
         }
