@@ -274,16 +274,19 @@ def check_table_size(count: int) -> None:
         raise InvalidInputError(Violation("candidates", problem))
 
 
-def require_valid(candidates: Sequence[Candidate], field: str = "candidates") -> None:
+def require_valid(
+    candidates: Sequence[Candidate], field: str = "candidates", paths: Sequence[str] = ()
+) -> None:
     """Raise one InvalidInputError that lists the problems of `candidates`, duplicates included.
 
-    The candidates after the one with problem number MAX_PROBLEMS are not looked at.
+    The candidates after the one with problem number MAX_PROBLEMS are not looked at. paths: names of
+    the candidates in errors, if not `field` with their positions.
     """
     single = len(candidates) == 1
     problems: list[Violation] = []
     first_index: dict[str, int] = {}
     for i, candidate in enumerate(candidates):
-        path = field if single else f"{field}[{i}]"
+        path = paths[i] if paths else field if single else f"{field}[{i}]"
         problems += validate(candidate, path)
         first = first_index.setdefault(candidate.id, i)
         if first != i:
@@ -344,12 +347,9 @@ def _etag(candidate: Candidate) -> str:
 
 
 def task_count_violation(count: int, field: str) -> Violation:
-    """Describe an aptitude test that has `count` accuracies instead of TEST_TASKS."""
-    return Violation(
-        field,
-        f"has {count} accuracies, expected {TEST_TASKS}: one for each task of the aptitude test."
-        " `modelsat candidates create FILE` estimates those that a file leaves out.",
-    )
+    """Describe an aptitude test that has `count` accuracies, none or more than TEST_TASKS."""
+    problem = f"has {count} accuracies, expected 1 to {TEST_TASKS}; those left out are estimated."
+    return Violation(field, problem)
 
 
 _ID_RULE = "an ID is 1 to 63 of a-z 0-9 . _ - and begins and ends with a letter or digit"

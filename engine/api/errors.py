@@ -181,12 +181,12 @@ class NoEligibleCandidateError(ModelsatError):
         return error
 
 
+ASKED_WORDS = "missing "  # begins a reason that names only what the request itself asked for
 # Beginning of a reason -> what outsiders may know of it. Any other reason is "excluded" to them.
 PUBLIC_REASONS = {
     "not among the allowed candidates": "not among the allowed candidates",
     "among the denied candidates": "among the denied candidates",
     "context window": "the context window is too small, or unknown",
-    "missing ": "a modality, feature or tag is missing",
     "answers in ": "the API of the request is not one of the candidate's",
     "latency unknown": "the expected latency is above the maximum, or unknown",
     "expected latency": "the expected latency is above the maximum, or unknown",
@@ -199,6 +199,8 @@ PUBLIC_REASONS = {
 
 
 def _without_figures(reason: str) -> str:
+    if reason.startswith(ASKED_WORDS):
+        return reason
     matches = (text for start, text in PUBLIC_REASONS.items() if reason.startswith(start))
     return next(matches, "excluded")
 

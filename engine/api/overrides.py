@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,13 @@ LISTS = ("allowed_candidates", "denied_candidates")
 NUMBERS = ("confidence", "max_latency_ms")
 NAMES = (*LISTS, *OBJECTIVES, *NUMBERS, "escalate_after_failures", "session")
 HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in NAMES}
+# What gateways add to requests and answers themselves, and callers may send back.
+ADDED_HEADERS = ("decision-id", "fallback-", "kind", "candidate", "failed", "why")
+ADDED_METADATA = (
+    *("selected", "model", "decision_id", "kind", "revision", "revision_token", "probability"),
+    *("input_tokens", "token_count_method"),
+)
 MAX_COUNT = 1_000_000_000
-OVERRIDE_FIELDS = tuple(HEADERS.values())
 # Names of version 0.1. They are refused, because ignoring a denied candidate would admit it.
 RENAMED = {
     "allow": "allowed_candidates",
@@ -37,23 +43,23 @@ def policy_and_session(
         headers: all headers of the request, names in lower case.
 
     Raises:
-        InvalidInputError: a value is of the wrong type, there are two objectives, or a name is one
-            of version 0.1. A blank header is as if it were not sent; so is a session that is empty
-            in the metadata, but a list or an objective in the metadata must have a value.
+        InvalidInputError: a value is of the wrong type, there are two objectives, or a name is
+            unknown: ignoring a mistyped restriction would lift it. A blank header is as if it
+            were not sent; so is a session that is empty in the metadata, but a list or an objective
+            in the metadata must have a value.
     """
     headers = {name: value for name, value in headers.items() if value.strip(" ,")}
-    for name, new in RENAMED.items():
-        if name in metadata:
-            where = f"metadata {NAMESPACE}.{name}"
-            raise InvalidInputError(Violation(where, f"was renamed; send {new}."))
-        if (header := OVERRIDE_PREFIX + name.replace("_", "-")) in headers:
-            raise InvalidInputError(Violation(header, f"was renamed; send {new}."))
+    for name in metadata:
+        _require_known(name, f"metadata {NAMESPACE}.{name[:80]}")
+    for header in headers:
+        word = header.removeprefix(OVERRIDE_PREFIX)
+        if word != header and not word.startswith(ADDED_HEADERS):
+            _require_known(word.replace("-", "_"), header[:80])
     fields: dict[str, Any] = {}
     session = None
     for name, (source, value) in _merge(metadata, headers).items():
         if name in LISTS:
-            names = value if isinstance(value, list) else str(value).split(",")
-            resource_names = [NAME_PREFIX + str(n).strip().removeprefix(NAME_PREFIX) for n in names]
+            resource_names = [NAME_PREFIX + n for n in _ids(value)]
             fields[name] = parse_names(resource_names, f"policy.{name}")
         elif name in OBJECTIVES:
             fields |= {"objective": name, "value": _number(source, value)}
@@ -75,6 +81,40 @@ def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
             result = {name: value for name, value in result.items() if name not in OBJECTIVES}
         result |= layer
     return result
+
+
+def narrowed(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine as `combined` does, but let the later source only narrow the lists of candidates.
+
+    Raises:
+        InvalidInputError: no candidate is allowed by both.
+    """
+    result = combined(outer, inner)
+    allowed, denied = LISTS
+    if outer.get(denied) and inner.get(denied):
+        result[denied] = [*_ids(outer[denied]), *_ids(inner[denied])]
+    if outer.get(allowed) and inner.get(allowed):
+        within = set(_ids(outer[allowed]))
+        result[allowed] = [n for n in _ids(inner[allowed]) if n in within]
+        if not result[allowed]:
+            problem = "has no candidate that the list around it allows as well."
+            raise InvalidInputError(Violation(f"metadata {NAMESPACE}.{allowed}", problem))
+    return result
+
+
+def _ids(value: Any) -> list[str]:
+    """Return the IDs of a list, or of a text with commas."""
+    names = value if isinstance(value, list) else str(value).split(",")
+    return [str(name).strip().removeprefix(NAME_PREFIX) for name in names]
+
+
+def _require_known(name: str, where: str) -> None:
+    if new := RENAMED.get(name):
+        raise InvalidInputError(Violation(where, f"was renamed; send {new}."))
+    if name not in NAMES:
+        meant = difflib.get_close_matches(name, NAMES, n=1)
+        advice = f"did you mean {meant[0]}?" if meant else f"expected one of {', '.join(NAMES)}."
+        raise InvalidInputError(Violation(where, f"is not a setting of a request; {advice}"))
 
 
 def has_lists(metadata: Mapping[str, Any], headers: Mapping[str, str]) -> bool:

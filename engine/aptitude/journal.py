@@ -95,7 +95,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise self._refusal(
-                "is in use by another run; wait for it to end, or name another journal."
+                "is in use by another run; wait for it to end, or give another --out."
             ) from error
 
     def _read(self, fingerprint: Mapping[str, Any]) -> None:
@@ -114,8 +114,8 @@ class Journal:
                 f"{k} was {recorded.get(k)!r}, is now {fingerprint[k]!r}" for k in differing
             )
             raise self._refusal(
-                f"belongs to another run ({listed}); use the same settings, or name another"
-                " journal."
+                f"belongs to another run ({listed}); use the same settings, or another"
+                " --out, which has a journal of its own."
             )
         os.ftruncate(self._file, len(whole))
         os.lseek(self._file, 0, os.SEEK_END)

@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, because a closed pipe is noticed at the latest now
     except ModelsatError as error:
-        print(f"error: {error}", file=sys.stderr)
+        is_unknown = getattr(error, "code", "") == "UNAUTHENTICATED"
+        advice = " --token-file FILE or MODELSAT_TOKEN gives the token." if is_unknown else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in {"engine", "cpp_ext"}:

@@ -143,8 +143,13 @@ def confirm_start(estimate_flag: str) -> None:
 
 
 @contextmanager
-def progress_bar(total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show the progress of a command that can be repeated; yield what moves it on by one."""
+def progress_bar(
+    total: int, done: int = 0, *, resumes: bool = True
+) -> Iterator[Callable[[], None]]:
+    """Show the progress of a command; yield what moves it on by one.
+
+    resumes: whether the same command goes on where it was stopped.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -154,7 +159,8 @@ def progress_bar(total: int, done: int = 0) -> Iterator[Callable[[], None]]:
         try:
             yield lambda: progress.advance(bar)
         except KeyboardInterrupt:
-            progress.console.print("stopped; run the same command again to resume")
+            advice = "run the same command again to resume" if resumes else "nothing was changed"
+            progress.console.print(f"stopped; {advice}")
             raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,7 @@ from engine.serving.settings import Settings, flag, resolve
 
 M_ARENA_MAX, ARENAS = -8, 2
 MOST_IN_USAGE = 5  # names of a setting
+log = logging.getLogger(__name__)
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -67,6 +69,10 @@ def _run(parsed: argparse.Namespace) -> None:
     resolved = resolve(flags, os.environ, config)
     logs.configure(resolved.settings.log_format, resolved.settings.log_level)
     print(f"Non-default settings:\n{resolved.table()}", flush=True)
+    given = [name for name, source in resolved.sources.items() if source != "default"]
+    idle = [flag(name) for name in given if name.startswith("extproc_")]
+    if idle and not resolved.settings.extproc_address:
+        log.warning("without --extproc-address, %s have no effect", ", ".join(idle))
     selector = OverloadSelector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         executor = ThreadPoolExecutor(thread_name_prefix="worker")

@@ -38,6 +38,18 @@ class CandidateCalls:
         pages = self._pages(self._candidates.ListCandidates, request)
         return [candidate_from(c, "candidates") for page in pages for c in page.candidates]
 
+    def set_aside(self) -> dict[str, str]:
+        """Return which candidates the server leaves out for a time because they failed.
+
+        Returns:
+            ID of the candidate -> why, and for how long.
+
+        Example:
+            print(client.set_aside())
+        """
+        request = candidate_service_pb2.ListCandidatesRequest(page_size=1)
+        return dict(self._call(self._candidates.ListCandidates, request).set_aside)
+
     def get_candidate(self, candidate: str, *, min_revision_token: str = "") -> Candidate:
         """Return one candidate by its ID.
 
@@ -53,7 +65,8 @@ class CandidateCalls:
         """Register a new candidate; it is ranked from the next request on, without training.
 
         Args:
-            candidate: The candidate with its 50 aptitude test results.
+            candidate: The candidate with its aptitude results. Of fewer than 50 tasks, the others
+                are estimated.
             validate_only: Check everything and change nothing.
 
         Example:
@@ -188,6 +201,18 @@ class AsyncCandidateCalls:
         request = candidate_service_pb2.ListCandidatesRequest(min_revision_token=min_revision_token)
         pages = self._pages(self._candidates.ListCandidates, request)
         return [candidate_from(c, "candidates") async for page in pages for c in page.candidates]
+
+    async def set_aside(self) -> dict[str, str]:
+        """Return which candidates the server leaves out for a time because they failed.
+
+        Returns:
+            ID of the candidate -> why, and for how long.
+
+        Example:
+            print(await client.set_aside())
+        """
+        request = candidate_service_pb2.ListCandidatesRequest(page_size=1)
+        return dict((await self._call(self._candidates.ListCandidates, request)).set_aside)
 
     async def get_candidate(self, candidate: str, *, min_revision_token: str = "") -> Candidate:
         """Return one candidate by its ID.

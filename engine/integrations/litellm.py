@@ -24,10 +24,9 @@ from litellm.integrations.custom_logger import CustomLogger
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.overrides import (
     NAMESPACE,
-    OVERRIDE_FIELDS,
     OVERRIDE_PREFIX,
-    RENAMED,
     combined,
+    narrowed,
     policy_and_session,
 )
 from engine.api.policy import OBJECTIVES, Policy, Session
@@ -105,21 +104,17 @@ def policy_of(
     options: CallbackOptions,
     headers: Mapping[str, str],
     caller: Mapping[str, Any],
-    *operator: Mapping[str, Any],
+    team: Mapping[str, Any],
+    key: Mapping[str, Any],
 ) -> RequestPolicy:
     """Combine the environment, the caller's headers and metadata, and the metadata of team and key,
-    each of which takes precedence over those before.
+    each of which takes precedence over those before. But a key's lists of candidates only narrow
+    those of its team: who makes keys for a team need not be the one who restricts it.
 
     Raises:
-        InvalidInputError: a value is wrong, or a name is none of OVERRIDE_FIELDS.
+        InvalidInputError: a value or a name is wrong, or no candidate is allowed by team and key.
     """
-    fields = combined(caller, *operator)
-    for name in fields:
-        if name not in (*OVERRIDE_FIELDS, *RENAMED):
-            problem = (
-                f"is not a setting of a request; expected one of {', '.join(OVERRIDE_FIELDS)}."
-            )
-            raise InvalidInputError(Violation(f"metadata {NAMESPACE}.{name}", problem))
+    fields = combined(caller, narrowed(team, key))
     sent = {
         name: value
         for name, value in headers.items()
@@ -243,7 +238,9 @@ class RoutingCallback(CustomLogger):  # type: ignore[misc]  # litellm is not ins
             choice = choose_models(decision, models, self._options.fallbacks)
             why = "" if choice else "no candidate is a model of this proxy"
         except ModelsatClientError as error:
-            choice, why = None, error.code
+            # NO_ELIGIBLE_CANDIDATE says more than FAILED_PRECONDITION.
+            is_state = error.code == "FAILED_PRECONDITION"
+            choice, why = None, error.reason if is_state and error.reason else error.code
         except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on
             choice, why = None, type(error).__name__
         self._log_change(why)

@@ -28,13 +28,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from engine.pb import candidate_pb2 as modelsat_dot_v1_dot_candidate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#modelsat/v1/candidate_service.proto\x12\x0bmodelsat.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmodelsat/v1/candidate.proto\"\x84\x01\n\x16\x43reateCandidateRequest\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.modelsat.v1.Candidate\x12\x14\n\x0c\x63\x61ndidate_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\x13GetCandidateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x02 \x01(\t\"Z\n\x15ListCandidatesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x03 \x01(\t\"\x87\x01\n\x16ListCandidatesResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0erevision_token\x18\x04 \x01(\t\"\xa2\x01\n\x16UpdateCandidateRequest\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.modelsat.v1.Candidate\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x16\x44\x65leteCandidateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x1d\x42\x61tchReplaceCandidatesRequest\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"v\n\x1e\x42\x61tchReplaceCandidatesResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x16\n\x0erevision_token\x18\x03 \x01(\t\"=\n\x14ListRevisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x15ListRevisionsResponse\x12(\n\trevisions\x18\x01 \x03(\x0b\x32\x15.modelsat.v1.Revision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xad\x01\n\x08Revision\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncandidates\x18\x04 \x01(\x05\x12\x16\n\x0erevision_token\x18\x0f \x01(\t\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x0c\n\x04peer\x18\x06 \x01(\t\"B\n\x17RollbackRevisionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"C\n\x18RollbackRevisionResponse\x12\'\n\x08revision\x18\x01 \x01(\x0b\x32\x15.modelsat.v1.Revision\"V\n\x16WatchCandidatesRequest\x12\x1a\n\x12last_seen_revision\x18\x01 \x01(\x03\x12 \n\x18last_seen_revision_token\x18\x02 \x01(\t\"}\n\x17WatchCandidatesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x16\n\x0erevision_token\x18\x04 \x01(\t\x12\'\n\x07\x63hanged\x18\x02 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x0f\n\x07removed\x18\x03 \x03(\t2\xb3\x06\n\x10\x43\x61ndidateService\x12N\n\x0f\x43reateCandidate\x12#.modelsat.v1.CreateCandidateRequest\x1a\x16.modelsat.v1.Candidate\x12H\n\x0cGetCandidate\x12 .modelsat.v1.GetCandidateRequest\x1a\x16.modelsat.v1.Candidate\x12Y\n\x0eListCandidates\x12\".modelsat.v1.ListCandidatesRequest\x1a#.modelsat.v1.ListCandidatesResponse\x12N\n\x0fUpdateCandidate\x12#.modelsat.v1.UpdateCandidateRequest\x1a\x16.modelsat.v1.Candidate\x12N\n\x0f\x44\x65leteCandidate\x12#.modelsat.v1.DeleteCandidateRequest\x1a\x16.google.protobuf.Empty\x12q\n\x16\x42\x61tchReplaceCandidates\x12*.modelsat.v1.BatchReplaceCandidatesRequest\x1a+.modelsat.v1.BatchReplaceCandidatesResponse\x12V\n\rListRevisions\x12!.modelsat.v1.ListRevisionsRequest\x1a\".modelsat.v1.ListRevisionsResponse\x12_\n\x10RollbackRevision\x12$.modelsat.v1.RollbackRevisionRequest\x1a%.modelsat.v1.RollbackRevisionResponse\x12^\n\x0fWatchCandidates\x12#.modelsat.v1.WatchCandidatesRequest\x1a$.modelsat.v1.WatchCandidatesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#modelsat/v1/candidate_service.proto\x12\x0bmodelsat.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmodelsat/v1/candidate.proto\"\x84\x01\n\x16\x43reateCandidateRequest\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.modelsat.v1.Candidate\x12\x14\n\x0c\x63\x61ndidate_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\x13GetCandidateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x02 \x01(\t\"Z\n\x15ListCandidatesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x03 \x01(\t\"\xfe\x01\n\x16ListCandidatesResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0erevision_token\x18\x04 \x01(\t\x12\x44\n\tset_aside\x18\x05 \x03(\x0b\x32\x31.modelsat.v1.ListCandidatesResponse.SetAsideEntry\x1a/\n\rSetAsideEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa2\x01\n\x16UpdateCandidateRequest\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.modelsat.v1.Candidate\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x16\x44\x65leteCandidateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x1d\x42\x61tchReplaceCandidatesRequest\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"v\n\x1e\x42\x61tchReplaceCandidatesResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x16\n\x0erevision_token\x18\x03 \x01(\t\"=\n\x14ListRevisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x15ListRevisionsResponse\x12(\n\trevisions\x18\x01 \x03(\x0b\x32\x15.modelsat.v1.Revision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xad\x01\n\x08Revision\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncandidates\x18\x04 \x01(\x05\x12\x16\n\x0erevision_token\x18\x0f \x01(\t\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x0c\n\x04peer\x18\x06 \x01(\t\"B\n\x17RollbackRevisionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"C\n\x18RollbackRevisionResponse\x12\'\n\x08revision\x18\x01 \x01(\x0b\x32\x15.modelsat.v1.Revision\"V\n\x16WatchCandidatesRequest\x12\x1a\n\x12last_seen_revision\x18\x01 \x01(\x03\x12 \n\x18last_seen_revision_token\x18\x02 \x01(\t\"}\n\x17WatchCandidatesResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x16\n\x0erevision_token\x18\x04 \x01(\t\x12\'\n\x07\x63hanged\x18\x02 \x03(\x0b\x32\x16.modelsat.v1.Candidate\x12\x0f\n\x07removed\x18\x03 \x03(\t2\xb3\x06\n\x10\x43\x61ndidateService\x12N\n\x0f\x43reateCandidate\x12#.modelsat.v1.CreateCandidateRequest\x1a\x16.modelsat.v1.Candidate\x12H\n\x0cGetCandidate\x12 .modelsat.v1.GetCandidateRequest\x1a\x16.modelsat.v1.Candidate\x12Y\n\x0eListCandidates\x12\".modelsat.v1.ListCandidatesRequest\x1a#.modelsat.v1.ListCandidatesResponse\x12N\n\x0fUpdateCandidate\x12#.modelsat.v1.UpdateCandidateRequest\x1a\x16.modelsat.v1.Candidate\x12N\n\x0f\x44\x65leteCandidate\x12#.modelsat.v1.DeleteCandidateRequest\x1a\x16.google.protobuf.Empty\x12q\n\x16\x42\x61tchReplaceCandidates\x12*.modelsat.v1.BatchReplaceCandidatesRequest\x1a+.modelsat.v1.BatchReplaceCandidatesResponse\x12V\n\rListRevisions\x12!.modelsat.v1.ListRevisionsRequest\x1a\".modelsat.v1.ListRevisionsResponse\x12_\n\x10RollbackRevision\x12$.modelsat.v1.RollbackRevisionRequest\x1a%.modelsat.v1.RollbackRevisionResponse\x12^\n\x0fWatchCandidates\x12#.modelsat.v1.WatchCandidatesRequest\x1a$.modelsat.v1.WatchCandidatesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelsat.v1.candidate_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LISTCANDIDATESRESPONSE_SETASIDEENTRY']._loaded_options = None
+  _globals['_LISTCANDIDATESRESPONSE_SETASIDEENTRY']._serialized_options = b'8\001'
   _globals['_CREATECANDIDATEREQUEST']._serialized_start=178
   _globals['_CREATECANDIDATEREQUEST']._serialized_end=310
   _globals['_GETCANDIDATEREQUEST']._serialized_start=312
@@ -42,29 +44,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCANDIDATESREQUEST']._serialized_start=377
   _globals['_LISTCANDIDATESREQUEST']._serialized_end=467
   _globals['_LISTCANDIDATESRESPONSE']._serialized_start=470
-  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=605
-  _globals['_UPDATECANDIDATEREQUEST']._serialized_start=608
-  _globals['_UPDATECANDIDATEREQUEST']._serialized_end=770
-  _globals['_DELETECANDIDATEREQUEST']._serialized_start=772
-  _globals['_DELETECANDIDATEREQUEST']._serialized_end=870
-  _globals['_BATCHREPLACECANDIDATESREQUEST']._serialized_start=872
-  _globals['_BATCHREPLACECANDIDATESREQUEST']._serialized_end=970
-  _globals['_BATCHREPLACECANDIDATESRESPONSE']._serialized_start=972
-  _globals['_BATCHREPLACECANDIDATESRESPONSE']._serialized_end=1090
-  _globals['_LISTREVISIONSREQUEST']._serialized_start=1092
-  _globals['_LISTREVISIONSREQUEST']._serialized_end=1153
-  _globals['_LISTREVISIONSRESPONSE']._serialized_start=1155
-  _globals['_LISTREVISIONSRESPONSE']._serialized_end=1245
-  _globals['_REVISION']._serialized_start=1248
-  _globals['_REVISION']._serialized_end=1421
-  _globals['_ROLLBACKREVISIONREQUEST']._serialized_start=1423
-  _globals['_ROLLBACKREVISIONREQUEST']._serialized_end=1489
-  _globals['_ROLLBACKREVISIONRESPONSE']._serialized_start=1491
-  _globals['_ROLLBACKREVISIONRESPONSE']._serialized_end=1558
-  _globals['_WATCHCANDIDATESREQUEST']._serialized_start=1560
-  _globals['_WATCHCANDIDATESREQUEST']._serialized_end=1646
-  _globals['_WATCHCANDIDATESRESPONSE']._serialized_start=1648
-  _globals['_WATCHCANDIDATESRESPONSE']._serialized_end=1773
-  _globals['_CANDIDATESERVICE']._serialized_start=1776
-  _globals['_CANDIDATESERVICE']._serialized_end=2595
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=724
+  _globals['_LISTCANDIDATESRESPONSE_SETASIDEENTRY']._serialized_start=677
+  _globals['_LISTCANDIDATESRESPONSE_SETASIDEENTRY']._serialized_end=724
+  _globals['_UPDATECANDIDATEREQUEST']._serialized_start=727
+  _globals['_UPDATECANDIDATEREQUEST']._serialized_end=889
+  _globals['_DELETECANDIDATEREQUEST']._serialized_start=891
+  _globals['_DELETECANDIDATEREQUEST']._serialized_end=989
+  _globals['_BATCHREPLACECANDIDATESREQUEST']._serialized_start=991
+  _globals['_BATCHREPLACECANDIDATESREQUEST']._serialized_end=1089
+  _globals['_BATCHREPLACECANDIDATESRESPONSE']._serialized_start=1091
+  _globals['_BATCHREPLACECANDIDATESRESPONSE']._serialized_end=1209
+  _globals['_LISTREVISIONSREQUEST']._serialized_start=1211
+  _globals['_LISTREVISIONSREQUEST']._serialized_end=1272
+  _globals['_LISTREVISIONSRESPONSE']._serialized_start=1274
+  _globals['_LISTREVISIONSRESPONSE']._serialized_end=1364
+  _globals['_REVISION']._serialized_start=1367
+  _globals['_REVISION']._serialized_end=1540
+  _globals['_ROLLBACKREVISIONREQUEST']._serialized_start=1542
+  _globals['_ROLLBACKREVISIONREQUEST']._serialized_end=1608
+  _globals['_ROLLBACKREVISIONRESPONSE']._serialized_start=1610
+  _globals['_ROLLBACKREVISIONRESPONSE']._serialized_end=1677
+  _globals['_WATCHCANDIDATESREQUEST']._serialized_start=1679
+  _globals['_WATCHCANDIDATESREQUEST']._serialized_end=1765
+  _globals['_WATCHCANDIDATESRESPONSE']._serialized_start=1767
+  _globals['_WATCHCANDIDATESRESPONSE']._serialized_end=1892
+  _globals['_CANDIDATESERVICE']._serialized_start=1895
+  _globals['_CANDIDATESERVICE']._serialized_end=2714
 # @@protoc_insertion_point(module_scope)

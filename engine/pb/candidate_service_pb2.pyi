@@ -43,16 +43,25 @@ class ListCandidatesRequest(_message.Message):
     def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., min_revision_token: _Optional[str] = ...) -> None: ...
 
 class ListCandidatesResponse(_message.Message):
-    __slots__ = ("candidates", "next_page_token", "revision", "revision_token")
+    __slots__ = ("candidates", "next_page_token", "revision", "revision_token", "set_aside")
+    class SetAsideEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REVISION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
     candidates: _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]
     next_page_token: str
     revision: int
     revision_token: str
-    def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., revision: _Optional[int] = ..., revision_token: _Optional[str] = ...) -> None: ...
+    set_aside: _containers.ScalarMap[str, str]
+    def __init__(self, candidates: _Optional[_Iterable[_Union[_candidate_pb2.Candidate, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., revision: _Optional[int] = ..., revision_token: _Optional[str] = ..., set_aside: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class UpdateCandidateRequest(_message.Message):
     __slots__ = ("candidate", "update_mask", "allow_missing", "validate_only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.prices import in_usd_per_million
 from engine.registry.candidate_files.documents import read_document
 from engine.registry.candidate_files.published import parse_figures, with_figures
-from engine.registry.candidate_files.tasks import PARTIAL, task_keywords, whole_test
+from engine.registry.candidate_files.tasks import task_keywords, with_whole_test
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,9 +67,16 @@ def parse_catalog(document: Any, price_unit: str | None = None) -> list[Candidat
     if isinstance(document, dict) and "candidates" in document:
         document = document["candidates"]
     items = document if isinstance(document, list) else [document]
-    candidates = [_parse_candidate(item, f"candidates[{i}]") for i, item in enumerate(items)]
-    require_valid(candidates)
-    return [in_usd_per_million(c, price_unit, f"candidates[{i}]") for i, c in enumerate(candidates)]
+    fields = [_field(item, i) for i, item in enumerate(items)]
+    candidates = list(map(_parse_candidate, items, fields))
+    require_valid(candidates, paths=fields)
+    return list(map(in_usd_per_million, candidates, repeat(price_unit), fields))
+
+
+def _field(item: Any, place: int) -> str:
+    """Name a candidate of a file in errors: by its ID if it has one."""
+    identifier = item.get("id") or item.get("name") if isinstance(item, dict) else None
+    return f"candidates[{place}]" + (f" ({str(identifier)[:63]})" if identifier else "")
 
 
 def document_of(candidates: Iterable[Candidate]) -> dict[str, Any]:
@@ -175,21 +182,13 @@ def _parse_candidate(item: Any, field: str) -> Candidate:
         ) from error
     if "figures" in item:
         return with_figures(candidate, parse_figures(item["figures"], field))
-    return _with_whole_test(candidate, field)
-
-
-def _with_whole_test(candidate: Candidate, field: str) -> Candidate:
-    """Estimate the accuracies of tasks that a file leaves out, and tag the candidate."""
     if not candidate.aptitude:
         problem = (
             "has neither results nor published figures; give `aptitude` with the accuracy of at"
             " least one task, or `figures` (`modelsat candidates template` shows both)."
         )
         raise InvalidInputError(Violation(field, problem))
-    results = whole_test(tuple(candidate.aptitude))
-    if len(results) == len(candidate.aptitude):
-        return candidate
-    return replace(candidate, aptitude=results, tags=tuple(sorted({*candidate.tags, PARTIAL})))
+    return with_whole_test(candidate)
 
 
 def _number(name: str, value: Any) -> float:

@@ -55,7 +55,8 @@ class _Record:
 
 
 class CandidateHealth:
-    """What callers reported of the candidates lately. For one event loop, but for `samples`.
+    """What callers reported of the candidates lately. For one event loop, but for `samples` and
+    `set_aside`.
 
     Reports of a principal count for its own requests alone, so that no caller can set a candidate
     aside for another. Those of scope EVERYBODY count for all.
@@ -152,7 +153,7 @@ class CandidateHealth:
             candidate: f"set aside for {record.until - now:.0f} s more: {record.failures} failures"
             f" in a row, the last with {record.error}"
             for scope in (EVERYBODY, principal)
-            for candidate, record in self._set_aside.get(scope, {}).items()
+            for candidate, record in self._set_aside.get(scope, {}).copy().items()
             if now < record.until
         }
 

@@ -239,7 +239,9 @@ def services_by_address(components: Components) -> list[tuple[str, Sequence[Serv
             components.router.health,
         ),
     )
-    candidate_service = CandidateService(components.registry, components.changes)
+    candidate_service = CandidateService(
+        components.registry, components.changes, components.router.health.set_aside
+    )
     adaptation_service = AdaptationService(
         components.memory.refresher,
         components.memory.recent,

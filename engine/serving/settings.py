@@ -352,7 +352,9 @@ def resolve(
             if raw is None:
                 continue
             if name not in defaults:
-                violations.append(Violation(name, f"in {source} is not a setting of this version."))
+                shown = f"MODELSAT_{name.upper()}" if source == "environment" else name
+                problem = f"in {source} is not a setting of this version."
+                violations.append(Violation(shown, problem))
                 continue
             try:
                 values[name], sources[name] = parse(name, defaults[name], raw), source

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,31 @@ def test_without_a_target_it_proposes_a_start_within_the_recommended_range(
     assert 0.001 <= point["willingness_to_pay_usd"] <= 1
     assert point["cost_ratio"] < 0.7
     assert point["probability_ratio"] > 0.9
+
+
+@pytest.mark.parametrize("share", ["1.5", "150%", "0", "-1", "nan", "a third"])
+def test_a_share_that_is_none_is_refused(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        modelsat(["calibrate", "--traffic", "none.txt", "--strong-share", share])
+    assert share in capsys.readouterr().err
+
+
+def test_requests_of_one_api_go_to_the_candidates_that_answer_in_it(
+    server: Server, traffic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kind: a mix was predicted with candidates that the gateway may not choose."""
+    words = ["--traffic", str(traffic), "--server", server.address, "--sample", "40"]
+    with Client(server.address) as client:
+        before = client.list_candidates()
+        api = {c.id: "anthropic.messages" if "claude" in c.id else "openai.chat" for c in before}
+        client.replace_candidates([replace(c, features=(api[c.id],)) for c in before])
+        try:
+            assert modelsat(["calibrate", *words]) == 0
+            assert "--api names it" in capsys.readouterr().err
+            found = calibrated(capsys, *words, "--api", "anthropic.messages")
+        finally:
+            client.replace_candidates(before)
+    assert found["recommended"]["selection_share"] == {"claude-sonnet-4": 1.0}
 
 
 def test_outcomes_of_one_candidate_a_request_are_exported_calibrated_and_come_true(

@@ -68,6 +68,36 @@ def test_a_file_is_registered_as_a_whole_or_not_at_all(run: Run, client: Client)
     assert "newcomer" not in {c.id for c in client.list_candidates()}
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "it is empty"),
+        ("[]", "lists no candidate"),
+        ('{"candidates": []}', "lists no candidate"),
+        ('[{"id": "a", "aptitude": {"philosophy": 7}}]', "candidates[0] (a).aptitude[0].accuracy"),
+        ("- id: a\n  aptitude: {philosophy: 70%}", "candidates[0] (a): has a value"),
+        ("just words", "is not a readable JSON file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named_with_the_candidate(
+    run: Run, text: str, named: str
+) -> None:
+    assert named in run("create", "-", "--validate-only", stdin=text, status=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[candidates]]\nid = "a"\naptitude = {philosophy = 0.5}',
+        "candidates:\n  - id: a\n    aptitude: {philosophy: 0.5}",
+        '{"id": "a", "aptitude": {"philosophy": 0.5}}',
+    ],
+    ids=["toml", "yaml", "json"],
+)
+def test_the_standard_input_takes_every_form(run: Run, text: str) -> None:
+    assert "would be created a" in run("create", "-", "--validate-only", stdin=text)
+
+
 def test_update_changes_what_is_named_and_says_what(run: Run, client: Client) -> None:
     before = client.list_candidates()[0]
     flags = ["--context-window", "4321", "--tags", "b,a", "--features", "tools", "--regions", "eu"]
@@ -104,6 +134,14 @@ def test_results_of_a_new_test_replace_the_old_ones(
     after = client.get_candidate(before.id)
     assert after.aptitude[0].accuracy == 0.9
     assert after.input_usd_per_million == before.input_usd_per_million
+    own = {"id": before.id, "aptitude": {"invoices": [0.4, 30], "philosophy": [0.7, 50]}}
+    file.write_text(json.dumps(own), "utf-8")
+    would = run("update", before.id, "--results", file, "--keep-results", "--validate-only")
+    assert "dropped" not in would
+    assert "tasks of your own: invoices" in would
+    file.write_text(json.dumps({"id": before.id, "aptitude": {"invoices": [0.4, 30]}}), "utf-8")
+    said = run("update", before.id, "--results", file)
+    assert "1 measured results were dropped; --keep-results keeps them" in said
     other = client.list_candidates()[1].id
     assert f"has no candidate {other}" in run("update", other, "--results", file, status=1)
 
@@ -134,6 +172,7 @@ def test_listings_have_stable_fields_in_json(run: Run, client: Client) -> None:
         *("time_to_first_token_ms", "output_tokens_per_s"),
         *("cached_input_usd_per_million", "modalities"),
         *("features", "tags", "regions", "mean_accuracy", "level_standard_error", "etag"),
+        "set_aside",
     ]
     revisions = json.loads(run("revisions", "--json"))
     names = ["number", "create_time", "candidates", "description", "principal"]

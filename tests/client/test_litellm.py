@@ -36,10 +36,20 @@ METADATA = {
     "sk-denied": {"modelsat": {"denied_candidates": ["gemini-1.5-pro-002"]}},
     "sk-allowed": {"modelsat": '{"allowed_candidates": ["llama-3.1-8b-instruct"]}'},
     "sk-cheap": {"modelsat": {"cost_sensitivity": 30}},
+    "sk-own-list": {"modelsat": {"denied_candidates": ["yi-6b-chat"]}},
+    "sk-wider": {"modelsat": {"allowed_candidates": "gemini-1.5-pro-002,llama-3.1-8b-instruct"}},
+    "sk-other": {"modelsat": {"allowed_candidates": ["gemini-1.5-pro-002"]}},
     "sk-mistyped": {"modelsat": {"denied_candidate": ["gemini-1.5-pro-002"]}},
 }
+ALLOWED = {"modelsat": {"allowed_candidates": "llama-3.1-8b-instruct, calculus-tutor"}}
+TEAMS = {
+    "sk-team": {"modelsat": {"cost_sensitivity": 30}},
+    "sk-own-list": {"modelsat": {"denied_candidates": ["gemini-1.5-pro-002"]}},
+    "sk-wider": ALLOWED,
+    "sk-other": ALLOWED,
+}
 async def user_api_key_auth(request, api_key):
-    team = {"modelsat": {"cost_sensitivity": 30}} if api_key == "sk-team" else {}
+    team = TEAMS.get(api_key, {})
     return UserAPIKeyAuth(
         api_key=api_key, metadata=METADATA.get(api_key, {}), team_metadata=team, team_id="t"
     )
@@ -234,6 +244,12 @@ def test_lists_of_a_key_bind_every_route(gateway: Gateway, path: str) -> None:
     assert gateway.ask(path, **body, **forged).headers["x-selected-model"] == BEST
 
 
+@pytest.mark.parametrize("key", ["sk-own-list", "sk-wider"])
+def test_lists_of_a_key_only_narrow_those_of_its_team(gateway: Gateway, key: str) -> None:
+    """Kind: a key with a list of its own was free of its team's."""
+    assert gateway.ask(messages=TURNS, key=key).headers["x-selected-model"] == FALLBACK
+
+
 @pytest.mark.parametrize(
     ("request_of", "named"),
     [
@@ -244,6 +260,8 @@ def test_lists_of_a_key_bind_every_route(gateway: Gateway, path: str) -> None:
         ({"metadata": {"modelsat": {"budget_usd": 1, "cost_sensitivity": 1}}}, "mutually"),
         ({"metadata": {"modelsat": [1]}}, "is not an object"),
         ({"key": "sk-mistyped"}, "denied_candidate"),
+        ({"key": "sk-other"}, "has no candidate that the list around it allows"),
+        ({"headers": {"x-modelsat-denied-candidate": BEST}}, "did you mean denied_candidates?"),
     ],
     ids=lambda value: value if isinstance(value, str) else json.dumps(value),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,12 @@ import pytest
 
 from engine.api.errors import StoreError
 from engine.cli.main import main as cli
-from engine.registry.stores.backup import back_up, back_up_outcomes, restore_outcomes
+from engine.registry.stores.backup import (
+    back_up,
+    back_up_outcomes,
+    restore,
+    restore_outcomes,
+)
 from engine.registry.stores.outcomes import OutcomeStore, RecordedOutcome, read_recorded
 from engine.routing.sessions import SessionStore
 from engine.serving.session_sync import SessionSync
@@ -121,3 +127,20 @@ def test_a_file_of_version_0_1_is_copied_and_restored(server: Postgres, tmp_path
             assert restore_outcomes(place, file) == 4
             found = read_recorded(place)
             assert [(r.decision_id, r.candidate, r.score, r.text) for r in found] == before
+
+
+@pytest.mark.parametrize("name", ["traffic.csv", "missing.sqlite"])
+def test_the_file_that_is_no_store_is_named(tmp_path: Path, name: str) -> None:
+    """Kind: the error of copying named the new file, or advised to free disk space."""
+    (tmp_path / "traffic.csv").write_text("when;who;prompt\n" * 100)
+    refused, out = tmp_path / name, tmp_path / "out.sqlite"
+    for attempt in (
+        lambda: back_up(str(refused), out),
+        lambda: restore(str(out), refused),
+        lambda: back_up_outcomes(str(refused), out),
+        lambda: restore_outcomes(str(out), refused),
+    ):
+        with pytest.raises(StoreError, match=re.escape(str(refused))) as error:
+            attempt()
+        assert "disk space" not in str(error.value)
+        assert not out.exists()

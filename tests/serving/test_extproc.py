@@ -178,6 +178,11 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
         (headers(x_modelsat_confidence="sure"), "x-modelsat-confidence: is not a number"),
         (overriding({"confidence": -1}, x_modelsat_confidence="1"), "policy.confidence: is -1"),
         (headers(x_modelsat_deny="yi-6b-chat"), "was renamed; send denied_candidates"),
+        # Kind: a mistyped restriction was ignored, and so lifted.
+        (headers(x_modelsat_denied_candidate="yi-6b-chat"), "did you mean denied_candidates?"),
+        (headers(x_modelsat_wilingness_to_pay_usd="1"), "did you mean willingness_to_pay_usd?"),
+        (headers(x_modelsat_region="eu"), "x-modelsat-region: is not a setting of a request"),
+        (overriding({"allowed_candidate": ["yi-6b-chat"]}), "did you mean allowed_candidates?"),
         (
             headers(x_modelsat_budget_usd="1", x_modelsat_target_probability="0.5"),
             "set one objective",
@@ -201,6 +206,8 @@ def test_empty_or_contradicting_overrides_are_refused(
         headers(x_modelsat_allowed_candidates="", x_modelsat_denied_candidates=" , "),
         headers(x_modelsat_cost_sensitivity=" ", x_modelsat_budget_usd=""),
         headers(x_modelsat_deny=""),
+        headers(x_modelsat_decision_id="0123", x_modelsat_kind="ranked", x_modelsat_fallback_1="x"),
+        overriding({"selected": "x", "decision_id": "0123", "probability": 0.5}),
         headers(traceparent="not a trace", tracestate=";;;"),
         overriding({"session": None}),
         overriding({"session": ""}),

@@ -242,7 +242,7 @@ def test_other_bodies_and_overrides(both: Stack) -> None:
         (
             {"x-modelsat-allowed-candidates": "yi-6b-chat"},
             raw("Why?", tools=[{"type": "function"}]),
-            "a modality, feature or tag is missing",
+            "missing features: tools",
         ),
     ):
         refused = both.ask(body, headers)

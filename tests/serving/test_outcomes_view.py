@@ -111,6 +111,17 @@ async def test_a_few_equal_outcomes_prove_little(tmp_path: Path) -> None:
     assert cheap["observed"] - cheap["predicted"] < 2 * cheap["standard_error"]
 
 
+async def test_calls_that_failed_say_nothing_of_answers(tmp_path: Path) -> None:
+    """Kind: an upstream that was down made its candidate look overrated."""
+    table = table_of(*CANDIDATES)
+    failed = [outcome(i, "dear", 0.0, Usage(10, 0, error="HTTP 529")) for i in range(1, 9)]
+    answered = outcome(9, "dear", 1.0, Usage(10, 10))
+    found = await recent(tmp_path / "o", [*failed, answered], table)
+    view = outcomes_view(found, table, BUNDLE)
+    assert [(c["outcomes"], c["observed"]) for c in view["reliability"]["candidates"]] == [(1, 1)]
+    assert [(c["calls"], c["score"]) for c in view["spend"]["candidates"]] == [(9, 1.0)]
+
+
 async def test_what_is_not_known_is_counted_and_not_guessed(tmp_path: Path) -> None:
     before = table_of(*CANDIDATES)
     found = await recent(tmp_path / "o", [outcome(1, "dear", 1.0, Usage(10, 10))], before)

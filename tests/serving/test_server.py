@@ -25,7 +25,7 @@ from engine.cli.main import main as cli
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc, router_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as cpb
 from engine.pb import router_service_pb2 as rpb
-from engine.registry.catalog import read_catalog
+from engine.registry.catalog import parse_catalog, read_catalog
 from engine.serving.rpc.status import to_status
 from modelsat import Client, ModelsatClientError
 from tests.conftest import INSTRUCTIONS
@@ -205,7 +205,11 @@ def with_figures(change: Callable[[list[TaskResult]], Any]) -> Candidate:
 
 
 BAD_CANDIDATES: dict[str, tuple[Candidate, str]] = {
-    "49 figures": (with_figures(lambda r: r.pop()), "has 49 accuracies, expected 50"),
+    "no figures": (with_figures(lambda r: r.clear()), "has 0 accuracies, expected 1 to 50"),
+    "51 figures": (
+        with_figures(lambda r: r.append(TaskResult("x", 0.5))),
+        "has 51 accuracies, expected 1 to 50",
+    ),
     "above 1": (
         with_figures(lambda r: r.__setitem__(3, TaskResult("x", 1.01))),
         "candidate.aptitude[3].accuracy: is 1.01",
@@ -239,6 +243,30 @@ def test_a_bad_candidate_is_refused_and_changes_nothing(client: Client, case: st
         client.replace_candidates([*CATALOG, candidate])
     assert client.server_info().revision == before
     assert [c.id for c in client.list_candidates()] == sorted(c.id for c in CATALOG)
+
+
+@pytest.mark.parametrize(
+    "tested",
+    [
+        {"college_mathematics": 0.55},
+        {"philosophy": 0.4, "Law, Legal Cases, Torts, Contracts, Criminal Procedure": 0.6},
+        {"invoices and receipts": 0.7, "sagas in Old Norse": 0.2, "virology": 0.5},
+    ],
+)
+def test_a_partial_test_is_completed_as_that_of_a_file(
+    client: Client, tested: dict[str, float]
+) -> None:
+    """Kind: the API wanted all 50 tasks, where the documentation welcomes a part of them."""
+    (expected,) = parse_catalog({"id": "part", "aptitude": {t: [a, 40] for t, a in tested.items()}})
+    given = replace(expected, aptitude=tuple(TaskResult(t, a, 40) for t, a in tested.items()))
+    sent = replace(given, tags=())
+    assert client.create_candidate(sent, validate_only=True) == expected
+    assert client.create_candidate(sent) == expected
+    client.update_candidate(replace(NEW, id="part"), ["aptitude", "tags"])
+    assert client.update_candidate(sent, ["aptitude"]) == expected
+    client.replace_candidates([*CATALOG, sent])
+    assert client.get_candidate("part") == expected
+    client.delete_candidate("part")
 
 
 def test_duplicate_names_in_a_replacement_are_refused(client: Client) -> None:

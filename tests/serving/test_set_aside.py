@@ -74,6 +74,7 @@ def test_failures_of_one_caller_set_aside_for_it_alone(running: Running) -> None
         decision.excluded["gpt"],
     )
     assert clients["bob"].route("Why?").selected == "gpt"
+    assert clients["root"].set_aside() == {}  # lists what holds for its own requests
     page = metrics(server)
     assert 'modelsat_candidate_set_aside{candidate="gpt"} 1.0' in page
     assert 'modelsat_candidate_failures_total{candidate="gpt"} 3.0' in page
@@ -92,6 +93,9 @@ def test_a_judges_reports_count_for_everyone(running: Running) -> None:
     for _ in range(3):
         call(clients["bob"], "timed out", clients["judge"])
     assert {clients[name].route("Why?").selected for name in ("alice", "bob")} == {"claude"}
+    aside = clients["root"].set_aside()
+    assert list(aside) == ["gpt"]
+    assert "3 failures in a row, the last with timed out" in aside["gpt"]
     time.sleep(1.6)
     assert call(clients["bob"], "", clients["judge"]).selected == "gpt"
 

@@ -57,6 +57,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         " measured, doubly-robust and model-assisted that the outcomes allow)"
     )
     add("--estimator", choices=ESTIMATORS, metavar="METHOD", help=text)
+    text = "with a server: API of the requests, such as openai.chat, if candidates list theirs"
+    add("--api", default="", metavar="NAME", help=text)
     add("--json", action="store_true", help="print one JSON object instead of a table")
     target = command.add_argument_group("target (one; with --traffic, none proposes a start)")
     target = target.add_mutually_exclusive_group()
@@ -65,7 +67,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     text = "spend at most this share of the best single candidate's cost, such as 0.5"
     target.add_argument("--max-cost-ratio", type=_share, metavar="SHARE", help=text)
     text = "with --traffic: send at least this share of the requests to the strong candidate"
-    target.add_argument("--strong-share", type=_share, metavar="SHARE", help=text)
+    target.add_argument("--strong-share", type=_part, metavar="SHARE", help=text)
     text = "with --traffic: the strong candidate, which is also the one that costs are compared"
     text += " with (default: the highest mean probability)"
     command.add_argument("--strong", metavar="ID", help=text)
@@ -75,9 +77,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not value > 0:  # true for NaN too
-        raise argparse.ArgumentTypeError(f"{text} is not a share above 0, such as 0.5")
+    number, percent, _ = text.partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, such as 0.5 or 50%")
+    return value
+
+
+def _part(text: str) -> float:
+    value = _share(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than all requests; give 0.3 or 30%")
     return value
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,11 @@ class LiveTable:
         client: Client,
         instructions: Sequence[Instruction],
         advance: Callable[[], Any] = lambda: None,
+        required_api: str = "",
     ) -> None:
-        """advance: called after each answer of `score`."""
+        """advance: called after each answer of `score`. required_api: see Policy."""
         self._client = client
+        self._required_api = required_api
         self._instructions = instructions
         self._advance = advance
 
@@ -153,6 +155,7 @@ class LiveTable:
         )
 
     def _ask(self, policy: Policy) -> Iterator[RouteDecision | ModelsatClientError]:
+        policy = replace(policy, required_api=self._required_api)
         for start in range(0, len(self._instructions), BATCH):
             yield from self._batch(self._instructions[start : start + BATCH], policy)
 

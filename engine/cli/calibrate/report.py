@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.api.conversation.providers import APIS
 from engine.api.errors import InvalidInputError, Violation
 from engine.cli import server_flags
 from engine.cli.calibrate import solve
 from engine.cli.calibrate.live import LiveMix, LiveScores, LiveTable, read_traffic
 from engine.cli.calibrate.solve import ExpectedPoint, TrafficTarget
 from engine.cli.output import progress_bar, stdout_console
+from engine.client.errors import ModelsatClientError
 from engine.client.requests import Instruction
+from engine.client.sync import Client
 from engine.datasets.folder import DataFolder, read_folder
 from engine.datasets.outcomes import circular_eval
 from engine.routing import calibration, tradeoff
@@ -33,8 +37,10 @@ def run(parsed: argparse.Namespace) -> None:
     folder = None if parsed.data is None else read_folder(parsed.data)
     instructions, kept = _instructions(parsed, folder)
     with server_flags.connect(parsed) as client:
-        with progress_bar(len(instructions)) as advance:
-            table = LiveTable(client, instructions, advance)
+        if not parsed.api:
+            _note_apis(client)
+        with progress_bar(len(instructions), resumes=False) as advance:
+            table = LiveTable(client, instructions, advance, parsed.api)
             scores = table.score()
         answer: dict[str, Any] = {"requests": len(scores.rows), "skipped": dict(scores.skipped)}
         console = stdout_console()
@@ -44,6 +50,20 @@ def run(parsed: argparse.Namespace) -> None:
             _on_outcomes(parsed, folder, kept, table, scores, answer, console)
     if parsed.json:
         print(json.dumps(answer, ensure_ascii=False))
+
+
+def _note_apis(client: Client) -> None:
+    """Say that requests of one API have fewer candidates than those of the traffic."""
+    try:
+        listed = [APIS.intersection(c.features) for c in client.list_candidates()]
+    except ModelsatClientError as error:
+        if error.code != "PERMISSION_DENIED":  # a token of the role `route` is enough
+            raise
+        return
+    if any(listed) and any(apis != listed[0] for apis in listed):
+        note = "note: not all candidates answer in the same APIs, and a gateway chooses among those"
+        note += " of a request's path; --api names it, such as --api openai.chat"
+        print(note, file=sys.stderr)
 
 
 def _instructions(

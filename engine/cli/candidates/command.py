@@ -19,6 +19,7 @@ from engine.cli.server_flags import connect
 from engine.registry.candidate_files.notes import notes
 from engine.registry.candidate_files.template import FORMS, template
 
+HOW_TO_WRITE_ONE = "`modelsat candidates template` writes an example"
 FILE = 'file of candidates, as `modelsat candidates template` writes; "-" reads the standard input'
 
 
@@ -97,14 +98,16 @@ def _add_update(action: argparse.ArgumentParser) -> None:
     fields.add_arguments(group, default="as it is")
     text = "take the results of its aptitude test, and its mean answer length, from this file"
     group.add_argument("--results", type=Path, metavar="FILE", help=text)
+    text = "with --results: keep its results on tasks that the file did not test"
+    group.add_argument("--keep-results", action="store_true", help=text)
     _add_validate_only(action)
 
 
 def _list(parsed: argparse.Namespace) -> None:
     with connect(parsed) as client:
-        candidates = client.list_candidates()
+        candidates, set_aside = client.list_candidates(), client.set_aside()
     if parsed.json:
-        print_json([_summary(candidate) for candidate in candidates])
+        print_json([_summary(c) | {"set_aside": set_aside.get(c.id)} for c in candidates])
         return
     if not candidates:
         print("no candidate is registered; `modelsat candidates create FILE` registers some")
@@ -117,6 +120,8 @@ def _list(parsed: argparse.Namespace) -> None:
         cells = [f"{c.mean_accuracy():.3f}", *map(_shown, (c.context_window, *prices))]
         rows.append([c.id, *cells])
     print_table(columns, rows)
+    for identifier, why in sorted(set_aside.items()):
+        print(f"{identifier} is {why}")
 
 
 def _summary(candidate: Candidate) -> dict[str, Any]:
@@ -146,11 +151,14 @@ def _template(parsed: argparse.Namespace) -> None:
 
 
 def _read(parsed: argparse.Namespace) -> list[Candidate]:
-    from engine.registry.candidate_files.documents import read_document
+    from engine.registry.candidate_files.documents import STDIN, read_document
     from engine.registry.catalog import parse_catalog, require_readable_test
 
     document = read_document(parsed.file)
     candidates = parse_catalog(document, parsed.price_unit)
+    if not candidates:
+        name = "standard input" if parsed.file == STDIN else str(parsed.file)
+        raise InvalidInputError(Violation(name, f"lists no candidate; {HOW_TO_WRITE_ONE}."))
     require_readable_test(document, parsed.file, accept_unreadable=parsed.accept_unreadable)
     for candidate in candidates:
         _print_notes(candidate)
@@ -195,6 +203,8 @@ def _level(candidate: Candidate) -> str:
 
 
 def _update(parsed: argparse.Namespace) -> None:
+    from engine.registry.candidate_files.tasks import merged_results, with_whole_test
+
     given = fields.given_fields(parsed)
     if parsed.results is not None:
         given |= _results(parsed)
@@ -204,6 +214,10 @@ def _update(parsed: argparse.Namespace) -> None:
     prices = {k: v for k, v in given.items() if k.endswith("_usd_per_million")}
     with connect(parsed) as client:
         before = client.get_candidate(parsed.id)
+        if parsed.keep_results and parsed.results is not None:
+            given["aptitude"] = with_whole_test(
+                replace(before, aptitude=merged_results(before.aptitude, given["aptitude"]))
+            ).aptitude
         entered = in_usd_per_million(Candidate("prices", (), **prices), parsed.price_unit)
         given |= {name: getattr(entered, name) for name in prices}
         changed = {k: v for k, v in given.items() if v != getattr(before, k)}
@@ -211,7 +225,8 @@ def _update(parsed: argparse.Namespace) -> None:
             print(f"{before.id} has these values already; nothing was changed")
             return
         after = replace(before, **changed)
-        _print_notes(after)
+        if parsed.results is not None:
+            _print_notes(after)
         client.update_candidate(
             after, list(changed), etag=before.etag, validate_only=parsed.validate_only
         )
@@ -219,6 +234,8 @@ def _update(parsed: argparse.Namespace) -> None:
     for name, value in changed.items():
         if name == "aptitude":
             print(f"  aptitude: {_level(before)} -> {_level(after)}")
+            if lost := len(merged_results(before.aptitude, value)) - len(merged_results((), value)):
+                print(f"  {lost} measured results were dropped; --keep-results keeps them")
         else:
             print(f"  {name}: {_shown(getattr(before, name))} -> {_shown(value)}")
 

@@ -17,13 +17,15 @@ YAML_SUFFIXES = {".yaml", ".yml"}
 
 def read_document(path: Path) -> Any:
     """Read a file by its suffix: .toml, .yaml or .yml; any other, and "-", which is the standard
-    input, is JSON or TOML.
+    input, is JSON, TOML or YAML.
 
     Raises:
         InvalidInputError: it cannot be read, or has a key twice.
     """
     try:
         text = sys.stdin.read() if path == STDIN else read_utf8(path)
+        if not text.strip():
+            raise ValueError("it is empty")
         if path.suffix in YAML_SUFFIXES:
             return _yaml(text)
         if path.suffix == ".toml":
@@ -33,7 +35,7 @@ def read_document(path: Path) -> Any:
         except json.JSONDecodeError:
             if path.suffix == ".json":
                 raise
-            return _toml_or_json_error(text)
+            return _toml_or_yaml_or_json_error(text)
     except (OSError, ValueError, RecursionError) as error:
         form = {".toml": "TOML", ".yaml": "YAML", ".yml": "YAML"}.get(path.suffix, "JSON")
         name = "standard input" if path == STDIN else str(path)
@@ -42,12 +44,16 @@ def read_document(path: Path) -> Any:
         raise InvalidInputError(Violation(name, problem)) from error
 
 
-def _toml_or_json_error(text: str) -> Any:
-    """Read TOML; raise the error of the JSON reader if it is neither."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return json.loads(text)
+def _toml_or_yaml_or_json_error(text: str) -> Any:
+    """Read TOML or YAML; raise the error of the JSON reader if it is neither."""
+    for read in (tomllib.loads, _yaml):
+        try:
+            found = read(text)
+        except ValueError:
+            continue
+        if not isinstance(found, str):  # any words are YAML
+            return found
+    return json.loads(text)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ ASKED_FOR = {
         "video": ("movie",),
     },
 }
-SIMILAR = 0.84  # difflib's ratio from which a word is taken for a misspelt one
+SIMILAR = 0.8  # difflib's ratio from which a word is taken for a misspelt one
 
 
 def notes(candidate: Candidate) -> Iterator[str]:
@@ -52,7 +52,8 @@ def notes(candidate: Candidate) -> Iterator[str]:
         yield (
             f"{candidate.id}: its level, {candidate.mean_accuracy():.2f}, rests on tasks of your"
             " own alone, which count as if they were as hard as the test's; it compares with"
-            " candidates that took the same tasks"
+            " candidates that took the same tasks, and probabilities can be tenths too high or low"
+            " until outcomes are recorded"
         )
 
 

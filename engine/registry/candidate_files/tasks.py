@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
-from engine.api.candidate import TEST_TASKS, TaskResult
+from engine.api.candidate import TEST_TASKS, Candidate, TaskResult
 from engine.datasets.known_tasks import keywords_of, load_task_keywords, reference_tasks
 
 PARTIAL = "partial-test"  # tag of a candidate that was not given the whole test
@@ -50,10 +51,28 @@ def own_tasks(results: Iterable[TaskResult]) -> list[str]:
     return [r.task for r in results if r.task not in known]
 
 
-def whole_test(results: tuple[TaskResult, ...]) -> tuple[TaskResult, ...]:
-    """Add estimates for tasks that were not tested, so that there are TEST_TASKS in all."""
-    if not results:
-        return results
+def with_whole_test(candidate: Candidate) -> Candidate:
+    """Add estimates for tasks that were not tested, so that there are TEST_TASKS in all, and tag
+    the candidate as PARTIAL. One without results, or with a whole test, stays as it is."""
+    if not 0 < len(candidate.aptitude) < TEST_TASKS:
+        return candidate
+    keywords = load_task_keywords()
+    given = (replace(r, task=keywords.get(r.task, r.task)) for r in candidate.aptitude)
+    tags = tuple(sorted({*candidate.tags, PARTIAL}))
+    return replace(candidate, aptitude=_whole_test(tuple(given)), tags=tags)
+
+
+def merged_results(
+    before: Iterable[TaskResult], new: Iterable[TaskResult]
+) -> tuple[TaskResult, ...]:
+    """Return the measured results of a new test, and those of an earlier one on other tasks."""
+    measured = [r for r in new if r.questions != IMPUTED_QUESTIONS]
+    tasks = {r.task for r in measured}
+    kept = (r for r in before if r.questions != IMPUTED_QUESTIONS and r.task not in tasks)
+    return (*measured, *kept)
+
+
+def _whole_test(results: tuple[TaskResult, ...]) -> tuple[TaskResult, ...]:
     names = {keywords: task for task, keywords in load_task_keywords().items()}
     expected = expected_accuracies({names.get(r.task, r.task): r.accuracy for r in results})
     missing = list(expected)[: max(0, TEST_TASKS - len(results))]

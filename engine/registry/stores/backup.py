@@ -262,6 +262,7 @@ def _database(url: str) -> Iterator[PostgresConnection]:
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a store's file for reading; a server may have it open as well."""
     with _translated(str(path)), closing(sqlite.connect(path, "ro")) as db:
+        db.execute("PRAGMA schema_version")  # reads the file, so that an error names this one
         yield db
 
 
@@ -311,6 +312,6 @@ def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError, ValueError) as error:
-        raise StoreError(
-            f"{name}: {type(error).__name__}: {error}; nothing was changed."
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or f"{type(error).__name__}: {error}"
+        raise StoreError(f"{name}: {reason}; nothing was changed.") from error

@@ -302,6 +302,7 @@ def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
     with translated(path, "read"):
         uri = f"{path.resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)) as found:
+            found.execute("PRAGMA schema_version")  # reads the file, so that an error names it
             yield found
 
 
@@ -338,6 +339,8 @@ def translated(path: Path, participle: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+            raise StoreError(f"{path} is no SQLite file, so it is no store of outcomes.") from error
         raise StoreError(
             f"{path} could not be {participle} ({type(error).__name__}: {error}); free disk space,"
             " fix its permissions, or set --outcomes-db to another path."

@@ -35,6 +35,7 @@ from engine.pb import router_service_pb2 as pb
 from engine.registry.outcome_changes import read_position, read_recent_reports
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
+from engine.routing.health import EVERYBODY
 from engine.routing.tradeoff import curve, finite
 from engine.serving.auth.interceptor import READING, ROUTING, RefusalLog, access_error, bearer_token
 from engine.serving.auth.tls import Certificates
@@ -192,6 +193,7 @@ class Console:
             "shows_text": components.settings.audit_include_text,
             "willingness_to_pay_usd": finite(components.settings.willingness_to_pay_usd),
             "store_connected": components.registry.store_state.connected,
+            "set_aside": components.router.health.set_aside(EVERYBODY),
         }
 
     def _revisions(self) -> dict[str, Any]:

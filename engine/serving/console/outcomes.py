@@ -99,7 +99,7 @@ def spend_view(reports: Sequence[RecentReport], table: Table, p: Float32Array) -
             "input_tokens": sum(usage.input_tokens or 0 for usage, _, _ in found),
             "output_tokens": sum(usage.output_tokens or 0 for usage, _, _ in found),
             "usd": sum(usd for _, usd, _ in found),
-            "score": float(np.mean([score for _, _, score in found])),
+            "score": _mean(np.array([score for usage, _, score in found if not usage.error])),
         }
         for name, found in by_candidate.items()
     ]
@@ -149,11 +149,16 @@ def always(calls: Sequence[PricedCall], table: Table, p: Float32Array) -> list[d
 def reliability_view(
     reports: Sequence[RecentReport], table: Table, p: Float32Array
 ) -> dict[str, Any]:
-    """Compare outcomes with probabilities, for all candidates together and for each."""
+    """Compare outcomes with probabilities, for all candidates together and for each.
+
+    Calls that failed are left out: their scores say nothing about answers.
+    """
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     unknown = 0
     for row, report in enumerate(reports):
         for name, score in report.outcomes.items():
+            if name in report.usage and report.usage[name].error:
+                continue
             probability = p[row, table.rows[name]] if name in table.rows else np.nan
             if np.isfinite(probability):
                 pairs[name].append((float(probability), score))

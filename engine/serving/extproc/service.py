@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from engine.api.errors import InvalidInputError, Violation
-from engine.api.overrides import NAMESPACE, OVERRIDE_FIELDS, RENAMED
+from engine.api.overrides import ADDED_METADATA, NAMESPACE
 from engine.pb import external_processor_pb2 as pb
 from engine.pb import external_processor_pb2_grpc
 from engine.pb.external_processor_pb2 import HeaderValue, HeaderValueOption
@@ -300,7 +300,7 @@ def http_request(message: pb.ProcessingRequest) -> HttpRequest:
     if NAMESPACE not in namespaces:
         return HttpRequest(headers)
     given = namespaces[NAMESPACE].fields
-    known = {name: given[name] for name in (*OVERRIDE_FIELDS, *RENAMED) if name in given}
+    known = {name: value for name, value in given.items() if name not in ADDED_METADATA}
     if (size := sum(value.ByteSize() for value in known.values())) > MAX_OVERRIDE_BYTES:
         problem = f"is {size} bytes; at most {MAX_OVERRIDE_BYTES}."
         raise InvalidInputError(Violation(f"metadata {NAMESPACE}", problem))

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from functools import wraps
@@ -26,8 +26,10 @@ from engine.api.candidate import (
 )
 from engine.api.errors import InvalidInputError, NotFoundError, Violation
 from engine.api.proto import OPTIONAL_FIELDS, candidate_from, candidate_to
+from engine.api.request_context import PRINCIPAL
 from engine.pb import candidate_pb2, candidate_service_pb2_grpc
 from engine.pb import candidate_service_pb2 as pb
+from engine.registry.candidate_files.tasks import with_whole_test
 from engine.registry.registry import Registry
 from engine.registry.stores.base import Revision
 from engine.registry.table import Table
@@ -59,8 +61,15 @@ def completed(method: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[..
 class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
     """See proto/modelsat/v1/candidate_service.proto; errors are mapped by StatusInterceptor."""
 
-    def __init__(self, registry: Registry, changes: ChangeLog | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        changes: ChangeLog | None = None,
+        set_aside: Callable[[str], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        """set_aside: of CandidateHealth."""
         self._registry = registry
+        self._set_aside = set_aside
         self._changes = changes
         self._answered: OrderedDict[str, tuple[bytes, asyncio.Task[Any]]] = OrderedDict()
 
@@ -99,7 +108,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
         target = request.candidate.name or NAME_PREFIX + request.candidate_id
         async with self._audited("created", target, request.validate_only):
             candidate = await self._registry.create(
-                _new_candidate(request), validate_only=request.validate_only
+                with_whole_test(_new_candidate(request)), validate_only=request.validate_only
             )
         return candidate_to(candidate)
 
@@ -145,6 +154,7 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
             next_page_token=page[-1].id if len(rest) > size else "",
             revision=table.revision,
             revision_token=table.id.token,
+            set_aside=self._set_aside(PRINCIPAL.get()),
         )
         return await asyncio.to_thread(encoded, others, "candidates", page)
 
@@ -159,8 +169,9 @@ class CandidateService(candidate_service_pb2_grpc.CandidateServiceServicer):
 
             def merge(present: Candidate | None) -> Candidate:
                 if present is None:
-                    return given
-                return replace(present, **{name: getattr(given, name) for name in fields})
+                    return with_whole_test(given)
+                changed = {name: getattr(given, name) for name in fields}
+                return with_whole_test(replace(present, **changed))
 
             candidate = await self._registry.update(
                 given.id,
@@ -262,7 +273,7 @@ def deadline_of(context: Context) -> float:
 
 # Slow enough (see encoded) to run outside of the event loop.
 def _candidates(messages: Sequence[candidate_pb2.Candidate]) -> list[Candidate]:
-    return [candidate_from(c, f"candidates[{i}]") for i, c in enumerate(messages)]
+    return [with_whole_test(candidate_from(c, f"candidates[{i}]")) for i, c in enumerate(messages)]
 
 
 def _digest(request: pb.CreateCandidateRequest) -> bytes:

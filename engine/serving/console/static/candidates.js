@@ -7,6 +7,7 @@ const MAX_ROWS = 100;
 const BAR_WIDTH = 3, STRIP_HEIGHT = 22, CHAR_WIDTH = 6.2;
 let data = null;
 let selected = [];
+let setAside = {};
 
 /** Draw the test result with the tasks in the same order for every candidate. */
 function strip(candidate) {
@@ -42,7 +43,8 @@ function row(candidate) {
   return h("tr", {},
     h("td", {}, box),
     h("th", { scope: "row" }, candidate.id, candidate.display_name && candidate.display_name !== candidate.id
-      ? h("span", { class: "also" }, candidate.display_name) : null),
+      ? h("span", { class: "also" }, candidate.display_name) : null,
+    h("span", { class: "aside", "data-candidate": candidate.id }, setAside[candidate.id] ?? "")),
     h("td", {}, strip(candidate)),
     h("td", { class: "figure wide" }, number(candidate.mean_accuracy, 2)),
     h("td", { class: "figure" }, price(candidate)),
@@ -59,7 +61,10 @@ function draw() {
   if (matching.length > MAX_ROWS) {
     rows.push(h("tr", {}, h("td", { colspan: "7" }, `${matching.length - MAX_ROWS} more; use the filter`)));
   }
-  $("candidates-table").replaceChildren(table(headings, rows, "Candidates"));
+  const empty = data.candidates.length
+    ? "No candidate has this in its ID or name."
+    : "No candidate is registered; `modelsat candidates create FILE` registers one.";
+  $("candidates-table").replaceChildren(rows.length ? table(headings, rows, "Candidates") : h("p", { class: "about" }, empty));
   compare();
 }
 
@@ -112,6 +117,14 @@ function tasks(pair) {
       svg("circle", { class: "spot first", cx: x(a), cy: y, r: 4.5 })));
   });
   return picture;
+}
+
+/** Show which candidates get no requests for a time. reasons: ID -> why, as in api/info. */
+export function showSetAside(reasons) {
+  setAside = reasons;
+  for (const note of $("candidates-table").querySelectorAll(".aside")) {
+    note.textContent = reasons[note.dataset.candidate] ?? "";
+  }
 }
 
 export async function refresh() {

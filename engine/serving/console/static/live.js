@@ -36,7 +36,7 @@ function draw() {
       h("td", { class: "figure wide" }, usd(d.expected_cost_usd)),
       h("td", { class: "figure wide" }, String(d.input_tokens)),
       h("td", { class: "figure" }, ms(d.total_ms)),
-      h("td", { class: "wide reason-cell" }, (withText && d.text) || d.reason)));
+      h("td", { class: "wide reason-cell" }, h("div", { title: (withText && d.text) || d.reason }, (withText && d.text) || d.reason))));
   const empty = h("p", { class: "about" }, "No decisions since the server started. Dry runs are not shown.");
   $("live-table").replaceChildren(rows.length ? table(headings, rows, "Latest decisions, newest first") : empty);
   const parts = [`${last} since the start, latest ${newest.length} shown`];

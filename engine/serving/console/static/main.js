@@ -14,8 +14,10 @@ let shownRevision = 0, shownLearning = -Infinity;
 
 function showInfo(info) {
   const store = info.store_connected ? "" : " · candidate store disconnected";
+  const failing = Object.keys(info.set_aside).length;
+  const aside = failing ? `, ${failing} set aside` : "";
   $("info").textContent =
-    `${info.version} · ${info.candidates} candidates, revision ${info.revision} · ` +
+    `${info.version} · ${info.candidates} candidates${aside}, revision ${info.revision} · ` +
     `${info.waiting} of ${info.max_queue_size} waiting · ${info.backend}${store}`;
 }
 
@@ -27,6 +29,7 @@ async function refresh() {
     await revisions.refresh(Number(info.revision));
     shownRevision = Number(info.revision);
   }
+  candidates.showSetAside(info.set_aside);
   if (performance.now() - shownLearning > LEARNING_MS) {
     shownLearning = performance.now();
     await learning.refresh();

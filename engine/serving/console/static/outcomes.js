@@ -36,7 +36,7 @@ function drawSpend() {
       h("td", { class: "figure" }, c.calls.toLocaleString()),
       h("td", { class: "figure wide" }, `${c.input_tokens.toLocaleString()} / ${c.output_tokens.toLocaleString()}`),
       h("td", { class: "figure" }, usd(c.usd)),
-      h("td", { class: "figure" }, number(c.score, 2))));
+      h("td", { class: "figure" }, known(c.score) ? number(c.score, 2) : "unknown")));
   const headings = [["Candidate"], ["Calls", "figure"], ["Tokens in / out", "figure wide"], ["Spent", "figure"], ["Mean score", "figure"]];
   $("spend-table").hidden = !rows.length;
   $("spend-table").replaceChildren(table(headings, rows, "Spent by candidate, most first"));
@@ -49,7 +49,7 @@ function spendSentence(spend, baseline) {
       : "No usage was recorded. Send `usage` with RecordOutcome: tokens, or what the call cost.";
   }
   const missing = spend.outcomes - spend.calls;
-  const total = `${usd(spend.usd)} for ${spend.calls.toLocaleString()} calls${missing ? `; ${missing.toLocaleString()} more have no known cost` : ""}.`;
+  const total = `${usd(spend.usd)} for ${spend.calls.toLocaleString()} calls${missing ? `; ${missing.toLocaleString()} more ${missing === 1 ? "has" : "have"} no known cost` : ""}.`;
   if (!baseline) return total;
   const { calls, usd: spent, probability } = spend.compared;
   const share = baseline.usd > 0 ? 1 - spent / baseline.usd : 0;
@@ -101,7 +101,7 @@ function drawReliability() {
 function reliabilitySentence({ all, without_prediction: without }) {
   if (!all) return without ? "No outcome has a prediction: its instruction is not remembered, or its candidate is not registered." : "No outcomes were recorded.";
   const error = ` ± ${number(2 * all.standard_error, 2)}`;
-  const left = without ? ` ${without.toLocaleString()} outcomes have no prediction.` : "";
+  const left = without ? ` ${without.toLocaleString()} ${without === 1 ? "outcome has" : "outcomes have"} no prediction.` : "";
   return `Before the correction by outcomes, ${number(all.predicted, 2)} was predicted on average and ${number(all.observed, 2)} was observed${error}.${left}`;
 }
 
