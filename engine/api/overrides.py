@@ -17,7 +17,8 @@ NUMBERS = ("confidence", "max_latency_ms")
 NAMES = (*LISTS, *OBJECTIVES, *NUMBERS, "escalate_after_failures", "session")
 HEADERS = {OVERRIDE_PREFIX + n.replace("_", "-"): n for n in NAMES}
 # What gateways add to requests and answers themselves, and callers may send back.
-ADDED_HEADERS = ("decision-id", "fallback-", "kind", "candidate", "failed", "why")
+ADDED_HEADERS = ("decision-id", "kind", "candidate", "failed", "why")
+NUMBERED_HEADERS = "fallback-"
 ADDED_METADATA = (
     *("selected", "model", "decision_id", "kind", "revision", "revision_token", "probability"),
     *("input_tokens", "token_count_method"),
@@ -53,7 +54,8 @@ def policy_and_session(
         _require_known(name, f"metadata {NAMESPACE}.{name[:80]}")
     for header in headers:
         word = header.removeprefix(OVERRIDE_PREFIX)
-        if word != header and not word.startswith(ADDED_HEADERS):
+        is_added = word in ADDED_HEADERS or word.startswith(NUMBERED_HEADERS)
+        if word != header and not is_added:
             _require_known(word.replace("-", "_"), header[:80])
     fields: dict[str, Any] = {}
     session = None

@@ -181,6 +181,7 @@ def test_an_objective_in_metadata_goes_before_any_in_headers(server: Server, hea
         # Kind: a mistyped restriction was ignored, and so lifted.
         (headers(x_modelsat_denied_candidate="yi-6b-chat"), "did you mean denied_candidates?"),
         (headers(x_modelsat_wilingness_to_pay_usd="1"), "did you mean willingness_to_pay_usd?"),
+        (headers(x_modelsat_candidates_allowed="yi-6b-chat"), "is not a setting of a request"),
         (headers(x_modelsat_region="eu"), "x-modelsat-region: is not a setting of a request"),
         (overriding({"allowed_candidate": ["yi-6b-chat"]}), "did you mean allowed_candidates?"),
         (

@@ -165,9 +165,11 @@ def _read(parsed: argparse.Namespace) -> list[Candidate]:
     return candidates
 
 
-def _print_notes(candidate: Candidate) -> None:
+def _print_notes(candidate: Candidate, before: Candidate | None = None) -> None:
+    known = set() if before is None else set(notes(before))
     for note in notes(candidate):
-        print(f"note: {note}", file=sys.stderr)
+        if note not in known:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def _create(parsed: argparse.Namespace) -> None:
@@ -208,6 +210,8 @@ def _update(parsed: argparse.Namespace) -> None:
     given = fields.given_fields(parsed)
     if parsed.results is not None:
         given |= _results(parsed)
+    elif parsed.keep_results:
+        raise InvalidInputError(Violation("--keep-results", "needs --results."))
     if not given:
         problem = "names no field to change; add a flag such as --tags or --context-window."
         raise InvalidInputError(Violation("update", problem))
@@ -225,8 +229,7 @@ def _update(parsed: argparse.Namespace) -> None:
             print(f"{before.id} has these values already; nothing was changed")
             return
         after = replace(before, **changed)
-        if parsed.results is not None:
-            _print_notes(after)
+        _print_notes(after, before)
         client.update_candidate(
             after, list(changed), etag=before.etag, validate_only=parsed.validate_only
         )
