@@ -78,7 +78,7 @@ def _open(bundle: Path, manifest: Manifest, device: str, threads: int) -> Backen
     check_hash(bundle, manifest, graph)
     if device in (FUSED, "cpu-bf16"):
         return FusedBackend(bundle / graph, threads)
-    return OnnxBackend(bundle / graph, threads, cuda=cuda)
+    return OnnxBackend(bundle / graph, threads, provider="CUDA" if cuda else "CPU")
 
 
 def open_tensorrt(bundle: Path, manifest: Manifest, libraries: Libraries) -> TensorRTBackend:
@@ -153,5 +153,5 @@ def _self_test(backend: TensorRTBackend, reference: Backend, width: int, head: S
 def runs_on_gpu(backend: Backend) -> bool:
     """Return True if forward passes of the backend run on a GPU."""
     return isinstance(backend, TensorRTBackend) or (
-        isinstance(backend, OnnxBackend) and backend.cuda
+        isinstance(backend, OnnxBackend) and backend.provider != "CPU"
     )

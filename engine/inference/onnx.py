@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -22,36 +24,47 @@ from engine.inference.backend import (
     round_embeddings,
 )
 
+Provider = Literal["CPU", "CUDA", "Tensorrt"]
+
 
 class OnnxBackend:
     """See Backend. Runs one backbone graph, whose tensors export/onnx/llama.py describes.
 
-    graph: the ONNX file. threads: CPU threads; 0 means one per core. cuda: run on the first GPU.
+    graph: the ONNX file. threads: CPU threads; 0 means one per core. provider: what runs the graph;
+    "CUDA" and "Tensorrt" use the first GPU. provider_options: ONNX Runtime's, for the provider.
     Raises BundleError if the graph does not load or there is no GPU.
     """
 
-    def __init__(self, graph: Path, threads: int = 0, *, cuda: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        threads: int = 0,
+        *,
+        provider: Provider = "CPU",
+        provider_options: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         options = ort.SessionOptions()
-        self.cuda, self._threads = cuda, threads or len(os.sched_getaffinity(0))
+        self.provider, self._threads = provider, threads or len(os.sched_getaffinity(0))
         options.intra_op_num_threads = self._threads
         # Idle threads must not spin, because a gateway on the same machine needs the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Shapes change with every request, so memory patterns per shape would only take memory.
         options.enable_mem_pattern = False
-        provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
-        if cuda:
+        name = f"{provider}ExecutionProvider"
+        if provider != "CPU":
             # The loader does not search the nvidia-* wheels, which the extra `cuda` installs.
             ort.preload_dlls()
         try:
-            self._session = ort.InferenceSession(graph, options, providers=[provider])
+            self._session = ort.InferenceSession(
+                graph, options, providers=[(name, dict(provider_options))]
+            )
         except Exception as error:  # ONNX Runtime has many exception types and no base class
             raise BundleError(
                 f"{graph} does not load in ONNX Runtime ({type(error).__name__}: {error});"
                 f" {REBUILD_HINT}."
             ) from error
-        if provider not in self._session.get_providers():
+        if name not in self._session.get_providers():
             raise BundleError(f"ONNX Runtime finds no GPU for {graph}; use --device cpu.")
-        self._provider = provider.removesuffix("ExecutionProvider")
         self._graph = graph
 
     def probabilities(
@@ -96,7 +109,7 @@ class OnnxBackend:
 
     def describe(self) -> str:
         """See Backend."""
-        where = f"{self._provider}, {self._threads} threads"
+        where = f"{self.provider}, {self._threads} threads"
         return f"onnxruntime {ort.__version__} {where}, {self._graph.name}"
 
 

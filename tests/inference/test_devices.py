@@ -26,8 +26,9 @@ from engine.serving.settings import Settings
 from export.onnx.fp16 import HalfGraph
 from export.onnx.llama import emit_backbone
 from export.onnx.ops import LlamaConfig
-from tests.inference.test_tensorrt import BASE, Machine, emit, fake_library, fake_machine
+from tests.inference.test_tensorrt import BASE, Machine, emit, fake_machine
 from tests.support import tiny_llama
+from tests.support.fake_gpu import fake_library
 from tools.processes import BUNDLE
 
 FILES = ["backbone.onnx", "backbone.sm89.plan", "other.sm90.plan", "backbone.sm120.plan"]
@@ -161,7 +162,7 @@ def test_cuda_libraries_are_loaded_before_the_provider(
     monkeypatch.setattr(onnx.ort, "preload_dlls", lambda: loaded.append("libraries"))
     monkeypatch.setattr(onnx.ort, "InferenceSession", opened)
     with pytest.raises(BundleError, match="finds no GPU"):
-        OnnxBackend(bundle[0] / "backbone.fp16.onnx", 1, cuda=True)
+        OnnxBackend(bundle[0] / "backbone.fp16.onnx", 1, provider="CUDA")
     assert loaded == ["libraries", "session"]
 
 

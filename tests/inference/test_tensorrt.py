@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -38,6 +36,7 @@ from export.onnx.llama import emit_backbone
 from export.onnx.ops import LlamaConfig
 from export.tensorrt import backbone_profile, build_plan
 from tests.support import tiny_llama
+from tests.support.fake_gpu import fake_library
 from tests.support.fake_tensorrt import Module
 
 BASE = tiny_llama.base()
@@ -46,7 +45,6 @@ HEAD = ScoringHead(
 )  # fmt: skip
 PROFILE = ShapeProfile(SizeRange(1, 64), SizeRange(64, 320), SizeRange(1, 257))
 SHAPE = ForwardShape(1, 64, 17)  # of ask()
-SOURCE = Path(__file__).parents[1] / "support" / "fake_cuda.cc"
 
 
 @dataclass
@@ -71,16 +69,6 @@ def emit(folder: Path) -> Path:
         LlamaConfig.of(BASE.config), BASE.arrays, path, graph=HalfGraph
     )  # fmt: skip
     return path
-
-
-@cache
-def fake_library() -> Path:
-    built = Path(mkdtemp()) / "fake_cuda.so"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    where = ["-DMODELSAT_EMULATION", f"-I{Path(kernel.__file__).parent}", f"-I{SOURCE.parent}"]
-    where += ["-x", "c++", str(SOURCE)]
-    subprocess.run(["g++", *flags, *where, "-o", str(built)], check=True, capture_output=True)
-    return built
 
 
 def fake_machine(graph: Path, **module: Any) -> Machine:

@@ -1,0 +1,1 @@
+"""Measure what a GPU makes of the scoring kernel, the forward pass and the server."""
