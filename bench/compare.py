@@ -14,53 +14,48 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.baselines import (
-    FULL_DEPTH,
-    FUSED,
-    KERNEL,
-    LENGTH,
-    LLAMA_CPP,
-    NUMPY,
-    ONE_THREAD,
-    PRODUCTS,
-    REFERENCE,
-    forwards,
-    prompt,
-    rows,
-)
+from bench.agreement import differences
+from bench.baselines import LENGTH, forwards, fused_files, prompt, rows, with_busy_neighbor
 from bench.latency import texts
 from bench.load_generator import closed_loop
-from bench.report import Target, environment, markdown, write
+from bench.report import environment, markdown, write
+from bench.targets import Measured, targets_of
 from engine.bundle.manifest import read_manifest
-from engine.inference.fused import FAST_PATHS
 from engine.inference.onnx import OnnxBackend
 from export.formats import POSITIONS, cached_prompt
 from export.onnx.llama import emit_backbone
 from export.onnx.ops import Int8, LlamaConfig
-from tools.processes import BUNDLE, await_ready, launch
+from tools.processes import BUNDLE, Server, await_ready, launch, serving
 from training.weights.base import BACKBONE, CACHE, load_base
+
+NO_CACHE = ("--score-cache-mb", "0")
 
 
 def served(quick: bool, scratch: Path) -> dict[str, Any]:
-    """Return the start time and memory of a server, and its latencies over gRPC."""
+    """Return the start time and memory of a server and its latencies over gRPC, and those of one on
+    ONNX Runtime's int8 graph at 8 connections."""
     started = time.monotonic()
-    server = await_ready(launch(scratch / "candidates.sqlite", "--score-cache-mb", "0"))
+    server = await_ready(launch(scratch / "candidates.sqlite", *NO_CACHE))
     ready = time.monotonic() - started
     try:
-        asyncio.run(closed_loop(server.address, texts(8, 4), 1))
-        one = asyncio.run(closed_loop(server.address, texts(30 if quick else 200, 4), 1)).summary()
-        eight = asyncio.run(
-            closed_loop(server.address, texts(40 if quick else 320, 4), 8)
-        ).summary()
-        memory = Path(f"/proc/{server.process.pid}/status").read_text()
+        one = load(server, 30 if quick else 200, 1)
+        eight = load(server, 80 if quick else 320, 8)
+        resident_mb = server.resident_mb()
     finally:
         server.terminate()
-    resident = next(int(x.split()[1]) for x in memory.splitlines() if x.startswith("VmRSS"))
-    return {"ready_s": ready, "resident_mb": resident / 1024, "one": one, "eight": eight}
+    with serving(scratch / "by-onnxruntime.sqlite", *NO_CACHE, "--device", "cpu-onnx") as other:
+        before = load(other, 80 if quick else 320, 8)
+    return {"ready_s": ready, "resident_mb": resident_mb, "one": one, "eight": eight,
+            "eight_by_onnxruntime": before}  # fmt: skip
+
+
+def load(server: Server, calls: int, connections: int) -> dict[str, Any]:
+    """Return the summary of so many calls, after a few that are not counted."""
+    asyncio.run(closed_loop(server.address, texts(2 * connections, 4), connections))
+    return asyncio.run(closed_loop(server.address, texts(calls, 4), connections)).summary()
 
 
 def resident_mb() -> float:
@@ -93,93 +88,53 @@ def size_at_depth(depth: int, scratch: Path) -> float:
     return path.stat().st_size / 1e6
 
 
-def targets_of(
-    ms: Mapping[str, float],
-    live: Mapping[str, Any],
-    memory: float,
-    size: float | None,
-    skipped: Mapping[str, str],
-) -> list[Target]:
-    """Compare the measurements with the targets."""
-    depth = read_manifest(BUNDLE, "bundle").depth
-
-    def over(one: str, other: str) -> float | None:
-        return ms[one] / ms[other] if one in ms and other in ms else None
-
-    full, equal = (REFERENCE.format(d) for d in (FULL_DEPTH, depth))
-    torch, llama = skipped.get(full, ""), skipped.get(LLAMA_CPP, "")
-    one, eight = live["one"], live["eight"]
-    growth = ms["int8, 100 candidates"] / ms["int8, 1 candidate"]
-    growth /= (LENGTH + 100) / (LENGTH + 1)
-    forward, paper = one["phases_ms"]["inference"], "reference pipeline"
-    share = one["phases_ms"]["scoring"] / one["phases_ms"]["total"]
-    together = eight["per_second"] * forward / 1000
-    amx, bf16, vnni = (FUSED.format(path) for path in FAST_PATHS)
-    missing = "this processor or bundle has no such path"
-    return [
-        Target(f"{amx}: speedup over int8", over("int8", amx), ">= 4.5", missing),
-        Target(
-            f"{ONE_THREAD.format(amx)}: speedup over int8",
-            over("int8", ONE_THREAD.format(amx)),
-            ">= 3",
-            missing,
-        ),
-        Target(
-            f"{amx}: time / time of its products alone",
-            over(amx, PRODUCTS.format(amx)),
-            "<= 2.3",
-            missing,
-        ),
-        Target(f"{bf16}: speedup over int8", over("int8", bf16), ">= 3", missing),
-        Target(f"{vnni}: speedup over int8", over("int8", vnni), ">= 1.9", missing),
-        Target(
-            f"fp32: speedup over the {paper} at equal depth", over(equal, "fp32"), ">= 15", torch
-        ),
-        Target(
-            f"int8: speedup over the {paper} at full depth", over(full, "int8"), ">= 200", torch
-        ),
-        Target(
-            "fp32: time / time of its products alone",
-            over("fp32", "products alone, fp32"),
-            "<= 1.1",
-        ),
-        Target("int8: speedup over fp32", over("fp32", "int8"), ">= 1.8"),
-        Target("int8: speedup over llama.cpp", over(LLAMA_CPP, "int8"), ">= 2.5", llama),
-        Target("time of 100 candidates / 1, relative to the token counts", growth, "<= 1.05"),
-        Target("KB of memory per candidate, at 1,000", memory, "<= 4"),
-        Target("gRPC p50 minus forward pass, ms", one["p50_ms"] - forward, "<= 1.0"),
-        Target("throughput of 8 connections / forward pass alone", together, ">= 0.95"),
-        Target("kernel: speedup over NumPy at 1,024 rows", over(NUMPY, KERNEL), ">= 20"),
-        Target("share of the kernel in a decision", share, "<= 0.02"),
-        Target("resident memory of the server, MB", live["resident_mb"], "<= 350"),
-        Target("start until ready, s", live["ready_s"], "<= 3"),
-        Target("int8 backbone at 12 layers, MB", size, "<= 90", "not measured with --quick"),
-    ]
-
-
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="within 60 seconds")
     parser.add_argument("--threads", type=int, default=2, help="inference threads")
-    arguments = parser.parse_args()
-    described = environment(
-        threads=arguments.threads, quick=arguments.quick, arrivals="closed loop"
-    )
+    options = parser.parse_args()
+    started = time.monotonic()
+    quick, threads = options.quick, options.threads
+    described = environment(threads=threads, quick=quick, arrivals="closed loop")
+    manifest = read_manifest(BUNDLE, "bundle")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         memory = memory_per_candidate()
-        size = None if arguments.quick else size_at_depth(12, scratch)
-        live = served(arguments.quick, scratch)
+        size = None if quick else size_at_depth(12, scratch)
+        live = served(quick, scratch)
+        agreement = differences(fused_files(manifest), threads)
         skipped: dict[str, str] = {}
-        ms = forwards(arguments.quick, arguments.threads, scratch, skipped)
-    targets = targets_of(ms, live, memory, size, skipped)
-    result = {"environment": described, "milliseconds": ms, "server": live, "skipped": skipped}
+        ms = forwards(quick, threads, scratch, skipped)
+        busy = with_busy_neighbor(manifest, threads)
+    wall = time.monotonic() - started
+    found = Measured(
+        ms, busy, live, agreement, memory, manifest.depth, size, skipped, wall if quick else None
+    )
+    targets = targets_of(found)
+    result = {
+        "environment": described,
+        "milliseconds": ms,
+        "with_a_busy_neighbor": busy,
+        "agreement": agreement,
+        "server": live,
+        "skipped": skipped,
+        "wall_s": wall,
+    }
     write("compare", result, targets, ms)
+    print(processor_line(described))
     for name, value in ms.items():
-        print(f"{name:36}{value:10.2f} ms")
-    print(markdown(targets))
+        print(f"{name:44}{value:10.2f} ms")
+    for name, reason in skipped.items():
+        print(f"{name:44}   left out: {reason}")
+    print(f"{markdown(targets)}\nwall time {wall:.0f} s")
     print(json.dumps(result | {"targets": [t.row() for t in targets]}))
+
+
+def processor_line(described: dict[str, Any]) -> str:
+    """Return the processor, cores and instruction sets of every figure in one line."""
+    sets, cores = " ".join(described["instruction_sets"]), described["cores"]
+    return f"{described['processor']}, {cores} cores ({sets}), {described['threads']} threads"
 
 
 if __name__ == "__main__":

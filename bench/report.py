@@ -18,6 +18,10 @@ import numpy as np
 import onnxruntime as ort
 
 RESULTS = Path(__file__).parent / "results"
+INSTRUCTION_SETS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimddp", "i8mm", "bf16"),  # of Arm
+)
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,27 @@ class Target:
         return asdict(self) | {"pass": self.verdict}
 
 
+def processor() -> dict[str, Any]:
+    """Return the processor's name, its cores that this process may use, and the instruction sets
+    that forward passes use."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "processor": fields.get("model name", platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
+    }
+
+
 def environment(**more: Any) -> dict[str, Any]:
     """Return commit, hardware and versions of this run, with `more`."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
     return {
         "commit": commit,
         "time": time.strftime("%Y-%m-%d %H:%M"),
-        "processor": model[0].partition(":")[2].strip() if model else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        **processor(),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -36,6 +36,20 @@ class Shape:
         last = rows * 2 * 2 * d * k + candidates * (2 * (2 * d * d + 3 * d * f) + attention)
         return (self.layers - 1) * rows * each + last
 
+    def linear(self, rows: int, candidates: int) -> list[tuple[int, int, int]]:
+        """Return (rows, inputs, outputs) of each product with a matrix, attention not included.
+
+        Matrices with the same input are one, as the fused forward pass has them.
+        """
+        d, k, f = self.width, self.keys, self.inner
+        found = []
+        for layer in range(self.layers):
+            last = layer == self.layers - 1
+            m = candidates if last else rows
+            found += [(rows, d, 2 * k), (m, d, d)] if last else [(rows, d, d + 2 * k)]
+            found += [(m, d, d), (m, d, 2 * f), (m, f, d)]
+        return found
+
     def bytes(self, width: float) -> float:
         """Return the bytes of all matrices, at `width` bytes a weight."""
         d, k, f = self.width, self.keys, self.inner

@@ -6,7 +6,7 @@
 dev.txt holds everything but TensorRT; serve, export and train are the parts of it that they need,
 so that all environments of one commit agree. trt adds the builder of plans to export;
 image and image-gpu are what the containers of deploy/docker serve with; litellm is an environment
-of its own. deploy and envoy are written by hand, and only their hashes are renewed.
+of its own. deploy, envoy and openvino are written by hand, and only their hashes are renewed.
 
 Install a lock with --no-deps: it is complete. It makes pip refuse files that are not listed, and
 source distributions, whose build runs code. Where a package has nothing else, the lock names it.

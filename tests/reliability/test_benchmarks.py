@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from bench import memory
+from bench import memory, targets
+from bench.baselines import KERNEL, LLAMA_CPP, NUMPY, REFERENCE
 from bench.capacity import Service, fit, latencies
 from bench.latency import texts
 from bench.load_generator import Generator, LoadResult, RouteTimings, closed_loop, open_loop
+from bench.peers import openvino
+from bench.peers.process import MissingError, running
 from bench.report import Target, markdown
 from bench.roofline import Shape, products, session
 from tests.reliability import overload, soak
@@ -29,9 +33,12 @@ def test_roofline_graph_has_the_operations_that_are_counted(tmp_path: Path) -> N
     """Count again by hand: 2 x rows x inputs x outputs of each matrix."""
     rows, candidates, seen = 10, 2, 9
     attention = 2 * 8 * seen  # scores and their products with the values, over all heads
+    linear = SHAPE.linear(rows, candidates)
     full = rows * (8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 8 * 12 + 8 * 12 + 12 * 8 + attention)
     last = rows * (8 * 4 + 8 * 4) + candidates * (8 * 8 + 8 * 8 + 3 * 8 * 12 + attention)
     assert SHAPE.operations(rows, candidates, seen) == 2 * (2 * full + last)
+    without_attention = 2 * (2 * (full - rows * attention) + last - candidates * attention)
+    assert sum(2 * m * into * out for m, into, out in linear) == without_attention
     products(SHAPE, rows, candidates, seen, tmp_path / "products.onnx")
     run = session(tmp_path / "products.onnx", threads=1)
     feeds = {i.name: np.ones(i.shape, dtype=np.float32) for i in run.get_inputs()}
@@ -51,6 +58,56 @@ def test_targets_are_met_missed_or_skipped() -> None:
         "missed",
         "skipped",
     ]
+
+
+def test_every_target_is_met_missed_or_left_out_for_a_reason() -> None:
+    """On a machine with AMX and OpenVINO, and on one with neither them nor torch."""
+    one = {"p50_ms": 6.0, "phases_ms": {"inference": 5.0, "scoring": 0.0, "total": 5.5}}
+    live = {
+        "one": one,
+        "eight": {"per_second": 200.0},
+        "eight_by_onnxruntime": {"per_second": 60.0},
+    }
+    live |= {"resident_mb": 300.0, "ready_s": 1.0}
+    int8 = dict.fromkeys(("int8, 1 candidate", "int8, 100 candidates"), 12.0)
+    ms = int8 | {"fp32": 24.0, "int8": 15.0, "products alone, fp32": 20.0, KERNEL: 1.0, NUMPY: 9.0}
+    skipped = dict.fromkeys((REFERENCE.format(6), REFERENCE.format(30), LLAMA_CPP), "no torch")
+    served = targets.Measured(ms, {"int8": 30.0}, live, {}, 40.0, 6, skipped=skipped)
+    found = {t.name: t for t in targets.targets_of(served)}
+    assert all(
+        t.verdict is not None or t.reason for t in found.values() if "reference" not in t.name
+    )
+    assert found["8 connections: throughput over that of cpu-onnx"].bound == ">= 1.5"
+
+    amx = {targets.AMX: 3.0, "OpenVINO, bf16": 9.6, "OpenVINO, int8": 9.0}
+    busy = {"int8": 30.0, targets.AMX: 40.0}
+    agreement = {"amx-int8: p alone or in a batch": 0.0, "amx-bf16: p from fp32": 0.004}
+    whole = targets.Measured(ms | amx, busy, live, agreement, 40.0, 6, wall_s=61.0)
+    found = {t.name: t for t in targets.targets_of(whole)}
+    assert found[f"{targets.AMX}: speedup over int8"].value == 5.0
+    assert found[f"{targets.AMX}: speedup over OpenVINO's best"].value == 3.0
+    assert found[f"{targets.AMX}, with a busy neighbor: speedup over int8"].verdict is False
+    assert found[f"{targets.AMX}: p alone or in a batch, largest difference"].verdict is True
+    assert found[f"{targets.BF16}: largest difference of p from fp32"].verdict is False
+    assert found["8 connections: throughput over that of cpu-onnx"].bound == ">= 2.5"
+    assert found["wall time of --quick, s"].verdict is False
+
+
+def test_peer_that_is_missing_says_how_to_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "PYTHON", tmp_path / "none")
+    with pytest.raises(MissingError, match="make openvino"):
+        openvino.running(tmp_path, tmp_path, "bf16", 1).__enter__()
+    echo = "print('ready', flush=True); [print(1.5, flush=True) for _ in sys.stdin]"
+    with running("echo", [sys.executable, "-c", f"import sys; {echo}"]) as peer:
+        assert [peer(), peer()] == [1.5, 1.5]
+    words = "import sys; sys.exit('out of memory')"
+    with (
+        pytest.raises(MissingError, match="gone: out of memory"),
+        running("gone", [sys.executable, "-c", words]),
+    ):
+        pass
 
 
 def test_closed_and_open_loop_count_answers_and_errors(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // Times llama.cpp's prompt processing: for every line on stdin, evaluates the tokens once in an empty
 // context and prints the milliseconds.
 //
-//     node bench/llama_cpp.mjs MODEL.gguf THREADS TOKENS        (see bench/llama_cpp.py)
+//     node llama_cpp.mjs MODEL.gguf THREADS TOKENS        (see llama_cpp.py)
 import {createInterface} from "node:readline";
 import {getLlama} from "node-llama-cpp";
 

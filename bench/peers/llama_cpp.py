@@ -12,20 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.peers import process
+from bench.peers.process import MissingError, Peer
 from tools.processes import ROOT
 
 VERSION = "3.22.1"
 FOLDER = ROOT / "build" / "llama.cpp"
 
 
-class MissingError(Exception):
-    """Raised with the reason if llama.cpp cannot run on this machine."""
-
-
 def install() -> None:
     """Install node-llama-cpp and its CPU binaries. Raises MissingError."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        raise MissingError("no Node.js")
+        raise MissingError("no Node.js; install node and npm")
     if (FOLDER / "installed").is_file():
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -61,47 +59,12 @@ def cut(gguf: Path, layers: int, out: Path) -> None:
     writer.close()
 
 
-class Engine:
-    """A running llama.cpp process; each call evaluates the prompt once."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.version = f"node-llama-cpp {VERSION}"
-
-    def __call__(self) -> float:
-        """Return the milliseconds of one evaluation."""
-        return float(self._ask())
-
-    def _ask(self) -> str:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self._line()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        if not line:
-            assert self._process.stderr is not None
-            words = self._process.stderr.read().strip().splitlines() or ["it ended"]
-            raise MissingError(f"llama.cpp: {words[-1]}")
-        return line
-
-
 @contextmanager
-def running(gguf: Path, threads: int, tokens: int) -> Iterator[Engine]:
+def running(gguf: Path, threads: int, tokens: int) -> Iterator[Peer]:
     """Run llama.cpp with `gguf` loaded. Raises MissingError."""
     install()
     # Node looks for packages in the folder of the script.
     script = shutil.copy(Path(__file__).with_name("llama_cpp.mjs"), FOLDER)
     command = ["node", str(script), str(gguf), str(threads), str(tokens)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-    engine = Engine(process)
-    try:
-        while engine._line() != "ready":
-            pass
-        yield engine
-    finally:
-        process.kill()
-        process.wait()
+    with process.running("llama.cpp", command) as peer:
+        yield peer

@@ -1,7 +1,7 @@
 """The pipeline of the Model-SAT paper in torch and transformers, as a baseline.
 
 It scores M candidates as a batch of M sequences [e_c, x, p] (embedding of the candidate,
-instruction, prompt), with eager attention and the vocabulary head.
+instruction, prompt), with eager attention. The vocabulary head reads the last position alone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def reference_pipeline(
         prefix = model.get_input_embeddings()(torch.from_numpy(tokens))
         first = torch.from_numpy(embeddings)[:, None]
         rows = torch.cat([first, prefix.expand(count, -1, -1)], dim=1)
-        return model(inputs_embeds=rows, use_cache=False).logits[:, -1].softmax(dim=-1)
+        output = model(inputs_embeds=rows, use_cache=False, logits_to_keep=1)
+        return output.logits[:, -1].softmax(dim=-1)
 
     return run
