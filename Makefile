@@ -23,8 +23,8 @@ CHECKPOINT := artifacts/checkpoint/manifest.json
 BUNDLE := artifacts/bundle/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install checkpoint export serve demo test test-all lint sanitize audit train evaluate figures bench proto lock clean distclean \
-        docs wheel envoy demo-envoy openvino litellm demo-litellm proto-archive sbom image
+.PHONY: help install bundle checkpoint export serve demo test test-all lint sanitize audit train evaluate figures bench proto lock clean distclean \
+        docs wheel envoy demo-envoy openvino litellm demo-litellm afternoon proto-archive sbom image
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,8 @@ checkpoint: $(CHECKPOINT) ## merge the base weights with the shipped adapter
 
 export: $(CHECKPOINT) $(VENV)/.trt ## write a bundle in every format that this machine can build, TensorRT plans included
 	$(BIN)/python -m export --checkpoint artifacts/checkpoint --out artifacts/bundle
+
+bundle: $(BUNDLE) ## build what is served: environment, kernel, weights, bundle
 
 serve: $(BUNDLE) ## serve on ADDRESS (127.0.0.1:50051), after building what is missing
 	@$(BIN)/modelsat serve --address $(ADDRESS) $(SERVE)
@@ -53,6 +55,9 @@ litellm: .venv-litellm/.done ## install LiteLLM's proxy in an environment of its
 
 demo-litellm: $(BUNDLE) .venv-litellm/.done ## the demo through a real LiteLLM proxy with three fake upstreams
 	@$(BIN)/python -m examples.litellm
+
+afternoon: ## follow docs/own-models.md in a fresh clone: own models behind Envoy and LiteLLM, with failures
+	$(PYTHON) -m tools.docs.follow docs/own-models.md
 
 test: $(BUNDLE) $(VENV)/.dev ## run the fast tests, which need only the development environment
 	$(BIN)/python -m pytest -m "$(FAST)" $(TEST)

@@ -1,26 +1,29 @@
 """Fake upstreams with OpenAI's and Anthropic's API, for demos, tests and benchmarks.
 
-    python -m tools.fake_upstream NAME PORT
+    python -m tools.fake_upstream NAME PORT [--questions FILE --right TASK=SHARE,...]
 
-An answer names the upstream, the model that was requested, and what the upstream received.
+An answer names the upstream, the model that was requested, and what the upstream received. To a
+question of the file, it is right or wrong, always alike.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import socket
 import ssl
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 PAUSE_S = 0.02  # between the pieces of a streamed answer
+WRONG = "I do not know."
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Upstream:
     bodies: of the requests received, oldest first; {} for a body that is not a JSON object.
     models: those it serves, any if empty; others get 404. key: what it expects in `authorization`
     or `x-api-key`, anything if empty. status, delay_s: of its answers, until they are set again.
+    replies: last turn of a request -> what it answers; to others, that it answers.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Upstream:
     key: str = ""
     status: int = 200
     delay_s: float = 0.0
+    replies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -110,8 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
         if status := self._refusal(model):
             self._send(status, {"error": {"message": f"{upstream.name} refuses with {status}"}})
             return
+        said = upstream.replies.get(_last_text(asked), f"{upstream.name} answers")
         if asked.get("stream"):
-            self._stream(pieces(upstream.name, model))
+            is_anthropic = self.path.partition("?")[0].endswith("/messages")
+            self._stream((_messages_events if is_anthropic else chat_events)(said, model))
             return
         details = {
             "upstream": upstream.name,
@@ -120,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             "sha256": hashlib.sha256(body).hexdigest(),
             "headers": {k.lower(): v for k, v in self.headers.items()},
         }
-        answer = _whole(self.path, model, f"{upstream.name} answers")
+        answer = _whole(self.path, model, said)
         self._send(200, answer | details)
 
     def _refusal(self, model: str | None) -> int:
@@ -152,13 +159,52 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(PAUSE_S)
 
 
-def pieces(name: str, model: str | None) -> list[bytes]:
-    """Return the events of a streamed answer of the upstream `name`."""
+def replies(file: Path, name: str, right: Mapping[str, float]) -> dict[str, str]:
+    """Return what the upstream `name` replies to each question of a file.
+
+    file: lines of JSON with `task`, `text` and `answer`, as `modelsat aptitude run` reads them.
+    right: task -> share of right answers; 1 for others.
+    """
+    found = {}
+    for line in file.read_text("utf-8").splitlines():
+        question = json.loads(line)
+        digest = hashlib.sha256(f"{name}\0{question['text']}".encode()).digest()
+        is_right = int.from_bytes(digest[:4], "big") / 2**32 < right.get(question["task"], 1)
+        answer = question["answer"]
+        found[question["text"]] = str(answer if is_right else WRONG)
+    return found
+
+
+def _last_text(body: Mapping[str, Any]) -> str:
+    turns = body.get("messages") or [{}]
+    content = turns[-1].get("content")
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return str(content)
+
+
+def chat_events(said: str, model: str | None) -> list[bytes]:
+    """Return the events of a streamed chat completion."""
     about = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": model}
-    deltas: list[dict[str, str]] = [{"content": f"{name} "}, {"content": "answers"}, {}]
+    deltas: list[dict[str, str]] = [{"content": said[:5]}, {"content": said[5:]}, {}]
     choices = [{"index": 0, "delta": d, "finish_reason": None if d else "stop"} for d in deltas]
     events = [json.dumps({**about, "choices": [choice]}) for choice in choices]
     return [f"data: {event}\n\n".encode() for event in [*events, "[DONE]"]]
+
+
+def _messages_events(said: str, model: str | None) -> list[bytes]:
+    message = _whole("/messages", model, "")
+    delta = {"type": "text_delta", "text": said}
+    stop = {"stop_reason": "end_turn", "stop_sequence": None}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {**message, "content": [], "stop_reason": None}},
+        {"type": "content_block_start", "index": 0, "content_block": message["content"][0]},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": stop, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ]
+    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events]
 
 
 def _whole(path: str, model: str | None, said: str) -> dict[str, Any]:
@@ -209,7 +255,31 @@ def upstream(
         server.server_close()
 
 
-if __name__ == "__main__":
-    with upstream(sys.argv[1], int(sys.argv[2])):
-        print(f"{sys.argv[1]} listens on port {sys.argv[2]}", flush=True)
+def main() -> None:
+    """Run an upstream until it is stopped."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("name", help="its name, which its answers have")
+    add("port", type=int, help="port on the loopback")
+    add("--tls", type=Path, metavar="PEM", help="certificate and key; without it, plain HTTP")
+    add("--key", default="", help="the key that it expects")
+    add("--models", default="", metavar="A,B", help="models that it serves (default: any)")
+    add("--questions", type=Path, metavar="FILE", help="JSON lines: task, text, answer")
+    add("--right", default="", metavar="TASK=SHARE,...", help="share of right answers (default 1)")
+    parsed = parser.parse_args()
+    tls, more = None, {}
+    if parsed.tls:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(parsed.tls)
+    if parsed.questions:
+        shares = [pair.split("=") for pair in parsed.right.split(",") if pair]
+        right = {task: float(share) for task, share in shares}
+        more["replies"] = replies(parsed.questions, parsed.name, right)
+    models = tuple(filter(None, parsed.models.split(",")))
+    with upstream(parsed.name, parsed.port, tls, key=parsed.key, models=models, **more):
+        print(f"{parsed.name} listens on port {parsed.port}", flush=True)
         threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

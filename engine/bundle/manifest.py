@@ -120,7 +120,7 @@ def read_manifest(folder: Path, kind: ArtifactKind) -> Manifest:
     if not folder.is_dir():
         raise BundleError(
             f"{folder} has no {MANIFEST}: there is no such folder; name another one by --{kind}, or"
-            " make it with `make export`."
+            f" make it with `make {kind}` in a clone."
         )
     if not path.is_file():
         raise BundleError(

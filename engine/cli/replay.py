@@ -5,21 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.api.candidate import NAME_PREFIX, Candidate
 from engine.api.errors import InvalidInputError, StoreError, Violation
+from engine.bundle.manifest import read_manifest
 from engine.cli import server_flags
 from engine.cli.output import stdout_console
+from engine.client.errors import ModelsatClientError
 from engine.registry.catalog import read_catalog
 from engine.registry.stores.outcomes import read_recorded
 from engine.serving.settings import BUNDLE
 
 if TYPE_CHECKING:
     from engine.replay.run import OutcomeLookup, Progress
+
+LEARNED = (
+    "warning: the server corrects probabilities by outcomes, and a replay does not; `modelsat"
+    " calibrate --traffic` asks the server itself"
+)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -129,9 +137,13 @@ def _run(parsed: argparse.Namespace) -> None:
 
 def _candidates(parsed: argparse.Namespace) -> list[Candidate]:
     """Return those of the server or the file that the flags name."""
+    read_manifest(parsed.bundle, "bundle")  # whose error says what to do
     if parsed.server is None:
         return read_catalog(parsed.catalog or parsed.bundle / "zoo.json")
     with server_flags.connect(parsed) as client:
+        with suppress(ModelsatClientError):  # a token may not read it
+            if client.adaptation().active:
+                print(LEARNED, file=sys.stderr)
         return client.list_candidates()
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Document = Mapping[str, Any]
+REGION_WIDTH, CANDIDATE_WIDTH = 36, 18  # columns of a terminal
 MIN_GRADED = 5  # of a candidate in a region, below which the region says little
 
 
@@ -67,18 +68,21 @@ def print_report(report: Document, console: Console) -> None:
 def _print_regions(report: Document, names: Sequence[str], console: Console) -> None:
     from rich.table import Table
 
-    table = Table("region", "instructions", *names)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for region in report["regions"]:
-        scores = {n: region["candidates"][n]["score"] for n in names}
-        top = max((s for s in scores.values() if s is not None), default=None)
-        cells = [
-            f"{_score(region['candidates'][n])}{'*' if scores[n] == top is not None else ' '}"
-            for n in names
-        ]
-        table.add_row(region["name"], str(region["instructions"]), *cells)
-    console.print(table)
+    # As many candidates in a table as the terminal has room for.
+    fit = max(1, (console.width - REGION_WIDTH) // CANDIDATE_WIDTH)
+    for start in range(0, len(names), fit):
+        table = Table("region", "instructions", *(shown := names[start : start + fit]))
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for region in report["regions"]:
+            scores = {n: region["candidates"][n]["score"] for n in names}
+            top = max((s for s in scores.values() if s is not None), default=None)
+            cells = [
+                f"{_score(region['candidates'][n])}{'*' if scores[n] == top is not None else ' '}"
+                for n in shown
+            ]
+            table.add_row(region["name"], str(region["instructions"]), *cells)
+        console.print(table)
 
 
 def summary_lines(report: Document) -> Iterator[str]:

@@ -30,6 +30,7 @@ COLUMNS: Columns = {
     "latency": ("latency_s", "latency_ms", "duration_ms"),
     "reference": ("reference", "expected_output", "expectedOutput", "expected", "ground_truth"),
     "category": ("category",),
+    "path": ("path", "request_path"),
 }
 
 
@@ -82,6 +83,7 @@ FORMATS = (
             "input_tokens": ("prompt_tokens",),
             "output_tokens": ("completion_tokens",),
             "latency": ("request_duration_ms",),
+            "path": (),  # LiteLLM translates between APIs
         },
         kinds=(
             "call_type",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from engine.api.candidate import NAME_PREFIX
 from engine.api.conversation.body import from_body
 from engine.api.conversation.conversation import ROLES, Conversation
+from engine.api.conversation.providers import api_of
 from engine.api.conversation.reading import find_ask
 from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import is_utf8
@@ -143,7 +144,7 @@ def past_request(
     columns = columns_of(form, columns)
     try:
         body = _request_body(record, columns, form)
-        conversation = _read(body)
+        conversation = _read(body, str(first(record, columns["path"])[1] or ""))
     except InvalidInputError as error:
         return str(error)
     except ValueError as error:
@@ -306,11 +307,13 @@ def _content(value: Any) -> Any:
     return parts if is_parts else value
 
 
-def _read(body: Mapping[str, Any]) -> Conversation:
+def _read(body: Mapping[str, Any], path: str) -> Conversation:
     text = json.dumps(body, ensure_ascii=False, default=str)
     if not is_utf8(text):  # protobuf would quote it
         raise ValueError(undecoded(text) or "the instruction is not valid UTF-8")
-    conversation = from_body(body)
+    conversation = from_body(body, path)
+    api = api_of(path.partition("?")[0].rstrip("/"))
+    conversation = replace(conversation, needs=replace(conversation.needs, api=api))
     ask, _ = find_ask(conversation.turns)
     if ask:
         check_text(ask, MAX_TEXT_BYTES, "conversation")

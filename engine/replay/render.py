@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ HEADINGS = (
     "cost relative to logged",
 )
 MAX_LISTED = 8  # candidates of a selection, unknown names
+WIDE = 104  # columns of a terminal in which a row of the table has one line
 FULL_COVERAGE = 0.9  # of a policy's choices by the log; above it the rest changes little
 NOTES = """\
 Quality is the mean calibrated probability of the selected candidates: an **estimate**, also for the
@@ -157,7 +159,10 @@ def print_report(report: Report, console: Console) -> None:
     for heading in HEADINGS[1:]:
         table.add_column(heading, justify="right")
     for cells in rows(report):
-        table.add_row(*cells)
+        # Intervals are below their values if the terminal has no room for both in a line.
+        table.add_row(
+            *(c if console.width >= WIDE else re.sub(r" (?=[\[(])", "\n", c) for c in cells)
+        )
     shares = Table("", "selection share")
     for name, part in {"logged": report["logged"], **report["policies"]}.items():
         shares.add_row(name, _shares(part["selection_share"], MAX_LISTED // 2))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine.adaptation.vectors.filling import VectorFiller
+from engine.cli.main import main as cli
 from engine.registry.outcome_changes import read_waiting
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
@@ -240,3 +241,35 @@ async def test_who_reads_slowly_reads_all(
 def test_a_store_of_outcomes_needs_a_valid_location() -> None:
     with pytest.raises(Exception, match="--outcomes-db"):
         OutcomeStore("mysql://x/y", 10)
+
+
+@pytest.mark.parametrize("location", ["postgres", "sqlite"])
+async def test_what_is_deleted_is_unlearned_by_servers_that_remember_it(
+    server: Postgres, tmp_path: Any, location: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A comparison keeps the outcomes of its other candidates, and a principal the others'."""
+    url = str(fresh(server, "deleting") if location == "postgres" else tmp_path / "o.sqlite")
+    replica = Replica(url)
+    await replica.record(1, {"a": 1.0, "bb": 0.0}, principal="judge")
+    await replica.record(2, {"a": 1.0}, principal="judge")
+    await replica.record(3, {"bb": 1.0}, principal="liar")
+    await replica.record(4, {"bb": 0.5}, principal="judge")
+    assert len(await replica.matrix()) == 4
+
+    def delete(*words: str) -> str:
+        assert cli(["outcomes", "delete", "--outcomes-db", url, *words]) == 0
+        return capsys.readouterr().out
+
+    assert delete("--candidate", "stranger") == "deleted 0 outcomes\n"
+    assert delete("--candidate", "a") == "deleted 2 outcomes\n"
+    kept = [(o.candidate, o.score, o.principal) for o in read_recorded(url)]
+    assert sorted(kept) == [("bb", 0.0, "judge"), ("bb", 0.5, "judge"), ("bb", 1.0, "liar")]
+    assert len(await replica.matrix()) == 3
+    assert delete("--principal", "liar", "--candidate", "bb") == "deleted 1 outcomes\n"
+    assert sorted(o.score for o in read_recorded(url)) == [0.0, 0.5]
+    assert len(await replica.matrix()) == 2
+    assert cli(["outcomes", "delete", "--outcomes-db", url]) == 1
+    assert "or --principal is required" in capsys.readouterr().err
+    assert cli(["outcomes", "delete", "--outcomes-db", str(tmp_path / "no"), *("--principal", "x")])
+    assert not (tmp_path / "no").exists()
+    await replica.close()

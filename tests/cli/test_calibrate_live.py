@@ -149,17 +149,30 @@ def test_outcomes_of_one_candidate_a_request_are_exported_calibrated_and_come_tr
     assert point["standard_error"] > 0
     assert point["effective_outcomes"] >= 30
     assert len(found["live_mix"]) > 1
+    assert modelsat(["calibrate", *words, "--max-cost-ratio", "2"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines()[:15])) <= 80
     assert_alike(found["live_mix"], live(server, point["willingness_to_pay_usd"])[0])
 
 
-def test_a_replay_knows_the_candidates_of_the_server(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("active", [False, True])
+def test_a_replay_knows_the_candidates_of_the_server_and_says_what_it_leaves_out(
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    active: bool,
 ) -> None:
+    with Client(server.address) as client:
+        learned = replace(client.adaptation(), active=active)
+    monkeypatch.setattr(Client, "adaptation", lambda _: learned)
     log = tmp_path / "log.jsonl"
     log.write_text("\n".join(json.dumps({"text": text}) for text in PROMPTS[:12]), "utf-8")
     words = ["replay", str(log), "--out", str(tmp_path / "out"), "--no-plots", "--workers", "1"]
     policy = "own=willingness_to_pay_usd=0.05"
     assert modelsat([*words, "--policy", policy, "--server", server.address]) == 0
+    printed = capsys.readouterr()
+    assert ("corrects probabilities by outcomes, and a replay does not" in printed.err) == active
+    assert max(map(len, printed.out.splitlines()[:-1])) <= 80, "the last line has a path"
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     assert report["candidates"] == sorted(ASKED)
     assert sum(report["policies"]["own"]["selection_share"].values()) == 12

@@ -22,6 +22,7 @@ PAGES = [
     for page in (
         ROOT / "README.md",
         ROOT / "docs/tutorial.md",
+        ROOT / "docs/own-models.md",
         *sorted((ROOT / "docs/how-to").glob("*.md")),
     )
     if blocks(page.read_text("utf-8"))
@@ -30,7 +31,13 @@ PAGE_TIMEOUT_S = 120
 # Built by make, and too large to build again for each page. Not node_modules: `npm ci` would
 # empty the folder behind the link.
 SHARED = (".venv", "artifacts", ".venv-envoy", ".venv-litellm")
-NEEDED = {"clients": NODE_PACKAGES, "envoy": ENVOY, "litellm": LITELLM, "tutorial": ENVOY}
+NEEDED = {
+    "clients": (NODE_PACKAGES,),
+    "envoy": (ENVOY,),
+    "litellm": (LITELLM,),
+    "own-models": (ENVOY, LITELLM),
+    "tutorial": (ENVOY,),
+}
 LONG_AGO = 10**9  # makes everything that is shared newer than its sources
 
 
@@ -88,7 +95,7 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
 
 def cases() -> list[Any]:
     """Return a case for each page; a page that needs a missing tool is skipped."""
-    marks = [[needs(missing(NEEDED[p.stem]))] if p.stem in NEEDED else [] for p in PAGES]
+    marks = [[needs(missing(tool)) for tool in NEEDED.get(p.stem, ())] for p in PAGES]
     return [pytest.param(p, id=name_of(p), marks=m) for p, m in zip(PAGES, marks, strict=True)]
 
 
@@ -104,8 +111,8 @@ def test_the_commands_of_a_page_work(page: Path, checkout: Path, tmp_path: Path)
     ):
         for block in runnable:
             print(f"line {block.line}: {running.run(block, PAGE_TIMEOUT_S):.1f} s")
-    if page.stem in NEEDED:
-        assert missing(NEEDED[page.stem]) == ""  # the page left the real checkout as it was
+    # The page left the real checkout as it was.
+    assert [missing(tool) for tool in NEEDED.get(page.stem, ()) if missing(tool)] == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.api.errors import InvalidInputError
+from engine.api.policy import Policy
 from engine.datasets.rows import read_rows
 from engine.registry.catalog import read_catalog
 from engine.replay.formats import COLUMNS, NAMES, FormatReader, detect, log_format
@@ -394,3 +395,23 @@ def test_any_record_is_read_or_refused(record: Record, nested: bool) -> None:
             found = past_request(single, COLUMNS, None, form)
             assert isinstance(found, str | PastRequest)
             json.dumps(found if isinstance(found, str) else found.text)
+
+
+@pytest.mark.parametrize(
+    ("record", "api"),
+    [
+        ({"path": "/v1/messages", "body": {"messages": CHAT}}, "anthropic.messages"),
+        ({"request_path": "/v1/chat/completions?a=1", "messages": CHAT}, "openai.chat"),
+        ({"path": "/elsewhere", "messages": CHAT}, ""),
+        ({"messages": CHAT}, ""),
+        (
+            {"call_type": "acompletion", "startTime": 1, "path": "/v1/messages", "messages": CHAT},
+            "",
+        ),
+    ],
+)
+def test_the_path_of_a_request_says_in_which_api_a_candidate_must_answer(
+    record: Record, api: str
+) -> None:
+    """As behind Envoy. LiteLLM translates between APIs."""
+    assert read(record).conversation.needs.constrain(Policy()).required_api == api

@@ -24,7 +24,7 @@ from modelsat import Client
 from tests.conftest import INSTRUCTIONS
 from tests.support.optional_tools import ENVOY, missing, needs
 from tools.envoy import FULL_DUPLEX, Envoy, envoy
-from tools.fake_upstream import pieces, upstream
+from tools.fake_upstream import chat_events, upstream
 from tools.processes import BUNDLE, Server, serving
 
 pytestmark = [pytest.mark.integration, needs(missing(ENVOY))]
@@ -306,7 +306,7 @@ def test_a_candidate_is_chosen_once_it_is_registered(both: Stack) -> None:
 
 
 def streamed(model: str) -> bytes:
-    return b"".join(pieces(upstream_of(model), model))
+    return b"".join(chat_events(f"{upstream_of(model)} answers", model))
 
 
 def assert_by_default(reply: Reply) -> None:

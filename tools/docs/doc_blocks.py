@@ -33,13 +33,15 @@ TAIL = 3000  # characters of output in an error
 class Block:
     """A block of commands.
 
-    line: the line of its fence, from 1. not_run: why it is not run; None if it is.
+    line: the line of its fence, from 1. not_run: why it is not run; None if it is. section: the
+    heading of the second level above it, "" if there is none.
     """
 
     line: int
     text: str
     background: bool = False
     not_run: str | None = None
+    section: str = ""
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -61,7 +63,7 @@ def blocks(markdown: str) -> list[Block]:
     """
     result: list[Block] = []
     lines = markdown.splitlines()
-    fence, language, start = "", "", 0
+    fence, language, start, section = "", "", 0, ""
     for i, line in enumerate(lines):
         stripped = line.strip()
         if not fence and (opened := _FENCE.match(stripped)):
@@ -69,19 +71,21 @@ def blocks(markdown: str) -> list[Block]:
         elif fence and stripped == fence:
             if language == "bash":
                 mark = lines[start - 1].strip() if start else ""
-                result.append(_block(start + 1, lines[start + 1 : i], mark))
+                result.append(_block(start + 1, lines[start + 1 : i], mark, section))
             fence = ""
+        elif not fence and line.startswith("## "):
+            section = line.removeprefix("## ")
     return result
 
 
-def _block(line: int, text: Sequence[str], mark: str) -> Block:
+def _block(line: int, text: Sequence[str], mark: str, section: str) -> Block:
     reason = _NOT_RUN.fullmatch(mark)
     if reason and not reason[1].strip():
         raise ValueError(f"line {line - 1}: `not run` needs a reason: <!-- not run: REASON -->")
     if mark.startswith("<!--") and not reason and mark != _BACKGROUND:
         raise ValueError(f"line {line - 1}: unknown comment before a block: {mark!r}")
     not_run = reason[1].strip() if reason else None
-    return Block(line, "\n".join(text) + "\n", mark == _BACKGROUND, not_run)
+    return Block(line, "\n".join(text) + "\n", mark == _BACKGROUND, not_run, section)
 
 
 class Shell:

@@ -47,11 +47,14 @@ class Needs:
         modalities: What it must read in addition to text; see Candidate in the proto.
         features: What it must be able to do; see Candidate in the proto.
         max_output_tokens: Limit on the reply's tokens; 0 for none.
+        api: The API that it must answer in; see Policy.required_api. Only logs set it: a gateway
+            knows whether it translates between APIs.
     """
 
     modalities: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     max_output_tokens: int = 0
+    api: str = ""
 
     def constrain(self, policy: Policy) -> Policy:
         """Return the policy with these needs added; its own room for the reply comes first."""
@@ -60,6 +63,7 @@ class Needs:
             expected_output_tokens=policy.expected_output_tokens or self.max_output_tokens,
             required_modalities=_union(policy.required_modalities, self.modalities),
             required_features=_union(policy.required_features, self.features),
+            required_api=policy.required_api or self.api,
         )
 
 

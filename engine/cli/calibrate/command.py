@@ -126,9 +126,9 @@ def print_recommendation(recommendation: Recommendation, console: Console) -> No
     """Print accuracy and cost by willingness to pay, with the recommended line marked."""
     from rich.table import Table
 
-    table = Table()
-    headings = ["", "US$ per success", "accuracy", "of the best", "cost / 1,000", "of its cost"]
     is_estimate = recommendation.points[0].standard_error is not None
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False) if is_estimate else Table()
+    headings = ["", "US$ per success", "accuracy", "of the best", "cost / 1,000", "of its cost"]
     if is_estimate:
         headings += ["standard error", "worth outcomes", "covered"]
     for heading in headings:

@@ -1,5 +1,6 @@
 """`modelsat outcomes`: export recorded outcomes as a data folder, which training, evaluation and
-`modelsat calibrate` read, import a data folder into a server's memory, back up and restore."""
+`modelsat calibrate` read, import a data folder into a server's memory, delete outcomes, back up and
+restore."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ import os
 from pathlib import Path
 
 from engine.api.candidate import Candidate
+from engine.api.errors import InvalidInputError, Violation
 from engine.cli import server_flags
 from engine.cli.outcomes import importing
 from engine.cli.output import add_force, require_new
 from engine.datasets.folder import instructions_file
 from engine.registry.outcome_export import export_outcomes
 from engine.registry.stores.backup import back_up_outcomes, restore_outcomes
+from engine.registry.stores.outcome_databases import delete_recorded
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -34,6 +37,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     summary = "record the outcomes of a data folder or file on a server, which learns from them"
     action = actions.add_parser("import", help=summary, description=f"R{summary[1:]}.")
     importing.add_arguments(action)
+    summary = "delete outcomes of a candidate or a principal; servers unlearn them in seconds"
+    action = actions.add_parser("delete", help=summary, description=f"D{summary[1:]}.")
+    add = action.add_argument
+    add("--candidate", default="", metavar="ID", help="delete the outcomes of this candidate")
+    add("--principal", default="", metavar="NAME", help="delete what this principal recorded")
+    _add_store(action)
+    action.set_defaults(run=_delete)
     for name, run, summary, text in (
         (
             "backup",
@@ -77,6 +87,13 @@ def _back_up(parsed: argparse.Namespace) -> None:
 def _restore(parsed: argparse.Namespace) -> None:
     count = restore_outcomes(parsed.outcomes_db, parsed.file)
     print(f"restored {count} outcomes of {parsed.file}")
+
+
+def _delete(parsed: argparse.Namespace) -> None:
+    if not (parsed.candidate or parsed.principal):
+        raise InvalidInputError(Violation("--candidate", "or --principal is required."))
+    count = delete_recorded(parsed.outcomes_db, parsed.candidate, parsed.principal)
+    print(f"deleted {count} outcomes")
 
 
 def _export(parsed: argparse.Namespace) -> None:

@@ -5,12 +5,13 @@ Shapes of the tables: outcome_sql.TABLES.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.registry.stores.outcome_types import OutcomeLimits
-from engine.registry.stores.sql import Database
+from engine.registry.stores.sql import Database, Row
 
 DAY_S = 86_400.0
 ROW_BYTES = 200  # of an instruction and its report besides the vectors
@@ -81,19 +82,21 @@ class PrincipalShares:
             f" WHERE {condition} ORDER BY number{limit}",
             values,
         )
-        deleted = []
-        for number, instruction, principal, count in rows:
-            if outcomes is not None:
-                if outcomes <= 0:
-                    break
-                outcomes -= count
-            deleted.append((number, instruction))
-            self.add(principal, outcomes=-count)
-        if not deleted:
+        if outcomes is not None:
+            earlier = itertools.accumulate((row[-1] for row in rows), initial=0)
+            rows = [row for row, deleted in zip(rows, earlier, strict=False) if deleted < outcomes]
+        self.delete(rows)
+
+    def delete(self, reports: Sequence[Row]) -> None:
+        """Delete reports, and the instructions that no other is on. reports: rows (number,
+        instruction, principal, count)."""
+        if not reports:
             return
         self.deletions += 1
-        self._db.run_many("DELETE FROM memory_report WHERE number = ?", [(n,) for n, _ in deleted])
-        for number in sorted({instruction for _, instruction in deleted}):
+        for _, _, principal, count in reports:
+            self.add(principal, outcomes=-count)
+        self._db.run_many("DELETE FROM memory_report WHERE number = ?", [r[:1] for r in reports])
+        for number in sorted({row[1] for row in reports}):
             if self._db.run("SELECT 1 FROM memory_report WHERE instruction = ? LIMIT 1", (number,)):
                 continue
             ((principal, size),) = self._db.run(

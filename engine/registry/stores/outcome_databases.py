@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
@@ -240,6 +241,25 @@ def read_recorded(location: str | Path) -> Iterator[RecordedOutcome]:
                 yield _old_outcome(old)
         else:
             yield from _pages(lambda: nullcontext(SqliteDatabase(connection)))
+
+
+def delete_recorded(location: str | Path, candidate: str = "", principal: str = "") -> int:
+    """Delete outcomes of a store, see OutcomeWriter.delete; servers may have it open, and follow.
+
+    Raises StoreError if it is not a store of outcomes.
+    """
+    if not is_postgres(str(location)):
+        with opened_to_read(Path(location)) as connection:
+            check_schema(connection, Path(location))
+    database = open_outcomes(location)
+    try:
+        with database.write() as db:
+            writer = OutcomeWriter(db, OutcomeLimits(sys.maxsize, memory_bytes=0))
+            count = writer.delete(candidate, principal)
+            writer.finish()
+            return count
+    finally:
+        database.close()
 
 
 def _pages(read: Callable[[], AbstractContextManager[Database]]) -> Iterator[RecordedOutcome]:

@@ -157,6 +157,37 @@ class OutcomeWriter:
                 " FROM memory_instruction WHERE candidates IS NOT NULL)"
             )
 
+    def delete(self, candidate: str, principal: str) -> int:
+        """Delete the outcomes of a candidate, of a principal, or those of both; return how many.
+
+        Empty names are not compared. A comparison keeps the outcomes of its other candidates.
+        """
+        named = [("principal", principal)] if principal else []
+        condition = "".join(f" WHERE {column} = ?" for column, _ in named)
+        rows = self._db.run(
+            f"SELECT number, instruction, principal, count, outcomes FROM memory_report{condition}",  # noqa: S608
+            [value for _, value in named],
+        )
+        codes = {name: code for code, name in candidate_ids(self._db).items()}
+        deleted, kept_outcomes = [], 0
+        for number, instruction, owner, count, blob in rows:
+            kept = [(code, score) for code, score in unpack(blob) if code != codes.get(candidate)]
+            if candidate and len(kept) == count:
+                continue
+            deleted.append((number, instruction, owner, count))
+            if candidate and kept:
+                # Under a new number, so that servers read it again.
+                self._db.run(
+                    "INSERT INTO memory_report SELECT ?, instruction, principal, ?, ?, compared,"
+                    " with_text, category, details, recorded_at FROM memory_report"
+                    " WHERE number = ?",
+                    (self._next(), pack(kept), len(kept), number),
+                )
+                self._shares.add(owner, outcomes=len(kept))
+                kept_outcomes += len(kept)
+        self._shares.delete(deleted)
+        return sum(int(row[3]) for row in deleted) - kept_outcomes
+
     def insert_old(self, outcome: RecordedOutcome, recorded_at: float) -> None:
         """Record an outcome of an earlier version, which is known to be new."""
         number = self._find(outcome.decision_id)
