@@ -6,7 +6,8 @@ starts sees them. Callers are not authenticated where a value of theirs is "".
 PRINCIPAL: name of the token that the call brought; without tokens the subject of the client's TLS
 certificate. ROLE: of that token; "" means that every caller may do everything. PEER: address of the
 client, as gRPC writes it. REFUSAL: why the request must not be scored although it goes on to its
-method, which may have another answer; None lets it be scored.
+method, which may have another answer; None lets it be scored. SEVERAL: whether its call has others,
+with which it may share a forward pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PRINCIPAL: ContextVar[str] = ContextVar("principal", default="")
 ROLE: ContextVar[str] = ContextVar("role", default="")
 PEER: ContextVar[str] = ContextVar("peer", default="")
 REFUSAL: ContextVar[ModelsatError | None] = ContextVar("refusal", default=None)
+SEVERAL: ContextVar[bool] = ContextVar("several", default=False)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-.{2}")
 
 

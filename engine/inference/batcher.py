@@ -17,9 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from statistics import median
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -30,9 +28,10 @@ from engine.api.errors import (
     UnavailableError,
     WaitTooLongError,
 )
-from engine.api.request_context import PRINCIPAL, REFUSAL
+from engine.api.request_context import PRINCIPAL, REFUSAL, SEVERAL
 from engine.bundle.types import Int64Array
 from engine.inference.backend import Backend, ScoringHead
+from engine.inference.inference_thread import InferenceThread
 from engine.inference.request_queue import Batch, PendingRequest, RequestQueue, ScoreResult
 from engine.registry.matching.task_match import add_log_odds
 from engine.registry.table import Table
@@ -44,6 +43,9 @@ SAFETY = 1.5
 MIN_RETRY_S = 0.01
 OVERLOAD_WINDOW_S = 1.0  # after a refusal
 GPU_ROWS = 16_384
+# A forward pass that is expected to take no longer may run in the event loop, where no thread has to
+# wake up for it.
+INLINE_S = 0.01
 log = logging.getLogger(__name__)
 
 
@@ -68,8 +70,12 @@ class Batcher:
     """Queue requests and score them in shared forward passes.
 
     Call start() inside a running event loop. stop() fails the requests that are still queued.
-    on_forward: called with the requests and the rows of each forward pass, in its thread.
+    on_forward: called with the requests and the rows of each forward pass, in its thread. is_quiet:
+    whether nothing waits for the event loop, so that a short pass may run in it; set it only for
+    backends that cannot hang.
     """
+
+    is_quiet: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
         self,
@@ -171,7 +177,10 @@ class Batcher:
         if len(self._queue) >= self._limits.max_queue_size:
             self._make_room(principal, now)
         self._queue.add(request)
-        self._arrival.set()
+        if self._is_alone(size):
+            self._run_inline(now)
+        else:
+            self._arrival.set()
         # The timer also runs during the forward pass, which may hang.
         timer = None if deadline == float("inf") else loop.call_at(deadline, _expire, request)
         try:
@@ -180,6 +189,28 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
             self._queue.remove(request)
+
+    def _is_alone(self, size: int) -> bool:
+        """Whether a request of that size, just queued, needs a short pass and no other waits."""
+        return (
+            self._running is None
+            and len(self._queue) == 1
+            and 0 < self._throughput.seconds_per_row * size <= INLINE_S
+            and not SEVERAL.get()
+            and self.is_quiet()
+        )
+
+    def _run_inline(self, now: float) -> None:
+        batch = self._next_batch(now)
+        try:
+            if batch.requests:
+                self._answer(batch, self._forward(batch), now)
+        except Exception as error:  # noqa: BLE001 - the server continues after any failure
+            self._record_failure(error)
+            _fail(batch.requests, error)
+
+    def _next_batch(self, now: float) -> Batch:
+        return self._queue.next_batch(self._limits.max_rows, now, self._throughput.seconds_per_row)
 
     def _ensure_serving(self) -> None:
         if self._task is None or self._stopped:
@@ -252,9 +283,7 @@ class Batcher:
             try:
                 now = time.monotonic()
                 self._throughput.expire(now)
-                batch = self._queue.next_batch(
-                    self._limits.max_rows, now, self._throughput.seconds_per_row
-                )
+                batch = self._next_batch(now)
                 if not len(self._queue):
                     self._arrival.clear()
                 if batch.requests:
@@ -273,8 +302,11 @@ class Batcher:
             results = await self._thread.run(partial(self._forward, batch))
         finally:
             self._running = None
+        self._answer(batch, results, now)
+
+    def _answer(self, batch: Batch, results: list[ScoreResult], started: float) -> None:
         ended = time.monotonic()
-        self._throughput.record(batch.size, ended - now, ended)
+        self._throughput.record(batch.size, ended - started, ended)
         self._failures = None
         for request, result in zip(batch.requests, results, strict=True):
             if not request.result.done():
@@ -333,72 +365,6 @@ def _fail(requests: list[PendingRequest], error: Exception | None) -> None:
 
 def _name(error: BaseException) -> str:
     return type(error).__name__
-
-
-T = TypeVar("T")
-_Outcome = tuple[T | None, BaseException | None]
-_Job = tuple[Callable[[], T], asyncio.AbstractEventLoop, "asyncio.Future[_Outcome[T]]"]
-JOIN_S = 5.0
-
-
-class InferenceThread(Generic[T]):
-    """A daemon thread that runs one call at a time.
-
-    It starts with the first call, and again if it has ended. An executor's thread would keep the
-    process alive while a forward pass hangs.
-    """
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[_Job[T] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self.idle = threading.Event()  # set while no call runs
-        self.idle.set()
-
-    async def run(self, call: Callable[[], T]) -> T:
-        """Run `call` in the thread and return its result, or raise what it raised.
-
-        A BaseException that is no Exception, such as SystemExit, becomes RuntimeError: it would
-        otherwise end the event loop.
-        """
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="forward", daemon=True)
-            self._thread.start()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_Outcome[T]] = loop.create_future()
-        self._jobs.put((call, loop, future))
-        result, error = await future
-        if isinstance(error, Exception):
-            raise error
-        if error is not None:
-            raise RuntimeError(f"the forward pass ended with {_name(error)}") from error
-        return result  # type: ignore[return-value]  # None only if T is
-
-    async def stop(self) -> None:
-        """End the thread after its current call; leave a call that hangs after JOIN_S seconds."""
-        if self._thread is not None and self._thread.is_alive():
-            self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join, JOIN_S)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            call, loop, future = job
-            outcome: _Outcome[T]
-            self.idle.clear()
-            try:
-                outcome = (call(), None)
-            except BaseException as error:  # noqa: BLE001 - run() raises it in its own thread
-                outcome = (None, error)
-            self.idle.set()
-            try:
-                loop.call_soon_threadsafe(_settle, future, outcome)
-            except RuntimeError:  # the event loop is closed, so run() waits no longer
-                return
-            del job, call, future, outcome  # an idle thread keeps no batch in memory
-
-
-def _settle(future: asyncio.Future[_Outcome[T]], outcome: _Outcome[T]) -> None:
-    if not future.done():
-        future.set_result(outcome)
 
 
 WINDOW = 15  # forward passes; the median follows a change after 8, and ignores a single stall

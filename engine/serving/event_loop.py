@@ -23,6 +23,10 @@ class OverloadSelector(selectors.DefaultSelector):
 
     overload_signal: Callable[[], threading.Event | None] = staticmethod(lambda: None)
 
+    def is_quiet(self) -> bool:
+        """Whether no event waits to be handled."""
+        return not super().select(0)
+
     def select(self, timeout: float | None = None) -> Events:
         """See selectors.BaseSelector; events that arrive while held are returned after it."""
         idle = None if timeout is not None and timeout <= 0 else self.overload_signal()

@@ -13,6 +13,7 @@ from typing import Any
 from engine.api.errors import ModelsatError
 from engine.api.limits import ROUTER_MESSAGE_BYTES
 from engine.inference.batcher import Batcher
+from engine.inference.fused import FusedBackend
 from engine.registry.registry import Registry
 from engine.registry.stores.base import StoreState
 from engine.registry.stores.outcomes import OutcomeStore
@@ -300,6 +301,8 @@ async def serve(settings: Settings, selector: OverloadSelector) -> None:
         stopping = Stopping(settings.shutdown_grace_period_s, telemetry.reopen)
         running = await start_server(components, auth)
         selector.overload_signal = components.batcher.overload_signal
+        if isinstance(components.backend, FusedBackend):
+            components.batcher.is_quiet = selector.is_quiet  # type: ignore[method-assign]
     except BaseException:
         await telemetry.stop()
         raise

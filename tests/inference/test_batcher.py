@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import cast
 
 import numpy as np
@@ -23,14 +24,17 @@ from engine.api.errors import (
     UnavailableError,
     WaitTooLongError,
 )
+from engine.api.request_context import SEVERAL
 from engine.bundle.manifest import Calibration
 from engine.inference.backend import ScoringHead
 from engine.inference.batcher import (
     EXPIRE_S,
+    INLINE_S,
     SAFETY,
     WINDOW,
     Batcher,
     BatchLimits,
+    ScoreResult,
     ThroughputEstimator,
 )
 from engine.inference.request_queue import MAX_BYPASSED, PendingRequest, RequestQueue
@@ -297,6 +301,61 @@ def test_every_request_ends_once_despite_failures_and_cancellations(
 
     asyncio.run(scenario())
     assert all(n == 1 for n in backend.seen.values())
+
+
+async def test_a_short_pass_for_one_request_runs_in_the_event_loop() -> None:
+    threads = list[bool]()
+    here = threading.current_thread()
+    backend, of = FakeBackend(), table(1, 3)
+    record = lambda *_: threads.append(threading.current_thread() is here)  # noqa: E731
+    batcher = Batcher(backend, HEAD, on_forward=record)
+    batcher.start()
+
+    async def submit(first: int = 1) -> ScoreResult:
+        return await batcher.submit(np.full(4, first, np.int64), of, np.arange(3))
+
+    async def one_of_several() -> ScoreResult:
+        SEVERAL.set(True)
+        return await submit()
+
+    async def where(*calls: Awaitable[ScoreResult]) -> list[bool]:
+        threads.clear()
+        await asyncio.gather(*calls)
+        return list(threads)
+
+    assert await where(submit()) == [False]
+    assert await where(submit()) == [False]  # nobody says that the loop has nothing else to do
+    batcher.is_quiet = lambda: True  # type: ignore[method-assign]
+    assert await where(submit()) == [True]
+    assert await where(submit(2), submit(3)) == [True, True]
+    assert await where(asyncio.create_task(one_of_several())) == [False]
+    np.testing.assert_allclose((await submit(5)).p, expected(5, of, np.arange(3)), atol=1e-5)
+    backend.error = RuntimeError("the text of an instruction")
+    with pytest.raises(UnavailableError):
+        await submit()
+    backend.error, backend.delay_s = None, INLINE_S  # so that it takes longer than expected once
+    for _ in range(WINDOW):
+        await submit()
+    assert await where(submit()) == [False]
+    await batcher.stop()
+
+
+async def test_a_request_that_finds_a_pass_running_waits_for_its_end() -> None:
+    backend, of = FakeBackend(), table(1, 3)
+    batcher = Batcher(backend, HEAD)
+    batcher.start()
+    tokens, rows = np.ones(4, np.int64), np.arange(3)
+    await batcher.submit(tokens, of, rows)
+    backend.gate.clear()
+    running = asyncio.create_task(batcher.submit(tokens, of, rows))
+    await asyncio.sleep(0.05)
+    batcher.is_quiet = lambda: True  # type: ignore[method-assign]
+    waiting = [asyncio.create_task(batcher.submit(tokens, of, rows)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    backend.gate.set()
+    await asyncio.gather(running, *waiting)
+    assert backend.batches == [1, 1, 3]
+    await batcher.stop()
 
 
 async def test_cancelled_and_expired_requests_are_not_forwarded() -> None:

@@ -33,6 +33,18 @@ def test_what_arrives_while_it_holds_is_given_after_the_hold() -> None:
     os.close(writing)
 
 
+def test_asking_whether_it_is_quiet_takes_no_event() -> None:
+    reading, writing = os.pipe()
+    with OverloadSelector() as selector:
+        selector.register(reading, selectors.EVENT_READ)
+        assert selector.is_quiet()
+        os.write(writing, b"x")
+        assert not selector.is_quiet()
+        assert [key.fd for key, _ in selector.select()] == [reading]
+    os.close(reading)
+    os.close(writing)
+
+
 @pytest.mark.parametrize("overloaded", [True, False])
 def test_a_loop_on_it_keeps_its_timers_and_threads(overloaded: bool) -> None:
     never = threading.Event()

@@ -19,7 +19,7 @@ from engine.api.errors import InvalidInputError, Violation
 from engine.api.limits import MAX_BATCH_REQUESTS
 from engine.api.policy import DecisionKind
 from engine.api.proto import policy_from, reading_from, session_from
-from engine.api.request_context import PRINCIPAL
+from engine.api.request_context import PRINCIPAL, SEVERAL
 from engine.pb import router_service_pb2 as pb
 from engine.pb import router_service_pb2_grpc
 from engine.routing.decision import Decision
@@ -140,6 +140,7 @@ class RouterService(router_service_pb2_grpc.RouterServiceServicer):
     async def _result(
         self, request: pb.RouteRequest, deadline: float, method: str
     ) -> pb.RouteResult:
+        SEVERAL.set(True)
         async with self._turn:  # one request of a batch or stream in each step of the event loop
             await asyncio.sleep(0)
         try:
