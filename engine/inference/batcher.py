@@ -43,8 +43,8 @@ SAFETY = 1.5
 MIN_RETRY_S = 0.01
 OVERLOAD_WINDOW_S = 1.0  # after a refusal
 GPU_ROWS = 16_384
-# A forward pass that is expected to take no longer may run in the event loop, where no thread has to
-# wake up for it.
+# A forward pass that is expected to take no longer may run in the event loop: no thread has to wake
+# up for it.
 INLINE_S = 0.01
 log = logging.getLogger(__name__)
 

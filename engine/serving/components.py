@@ -12,7 +12,6 @@ from typing import cast
 
 import grpc
 import numpy as np
-from tokenizers import Tokenizer
 
 import cpp_ext
 from engine import __version__
@@ -21,8 +20,9 @@ from engine.api.errors import BundleError, InvalidInputError, Violation
 from engine.api.limits import MAX_MESSAGE_BYTES, MIB, ROUTER_MESSAGE_BYTES
 from engine.bundle.arrays import load_arrays
 from engine.bundle.manifest import Manifest, read_manifest
-from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, render
+from engine.bundle.prompt import MAX_INSTRUCTION_TOKENS, Tokenizer, render
 from engine.bundle.training_set import load_training_set
+from engine.bundle.word_tokenizer import open_tokenizer
 from engine.inference.backend import Backend, ScoringHead
 from engine.inference.batcher import GPU_ROWS, Batcher, BatchLimits
 from engine.inference.cache import ScoreCache
@@ -105,7 +105,7 @@ def build(settings: Settings, telemetry: Telemetry) -> Components:
     candidates = first_candidates(settings)
     encoder = load_encoder(settings.bundle, arrays)
     backend = open_backend(settings.bundle, manifest, settings.device, settings.inference_threads)
-    tokenizer = Tokenizer.from_file(str(settings.bundle / "tokenizer.json"))
+    tokenizer = open_tokenizer(settings.bundle)
     registry = open_registry(
         settings.candidates_db,
         encoder,

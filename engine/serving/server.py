@@ -302,7 +302,7 @@ async def serve(settings: Settings, selector: OverloadSelector) -> None:
         running = await start_server(components, auth)
         selector.overload_signal = components.batcher.overload_signal
         if isinstance(components.backend, FusedBackend):
-            components.batcher.is_quiet = selector.is_quiet  # type: ignore[method-assign]
+            components.batcher.is_quiet = selector.is_quiet
     except BaseException:
         await telemetry.stop()
         raise

@@ -325,7 +325,7 @@ async def test_a_short_pass_for_one_request_runs_in_the_event_loop() -> None:
 
     assert await where(submit()) == [False]
     assert await where(submit()) == [False]  # nobody says that the loop has nothing else to do
-    batcher.is_quiet = lambda: True  # type: ignore[method-assign]
+    batcher.is_quiet = lambda: True
     assert await where(submit()) == [True]
     assert await where(submit(2), submit(3)) == [True, True]
     assert await where(asyncio.create_task(one_of_several())) == [False]
@@ -349,7 +349,7 @@ async def test_a_request_that_finds_a_pass_running_waits_for_its_end() -> None:
     backend.gate.clear()
     running = asyncio.create_task(batcher.submit(tokens, of, rows))
     await asyncio.sleep(0.05)
-    batcher.is_quiet = lambda: True  # type: ignore[method-assign]
+    batcher.is_quiet = lambda: True
     waiting = [asyncio.create_task(batcher.submit(tokens, of, rows)) for _ in range(3)]
     await asyncio.sleep(0.05)
     backend.gate.set()
