@@ -45,7 +45,7 @@ class InstructionSpace:
     def unit_vectors(self, embeddings: Float32Array, center: Float32Array) -> Float32Array:
         """Project embeddings (..., D) to unit vectors (..., P)."""
         vectors = self.project(embeddings - center)
-        norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        norms = np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True))
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
     @classmethod

@@ -41,8 +41,8 @@ class TrainingSet:
     def ood_score(self, tokens: NDArray[np.int64]) -> float:
         """Return the out-of-distribution score of a prompt, in [0, 1]: the percentile of its mean
         token surprisal among the training instructions. tokens: (L,)."""
-        mean = float(self.surprisal[tokens].mean())
-        return float(np.searchsorted(self.quantiles, mean) / len(self.quantiles))
+        mean = float(self.surprisal[tokens].sum() / len(tokens))
+        return float(self.quantiles.searchsorted(mean) / len(self.quantiles))
 
 
 def describe(

@@ -62,7 +62,7 @@ def round_embeddings(rows: NDArray[Any]) -> Float32Array:
 
 def log_odds(p: Float32Array) -> Float32Array:
     """Return ln(p / (1 - p)), at most about 9.2 either way; NaN stays NaN."""
-    clipped = np.clip(p, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    clipped = np.minimum(np.maximum(p, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
     odds: Float32Array = clipped / (1 - clipped)
     return np.log(odds)
 

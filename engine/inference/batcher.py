@@ -317,9 +317,11 @@ class Batcher:
         table, row_union = batch.requests[0].table, batch.row_union
         tokens = [request.tokens for request in batch.requests]
         scores = self._backend.probabilities(tokens, table.embeddings, row_union, self._head)
-        p, match = scores.p, None
+        p, match, unusualness = scores.p, None, None
         if table.match is not None:
-            match = table.match.log_odds(scores.embeddings)[:, row_union]
+            places = table.match.places(scores.embeddings)
+            unusualness = table.match.unusualness_at(places)
+            match = table.match.log_odds_at(places)[:, row_union]
             p = add_log_odds(p, match)
         if self._on_forward is not None:
             self._on_forward(len(batch.requests), batch.size)
@@ -332,6 +334,7 @@ class Batcher:
                 scores.scoring_s,
                 scores.embeddings[i],
                 None if match is None else match[i, columns[i]],
+                None if unusualness is None else float(unusualness[i]),
             )
             for i, request in enumerate(batch.requests)
         ]

@@ -38,6 +38,7 @@ class ScoreResult:
     p: (K,), in the order of the request's candidate rows. The times are in seconds. embedding:
     (D,) of the instruction, see BatchScores; None if the request was not scored. match: (K,) what
     the candidates' tests added to the log-odds; None if nothing, or if it was not kept.
+    unusualness: see TaskMatch; None if it is unknown.
     """
 
     p: Float32Array
@@ -46,6 +47,7 @@ class ScoreResult:
     scoring_s: float
     embedding: Float32Array | None = None
     match: Float32Array | None = None
+    unusualness: float | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -42,7 +42,7 @@ from engine.routing.decision import (
     build_decision,
     prepare_prompt,
     select_eligible,
-    with_embedding,
+    with_unusualness,
 )
 from engine.routing.ranking import DecisionContext
 
@@ -146,7 +146,7 @@ class Scorer:
         Its probabilities then do not depend on the other requests of the log.
         """
         rows = np.arange(len(self._table.candidates))
-        scored: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        scored: dict[bytes, tuple[NDArray[np.float32], float | None]] = {}
         p = np.empty((len(conversations), len(rows)), dtype=np.float32)
         infos = []
         for i, conversation in enumerate(conversations):
@@ -163,12 +163,13 @@ class Scorer:
                 found = self._backend.probabilities(
                     [prompt.tokens], self._table.embeddings, rows, self._head
                 )
-                match = self._table.match
-                added = None if match is None else match.log_odds(found.embeddings)
-                matched = found.p if added is None else add_log_odds(found.p, added)
-                scored[key] = matched[0], found.embeddings[0]
-            p[i], embedding = scored[key]
-            infos.append(with_embedding(info, self._table, embedding))
+                matched, unusualness = found.p, None
+                if (match := self._table.match) is not None:
+                    matched = add_log_odds(found.p, match.log_odds(found.embeddings))
+                    unusualness = match.unusualness(found.embeddings[0])
+                scored[key] = matched[0], unusualness
+            p[i], unusualness = scored[key]
+            infos.append(with_unusualness(info, unusualness))
         ood_scores = [math.nan if r.ood_score is None else r.ood_score for r in infos]
         return Scores(p, np.array([r.input_tokens for r in infos]), np.array(ood_scores))
 

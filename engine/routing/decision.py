@@ -157,12 +157,12 @@ def prepare_prompt(
     )
 
 
-def with_embedding(info: PromptInfo, table: Table, embedding: Float32Array | None) -> PromptInfo:
-    """Return `info` with an out-of-distribution score that sees the embedding (D,) as well as the
-    tokens: of a log or a dump the tokens may be common ones."""
-    if table.match is None or embedding is None or info.ood_score is None:
+def with_unusualness(info: PromptInfo, unusualness: float | None) -> PromptInfo:
+    """Return `info` with an out-of-distribution score that sees more than the tokens, which may be
+    common ones in a log or a dump. unusualness: see TaskMatch, None if it is unknown."""
+    if unusualness is None or info.ood_score is None:
         return info
-    return replace(info, ood_score=max(info.ood_score, table.match.unusualness(embedding)))
+    return replace(info, ood_score=max(info.ood_score, unusualness))
 
 
 def select_eligible(

@@ -40,7 +40,7 @@ from engine.routing.decision import (
     harder,
     prepare_prompt,
     select_eligible,
-    with_embedding,
+    with_unusualness,
 )
 from engine.routing.eligibility import Eligible, leave_out, revise_costs, validate_policy
 from engine.routing.exploration import NO_EXPLORATION, Exploration, explore
@@ -180,7 +180,7 @@ class Router:
         else:
             scored, fallback_reason = _levels(request, 0.0), "the request has no text to route by"
         scored_at = time.monotonic()
-        info = with_embedding(request.info, request.table, scored.embedding)
+        info = with_unusualness(request.info, scored.unusualness)
         info = replace(info, failures=failures) if failures else info
         conditions = self._context(info, session, fallback_reason, policy)
         correction = None if fallback_reason else self._correction(scored)
@@ -295,7 +295,8 @@ class Router:
         cached = self._cache.get(key)
         if cached is not None:
             p, embedding = cached
-            return ScoreResult(p, 0.0, 0.0, 0.0, embedding)
+            unusualness = None if table.match is None else table.match.unusualness(embedding)
+            return ScoreResult(p, 0.0, 0.0, 0.0, embedding, unusualness=unusualness)
         scored = await self._batcher.submit(
             tokens, table, rows, deadline, admitted_size=request.admitted_size
         )

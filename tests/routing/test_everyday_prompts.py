@@ -26,7 +26,7 @@ from engine.registry.catalog import read_catalog
 from engine.registry.matching.task_match import add_log_odds
 from engine.registry.onnx_encoder import load_encoder
 from engine.registry.table import make_table
-from engine.routing.decision import PromptInfo, with_embedding
+from engine.routing.decision import PromptInfo, with_unusualness
 from tests.support import datasets
 from tools.processes import BUNDLE
 from training.difficulty.prompts import everyday_prompts, other_prompts
@@ -65,7 +65,8 @@ class Scorer:
         found = self.backend.probabilities([tokens], self.table.embeddings, rows, self.head)
         p = add_log_odds(found.p, self.table.match.log_odds(found.embeddings))[0]
         info = PromptInfo(len(tokens), False, self.training_set.ood_score(tokens))
-        ood_score = with_embedding(info, self.table, found.embeddings[0]).ood_score
+        unusualness = self.table.match.unusualness(found.embeddings[0])
+        ood_score = with_unusualness(info, unusualness).ood_score
         assert ood_score is not None
         return p, ood_score
 

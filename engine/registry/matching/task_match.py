@@ -65,7 +65,8 @@ MAX_JOINED_TASKS = 1000  # of the last group, whose cost is candidates x tasks
 
 def ramp(values: NDArray[Any], zero: Any, one: Any) -> Float32Array:
     """Return 0 at `zero` and beyond, 1 at `one` and beyond, linear in between."""
-    return np.asarray(np.clip((values - zero) / (one - zero), 0, 1), dtype=np.float32)
+    share = (values - zero) / (one - zero)
+    return np.asarray(np.minimum(np.maximum(share, 0), 1), dtype=np.float32)
 
 
 def add_log_odds(p: Float32Array, added: Float32Array) -> Float32Array:
@@ -139,7 +140,8 @@ class _Tasks:
 
     def weights(self, units: Float32Array) -> Float32Array:
         """Return the weights (B, S) of tasks for instructions at places (B, P)."""
-        distances = np.linalg.norm(units[:, None, :] - self._centers, axis=2)
+        away = units[:, None, :] - self._centers
+        distances = np.sqrt((away * away).sum(axis=2))
         products = units @ self._away.T - self._offsets  # (u - c) times v - c of length 1
         cosines = products / np.maximum(distances, 1e-9)[:, self._group_of_task]
         highest = np.maximum.reduceat(cosines, self._starts, axis=1)[:, self._group_of_task]
@@ -211,12 +213,27 @@ class TaskMatch:
         return digest.hexdigest()[:16]
 
     def log_odds(self, embeddings: Float32Array) -> Float32Array:
-        """Return what to add to the log-odds of M candidates for embeddings (B, D), (B, M).
+        """Return what to add to the log-odds of M candidates for embeddings (B, D), (B, M)."""
+        return self.log_odds_at(self.places(embeddings))
+
+    def unusualness(self, embedding: Float32Array) -> float:
+        """Return the probability that a text with this embedding (D,) is no instruction at all."""
+        return float(self.unusualness_at(self.places(embedding[None, :]))[0])
+
+    def places(self, embeddings: Float32Array) -> Float32Array:
+        """Return the places (B, P) of instructions with embeddings (B, D)."""
+        return self._space.unit_vectors(embeddings, self._space.mean)
+
+    def unusualness_at(self, units: Float32Array) -> Float32Array:
+        """See unusualness; for instructions at places (B, P), (B,)."""
+        return self._places.unusualness(units)
+
+    def log_odds_at(self, units: Float32Array) -> Float32Array:
+        """See log_odds; for instructions at places (B, P).
 
         It is rounded, so that it hardly depends on the order of additions, and servers fit the same
         thing to the same outcomes.
         """
-        units = self._space.unit_vectors(embeddings, self._space.mean)
         found = np.zeros((len(units), self._count), dtype=np.float32)
         unlike = np.ones((len(units), 1), dtype=np.float32)
         if (tasks := self._tasks) is not None:
@@ -233,18 +250,14 @@ class TaskMatch:
             matched = tasks.highest(relevance) * tasks.deviations(weights) / total
             found += (FACTOR * matched + COMMON * relevance_of_known * common) * self._tested
         found += LIFT * unlike * self._places.everyday_share(units)[:, None]
-        return np.asarray(np.round(np.nan_to_num(found), DECIMALS), dtype=np.float32)
-
-    def unusualness(self, embedding: Float32Array) -> float:
-        """Return the probability that a text with this embedding (D,) is no instruction at all."""
-        units = self._space.unit_vectors(embedding[None, :], self._space.mean)
-        return float(self._places.unusualness(units)[0])
+        found[~np.isfinite(found)] = 0
+        return np.asarray(found.round(DECIMALS), dtype=np.float32)
 
     def nearest(self, embedding: Float32Array, row: int, count: int) -> list[NearTask]:
         """Return the tasks of the test of candidate `row` that weigh most, most first."""
         if self._tasks is None:
             return []
-        units = self._space.unit_vectors(embedding[None, :], self._space.mean)
+        units = self.places(embedding[None, :])
         for group, part in self._tasks.groups:
             place = np.flatnonzero(group.rows == row)
             if len(place):
