@@ -18,8 +18,8 @@ from tokenizers.models import BPE
 
 from engine.bundle.prompt import Encoding
 
-WORDS = 16_384  # remembered, of at most MAX_CHARS characters; some 5 MB
-MAX_CHARS = 2048  # of a text, so that one of words that are all new takes less than 5 ms
+WORDS, WORD_CHARS = 8192, 32  # remembered, for all callers, in 2 to 10 MB
+MAX_CHARS = 2048  # of a text, so that one of words that are all new takes less than 1 ms
 # The pattern of GPT-2, for ASCII, with every digit a word of its own.
 PRE_TOKENIZER = {
     "type": "Sequence",
@@ -28,6 +28,8 @@ PRE_TOKENIZER = {
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     ],
 }
+# How a byte-level BPE writes the bytes of ASCII that are not printed.
+_WRITTEN = {byte: 256 + byte for byte in range(33)} | {127: 256 + 33}
 _SPACE = r" \t\n\r\v\f"
 _WORD = re.compile(
     r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+|[0-9]"
@@ -48,6 +50,7 @@ class WordTokenizer:
     def __init__(self, library: Tokenizer) -> None:
         self._library = library
         self._special = [token.content for token in library.get_added_tokens_decoder().values()]
+        self._model = library.model
         self._tokens_of = lru_cache(WORDS)(self._encode_word)
 
     def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding:
@@ -60,11 +63,11 @@ class WordTokenizer:
             return self._library.encode(sequence, add_special_tokens=add_special_tokens)
         ids = list[int]()
         for word in _WORD.findall(sequence):
-            ids += self._tokens_of(word)
+            ids += (self._tokens_of if len(word) <= WORD_CHARS else self._encode_word)(word)
         return WordEncoding(ids)
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
-        return tuple(self._library.encode(word, add_special_tokens=False).ids)
+        return tuple([token.id for token in self._model.tokenize(word.translate(_WRITTEN))])
 
 
 def open_tokenizer(bundle: Path) -> Tokenizer | WordTokenizer:

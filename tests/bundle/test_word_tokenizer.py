@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.bundle.word_tokenizer import MAX_CHARS, WordTokenizer, open_tokenizer
+from engine.bundle.word_tokenizer import MAX_CHARS, WORD_CHARS, WordTokenizer, open_tokenizer
 from tools.processes import BUNDLE
 
 BY_WORDS = open_tokenizer(BUNDLE)
@@ -36,6 +36,7 @@ def test_any_text(text: str) -> None:
         "Begin <|im_start|>user\nHi<|im_end|>, then <filename>a.py and x<|y",
         "Ünïcode, 数学 and ٣٤ digits",
         "words " * MAX_CHARS,
+        "Antidisestablishment" * WORD_CHARS + "=" * 99,
         "   1  a   !\x1c 2",
     ],
 )

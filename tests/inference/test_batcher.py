@@ -324,7 +324,7 @@ async def test_a_short_pass_for_one_request_runs_in_the_event_loop() -> None:
         return list(threads)
 
     assert await where(submit()) == [False]
-    assert await where(submit()) == [False]  # nobody says that the loop has nothing else to do
+    assert await where(submit()) == [False]  # is_quiet is not set
     batcher.is_quiet = lambda: True
     assert await where(submit()) == [True]
     assert await where(submit(2), submit(3)) == [True, True]
