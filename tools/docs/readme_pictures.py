@@ -159,7 +159,7 @@ def draw_results(target: Path) -> None:
     right.set_xlim(1, 20_000)
     for row, ms in enumerate(times):
         right.annotate(f"{ms:,.1f} ms", (ms, row), (4, 0), textcoords="offset points", va="center")
-    right.set_title("One forward pass, 20 candidates, 2 CPU cores", loc="left", color=INK)
+    right.set_title("Forward pass, 20 candidates, 2 CPU cores", loc="left", color=INK)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(target, format="svg", metadata={"Date": None})
