@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from engine.api.candidate import Candidate, require_valid
@@ -137,9 +137,12 @@ def _run(parsed: argparse.Namespace) -> None:
     candidate = with_result(candidate, result, answer_only=endpoint.answer_only, places=places)
     document = content(candidate, result, question_set, endpoint)
     replace_text(files.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    replace_text(files.chart, chart(candidate.display_name, result))
+    written = str(files.out)
+    if find_spec("matplotlib") is not None:
+        replace_text(files.chart, chart(candidate.display_name, result))
+        written += f" and {files.chart}"
     print("\n".join(summary(result, question_set, answer_only=endpoint.answer_only)))
-    print(f"wrote {files.out} and {files.chart}")
+    print(f"wrote {written}")
     if unreadable.unreadable:
         print(unreadable.describe())
     if parsed.server:
@@ -164,9 +167,6 @@ def _ask_questions(
     unreadable: UnreadableReplies,
     parsed: argparse.Namespace,
 ) -> None:
-    # matplotlib draws the chart; without it, the run would fail after all questions were paid for.
-    import_module("matplotlib")
-
     unanswered = [q for q in question_set.questions if q.key not in journal.replies]
     if answered := len(question_set.questions) - len(unanswered):
         print(f"{answered} questions are already answered in the journal.")

@@ -175,3 +175,18 @@ def test_a_result_is_not_overwritten_by_another_run(
     run(llm, tmp_path, "--force")
     run(llm, tmp_path)  # the same run goes on
     assert read_catalog(tmp_path / "m.json")[0].id == "m"
+
+
+def test_an_installation_without_matplotlib_draws_no_picture(
+    llm: FakeChat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Kind: a test was refused for want of a package that it does not need."""
+    monkeypatch.setattr("engine.cli.aptitude.find_spec", lambda _: None)
+    write(tmp_path / "q.jsonl", QUESTIONS[0])
+    run(llm, tmp_path)
+    assert capsys.readouterr().out.endswith("m.json\n")
+    assert read_catalog(tmp_path / "m.json")[0].aptitude[0].accuracy == 1.0
+    assert not (tmp_path / "m.svg").exists()

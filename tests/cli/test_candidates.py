@@ -134,9 +134,14 @@ def test_results_of_a_new_test_replace_the_old_ones(
     after = client.get_candidate(before.id)
     assert after.aptitude[0].accuracy == 0.9
     assert after.input_usd_per_million == before.input_usd_per_million
-    own = {"id": before.id, "aptitude": {"invoices": [0.4, 30], "philosophy": [0.7, 50]}}
+    own: dict[str, Any] = {"id": before.id, "mean_output_tokens": 6}
+    own |= {"aptitude": {"invoices": [0.4, 30], "philosophy": [0.7, 50]}}
     file.write_text(json.dumps(own), "utf-8")
+    run("update", before.id, "--results", file, "--mean-output-tokens", "77")
+    assert client.get_candidate(before.id).mean_output_tokens == 77, "the flag comes first"
+    file.write_text(json.dumps({**own, "aptitude": {"invoices": [0.6, 30]}}), "utf-8")
     would = run("update", before.id, "--results", file, "--keep-results", "--validate-only")
+    assert "mean_output_tokens" not in would
     assert "dropped" not in would
     assert "tasks of your own: invoices" in would
     file.write_text(json.dumps({"id": before.id, "aptitude": {"invoices": [0.4, 30]}}), "utf-8")

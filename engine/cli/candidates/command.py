@@ -98,7 +98,8 @@ def _add_update(action: argparse.ArgumentParser) -> None:
     fields.add_arguments(group, default="as it is")
     text = "take the results of its aptitude test, and its mean answer length, from this file"
     group.add_argument("--results", type=Path, metavar="FILE", help=text)
-    text = "with --results: keep its results on tasks that the file did not test"
+    text = "with --results: keep its mean answer length, and its results on tasks that the file did"
+    text += " not test"
     group.add_argument("--keep-results", action="store_true", help=text)
     _add_validate_only(action)
 
@@ -209,7 +210,7 @@ def _update(parsed: argparse.Namespace) -> None:
 
     given = fields.given_fields(parsed)
     if parsed.results is not None:
-        given |= _results(parsed)
+        given = _results(parsed) | given
     elif parsed.keep_results:
         raise InvalidInputError(Violation("--keep-results", "needs --results."))
     if not given:
@@ -218,7 +219,9 @@ def _update(parsed: argparse.Namespace) -> None:
     prices = {k: v for k, v in given.items() if k.endswith("_usd_per_million")}
     with connect(parsed) as client:
         before = client.get_candidate(parsed.id)
-        if parsed.keep_results and parsed.results is not None:
+        if parsed.keep_results:
+            if before.mean_output_tokens is not None and parsed.mean_output_tokens is None:
+                given.pop("mean_output_tokens", None)
             given["aptitude"] = with_whole_test(
                 replace(before, aptitude=merged_results(before.aptitude, given["aptitude"]))
             ).aptitude
