@@ -21,7 +21,7 @@ from bench.agreement import differences
 from bench.baselines import LENGTH, forwards, fused_files, prompt, rows, with_busy_neighbor
 from bench.latency import texts
 from bench.load_generator import closed_loop
-from bench.report import environment, markdown, write
+from bench.report import busy_seconds, environment, markdown, others_share, write
 from bench.targets import Measured, targets_of
 from engine.bundle.manifest import read_manifest
 from engine.inference.onnx import OnnxBackend
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="within 60 seconds")
     parser.add_argument("--threads", type=int, default=2, help="inference threads")
     options = parser.parse_args()
-    started = time.monotonic()
+    started, busy_before = time.monotonic(), busy_seconds()
     quick, threads = options.quick, options.threads
     described = environment(threads=threads, quick=quick, arrivals="closed loop")
     manifest = read_manifest(BUNDLE, "bundle")
@@ -108,6 +108,7 @@ def main() -> None:
         ms = forwards(quick, threads, scratch, skipped)
         busy = with_busy_neighbor(manifest, threads)
     wall = time.monotonic() - started
+    described["others_cpu_share"] = others_share(busy_before, wall)
     found = Measured(
         ms, busy, live, agreement, memory, manifest.depth, size, skipped, wall if quick else None
     )
@@ -127,7 +128,8 @@ def main() -> None:
         print(f"{name:44}{value:10.2f} ms")
     for name, reason in skipped.items():
         print(f"{name:44}   left out: {reason}")
-    print(f"{markdown(targets)}\nwall time {wall:.0f} s")
+    print(f"{markdown(targets)}\nwall time {wall:.0f} s, other processes took"
+          f" {described['others_cpu_share']:.0%} of the cores")  # fmt: skip
     print(json.dumps(result | {"targets": [t.row() for t in targets]}))
 
 

@@ -62,6 +62,25 @@ def processor() -> dict[str, Any]:
     }
 
 
+def busy_seconds() -> tuple[float, float]:
+    """Return the CPU seconds of the machine since it started, and those of this process and of its
+    children that ended."""
+    ticks = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, *_ = map(int, ticks)
+    times = os.times()
+    own = times.user + times.system + times.children_user + times.children_system
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own
+
+
+def others_share(before: tuple[float, float], seconds: float) -> float:
+    """Return the share of the machine's cores that other processes took in the last `seconds`.
+
+    before: busy_seconds() at their beginning.
+    """
+    (machine, own), cores = busy_seconds(), os.cpu_count() or 1
+    return max(0.0, (machine - before[0]) - (own - before[1])) / (seconds * cores)
+
+
 def environment(**more: Any) -> dict[str, Any]:
     """Return commit, hardware and versions of this run, with `more`."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
