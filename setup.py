@@ -85,12 +85,19 @@ AMX = ["-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 # Each path is compiled for its own instruction set, and chosen at run time. A compiler that does
 # not know an instruction set gives a library without its paths.
 PATHS = {
-    "amx": ([*AVX512, *AMX], "MODELSAT_WITHOUT_AMX"),
-    "avx512_vnni": (AVX512, "MODELSAT_WITHOUT_AVX512"),
-    "avx512_bf16": ([*AVX512, "-mavx512bf16"], "MODELSAT_WITHOUT_AVX512_BF16"),
-    "avx2_vnni": ([*AVX2, "-mavxvnni"], "MODELSAT_WITHOUT_AVX_VNNI"),
-    "avx2": (AVX2, "MODELSAT_WITHOUT_AVX2"),
+    "x86_64": {
+        "amx": ([*AVX512, *AMX], "MODELSAT_WITHOUT_AMX"),
+        "avx512_vnni": (AVX512, "MODELSAT_WITHOUT_AVX512"),
+        "avx512_bf16": ([*AVX512, "-mavx512bf16"], "MODELSAT_WITHOUT_AVX512_BF16"),
+        "avx2_vnni": ([*AVX2, "-mavxvnni"], "MODELSAT_WITHOUT_AVX_VNNI"),
+        "avx2": (AVX2, "MODELSAT_WITHOUT_AVX2"),
+    },
+    "aarch64": {
+        "neon_i8mm": (["-march=armv8.2-a+dotprod+i8mm"], "MODELSAT_WITHOUT_NEON_I8MM"),
+        "neon_dot": (["-march=armv8.2-a+dotprod"], "MODELSAT_WITHOUT_NEON_DOT"),
+    },
 }
+MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}  # other names of the same
 
 
 class BuildKernels(build_ext):
@@ -103,10 +110,9 @@ class BuildKernels(build_ext):
             return
         objects: list[str] = []
         missing: list[tuple[str, str | None]] = []
-        for name, (flags, without) in PATHS.items():
+        machine = MACHINES.get(platform.machine(), platform.machine())
+        for name, (flags, without) in PATHS.get(machine, {}).items():
             try:
-                if platform.machine() not in ("x86_64", "AMD64"):
-                    raise CompileError("another architecture")
                 objects += self.compiler.compile(
                     [f"{FORWARD}/path_{name}.cc"],
                     output_dir=self.build_temp,

@@ -1,5 +1,5 @@
-// What this CPU and the operating system allow (cpu.h), from CPUID: compilers differ in the names that
-// __builtin_cpu_supports knows.
+// What this CPU and the operating system allow (cpu.h), from CPUID or from Linux's auxiliary vector:
+// compilers differ in the names that __builtin_cpu_supports knows.
 
 #include "cpu.h"
 
@@ -9,6 +9,9 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace modelsat {
@@ -75,6 +78,14 @@ bool has_avx512_vnni() { return false; }
 bool has_avx512_bf16() { return false; }
 bool has_amx_int8() { return false; }
 bool has_amx_bf16() { return false; }
+#endif
+
+#if defined(__aarch64__) && defined(__linux__)
+bool has_neon_i8mm() { return getauxval(AT_HWCAP2) & HWCAP2_I8MM; }
+bool has_neon_dot() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+#else
+bool has_neon_i8mm() { return false; }
+bool has_neon_dot() { return false; }
 #endif
 
 }  // namespace modelsat

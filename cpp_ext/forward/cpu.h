@@ -10,6 +10,8 @@ bool has_avx512_vnni();
 bool has_avx512_bf16();
 bool has_avx2_vnni();
 bool has_avx2();
+bool has_neon_i8mm();
+bool has_neon_dot();
 
 }  // namespace modelsat
 

@@ -110,6 +110,7 @@ struct Path {
 
 // Every path that this build has, best first.
 extern const Path kAmxInt8, kAmxBf16, kAvx512Vnni, kAvx512Bf16, kAvx2Vnni, kAvx2;
+extern const Path kNeonI8mm, kNeonDot;
 
 }  // namespace modelsat
 

@@ -25,6 +25,13 @@ const Path* const kPaths[] = {  // best first
 #if !defined(MODELSAT_WITHOUT_AVX2)
     &kAvx2,
 #endif
+#elif defined(__aarch64__)
+#if !defined(MODELSAT_WITHOUT_NEON_I8MM)
+    &kNeonI8mm,
+#endif
+#if !defined(MODELSAT_WITHOUT_NEON_DOT)
+    &kNeonDot,
+#endif
 #endif
     nullptr,
 };
