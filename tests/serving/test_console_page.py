@@ -55,7 +55,7 @@ def test_the_page_ranks_a_text_and_shows_a_decision(console: Console, browser: A
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(console.url)
-    page.get_by_label("Instruction").fill("Translate 'cat' to French.")
+    page.get_by_label("Instruction", exact=True).fill("Translate 'cat' to French.")
     page.keyboard.press("Control+Enter")
     rows = page.locator("#ask-ranking tbody tr")
     rows.nth(len(CATALOG) - 1).wait_for()
@@ -145,7 +145,7 @@ def test_the_page_ranks_by_each_objective_among_those_allowed(
     page.goto(console.url)
     page.get_by_text("Constraints", exact=True).click()
     page.get_by_label("Allowed candidates").fill(f"{names[0]}, candidates/{names[1]} {names[2]}")
-    page.get_by_label("Instruction").fill(QUESTION)
+    page.get_by_label("Instruction", exact=True).fill(QUESTION)
     for objective, label, limit in (
         ("willingness_to_pay_usd", "", None),
         ("target_probability", "Probability", 0.5),
@@ -230,7 +230,7 @@ def test_the_page_asks_for_a_token_and_keeps_it(guarded: Console, browser: Any) 
     page.locator("#candidates-table tbody tr").nth(len(CATALOG) - 1).wait_for()
     page.reload()
     page.locator("#candidates-table tbody tr").nth(len(CATALOG) - 1).wait_for()
-    page.get_by_label("Instruction").fill(QUESTION)
+    page.get_by_label("Instruction", exact=True).fill(QUESTION)
     page.keyboard.press("Control+Enter")
     page.locator("#ask-problem").get_by_text("needs 'admin' or 'route'").wait_for()
     assert not page.locator("#login").is_visible()

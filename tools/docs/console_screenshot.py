@@ -36,7 +36,7 @@ def main() -> None:
         store = Path(folder) / "candidates.sqlite"
         with serving(store, "--console-address", console) as server:
             page.goto(f"http://{console}/")
-            page.get_by_label("Instruction").fill(TEXT)
+            page.get_by_label("Instruction", exact=True).fill(TEXT)
             page.get_by_label("Willingness to pay").fill("60")
             page.get_by_role("button", name="Rank").click()
             page.locator("#ask-curve polyline").wait_for()

@@ -75,7 +75,9 @@ function ranking(decision) {
       h("td", { class: "figure" }, usd(r.expected_cost_usd)),
       h("td", { class: "figure wide" }, r.utility < -1e9 ? "no price" : number(r.utility)));
   });
-  const excluded = decision.excluded.map((e) =>
+  // Those that the lists leave out come last: one knows them.
+  const isListed = (e) => Number(/ the (allowed|denied) candidates$/.test(e.reason));
+  const excluded = [...decision.excluded].sort((a, b) => isListed(a) - isListed(b)).map((e) =>
     h("tr", { class: "excluded" },
       h("th", { scope: "row" }, bare(e.candidate)),
       h("td", { colspan: learned ? "4" : "3" }, `excluded: ${e.reason}`)));
