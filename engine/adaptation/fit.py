@@ -220,9 +220,8 @@ def _fit_model(outcomes: KnownOutcomes, features: Float32Array) -> _Model:
     residual = (y - q) / information  # the working residual of a Newton step
     shared = by_row(information * reach**2)
     mean = by_row(information * reach * residual) / np.maximum(shared, 1e-9)
-    a, smooth, left_out = (
-        x[:, 0] for x in fit_ridge(features, shared, mean[:, None], COMMON_VARIANCE)
-    )
+    common_fits = fit_ridge(features, shared, mean[:, None], (COMMON_VARIANCE,))
+    a, smooth, left_out = (x[:, 0] for x in common_fits[0])
     # What an instruction's own outcomes say of it beyond its neighbors, shrunk by their number.
     trust = INSTRUCTION_VARIANCE / (INSTRUCTION_VARIANCE + 1 / np.maximum(shared, 1e-9))
     rest = residual - reach * (smooth + trust * (mean - smooth))[n]
@@ -270,44 +269,33 @@ def _fit_relative(
     what is right differs tenfold between kinds of instructions.
     """
     precision = typical[outcomes.n] * outcomes.weight
-    best = _fit_relative_by(RELATIVE_VARIANCES[0], outcomes, features, rest, precision)
-    for variance in RELATIVE_VARIANCES[1:]:
-        other = _fit_relative_by(variance, outcomes, features, rest, precision)
-        better = precision * ((rest - best[1]) ** 2 - (rest - other[1]) ** 2)
-        gains = np.bincount(outcomes.n, better)
-        if gains.sum() > np.sqrt((gains**2).sum()):
-            best = other
-    return best
-
-
-def _fit_relative_by(
-    variance: float,
-    outcomes: KnownOutcomes,
-    features: Float32Array,
-    rest: Float64Array,
-    precision: Float64Array,
-) -> tuple[Float64Array, Float64Array]:
-    """Fit with one variance of the coefficients. precision: (K,) of `rest`. Candidates with
-    outcomes on the same instructions share one regression."""
     order = np.lexsort((outcomes.n, outcomes.m))
     bounds = np.searchsorted(outcomes.m[order], np.arange(outcomes.candidates + 1))
+    # Candidates with outcomes on the same instructions share one regression.
     groups: dict[tuple[bytes, bytes], list[int]] = defaultdict(list)
     of = [order[bounds[c] : bounds[c + 1]] for c in range(outcomes.candidates)]
     for candidate, own in enumerate(of):
         if len(own):
             key = outcomes.n[own].tobytes(), outcomes.weight[own].tobytes()
             groups[key].append(candidate)
-    coefficients = np.zeros((features.shape[1], outcomes.candidates))
-    predicted = np.zeros(len(rest))
+    count = len(RELATIVE_VARIANCES)
+    coefficients = np.zeros((count, features.shape[1], outcomes.candidates))
+    predicted = np.zeros((count, len(rest)))
     for members in groups.values():
         own = of[members[0]]
-        rows = outcomes.n[own]
         targets = np.stack([rest[of[c]] for c in members], axis=1)
-        found, _, left_out = fit_ridge(features[rows], precision[own], targets, variance)
-        coefficients[:, members] = found
-        for i, candidate in enumerate(members):
-            predicted[of[candidate]] = left_out[:, i]
-    return coefficients, predicted
+        fits = fit_ridge(features[outcomes.n[own]], precision[own], targets, RELATIVE_VARIANCES)
+        for k, (found, _, left_out) in enumerate(fits):
+            coefficients[k][:, members] = found
+            for i, candidate in enumerate(members):
+                predicted[k, of[candidate]] = left_out[:, i]
+    best = 0
+    for other in range(1, count):
+        better = precision * ((rest - predicted[best]) ** 2 - (rest - predicted[other]) ** 2)
+        gains = np.bincount(outcomes.n, better)
+        if gains.sum() > np.sqrt((gains**2).sum()):
+            best = other
+    return coefficients[best], predicted[best]
 
 
 def _left_out(outcomes: KnownOutcomes, features: Float32Array, model: _Model) -> Float64Array:

@@ -37,6 +37,7 @@ from engine.registry.table import Table
 
 POLL_S = 2.0  # what other replicas recorded is noticed after this time
 MIN_INTERVAL_S = 2.0  # between the starts of fits
+FIRST_FIT_S = 10.0  # that a start waits for it; a larger memory is fitted while requests are served
 REST_RATIO = 2.0  # time without fitting, relative to the last fit's, so that it takes no whole core
 Fit = Callable[[OutcomeMatrix, InstructionSpace], Adaptation]
 log = logging.getLogger(__name__)
@@ -46,13 +47,12 @@ log = logging.getLogger(__name__)
 class PublishedFit:
     """A fit, and what it was made from. It keeps no matrix, which may be large.
 
-    adaptation: None if there are no outcomes. matrix_id: see OutcomeMatrix.id. instructions: (N,)
-    numbers in the store. provenance: (N,) positions in PROVENANCES. unused: see MemoryView. scope,
-    position: what was fitted, as of when. lengths: of answers, None if none is known.
+    adaptation: None if there are no outcomes. instructions: (N,) numbers in the store. provenance:
+    (N,) positions in PROVENANCES. unused: see MemoryView. scope, position: what was fitted, as of
+    when. lengths: of answers, None if none is known.
     """
 
     adaptation: Adaptation | None
-    matrix_id: str
     instructions: Int64Array
     provenance: NDArray[np.int8]
     unused: Mapping[str, int]
@@ -91,6 +91,8 @@ class AdaptationRefresher:
         self._fit = fit
         self._memory = RememberedOutcomes()
         self._published: PublishedFit | None = None
+        self._has_begun = asyncio.Event()
+        self._last_fit: tuple[str, Adaptation] | None = None  # and the ID of its matrix
         self._fingerprints: tuple[Table, Mapping[str, str]] | None = None
         self._served: tuple[PublishedFit, Table, Adaptation] | None = None  # see current()
         self._wake = asyncio.Event()
@@ -137,10 +139,15 @@ class AdaptationRefresher:
     async def start(self) -> None:
         """Read the store, fit, and go on in the background.
 
-        A store that cannot be read delays the first fit, not the start.
+        Neither a store that cannot be read nor a fit of more than FIRST_FIT_S delays the start: the
+        weights' own probabilities are served until it is made.
         """
-        await self._refresh_or_log()
         self._task = asyncio.create_task(self._run(), name="adaptation")
+        try:
+            async with asyncio.timeout(FIRST_FIT_S):
+                await self._has_begun.wait()
+        except TimeoutError:
+            log.info("the first fit takes long; until it is made, nothing that was learned is used")
 
     async def stop(self) -> None:
         """End the background task; a fit that runs is left to end by itself."""
@@ -226,6 +233,8 @@ class AdaptationRefresher:
         ]
 
     async def _run(self) -> None:
+        await self._refresh_or_log()
+        self._has_begun.set()
         while True:
             # Other servers of the store do not wake this one, nor does a change of candidates.
             with suppress(TimeoutError):
@@ -268,24 +277,23 @@ class AdaptationRefresher:
             return None
         started = time.monotonic()
         try:
-            return self._fitted(scope, last)
+            return self._fitted(scope)
         finally:
             took_s = time.monotonic() - started
             self._rest_until = started + max(MIN_INTERVAL_S, (1 + REST_RATIO) * took_s)
 
-    def _fitted(self, scope: FitScope, last: PublishedFit | None) -> PublishedFit:
-        """Fit, unless the outcomes of the last fit are the same."""
+    def _fitted(self, scope: FitScope) -> PublishedFit:
+        """Fit, unless the last fit was of the same outcomes, as when a reset is taken back."""
         view = self._memory.view(scope)
         matrix, adaptation = view.matrix, None
-        if last is not None and matrix.id == last.matrix_id:
-            adaptation = last.adaptation
-        elif len(matrix):
-            adaptation = self._fit(matrix, self._space)
+        if len(matrix):
+            if self._last_fit is None or self._last_fit[0] != matrix.id:
+                self._last_fit = matrix.id, self._fit(matrix, self._space)
+            adaptation = self._last_fit[1]
         provenance = matrix.provenance.max(axis=1, initial=0)
         answers = self._memory.answers(scope, MAX_INSTRUCTIONS)
         return PublishedFit(
             adaptation,
-            matrix.id,
             view.instructions,
             provenance,
             view.unused,

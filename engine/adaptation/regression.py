@@ -4,6 +4,7 @@ one candidate. Shapes: N instructions, M candidates, R features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,44 +107,44 @@ def fit_logistic(
 
 
 def fit_ridge(
-    features: Float32Array, weights: Float64Array, targets: Float64Array, variance: float
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Fit weighted ridge regressions that share features and weights.
+    features: Float32Array,
+    weights: Float64Array,
+    targets: Float64Array,
+    variances: Sequence[float],
+) -> list[tuple[Float64Array, Float64Array, Float64Array]]:
+    """Fit weighted ridge regressions that share features and weights, by each of several variances.
+
+    One eigendecomposition serves all variances. It is of the smaller of the two Gram matrices: each
+    of many candidates may have a few outcomes of its own.
 
     Args:
         features: (N, R).
         weights: (N,) precisions of the targets.
         targets: (N, T).
-        variance: of the coefficients' prior.
+        variances: of the coefficients' prior.
 
     Returns:
-        Coefficients (R, T); predictions (N, T); and predictions of each target by a fit without its
-        row (N, T), from the hat matrix's diagonal (Golub, Heath and Wahba, 1979).
+        For each variance, coefficients (R, T); predictions (N, T); and predictions of each target
+        by a fit without its row (N, T), from the hat matrix's diagonal (Golub, Heath and Wahba,
+        1979).
     """
-    if 2 * len(features) < features.shape[1]:
-        return _fit_ridge_by_rows(features, weights, targets, variance)
-    weighted = features * weights[:, None].astype(np.float32)
-    gram = (features.T @ weighted).astype(np.float64)
-    gram[np.diag_indices_from(gram)] += 1 / variance
-    inverse = np.linalg.inv(gram)
-    coefficients = inverse @ (weighted.T @ targets.astype(np.float32)).astype(np.float64)
-    predicted = features.astype(np.float64) @ coefficients
-    spread = (features @ inverse.astype(np.float32)) * weighted
-    leverage: Float64Array = np.clip(spread.sum(axis=1, dtype=np.float64), 0, MAX_LEVERAGE)
-    left_out = (predicted - leverage[:, None] * targets) / (1 - leverage[:, None])
-    return np.asarray(coefficients), np.asarray(predicted), np.asarray(left_out)
-
-
-def _fit_ridge_by_rows(
-    features: Float32Array, weights: Float64Array, targets: Float64Array, variance: float
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Fit the same in the dual, (N, N), for fewer rows than features: each of many candidates may
-    have a few outcomes of its own."""
-    wide, root = features.astype(np.float64), np.sqrt(weights)[:, None]
-    kernel = variance * (wide @ wide.T)
-    inverse = np.linalg.inv(root * kernel * root.T + np.eye(len(wide)))
-    dual = root * (inverse @ (root * targets))
-    predicted = kernel @ dual
-    rest = np.maximum(np.diag(inverse), 1 - MAX_LEVERAGE)[:, None]  # 1 - leverage
-    left_out = (predicted - (1 - rest) * targets) / rest
-    return variance * (wide.T @ dual), predicted, left_out
+    root, by_rows = np.sqrt(weights)[:, None], 2 * len(features) < features.shape[1]
+    exact = features.astype(np.float64 if by_rows else np.float32, copy=False)
+    weighted = exact * root.astype(exact.dtype)
+    if by_rows:
+        values, vectors = np.linalg.eigh(weighted @ weighted.T)
+        basis, projected = weighted.T @ vectors, vectors.T @ (root * targets)
+        squares = vectors**2 * values
+    else:
+        values, basis = np.linalg.eigh((weighted.T @ weighted).astype(np.float64))
+        projected = basis.T @ (weighted.T @ (root * targets).astype(np.float32))
+        squares = (weighted @ basis.astype(np.float32)) ** 2
+    found = []
+    for variance in variances:
+        shrinkage = 1 / (np.maximum(values, 0) + 1 / variance)
+        coefficients = basis @ (shrinkage[:, None] * projected)
+        predicted = (exact @ coefficients.astype(exact.dtype)).astype(np.float64)
+        leverage = np.clip(squares @ shrinkage.astype(exact.dtype), 0, MAX_LEVERAGE)[:, None]
+        left_out = (predicted - leverage * targets) / (1 - leverage)
+        found.append((coefficients, predicted, left_out))
+    return found

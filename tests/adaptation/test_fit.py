@@ -318,22 +318,23 @@ def test_a_candidate_does_not_depend_on_who_else_is_eligible() -> None:
         assert together.p[3] == pytest.approx(alone.p[0], abs=1e-6)
 
 
-@given(SEEDS, st.integers(1, 40))
+@given(SEEDS, st.one_of(st.integers(1, 40), st.just(60)))
 def test_few_rows_and_many_features_give_the_same_fit(seed: int, rows: int) -> None:
     """Each row left out, too; the reference solves the normal equations."""
     random = np.random.default_rng(seed)
     features = random.normal(size=(rows, 90)).astype(np.float32)
     weights = random.random(rows) * random.integers(0, 2, rows)
     targets = random.normal(size=(rows, 2))
-    found, predicted, left_out = fit_ridge(features, weights, targets, 0.7)
+    *_, (found, predicted, left_out) = fit_ridge(features, weights, targets, (2.0, 0.7))
     wide = features.astype(np.float64)
 
     def solved(w: NDArray[np.float64]) -> NDArray[np.float64]:
         gram = wide.T @ (wide * w[:, None]) + np.eye(90) / 0.7
         return np.asarray(np.linalg.solve(gram, wide.T @ (targets * w[:, None])))
 
-    np.testing.assert_allclose(found, solved(weights), atol=1e-6)
-    np.testing.assert_allclose(predicted, wide @ solved(weights), atol=1e-5)
+    tolerance = 1e-6 if 2 * rows < 90 else 1e-4  # many rows are in single precision
+    np.testing.assert_allclose(found, solved(weights), atol=tolerance)
+    np.testing.assert_allclose(predicted, wide @ solved(weights), atol=10 * tolerance)
     others = weights.copy()
     others[0] = 0
     leverage = (

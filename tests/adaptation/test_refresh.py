@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 import threading
@@ -25,6 +26,7 @@ from engine.adaptation.remembered import (
 )
 from engine.api.errors import AdaptationNotFoundError
 from engine.api.usage import Usage
+from engine.bundle.instruction_space import InstructionSpace
 from engine.registry.embedding_bytes import BLOCK
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
@@ -170,6 +172,41 @@ async def test_a_restart_serves_the_same_fit(tmp_path: Path) -> None:
     assert (await second.matrix()).id == before.id
     assert [fit.id for fit in await second.source.history()] == [before.id]
     await second.close()
+
+
+async def test_a_first_fit_that_takes_long_does_not_delay_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.adaptation.refresh.FIRST_FIT_S", 0.05)
+    before, after = Replica(tmp_path / "o.sqlite"), Replica(tmp_path / "o.sqlite")
+    await before.record(1, {"a": 1.0})
+    fitted, may_end = (await before.matrix()).id, threading.Event()
+
+    def slowly(matrix: OutcomeMatrix, space: InstructionSpace) -> FakeAdaptation:
+        may_end.wait()
+        return after.fits(matrix, space)
+
+    after.source._fit = slowly
+    await after.source.start()
+    assert after.source.current() is None
+    may_end.set()
+    async with asyncio.timeout(10):
+        while (served := after.source.current()) is None:
+            await asyncio.sleep(0.01)
+    assert served.id == fitted
+    for each in (before, after):
+        await each.close()
+
+
+async def test_a_reset_that_is_taken_back_needs_no_fit(replica: Replica) -> None:
+    await replica.record(1, {"a": 1.0})
+    await replica.source.refresh()
+    fitted = replica.source.current()
+    assert fitted is not None
+    await replica.source.reset()
+    replica.source._fit = lambda matrix, space: pytest.fail("fitted again")
+    await replica.source.rollback(fitted.id)
+    assert replica.source.current() is fitted
 
 
 async def test_steps_of_reading_make_no_difference(
