@@ -56,6 +56,20 @@ def test_one_outcome_an_instruction_comes_back_and_says_how(feedback: Feedback) 
     assert (known.argmax(axis=1) == choice)[~drawn].all()
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_candidates_that_are_equal_on_what_is_remembered_are_one_constant(
+    order: tuple[int, ...],
+) -> None:
+    """Kind: a gain that depends on which of two equal candidates stands first."""
+    known = np.array([[1, 0, 0], [0, 1, 0]])[:, order].astype(float)  # two have half of them right
+    y = np.array([[1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 0, 0]])[:, order].astype(float)  # 1, 1/4
+    p = np.broadcast_to(np.array([0.9, 0.5, 0.1])[list(order)], y.shape)
+    space = InstructionSpace.unknown(8)
+    case = MemoryTrial(p, y, np.ones_like(y), np.zeros((4, 8), dtype=np.float32), space)
+    found = memory._routing(p, p, y, case.costs, known, None, case)
+    assert found["routed_gain"] == pytest.approx(1 - 0.625)
+
+
 def test_a_mixture_keeps_each_folder_to_its_own_candidates() -> None:
     both = memory.mixture([trial(), trial()])
     assert both.p.shape == (1000, 10)
@@ -78,7 +92,8 @@ def test_the_report_has_a_key_for_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = datasets.write(tmp_path / "folder")
-    arguments = ["--data", str(folder), "--out", str(tmp_path / "out"), "--memory", "0", "5"]
+    arguments = ["--data", str(folder), "--out", str(tmp_path / "out")]
+    arguments += ["--memory", "0", "5", "1000"]
     monkeypatch.setattr(
         sys, "argv", ["evaluate", "--bundle", str(BUNDLE), *arguments, "--draws", "2"]
     )
@@ -87,7 +102,9 @@ def test_the_report_has_a_key_for_memory(
     found = report["datasets"]["folder"]["memory"]
     assert {"pooled_auc", "apgr", "log_loss", "ece", "guarded_gain"} <= set(found["5"])
     assert (tmp_path / "out" / "memory.png").stat().st_size > 1000
-    assert "5 remembered: pooled_auc" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "5 remembered: pooled_auc" in printed.out
+    assert "leaving out --memory 1000, because under 40 % of its" in printed.err
 
 
 def test_scores_are_kept_for_another_evaluation_of_the_same(

@@ -340,6 +340,12 @@ def main() -> None:
         )
         scored = with_training_scores(scored, whole)
         evaluated.append(scored)
+        if known := len(whole.texts) - len(outcomes.texts):
+            print(
+                f"{folder.name}: leaving out {known} instructions, because the bundle was trained"
+                " on them, or near-duplicates of its training set or of aptitude items",
+                file=sys.stderr,
+            )
         datasets[folder.name] = measure(scored) | breakdown(scored)
         datasets[folder.name]["dropped_candidates"] = dict(outcomes.dropped)
         if arguments.memory is not None:
@@ -355,6 +361,12 @@ def main() -> None:
             trials.append(trial)
             memory = measure_memory(trial, arguments.memory, arguments.draws)
             datasets[folder.name]["memory"] = memory
+            if skipped := [n for n in arguments.memory if str(n) not in memory]:
+                print(
+                    f"{folder.name}: leaving out --memory {' '.join(map(str, skipped))}, because"
+                    f" under 40 % of its {len(trial.p)} instructions would be routed",
+                    file=sys.stderr,
+                )
         plot_dataset(scored.p, scored.scores, scored.costs, arguments.out / folder.name)
     report: dict[str, Any] = {"datasets": datasets}
     if len(evaluated) > 1:

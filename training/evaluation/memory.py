@@ -143,15 +143,18 @@ def _routing(
     }
     known = known[:, block.candidates]
     if (~np.isnan(known)).any(axis=0).all():
-        constant = int(np.nanmean(known, axis=0).argmax())
+        remembered = np.nanmean(known, axis=0)
+        # Few instructions leave several candidates equal. Which of them stands first says nothing.
+        constant = np.isclose(remembered, remembered.max())
+        constant_accuracy = float(y[:, constant].mean())
         figures |= {
-            "routed_gain": accuracy - float(y[:, constant].mean()),
-            "guarded_gain": guarded - float(y[:, constant].mean()),
+            "routed_gain": accuracy - constant_accuracy,
+            "guarded_gain": guarded - constant_accuracy,
         }
         if not np.isnan(costs).any() and len(block.candidates) > 1:
             points = tradeoff.curve(after, y, costs)
             for share in (0.95, 1.0):
-                point = tradeoff.cheapest_at(points, share * float(y[:, constant].mean()))
+                point = tradeoff.cheapest_at(points, share * constant_accuracy)
                 cost = np.inf if point is None else point.cost
                 figures[f"cost_at_{share:.0%}"] = cost / float(costs[:, constant].mean())
     return figures
