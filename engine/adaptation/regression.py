@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.bundle.types import Float32Array, Float64Array, Int64Array
+from engine.bundle.types import Float32Array, Float64Array, FloatArray, Int64Array
 
 NEWTON_STEPS, HALVINGS = 6, 12
 MAX_LEVERAGE = 0.999
@@ -129,7 +129,7 @@ def fit_ridge(
         1979).
     """
     root, by_rows = np.sqrt(weights)[:, None], 2 * len(features) < features.shape[1]
-    exact = features.astype(np.float64 if by_rows else np.float32, copy=False)
+    exact: FloatArray = features.astype(np.float64 if by_rows else np.float32, copy=False)
     weighted = exact * root.astype(exact.dtype)
     if by_rows:
         values, vectors = np.linalg.eigh(weighted @ weighted.T)
