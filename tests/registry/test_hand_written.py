@@ -52,7 +52,8 @@ def test_the_template_is_read_in_every_form(tmp_path: Path) -> None:
         ("a.yaml", "id: [", "readable YAML"),
         ("a.yaml", "!!python/object/apply:os.getcwd []", "readable YAML"),
         ("a.json", "id: a", "readable JSON"),
-        ("a", "id: a", "readable JSON"),
+        ("a", "id: a: b", "readable JSON"),  # nor TOML, nor YAML
+        ("a", "only words", "readable JSON"),
         ("a.json", "[" * 100_000, "readable JSON"),
     ],
 )
