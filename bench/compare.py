@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.agreement import differences
 from bench.baselines import LENGTH, forwards, fused_files, prompt, rows, with_busy_neighbor
 from bench.latency import texts
@@ -24,7 +26,8 @@ from bench.load_generator import closed_loop
 from bench.report import busy_seconds, environment, markdown, others_share, write
 from bench.targets import Measured, targets_of
 from engine.bundle.manifest import read_manifest
-from engine.inference.onnx import OnnxBackend
+from engine.inference.backend import ScoringHead
+from engine.inference.devices import open_backend
 from export.formats import POSITIONS, cached_prompt
 from export.onnx.llama import emit_backbone
 from export.onnx.ops import Int8, LlamaConfig
@@ -65,17 +68,18 @@ def resident_mb() -> float:
 
 
 def memory_per_candidate() -> float:
-    """Return the KB of memory per candidate: what forward passes with 1,000 candidates add.
-
-    These are activations, which ONNX Runtime keeps for the next forward pass.
-    """
+    """Return the KB of memory per candidate: what forward passes with 1,000 candidates add to what
+    serves on this machine. These are activations, which it keeps for the next forward pass."""
     manifest = read_manifest(BUNDLE, "bundle")
-    backend, tokens = OnnxBackend(BUNDLE / manifest.graphs["cpu"]), prompt(LENGTH)
+    backend, tokens = open_backend(BUNDLE, manifest, "cpu"), prompt(LENGTH)
+    weight = rows(1, manifest.width)[0]
+    head = ScoringHead(weight, manifest.norm_eps, manifest.calibration)
+    few, many = rows(1, manifest.width), rows(1000, manifest.width)
     for _ in range(3):
-        backend.hidden([tokens], rows(1, manifest.width))
+        backend.probabilities([tokens], few, np.arange(1), head)
     before = resident_mb()
     for _ in range(3):
-        backend.hidden([tokens], rows(1000, manifest.width))
+        backend.probabilities([tokens], many, np.arange(1000), head)
     return (resident_mb() - before) * 1024 / 999
 
 

@@ -62,6 +62,10 @@ class Measured:
         known = one in self.ms and other in self.ms
         return self.ms[one] / self.ms[other] if known else None
 
+    def served(self) -> str:
+        """Return the name of the fused path that serves here, or ONNX Runtime's int8 graph."""
+        return next((name for name in (AMX, BF16, VNNI) if name in self.ms), "int8")
+
     def best_openvino(self) -> str:
         """Return the name of its faster number format, or of the first if none ran."""
         names = [OPENVINO.format(number) for number in NUMBERS]
@@ -82,7 +86,7 @@ def of_forward(found: Measured) -> list[Target]:
     """Return the targets of the fused forward pass: 128 tokens, 20 candidates."""
     over, busy, agreement = found.over, found.busy, found.agreement
     openvino = found.best_openvino()
-    served = next((name for name in (AMX, BF16, VNNI) if name in found.ms), AMX)
+    served = found.served()
     path, growth = served.partition(", ")[2], over(*(COUNTED.format(served, n) for n in (100, 1)))
     growth = growth and growth / ((LENGTH + 100) / (LENGTH + 1))
     from_fp32 = agreement.get("amx-bf16: p from fp32")
@@ -144,7 +148,7 @@ def of_serving(found: Measured) -> list[Target]:
 
 def of_peers(found: Measured) -> list[Target]:
     """Return the targets of ONNX Runtime's graphs, and compared with other pipelines."""
-    over, skipped = found.over, found.skipped
+    over, skipped, served = found.over, found.skipped, found.served()
     full, equal = (REFERENCE.format(d) for d in (FULL_DEPTH, found.depth))
     growth = over("int8, 100 candidates", "int8, 1 candidate")
     growth = growth and growth / ((LENGTH + 100) / (LENGTH + 1))
@@ -156,8 +160,8 @@ def of_peers(found: Measured) -> list[Target]:
             skipped.get(equal, ""),
         ),
         Target(
-            "int8: speedup over the reference pipeline at full depth",
-            over(full, "int8"),
+            f"{served}: speedup over the reference pipeline at full depth",
+            over(full, served),
             ">= 200",
             skipped.get(full, QUICK),
         ),
@@ -168,8 +172,8 @@ def of_peers(found: Measured) -> list[Target]:
         ),
         Target("int8: speedup over fp32", over("fp32", "int8"), ">= 1.8"),
         Target(
-            "int8: speedup over llama.cpp",
-            over(LLAMA_CPP, "int8"),
+            f"{served}: speedup over llama.cpp",
+            over(LLAMA_CPP, served),
             ">= 2.5",
             skipped.get(LLAMA_CPP, ""),
         ),
