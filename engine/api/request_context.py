@@ -6,7 +6,7 @@ starts sees them. Callers are not authenticated where a value of theirs is "".
 PRINCIPAL: name of the token that the call brought; without tokens the subject of the client's TLS
 certificate. ROLE: of that token; "" means that every caller may do everything. PEER: address of the
 client, as gRPC writes it. REFUSAL: why the request must not be scored although it goes on to its
-method, which may have another answer; None lets it be scored. SEVERAL: whether its call has others,
+method, which may have another answer; None lets it be scored. SEVERAL: whether others come with it,
 with which it may share a forward pass.
 """
 

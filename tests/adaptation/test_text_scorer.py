@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from engine.adaptation.vectors.text_scorer import TextScorer
 from engine.api.errors import OverloadedError
 from engine.api.request_context import PRINCIPAL
+from engine.inference.batcher import Batcher
+from tests.inference.test_batcher import HEAD, table
+from tests.support.fake_backend import FakeBackend
 
 
 class BlockedScorer(TextScorer):
@@ -25,6 +30,13 @@ class BlockedScorer(TextScorer):
 
     async def _score(self, text: str, deadline: float) -> Any:
         return text
+
+
+class Letters:
+    """A tokenizer."""
+
+    def encode(self, text: str, **_: bool) -> SimpleNamespace:
+        return SimpleNamespace(ids=[ord(letter) for letter in text])
 
 
 async def test_texts_of_one_caller_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +59,32 @@ async def test_texts_of_one_caller_leave_room_for_others(monkeypatch: pytest.Mon
     scorer.released.set()
     assert set(await asyncio.gather(*asked[:3], *asked[4:6])) == {"a text"}
     assert await asyncio.gather(*(ask("flood") for _ in range(3))) == ["a text"] * 3
+
+
+async def test_many_texts_leave_the_event_loop_to_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: texts of imported outcomes were scored in the event loop, hundreds without a break."""
+    monkeypatch.setattr("engine.inference.batcher.INLINE_S", 10.0)
+    batcher, of = Batcher(FakeBackend(), HEAD), table(1, 3)
+    batcher.start()
+    batcher.is_quiet = lambda: True
+    scorer = TextScorer(
+        batcher,
+        cast(Any, Letters()),
+        cast(Any, SimpleNamespace(table=lambda: of)),
+        cast(Any, SimpleNamespace(scored=lambda *_, **__: "scored")),
+    )
+    await batcher.submit(np.ones(4, np.int64), of, np.arange(3))  # the next one may run inline
+    turns = 0
+
+    async def request() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(request())
+    for _ in range(20):
+        assert await scorer.score("a text") == "scored"
+    assert turns >= 20
+    other.cancel()
+    await batcher.stop()

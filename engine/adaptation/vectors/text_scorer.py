@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.adaptation.recent_decisions import RecentDecisions
 from engine.api.errors import OverloadedError, UnavailableError
-from engine.api.request_context import PRINCIPAL
+from engine.api.request_context import PRINCIPAL, SEVERAL
 from engine.bundle.prompt import Tokenizer, render
 from engine.inference.batcher import Batcher
 from engine.registry.registry import Registry
@@ -70,6 +70,7 @@ class TextScorer:
             raise UnavailableError("No candidate is registered, so no text can be scored.")
         rows = np.arange(len(table.candidates))
         tokens = render(text, self._tokenizer).tokens
+        SEVERAL.set(True)  # one after the other in the event loop, many would hold up a request
         scored = await self._batcher.submit(tokens, table, rows, deadline)
         if scored.embedding is None:
             raise UnavailableError("This backend returns no embedding of the instruction.")
