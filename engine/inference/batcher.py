@@ -70,7 +70,7 @@ class Batcher:
     """Queue requests and score them in shared forward passes.
 
     Call start() inside a running event loop. stop() fails the requests that are still queued.
-    on_forward: called with the requests and the rows of each forward pass, in its thread. is_quiet:
+    on_forward: called with the requests and the rows of each forward pass, where it runs. is_quiet:
     whether nothing waits for the event loop, so that a short pass may run in it; set it only for
     backends that cannot hang.
     """
