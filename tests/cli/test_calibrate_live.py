@@ -99,7 +99,7 @@ def test_without_a_target_it_proposes_a_start_within_the_recommended_range(
     assert point["probability_ratio"] > 0.9
 
 
-@pytest.mark.parametrize("share", ["1.5", "150%", "0", "-1", "nan", "a third"])
+@pytest.mark.parametrize("share", ["1.5", "150%", "0", "-1", "nan", "a third", "5%0"])
 def test_a_share_that_is_none_is_refused(share: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         modelsat(["calibrate", "--traffic", "none.txt", "--strong-share", share])

@@ -77,9 +77,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _share(text: str) -> float:
-    number, percent, _ = text.partition("%")
+    number = text.removesuffix("%")
     try:
-        value = float(number) / (100 if percent else 1)
+        value = float(number) / (1 if number == text else 100)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
