@@ -138,7 +138,6 @@ def test_run_ends_on_the_fake_gpu(bundle: Path, tmp_path: Path) -> None:
     assert results.pop("forward cuda").startswith("not here: this onnxruntime has no CUDA")
     assert results == dict.fromkeys(set(steps) - {"forward cuda"}, "ran")
     assert status == found["exit_status"] == 3
-    assert found["wall_s"] < 280
     assert found["kernel"]["correctness"]["wrong"] == 0
     assert found["differences"]["tensorrt"]["largest"] < 1e-5
     assert "CUDA graphs" in found["forward tensorrt"]["opened"]["backend"]
