@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from engine.adaptation.vectors.filling import VectorFiller
+from engine.api.usage import Usage
 from engine.cli.main import main as cli
-from engine.registry.outcome_changes import read_waiting
+from engine.registry.outcome_changes import read_recent_reports, read_waiting
 from engine.registry.stores.outcome_types import (
     OutcomeLimits,
     OutcomeReport,
@@ -255,13 +256,22 @@ async def test_what_is_deleted_is_unlearned_by_servers_that_remember_it(
     await replica.record(3, {"bb": 1.0}, principal="liar")
     await replica.record(4, {"bb": 0.5}, principal="judge")
     assert len(await replica.matrix()) == 4
+    used = RecordedOutcome(f"{1:032x}", "c", 0.5, principal="judge", usage=Usage(9, 9))
+    both = OutcomeReport([used, replace(used, candidate="dd")])
+    await replica.store.record_report(both)
 
     def delete(*words: str) -> str:
         assert cli(["outcomes", "delete", "--outcomes-db", url, *words]) == 0
         return capsys.readouterr().out
 
     assert delete("--candidate", "stranger") == "deleted 0 outcomes\n"
+    would = delete("--candidate", "candidates/a", "--dry-run")
+    assert would == "would have deleted 2 outcomes\n"
     assert delete("--candidate", "a") == "deleted 2 outcomes\n"
+    assert delete("--candidate", "c") == "deleted 1 outcomes\n"
+    recent = await replica.store.read(lambda db: read_recent_reports(db, 9))
+    assert [list(r.usage) for r in recent.reports if "dd" in r.outcomes] == [["dd"]]
+    assert delete("--candidate", "dd") == "deleted 1 outcomes\n"
     kept = [(o.candidate, o.score, o.principal) for o in read_recorded(url)]
     assert sorted(kept) == [("bb", 0.0, "judge"), ("bb", 0.5, "judge"), ("bb", 1.0, "liar")]
     assert len(await replica.matrix()) == 3

@@ -8,7 +8,7 @@ import argparse
 import os
 from pathlib import Path
 
-from engine.api.candidate import Candidate
+from engine.api.candidate import NAME_PREFIX, Candidate
 from engine.api.errors import InvalidInputError, Violation
 from engine.cli import server_flags
 from engine.cli.outcomes import importing
@@ -42,6 +42,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = action.add_argument
     add("--candidate", default="", metavar="ID", help="delete the outcomes of this candidate")
     add("--principal", default="", metavar="NAME", help="delete what this principal recorded")
+    add("--dry-run", action="store_true", help="say how many would be deleted, and change nothing")
     _add_store(action)
     action.set_defaults(run=_delete)
     for name, run, summary, text in (
@@ -92,8 +93,9 @@ def _restore(parsed: argparse.Namespace) -> None:
 def _delete(parsed: argparse.Namespace) -> None:
     if not (parsed.candidate or parsed.principal):
         raise InvalidInputError(Violation("--candidate", "or --principal is required."))
-    count = delete_recorded(parsed.outcomes_db, parsed.candidate, parsed.principal)
-    print(f"deleted {count} outcomes")
+    candidate, dry_run = parsed.candidate.removeprefix(NAME_PREFIX), parsed.dry_run
+    count = delete_recorded(parsed.outcomes_db, candidate, parsed.principal, dry_run=dry_run)
+    print(f"{'would have deleted' if dry_run else 'deleted'} {count} outcomes")
 
 
 def _export(parsed: argparse.Namespace) -> None:

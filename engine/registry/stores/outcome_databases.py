@@ -243,16 +243,22 @@ def read_recorded(location: str | Path) -> Iterator[RecordedOutcome]:
             yield from _pages(lambda: nullcontext(SqliteDatabase(connection)))
 
 
-def delete_recorded(location: str | Path, candidate: str = "", principal: str = "") -> int:
+def delete_recorded(
+    location: str | Path, candidate: str = "", principal: str = "", *, dry_run: bool = False
+) -> int:
     """Delete outcomes of a store, see OutcomeWriter.delete; servers may have it open, and follow.
 
-    Raises StoreError if it is not a store of outcomes.
+    dry_run: only count them. Raises StoreError if it is not a store of outcomes.
     """
     if not is_postgres(str(location)):
         with opened_to_read(Path(location)) as connection:
             check_schema(connection, Path(location))
     database = open_outcomes(location)
     try:
+        if dry_run:
+            with database.read() as db:
+                found = outcome_sql.reports_of(db, candidate, principal)
+                return sum(report[-1] - len(kept) for report, kept, _ in found)
         with database.write() as db:
             writer = OutcomeWriter(db, OutcomeLimits(sys.maxsize, memory_bytes=0))
             count = writer.delete(candidate, principal)

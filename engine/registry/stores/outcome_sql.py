@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,35 +158,20 @@ class OutcomeWriter:
             )
 
     def delete(self, candidate: str, principal: str) -> int:
-        """Delete the outcomes of a candidate, of a principal, or those of both; return how many.
-
-        Empty names are not compared. A comparison keeps the outcomes of its other candidates.
-        """
-        named = [("principal", principal)] if principal else []
-        condition = "".join(f" WHERE {column} = ?" for column, _ in named)
-        rows = self._db.run(
-            f"SELECT number, instruction, principal, count, outcomes FROM memory_report{condition}",  # noqa: S608
-            [value for _, value in named],
-        )
-        codes = {name: code for code, name in candidate_ids(self._db).items()}
-        deleted, kept_outcomes = [], 0
-        for number, instruction, owner, count, blob in rows:
-            kept = [(code, score) for code, score in unpack(blob) if code != codes.get(candidate)]
-            if candidate and len(kept) == count:
-                continue
-            deleted.append((number, instruction, owner, count))
-            if candidate and kept:
+        """Delete what reports_of() finds; return how many outcomes. A comparison keeps the outcomes
+        of its other candidates."""
+        found = list(reports_of(self._db, candidate, principal))
+        for (number, _, owner, _), kept, details in found:
+            if kept:
                 # Under a new number, so that servers read it again.
                 self._db.run(
                     "INSERT INTO memory_report SELECT ?, instruction, principal, ?, ?, compared,"
-                    " with_text, category, details, recorded_at FROM memory_report"
-                    " WHERE number = ?",
-                    (self._next(), pack(kept), len(kept), number),
+                    " with_text, category, ?, recorded_at FROM memory_report WHERE number = ?",
+                    (self._next(), pack(kept), len(kept), details, number),
                 )
                 self._shares.add(owner, outcomes=len(kept))
-                kept_outcomes += len(kept)
-        self._shares.delete(deleted)
-        return sum(int(row[3]) for row in deleted) - kept_outcomes
+        self._shares.delete([report for report, _, _ in found])
+        return sum(report[-1] - len(kept) for report, kept, _ in found)
 
     def insert_old(self, outcome: RecordedOutcome, recorded_at: float) -> None:
         """Record an outcome of an earlier version, which is known to be new."""
@@ -380,6 +365,28 @@ def _outcomes_of(row: Row, ids: Mapping[int, str]) -> Iterable[RecordedOutcome]:
         used = Usage(**usage[name]) if name in usage else None
         drawn = float(propensity) if code == selected else None
         yield replace(common, candidate=name, score=float(score), usage=used, propensity=drawn)
+
+
+def reports_of(
+    db: Database, candidate: str, principal: str
+) -> Iterator[tuple[Row, list[tuple[int, float]], str]]:
+    """Yield the reports with outcomes of a candidate, of a principal, or of both.
+
+    Empty names are not compared. Yields rows (number, instruction, principal, count), and the
+    outcomes and the details of the other candidates in the report.
+    """
+    rows = db.run(
+        "SELECT number, instruction, principal, count, outcomes, details FROM memory_report"  # noqa: S608
+        f"{' WHERE principal = ?' if principal else ''}",
+        (principal,) if principal else (),
+    )
+    code = {name: code for code, name in candidate_ids(db).items()}.get(candidate)
+    for *report, blob, details in rows:
+        kept = [pair for pair in unpack(blob) if pair[0] != code] if candidate else []
+        if len(kept) < report[-1]:
+            content = json.loads(details) if details else {}
+            content.get("usage", {}).pop(candidate, None)
+            yield tuple(report), kept, json.dumps(content, separators=(",", ":")) if content else ""
 
 
 def _without_nul(text: str) -> str:
