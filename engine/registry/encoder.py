@@ -115,6 +115,7 @@ class CapabilityEncoder:
         cut_long_tasks: bool = False,
         space: InstructionSpace | None = None,
         places: TaskPlaces | None = None,
+        catalog: Sequence[Candidate] = (),
     ) -> None:
         """Create an encoder.
 
@@ -127,9 +128,11 @@ class CapabilityEncoder:
             cut_long_tasks: read the first max_tokens of longer keywords, with a warning, in place
                 of refusing them. `embed` must do the same.
             space, places: what tasks are matched with instructions by; None matches nothing.
+            catalog: the bundle's candidates, whose results tell how hard its tasks are.
         """
         self._space = space
         self._places = places
+        self._catalog = catalog
         of_tasks = {} if places is None else places.of_tasks
         self._known_places = {keyword_set(task): place for task, place in of_tasks.items()}
         self._embed = embed
@@ -173,7 +176,9 @@ class CapabilityEncoder:
                 " and `modelsat candidates update ID --results FILE` registers that",
                 ", ".join(outdated[:5]) + (" and others" if len(outdated) > 5 else ""),
             )
-        return match_tasks(candidates, self._place, self._space, self._places, self._readable)
+        return match_tasks(
+            candidates, self._place, self._space, self._places, self._readable, self._catalog
+        )
 
     def _place(self, tasks: Mapping[str, bytes]) -> tuple[Float32Array, NDArray[np.bool_]]:
         """Return the places of tasks (T, P), and whether each is estimated, (T,). tasks: keywords

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from engine.bundle.arrays import ScoringArrays
+from engine.registry.catalog import read_catalog
 from engine.registry.encoder import CapabilityEncoder
 
 BATCH_TEXTS = 16  # bounds the memory that an aptitude test with many new tasks takes
@@ -23,7 +24,7 @@ def load_encoder(
 
     arrays: of the same bundle. cut_long_tasks: see CapabilityEncoder.
     """
-    tokenizer = _load_tokenizer(bundle)
+    tokenizer, catalog = _load_tokenizer(bundle), bundle / "zoo.json"
     return CapabilityEncoder(
         load_embedder(bundle, arrays.encoder_tokens),
         lambda text: len(tokenizer.encode(text).ids),
@@ -33,6 +34,7 @@ def load_encoder(
         cut_long_tasks=cut_long_tasks,
         space=arrays.instruction_space,
         places=arrays.places,
+        catalog=read_catalog(catalog) if catalog.is_file() else (),
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.api.candidate import Candidate, TaskResult
@@ -107,6 +109,24 @@ def test_candidates_without_a_test_or_with_another_one_do_not_disturb_others() -
     # Not equal: what all candidates reach in a task is common to them.
     assert found[0, [0, 2]] == pytest.approx(alone[0], abs=2e-3)
     assert not found[0, [1, 3]].any()
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), max_size=12), st.integers(2, 4))
+def test_a_candidate_with_tasks_of_the_catalog_changes_nothing_for_others(
+    others: list[list[float]], count: int
+) -> None:
+    """Kind: bystanders that flip near ties. Bitwise, everyday prompts included."""
+    everyday = replace(PLACES, everyday=np.append(20 * AXES[0], -10).astype(np.float32))
+    catalog = [candidate(f"c{i}", np.roll((0.9, 0.2, 0.5, 0.6, 0.4), i)) for i in range(5)]
+    prompts = np.concatenate([CHESS, POEM, KNOWN])
+
+    def matched(*pool: Candidate) -> Float32Array:
+        return match_tasks(pool, by_packed, SPACE, everyday, catalog=catalog).log_odds(prompts)
+
+    bystanders = [candidate(f"b{i}", a[:count], TASKS[:count]) for i, a in enumerate(others)]
+    alone = matched(PLAYER, POET)
+    np.testing.assert_array_equal(matched(PLAYER, POET, *bystanders)[:, :2], alone)
+    assert np.abs(alone).max() > 1
 
 
 def test_many_different_tests_are_joined_and_each_counts_its_own_tasks() -> None:

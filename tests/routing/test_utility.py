@@ -3,6 +3,7 @@ smoothly with what a success is worth."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 
 from engine.api.policy import OBJECTIVES, RECOMMENDED_WILLINGNESS_USD, Policy
 from engine.api.proto import policy_from, policy_to
+from engine.bundle.arrays import load_arrays
 from engine.bundle.types import FloatArray
+from engine.cli.calibrate.solve import evenly_moving, expected_point, switch_points
 from engine.inference.offline import score_candidates
 from engine.pb import router_service_pb2 as pb
 from engine.registry.catalog import read_catalog
+from engine.registry.onnx_encoder import load_encoder
 from engine.routing import tradeoff
 from engine.routing.guard import Evidence
 from engine.routing.ranking import DecisionContext, decide, rank
@@ -130,6 +134,25 @@ def scored() -> tuple[FloatArray, FloatArray]:
     return found.p.astype(np.float64), np.array(costs, dtype=np.float64)
 
 
+def test_a_bystander_of_the_catalog_moves_no_probability() -> None:
+    """So that one that is never chosen changes no choice, however near the tie: bitwise."""
+    catalog, arrays = read_catalog(BUNDLE / "zoo.json"), load_arrays(BUNDLE)
+    encoder = load_encoder(BUNDLE, arrays)
+    assert arrays.instruction_space is not None
+    mean = arrays.instruction_space.mean
+    noise = np.random.default_rng(0).standard_normal((200, len(mean)))
+    prompts = (mean + noise * np.abs(mean).mean()).astype(np.float32)
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(catalog))[: TEN + 1].tolist()
+        pool = [catalog[i] for i in order]
+        without, together = encoder.match(pool[:TEN]), encoder.match(pool)
+        assert without is not None
+        assert together is not None
+        found = without.log_odds(prompts)
+        np.testing.assert_array_equal(together.log_odds(prompts)[:, :TEN], found)
+        assert np.abs(found).max() > 0.1
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_step_of_the_recommended_range_moves_over_15_points_of_the_traffic(
     scored: tuple[FloatArray, FloatArray], seed: int
@@ -142,3 +165,28 @@ def test_no_step_of_the_recommended_range_moves_over_15_points_of_the_traffic(
     assert steps.max() <= MAX_STEP
     assert (np.diff([x.cost for x in points]) >= -1e-12).all()
     assert points[0].cost < 0.5 * points[-1].cost, "the range spans a choice"
+
+
+@pytest.mark.parametrize("seed", [60, 78, 122, 156, 160, 162, 172, 276])
+def test_steps_that_calibrate_spreads_move_equal_parts_of_the_traffic(
+    scored: tuple[FloatArray, FloatArray], seed: int
+) -> None:
+    """Of 300 draws, those whose steps are the largest in equal ratios."""
+    p, costs = scored
+    ten = np.random.default_rng(seed).choice(p.shape[1], TEN, replace=False)
+    values = evenly_moving(p[:, ten], costs[:, ten], STEPS + 1)
+    points = [expected_point(p[:, ten], costs[:, ten], usd) for usd in values]
+    assert (values[0], values[-1]) == RECOMMENDED_WILLINGNESS_USD
+    assert 3 < len(values) <= STEPS + 1
+    assert np.abs(np.diff([x.shares for x in points], axis=0)).max() < 0.1 < MAX_STEP
+    assert (np.diff([x.cost for x in points]) >= -1e-12).all()
+
+
+@given(POOL)
+def test_nothing_moves_between_two_switch_points(pool: Pool) -> None:
+    p, costs = (np.array([column], dtype=float) for column in zip(*pool, strict=True))
+    switches = switch_points(p, costs)
+    for low, high in itertools.pairwise([1e-9, *switches.tolist(), 1e9]):
+        if low > 0 and high > 1.001 * low:
+            inside = [low * 1.0001, math.sqrt(low * high), high * 0.9999]
+            assert len({int(tradeoff.select(p, costs, each)[0]) for each in inside}) == 1

@@ -90,7 +90,9 @@ def _on_traffic(
     best = solve.always(p, costs, strong)
     point = solve.solve(p, costs, target, strong)
     mix = None if point is None else _guarded(table, point, target, best, scores.names[strong])
-    points = [solve.expected_point(p, costs, usd) for usd in (*solve.CURVE_USD, math.inf)]
+    points = [
+        solve.expected_point(p, costs, usd) for usd in (*solve.evenly_moving(p, costs), math.inf)
+    ]
     answer |= {
         "best_single": {"candidate": scores.names[strong], **_values(best, best)},
         "recommended": None if mix is None else _mix_dict(mix, best),

@@ -20,7 +20,7 @@ from engine.routing.tradeoff import select
 
 LOWEST_USD, HIGHEST_USD = 1e-7, 1e4
 STEPS = 60  # of a bisection, in equal ratios
-CURVE_USD = tuple(np.geomspace(*RECOMMENDED_WILLINGNESS_USD, 13).tolist())
+POINTS = 13  # of a curve
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,38 @@ def solve(
     if target.strong_share is not None:
         share = target.strong_share - 1e-9
         return _lowest(p, costs, lambda x: float(x.shares[strong]) >= share)
-    return knee([expected_point(p, costs, usd) for usd in CURVE_USD])
+    return knee([expected_point(p, costs, usd) for usd in evenly_moving(p, costs)])
+
+
+def switch_points(p: FloatArray, costs: FloatArray) -> Float64Array:
+    """Return where requests get another candidate, in US dollars per success, ascending: a value
+    for each candidate that a request gets from there on."""
+    found: list[float] = []
+    for chances, prices in zip(p, costs, strict=True):
+        usable = np.isfinite(chances) & ~np.isnan(prices)
+        if not usable.any():
+            continue
+        chance, price = chances[usable].astype(np.float64), prices[usable]
+        current = int(np.lexsort((-chance, price))[0])
+        while (better := chance > chance[current]).any():
+            gain = np.where(better, chance - chance[current], 1.0)
+            usd = np.where(better, (price - price[current]) / gain, math.inf)
+            found.append(float(usd.min()))
+            current = int(np.lexsort((-chance, usd))[0])
+    return np.sort(np.array(found))
+
+
+def evenly_moving(p: FloatArray, costs: FloatArray, count: int = POINTS) -> list[float]:
+    """Return up to `count` values of the recommended range, from end to end, between which equal
+    parts of the traffic move to other candidates."""
+    low, high = RECOMMENDED_WILLINGNESS_USD
+    switches = switch_points(p, costs)
+    within = switches[(switches > low) & (switches < high)]
+    # In the middle between two switches: at one, the cheaper candidate has the same utility.
+    borders = np.sqrt(within[1:] * within[:-1]) if len(within) else within
+    places = np.linspace(0, len(borders), count)[1:-1].round().astype(int)
+    inner = borders[places[places < len(borders)]].tolist()
+    return sorted({low, *inner, high})
 
 
 def knee(points: list[ExpectedPoint]) -> ExpectedPoint:

@@ -16,13 +16,17 @@ instructions.
 
 Two things are added for many candidates alike:
 
-- COMMON x relevance x logit(mean accuracy of all candidates on the tasks nearby). The questions of
+- COMMON x relevance x logit(mean accuracy of candidates on the tasks nearby). The questions of
   a test are chosen so that about half of the candidates fail them, so that accuracies are nearer to
   .5 than on the instructions that the test stands for.
 - LIFT x everyday(u) x (1 - relevance x hard), the least of all candidates, for all of the table, so
   that their order stays: what a classifier takes for an everyday prompt, which hardly any strong
   candidate fails. Benchmarks do not hold such prompts. A test with questions like the instruction
   knows better if its candidates fail them, so it takes precedence.
+
+How hard tasks are, and how much their accuracies vary by chance, is computed from the bundle's
+catalog for the tasks that it has, and from the table only for other tasks. So a candidate with a
+test of the catalog's tasks changes nothing for the others.
 
 Shapes: B instructions, M candidates, T tasks, D width, P axes, E encoder width.
 """
@@ -43,8 +47,8 @@ from numpy.typing import NDArray
 from engine.api.candidate import USUAL_QUESTIONS, Candidate
 from engine.bundle.instruction_space import InstructionSpace
 from engine.bundle.task_places import TaskPlaces, normalized
-from engine.bundle.types import Float32Array
-from engine.registry.matching.deviations import shrunk_deviations
+from engine.bundle.types import Float32Array, Float64Array
+from engine.registry.matching.deviations import deviation_statistics, shrunk_deviations
 
 TEMPERATURE, FACTOR = 0.15, 6.0
 # Ramps over cosines: of a task's nearness to the training instructions, of an instruction's, and of
@@ -92,8 +96,8 @@ class _TestGroup:
     """Candidates whose tests have the same tasks, or whose tests have few in common.
 
     rows: positions of the candidates. places: (T, P) of the tasks. deviations: (M, T), with new_t.
-    taken: (M, T). estimated: (T,). common: (T,) log-odds of the mean accuracy of all candidates of
-    the table.
+    taken: (M, T). estimated: (T,). common: (T,) log-odds of the mean accuracy of candidates. known:
+    whether its tasks are all those of the catalog.
     """
 
     rows: NDArray[np.int64]
@@ -103,6 +107,7 @@ class _TestGroup:
     taken: Float32Array
     estimated: NDArray[np.bool_]
     common: Float32Array
+    known: bool
 
 
 class _Tasks:
@@ -167,6 +172,20 @@ class _Tasks:
                 found[:, group.rows] = by_task[:, part] @ group.taken.T
         return np.asarray(found)
 
+    def hardness(self, known: Float32Array, relevance: Float32Array) -> Float32Array:
+        """Return how relevant and hard the catalog's tasks are, (B,), 0 without a catalog.
+
+        known: (B, S) weights, 0 of estimated tasks. relevance: (B, S).
+        """
+        for group, part in self.groups:
+            if group.known:
+                near = np.where(group.estimated, 0, relevance[:, part]).max(axis=1)
+                common = (
+                    known[:, part] @ group.common / np.maximum(known[:, part].sum(axis=1), 1e-9)
+                )
+                return np.asarray(near * ramp(common, *EASY), dtype=np.float32)
+        return np.zeros(len(known), dtype=np.float32)
+
     def deviations(self, weights: Float32Array) -> Float32Array:
         """Return the sum of weighted deviations of each candidate, (B, M), 0 without a test.
         weights: (B, S)."""
@@ -193,8 +212,10 @@ class TaskMatch:
         self._uses_keywords = any(group.estimated.any() for group in groups)
         self._tasks = _Tasks(groups, count) if groups else None
         self._tested = np.zeros(count, dtype=np.float32)
+        self._own_test = np.zeros(count, dtype=np.float32)  # of tasks that the catalog lacks
         for group in groups:
             self._tested[group.rows] = 1
+            self._own_test[group.rows] = not group.known
 
     @cached_property
     def id(self) -> str:
@@ -241,8 +262,8 @@ class TaskMatch:
             relevance_of_known = tasks.highest(np.where(tasks.estimated, 0, relevance))
             known = np.where(tasks.estimated, 0, weights)
             common = tasks.sums(known * tasks.common) / np.maximum(tasks.sums(known), 1e-9)
-            hard = relevance_of_known * ramp(common, *EASY) * self._tested
-            unlike -= hard.max(axis=1, keepdims=True)
+            hard = relevance_of_known * ramp(common, *EASY) * self._own_test
+            unlike -= np.maximum(hard.max(axis=1), tasks.hardness(known, relevance))[:, None]
             total = np.maximum(tasks.sums(weights), 1e-9)
             if self._uses_keywords:
                 fade = ramp(self._places.nearness(units), *NEW_INSTRUCTION)[:, None]
@@ -281,30 +302,40 @@ def match_tasks(
     space: InstructionSpace,
     places: TaskPlaces,
     readable: ReadTasks | None = None,
+    catalog: Sequence[Candidate] = (),
 ) -> TaskMatch:
     """Prepare the match for M candidates.
 
     place: (task -> packed place, empty if none is known) -> places (T, P), and whether each is
     estimated. readable: (tasks, their places) -> how far the weights can read each from its
-    keywords, (T,); None if they can. The match does not fade for what they cannot.
+    keywords, (T,); None if they can. The match does not fade for what they cannot. catalog: the
+    bundle's candidates, who tell how hard their tasks are.
     """
+    reference = [c for c in catalog if len(c.aptitude) > 1]
+    of_catalog = _common_log_odds(reference)
     by_test: dict[tuple[str, ...], list[int]] = {}
+    known = list[int]()
     for row, candidate in enumerate(candidates):
-        if len(candidate.aptitude) > 1:
-            test = tuple(sorted([r.task for r in candidate.aptitude]))
+        test = tuple(sorted([r.task for r in candidate.aptitude]))
+        if len(test) > 1 and all(task in of_catalog for task in test):
+            known.append(row)
+        elif len(test) > 1:
             by_test.setdefault(test, []).append(row)
     largest = sorted(by_test, key=lambda test: (-len(by_test[test]), by_test[test][0]))
-    joined, known = list[int](), set[str]()
+    joined, tasks = list[int](), set[str]()
     for test in largest[MAX_GROUPS - 1 :]:  # what does not fit is not matched
-        if len(known.union(test)) <= MAX_JOINED_TASKS:
-            known.update(test)
+        if len(tasks.union(test)) <= MAX_JOINED_TASKS:
+            tasks.update(test)
             joined += by_test[test]
     members = [by_test[test] for test in largest[: MAX_GROUPS - 1]]
-    common = _common_log_odds(c for c in candidates if len(c.aptitude) > 1)
+    common = _common_log_odds(c for c in candidates if len(c.aptitude) > 1) | of_catalog
     groups = [
         _group(candidates, sorted(rows), place, places, common, readable)
         for rows in [*members, *([joined] if joined else [])]
     ]
+    if reference:
+        whole = (candidates, known, place, places, common, readable, reference)
+        groups.insert(0, _group(*whole))
     return TaskMatch(groups, len(candidates), space, places)
 
 
@@ -330,31 +361,32 @@ def _group(
     places: TaskPlaces,
     common: Mapping[str, float],
     readable: ReadTasks | None,
+    reference: Sequence[Candidate] = (),
 ) -> _TestGroup:
+    """Lay out the tests of some candidates; on the tasks of `reference`, and judged by it, if there
+    is one."""
     packed: Counter[tuple[str, bytes]] = Counter()
-    for row in rows:
-        packed.update([(r.task, r.place) for r in candidates[row].aptitude])
+    for candidate in reference or [candidates[row] for row in rows]:
+        packed.update([(r.task, r.place) for r in candidate.aptitude])
     # Of several places of one task, that of most candidates is used, if the weights can read it.
     ranked = sorted(packed.most_common(), key=lambda item: places.unpack(item[0][1]) is None)
     by_task = {task: place_of for (task, place_of), _ in reversed(ranked)}
     tasks = sorted(by_task)
-    column = {task: i for i, task in enumerate(tasks)}
-    accuracies = np.full((len(rows), len(tasks)), np.nan)
-    questions = np.full(accuracies.shape, float(USUAL_QUESTIONS))
-    for i, row in enumerate(rows):
-        for result in candidates[row].aptitude:
-            accuracies[i, column[result.task]] = result.accuracy
-            questions[i, column[result.task]] = result.questions or USUAL_QUESTIONS
+    accuracies, questions = _results([candidates[row] for row in rows], tasks)
     vectors, estimated = place({task: by_task[task] for task in tasks})
     new = ramp(places.nearness(vectors), *NEW_TASK)
     if readable is not None:
         new = np.maximum(new, 1 - np.where(estimated, 1, readable(tasks, vectors)))
     taken = ~np.isnan(accuracies)
     deviations = np.zeros(accuracies.shape)
+    others = _results(reference, tasks)
     # Tests differ in how much is chance, so that one says nothing of another's evidence.
     for test in np.unique(taken, axis=0):
         block = np.ix_((taken == test).all(axis=1), test)
-        deviations[block] = shrunk_deviations(accuracies[block], questions[block])
+        found = None
+        if reference:
+            found = deviation_statistics(others[0][:, test], others[1][:, test])
+        deviations[block] = shrunk_deviations(accuracies[block], questions[block], found)
     return _TestGroup(
         rows=np.array(rows, dtype=np.int64),
         tasks=tuple(tasks),
@@ -363,4 +395,19 @@ def _group(
         taken=taken.astype(np.float32),
         estimated=estimated,
         common=np.array([common[task] for task in tasks], dtype=np.float32),
+        known=bool(reference),
     )
+
+
+def _results(
+    candidates: Sequence[Candidate], tasks: Sequence[str]
+) -> tuple[Float64Array, Float64Array]:
+    """Return the accuracies (M, T), NaN if not taken, and their numbers of questions."""
+    column = {task: i for i, task in enumerate(tasks)}
+    accuracies = np.full((len(candidates), len(tasks)), np.nan)
+    questions = np.full(accuracies.shape, float(USUAL_QUESTIONS))
+    for i, candidate in enumerate(candidates):
+        for result in candidate.aptitude:
+            accuracies[i, column[result.task]] = result.accuracy
+            questions[i, column[result.task]] = result.questions or USUAL_QUESTIONS
+    return accuracies, questions
