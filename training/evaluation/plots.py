@@ -90,7 +90,7 @@ def plot_memory(folders: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pa
         ticks = sorted({0, *(int(n) for sizes in folders.values() for n in sizes)})
         axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.set(xlabel="remembered instructions", ylabel=label)
-    panels[0].legend(fontsize=7)
+    panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
