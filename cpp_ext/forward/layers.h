@@ -15,8 +15,6 @@
 namespace modelsat {
 namespace {
 
-constexpr int kMaxWidth = 1 << 15;
-
 template <class Product, class Attention>
 class Layers {
  public:
@@ -105,20 +103,23 @@ class Layers {
     return p.hidden + int64_t{row} * p.weights->shape.padded_width;
   }
 
+  // The first 16 inner units of a row; the next 16 are 16 rows of 16 further on, see Pass::inner.
+  static INLINED float* inner_of(const Pass& p, int row) {
+    return p.inner + int64_t{row / kTile} * kTile * p.weights->shape.inner + row % kTile * 16;
+  }
+
   static void norm_attention(const Pass& p, int layer, int first, int end) {
-    alignas(64) float scratch[kMaxWidth];
     for (int row = first; row < end; ++row) {
       if (layer == 0) embed_row(p, row, hidden(p, row));
       norm_row<kNumber>(p.normed, row, hidden(p, row), p.weights->layers[layer].attention_gain,
-                        p.weights->shape, scratch);
+                        p.weights->shape);
     }
   }
 
   static void norm_mlp(const Pass& p, int layer, int first, int end) {
-    alignas(64) float scratch[kMaxWidth];
     for (int row = first; row < end; ++row)
       norm_row<kNumber>(p.normed, row, hidden(p, row), p.weights->layers[layer].mlp_gain,
-                        p.weights->shape, scratch);
+                        p.weights->shape);
   }
 
   // A panel of queries, keys or values. Panels of queries and keys hold dims i and i + H/2, 16 of each, so
@@ -189,8 +190,11 @@ class Layers {
 
   static void quantize_mixed(const Pass& p, int first, int end) {
     const int width = p.weights->shape.mixed_width();
-    for (int row = first; row < end; ++row)
-      quantize_row<kNumber>(p.mixed_operand, row, p.mixed + int64_t{row} * width, width);
+    for (int row = first; row < end; ++row) {
+      const float* from = p.mixed + int64_t{row} * width;
+      quantize_row<kNumber>(p.mixed_operand, row, width,
+                            [&](int i) __attribute__((always_inline)) { return load(from + i); });
+    }
   }
 
   // Adds a product to 32 columns of the residual stream.
@@ -231,7 +235,7 @@ class Layers {
               uint8_t* to = operand_row(p.inner_operand, row, inner / 32);
               *reinterpret_cast<Halves*>(to + unit / 32 * kTileBytes + unit % 32 * 2) = to_bf16(y);
             } else {
-              store(p.inner + int64_t{row} * inner + unit, y);
+              store(inner_of(p, row) + panel * 16 * kTile + v * kLanes, y);
             }
           }
         });
@@ -239,9 +243,13 @@ class Layers {
 
   static void quantize_inner(const Pass& p, int first, int end) {
     if constexpr (kNumber == Number::kInt8) {
-      const int inner = p.weights->shape.inner;
-      for (int row = first; row < end; ++row)
-        quantize_row<kNumber>(p.inner_operand, row, p.inner + int64_t{row} * inner, inner);
+      for (int row = first; row < end; ++row) {
+        const float* from = inner_of(p, row);
+        quantize_row<kNumber>(p.inner_operand, row, p.weights->shape.inner,
+                              [&](int i) __attribute__((always_inline)) {
+                                return load(from + i / 16 * 16 * kTile + i % 16);
+                              });
+      }
     }
   }
 
@@ -288,7 +296,7 @@ class Layers {
     const bool all = i == 0 && panel >= s.heads * s.head_width / kPanel;
     const Operand& a = i == 3 ? p.inner_operand : i == 1 ? p.mixed_operand : p.normed;
     Product::panel(a.tiles, all ? p.rows : rows, blocks_of(m, kNumber), panel_of(m, panel, kNumber),
-                   following(m, panel, p.threads, i < 3 ? *matrices[i + 1] : m),
+                   following(m, panel, p.threads, i < 3 ? *matrices[i + 1] : m), false,
                    [](int, const int32_t* c) __attribute__((always_inline)) {
                      __asm__ volatile("" ::"r"(c) : "memory");
                    });

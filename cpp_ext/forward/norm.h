@@ -14,23 +14,26 @@ INLINED uint8_t* operand_row(const Operand& a, int row, int blocks) {
   return a.tiles + static_cast<int64_t>(row / kTile) * blocks * kTileBytes + row % kTile * 64;
 }
 
-// Stores values (n) as a row of `a`: bytes around 128 over the row's largest magnitude, or bf16.
-template <Number kNumber>
-INLINED void put_row(const Operand& a, int row, const float* values, int n, float largest_value) {
+// Stores load_at(i) * factor of i in [0, n), a multiple of 64, as a row of `a`: bytes around 128
+// over the row's largest magnitude, or bf16. most: the largest magnitude of load_at(i).
+template <Number kNumber, class Load>
+INLINED void put_row(const Operand& a, int row, int n, float most, float factor, const Load& load_at) {
   if constexpr (kNumber == Number::kBf16) {
     uint8_t* to = operand_row(a, row, n / 32);
     for (int block = 0; block < n / 32; ++block)
       for (int i = 0; i < 32; i += kLanes)
         *reinterpret_cast<Halves*>(to + block * kTileBytes + 2 * i) =
-            to_bf16(load(values + block * 32 + i));
+            to_bf16(load_at(block * 32 + i) * factor);
   } else {
+    float largest_value = most * factor;
     if (!(largest_value > kLeastLargest)) largest_value = kLeastLargest;
     a.scale[row] = largest_value / 127;
-    const Floats factor = broadcast(127 / largest_value);
+    const Floats steps = broadcast(factor * (127 / largest_value));
     uint8_t* to = operand_row(a, row, n / 64);
     for (int block = 0; block < n / 64; ++block)
       for (int i = 0; i < 64; i += kLanes) {
-        const Floats x = load(values + block * 64 + i) * factor + 12582912.0f;  // see exponential()
+        // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+        const Floats x = load_at(block * 64 + i) * steps + 12582912.0f;
         const Ints rounded = reinterpret_cast<Ints>(x) - (0x4b400000 - 128);
         *reinterpret_cast<Bytes*>(to + block * kTileBytes + i) =
             __builtin_convertvector(rounded, Bytes);
@@ -38,39 +41,35 @@ INLINED void put_row(const Operand& a, int row, const float* values, int n, floa
   }
 }
 
-// Quantizes values (n), a multiple of 64.
-template <Number kNumber>
-INLINED void quantize_row(const Operand& a, int row, const float* values, int n) {
+// Quantizes load_at(i) of i in [0, n).
+template <Number kNumber, class Load>
+INLINED void quantize_row(const Operand& a, int row, int n, const Load& load_at) {
   Floats most[4] = {};
   if constexpr (kNumber == Number::kInt8)
     for (int i = 0; i < n; i += 4 * kLanes)
-      for (int j = 0; j < 4; ++j)
-        most[j] = larger(most[j], magnitude(load(values + i + j * kLanes)));
-  put_row<kNumber>(a, row, values, n,
-                   largest(larger(larger(most[0], most[1]), larger(most[2], most[3]))));
+      for (int j = 0; j < 4; ++j) most[j] = larger(most[j], magnitude(load_at(i + j * kLanes)));
+  put_row<kNumber>(a, row, n, largest(larger(larger(most[0], most[1]), larger(most[2], most[3]))), 1,
+                   load_at);
 }
 
-// RMSNorm (Zhang & Sennrich, 2019) of x (padded width) with `gain`, quantized. `scratch` holds a row.
+// RMSNorm (Zhang & Sennrich, 2019) of x (padded width) with `gain`, quantized. The largest value follows from
+// the largest product of x and gain, so that x is read twice and nothing is kept in between (step 4).
 template <Number kNumber>
-INLINED void norm_row(const Operand& a, int row, const float* x, const float* gain, const Shape& s,
-                      float* scratch) {
-  Floats squares[4] = {};
+INLINED void norm_row(const Operand& a, int row, const float* x, const float* gain, const Shape& s) {
+  Floats squares[4] = {}, most[4] = {};
   for (int i = 0; i < s.padded_width; i += 4 * kLanes)
     for (int j = 0; j < 4; ++j) {
-      const Floats v = load(x + i + j * kLanes);
+      const int at = i + j * kLanes;
+      const Floats v = load(x + at);
       squares[j] += v * v;
+      if constexpr (kNumber == Number::kInt8)
+        most[j] = larger(most[j], magnitude(v * load(gain + at)));
     }
   const float square = total((squares[0] + squares[1]) + (squares[2] + squares[3]));
-  const Floats factor = broadcast(1 / __builtin_sqrtf(square / static_cast<float>(s.width) + s.eps));
-  Floats most[2] = {};
-  for (int i = 0; i < s.padded_width; i += 2 * kLanes)
-    for (int j = 0; j < 2; ++j) {
-      const int at = i + j * kLanes;
-      const Floats y = load(x + at) * factor * load(gain + at);
-      store(scratch + at, y);
-      most[j] = larger(most[j], magnitude(y));
-    }
-  put_row<kNumber>(a, row, scratch, s.padded_width, largest(larger(most[0], most[1])));
+  const float factor = 1 / __builtin_sqrtf(square / static_cast<float>(s.width) + s.eps);
+  put_row<kNumber>(a, row, s.padded_width,
+                   largest(larger(larger(most[0], most[1]), larger(most[2], most[3]))), factor,
+                   [&](int i) __attribute__((always_inline)) { return load(x + i) * load(gain + i); });
 }
 
 // The residual stream's first value: a candidate's embedding (null: zero), or a token's row of the table.

@@ -60,7 +60,9 @@ struct Pass {
   Operand mixed_operand;  // (rows, mixed width)
   Operand inner_operand;  // (rows, inner)
   float* mixed;       // (rows, mixed width)
-  float* inner;       // (rows, inner); int8 only
+  // (tiles of rows, inner / 16, 16 rows, 16), int8 only. A panel's results are stored to consecutive lines;
+  // with rows of `inner` floats each line would be in another page (step 3).
+  float* inner;
   char* queries;      // (heads, capacity, head width) elements of the path
   int64_t capacity;   // rows of `queries`
   float *own_keys, *own_values;  // (candidates, kv heads, head width)

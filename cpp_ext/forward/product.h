@@ -2,11 +2,12 @@
 //
 // A product policy (product_*.h) has kNumber and
 //
-//   panel(a, rows, blocks, b, next, done)     C (rows, 32) = A (rows, K) B (K, 32)
+//   panel(a, rows, blocks, b, next, back, done)     C (rows, 32) = A (rows, K) B (K, 32)
 //
 // a: rows in tiles, `blocks` tiles of 1 KB for each 16 rows. b: the panel, `blocks` blocks of 2 KB. next:
-// the panel to fetch meanwhile, as large. done(row, c) is called for each row with its 32 sums (int32, or
-// float with bf16), while the sums are in registers or the first cache.
+// the panel to fetch meanwhile, as large. back: take the last rows first, which the panel before has left in
+// the first cache. done(row, c) is called for each row with its 32 sums (int32, or float with bf16), while
+// the sums are in registers or the first cache.
 #ifndef MODELSAT_FORWARD_PRODUCT_H
 #define MODELSAT_FORWARD_PRODUCT_H
 
@@ -41,7 +42,7 @@ INLINED void multiply(const Matrix& m, int panel, const uint8_t* next, const Ope
       zero[v] = *reinterpret_cast<const Ints*>(m.zero + panel * kPanel + v * kLanes);
     }
   Product::panel(
-      operand_row(a, first, blocks), last - first, blocks, panel_of(m, panel, kNumber), next,
+      operand_row(a, first, blocks), last - first, blocks, panel_of(m, panel, kNumber), next, panel % 2,
       [&](int row, const int32_t* c) __attribute__((always_inline)) {
         Floats x[kVectors];
         for (int v = 0; v < kVectors; ++v)

@@ -4,6 +4,12 @@
 // cycles and 64 bytes of depth, so a block of 32 x 32 x 64 bytes takes at least 64 cycles; the four loads
 // hide behind them. The sums of a block are finished by `done` between the products of the next one, and
 // the next panel is fetched line by line meanwhile: without either, each would wait for the other.
+//
+// Cycles of a panel of 66 rows, K = 576: 1,330 by this count. Measured: 2,900 if A and B stay in the caches and
+// nothing is done with the sums, 4,300 with SiLU, 7,300 with weights from beyond the second cache; 5,300 after
+// steps 1 to 5 of docs/explanation/performance.md. Probably lines that are fetched ahead hold the first cache's
+// fill buffers until they come, and tiles of A from the second cache wait for one. So every second panel takes
+// the rows backwards and finds half of A in the first cache (step 5).
 #ifndef MODELSAT_FORWARD_PRODUCT_AMX_H
 #define MODELSAT_FORWARD_PRODUCT_AMX_H
 
@@ -38,7 +44,7 @@ struct AmxProduct {
 
   template <class Done>
   static INLINED void panel(const uint8_t* a, int rows, int blocks, const uint8_t* b,
-                            const uint8_t* next, const Done& done) {
+                            const uint8_t* next, bool back, const Done& done) {
     alignas(64) int32_t sums[2][32 * kPanel];
     const int row_blocks = (rows + 31) / 32, lines = blocks * kBlockBytes / 64;
     const int lines_each = (lines + row_blocks * blocks - 1) / (row_blocks * blocks);
@@ -51,10 +57,11 @@ struct AmxProduct {
         _mm_prefetch(reinterpret_cast<const char*>(next) + 64 * line, _MM_HINT_T1);
       for (int i = 0; i < rows_each && row < end; ++i, ++row, finished += kPanel) done(row, finished);
     };
-    for (int block = 0; block < row_blocks; ++block) {
+    for (int i = 0; i < row_blocks; ++i) {
+      const int block = back ? row_blocks - 1 - i : i;
       const int left = rows - 32 * block;
       const bool tail = left < 32;
-      int32_t* c = sums[block & 1];
+      int32_t* c = sums[i & 1];
       const uint8_t* upper = a + static_cast<int64_t>(block) * 2 * blocks * kTileBytes;
       const uint8_t* lower = upper + static_cast<int64_t>(blocks) * kTileBytes;
       if (tail) configure_tiles(left < 16 ? left : 16, left > 16 ? left - 16 : 1);

@@ -26,7 +26,7 @@ struct Avx512Product {
 
   template <class Done>
   static INLINED void panel(const uint8_t* a, int rows, int blocks, const uint8_t* b,
-                            const uint8_t* next, const Done& done) {
+                            const uint8_t* next, bool /*back*/, const Done& done) {
     constexpr int kRows = 8;
     alignas(64) int32_t sums[kRows * kPanel];
     for (int row = 0; row < rows; row += kRows) {

@@ -18,7 +18,7 @@ struct NeonDotProduct {
 
   template <class Done>
   static INLINED void panel(const uint8_t* a, int rows, int blocks, const uint8_t* b,
-                            const uint8_t* /*next*/, const Done& done) {
+                            const uint8_t* /*next*/, bool /*back*/, const Done& done) {
     alignas(16) int32_t sums[kRows * kPanel], offsets[kPanel];
     for (int half = 0; half < 2; ++half) column_sums(b + half * kTileBytes, blocks, offsets + half * 16);
     for (int row = 0; row < rows; row += kRows) {
@@ -81,7 +81,7 @@ struct NeonMatrixProduct {
 
   template <class Done>
   static INLINED void panel(const uint8_t* a, int rows, int blocks, const uint8_t* b,
-                            const uint8_t* /*next*/, const Done& done) {
+                            const uint8_t* /*next*/, bool /*back*/, const Done& done) {
     alignas(16) int32_t sums[kRows * kPanel];
     for (int row = 0; row < rows; row += kRows) {
       const uint8_t* from = a + static_cast<int64_t>(row / kTile) * blocks * kTileBytes + row % kTile * 64;
