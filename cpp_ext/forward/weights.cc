@@ -71,27 +71,18 @@ class Sections {
 Weights::~Weights() {
   delete[] layers;
   if (mapped_) munmap(const_cast<uint8_t*>(mapped_), size_);
-  if (copy_) munmap(copy_, copy_size_);
 }
 
 const uint8_t* Weights::read_all(int fd) {
-  constexpr size_t kHugePage = size_t{2} << 20;
-  copy_size_ = (size_ + kHugePage - 1) / kHugePage * kHugePage + kHugePage;  // room to align
-  void* mapped = mmap(nullptr, copy_size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) return nullptr;
-  copy_ = static_cast<uint8_t*>(mapped);
-  const auto address = reinterpret_cast<uintptr_t>(copy_);
-  uint8_t* const aligned = copy_ + (kHugePage - address % kHugePage) % kHugePage;
-#if defined(MADV_HUGEPAGE)
-  madvise(aligned, copy_size_ - kHugePage, MADV_HUGEPAGE);
-#endif
+  uint8_t* const copy = copy_.replace(size_);
+  if (!copy) return nullptr;
   for (size_t at = 0; at < size_;) {
-    const ssize_t count = ::read(fd, aligned + at, size_ - at);
+    const ssize_t count = ::read(fd, copy + at, size_ - at);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) return nullptr;
     at += static_cast<size_t>(count);
   }
-  return aligned;
+  return copy;
 }
 
 const uint8_t* Weights::map(int fd) {
@@ -109,7 +100,7 @@ int Weights::open(const char* file, bool share) {
   if (!fstat(fd, &about) && about.st_size >= static_cast<off_t>(sizeof(Header))) {
     size_ = static_cast<size_t>(about.st_size);
     if (!share) data = read_all(fd);
-    if (!copy_) data = map(fd);  // also where there is no memory for a copy
+    if (!copy_.get()) data = map(fd);  // also where there is no memory for a copy
   }
   ::close(fd);
   if (!data) return MODELSAT_FORWARD_BAD_FILE;

@@ -28,6 +28,8 @@
 #ifndef MODELSAT_FORWARD_WEIGHTS_H
 #define MODELSAT_FORWARD_WEIGHTS_H
 
+#include "pages.h"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -79,9 +81,8 @@ class Weights {
   Weights& operator=(const Weights&) = delete;
 
   // Returns a code of forward.h. share: use the mapped file, which all processes share, and which must
-  // not be written or truncated meanwhile: a read beyond its end would end the process. Otherwise it is read into
-  // huge pages if there are any: a pass reads thousands of small pages, more than the processor remembers
-  // (5 % of its time with one thread, 14 % with two).
+  // not be written or truncated meanwhile: a read beyond its end would end the process. Otherwise it is read
+  // into huge pages.
   int open(const char* file, bool share);
 
   Shape shape{};
@@ -99,8 +100,7 @@ class Weights {
 
   const uint8_t* mapped_ = nullptr;
   size_t size_ = 0;
-  uint8_t* copy_ = nullptr;
-  size_t copy_size_ = 0;
+  Pages copy_;
 };
 
 }  // namespace modelsat

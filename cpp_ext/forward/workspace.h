@@ -2,65 +2,40 @@
 #ifndef MODELSAT_FORWARD_WORKSPACE_H
 #define MODELSAT_FORWARD_WORKSPACE_H
 
+#include "pages.h"
 #include "pass.h"
 
-#include <cstdlib>
-#include <cstring>
+#include <algorithm>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 namespace modelsat {
 
-// Zeroed memory in whole cache lines, because rows of padding are read and never written.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  Buffer(Buffer&& other) noexcept : data_(other.data_), size_(other.size_) {
-    other.data_ = nullptr;
-    other.size_ = 0;
-  }
-
-  // Makes room for `size` elements. What was there is lost if it grows, which it returns.
-  bool reserve(int64_t size) {
-    if (size <= size_) return false;
-    std::free(data_);
-    size_ = 0;
-    const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, bytes);
-    size_ = size;
-    return true;
-  }
-  T* get() const { return data_; }
-
- private:
-  T* data_ = nullptr;
-  int64_t size_ = 0;
-};
-
 class Workspace {
  public:
   Workspace(const Weights& weights, const Path& path, int threads)
-      : weights_(weights), path_(path), threads_(threads) {
+      : weights_(weights), path_(path) {
     scratch.resize(static_cast<size_t>(threads));
-    scores_.resize(scratch.size());
-    attention_.resize(scratch.size());
   }
 
   // Makes room for a pass, and sets its pointers. blocks: of keys, the inquiry prompt's included;
   // request_blocks: of the longest request alone. Without memory for it, a smaller pass may still have room.
   void reserve(Pass& pass, int64_t rows, int64_t candidates, int64_t blocks, int64_t request_blocks) {
-    try {
-      grow(pass, rows, candidates, blocks, request_blocks);
-    } catch (const std::bad_alloc&) {
-      rows_ = candidates_ = blocks_ = placed_ = 0;
-      throw;
+    const Sizes needed{round_up(rows + kPadding, 128), round_up(candidates, 128), round_up(blocks, 16),
+                       weights_.shape.prompt_blocks() + round_up(request_blocks, 4)};
+    const Sizes larger{std::max(sizes_.rows, needed.rows), std::max(sizes_.candidates, needed.candidates),
+                       std::max(sizes_.blocks, needed.blocks), std::max(sizes_.seen, needed.seen)};
+    if (larger == sizes_) {
+      place(pass, sizes_);
+      return;
     }
+    sizes_ = {};
+    const int64_t bytes = place(pass, larger);
+    if (!memory_.replace(static_cast<size_t>(bytes))) throw std::bad_alloc();
+    place(pass, larger);
+    path_.place_prompt(pass);
+    sizes_ = larger;
   }
 
   std::vector<Scratch> scratch;  // of each thread
@@ -68,61 +43,55 @@ class Workspace {
  private:
   static constexpr int kPadding = 32;  // rows that a kernel may read beyond the last
 
-  void grow(Pass& pass, int64_t rows, int64_t candidates, int64_t blocks, int64_t request_blocks) {
+  // seen: blocks of keys that a row may see.
+  struct Sizes {
+    int64_t rows, candidates, blocks, seen;
+    bool operator==(const Sizes&) const = default;
+  };
+
+  static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+  // Sets the pointers of a pass of these sizes, one array after the other; returns the bytes of all. Rows of
+  // padding are read and never written, so the memory must be zeroed.
+  int64_t place(Pass& pass, const Sizes& n) {
     const Shape& s = weights_.shape;
-    const int64_t bytes = s.number == Number::kInt8 ? 1 : 2;  // of an element of an operand
-    if (rows + kPadding > rows_) rows_ = (rows + kPadding + 127) / 128 * 128;
-    if (candidates > candidates_) candidates_ = (candidates + 127) / 128 * 128;
-    hidden_.reserve(rows_ * s.padded_width);
-    mixed_.reserve(rows_ * s.mixed_width());
-    normed_.reserve(rows_ * s.padded_width * bytes);
-    mixed_operand_.reserve(rows_ * s.mixed_width() * bytes);
-    inner_operand_.reserve(rows_ * s.inner * bytes);
-    normed_scale_.reserve(rows_);
-    mixed_scale_.reserve(rows_);
-    inner_scale_.reserve(rows_);
-    if (s.number == Number::kInt8) inner_.reserve(rows_ * s.inner);
-    queries_.reserve((rows_ * s.heads + kTile) * s.head_width * path_.element);
-    own_keys_.reserve(candidates_ * s.kv_heads * s.head_width);
-    own_values_.reserve(candidates_ * s.kv_heads * s.head_width);
-    pass.hidden = hidden_.get();
-    pass.mixed = mixed_.get();
-    pass.normed = {normed_.get(), normed_scale_.get()};
-    pass.mixed_operand = {mixed_operand_.get(), mixed_scale_.get()};
-    pass.inner_operand = {inner_operand_.get(), inner_scale_.get()};
-    pass.inner = inner_.get();
-    pass.queries = queries_.get();
-    pass.capacity = rows_;
-    pass.own_keys = own_keys_.get();
-    pass.own_values = own_values_.get();
-    for (size_t i = 0; i < scratch.size(); ++i) {
-      const int64_t keys = (s.prompt_blocks() + request_blocks) * kSlots;
-      scores_[i].reserve(kTile * keys);
-      attention_[i].reserve(kTile * keys * path_.element);
-      scratch[i] = {scores_[i].get(), attention_[i].get()};
+    const int64_t number = s.number == Number::kInt8 ? 1 : 2;  // bytes of an element of an operand
+    int64_t at = 0;
+    const auto next = [&](auto*& pointer, int64_t bytes) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(
+          reinterpret_cast<uintptr_t>(memory_.get()) + static_cast<uintptr_t>(at));
+      at += round_up(bytes, 64);
+      at += memory_.guard(at);
+    };
+    const auto operand = [&](Operand& a, int64_t width) {
+      next(a.tiles, n.rows * width * number);
+      next(a.scale, n.rows * 4);
+    };
+    next(pass.hidden, n.rows * s.padded_width * 4);
+    next(pass.mixed, n.rows * s.mixed_width() * 4);
+    operand(pass.normed, s.padded_width);
+    operand(pass.mixed_operand, s.mixed_width());
+    operand(pass.inner_operand, s.inner);
+    next(pass.inner, s.number == Number::kInt8 ? n.rows * s.inner * 4 : 0);
+    next(pass.queries, (n.rows * s.heads + kTile) * s.head_width * path_.element);
+    next(pass.own_keys, n.candidates * s.kv_heads * s.head_width * 4);
+    next(pass.own_values, n.candidates * s.kv_heads * s.head_width * 4);
+    for (Scratch& each : scratch) {
+      next(each.scores, kTile * n.seen * kSlots * 4);
+      next(each.weights, kTile * n.seen * kSlots * path_.element);
     }
-    if (blocks > blocks_) blocks_ = (blocks + 15) / 16 * 16;
-    const int64_t size = int64_t{s.layers} * s.kv_heads * blocks_ * kSlots * s.head_width * path_.element;
-    if (keys_.reserve(size)) placed_ = 0;
-    if (values_.reserve(size)) placed_ = 0;
-    pass.keys = keys_.get();
-    pass.values = values_.get();
-    pass.blocks = blocks_;
-    if (placed_ != blocks_) path_.place_prompt(pass);
-    placed_ = blocks_;
+    const int64_t cache = int64_t{s.layers} * s.kv_heads * n.blocks * kSlots * s.head_width * path_.element;
+    next(pass.keys, cache);
+    next(pass.values, cache);
+    pass.capacity = n.rows;
+    pass.blocks = n.blocks;
+    return at;
   }
 
   const Weights& weights_;
   const Path& path_;
-  const int threads_;
-  int64_t rows_ = 0, candidates_ = 0, blocks_ = 0;
-  int64_t placed_ = 0;  // `blocks_` when the inquiry prompt was placed, 0 if it has to be again
-  Buffer<float> hidden_, mixed_, inner_, own_keys_, own_values_;
-  Buffer<float> normed_scale_, mixed_scale_, inner_scale_;
-  Buffer<uint8_t> normed_, mixed_operand_, inner_operand_;
-  Buffer<char> queries_, keys_, values_;
-  std::vector<Buffer<float>> scores_;
-  std::vector<Buffer<char>> attention_;
+  Sizes sizes_{};  // that the memory has room for, with the inquiry prompt in its blocks
+  Pages memory_;
 };
 
 }  // namespace modelsat
