@@ -129,6 +129,11 @@ def test_results_of_a_new_test_replace_the_old_ones(
 ) -> None:
     before = client.list_candidates()[0]
     file = tmp_path / "again.json"
+    file.write_text(json.dumps({"id": before.id, "aptitude": {"invoices": [0.4, 30]}}), "utf-8")
+    full = run("update", before.id, "--results", file, "--keep-results", status=1)
+    assert "would leave 51 tasks with a result, at most 50 fit" in full
+    said = run("update", before.id, "--results", file, "--validate-only")
+    assert "50 measured results were dropped\n" in said
     file.write_text(json.dumps({"id": before.id, "aptitude": {"philosophy": [0.9, 50]}}), "utf-8")
     assert "aptitude: level" in run("update", before.id, "--results", file)
     after = client.get_candidate(before.id)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.api.candidate import Candidate, to_json
+from engine.api.candidate import TEST_TASKS, Candidate, to_json
 from engine.api.errors import AlreadyExistsError, InvalidInputError, Violation
 from engine.api.prices import in_usd_per_million
 from engine.cli import server_flags
@@ -222,9 +222,14 @@ def _update(parsed: argparse.Namespace) -> None:
         if parsed.keep_results:
             if before.mean_output_tokens is not None and parsed.mean_output_tokens is None:
                 given.pop("mean_output_tokens", None)
-            given["aptitude"] = with_whole_test(
-                replace(before, aptitude=merged_results(before.aptitude, given["aptitude"]))
-            ).aptitude
+            merged = merged_results(before.aptitude, given["aptitude"])
+            if len(merged) > TEST_TASKS:
+                problem = (
+                    f"would leave {len(merged)} tasks with a result, at most {TEST_TASKS} fit;"
+                )
+                problem += " list those to keep in the file and leave --keep-results out."
+                raise InvalidInputError(Violation("--keep-results", problem))
+            given["aptitude"] = with_whole_test(replace(before, aptitude=merged)).aptitude
         entered = in_usd_per_million(Candidate("prices", (), **prices), parsed.price_unit)
         given |= {name: getattr(entered, name) for name in prices}
         changed = {k: v for k, v in given.items() if v != getattr(before, k)}
@@ -240,8 +245,10 @@ def _update(parsed: argparse.Namespace) -> None:
     for name, value in changed.items():
         if name == "aptitude":
             print(f"  aptitude: {_level(before)} -> {_level(after)}")
-            if lost := len(merged_results(before.aptitude, value)) - len(merged_results((), value)):
-                print(f"  {lost} measured results were dropped; --keep-results keeps them")
+            both = len(merged_results(before.aptitude, value))
+            if lost := both - len(merged_results((), value)):
+                advice = "; --keep-results keeps them" if both <= TEST_TASKS else ""
+                print(f"  {lost} measured results were dropped{advice}")
         else:
             print(f"  {name}: {_shown(getattr(before, name))} -> {_shown(value)}")
 
