@@ -191,7 +191,7 @@ def test_a_principal_moves_no_more_choices_than_its_share() -> None:
 
 @pytest.mark.parametrize("lied", [0, 2, 4])
 def test_a_lie_about_a_candidate_moves_its_offset_by_little_more_than_chance(lied: int) -> None:
-    """The liar has 5 % of the instructions. What all say who are half or more is believed."""
+    """The liar has 5 % of the instructions. Who reports more than half is believed."""
     drawn = World.of(lied).draw(400, lied)
     names = np.array(["liar" if i % 20 == 0 else f"caller-{i % 3}" for i in range(400)])
     lies = drawn.scores.copy()

@@ -183,7 +183,7 @@ async def test_a_first_fit_that_takes_long_does_not_delay_the_start(
     fitted, may_end = (await before.matrix()).id, threading.Event()
 
     def slowly(matrix: OutcomeMatrix, space: InstructionSpace) -> FakeAdaptation:
-        may_end.wait()
+        may_end.wait(10)
         return after.fits(matrix, space)
 
     after.source._fit = slowly
