@@ -78,6 +78,8 @@ class Run:
 
     def finish(self) -> int:
         """Store the time and the exit status, and return the latter."""
+        for name in set(self._only) - self.found["steps"].keys():
+            self.found["steps"][name] = {"result": f"{FAILED}: there is no such step"}
         results = [step["result"] for step in self.found["steps"].values()]
         bad = any(r.startswith(FAILED) for r in results)
         status = 1 if bad else 3 if any(r.startswith("not here") for r in results) else 0

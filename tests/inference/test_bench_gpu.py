@@ -92,6 +92,13 @@ def test_step_that_fails_or_lasts_costs_no_other(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in results["raises"]
 
 
+def test_mistyped_step_is_a_failure(tmp_path: Path) -> None:
+    run = whole.Run(tmp_path / "gpu.json", 60.0, ["kernel", "forward coda"])
+    run.step("kernel", 5, lambda _: {})
+    assert run.finish() == 1
+    assert run.found["steps"]["forward coda"] == {"result": "failed: there is no such step"}
+
+
 def test_answers_are_compared_with_the_exact_ones(tmp_path: Path) -> None:
     exact = np.array([[0.2, 0.7], [0.6, 0.1]])
     moved = exact + np.array([[0.6, 0.0], [0.0, 0.0]])
