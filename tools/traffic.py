@@ -205,7 +205,8 @@ def differences(predicted: Mapping[str, float], shares: Mapping[str, float]) -> 
 
 
 def main() -> int:
-    """Return 1 if a request failed, or if the shares are not the predicted ones."""
+    """Return 1 if a request failed, if there is no answer, or if the shares are not the predicted
+    ones."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("url", help="address of the gateway")
@@ -238,7 +239,7 @@ def main() -> int:
         names = {*predicted["selection_share"], *shares}
         gaps = [predicted["selection_share"].get(n, 0) - shares.get(n, 0) for n in names]
         missed = max(map(abs, gaps)) > TOLERANCE
-    return int(bool(report.failures) or missed)
+    return int(bool(report.failures) or missed or not report.answers)
 
 
 if __name__ == "__main__":

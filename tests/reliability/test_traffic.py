@@ -80,6 +80,14 @@ def test_a_failure_or_another_mix_is_an_error(
     assert [row["answer"] for row in seen] == ["yes"] * (4 - failed)
 
 
+def test_traffic_without_requests_is_an_error(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "requests.jsonl").write_text("")
+    monkeypatch.setattr("sys.argv", ["traffic", url, str(tmp_path / "requests.jsonl")])
+    assert traffic.main() == 1
+
+
 def test_a_stream_may_be_cut_only_if_it_had_begun_at_the_event(url: str) -> None:
     client = traffic.GatewayClient(url, {}, {})
     whole = traffic.send_all(client, [request("a", stream=True)])
