@@ -224,10 +224,8 @@ def _update(parsed: argparse.Namespace) -> None:
                 given.pop("mean_output_tokens", None)
             merged = merged_results(before.aptitude, given["aptitude"])
             if len(merged) > TEST_TASKS:
-                problem = (
-                    f"would leave {len(merged)} tasks with a result, at most {TEST_TASKS} fit;"
-                )
-                problem += " list those to keep in the file and leave --keep-results out."
+                problem = f"would leave {len(merged)} tasks with a result, at most {TEST_TASKS} fit"
+                problem += "; list those to keep in the file and leave --keep-results out."
                 raise InvalidInputError(Violation("--keep-results", problem))
             given["aptitude"] = with_whole_test(replace(before, aptitude=merged)).aptitude
         entered = in_usd_per_million(Candidate("prices", (), **prices), parsed.price_unit)
