@@ -186,7 +186,8 @@ def _last_text(body: Mapping[str, Any]) -> str:
 def chat_events(said: str, model: str | None) -> list[bytes]:
     """Return the events of a streamed chat completion."""
     about = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": model}
-    deltas: list[dict[str, str]] = [{"content": said[:5]}, {"content": said[5:]}, {}]
+    first, space, rest = said.partition(" ")
+    deltas: list[dict[str, str]] = [{"content": first + space}, {"content": rest}, {}]
     choices = [{"index": 0, "delta": d, "finish_reason": None if d else "stop"} for d in deltas]
     events = [json.dumps({**about, "choices": [choice]}) for choice in choices]
     return [f"data: {event}\n\n".encode() for event in [*events, "[DONE]"]]
