@@ -3,8 +3,8 @@
     python -m bench.swaps [--instructions 10000] [--seconds 60]
 
 Fills a store with comparisons and serves it. Connections call Route all the time, while a reset and
-a rollback take turns, a second after each other. A rollback fits again, which takes seconds for
-10,000 instructions. Every answer must be the one that its fit gave before the load. An error or
+a rollback take turns, a second after each other. A rollback to the last fit reads the outcomes
+again, and fits nothing. Every answer must be the one that its fit gave before the load. An error or
 another answer makes the exit status 1. The last line of stdout is one JSON object.
 """
 
