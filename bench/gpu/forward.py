@@ -91,9 +91,14 @@ class Requests:
 Score = Callable[[list[Int64Array], Float32Array], NDArray[np.float32]]
 
 
-def answers(score: Score, requests: Requests, shapes: int) -> dict[str, NDArray[Any]]:
-    """Return p of random batches, the corners first, and of each first request alone."""
-    random, found = requests.random, {}
+def answers(
+    score: Score, requests: Requests, shapes: int, seconds: float
+) -> dict[str, NDArray[Any]]:
+    """Return p of random batches, the corners first, and of each first request alone.
+
+    After `seconds` the rest is left out; what two baselines both have is compared.
+    """
+    random, found, end = requests.random, {}, time.monotonic() + seconds
     corners = [([1], 1), ([LONGEST], 1), ([1], 1000), ([LONGEST], 1000)]
     drawn = [
         (random.integers(1, LONGEST, int(random.choice([1, 2, 5, 17, 64]))).tolist(), count)
@@ -101,6 +106,8 @@ def answers(score: Score, requests: Requests, shapes: int) -> dict[str, NDArray[
     ]
     for number, (lengths, candidates) in enumerate((corners + drawn)[:shapes]):
         prompts, table = requests.prompts(lengths), requests.table(candidates)
+        if time.monotonic() > end:
+            break
         found[f"p{number}"] = score(prompts, table)
         if len(prompts) > 1:
             found[f"alone{number}"] = score(prompts[:1], table)
@@ -202,7 +209,8 @@ def main() -> None:
         return backend.probabilities(prompts, table, np.arange(len(table)), head).p
 
     def save_answers() -> int:
-        found = answers(score, Requests(options.bundle, manifest, 11), options.shapes)
+        drawn = Requests(options.bundle, manifest, 11)
+        found = answers(score, drawn, options.shapes, seconds)
         np.savez(options.out.with_suffix(".npz"), **found)  # type: ignore[arg-type]
         return len(found)
 
