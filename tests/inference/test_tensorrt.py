@@ -300,6 +300,24 @@ def test_shapes_beyond_the_time_are_queued(fake: Machine, caplog: pytest.LogCapt
     backend.close()
 
 
+def test_a_context_that_finds_no_memory_ends_the_capture_alone(
+    fake: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: the whole plan was refused, where its first contexts could serve."""
+    backend = fake.open(SHAPE)
+    expected = ask(backend)
+
+    def refuse(*_: Any) -> None:
+        raise UnavailableError("no memory")
+
+    monkeypatch.setattr(BackboneEngine, "create_context", refuse)
+    backend.capture(HEAD, [ForwardShape(1, 128, 17)])
+    assert "1 CUDA graphs" in backend.describe()
+    np.testing.assert_array_equal(ask(backend), expected)
+    backend.close()
+    assert fake.fake.fake_live() == 0
+
+
 def test_an_equal_head_keeps_the_graphs(fake: Machine) -> None:
     """The server makes a head of its own after the self-test's."""
     backend = fake.open(SHAPE)

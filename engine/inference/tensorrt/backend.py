@@ -162,10 +162,13 @@ class TensorRTBackend:
 
     def _prepare(self, shape: ForwardShape) -> bool:
         """Capture a graph of one shape; return False if that failed."""
-        own_graph = self._engine.capture_graphs
-        context = (
-            self._engine.create_context(self._buffers.addresses) if own_graph else self._context
-        )
+        own_graph, context = self._engine.capture_graphs, self._context
+        if own_graph:
+            try:
+                context = self._engine.create_context(self._buffers.addresses)
+            except UnavailableError as error:  # such as for want of memory, after many of them
+                log.warning("no further CUDA graphs, other shapes are queued: %s", error)
+                return False
         self._buffers.fill([], np.zeros(1, dtype=np.int64), shape)
         # A capture needs a forward pass before it, which prepares the context for the shape.
         self._engine.set_shape(context, shape)
