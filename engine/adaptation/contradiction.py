@@ -1,4 +1,4 @@
-"""Leave out principals whose outcomes contradict those of the others, and bound what one adds.
+"""Leave out principals whose outcomes contradict those of the others.
 
 Shapes: K outcomes, N instructions, M candidates, R landmarks, which stand for the instructions
 around them.
@@ -18,7 +18,6 @@ from engine.bundle.types import Float32Array, Float64Array, Int64Array
 CONTRADICTION = 3.0  # standard errors
 MIN_OUTCOMES, MIN_OF_CANDIDATE = 20, 5  # of a principal
 SHARPNESS = 2  # power of the kernel, so that others on other kinds of instructions say nothing
-PULL = 1.0  # standard deviations of what an honest principal's outcomes add to an offset by chance
 FARTHEST_SHARE = 0.1  # of landmarks, whose nearest one is too far to compare with
 
 
@@ -62,38 +61,6 @@ def find_contradicting(
         if is_harmed or tables.errors(mine).max(initial=0.0) > limit:
             found.append(principal)
     return np.array(found, dtype=np.int64)
-
-
-def bound_pulls(
-    owner: Int64Array,
-    outcomes: KnownOutcomes,
-    logits: Float64Array,
-    offsets: Float64Array,
-    precision: float,
-) -> Float64Array:
-    """Return the offsets (M,) less what a principal with a minority of instructions adds beyond
-    PULL.
-
-    Without a principal, whose residuals of a candidate sum to s, the offset would be lower by s /
-    (information of the others' outcomes), in one Newton step. By chance, s has the variance of its
-    own information. One more outcome is allowed for, so that few outcomes count as they are.
-
-    Args:
-        owner: (N,) numbers of principals.
-        outcomes: of N instructions.
-        logits: (K,) of the outcomes by the model.
-        offsets: (M,) of the model. precision: of their prior.
-    """
-    count, q = outcomes.candidates, sigmoid(logits)
-    keys, at = np.unique(owner[outcomes.n] * count + outcomes.m, return_inverse=True)
-    m, is_minor = keys % count, 2 * np.bincount(owner)[keys // count] <= len(owner)
-    own = np.bincount(at, outcomes.weight * q * (1 - q))
-    residuals = np.bincount(at, outcomes.weight * (outcomes.y - q))
-    total = (np.bincount(m, own, count) + precision)[m]
-    growth = total / (total - own)  # of residuals, by a fit without the principal
-    excess = np.abs(residuals) * growth - PULL * np.sqrt(own * growth + 1)
-    taken = np.where(is_minor, np.sign(residuals) * np.maximum(excess, 0), 0) / total
-    return np.asarray(offsets - np.bincount(m, taken, count))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from hashlib import blake2b
 import numpy as np
 
 from engine.adaptation.adaptation import FitFigures
-from engine.adaptation.contradiction import Surroundings, bound_pulls, find_contradicting
+from engine.adaptation.contradiction import Surroundings, find_contradicting
 from engine.adaptation.fitted import (
     OFFSET_PRECISION,
     CandidateParts,
@@ -126,10 +126,6 @@ def fit(matrix: OutcomeMatrix, space: InstructionSpace) -> FittedAdaptation:
     if len(contradicting):
         outcomes = outcomes.of(np.flatnonzero(~np.isin(owner, contradicting)))
         model = _fit_model(outcomes, features)
-    offsets = bound_pulls(
-        owner, outcomes, model.logits(outcomes, features), model.offsets, OFFSET_PRECISION
-    )
-    model = replace(model, offsets=offsets)
     loss = compare_losses(outcomes, _left_out(outcomes, features, model))
     active, reason = _judge(outcomes, features, loss, len(distinct))
     parts = _candidate_parts(matrix, row, outcomes, model, similarities, kernel, features)

@@ -231,7 +231,7 @@ def test_unusable_file_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "o.sqlite"
     path.write_text("something else, of enough length to be no database header at all " * 3)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="not a database"):
+    with pytest.raises(StoreError, match="is no SQLite file"):
         OutcomeStore(path, 10)
     assert path.read_bytes() == before
     foreign = sqlite3.connect(tmp_path / "f.sqlite")
