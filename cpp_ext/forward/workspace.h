@@ -23,9 +23,10 @@ class Workspace {
   // request_blocks: of the longest request alone. Without memory for it, a smaller pass may still have room.
   void reserve(Pass& pass, int64_t rows, int64_t candidates, int64_t blocks, int64_t request_blocks) {
     const Sizes needed{round_up(rows + kPadding, 128), round_up(candidates, 128), round_up(blocks, 16),
-                       weights_.shape.prompt_blocks() + round_up(request_blocks, 4)};
+                       weights_.shape.prompt_blocks() + round_up(request_blocks, 4), weights_.shape.layers};
     const Sizes larger{std::max(sizes_.rows, needed.rows), std::max(sizes_.candidates, needed.candidates),
-                       std::max(sizes_.blocks, needed.blocks), std::max(sizes_.seen, needed.seen)};
+                       std::max(sizes_.blocks, needed.blocks), std::max(sizes_.seen, needed.seen),
+                       needed.layers};
     if (larger == sizes_) {
       place(pass, sizes_);
       return;
@@ -43,9 +44,9 @@ class Workspace {
  private:
   static constexpr int kPadding = 32;  // rows that a kernel may read beyond the last
 
-  // seen: blocks of keys that a row may see.
+  // seen: blocks of keys that a row may see. layers: of which keys are kept; the test at start has fewer.
   struct Sizes {
-    int64_t rows, candidates, blocks, seen;
+    int64_t rows, candidates, blocks, seen, layers;
     bool operator==(const Sizes&) const = default;
   };
 

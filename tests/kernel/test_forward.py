@@ -333,6 +333,15 @@ def test_damaged_file_is_refused(path: str, tmp_path: Path, damage: str) -> None
         Forward(file, path, 2)
 
 
+def test_the_test_at_start_changes_no_result(path: str) -> None:
+    """It computes two layers; memory that it leaves must not be taken for that of all of them."""
+    number, prompts, table = number_of(path), draw_prompts([5]), draw_table(3, 64)
+    forward = Forward(weights_file("deep", number), path, 1)
+    forward.test()
+    expected = hidden(opened("deep", number, path, 1), prompts, table)
+    np.testing.assert_array_equal(hidden(forward, prompts, table), expected)
+
+
 def test_a_path_that_computes_something_else_is_found(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
