@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from engine.bundle.types import Float32Array, Int64Array
 from export.onnx.llama import CachedPrompt
 from export.onnx.ops import Int8, LlamaConfig, Weights
+from export.smoothing import hadamard
 
 Number = Literal["int8", "bf16"]
-MAGIC, VERSION = b"MSATFWD\0", 1
+MAGIC, VERSION = b"MSATFWD\0", 2
+LEVELS = 127  # of int8 weights on each side of 0; the kernels add products in 32 bits
 PANEL, TILE, ALIGNMENT = 32, 16, 64
+NORM_MIX, INNER_MIXES = 4, (4, 16)  # runs of TILE inputs of a matrix that are mixed in int8
 NUMBERS: dict[Number, int] = {"int8": 0, "bf16": 1}
 
 
@@ -70,12 +73,15 @@ def write_packed(
     inner = weights["model.layers.0.mlp.gate_proj.weight"].shape[0]
     sizes = PackedSizes.of(config, inner)
     table = weights["model.embed_tokens.weight"]
+    mix = 1
+    if number == "int8":
+        mix = max(m for m in INNER_MIXES if sizes.inner % (m * TILE) == 0)
     with path.open("wb") as file:
         file.write(
             struct.pack(
-                "<8s2I10i1fI", MAGIC, VERSION, NUMBERS[number], config.width, sizes.width,
+                "<8s2I10i1fi", MAGIC, VERSION, NUMBERS[number], config.width, sizes.width,
                 config.layers, config.heads, config.kv_heads, sizes.head, sizes.inner, len(prompt),
-                positions, len(table), config.eps, 0,
+                positions, len(table), config.eps, mix,
             )
         )  # fmt: skip
         _write_table(file, _pad(table, len(table), sizes.width), number)
@@ -86,7 +92,7 @@ def write_packed(
         for values in (np.cos(angle), np.sin(angle)):
             _write(file, _pad(values, positions, sizes.half).astype("<f4"))
         for layer in range(config.layers):
-            _write_layer(file, config, weights, sizes, layer, number)
+            _write_layer(file, config, weights, sizes, layer, number, mix)
             for heads in (
                 cached[layer] if cached else (np.zeros((config.kv_heads, 0, 2 * half)),) * 2
             ):
@@ -95,7 +101,7 @@ def write_packed(
 
 def _write_layer(
     file: BinaryIO, config: LlamaConfig, weights: Weights, sizes: PackedSizes, layer: int,
-    number: Number,
+    number: Number, mix: int,
 ) -> None:  # fmt: skip
     def of(name: str) -> Float32Array:
         return weights[f"model.layers.{layer}.{name}.weight"]
@@ -115,9 +121,9 @@ def _write_layer(
     # Panels of 16 columns of a head's first half and 16 of its second, which rotate together.
     pairs = rotated.reshape(len(rotated), 2, -1, TILE, sizes.width).swapaxes(1, 2)
     values = heads("v")
-    _write_matrix(
-        file, np.concatenate([a.reshape(-1, sizes.width) for a in (pairs, values)]), number
-    )
+    norm_mix = 1 if mix == 1 else NORM_MIX
+    qkv = np.concatenate([a.reshape(-1, sizes.width) for a in (pairs, values)])
+    _write_matrix(file, unmix(qkv, norm_mix), number)
     by_head = of("self_attn.o_proj").reshape(config.width, config.heads, config.head_width)
     out = _spread(by_head, config.head_width // 2, sizes.half).reshape(config.width, -1)
     _write_matrix(file, _pad(out, sizes.width, sizes.mixed), number)
@@ -126,8 +132,18 @@ def _write_layer(
         _pad(of(f"mlp.{part}_proj"), sizes.inner, sizes.width).reshape(-1, TILE, sizes.width)
         for part in ("gate", "up")
     )
-    _write_matrix(file, np.stack([gate, up], axis=1).reshape(-1, sizes.width), number)
-    _write_matrix(file, _pad(of("mlp.down_proj"), sizes.width, sizes.inner), number)
+    gate_up = np.stack([gate, up], axis=1).reshape(-1, sizes.width)
+    _write_matrix(file, unmix(gate_up, norm_mix), number)
+    down = _pad(of("mlp.down_proj"), sizes.width, sizes.inner)
+    _write_matrix(file, unmix(down, mix), number)
+
+
+def unmix(matrix: NDArray[Any], mix: int) -> NDArray[Any]:
+    """Multiply a matrix (N, K) by the inverse of mix_row of cpp_ext/forward/norm.h, which mixes
+    `mix` runs of TILE inputs of it."""
+    runs = matrix.reshape(len(matrix), -1, mix, TILE)
+    mixed = np.einsum("nbrt,rs->nbst", runs, hadamard(mix) / mix)
+    return np.asarray(mixed, dtype=np.float32).reshape(matrix.shape)
 
 
 def _write_table(file: BinaryIO, table: Float32Array, number: Number) -> None:
@@ -144,7 +160,7 @@ def _write_matrix(file: BinaryIO, matrix: NDArray[Any], number: Number) -> None:
     if number == "bf16":
         _write(file, _panels(to_bf16(matrix), 2))
         return
-    scale = np.maximum(np.abs(matrix).max(axis=1), 1e-9) / Int8.LEVELS
+    scale = np.maximum(np.abs(matrix).max(axis=1), 1e-9) / LEVELS
     rounded = np.round(matrix / scale[:, None]).astype(np.int8)
     _write(file, _panels(rounded, 4))
     _write(file, scale.astype("<f4"))

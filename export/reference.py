@@ -15,6 +15,9 @@ import numpy as np
 from engine.bundle.types import Float32Array, Float64Array, Int64Array
 from export.onnx.ops import LlamaConfig, Weights
 
+# What matrices of a layer read: those of query, key and value; of gate and up; of down.
+INPUTS = ("attention", "mlp", "inner")
+
 
 def hidden_row(
     config: LlamaConfig, weights: Weights, tokens: Int64Array, embedding: Float32Array
@@ -49,6 +52,22 @@ def keys_values(
     return layers
 
 
+def matrix_inputs(
+    config: LlamaConfig, weights: Weights, tokens: Int64Array, embeddings: Float32Array
+) -> list[dict[str, Float32Array]]:
+    """Compute what each layer's matrices read for a whole prompt and M candidates (M, D).
+
+    Returns for every layer the rows (L + M, K) by INPUTS; the last M are the candidates'.
+    """
+    x = np.concatenate([weights["model.embed_tokens.weight"][tokens], embeddings])
+    x, layers = x.astype(np.float64), []
+    for layer in range(config.layers):
+        inputs: dict[str, Float32Array] = {}
+        x, _, _ = _layer(config, _weights(weights, layer), x, len(embeddings), inputs)
+        layers.append(inputs)
+    return layers
+
+
 def _weights(weights: Weights, layer: int) -> dict[str, Float32Array]:
     return {
         name.split(f"layers.{layer}.")[1].removesuffix(".weight"): array
@@ -58,10 +77,21 @@ def _weights(weights: Weights, layer: int) -> dict[str, Float32Array]:
 
 
 def _layer(
-    config: LlamaConfig, w: Weights, x: Float64Array
+    config: LlamaConfig,
+    w: dict[str, Float32Array],
+    x: Float64Array,
+    candidates: int = 1,
+    inputs: dict[str, Float32Array] | None = None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Return the output (L, D) of a layer, and its keys and values (K, L, H)."""
+    """Return the output (L, D) of a layer, and its keys and values (K, L, H).
+
+    candidates: rows at the end that have one position and do not see each other. inputs: filled
+    with what the matrices read.
+    """
     rows = len(x)
+    first = rows - candidates
+    positions, seen = np.minimum(np.arange(rows), first), np.tri(rows, dtype=bool)
+    seen[first:, first:] = np.eye(candidates, dtype=bool)
     normed = _norm(x, w["input_layernorm"], config.eps)
 
     def heads(name: str, count: int) -> Float64Array:
@@ -69,17 +99,21 @@ def _layer(
         return flat.reshape(rows, count, config.head_width).swapaxes(0, 1)
 
     group = config.heads // config.kv_heads
-    query = _rotate(heads("q", config.heads), config.theta)
-    key, value = _rotate(heads("k", config.kv_heads), config.theta), heads("v", config.kv_heads)
+    query = _rotate(heads("q", config.heads), positions, config.theta)
+    key = _rotate(heads("k", config.kv_heads), positions, config.theta)
+    value = heads("v", config.kv_heads)
     scores = query @ np.repeat(key, group, axis=0).swapaxes(1, 2) / np.sqrt(config.head_width)
-    scores = np.where(np.tri(rows, dtype=bool), scores, -np.inf)
+    scores = np.where(seen, scores, -np.inf)
     attention = np.exp(scores - scores.max(axis=-1, keepdims=True))
     attention /= attention.sum(axis=-1, keepdims=True)
     mixed = (attention @ np.repeat(value, group, axis=0)).swapaxes(0, 1).reshape(rows, -1)
     x = x + mixed @ w["self_attn.o_proj"].T
-    normed = _norm(x, w["post_attention_layernorm"], config.eps)
-    gate = normed @ w["mlp.gate_proj"].T
-    inner = gate / (1 + np.exp(-gate)) * (normed @ w["mlp.up_proj"].T)
+    normed_mlp = _norm(x, w["post_attention_layernorm"], config.eps)
+    gate = normed_mlp @ w["mlp.gate_proj"].T
+    inner = gate / (1 + np.exp(-gate)) * (normed_mlp @ w["mlp.up_proj"].T)
+    if inputs is not None:
+        for name, read in zip(INPUTS, (normed, normed_mlp, inner), strict=True):
+            inputs[name] = read.astype(np.float32)
     return np.asarray(x + inner @ w["mlp.down_proj"].T), key, value
 
 
@@ -87,10 +121,10 @@ def _norm(x: Float64Array, gain: Float32Array, eps: float) -> Float64Array:
     return np.asarray(x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * gain)
 
 
-def _rotate(x: Float64Array, theta: float) -> Float64Array:
-    rows, width = x.shape[-2:]
+def _rotate(x: Float64Array, positions: Int64Array, theta: float) -> Float64Array:
+    width = x.shape[-1]
     frequency = theta ** (-np.arange(width // 2) / (width // 2))
-    angle = np.arange(rows)[:, None] * np.concatenate([frequency, frequency])
+    angle = positions[:, None] * np.concatenate([frequency, frequency])
     first, second = np.split(x, 2, axis=-1)
     return np.asarray(x * np.cos(angle) + np.concatenate([-second, first], axis=-1) * np.sin(angle))
 

@@ -244,11 +244,12 @@ class Layers {
   static void quantize_inner(const Pass& p, int first, int end) {
     if constexpr (kNumber == Number::kInt8) {
       for (int row = first; row < end; ++row) {
+        const Shape& s = p.weights->shape;
         const float* from = inner_of(p, row);
-        quantize_row<kNumber>(p.inner_operand, row, p.weights->shape.inner,
-                              [&](int i) __attribute__((always_inline)) {
-                                return load(from + i / 16 * 16 * kTile + i % 16);
-                              });
+        put_mixed_row(p.inner_operand, row, s.inner, s.inner_mix, 1,
+                      [&](int i) __attribute__((always_inline)) {
+                        return load(from + i / 16 * 16 * kTile + i % 16);
+                      });
       }
     }
   }

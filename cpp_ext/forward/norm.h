@@ -8,6 +8,7 @@
 namespace modelsat {
 namespace {
 
+constexpr int kMaxInner = 1 << 17;  // as weights.cc bounds it
 constexpr float kLeastLargest = 1e-9f;  // a row of zeros has no scale
 
 INLINED uint8_t* operand_row(const Operand& a, int row, int blocks) {
@@ -52,24 +53,63 @@ INLINED void quantize_row(const Operand& a, int row, int n, const Load& load_at)
                    load_at);
 }
 
-// RMSNorm (Zhang & Sennrich, 2019) of x (padded width) with `gain`, quantized. The largest value follows from
-// the largest product of x and gain, so that x is read twice and nothing is kept in between (step 4).
+// Walsh-Hadamard transform of load_at(i) of i in [0, n) into `to`, of every `mix` runs of 16 values: those that
+// are 1, 2, ... runs apart are added and subtracted. It spreads a single large value, which would take the
+// precision of all others, over `mix` of them (Ashkboos et al., 2024); the file's matrix undoes it. mix: a power
+// of 4. Returns the largest magnitude.
+template <class Load>
+INLINED float mix_row(float* to, int n, int mix, const Load& load_at) {
+  Floats most[4] = {};
+  const auto stage = [&](int apart, const auto& load_from) __attribute__((always_inline)) {
+    for (int block = 0; block < n; block += 4 * apart)
+      for (int i = block; i < block + apart; i += kLanes) {
+        const Floats a = load_from(i), b = load_from(i + apart);
+        const Floats c = load_from(i + 2 * apart), d = load_from(i + 3 * apart);
+        const Floats mixed[] = {(a + b) + (c + d), (a - b) + (c - d), (a + b) - (c + d), (a - b) - (c - d)};
+        for (int j = 0; j < 4; ++j) {
+          store(to + i + j * apart, mixed[j]);
+          most[j] = larger(most[j], magnitude(mixed[j]));
+        }
+      }
+  };
+  if (mix == 1)
+    for (int i = 0; i < n; i += kLanes) {
+      store(to + i, load_at(i));
+      most[0] = larger(most[0], magnitude(load_at(i)));
+    }
+  else
+    stage(16, load_at);
+  for (int apart = 64; apart < 16 * mix; apart *= 4) {
+    for (Floats& each : most) each = Floats{};
+    stage(apart, [&](int i) __attribute__((always_inline)) { return load(to + i); });
+  }
+  return largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+}
+
+// mix_row and put_row.
+INLINED void put_mixed_row(const Operand& a, int row, int n, int mix, float factor, const auto& load_at) {
+  alignas(64) float mixed[kMaxInner];
+  const float most = mix_row(mixed, n, mix, load_at);
+  put_row<Number::kInt8>(a, row, n, most, factor,
+                         [&](int i) __attribute__((always_inline)) { return load(mixed + i); });
+}
+
+// RMSNorm (Zhang & Sennrich, 2019) of x (padded width) with `gain`, mixed and quantized.
 template <Number kNumber>
 INLINED void norm_row(const Operand& a, int row, const float* x, const float* gain, const Shape& s) {
-  Floats squares[4] = {}, most[4] = {};
+  Floats squares[4] = {};
   for (int i = 0; i < s.padded_width; i += 4 * kLanes)
     for (int j = 0; j < 4; ++j) {
-      const int at = i + j * kLanes;
-      const Floats v = load(x + at);
+      const Floats v = load(x + i + j * kLanes);
       squares[j] += v * v;
-      if constexpr (kNumber == Number::kInt8)
-        most[j] = larger(most[j], magnitude(v * load(gain + at)));
     }
   const float square = total((squares[0] + squares[1]) + (squares[2] + squares[3]));
   const float factor = 1 / __builtin_sqrtf(square / static_cast<float>(s.width) + s.eps);
-  put_row<kNumber>(a, row, s.padded_width,
-                   largest(larger(larger(most[0], most[1]), larger(most[2], most[3]))), factor,
-                   [&](int i) __attribute__((always_inline)) { return load(x + i) * load(gain + i); });
+  const auto load_at = [&](int i) __attribute__((always_inline)) { return load(x + i) * load(gain + i); };
+  if constexpr (kNumber == Number::kInt8)
+    put_mixed_row(a, row, s.padded_width, s.norm_mix, factor, load_at);
+  else
+    put_row<kNumber>(a, row, s.padded_width, 0, factor, load_at);
 }
 
 // The residual stream's first value: a candidate's embedding (null: zero), or a token's row of the table.

@@ -1,7 +1,7 @@
 // AVX2: 4 rows by 16 columns in 8 registers of sums, the two halves of a panel one after the other.
 //
-// With AVX-VNNI, VPDPBUSD adds 4 products of bytes to each of 8 sums. Without, VPMADDUBSW adds pairs of
-// products in 16 bits, which cannot saturate as weights are within +-64, and VPMADDWD pairs of those.
+// With AVX-VNNI, VPDPBUSD adds 4 products of bytes to each of 8 sums. Without, VPMADDUBSW makes products of 16
+// bits, of every second byte in turn, as a sum of two could saturate, and VPMADDWD adds pairs of those.
 #ifndef MODELSAT_FORWARD_PRODUCT_AVX2_H
 #define MODELSAT_FORWARD_PRODUCT_AVX2_H
 
@@ -17,8 +17,11 @@ struct Avx2Product {
 #if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(sum, a, b);
 #else
-    const __m256i pairs = _mm256_maddubs_epi16(a, b);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    const __m256i ones = _mm256_set1_epi16(1), even = _mm256_set1_epi16(0xff);
+    const __m256i first = _mm256_maddubs_epi16(_mm256_and_si256(a, even), b);
+    const __m256i second = _mm256_maddubs_epi16(_mm256_andnot_si256(even, a), b);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(first, ones));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(second, ones));
 #endif
   }
 

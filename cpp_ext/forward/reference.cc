@@ -68,6 +68,19 @@ Row product(const Matrix& m, Number number, const Row& x) {
   return y;
 }
 
+// What mix_row of norm.h does.
+Row mixed_runs(const Row& x, int mix) {
+  Row y(x.size());
+  const size_t block = static_cast<size_t>(16 * mix);
+  for (size_t i = 0; i < x.size(); ++i)
+    for (int run = 0; run < mix; ++run) {
+      const int own = static_cast<int>(i % block / 16);
+      const float value = x[i / block * block + static_cast<size_t>(run) * 16 + i % 16];
+      y[i] += __builtin_parity(static_cast<unsigned>(own & run)) ? -value : value;
+    }
+  return y;
+}
+
 Row norm(const Row& x, const float* gain, const Shape& s) {
   double square = 0;
   for (float value : x) square += double{value} * value;
@@ -145,7 +158,7 @@ std::vector<std::vector<float>> reference_rows(const Weights& weights, const int
     const Layer& layer = weights.layers[l];
     std::vector<Row> qkv;
     for (const Row& row : rows)
-      qkv.push_back(product(layer.qkv, s.number, norm(row, layer.attention_gain, s)));
+      qkv.push_back(product(layer.qkv, s.number, mixed_runs(norm(row, layer.attention_gain, s), s.norm_mix)));
     const auto head_of = [&](size_t row, int head) {
       const int position = s.prompt + static_cast<int>(std::min(row, count));
       return take_head(weights, qkv[row], head, position);
@@ -179,13 +192,13 @@ std::vector<std::vector<float>> reference_rows(const Weights& weights, const int
       Row& x = rows[row];
       const Row attended = product(layer.out, s.number, mixed[row]);
       for (size_t i = 0; i < x.size(); ++i) x[i] += attended[i];
-      const Row up = product(layer.up, s.number, norm(x, layer.mlp_gain, s));
+      const Row up = product(layer.up, s.number, mixed_runs(norm(x, layer.mlp_gain, s), s.norm_mix));
       Row inner(static_cast<size_t>(s.inner));
       for (size_t i = 0; i < inner.size(); ++i) {  // gate and up of 16 units are neighbours
         const double gate = up[i / 16 * 32 + i % 16];
         inner[i] = static_cast<float>(gate / (1 + std::exp(-gate)) * up[i / 16 * 32 + 16 + i % 16]);
       }
-      const Row down = product(layer.down, s.number, inner);
+      const Row down = product(layer.down, s.number, mixed_runs(inner, s.inner_mix));
       for (size_t i = 0; i < x.size(); ++i) x[i] += down[i];
     }
   }

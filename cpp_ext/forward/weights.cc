@@ -15,7 +15,7 @@ namespace modelsat {
 namespace {
 
 constexpr char kMagic[8] = {'M', 'S', 'A', 'T', 'F', 'W', 'D', '\0'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;  // 1 mixed no rows
 
 struct Header {
   char magic[8];
@@ -23,7 +23,7 @@ struct Header {
   int32_t width, padded_width, layers, heads, kv_heads, head_width, inner, prompt, positions,
       vocabulary;
   float eps;
-  uint32_t reserved;
+  int32_t inner_mix;  // 0 with version 1
 };
 static_assert(sizeof(Header) == 64);
 
@@ -31,14 +31,20 @@ bool within(int32_t value, int32_t low, int32_t high, int32_t multiple = 1) {
   return value >= low && value <= high && value % multiple == 0;
 }
 
+bool valid_mix(const Header& h) {
+  if (h.version == 1) return h.inner_mix == 0;
+  if (h.number == 1) return h.inner_mix == 1;
+  return (h.inner_mix == 4 || h.inner_mix == 16) && h.inner % (16 * h.inner_mix) == 0;
+}
+
 bool valid(const Header& h) {
-  return !std::memcmp(h.magic, kMagic, sizeof kMagic) && h.version == kVersion && h.number <= 1 &&
+  return !std::memcmp(h.magic, kMagic, sizeof kMagic) && h.version >= 1 && h.version <= kVersion && h.number <= 1 &&
          within(h.width, 1, 1 << 15) && within(h.padded_width, h.width, h.width + 63, 64) &&
          within(h.layers, 1, 256) && within(h.heads, 1, 256) && within(h.kv_heads, 1, h.heads) &&
          h.heads % h.kv_heads == 0 && within(h.head_width, 32, 512, 32) &&
          within(h.inner, 64, 1 << 17, 64) && within(h.prompt, 0, 1 << 12) &&
          within(h.positions, h.prompt + 1, 1 << 20) && within(h.vocabulary, 1, 1 << 22) &&
-         h.eps > 0 && h.eps < 1;
+         h.eps > 0 && h.eps < 1 && valid_mix(h);
 }
 
 // Hands out sections in order. Sizes are below 2^62, because those of a header are bounded.
@@ -111,7 +117,8 @@ int Weights::open(const char* file, bool share) {
   if (!valid(h)) return MODELSAT_FORWARD_BAD_FILE;
   const auto number = static_cast<Number>(h.number);
   shape = {number,  h.width,      h.padded_width, h.layers,     h.heads,      h.kv_heads, h.head_width,
-           h.inner, h.prompt,     h.positions,    h.vocabulary, h.eps};
+           h.inner, h.prompt,     h.positions,    h.vocabulary, h.eps,
+           h.version == 1 || h.number ? 1 : 4, h.version == 1 ? 1 : h.inner_mix};
   const auto width = static_cast<size_t>(shape.padded_width);
   const auto rows = static_cast<size_t>(shape.vocabulary);
   if (number == Number::kInt8) {

@@ -20,7 +20,7 @@
 // two tiles of 16 columns, each (16 groups of inputs, 16 columns, inputs of a group), where a group is
 // 4 inputs in int8 and 2 in bf16. That is the B operand of AMX, and also what VPDPBUSD, VPDPBF16PS and
 // SDOT read. int8 matrices are followed by (N) float scales and (N) int32 sums of each column times 128.
-// int8 weights stay within +-64, so that VPMADDUBSW's 16-bit sums cannot saturate.
+// In int8, qkv, up and down are multiplied by the inverse of what mixes their inputs (mix_row of norm.h).
 //
 // Columns are ordered so that what belongs together is in one panel: columns i and i + H/2 of a head,
 // which rotary embedding mixes (16 and 16 of them), and gate and up of 16 inner units. All sizes are
@@ -52,6 +52,9 @@ struct Shape {
   int prompt;      // P, tokens of the inquiry prompt
   int positions, vocabulary;
   float eps;
+  // int8 only: runs of 16 values of a row that are mixed (mix_row of norm.h) before `qkv` and `up`, and
+  // before `down`; 1 for none.
+  int norm_mix, inner_mix;
 
   int mixed_width() const { return (heads * head_width + 63) / 64 * 64; }
   int qkv_columns() const { return (heads + 2 * kv_heads) * head_width; }
