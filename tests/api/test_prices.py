@@ -52,7 +52,7 @@ def test_files_and_flags_ask_for_the_unit(
     entry = {"id": "x", "aptitude": aptitude, "input_usd_per_million": 0.0000025}
     path = tmp_path / "x.json"
     path.write_text(json.dumps([entry]))
-    with pytest.raises(InvalidInputError, match=r"candidates\[0\].input_usd_per_million.*Give 2.5"):
+    with pytest.raises(InvalidInputError, match=r"input_usd_per_million: is 2.5e-06.*Give 2.5"):
         read_catalog(path)
     assert read_catalog(path, "token")[0].input_usd_per_million == 2.5
     assert main(["candidates", "create", str(path), "--server", "127.0.0.1:1"]) == 1
