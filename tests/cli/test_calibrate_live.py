@@ -17,6 +17,7 @@ import pytest
 from engine.api.policy import Policy
 from engine.cli.main import main as modelsat
 from engine.client import Client, RouteDecision
+from modelsat import Usage
 from tests.support.mixed_prompts import mixed_prompts
 from tools.processes import BUNDLE, Server, serving
 
@@ -33,7 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     own = [c for c in catalog if c.get("id") in ASKED]
     assert len(own) == len(ASKED)
     (folder / "six.json").write_text(json.dumps(own))
-    with serving(folder / "c.sqlite", "--catalog", str(folder / "six.json")) as server:
+    flags = ("--catalog", str(folder / "six.json"), "--set-aside-s", "3")
+    with serving(folder / "c.sqlite", *flags) as server:
         yield server
 
 
@@ -107,7 +109,7 @@ def test_a_share_that_is_none_is_refused(share: str, capsys: pytest.CaptureFixtu
 
 
 def test_requests_of_one_api_go_to_the_candidates_that_answer_in_it(
-    server: Server, traffic: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, traffic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Kind: a mix was predicted with candidates that the gateway may not choose."""
     words = ["--traffic", str(traffic), "--server", server.address, "--sample", "40"]
@@ -118,10 +120,38 @@ def test_requests_of_one_api_go_to_the_candidates_that_answer_in_it(
         try:
             assert modelsat(["calibrate", *words]) == 0
             assert "--api names it" in capsys.readouterr().err
+            log = tmp_path / "log.jsonl"
+            body = {"messages": [{"role": "user", "content": "Why?"}]}
+            log.write_text(json.dumps({"path": "/v1/messages", "body": body}))
+            modelsat(["calibrate", "--traffic", str(log), "--server", server.address])
+            assert "--api" not in capsys.readouterr().err
             found = calibrated(capsys, *words, "--api", "anthropic.messages")
         finally:
             client.replace_candidates(before)
     assert found["recommended"]["selection_share"] == {"claude-sonnet-4": 1.0}
+
+
+def test_a_candidate_that_is_set_aside_is_named(
+    server: Server, traffic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kind: a price was recommended, without a word, as if the best candidate did not exist."""
+    alone = Policy(allowed_candidates=("o3",))
+
+    def report(client: Client, error: str) -> None:
+        decision = client.route("Why?", alone)
+        usage = Usage(error=error)
+        client.record_outcome(decision.decision_id, "o3", float(not error), usage=usage)
+
+    with Client(server.address) as client:
+        for _ in range(3):
+            report(client, "HTTP 529")
+        modelsat(["calibrate", "--traffic", str(traffic), "--server", server.address])
+        assert "not among the choices: o3" in capsys.readouterr().err
+        ends = time.monotonic() + PATIENCE_S
+        while client.set_aside():
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        report(client, "")
 
 
 def test_outcomes_of_one_candidate_a_request_are_exported_calibrated_and_come_true(

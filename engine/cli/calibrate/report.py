@@ -6,10 +6,12 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.api.conversation.conversation import Conversation
 from engine.api.conversation.providers import APIS
 from engine.api.errors import InvalidInputError, Violation
 from engine.cli import server_flags
@@ -37,8 +39,7 @@ def run(parsed: argparse.Namespace) -> None:
     folder = None if parsed.data is None else read_folder(parsed.data)
     instructions, kept = _instructions(parsed, folder)
     with server_flags.connect(parsed) as client:
-        if not parsed.api:
-            _note_apis(client)
+        _note_candidates(client, instructions, parsed.api)
         with progress_bar(len(instructions), resumes=False) as advance:
             table = LiveTable(client, instructions, advance, parsed.api)
             scores = table.score()
@@ -52,15 +53,22 @@ def run(parsed: argparse.Namespace) -> None:
         print(json.dumps(answer, ensure_ascii=False))
 
 
-def _note_apis(client: Client) -> None:
-    """Say that requests of one API have fewer candidates than those of the traffic."""
+def _note_candidates(client: Client, instructions: Sequence[Instruction], api: str) -> None:
+    """Say that candidates are set aside now, and that requests of one API have fewer candidates
+    than those of a traffic without paths. api: as the user named it, or ""."""
     try:
         listed = [APIS.intersection(c.features) for c in client.list_candidates()]
+        set_aside = client.set_aside()
     except ModelsatClientError as error:
         if error.code != "PERMISSION_DENIED":  # a token of the role `route` is enough
             raise
         return
-    if any(listed) and any(apis != listed[0] for apis in listed):
+    if set_aside:
+        names = ", ".join(sorted(set_aside))
+        note = f"warning: set aside now, and so not among the choices: {names}; try again later"
+        print(note, file=sys.stderr)
+    named = api or all(isinstance(i, Conversation) and i.needs.api for i in instructions)
+    if not named and any(listed) and any(apis != listed[0] for apis in listed):
         note = "note: not all candidates answer in the same APIs, and a gateway chooses among those"
         note += " of a request's path; --api names it, such as --api openai.chat"
         print(note, file=sys.stderr)
