@@ -115,7 +115,7 @@ class GatewayClient:
             request,
             response.headers["x-modelsat-decision-id"],
             candidate,
-            _streamed(raw) if request["body"].get("stream") else _whole(json.loads(raw)),
+            text_of_stream(raw) if request["body"].get("stream") else _whole(json.loads(raw)),
             attempt != "1" or "x-modelsat-failed" in response.headers,
         )
 
@@ -138,14 +138,18 @@ def _whole(body: Any) -> str:
         raise ValueError(f"not an answer: {str(body)[:200]}") from error
 
 
-def _streamed(raw: bytes) -> str:
-    """Return the text of a streamed chat completion."""
-    events = [event.removeprefix("data: ") for event in raw.decode().split("\n\n") if event]
+def text_of_stream(raw: bytes) -> str:
+    """Return the text of a streamed answer in the API of chat completions or of messages."""
+    lines = [line for line in raw.decode().splitlines() if line.startswith("data:")]
+    events = [line.removeprefix("data:").strip() for line in lines]
+    ends = events[-1:] == ["[DONE]"] or '"message_stop"' in "".join(events[-1:])
     # LiteLLM ends with an error what had begun.
-    if not events or events[-1] != "[DONE]" or any('{"error' in event for event in events):
+    if not ends or any('{"error' in event for event in events):
         raise http.client.IncompleteRead(raw)
-    deltas = [choice["delta"] for e in events[:-1] for choice in json.loads(e)["choices"]]
-    return "".join(delta.get("content") or "" for delta in deltas)
+    parsed = [json.loads(event) for event in events if event != "[DONE]"]
+    deltas = [choice["delta"].get("content") for e in parsed for choice in e.get("choices", [])]
+    deltas += [e["delta"].get("text") for e in parsed if "choices" not in e and "delta" in e]
+    return "".join(delta or "" for delta in deltas)
 
 
 def send_all(

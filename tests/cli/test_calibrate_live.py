@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from engine.api.policy import Policy
+from engine.cli.calibrate.live import LiveMix, LiveTable
+from engine.cli.calibrate.report import guarded_mix
+from engine.cli.calibrate.solve import ExpectedPoint, TrafficTarget
 from engine.cli.main import main as modelsat
 from engine.client import Client, RouteDecision
 from modelsat import Usage
@@ -129,6 +132,20 @@ def test_requests_of_one_api_go_to_the_candidates_that_answer_in_it(
         finally:
             client.replace_candidates(before)
     assert found["recommended"]["selection_share"] == {"claude-sonnet-4": 1.0}
+
+
+@pytest.mark.parametrize("served", [0.8, 1.0, 1.1, 3.0])
+def test_a_guard_that_spends_more_leaves_little_of_the_allowed_cost(served: float) -> None:
+    """Kind: 11 points of the cost that was allowed were left. served: by solved cost."""
+
+    class Table:
+        def mix(self, usd: float) -> LiveMix:
+            return LiveMix(usd, {"a": 1.0}, 0.5, served * usd)
+
+    point, best = (ExpectedPoint(usd, 0.5, usd, np.ones(1)) for usd in (0.6, 1.0))
+    table = cast(LiveTable, Table())
+    mix = guarded_mix(table, point, TrafficTarget(max_cost_ratio=0.6), best, "a")
+    assert 0.98 * min(served, 1.0) * 0.6 <= mix.cost <= 0.6 * (1 + 1e-6)
 
 
 def test_a_candidate_that_is_set_aside_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 from collections.abc import Iterator
@@ -86,6 +87,20 @@ def test_traffic_without_requests_is_an_error(
     (tmp_path / "requests.jsonl").write_text("")
     monkeypatch.setattr("sys.argv", ["traffic", url, str(tmp_path / "requests.jsonl")])
     assert traffic.main() == 1
+
+
+def test_a_stream_ends_as_its_api_says() -> None:
+    text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "yes"}}
+    stop: dict[str, object] = {"type": "message_stop"}
+    events = [
+        {"type": "message_start", "message": {}},
+        text,
+        {"type": "message_delta", "delta": {}},
+    ]
+    lines = [f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in (*events, stop)]
+    assert traffic.text_of_stream("".join(lines).encode()) == "yes"
+    with pytest.raises(http.client.IncompleteRead):
+        traffic.text_of_stream("".join(lines[:-1]).encode())
 
 
 def test_a_stream_may_be_cut_only_if_it_had_begun_at_the_event(url: str) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_TRIES = 12  # at lower, or higher, values until the guarded choices meet the target too
 STEP = 0.8
+HALVINGS = 4  # back towards the last value that missed it
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -97,7 +98,7 @@ def _on_traffic(
     target = TrafficTarget(parsed.max_cost_ratio, parsed.min_accuracy_ratio, parsed.strong_share)
     best = solve.always(p, costs, strong)
     point = solve.solve(p, costs, target, strong)
-    mix = None if point is None else _guarded(table, point, target, best, scores.names[strong])
+    mix = None if point is None else guarded_mix(table, point, target, best, scores.names[strong])
     points = [
         solve.expected_point(p, costs, usd) for usd in (*solve.evenly_moving(p, costs), math.inf)
     ]
@@ -124,18 +125,29 @@ def _strong(parsed: argparse.Namespace, scores: LiveScores) -> int:
     return scores.names.index(parsed.strong)
 
 
-def _guarded(
+def guarded_mix(
     table: LiveTable, point: ExpectedPoint, target: TrafficTarget, best: ExpectedPoint, strong: str
 ) -> LiveMix:
-    """Return the server's mix at a point, or near it if with its guard that misses the target."""
-    usd = point.willingness_to_pay_usd
+    """Return the server's mix at a point, or if with its guard that misses the target, at the
+    nearest value that meets it."""
+    usd = missed = point.willingness_to_pay_usd
     mix = first = table.mix(usd)
     for _ in range(MAX_TRIES):
         if _meets(mix, target, best, strong) or usd == math.inf:
-            return mix
+            break
+        missed = usd
         usd = float(f"{usd * (STEP if target.max_cost_ratio is not None else 1 / STEP):.3g}")
         mix = table.mix(usd)
-    return first
+    else:
+        return first
+    for _ in range(HALVINGS if missed != usd else 0):
+        middle = float(f"{math.sqrt(missed * usd):.3g}")
+        nearer = table.mix(middle)
+        if _meets(nearer, target, best, strong):
+            usd, mix = middle, nearer
+        else:
+            missed = middle
+    return mix
 
 
 def _meets(mix: LiveMix, target: TrafficTarget, best: ExpectedPoint, strong: str) -> bool:
