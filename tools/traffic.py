@@ -209,8 +209,8 @@ def differences(predicted: Mapping[str, float], shares: Mapping[str, float]) -> 
 
 
 def main() -> int:
-    """Return 1 if a request failed, if there is no answer, or if the shares are not the predicted
-    ones."""
+    """Return 1 if a request failed, if there is no answer, if no request met the event, or if the
+    shares are not the predicted ones."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("url", help="address of the gateway")
@@ -243,6 +243,10 @@ def main() -> int:
         names = {*predicted["selection_share"], *shares}
         gaps = [predicted["selection_share"].get(n, 0) - shares.get(n, 0) for n in names]
         missed = max(map(abs, gaps)) > TOLERANCE
+    met = report.cut or any(a.repeated or a.decision_id is None for a in report.answers)
+    if parsed.event and not met:
+        print("  the event changed no answer, so that it shows nothing")
+        missed = True
     return int(bool(report.failures) or missed or not report.answers)
 
 

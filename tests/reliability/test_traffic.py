@@ -29,6 +29,8 @@ class Gateway(BaseHTTPRequestHandler):
             answer = b"data: " + delta + b"\n\n" + (b"" if text == "cut" else b"data: [DONE]\n\n")
         self.send_response(503 if text == "fails" else 200)
         self.send_header("x-selected-model", "model-a" if text == "a" else "model-b")
+        if text != "default":
+            self.send_header("x-modelsat-decision-id", "d")
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -87,6 +89,16 @@ def test_traffic_without_requests_is_an_error(
     (tmp_path / "requests.jsonl").write_text("")
     monkeypatch.setattr("sys.argv", ["traffic", url, str(tmp_path / "requests.jsonl")])
     assert traffic.main() == 1
+
+
+@pytest.mark.parametrize(("text", "status"), [("a", 1), ("default", 0)])
+def test_an_event_that_no_request_meets_shows_nothing(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, status: int
+) -> None:
+    (tmp_path / "requests.jsonl").write_text(json.dumps(request(text)))
+    words = [url, str(tmp_path / "requests.jsonl"), "--seconds", "0.3", "--event", "true"]
+    monkeypatch.setattr("sys.argv", ["traffic", *words])
+    assert traffic.main() == status
 
 
 def test_a_stream_ends_as_its_api_says() -> None:
