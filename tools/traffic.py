@@ -139,7 +139,10 @@ def _whole(body: Any) -> str:
 
 
 def text_of_stream(raw: bytes) -> str:
-    """Return the text of a streamed answer in the API of chat completions or of messages."""
+    """Return the text of a streamed answer in the API of chat completions or of messages.
+
+    Raises http.client.IncompleteRead: it does not end as its API says, or with an error.
+    """
     lines = [line for line in raw.decode().splitlines() if line.startswith("data:")]
     events = [line.removeprefix("data:").strip() for line in lines]
     ends = events[-1:] == ["[DONE]"] or '"message_stop"' in "".join(events[-1:])
